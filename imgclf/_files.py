@@ -1,0 +1,76 @@
+"""The one way to save, and text that is safe to print or to open in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path` so that a crash at any moment leaves the old file or the new one, never a part.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed, and the folder is flushed as well.
+    The file's mode follows the umask.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows can't open a folder, and its rename is durable without
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text as UTF-8 through `write_atomic`; bytes of file names that are no UTF-8 come out as they were."""
+    write_atomic(path, text.encode("utf-8", "surrogateescape"))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The counterpart of `write_text`."""
+    return Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; a text cell that a spreadsheet would take for a formula gets a leading apostrophe."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in rows:
+        writer.writerow([csv_safe(cell) if isinstance(cell, str) else cell for cell in row])
+    return buffer.getvalue()
+
+
+def csv_safe(cell: str) -> str:
+    """`cell` with a leading apostrophe where a spreadsheet would run it; `csv_plain` undoes it."""
+    return "'" + cell if cell.startswith(FORMULA_STARTS) else cell
+
+
+def csv_plain(cell: str) -> str:
+    """The cell that `csv_safe` was given."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
+
+
+def printable(text: str) -> str:
+    """`text` on one line without control characters or broken encoding: a newline comes out as `\\n`, ESC as `\\x1b`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

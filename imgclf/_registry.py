@@ -1,0 +1,63 @@
+"""A registry: the names that a user may type, and what each one stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Generic, TypeVar
+
+from imgclf.errors import UnknownName
+
+T = TypeVar("T")
+
+
+def close_matches(name: str, known: list[str]) -> list[str]:
+    """Up to three known names that look like `name`, best first; case does not matter."""
+    lower = {item.lower(): item for item in known}
+    found = get_close_matches(name.lower(), list(lower), n=3, cutoff=0.6)
+    return [lower[item] for item in found]
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> UnknownName:
+    """The error for a name that is not known, with close matches or, failing these, what there is."""
+    close = close_matches(name, known)
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    else:
+        shown = ", ".join(known[:12])
+        hint = f"there is {shown}{', …' if len(known) > 12 else ''}"
+    return UnknownName(f"no {kind} is called {name!r}; {hint}")
+
+
+class Registry(Generic[T]):
+    """Maps names to things of one kind; refuses duplicates, and answers an unknown name with close matches."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def add(self, name: str, item: T) -> None:
+        """Register `item`; a name that is taken raises `ValueError`, since that is a bug and not bad input."""
+        if name in self._items:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._items[name] = item
+
+    def get(self, name: str) -> T:
+        """The item called `name`, or `UnknownName`."""
+        try:
+            return self._items[name]
+        except KeyError:
+            raise unknown_name(self.kind, name, self.names()) from None
+
+    def names(self) -> list[str]:
+        """All names, in the order in which they were registered."""
+        return list(self._items)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items.values())
+
+    def __len__(self) -> int:
+        return len(self._items)

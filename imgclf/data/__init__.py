@@ -1,0 +1,1 @@
+"""Where images come from: sources, the reader, the audit, the split, batches."""

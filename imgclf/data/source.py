@@ -1,0 +1,109 @@
+"""What images exist: samples with labels, and a reader that opens one. The only thing in which data sets differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf.errors import DataError
+
+Pixels = NDArray[np.uint8]
+SPLIT_NAMES = ("train", "valid", "test")
+
+
+class Reader(Protocol):
+    """Opens the images of a source; safe to call from several threads."""
+
+    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+        """The pixels of one image as uint8 of shape (height, width, channels).
+
+        `at_least` (height, width) allows a smaller decoding, never below these sides where the image has them.
+        """
+
+    def digest(self, ref: str) -> str:
+        """The sha256 (hex) of the image's content: the bytes of its file, or of its pixels."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: `ref` is its path relative to the source's root (or its key), `label` its class by name.
+
+    `split` is where the data set itself puts it, or None; samples of one `group` never part; `sha256` is filled by
+    the audit.
+    """
+
+    ref: str
+    label: str
+    group: str | None = None
+    split: str | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled set of images: classes in a fixed order, samples, and the reader that opens them.
+
+    `location` is the folder or file it was read from, "" for a set that lies in memory. `ignored` lists what was passed
+    over while scanning, as "path: reason"; `notes` what was assumed. `mirror` says whether a mirrored image keeps its
+    label (digits do not); `default_recipe` names the experiment that suits the set.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    reader: Reader = field(repr=False)
+    location: str = ""
+    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    mirror: bool = True
+    default_recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) != len(self.classes):
+            twice = sorted({c for c in self.classes if self.classes.count(c) > 1})
+            raise DataError(f"{self.name}: a class is named twice", twice)
+        known = set(self.classes)
+        strangers = sorted({sample.label for sample in self.samples} - known)
+        if strangers:
+            raise DataError(f"{self.name}: labels that are no class of it", strangers)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+        """The pixels of one image; see `Reader.open`."""
+        return self.reader.open(ref, at_least)
+
+    def counts(self) -> dict[str, int]:
+        """How many samples each class has, in the order of the classes."""
+        counts = dict.fromkeys(self.classes, 0)
+        for sample in self.samples:
+            counts[sample.label] += 1
+        return counts
+
+    def with_samples(self, samples: Iterable[Sample]) -> Source:
+        """The same source with other samples."""
+        return replace(self, samples=tuple(samples))
+
+
+class ArrayReader:
+    """Reads a set that lies in memory: `arrays` maps the first part of a ref ("train/00012") to uint8 (n, h, w, c)."""
+
+    def __init__(self, arrays: Mapping[str, Pixels]) -> None:
+        self._arrays = dict(arrays)
+
+    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+        """The pixels of one image; `at_least` changes nothing, since there is nothing to decode."""
+        key, _, index = ref.rpartition("/")
+        pixels: Pixels = self._arrays[key][int(index)]
+        return pixels
+
+    def digest(self, ref: str) -> str:
+        """The sha256 of the image's shape and pixels."""
+        pixels = np.ascontiguousarray(self.open(ref))
+        return sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()

@@ -1,0 +1,102 @@
+"""What came out: history, evaluation, predictions. Frozen values without torch; printing is the console's business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: mean loss and accuracy (0…1) of train and, where there is one, of valid; the learning rate at its
+    end; seconds; whether its weights are the best so far."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    valid_loss: float | None
+    valid_accuracy: float | None
+    lr: float
+    seconds: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class History:
+    """The epochs of a training run, in order, and how it ended (`done`, `stopped early`, `interrupted`)."""
+
+    epochs: tuple[EpochRecord, ...] = ()
+    ended: str = "done"
+
+    def __iter__(self) -> Iterator[EpochRecord]:
+        return iter(self.epochs)
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch whose weights were kept; None before the first epoch has ended."""
+        return next((record for record in reversed(self.epochs) if record.best), None)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """Precision, recall and F1 (0…1) of one class, and how many images of it there were."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on `n` labelled images. `confusion[i][j]` counts images of class i that were called j.
+
+    `loss` is the mean cross-entropy in nats; `top5` is None where there are at most 5 classes. `balanced_accuracy` is
+    the mean recall and `macro_f1` the mean F1 over the classes that have images.
+    """
+
+    n: int
+    loss: float
+    accuracy: float
+    top5: float | None
+    balanced_accuracy: float
+    macro_f1: float
+    per_class: tuple[ClassResult, ...]
+    confusion: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form."""
+        values = asdict(self)
+        values["per_class"] = [{"class": row.pop("name"), **row} for row in values["per_class"]]
+        values["confusion"] = [list(row) for row in self.confusion]
+        return values
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image: `label` and `confidence` (0…1), the `top` classes, or an `error` and no label.
+
+    `probabilities` maps every class to its probability; it is empty where there is an error.
+    """
+
+    path: str
+    label: str | None
+    confidence: float | None
+    top: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form: one object a line."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "confidence": self.confidence,
+            "top": [{"label": label, "confidence": confidence} for label, confidence in self.top],
+            "error": self.error,
+        }

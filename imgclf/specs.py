@@ -1,0 +1,247 @@
+"""What was asked for, as frozen values: pixels, model, training. Without torch, and to JSON or TOML and back.
+
+Every value is checked when it is made; the error names the field, what was given and what is allowed.
+A default of imgclf lives here and nowhere else; `None` means "the backbone's own" or "chosen from the data".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from imgclf._registry import close_matches
+from imgclf.errors import ConfigError
+
+T = TypeVar("T")
+
+FITS = ("crop", "pad", "squash")
+KERNELS = ("nearest", "bilinear", "bicubic", "lanczos")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "step", "cosine", "onecycle")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CLASS_WEIGHTS = ("none", "balanced")
+MAX_SIDE = 4096
+MAX_CHANNELS = 64
+
+
+def _check(ok: bool, owner: object, name: str, allowed: str) -> None:
+    if not ok:
+        given = getattr(owner, name)
+        raise ConfigError(f"{type(owner).__name__}.{name} is {given!r}; allowed: {allowed}")
+
+
+def _is_int(value: object, low: int, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_real(value: object, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"64"` or `"64x128"` (height × width) as (height, width) in pixels."""
+    match = re.fullmatch(r"(\d{1,5})(?:[x×](\d{1,5}))?", text.strip().lower())
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ConfigError(f"size is {text!r}; allowed: N or HxW in pixels, 1 to {MAX_SIDE}, as in 224 or 64x128")
+    return height, width
+
+
+def parse_split(text: str) -> tuple[float, float, float]:
+    """`"80/10/10"` or `"0.8/0.1/0.1"` as fractions of train, valid and test that sum to 1."""
+    try:
+        parts = [float(part) for part in text.replace(",", "/").split("/")]
+    except ValueError:
+        parts = []
+    total = sum(parts)
+    if len(parts) != 3 or not all(math.isfinite(p) and p >= 0 for p in parts) or parts[0] <= 0:
+        raise ConfigError(f"split is {text!r}; allowed: TRAIN/VALID/TEST in per cent, as in 80/10/10, train above 0")
+    if not (math.isclose(total, 100, abs_tol=0.01) or math.isclose(total, 1, abs_tol=1e-4)):
+        raise ConfigError(f"split is {text!r}, which sums to {total:g}; the three parts must sum to 100")
+    return parts[0] / total, parts[1] / total, parts[2] / total
+
+
+@dataclass(frozen=True)
+class Step:
+    """One augmentation as data: the name of an operation and its parameters (JSON values)."""
+
+    op: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which pixels a model sees. Sizes are (height, width) in pixels; mean and std are of values in 0…1.
+
+    `fit` says how an image of another shape gets to `size`: `crop` covers it and cuts the centre, `pad` fits inside
+    and fills up with the mean colour, `squash` changes the aspect. `crop_ratio` is the share of the resized side that
+    a centre crop keeps (timm's crop_pct). `steps` augment training images only. `compose` is a user's own
+    albumentations pipeline as `A.to_dict` gives it, and takes the place of `steps`.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    fit: str = "crop"
+    kernel: str = "bilinear"
+    crop_ratio: float = 1.0
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    steps: tuple[Step, ...] = ()
+    compose: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        sides_ok = len(self.size) == 2 and all(_is_int(side, 1, MAX_SIDE) for side in self.size)
+        _check(sides_ok, self, "size", f"(height, width), each 1 to {MAX_SIDE}")
+        _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
+        _check(self.fit in FITS, self, "fit", ", ".join(FITS))
+        _check(self.kernel in KERNELS, self, "kernel", ", ".join(KERNELS))
+        _check(_is_real(self.crop_ratio, 0.1, 1.0), self, "crop_ratio", "0.1 to 1")
+        for name, low in (("mean", -1e3), ("std", 1e-6)):
+            values = getattr(self, name)
+            if len(values) == 1:
+                object.__setattr__(self, name, values * self.channels)
+                values = getattr(self, name)
+            ok = len(values) == self.channels and all(_is_real(v, low, 1e3) for v in values)
+            _check(ok, self, name, f"one number a channel ({self.channels}), {low:g} to 1000")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Enough to rebuild an empty network: architecture, classes, input and options. `size` is (height, width)."""
+
+    arch: str
+    classes: int
+    channels: int = 3
+    size: tuple[int, int] = (224, 224)
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
+        _check(_is_int(self.classes, 1, 1_000_000), self, "classes", "1 to 1,000,000")
+        _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
+        sides_ok = len(self.size) == 2 and all(_is_int(side, 1, MAX_SIDE) for side in self.size)
+        _check(sides_ok, self, "size", f"(height, width), each 1 to {MAX_SIDE}")
+        _check(self.dropout is None or _is_real(self.dropout, 0, 0.99), self, "dropout", "0 to 0.99")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every choice of training. `lr=None` and `epochs=None` are chosen from the start of the weights and the data."""
+
+    epochs: int | None = None
+    batch_size: int = 32
+    lr: float | None = None
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.05
+    schedule: str = "cosine"
+    step_epochs: int = 10
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    freeze_epochs: int = 0
+    patience: int = 0
+    class_weights: str = "none"
+    drop_last: bool = False
+    precision: str = "auto"
+    device: str = "auto"
+    workers: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.epochs is None or _is_int(self.epochs, 1, 100_000), self, "epochs", "1 to 100,000")
+        _check(_is_int(self.batch_size, 1, 1_000_000), self, "batch_size", "1 or more")
+        _check(self.lr is None or (_is_real(self.lr, 0, 1e3) and self.lr > 0), self, "lr", "above 0, to 1000")
+        _check(self.optimizer in OPTIMIZERS, self, "optimizer", ", ".join(OPTIMIZERS))
+        _check(_is_real(self.momentum, 0, 0.9999), self, "momentum", "0 to below 1")
+        _check(isinstance(self.nesterov, bool), self, "nesterov", "true or false")
+        _check(not self.nesterov or self.momentum > 0, self, "nesterov", "only with a momentum above 0")
+        _check(_is_real(self.weight_decay, 0, 10), self, "weight_decay", "0 to 10")
+        _check(self.schedule in SCHEDULES, self, "schedule", ", ".join(SCHEDULES))
+        _check(_is_int(self.step_epochs, 1), self, "step_epochs", "1 or more")
+        _check(_is_real(self.gamma, 1e-6, 1), self, "gamma", "above 0, to 1")
+        _check(_is_real(self.warmup_epochs, 0), self, "warmup_epochs", "0 or more")
+        _check(_is_real(self.label_smoothing, 0, 0.99), self, "label_smoothing", "0 to below 1")
+        _check(_is_real(self.clip_norm, 0), self, "clip_norm", "0 (off) or more")
+        _check(_is_int(self.freeze_epochs, 0), self, "freeze_epochs", "0 or more")
+        _check(_is_int(self.patience, 0), self, "patience", "0 (off) or more")
+        _check(self.class_weights in CLASS_WEIGHTS, self, "class_weights", ", ".join(CLASS_WEIGHTS))
+        _check(isinstance(self.drop_last, bool), self, "drop_last", "true or false")
+        _check(self.precision in PRECISIONS, self, "precision", ", ".join(PRECISIONS))
+        device_ok = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(self.device)) is not None
+        _check(device_ok, self, "device", "auto, cpu, cuda, cuda:N, mps")
+        _check(self.workers is None or _is_int(self.workers, 0, 256), self, "workers", "0 to 256")
+        _check(_is_int(self.seed, 0, 2**63 - 1), self, "seed", "0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a training run is asked to do, apart from the data: the value behind `--recipe` and `--config`.
+
+    `None` means the architecture's own (size, channels, mean, std, fit) or the preset that suits the data (augment).
+    `augment` is a preset's name. `split` holds the fractions of train, valid and test.
+    """
+
+    arch: str = "resnet18"
+    weights: str = "auto"
+    dropout: float | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    fit: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: str | None = None
+    split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
+        _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
+        ok = len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split) and self.split[0] > 0
+        _check(ok and math.isclose(sum(self.split), 1, abs_tol=1e-6), self, "split", "three fractions that sum to 1")
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A spec as plain JSON values: tuples become lists, nested specs dictionaries."""
+    plain = _plain(value)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
+    """The spec of class `kind` from plain values; an unknown key raises `ConfigError` with close matches."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            close = close_matches(key, list(fields))
+            hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}"
+            raise ConfigError(f"{kind.__name__} has no {key!r}; {hint}")
+    values = {key: _restore(kind, key, value) for key, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{kind.__name__} does not fit the values {dict(data)!r}: {error}") from None
+
+
+def _restore(kind: type, key: str, value: Any) -> Any:
+    if kind is Experiment and key == "train":
+        return from_dict(TrainConfig, value)
+    if kind is Recipe and key == "steps":
+        return tuple(from_dict(Step, step) for step in value)
+    return tuple(value) if isinstance(value, list) else value
