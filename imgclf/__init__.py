@@ -1,1 +1,118 @@
-"""imgclf."""
+"""From a folder of photos to a trained image classifier: one command, or three lines of Python.
+
+    from imgclf import Classifier
+
+    classifier = Classifier("resnet18").fit("./my_photos")
+    print(classifier.evaluate().accuracy, classifier.predict("img.jpg")[0].label)
+
+Importing this loads nothing heavy; each name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imgclf._version import __version__
+    from imgclf.bundle import load_model, save_model
+    from imgclf.classifier import Classifier
+    from imgclf.data.audit import audit
+    from imgclf.data.loader import Loader
+    from imgclf.data.open import open_source
+    from imgclf.data.source import Sample, Source
+    from imgclf.data.split import Split, make_split
+    from imgclf.errors import (
+        ConfigError,
+        DataError,
+        ImgclfError,
+        MissingExtra,
+        ModelFileError,
+        NotFitted,
+        OutOfMemory,
+        TrainingDiverged,
+        UnknownName,
+    )
+    from imgclf.inference import evaluate, predict
+    from imgclf.models._arch import arch
+    from imgclf.models.build import build_model
+    from imgclf.models.weights import load_weights
+    from imgclf.results import EpochRecord, Evaluation, History, Prediction
+    from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
+    from imgclf.training.loop import train
+
+_HOMES = {
+    "_version": ("__version__",),
+    "bundle": ("load_model", "save_model"),
+    "classifier": ("Classifier",),
+    "data.audit": ("audit",),
+    "data.loader": ("Loader",),
+    "data.open": ("open_source",),
+    "data.source": ("Sample", "Source"),
+    "data.split": ("Split", "make_split"),
+    "errors": (
+        "ConfigError",
+        "DataError",
+        "ImgclfError",
+        "MissingExtra",
+        "ModelFileError",
+        "NotFitted",
+        "OutOfMemory",
+        "TrainingDiverged",
+        "UnknownName",
+    ),
+    "inference": ("evaluate", "predict"),
+    "models._arch": ("arch",),
+    "models.build": ("build_model",),
+    "models.weights": ("load_weights",),
+    "results": ("EpochRecord", "Evaluation", "History", "Prediction"),
+    "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
+    "training.loop": ("train",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Classifier",
+    "ConfigError",
+    "DataError",
+    "EpochRecord",
+    "Evaluation",
+    "Experiment",
+    "History",
+    "ImgclfError",
+    "Loader",
+    "MissingExtra",
+    "ModelFileError",
+    "ModelSpec",
+    "NotFitted",
+    "OutOfMemory",
+    "Prediction",
+    "Recipe",
+    "Sample",
+    "Source",
+    "Split",
+    "Step",
+    "TrainConfig",
+    "TrainingDiverged",
+    "UnknownName",
+    "__version__",
+    "arch",
+    "audit",
+    "build_model",
+    "evaluate",
+    "load_model",
+    "load_weights",
+    "make_split",
+    "open_source",
+    "predict",
+    "save_model",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'imgclf' has no attribute {name!r}")
+    return getattr(import_module(f"imgclf.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

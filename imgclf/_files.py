@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -72,5 +73,20 @@ def csv_plain(cell: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line without control characters or broken encoding: a newline comes out as `\\n`, ESC as `\\x1b`."""
+    """`text` on one line, with control characters and broken encoding spelt out: a newline as `\\n`, ESC as `\\x1b`."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def cache_folder() -> Path:
+    """Where imgclf keeps what can be made again at any time: `IMGCLF_CACHE`, else `imgclf` in the user's cache folder.
+
+    The folder may not exist yet.
+    """
+    if own := os.environ.get("IMGCLF_CACHE"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "imgclf"
+    try:
+        return Path.home() / ".cache" / "imgclf"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "imgclf"

@@ -23,6 +23,9 @@ KERNELS = ("nearest", "bilinear", "bicubic", "lanczos")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+STEPS = ("resized_crop", "random_crop", "affine", "flip", "color_jitter", "erase")
+ON_BAD = ("skip", "error")
+KEEPS = ("best", "all")
 CLASS_WEIGHTS = ("none", "balanced")
 MAX_SIDE = 4096
 MAX_CHANNELS = 64
@@ -40,6 +43,10 @@ def _is_int(value: object, low: int, high: float = math.inf) -> bool:
 
 def _is_real(value: object, low: float, high: float = math.inf) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(_is_int(side, 1, MAX_SIDE) for side in value)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -67,10 +74,14 @@ def parse_split(text: str) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Step:
-    """One augmentation as data: the name of an operation and its parameters (JSON values)."""
+    """One augmentation as data: the name of an operation and its parameters (JSON values); see `transforms.augment`."""
 
     op: str
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.op in STEPS, self, "op", ", ".join(STEPS))
+        _check(isinstance(self.params, Mapping), self, "params", "named values")
 
 
 @dataclass(frozen=True)
@@ -94,19 +105,22 @@ class Recipe:
     compose: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        sides_ok = len(self.size) == 2 and all(_is_int(side, 1, MAX_SIDE) for side in self.size)
-        _check(sides_ok, self, "size", f"(height, width), each 1 to {MAX_SIDE}")
+        _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
         _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
         _check(self.fit in FITS, self, "fit", ", ".join(FITS))
         _check(self.kernel in KERNELS, self, "kernel", ", ".join(KERNELS))
         _check(_is_real(self.crop_ratio, 0.1, 1.0), self, "crop_ratio", "0.1 to 1")
         for name, low in (("mean", -1e3), ("std", 1e-6)):
             values = getattr(self, name)
+            _check(isinstance(values, tuple), self, name, f"one number a channel ({self.channels})")
             if len(values) == 1:
                 object.__setattr__(self, name, values * self.channels)
                 values = getattr(self, name)
             ok = len(values) == self.channels and all(_is_real(v, low, 1e3) for v in values)
             _check(ok, self, name, f"one number a channel ({self.channels}), {low:g} to 1000")
+        steps_ok = isinstance(self.steps, tuple) and all(isinstance(step, Step) for step in self.steps)
+        _check(steps_ok, self, "steps", "a tuple of Step")
+        _check(self.compose is None or isinstance(self.compose, Mapping), self, "compose", "named values, or none")
 
 
 @dataclass(frozen=True)
@@ -123,8 +137,7 @@ class ModelSpec:
         _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
         _check(_is_int(self.classes, 1, 1_000_000), self, "classes", "1 to 1,000,000")
         _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
-        sides_ok = len(self.size) == 2 and all(_is_int(side, 1, MAX_SIDE) for side in self.size)
-        _check(sides_ok, self, "size", f"(height, width), each 1 to {MAX_SIDE}")
+        _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
         _check(self.dropout is None or _is_real(self.dropout, 0, 0.99), self, "dropout", "0 to 0.99")
 
 
@@ -181,11 +194,31 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """How data are read: where named sets lie, what happens to bad files, and a split file to follow.
+
+    `allow_bad` is the share (0…1) of unreadable files above which training does not begin.
+    """
+
+    data_dir: str | None = None
+    on_bad: str = "skip"
+    allow_bad: float = 0.05
+    max_pixels: int = 100_000_000
+    split_file: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.on_bad in ON_BAD, self, "on_bad", ", ".join(ON_BAD))
+        _check(_is_real(self.allow_bad, 0, 1), self, "allow_bad", "0 to 1")
+        _check(_is_int(self.max_pixels, 1), self, "max_pixels", "1 or more")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """All that a training run is asked to do, apart from the data: the value behind `--recipe` and `--config`.
 
     `None` means the architecture's own (size, channels, mean, std, fit) or the preset that suits the data (augment).
-    `augment` is a preset's name. `split` holds the fractions of train, valid and test.
+    `augment` is a preset's name. `split` holds the fractions of train, valid and test. `keep="all"` saves a model file
+    after every epoch beside the best one.
     """
 
     arch: str = "resnet18"
@@ -198,6 +231,8 @@ class Experiment:
     std: tuple[float, ...] | None = None
     augment: str | None = None
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    keep: str = "best"
+    data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -205,6 +240,7 @@ class Experiment:
         _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
         ok = len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split) and self.split[0] > 0
         _check(ok and math.isclose(sum(self.split), 1, abs_tol=1e-6), self, "split", "three fractions that sum to 1")
+        _check(self.keep in KEEPS, self, "keep", ", ".join(KEEPS))
 
 
 def to_dict(value: Any) -> dict[str, Any]:
@@ -226,6 +262,8 @@ def _plain(value: Any) -> Any:
 
 def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
     """The spec of class `kind` from plain values; an unknown key raises `ConfigError` with close matches."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{kind.__name__} is {data!r}; allowed: named values")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
@@ -240,8 +278,8 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
 
 
 def _restore(kind: type, key: str, value: Any) -> Any:
-    if kind is Experiment and key == "train":
-        return from_dict(TrainConfig, value)
-    if kind is Recipe and key == "steps":
+    if kind is Experiment and key in ("train", "data"):
+        return from_dict(TrainConfig if key == "train" else DataConfig, value)
+    if kind is Recipe and key == "steps" and isinstance(value, list):
         return tuple(from_dict(Step, step) for step in value)
     return tuple(value) if isinstance(value, list) else value

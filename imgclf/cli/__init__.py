@@ -1,1 +1,55 @@
-"""The command line."""
+"""The command line: a thin layer over `Classifier` and the public functions. One file a command.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from imgclf.cli._console import guarded
+from imgclf.cli.evaluate import evaluate
+from imgclf.cli.models import models
+from imgclf.cli.predict import predict
+from imgclf.cli.prepare import prepare
+from imgclf.cli.show import show
+from imgclf.cli.train import train
+
+app = typer.Typer(
+    name="imgclf",
+    help="From a folder of photos to a trained image classifier.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for command in (train, evaluate, predict, models, show, prepare):
+    app.command(no_args_is_help=command in (predict, show, prepare))(guarded(command))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from imgclf._version import __version__
+        from imgclf.cli import _console
+
+        _console.show(f"imgclf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """From a folder of photos to a trained image classifier."""
+    if debug:
+        os.environ["IMGCLF_DEBUG"] = "1"
+
+
+def main() -> None:
+    """The entry point of the `imgclf` command."""
+    app()

@@ -31,7 +31,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: `ref` is its path relative to the source's root (or its key), `label` its class by name.
+    """One image: `ref` is its path relative to the source's root (or its key), `label` its class, "" if unknown.
 
     `split` is where the data set itself puts it, or None; samples of one `group` never part; `sha256` is filled by
     the audit.
@@ -68,7 +68,7 @@ class Source:
             twice = sorted({c for c in self.classes if self.classes.count(c) > 1})
             raise DataError(f"{self.name}: a class is named twice", twice)
         known = set(self.classes)
-        strangers = sorted({sample.label for sample in self.samples} - known)
+        strangers = sorted({sample.label for sample in self.samples} - known - {""})
         if strangers:
             raise DataError(f"{self.name}: labels that are no class of it", strangers)
 

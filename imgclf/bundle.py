@@ -1,0 +1,266 @@
+"""The model file: the weights and, in one manifest beside them, all that is needed to predict.
+
+A safetensors file whose metadata hold exactly two texts: `imgclf`, the manifest as JSON, and `sha256`, the checksum
+over the manifest and every tensor. Loading it never runs code. `docs/model-file.md` is its specification.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from imgclf._files import printable, write_atomic
+from imgclf._tensorfile import DTYPES, Stored, checksum, parse_json, read_header, short, with_metadata
+from imgclf._version import __version__
+from imgclf.errors import ImgclfError, ModelFileError
+from imgclf.specs import ModelSpec, Recipe, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT = 1
+FILE_NAME = "model.safetensors"
+ARCH_NAME = re.compile(r"((timm|torchvision):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
+SHOWN_TENSORS = 3
+MAX_MESSAGE = 600
+
+
+def _installed_versions() -> dict[str, str]:
+    versions = {"imgclf": __version__}
+    for package in RECORDED_PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a model file says about its weights; what is in it must be JSON.
+
+    `spec` rebuilds the empty network, `classes` names its outputs in their order, `recipe` makes its pixels. `weights`
+    says what training started from, `metrics` maps a split's name to its results and the split's digest, `data` is the
+    name of the data set. `versions` are those of the packages that wrote the file, `created` the time (ISO 8601, UTC).
+    A wrong field raises `ModelFileError`, which names it.
+    """
+
+    spec: ModelSpec
+    classes: tuple[str, ...]
+    recipe: Recipe
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    versions: Mapping[str, str] = field(default_factory=_installed_versions)
+    created: str = field(default_factory=_now)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        self._require(type(self.format) is int and self.format == FORMAT, "format", str(FORMAT))
+        self._require(isinstance(self.spec, ModelSpec), "spec", "a ModelSpec")
+        self._require(isinstance(self.recipe, Recipe), "recipe", "a Recipe")
+        names_ok = isinstance(self.classes, tuple) and all(isinstance(name, str) and name for name in self.classes)
+        self._require(names_ok, "classes", "names")
+        self._require(len(set(self.classes)) == len(self.classes), "classes", "names that differ from each other")
+        for name in ("weights", "metrics", "versions"):
+            self._require(isinstance(getattr(self, name), Mapping), name, "named values")
+        versions_ok = "imgclf" in self.versions and all(isinstance(text, str) for text in self.versions.values())
+        self._require(versions_ok, "versions", "texts, imgclf among them")
+        for name in ("data", "created"):
+            self._require(isinstance(getattr(self, name), str), name, "a text")
+        self._check_agreement()
+
+    def _require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise ModelFileError(f"manifest.{name} is {short(repr(getattr(self, name)))}; expected {expected}")
+
+    def _check_agreement(self) -> None:
+        spec, names, channels = self.spec, len(self.classes), self.recipe.channels
+        if not ARCH_NAME.fullmatch(spec.arch):
+            raise ModelFileError(
+                f"manifest.spec.arch is {short(repr(spec.arch))}; expected the plain name of an architecture, "
+                "never a hub address, a folder or a path"
+            )
+        if names != spec.classes:
+            raise ModelFileError(f"manifest.classes has {names} names; expected spec.classes, {spec.classes}")
+        if channels != spec.channels:
+            raise ModelFileError(f"manifest.recipe.channels is {channels}; expected spec.channels, {spec.channels}")
+
+
+def save_model(path: str | os.PathLike[str], model: nn.Module, manifest: Manifest) -> None:
+    """Write the weights of `model` and the `manifest` to `path`: a file, or a folder that gets a `model.safetensors`.
+
+    A crash at any moment leaves the old file or the new one; equal weights and manifests give equal bytes. What is
+    saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.spec` builds,
+    where one is NaN or infinite, or where the manifest holds what JSON cannot.
+    """
+    from safetensors import torch as safetensors_torch
+
+    target = _model_path(path)
+    with _naming(target, "not saved: "):
+        # a copy of its own for each tensor, since safetensors refuses those that share memory, as tied weights do
+        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+        _check_finite(tensors)
+        data = with_metadata(safetensors_torch.save(tensors), _to_json(manifest))
+        header = read_header(io.BytesIO(data))
+        _check_fit(header.tensors, _parse_manifest(parse_json(header.manifest, "manifest")))
+    write_atomic(target, data)
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
+    """The model (on the CPU, in eval mode) and the manifest of a model file, or of the one in a run folder.
+
+    Nothing in the file is run, and nothing is downloaded. Structure, checksum, manifest, architecture, the name, type
+    and shape of every tensor, and its values are checked, in this order; `ModelFileError` says what is wrong.
+    """
+    import torch
+    from safetensors import torch as safetensors_torch
+
+    from imgclf.models.backbones import find_arch
+
+    target = _model_path(path)
+    with _naming(target), _open(target) as stream:
+        header = read_header(stream)
+        values = parse_json(header.manifest, "manifest")
+        _check_format(values)
+        if checksum(stream, header) != header.sha256:
+            raise ModelFileError("corrupt: the checksum does not match; copy the file again or train again")
+        manifest = _parse_manifest(values)
+        _check_fit(header.tensors, manifest)
+        stream.seek(0)
+        tensors = safetensors_torch.load(stream.read())
+        _check_finite(tensors)
+        with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
+            model = find_arch(manifest.spec.arch).build(manifest.spec)
+        model.load_state_dict(tensors, strict=True)
+    return model.eval(), manifest
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a model file or run folder, from the header alone and without torch.
+
+    It is checked field by field, but not against the checksum, which takes all the weights: `load_model` does that.
+    """
+    target = _model_path(path)
+    with _naming(target), _open(target) as stream:
+        return _parse_manifest(parse_json(read_header(stream).manifest, "manifest"))
+
+
+def _model_path(path: str | os.PathLike[str]) -> Path:
+    return Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
+
+
+@contextmanager
+def _naming(path: Path, prefix: str = "") -> Iterator[None]:
+    """Lets every error name the file; what the specs or the architectures refuse is a wrong model file here."""
+    try:
+        yield
+    except ImgclfError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    else:
+        return
+    raise ModelFileError(f"{printable(str(path))}: {prefix}{printable(problem[:MAX_MESSAGE])}")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        raise ModelFileError("there is no such model file; give a model.safetensors or the folder of a run") from None
+    if not regular:  # opening a pipe would wait for ever
+        raise ModelFileError("is not a regular file; give a model.safetensors or the folder of a run")
+    with path.open("rb") as stream:
+        yield stream
+
+
+def _to_json(manifest: Manifest) -> str:
+    try:
+        return json.dumps(to_dict(manifest), sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"the manifest holds a value that is not JSON: {error}") from None
+
+
+def _check_format(values: Mapping[str, Any]) -> None:
+    number, versions = values.get("format"), values.get("versions")
+    if type(number) is int and number > FORMAT:
+        writer = versions.get("imgclf") if isinstance(versions, dict) else None
+        raise ModelFileError(
+            f"made by imgclf {short(str(writer or '(unknown version)'))} with format {short(str(number))}, "
+            f"this version ({__version__}) reads up to {FORMAT}: upgrade imgclf"
+        )
+
+
+def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
+    _check_format(values)
+    _check_keys(Manifest, values, "manifest")
+    _check_keys(ModelSpec, values["spec"], "manifest.spec")
+    _check_keys(Recipe, values["recipe"], "manifest.recipe")
+    classes = values["classes"]
+    built = {
+        "spec": from_dict(ModelSpec, values["spec"]),
+        "recipe": from_dict(Recipe, values["recipe"]),
+        "classes": tuple(classes) if isinstance(classes, list) else classes,
+    }
+    return Manifest(**{**values, **built})
+
+
+def _check_keys(kind: type, values: Any, where: str) -> None:
+    """No field may be missing: the default of this version need not be the one of the version that wrote the file."""
+    if not isinstance(values, dict):
+        raise ModelFileError(f"{where} is {short(repr(values))}; expected named values")
+    expected = {item.name for item in fields(kind)}
+    for name in sorted(expected ^ values.keys()):
+        problem = "is missing" if name in expected else "is not a field of this format"
+        raise ModelFileError(f"{where}.{short(name)} {problem}")
+
+
+def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
+    """The tensors must be those of the network that the spec builds, by name, type and shape.
+
+    The network is built on the meta device, where it takes no memory: a small file can't make it allocate a large one.
+    """
+    import torch
+
+    from imgclf.models.build import build_model
+
+    with torch.device("meta"):
+        state = build_model(manifest.spec).state_dict()
+    wanted = {name: _describe(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in state.items()}
+    found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{short(name)} is not part of it" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {found[name]}, expected {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
+    ]
+    if problems:
+        network = f"{manifest.spec.arch} with {manifest.spec.classes} classes"
+        more = f"; and {len(problems) - SHOWN_TENSORS} more" if len(problems) > SHOWN_TENSORS else ""
+        raise ModelFileError(f"the weights do not fit {network}: {'; '.join(problems[:SHOWN_TENSORS])}{more}")
+
+
+def _describe(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} ({', '.join(map(str, shape))})"
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelFileError(f"the tensor {name!r} holds NaN or infinite values; train again with a lower lr")

@@ -1,0 +1,156 @@
+"""The only place that prints: results to stdout, progress and messages to stderr; and the exit codes.
+
+Every text that comes from a file name or a class is escaped, and never read as rich markup.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from imgclf._files import printable
+from imgclf.errors import ImgclfError
+
+P = ParamSpec("P")
+PIPE_WIDTH = 1000  # a table that goes to a file or a pipe is not folded
+NUMERIC = re.compile(r"–|[\d.,]+( ?%)?")
+
+
+class Interruption:
+    """Which signal asked to end; what a shell expects as the exit code of it."""
+
+    code = 130
+
+
+def out() -> Console:
+    """The console of results."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+@functools.lru_cache(maxsize=1)
+def _err(stream_id: int) -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    """The console of progress and messages."""
+    return _err(id(sys.stderr))
+
+
+def say(text: str = "", style: str = "") -> None:
+    """A line of progress, as it is, to stderr."""
+    err().print(Text(_lines(text), style=style))
+
+
+def warn(text: str) -> None:
+    """A line that should not be missed, to stderr."""
+    err().print(Text("! ", style="bold yellow") + Text(_lines(text), style="yellow"))
+
+
+def show(text: str = "") -> None:
+    """A line of a result, to stdout."""
+    out().print(Text(_lines(text)))
+
+
+def show_json(value: Any) -> None:
+    """One JSON value on one line, to stdout, at once."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """A table of a result, to stdout; columns that hold numbers stand to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    table = Table(title=Text(_lines(title)) if title else None, title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(header):
+        right = bool(cells) and all(NUMERIC.fullmatch(row[index]) for row in cells)
+        table.add_column(Text(name, style="bold"), justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    out().print(table)
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else printable(str(value))
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def percent(share: float) -> str:
+    """0.98123 as `98.1 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 image`, `1,797 images`, `2 classes`."""
+    return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """The command with imgclf's errors as a message and an exit code, and without a traceback unless `--debug`."""
+
+    @functools.wraps(command)
+    def guard(*args: P.args, **kwargs: P.kwargs) -> None:
+        if os.environ.get("IMGCLF_DEBUG"):
+            return command(*args, **kwargs)
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.BadParameter):
+            raise
+        except ImgclfError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted", Interruption.code)
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except MemoryError:
+            _fail("the machine has too little memory for this", 3)
+        except OSError as error:
+            _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        except Exception as error:
+            _fail(
+                f"this is a bug in imgclf: {type(error).__name__}: {error}\n"
+                "run it again as `imgclf --debug …` and report what it prints",
+                1,
+            )
+
+    return guard
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal; the function it gives is told (done, in all)."""
+    with Progress(console=err(), transient=True, disable=not err().is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _fail(message: str, code: int) -> None:
+    err().print(Text("error: ", style="bold red") + Text(_lines(message)))
+    raise typer.Exit(code) from None
+
+
+def catch_termination() -> None:
+    """Make SIGTERM end training as Ctrl-C does: what was learnt is kept."""
+
+    def terminate(signum: int, frame: object) -> None:
+        Interruption.code = 128 + signum
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)

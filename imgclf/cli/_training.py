@@ -1,0 +1,228 @@
+"""What `imgclf train` does and shows: progress on stderr, the result on stdout."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from imgclf._files import printable
+from imgclf.classifier import Classifier
+from imgclf.cli import _console as console
+from imgclf.cli._results import show_evaluation
+from imgclf.data.audit import Audit
+from imgclf.data.prepare import save_samples
+from imgclf.data.source import SPLIT_NAMES, Source
+from imgclf.data.split import Split
+from imgclf.errors import ConfigError
+from imgclf.plan import Plan
+from imgclf.results import EpochRecord, Evaluation
+from imgclf.run import read_config, write_info
+from imgclf.training.callbacks import TrainState
+
+SHOWN = 5
+
+
+def run_training(data: str | None, changes: dict[str, Any], options: dict[str, Any]) -> None:
+    """Train, test, save and show the result; ends with 130 or 143 where training was interrupted."""
+    console.catch_termination()
+    began = time.perf_counter()
+    view = TrainView()
+    with view.progress:
+        if "resume" in options:
+            classifier = _resume(data, options, view)
+        else:
+            data = data or (read_config(options["config"])[1] if "config" in options else None)
+            if data is None:
+                raise ConfigError(
+                    "there is nothing to train on: name a folder, a CSV file or a data set, as in `imgclf train digits`"
+                )
+            classifier = Classifier(recipe=options.get("recipe"), config=changes)
+            classifier.fit(data, runs=options["runs"], name=options.get("name"), callbacks=[view])
+        test = None
+        interrupted = classifier.history_.ended == "interrupted"
+        if classifier.split_.samples("test") and not interrupted:
+            test = classifier.evaluate(progress=view.evaluating)
+    _finish(classifier, test, time.perf_counter() - began, as_json=bool(options["json"]))
+    if interrupted:
+        raise typer.Exit(console.Interruption.code)
+
+
+def _resume(data: str | None, options: dict[str, Any], view: TrainView) -> Classifier:
+    allowed = {"resume", "epochs", "json", "runs", "nesterov"}
+    others = sorted(set(options) - allowed)
+    if data is not None or others:
+        named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
+        raise ConfigError(f"--resume goes on as the run began; only --epochs may be given with it, not {named}")
+    return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=[view])
+
+
+def _finish(classifier: Classifier, test: Evaluation | None, seconds: float, *, as_json: bool) -> None:
+    run = classifier.run_
+    assert run is not None
+    classifier.save(run.model)  # once more, with the test result in it
+    trained = sum(record.seconds for record in classifier.history_)
+    valid = classifier.metrics_.get("valid")
+    summary = {
+        "run": str(run.path),
+        "model": str(run.model),
+        "arch": classifier.spec_.arch,
+        "classes": list(classifier.classes_),
+        "epochs": len(classifier.history_),
+        "seconds": {"total": round(seconds, 3), "train": round(trained, 3)},
+        "valid": None if valid is None else valid.to_dict(),
+        "test": None if test is None else test.to_dict(),
+    }
+    write_info(run, result=summary)
+    if as_json:
+        console.show_json(summary)
+        return
+    if test is not None:
+        show_evaluation(test, f"test: {console.plural(test.n, 'image')} never used before")
+    if classifier.history_.ended == "interrupted":
+        console.warn(f"interrupted; the best weights so far are kept; go on with: imgclf train --resume {run.path}")
+    console.show(f"run:   {run.path}   ({seconds:.0f} s in all, {trained:.0f} s training)")
+    console.show(f"model: {run.model}")
+    console.show(f"next:  imgclf predict {_example(classifier)}")
+
+
+def _example(classifier: Classifier) -> str:
+    """Something to predict: the first image held out, or samples of a set that lies in memory."""
+    assert classifier.run_ is not None
+    split = classifier.split_
+    held_out = split.samples("test") or split.samples("valid") or split.samples("train")
+    source = classifier.source_
+    if source.location and Path(source.location).exists():
+        folder = Path(source.location)
+        path = (folder if folder.is_dir() else folder.parent) / held_out[0].ref
+        if path.is_file():
+            return _quoted(str(path))
+    return _quoted(str(save_samples(source, held_out, classifier.run_.path / "samples")))
+
+
+def _quoted(path: str) -> str:
+    import shlex
+
+    return shlex.quote(printable(path))
+
+
+class TrainView:
+    """Shows the events of `Classifier.fit` on stderr as they come: a callback."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        terminal = console.err().is_terminal
+        self.progress = Progress(*columns, console=console.err(), transient=True, disable=not terminal)
+        self._task = self.progress.add_task("", visible=False, note="")
+        self._began = 0.0
+        self._best: float | None = None
+
+    def __call__(self, event: str, subject: Any) -> None:
+        """Show one event; each has a method of its name."""
+        show = getattr(self, f"_on_{event}", None)
+        if show is not None:
+            show(subject)
+
+    def evaluating(self, done: int, n: int) -> None:
+        """Progress of the test."""
+        self._bar("testing", done, n)
+
+    def _bar(self, what: str, done: int, n: int, note: str = "") -> None:
+        self.progress.update(self._task, description=what, completed=done, total=n, note=note, visible=done < n)
+
+    def _on_source(self, source: Source) -> None:
+        images, classes = console.plural(len(source), "image"), console.plural(len(source.classes), "class")
+        names = ", ".join(source.classes[:SHOWN]) + (", …" if len(source.classes) > SHOWN else "")
+        console.say(f"data:  {source.name}: {images}, {classes} ({names})")
+        for note in source.notes:
+            console.say(f"       {note}")
+        _list("ignored", source.ignored)
+
+    def _on_audited(self, progress: tuple[int, int]) -> None:
+        self._bar("checking images", *progress)
+
+    def _on_audit(self, audit: Audit) -> None:
+        if audit.bad:
+            console.warn(f"{console.plural(len(audit.bad), 'image')} can't be read and will be left out:")
+            _list("", tuple(f"{bad.ref}: {bad.reason}" for bad in audit.bad))
+        for finding in audit.findings:
+            console.warn(finding)
+
+    def _on_split(self, split: Split) -> None:
+        sizes = ", ".join(f"{name} {len(split.samples(name)):,}" for name in SPLIT_NAMES)
+        console.say(f"split: {sizes}")
+        for note in split.notes:
+            console.say(f"       {note}")
+
+    def _on_model(self, plan: Plan) -> None:
+        parameters = sum(p.numel() for p in plan.model.parameters())
+        height, width = plan.recipe.size
+        pixels = f"{height}×{width}, {'grey' if plan.recipe.channels == 1 else f'{plan.recipe.channels} channels'}"
+        start = "from nothing" if plan.weights.used == "none" else f"from {plan.weights.source}"
+        console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, {start}")
+        if plan.weights.note:
+            console.warn(plan.weights.note)
+        config = plan.experiment.train
+        epochs, augment = console.plural(config.epochs or 0, "epoch"), plan.experiment.augment or "your own"
+        steps = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
+        console.say(f"train: {epochs}, {steps}, augmentation {augment}, seed {config.seed}")
+
+    def _on_start(self, state: TrainState) -> None:
+        console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
+        console.say("")
+        console.say(" epoch   train loss  accuracy   valid loss  accuracy         lr   seconds", "bold")
+        self._began = time.perf_counter()
+
+    def _on_step(self, state: TrainState) -> None:
+        seconds = time.perf_counter() - self._began
+        note = f"{state.images / max(seconds, 1e-9):,.0f} images/s, loss {state.loss:.4f}"
+        self._bar(f"epoch {state.epoch + 1}/{state.epochs}", state.step, state.steps_per_epoch, note)
+
+    def _on_epoch(self, state: TrainState) -> None:
+        console.say(self._row(state.history[-1]))
+        self._began = time.perf_counter()
+
+    def _row(self, record: EpochRecord) -> str:
+        row = f"{record.epoch:6d}   {record.train_loss:10.4f}  {record.train_accuracy:7.2%} "
+        tail = ""
+        if record.valid_loss is None or record.valid_accuracy is None:
+            row += f"   {'–':>10}  {'–':>7} "
+        else:
+            row += f"   {record.valid_loss:10.4f}  {record.valid_accuracy:7.2%} "
+            if record.best:
+                before = "" if self._best is None else f"{self._best:.4f} → "
+                tail = f"   valid loss {before}{record.valid_loss:.4f}, saved"
+                self._best = record.valid_loss
+        return f"{row}   {record.lr:8.2g}   {record.seconds:7.1f}{tail}"
+
+    def _on_retry(self, state: TrainState) -> None:
+        console.warn(
+            f"epoch {state.epoch + 1}: the loss is not finite; back to the last good weights, learning rate halved "
+            f"(retry {state.retries})"
+        )
+
+    def _on_end(self, state: TrainState) -> None:
+        if state.ended == "stopped early":
+            console.say(f"stopped early: no better epoch for {state.config.patience}")
+        best = state.result().best
+        if best is not None and best.valid_loss is not None:
+            console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
+        console.say("")
+
+
+def _list(what: str, items: tuple[str, ...]) -> None:
+    if what and items:
+        console.say(f"       {what}:")
+    for item in items[:SHOWN]:
+        console.say(f"         {item}", "dim")
+    if len(items) > SHOWN:
+        console.say(f"         … and {len(items) - SHOWN} more", "dim")

@@ -1,0 +1,50 @@
+"""`imgclf evaluate`: how good a model is on labelled images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import DataDir, Device, Json, Model
+
+
+def evaluate(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Labelled images, as for train; without them the run's own test images.", show_default=False
+        ),
+    ] = None,
+    model: Model = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="train, valid, test or all; else what the model was not trained on.", show_default=False),
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
+    from imgclf.classifier import Classifier
+    from imgclf.cli._results import show_evaluation
+    from imgclf.data.open import open_source
+    from imgclf.run import find_model
+
+    path = find_model(model)
+    if model is None:
+        console.say(f"model: {path}", "dim")
+    classifier = Classifier.load(path, device=device)
+    source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
+    used, samples = classifier.samples_of(source, part)
+    passed_over = len(used) - len(samples)
+    if passed_over and part is None and data is not None:
+        console.say(
+            f"{console.plural(passed_over, 'image')} left out: trained or validated on, or not in the test part"
+        )
+    result = classifier.evaluate_samples(used, samples)
+    if json:
+        console.show_json(result.to_dict())
+    else:
+        show_evaluation(result, f"{used.name}: {console.plural(result.n, 'image')}")

@@ -1,0 +1,75 @@
+"""`imgclf models`: which networks there are, and what one is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import Json
+
+
+def models(
+    name: Annotated[
+        str, typer.Argument(help="One model, for its layers; or a part of names or a glob.", show_default=False)
+    ] = "",
+    classes: Annotated[int, typer.Option(min=1, help="Of the layer table.")] = 10,
+    size: Annotated[str | None, typer.Option(help="N or HxW, of the layer table.", show_default=False)] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Of the layer table.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """List networks with parameters, preferred size and weights; or show one layer by layer.
+
+    [dim]imgclf models resnet[/dim]   [dim]imgclf models lenet[/dim]
+    """
+    from imgclf._registry import unknown_name
+    from imgclf.models.catalog import list_models, measure
+
+    found = list_models(name)
+    exact = next((info for info in found if info.name == name), None)
+    if exact is None and ":" in name:
+        exact = measure(name)
+        found = [exact]
+    if not found:
+        raise unknown_name("architecture", name, [info.name for info in list_models()])
+    if json:
+        shown = [exact] if exact is not None else found
+        console.show_json([_as_json(info) for info in shown])
+    elif exact is None:
+        rows = [[info.name, f"{info.params:,}", _side(info.size), info.channels, info.weights] for info in found]
+        console.show_table(["name", "parameters", "size", "channels", "pretrained weights"], rows)
+        console.say(console.plural(len(rows), "network"), "dim")
+    else:
+        _show_layers(exact, classes, size, channels)
+
+
+def _as_json(info: Any) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "params": info.params,
+        "size": list(info.size),
+        "channels": info.channels,
+        "weights": info.weights,
+    }
+
+
+def _side(size: tuple[int, int]) -> str:
+    height, width = size
+    return str(height) if height == width else f"{height}×{width}"
+
+
+def _show_layers(info: Any, classes: int, size: str | None, channels: int | None) -> None:
+    from imgclf.models.build import build_model
+    from imgclf.models.summary import layer_table
+    from imgclf.specs import ModelSpec, parse_size
+
+    spec = ModelSpec(info.name, classes, channels or info.channels, parse_size(size) if size else info.size)
+    rows = layer_table(build_model(spec), spec.size, spec.channels)
+    height, width = spec.size
+    console.show(f"{info.name}: input {spec.channels}×{height}×{width} (channels × height × width), {classes} classes")
+    console.show()
+    cells = [[row.name, row.kind, "×".join(map(str, row.shape)), row.formula, f"{row.params:,}"] for row in rows]
+    console.show_table(["layer", "kind", "output", "(W - F + 2P)/S + 1", "parameters"], cells)
+    console.show()
+    console.show(f"{sum(row.params for row in rows):,} parameters; pretrained weights: {info.weights or 'none'}")

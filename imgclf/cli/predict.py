@@ -1,0 +1,83 @@
+"""`imgclf predict`: images in, classes out."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import Device, Json, Model
+
+COLUMNS = ("path", "label", "confidence")
+
+
+def predict(
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, or - for a list of paths on stdin.", show_default=False)
+    ],
+    model: Model = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 3,
+    json: Json = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the predictions to this CSV file.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
+    from imgclf._files import csv_text, write_text
+    from imgclf.classifier import Classifier
+    from imgclf.run import find_model
+
+    path = find_model(model)
+    if model is None:
+        console.say(f"model: {path}", "dim")
+    paths = list(_expand(images))
+    classifier = Classifier.load(path, device=device)
+    rows, failed = [], 0
+    for prediction in classifier.predict_each(paths, top=top):
+        failed += prediction.error is not None
+        if json:
+            console.show_json(prediction.to_dict())
+        rows.append(prediction)
+    if csv is not None:
+        header = [*COLUMNS, *(name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}")), "error"]
+        write_text(csv, csv_text([header, *(_csv_row(row, top) for row in rows)]))
+        console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
+    elif not json:
+        console.show_table(["image", "class", "sure", "or"], map(_table_row, rows))
+    if failed:
+        console.warn(f"{console.plural(failed, 'image')} of {len(rows):,} could not be read")
+        raise typer.Exit(1)
+
+
+def _expand(images: list[str]) -> Iterator[str]:
+    """Paths as given; globs that the shell left alone; the lines of stdin for `-`."""
+    for image in images:
+        if image == "-":
+            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
+            yield from (line for line in lines if line)
+        elif glob.has_magic(image) and not os.path.lexists(image):
+            yield from sorted(glob.glob(image, recursive=True)) or [image]
+        else:
+            yield image
+
+
+def _table_row(prediction: Any) -> list[object]:
+    if prediction.error is not None:
+        return [prediction.path, "error", None, prediction.error]
+    others = ", ".join(f"{label} {console.percent(share)}" for label, share in prediction.top[1:])
+    return [prediction.path, prediction.label, console.percent(prediction.confidence), others]
+
+
+def _csv_row(prediction: Any, top: int) -> list[object]:
+    cells: list[object] = [prediction.path]
+    for label, share in prediction.top:
+        cells += [label, f"{share:.6f}"]
+    cells += [""] * (1 + 2 * top - len(cells))
+    return [*cells, prediction.error or ""]

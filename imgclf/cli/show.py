@@ -1,0 +1,88 @@
+"""`imgclf show`: look at the data as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import DataDir, Out
+
+
+def show(
+    data: Annotated[
+        str | None, typer.Argument(help="A folder, a CSV file or a named data set.", show_default=False)
+    ] = None,
+    augmented: Annotated[bool, typer.Option("--augmented", help="As the network sees them in training.")] = False,
+    channels: Annotated[
+        Path | None, typer.Option(help="Show this one image channel by channel, with its values.", show_default=False)
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=200, help="How many images.")] = 20,
+    arch: Annotated[str | None, typer.Option(help="Whose size and pixels; see train.", show_default=False)] = None,
+    recipe: Annotated[str | None, typer.Option(help="Whose augmentation; see train.", show_default=False)] = None,
+    augment: Annotated[str | None, typer.Option(help="none, light, standard or strong.", show_default=False)] = None,
+    size: Annotated[str | None, typer.Option(help="N or HxW in pixels.", show_default=False)] = None,
+    fit: Annotated[str | None, typer.Option(help="crop, pad or squash.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice and the augmentation.")] = 0,
+    data_dir: DataDir = None,
+    out: Out = None,
+) -> None:
+    """Make a picture of 20 images with their classes, or of one image's channels."""
+    from imgclf.errors import ConfigError
+
+    if (data is None) == (channels is None):
+        raise ConfigError("show takes either DATA or --channels IMAGE")
+    if channels is not None:
+        path = out or Path(f"{channels.stem}-channels.png")
+        _show_channels(channels, path)
+    else:
+        assert data is not None
+        given = {"arch": arch, "augment": augment, "fit": fit, "size": size}
+        path = out or Path(f"{Path(data).name or 'data'}{'-augmented' if augmented else ''}.png")
+        _show_grid(data, path, recipe, {k: v for k, v in given.items() if v is not None}, n, seed, augmented, data_dir)
+    console.show(str(path))
+
+
+def _show_channels(image: Path, path: Path) -> None:
+    from imgclf.data.images import read_image
+    from imgclf.pictures import ANNOTATED_SIDE, save_channels
+    from imgclf.specs import Recipe
+    from imgclf.transforms.pixels import prepare
+
+    pixels = read_image(image)
+    height, width = pixels.shape[:2]
+    if max(height, width) > ANNOTATED_SIDE:
+        scale = ANNOTATED_SIDE / max(height, width)
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        console.say(f"{image} is {height}×{width}; shown at {size[0]}×{size[1]}, so that the values can be read")
+        pixels = prepare(pixels, Recipe(size=size, channels=pixels.shape[2], fit="squash"))
+    save_channels(pixels, image.name, path)
+
+
+def _show_grid(
+    data: str,
+    path: Path,
+    recipe: str | None,
+    changes: dict[str, str],
+    n: int,
+    seed: int,
+    augmented: bool,
+    data_dir: str | None,
+) -> None:
+    from dataclasses import replace
+
+    from imgclf.data.open import open_source
+    from imgclf.pictures import pick_samples, sample_pixels, save_grid
+    from imgclf.plan import choose_experiment, plan_pixels
+    from imgclf.specs import parse_size
+
+    source = open_source(data, data_dir=data_dir, strict=False)
+    asked = {**changes, **({"size": parse_size(changes["size"])} if "size" in changes else {})}
+    experiment = choose_experiment(recipe, asked, source.default_recipe)
+    samples = pick_samples(source, n, seed)
+    samples = [replace(sample, sha256=source.reader.digest(sample.ref)) for sample in samples]
+    pixels = plan_pixels(experiment, source)
+    images = sample_pixels(source, samples, pixels, augmented=augmented, seed=seed)
+    save_grid(images, [sample.label for sample in samples], path)

@@ -1,0 +1,247 @@
+"""What is wrong with this data: files that can't be read, copies, leaks, and odd ones out. Nothing is ever changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from hashlib import file_digest, sha256
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import PIL
+
+from imgclf._files import cache_folder, printable, write_atomic
+from imgclf.data.folder import FileReader
+from imgclf.data.images import BadImage, check_image, open_regular, quiet_pillow
+from imgclf.data.source import Sample, Source
+from imgclf.errors import DataError
+
+ALLOW_BAD = 0.05
+_CACHE_FORMAT = 1
+_CHUNK = 32
+_SHOWN = 3
+_ODD_AMONG = 10
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """An image that can't be used, and why, in one line."""
+
+    ref: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """(height, width) in pixels as displayed: the smallest and the largest image by area, and the median sides."""
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The source without its bad images, every sample with its sha256; what was left out; what looks wrong.
+
+    `findings` are sentences for people. `sizes` is None for a set that lies in memory.
+    """
+
+    source: Source = field(repr=False)
+    bad: tuple[BadFile, ...] = ()
+    findings: tuple[str, ...] = ()
+    sizes: Sizes | None = None
+
+
+@dataclass(frozen=True)
+class _Fact:
+    """What one look at a file gave; `stamp` tells whether the file is still the same."""
+
+    stamp: tuple[int, int, int] = (0, 0, 0)
+    sha256: str = ""
+    reason: str = ""
+    format: str = ""
+    height: int = 0
+    width: int = 0
+
+
+def audit(
+    source: Source,
+    *,
+    on_bad: str = "skip",
+    allow_bad: float = ALLOW_BAD,
+    strict: bool = True,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Read and decode every image once, and say what is wrong with the set.
+
+    Files that can't be decoded are left out (`on_bad="skip"`) or end it (`"error"`); more than the share `allow_bad`
+    (0…1) of them ends it either way, and so does, when `strict`, a class that is left with fewer than 2 images. What
+    was found is remembered in the user's cache folder by path, size, time and inode; the data folder is only read.
+    `progress` is called with the number of images done and of all. Raises `DataError`.
+    """
+    if on_bad not in ("skip", "error"):
+        raise ValueError(f"on_bad is {on_bad!r}; allowed: skip, error")
+    facts = _facts(source, workers or min(8, os.cpu_count() or 1), progress or (lambda done, total: None))
+    bad = tuple(BadFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason)
+    good = [(s, fact) for s, fact in zip(source.samples, facts, strict=True) if not fact.reason]
+    clean = source.with_samples(replace(s, sha256=fact.sha256) for s, fact in good)
+    _judge_bad(source, clean, bad, on_bad, allow_bad)
+    if strict:
+        _judge_classes(source, clean)
+    findings = (*_copies(clean.samples), *_odd_format(good))
+    return Audit(clean, bad, findings, _sizes([fact for _, fact in good if fact.format]))
+
+
+def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -> list[_Fact]:
+    reader = source.reader
+    if not isinstance(reader, FileReader):
+        return [_Fact(sha256=reader.digest(sample.ref)) for sample in source.samples]
+    cache = _cache_path(reader)
+    known = _read_cache(cache)
+    refs = [sample.ref for sample in source.samples]
+    chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
+    facts: list[_Fact] = []
+    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+        try:
+            for found in pool.map(lambda chunk: [_look(reader, ref, known.get(ref)) for ref in chunk], chunks):
+                facts += found
+                progress(len(facts), len(refs))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    now = dict(zip(refs, facts, strict=True))
+    if any(known.get(ref) != fact for ref, fact in now.items()):
+        _write_cache(cache, {**known, **now})
+    return facts
+
+
+def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
+    path = reader.path(ref)
+    try:
+        found = os.stat(path)
+        stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+        if known is not None and known.stamp == stamp:
+            return known
+        with open_regular(path) as file:
+            digest = file_digest(file, "sha256").hexdigest()
+            try:
+                facts = check_image(file, os.path.splitext(path)[1], reader.max_pixels)
+            except BadImage as error:
+                return _Fact(stamp, digest, error.reason)
+        return _Fact(stamp, digest, "", facts.format, facts.height, facts.width)
+    except BadImage as error:
+        return _Fact(reason=error.reason)
+    except OSError as error:
+        return _Fact(reason=f"cannot be opened: {(error.strerror or str(error)).lower()}")
+
+
+def _cache_path(reader: FileReader) -> Path:
+    """A verdict depends on where the files lie, on the limit, on Pillow, and on the rules of this module."""
+    key = "\0".join((reader.root, str(reader.max_pixels), PIL.__version__, str(_CACHE_FORMAT)))
+    return cache_folder() / "audit" / f"{sha256(os.fsencode(key)).hexdigest()[:24]}.json"
+
+
+def _read_cache(path: Path) -> dict[str, _Fact]:
+    """What earlier audits found; a cache that can't be read is as good as none."""
+    try:
+        rows: Mapping[str, list[Any]] = json.loads(path.read_bytes())
+        return {ref: _Fact(tuple(stamp), *rest) for ref, (stamp, *rest) in rows.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
+    rows = {
+        ref: (fact.stamp, fact.sha256, fact.reason, fact.format, fact.height, fact.width) for ref, fact in facts.items()
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(rows, separators=(",", ":")).encode())
+    except OSError:  # a full or read-only disk costs the next run some time, no more
+        pass
+
+
+def _judge_bad(source: Source, clean: Source, bad: tuple[BadFile, ...], on_bad: str, allow_bad: float) -> None:
+    problems = [f"{printable(file.ref)}: {file.reason}" for file in bad]
+    if bad and on_bad == "error":
+        raise DataError(f"{_count(len(bad), 'image')} of {len(source)} can't be used; repair or remove:", problems)
+    share = len(bad) / max(1, len(source))
+    if share > allow_bad:
+        raise DataError(
+            f"{_count(len(bad), 'image')} of {len(source)} ({share:.1%}) can't be used, and at most {allow_bad:.1%} "
+            f"may be: repair or remove them, or pass --allow-bad {math.ceil(share * 100)}%",
+            problems,
+        )
+
+
+def _judge_classes(source: Source, clean: Source) -> None:
+    before, after = source.counts(), clean.counts()
+    problems = [
+        f"class {printable(label)!r} has {after[label]} usable of {before[label]}; at least 2 are needed"
+        for label in source.classes
+        if after[label] < 2
+    ]
+    if problems:
+        raise DataError(f"{source.name}: classes without enough usable images", problems)
+
+
+def _copies(samples: tuple[Sample, ...]) -> list[str]:
+    """Sentences on files of equal content: in one class, with different labels, in different given splits."""
+    by_content: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_content[sample.sha256].append(sample)
+    copies = [group for group in by_content.values() if len(group) > 1]
+    conflicts = [group for group in copies if len({s.label for s in group}) > 1]
+    leaks = [group for group in copies if len({s.split for s in group}) > 1]
+    spare = sum(len(group) - len({(s.label, s.split) for s in group}) for group in copies)
+    doubled = [group for group in copies if len(group) > len({(s.label, s.split) for s in group})]
+    findings = []
+    if spare:
+        findings.append(f"exact copies within a class: {_count(spare, 'image')} ({_named(doubled)})")
+    if conflicts:
+        findings.append(f"equal content with different labels: {_count(len(conflicts), 'image')} ({_named(conflicts)})")
+    for first, second in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        across = [group for group in leaks if {first, second} <= {s.split for s in group}]
+        if across:
+            findings.append(
+                f"{first} and {second} share {_count(len(across), 'image')} ({_named(across)}): results on {second} "
+                "will look better than they are"
+            )
+    return findings
+
+
+def _odd_format(good: list[tuple[Sample, _Fact]]) -> list[str]:
+    """One file of another format than all others is often no photo at all: an error page, a placeholder."""
+    formats = Counter(fact.format for _, fact in good if fact.format)
+    if len(formats) != 2 or formats.total() <= _ODD_AMONG:
+        return []
+    (common, many), (odd, once) = formats.most_common()
+    if once != 1:
+        return []
+    ref = next(sample.ref for sample, fact in good if fact.format == odd)
+    return [f"{printable(ref)} is the only {odd} among {many} {common}: look at it"]
+
+
+def _sizes(facts: list[_Fact]) -> Sizes | None:
+    if not facts:
+        return None
+    sides = sorted(((fact.height, fact.width) for fact in facts), key=lambda side: (side[0] * side[1], side))
+    middle = (round(median(height for height, _ in sides)), round(median(width for _, width in sides)))
+    return Sizes(sides[0], middle, sides[-1])
+
+
+def _named(groups: list[list[Sample]]) -> str:
+    shown = "; ".join(" = ".join(printable(s.ref) for s in group[:_SHOWN]) for group in groups[:_SHOWN])
+    return f"{shown}; …" if len(groups) > _SHOWN else shown
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,305 @@
+"""Folders of images: one sub-folder a class, or train, valid and test folders that hold such sub-folders."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import file_digest
+
+from imgclf._files import printable
+from imgclf.data.images import MAX_PIXELS, file_kind, has_image_magic, is_image_name, open_regular, read_image
+from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
+from imgclf.errors import DataError
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+}
+_JUNK = frozenset(
+    ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information")
+)
+_NOT_AN_IMAGE = "not an image by its name"
+_NO_CLASS = "lies beside the class folders, so it has no class"
+
+
+class FileReader:
+    """Reads images by their path below `root`; an absolute ref stays as it is. See `images.read_image`."""
+
+    def __init__(self, root: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
+        self.root = os.path.abspath(root)
+        self.max_pixels = max_pixels
+
+    def path(self, ref: str) -> str:
+        """The file behind `ref`."""
+        return os.path.join(self.root, ref)
+
+    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+        """The pixels of one image as uint8 (height, width, 1 or 3). Raises `BadImage`."""
+        return read_image(self.path(ref), at_least=at_least, max_pixels=self.max_pixels)
+
+    def digest(self, ref: str) -> str:
+        """The sha256 (hex) of the file's bytes. Raises `BadImage` where it can't be opened."""
+        with open_regular(self.path(ref)) as file:
+            return file_digest(file, "sha256").hexdigest()
+
+
+def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, strict: bool = True) -> Source:
+    """The labelled images below a folder, as `Source`; nothing is decoded yet and nothing is written.
+
+    Each sub-folder is a class, and the images anywhere below belong to it. Where `path` holds a train folder (and
+    valid or test folders) with class folders in it, each sample carries that split. `strict=False` is for evaluation:
+    one class, one image a class, and a valid or test folder without a train folder will do.
+
+    Raises one `DataError` that lists all problems.
+    """
+    root = os.fspath(path)
+    shown = printable(root)
+    if not os.path.isdir(root):
+        problem = "it is a file" if os.path.exists(root) else "it does not exist"
+        raise DataError(f"{shown}: expected a folder with one sub-folder of images per class; {problem}")
+    scan = _Scan(root)
+    layout = _split_folders(scan)
+    samples = scan.samples(layout)
+    classes, notes = _judge_classes(samples, layout, scan.problems, strict=strict)
+    if scan.problems:
+        raise DataError(f"{shown} can't be used: expected one sub-folder of images per class", scan.problems)
+    return Source(
+        name=os.path.basename(os.path.abspath(root)),
+        classes=tuple(classes),
+        samples=tuple(samples),
+        reader=FileReader(root, max_pixels),
+        location=root,
+        ignored=_grouped(scan.ignored),
+        notes=(*_layout_notes(samples, layout), *notes),
+    )
+
+
+@dataclass
+class _Scan:
+    """One walk through a data folder: what was passed over, what is wrong, and which folders have been seen."""
+
+    root: str
+    ignored: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    top: tuple[list[str], list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.claim("")
+        self.top = self.listing("")
+
+    def claim(self, ref: str) -> bool:
+        """Whether this folder has not been walked before, by whatever name."""
+        found = os.stat(os.path.join(self.root, ref))
+        new = (found.st_dev, found.st_ino) not in self.seen
+        self.seen.add((found.st_dev, found.st_ino))
+        return new
+
+    def listing(self, ref: str) -> tuple[list[str], list[str]]:
+        """The refs of the folders and of the image files in a folder, each sorted by bytes; the rest is ignored."""
+        folders: list[str] = []
+        files: list[str] = []
+        try:
+            with os.scandir(os.path.join(self.root, ref)) as entries:
+                ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            self.problems.append(f"{printable(ref) or 'the folder'} can't be read: {why}")
+            return [], []
+        for entry in ordered:
+            below = f"{ref}/{entry.name}" if ref else entry.name
+            reason = _why_not(entry)
+            if reason:
+                self.ignored.append((below + "/" * _is_dir(entry), reason))
+            else:
+                (folders if _is_dir(entry) else files).append(below)
+        return folders, files
+
+    def walk(self, ref: str, links: list[str]) -> list[str]:
+        """The image files anywhere below a folder; linked folders are put off into `links`."""
+        files: list[str] = []
+        pending = [ref]
+        while pending:
+            folder = pending.pop()
+            if not self.claim(folder):
+                self.ignored.append((f"{folder}/", "a link to a folder that was read already"))
+                continue
+            inner, found = self.listing(folder)
+            files += found
+            for below in inner:
+                (links if self.is_link(below) else pending).append(below)
+        return files
+
+    def is_link(self, ref: str) -> bool:
+        """Whether a ref is a symbolic link."""
+        return os.path.islink(os.path.join(self.root, ref))
+
+    def samples(self, layout: dict[str, str] | None) -> list[Sample]:
+        """All images with their class and split, sorted by the bytes of their path."""
+        tops = self._class_folders(layout)
+        found: list[Sample] = []
+        # Real folders first: a link into another class must not take its images away.
+        pending = sorted(tops, key=self.is_link)
+        owner = {ref: ref for ref in pending}
+        for ref in pending:
+            links: list[str] = []
+            label, split = tops[owner[ref]]
+            files = self.walk(ref, links)
+            if not files and not links and ref in tops:
+                self.ignored.append((f"{ref}/", "a folder without images"))
+            found.extend(Sample(file, label, split=split) for file in files)
+            owner.update((link, owner[ref]) for link in links)
+            pending.extend(links)
+        return sorted(found, key=lambda sample: os.fsencode(sample.ref))
+
+    def _class_folders(self, layout: dict[str, str] | None) -> dict[str, tuple[str, str | None]]:
+        """The folder of each class (in each split), with the class's name and the split."""
+        folders, files = self.top
+        self.ignored.extend((file, _NO_CLASS) for file in files)
+        if layout is None:
+            return {ref: (ref, None) for ref in folders}
+        tops: dict[str, tuple[str, str | None]] = {}
+        for ref in folders:
+            if ref not in layout:
+                self.ignored.append((f"{ref}/", "beside the split folders"))
+                continue
+            inner, stray = self.listing(ref)
+            self.ignored.extend((file, _NO_CLASS) for file in stray)
+            tops.update((folder, (os.path.basename(folder), layout[ref])) for folder in inner)
+        return tops
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+def _why_not(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry is passed over; None for folders and images."""
+    if entry.name.startswith("."):
+        return "hidden"
+    if entry.name.lower() in _JUNK:
+        return "left by an operating system"
+    if _is_dir(entry):
+        return None
+    try:
+        if not entry.is_file():
+            return f"{file_kind(entry.stat().st_mode)}, not a regular file"
+    except OSError:
+        return "a link to nothing"
+    if is_image_name(entry.name):
+        return None
+    if not os.path.splitext(entry.name)[1] and has_image_magic(entry.path):
+        return None
+    return _NOT_AN_IMAGE
+
+
+def _split_folders(scan: _Scan) -> dict[str, str] | None:
+    """Which of the top folders are splits; None where the top folders are classes."""
+    folders = scan.top[0]
+    named = {ref: SPLIT_WORDS[ref.lower()] for ref in folders if ref.lower() in SPLIT_WORDS}
+    holding = [ref for ref in named if _holds_folders(os.path.join(scan.root, ref))]
+    only_splits = len(named) == len(folders)
+    has_train = any(named[ref] == "train" for ref in holding)
+    if not holding or not (only_splits or (has_train and len(named) > 1)):
+        return None
+    by_split: dict[str, list[str]] = defaultdict(list)
+    for ref, split in named.items():
+        by_split[split].append(f"{ref}/")
+    scan.problems.extend(
+        f"{' and '.join(printable(ref) for ref in refs)} both mean {split}: keep one"
+        for split, refs in by_split.items()
+        if len(refs) > 1
+    )
+    return named
+
+
+def _holds_folders(path: str) -> bool:
+    try:
+        with os.scandir(path) as entries:
+            return any(_is_dir(entry) and not _why_not(entry) for entry in entries)
+    except OSError:  # reported when it is read
+        return False
+
+
+def _judge_classes(
+    samples: list[Sample], layout: dict[str, str] | None, problems: list[str], *, strict: bool
+) -> tuple[list[str], list[str]]:
+    """The classes in the order of their bytes, and notes on them; what is wrong is added to `problems`."""
+    own = {s.label for s in samples if not (strict and layout) or s.split == "train"}
+    classes = sorted(own, key=os.fsencode)
+    notes = _look_alikes(classes)
+    if not samples:
+        problems.append("no image was found in any sub-folder of it")
+        return classes, notes
+    if strict and layout and not classes:
+        problems.append("there is no train folder with images beside the valid or test folder")
+        return classes, notes
+    for split in SPLIT_NAMES[1:]:
+        there = {s.label for s in samples if s.split == split}
+        if there and strict:
+            problems.extend(
+                f"class {printable(label)!r} is in {split} and not in train"
+                for label in sorted(there - own, key=os.fsencode)
+            )
+        missing = sorted(own - there, key=os.fsencode)
+        if there and missing:
+            notes.append(f"{split} holds no image of {', '.join(map(printable, missing))}")
+    if strict:
+        counts = Counter(s.label for s in samples)
+        if len(classes) < 2:
+            problems.append(f"at least 2 classes are needed; found only {', '.join(map(printable, classes))}")
+        problems.extend(
+            f"class {printable(label)!r} has 1 image; at least 2 are needed" for label in classes if counts[label] < 2
+        )
+    return classes, notes
+
+
+def _look_alikes(classes: Iterable[str]) -> list[str]:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in classes:
+        alike[unicodedata.normalize("NFC", label).casefold()].append(label)
+    return [
+        f"the classes {' and '.join(ascii(name) for name in names)} differ only in case or in the form of their accents"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
+def _layout_notes(samples: list[Sample], layout: dict[str, str] | None) -> list[str]:
+    if layout is None:
+        return []
+    splits = {s.split for s in samples}
+    ordered = sorted(layout, key=lambda ref: SPLIT_NAMES.index(layout[ref]))
+    found = [f"{printable(ref)}/" for ref in ordered if layout[ref] in splits]
+    missing = [name for name in SPLIT_NAMES[1:] if name not in splits]
+    note = f"{' and '.join(found)} found"
+    return [f"{note}; {' and '.join(missing)} will be cut from train" if missing and "train" in splits else note]
+
+
+def _grouped(ignored: list[tuple[str, str]]) -> tuple[str, ...]:
+    """What was passed over as "path: reason"; many of one kind in one line, as "12 files ending .txt: reason"."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for ref, reason in ignored:
+        name = os.path.basename(ref.rstrip("/"))
+        suffix = os.path.splitext(name)[1].lower()
+        if ref.endswith("/"):
+            kind = f"folders named {printable(name)}"
+        else:
+            kind = f"files ending {printable(suffix)}" if suffix else f"files named {printable(name)}"
+        groups[kind, reason].append(ref)
+    return tuple(
+        f"{printable(refs[0])}: {reason}" if len(refs) == 1 else f"{len(refs)} {kind}: {reason}"
+        for (kind, reason), refs in groups.items()
+    )

@@ -1,0 +1,384 @@
+"""The only reader of pixels: every image that imgclf ever sees comes through `read_image`.
+
+Files are opened by an allow-list of formats, none of which starts a program or is a document. The orientation that a
+camera noted is applied exactly once, transparency lies over white, and what cannot be decoded raises `BadImage` with
+the reason; it is never replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageFile
+
+from imgclf._files import printable
+from imgclf.data.source import Pixels
+from imgclf.errors import DataError
+
+MAX_PIXELS = 100_000_000
+
+# The common formats come first: Pillow loads the others only when one of them is asked for.
+_EXTENSIONS = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
+    "PNG": ("png", "apng"),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "DIB": ("dib",),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    "WEBP": ("webp",),
+    "TIFF": ("tif", "tiff"),
+    "AVIF": ("avif", "avifs"),
+    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+    "DDS": ("dds",),
+    "ICO": ("ico",),
+    "PCX": ("pcx",),
+    "QOI": ("qoi",),
+    "SGI": ("sgi", "rgb", "rgba", "bw"),
+    "XBM": ("xbm",),
+    "TGA": ("tga",),
+}
+_SUFFIXES = frozenset(f".{extension}" for extensions in _EXTENSIONS.values() for extension in extensions)
+# TGA has no magic number: Pillow would take almost any file for one, so the name has to say it.
+_BY_MAGIC = tuple(name for name in _EXTENSIONS if name != "TGA")
+# Too short a magic number to tell an image among files that do not even have an extension.
+_WEAK_MAGIC = ("PPM", "DIB", "PCX", "XBM")
+_SWAPS_SIDES = (5, 6, 7, 8)
+_CHECK_SIDE = 32
+
+
+class BadImage(DataError):
+    """An image that can't be read: `reason` is one short line, and the message names the file where there is one."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        self.reason = reason
+        self.path = path
+        super().__init__(f"{printable(path)}: {reason}" if path else reason)
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:  # it crosses from worker processes
+        return type(self), (self.reason, self.path)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the check of an image found: sides in pixels as displayed, Pillow's mode, and the format ("JPEG")."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the extension, in any case, belongs to a format that is read."""
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
+
+
+def has_image_magic(path: str | os.PathLike[str]) -> bool:
+    """Whether a file starts like one of the formats that are read; for files without an extension."""
+    try:
+        with open_regular(path) as file:
+            prefix = file.read(16)
+    except BadImage:
+        return False
+    return any(_accepts(name, prefix) for name in _BY_MAGIC if name not in _WEAK_MAGIC)
+
+
+def read_image(
+    source: str | os.PathLike[str] | bytes, *, at_least: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> Pixels:
+    """The pixels of an image file, or of its bytes, as uint8 of shape (height, width, channels).
+
+    Channels are 1 for grey images and 3 (RGB) for all others. The orientation in EXIF is applied; palettes are
+    resolved, transparency is composited over white, CMYK becomes RGB; of an animation the first frame is taken.
+    Deeper images are scaled by these rules:
+
+    - 16 bits (`I;16`): value / 257, rounded, so that the mean keeps its place;
+    - 32-bit integers (`I`): the same where all values lie in 0…65535, else minimum … maximum become 0 … 255;
+    - floats (`F`): × 255 where all lie in 0…1, unchanged where all lie in 0…255, else minimum … maximum become
+      0 … 255; values that are not finite count as 0.
+
+    `at_least` (height, width) as displayed lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither
+    side falls below it. More than `max_pixels` are refused from the header. Raises `BadImage`.
+    """
+    if isinstance(source, bytes):
+        return _read(BytesIO(source), "", at_least, max_pixels)
+    path = os.fspath(source)
+    try:
+        with open_regular(path) as file:
+            return _read(file, path, at_least, max_pixels)
+    except BadImage as error:
+        raise BadImage(error.reason, path) from error.__cause__
+
+
+def image_pixels(image: Image.Image) -> Pixels:
+    """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`."""
+    with _as_bad_image():
+        image.load()
+        orientation = _orientation(image) if isinstance(image, ImageFile.ImageFile) else 1
+        return _upright(_to_uint8(image), orientation)
+
+
+def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_PIXELS) -> ImageFacts:
+    """Decode an image completely, at a small scale where its format allows, and say what it is; or raise `BadImage`.
+
+    The checksums of a PNG are verified as well, because decoding does not look at them. `suffix` (".tga") matters only
+    for the one format that can't be known by its content.
+    """
+    file = BytesIO(data) if isinstance(data, bytes) else data
+    with _as_bad_image():
+        if not _peek(file, 1):
+            raise BadImage("empty file")
+        image = _identify(file, suffix, max_pixels)
+        if image.format == "PNG":
+            image.verify()
+            image = _identify(file, suffix, max_pixels)
+        width, height = image.size
+        mode, kind = image.mode, _format(image)
+        orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
+        _to_uint8(image)
+    if orientation in _SWAPS_SIDES:
+        width, height = height, width
+    return ImageFacts(width, height, mode, kind)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading; a pipe, a socket or a device is never opened. Raises `BadImage`."""
+    try:
+        _require_regular(os.stat(path).st_mode)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            # What was looked at and what was opened may differ by now.
+            _require_regular(os.fstat(descriptor).st_mode)
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except FileNotFoundError:
+        reason = "a link to nothing" if os.path.islink(path) else "no such file"
+        raise BadImage(reason, os.fspath(path)) from None
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadImage(f"cannot be opened: {text.lower()}", os.fspath(path)) from None
+
+
+def file_kind(mode: int) -> str:
+    """What a `st_mode` describes, in words: "a regular file", "a pipe", …."""
+    kinds = {
+        stat.S_IFREG: "a regular file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _require_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise BadImage(f"{file_kind(mode)}, not a regular file")
+
+
+def _read(file: BinaryIO, path: str, at_least: tuple[int, int] | None, max_pixels: int) -> Pixels:
+    with _as_bad_image():
+        if not _peek(file, 1):
+            raise BadImage("empty file")
+        image = _identify(file, os.path.splitext(path)[1], max_pixels)
+        orientation = _decode(image, at_least, max_pixels)
+        return _upright(_to_uint8(image), orientation)
+
+
+def _peek(file: BinaryIO, count: int) -> bytes:
+    file.seek(0)
+    return file.read(count)
+
+
+def _accepts(name: str, prefix: bytes) -> bool:
+    if name not in Image.OPEN:
+        Image.init()
+    if name not in Image.OPEN:  # not built into this Pillow
+        return False
+    _, accept = Image.OPEN[name]
+    return accept is None or accept(prefix) is True
+
+
+def _identify(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFile:
+    """Open an image without decoding it.
+
+    `Image.open` would do, but for its own limit on pixels: it warns at 89 megapixels whatever ours is, and its setting
+    belongs to the whole program.
+    """
+    Image.preinit()
+    prefix = _peek(file, 16)
+    names = (*_BY_MAGIC, "TGA") if suffix.lower() == ".tga" else _BY_MAGIC
+    reason = "not an image of a known format"
+    for name in names:
+        if not _accepts(name, prefix):
+            continue
+        file.seek(0)
+        try:
+            image: ImageFile.ImageFile = Image.OPEN[name][0](file, "")
+        except (SyntaxError, IndexError, TypeError) as error:  # how Pillow's readers say "not mine"
+            reason = f"damaged {name} header: {_one_line(error)}"
+            continue
+        _check_size(image.size, max_pixels)
+        return image
+    raise BadImage(reason)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        found, limit = width * height / 1e6, max_pixels / 1e6
+        raise BadImage(f"{width}×{height} are {found:.4g} megapixels, more than the limit of {limit:g} (--max-pixels)")
+
+
+def _decode(image: ImageFile.ImageFile, at_least: tuple[int, int] | None, max_pixels: int) -> int:
+    """Decode in place, and say which orientation is still to be applied.
+
+    Only a JPEG is asked for its orientation before it is decoded: a PNG would be decoded to answer, and its errors
+    would be lost.
+    """
+    if at_least is not None and _format(image) == "JPEG":
+        height, width = at_least[::-1] if _orientation(image) in _SWAPS_SIDES else at_least
+        image.draft(None, (max(1, width), max(1, height)))
+    try:
+        image.load()
+    except Exception as error:
+        raise BadImage(f"damaged {_format(image)}: {_one_line(error)}") from error
+    _check_size(image.size, max_pixels)  # an icon's header may promise less than it holds
+    return _orientation(image)
+
+
+def _format(image: Image.Image) -> str:
+    return "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation that is still to be applied, 1 to 8."""
+    if image.format == "TIFF":  # Pillow's decoder has turned it already
+        return 1
+    if image.format == "AVIF":  # its boxes rule, and Pillow gives them as EXIF; XMP would turn it a second time
+        image.info.pop("xmp", None)
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF leaves an image as it is stored, as in every viewer
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation in _SWAPS_SIDES:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _to_uint8(image: Image.Image) -> Pixels:
+    """The pixels of a decoded image as uint8 (height, width, 1 or 3); see `read_image` for the rules."""
+    if image.mode.startswith("I;16"):
+        return _over_white_key(_scaled(np.asarray(image).astype(np.int64)), image)
+    if image.mode == "I":
+        return _scaled(np.asarray(image).astype(np.int64))
+    if image.mode == "F":
+        return _scaled_float(np.asarray(image))
+    if image.has_transparency_data:
+        grey = image.mode in ("1", "L", "LA", "La")
+        return _over_white(np.asarray(image.convert("LA" if grey else "RGBA")))
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return np.asarray(converted)
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[:, :, None]
+    return np.asarray(image.convert("RGB"))
+
+
+def _over_white(pixels: Pixels) -> Pixels:
+    """Composite over white; the last channel is alpha."""
+    colour, alpha = pixels[..., :-1].astype(np.uint16), pixels[..., -1:].astype(np.uint16)
+    mixed: Pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return mixed
+
+
+def _over_white_key(pixels: Pixels, image: Image.Image) -> Pixels:
+    """A 16-bit grey PNG may name one value as transparent."""
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        pixels[np.asarray(image) == key] = 255
+    return pixels
+
+
+def _scaled(values: np.ndarray[Any, np.dtype[np.int64]]) -> Pixels:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        values = (values - low) * 65535 // max(1, high - low)
+    return ((values + 128) // 257).astype(np.uint8)[:, :, None]
+
+
+def _scaled_float(raw: np.ndarray[Any, np.dtype[np.float32]]) -> Pixels:
+    values = np.nan_to_num(raw.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1:
+        values = values * 255
+    elif low < 0 or high > 255:
+        values = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+    scaled: Pixels = np.rint(values).astype(np.uint8)[:, :, None]
+    return scaled
+
+
+def _one_line(error: BaseException) -> str:
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+@contextmanager
+def _as_bad_image() -> Iterator[None]:
+    """Whatever Pillow raises becomes `BadImage`: seven families of exceptions are known, and more may come."""
+    with quiet_pillow():
+        try:
+            yield
+        except BadImage:
+            raise
+        except Exception as error:
+            raise BadImage(f"cannot be decoded: {_one_line(error)}") from error
+
+
+_quiet_lock = threading.Lock()
+_quiet_count = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's own warnings quiet while an image is read: what they warn of is either harmless or checked here.
+
+    Warnings that were turned into errors would make a good image with bad EXIF a bad one. Filters belong to the whole
+    process, so only the first of several threads sets them and only the last one puts them back.
+    """
+    global _quiet_count, _quiet_filters
+    with _quiet_lock:
+        if _quiet_count == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet_count += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_count -= 1
+            if _quiet_count == 0 and _quiet_filters is not None:
+                _quiet_filters.__exit__(None, None, None)
+                _quiet_filters = None

@@ -1,0 +1,45 @@
+"""The front door of data: whatever a user names becomes a `Source`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from imgclf._files import printable
+from imgclf._registry import close_matches
+from imgclf.data.folder import open_folder
+from imgclf.data.images import MAX_PIXELS
+from imgclf.data.named import NAMED, open_named
+from imgclf.data.source import Source
+from imgclf.data.table import open_table
+from imgclf.errors import DataError
+
+
+def open_source(
+    data: str | os.PathLike[str] | Source,
+    *,
+    data_dir: str | Path | None = None,
+    strict: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Source:
+    """A folder with one sub-folder a class, a CSV, or the name of a data set, as `Source`; a `Source` stays as it is.
+
+    What exists on the disk goes before a name. `data_dir` is where named sets lie or are downloaded to.
+    `strict=False`, for evaluation, accepts a single class and single images. Raises `DataError`.
+    """
+    if isinstance(data, Source):
+        return data
+    text, shown = os.fspath(data), printable(os.fspath(data))
+    if os.path.isdir(text):
+        return open_folder(text, max_pixels=max_pixels, strict=strict)
+    if os.path.exists(text):
+        if text.lower().endswith(".csv"):
+            return open_table(text, max_pixels=max_pixels, strict=strict)
+        raise DataError(f"{shown} is a file where a folder is needed; a list of images must be a .csv")
+    if text in NAMED:
+        return open_named(text, data_dir)
+    close = close_matches(text, NAMED.names())
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    raise DataError(
+        f"no folder, CSV file or named data set is called {shown!r}{hint} Named sets: {', '.join(NAMED.names())}"
+    )

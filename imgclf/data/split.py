@@ -1,0 +1,288 @@
+"""Who goes where: train, valid and test, as a function of the files' content and a seed.
+
+Neither the order of the files nor their names matter. Each class is split to the exact count, images of one group or
+of equal content never part, and every class keeps an image in train.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from hashlib import blake2b, sha256
+from math import floor, isclose
+
+from imgclf._files import csv_text, printable, write_text
+from imgclf.data.source import SPLIT_NAMES, Sample, Source
+from imgclf.data.table import read_rows
+from imgclf.errors import ConfigError, DataError
+
+COLUMNS = ("path", "label", "group", "split", "sha256")
+FRACTIONS = (0.7, 0.15, 0.15)
+_SHOWN = 3
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Every sample with its split and sha256, how it came about, and what was assumed (`notes`, for people)."""
+
+    rows: tuple[Sample, ...] = field(repr=False)
+    seed: int = 0
+    fractions: tuple[float, float, float] = FRACTIONS
+    notes: tuple[str, ...] = ()
+
+    def samples(self, split: str) -> tuple[Sample, ...]:
+        """The samples of "train", "valid" or "test"."""
+        if split not in SPLIT_NAMES:
+            raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLIT_NAMES)}")
+        return tuple(sample for sample in self.rows if sample.split == split)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many samples of each class each split holds: `counts()["cat"]["train"]`."""
+        counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in sorted({s.label for s in self.rows})}
+        for sample in self.rows:
+            counts[sample.label][str(sample.split)] += 1
+        return counts
+
+    @property
+    def digest(self) -> str:
+        """The sha256 (hex) of who is where, by content: equal digests mean equal splits, whatever the files' names."""
+        lines = sorted(f"{s.sha256}\0{s.label}\0{s.split}" for s in self.rows)
+        return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def make_split(
+    source: Source,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    seed: int = 0,
+    file: str | os.PathLike[str] | None = None,
+) -> Split:
+    """Assign every sample to train, valid or test.
+
+    What the source itself assigns stays; a valid or test split that it lacks is cut from its train, with the share
+    that `fractions` (train, valid, test; they sum to 1) gives it there. `file` is an earlier split.csv: its files keep
+    their place, new ones are assigned, and files that changed or are gone are named in `notes`.
+
+    Stratified: round(fraction × n) images go to test and to valid, and each class gives its share of them, by largest
+    remainder. Within a class the units are ranked by a keyed hash (BLAKE2b, RFC 7693) of their content, so that the
+    same content and seed give the same place. Raises `DataError` where there is nothing to train on,
+    `ConfigError` for fractions that do not sum to 1.
+    """
+    if min(fractions) < 0 or fractions[0] <= 0 or not isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise ConfigError(f"fractions are {fractions!r}; allowed: three that sum to 1, train above 0")
+    rows = [s if s.sha256 else replace(s, sha256=source.reader.digest(s.ref)) for s in source.samples]
+    given = {s.split for s in rows} - {None}
+    if given and any(s.split is None for s in rows):
+        raise DataError(f"{source.name}: some samples have a split and others have none; give it to all or to none")
+    shares = _shares(fractions, given)
+    cut = {name for name, share in zip(SPLIT_NAMES, shares, strict=True) if share and name != "train"}
+    notes: list[str] = []
+    fixed: dict[str, str] = {s.ref: str(s.split) for s in rows if s.split and not (s.split == "train" and cut)}
+    earlier: tuple[Sample, ...] = ()
+    if file is not None:
+        earlier = read_split(file)
+        fixed |= {row.ref: str(row.split) for row in earlier}
+        notes += _changes(rows, earlier)
+    elif given:
+        notes += [f"{name} is cut from train, as the data holds none" for name in SPLIT_NAMES if name in cut]
+    outside = given - {"train"}
+    placed = _assign(rows, fixed, earlier, outside, shares, seed)
+    if "train" not in placed.values():
+        raise DataError(f"{source.name}: no image is left for train")
+    return Split(tuple(replace(s, split=placed[s.ref]) for s in rows), seed, fractions, tuple(notes))
+
+
+def write_split(split: Split, path: str | os.PathLike[str]) -> None:
+    """Write split.csv: path, label, group, split, sha256; safe to open in a spreadsheet."""
+    rows = ((s.ref, s.label, s.group or "", s.split, s.sha256) for s in split.rows)
+    write_text(path, csv_text([COLUMNS, *rows]))
+
+
+def read_split(path: str | os.PathLike[str]) -> tuple[Sample, ...]:
+    """The rows of a split.csv; group and sha256 may be missing. Raises `DataError` with the lines that are wrong."""
+    rows, _ = read_rows(path, ("path", "label", "split"))
+    problems: list[str] = []
+    samples: dict[str, Sample] = {}
+    for line, cells in rows:
+        ref, split = cells["path"], cells["split"]
+        if split not in SPLIT_NAMES:
+            problems.append(f"line {line}: split is {printable(split)!r}; allowed: {', '.join(SPLIT_NAMES)}")
+        if ref in samples:
+            problems.append(f"line {line}: {printable(ref)} is listed twice")
+        samples[ref] = Sample(ref, cells["label"], cells.get("group") or None, split, cells.get("sha256", ""))
+    if problems:
+        raise DataError(f"{printable(os.fspath(path))} is not usable as a split", problems)
+    return tuple(samples.values())
+
+
+def _shares(fractions: tuple[float, float, float], given: Iterable[str | None]) -> tuple[Fraction, ...]:
+    """The shares of train, valid and test among what is still to be divided: none for a split that is given."""
+    exact = [
+        Fraction(0) if name in given and name != "train" else Fraction(share).limit_denominator(1_000_000)
+        for name, share in zip(SPLIT_NAMES, fractions, strict=True)
+    ]
+    return tuple(share / sum(exact) for share in exact)
+
+
+def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> list[str]:
+    """What differs between the data and an earlier split, as sentences."""
+    before, now = {row.ref: row for row in earlier}, {row.ref: row for row in rows}
+    both = [ref for ref in now if ref in before]
+    known = {row.sha256 for row in earlier if row.sha256}
+    groups = {
+        "new and assigned": [ref for ref in now if ref not in before and now[ref].sha256 not in known],
+        "new names of known content, which stays where it was": [
+            ref for ref in now if ref not in before and now[ref].sha256 in known
+        ],
+        "gone": [ref for ref in before if ref not in now],
+        "changed in content and stay in place": [
+            ref for ref in both if before[ref].sha256 and before[ref].sha256 != now[ref].sha256
+        ],
+        "changed in label and stay in place": [ref for ref in both if before[ref].label != now[ref].label],
+    }
+    return [
+        f"{len(refs)} of the files are {what}: {', '.join(map(printable, refs[:_SHOWN]))}{', …' * (len(refs) > _SHOWN)}"
+        for what, refs in groups.items()
+        if refs
+    ]
+
+
+def _unit(sample: Sample) -> tuple[str | None, str]:
+    """What never parts: a group, or else equal content in one class."""
+    return (None, sample.group) if sample.group is not None else (sample.label, sample.sha256)
+
+
+def _assign(
+    rows: list[Sample],
+    fixed: Mapping[str, str],
+    earlier: tuple[Sample, ...],
+    outside: set[str | None],
+    shares: tuple[Fraction, ...],
+    seed: int,
+) -> dict[str, str]:
+    """The split of every ref. `outside` are splits that the data brings and that no target counts."""
+    home = {_unit(row): str(row.split) for row in reversed(earlier) if row.group is not None or row.sha256}
+    home |= {_unit(s): fixed[s.ref] for s in reversed(rows) if s.ref in fixed and fixed[s.ref] not in outside}
+    placed: dict[str, str] = {}
+    units: dict[tuple[str | None, str], list[Sample]] = defaultdict(list)
+    for sample in rows:
+        split = fixed.get(sample.ref) or home.get(_unit(sample))
+        if split:
+            placed[sample.ref] = split
+        else:
+            units[_unit(sample)].append(sample)
+    have: dict[str, Counter[str]] = {name: Counter() for name in SPLIT_NAMES}
+    inside = [s for s in rows if placed.get(s.ref) not in outside]
+    for sample in inside:
+        if sample.ref in placed:
+            have[placed[sample.ref]][sample.label] += 1
+    targets = _targets(Counter(s.label for s in inside), shares)
+    ranked = sorted(units.values(), key=lambda members: _rank(members, seed))
+    grouped = [members for members in ranked if members[0].group is not None]
+    _place_groups(grouped, targets, have, placed)
+    _place_contents([members for members in ranked if members[0].group is None], targets, have, placed)
+    _keep_in_train(grouped, have, placed)
+    return placed
+
+
+def _rank(members: list[Sample], seed: int) -> tuple[bytes, str]:
+    keyed = blake2b(key=sha256(str(seed).encode()).digest(), digest_size=16)
+    for digest in sorted({s.sha256 for s in members}):
+        keyed.update(digest.encode())
+    return keyed.digest(), members[0].group or ""
+
+
+def _targets(sizes: Mapping[str, int], shares: tuple[Fraction, ...]) -> dict[str, Counts]:
+    """How many images of each class each split should hold.
+
+    Valid's quota counts what test took: a class that was too small for test comes first now.
+    """
+    total = sum(sizes.values())
+    _, for_valid, for_test = shares
+    test = _apportion(
+        {c: for_test * n for c, n in sizes.items()},
+        floor(for_test * total + Fraction(1, 2)),
+        {c: n - 1 for c, n in sizes.items()},
+    )
+    valid = _apportion(
+        {c: (for_valid + for_test) * n - test[c] for c, n in sizes.items()}
+        if for_valid
+        else dict.fromkeys(sizes, Fraction(0)),
+        floor(for_valid * total + Fraction(1, 2)),
+        {c: n - 1 - test[c] for c, n in sizes.items()},
+    )
+    return {"train": {c: n - test[c] - valid[c] for c, n in sizes.items()}, "valid": valid, "test": test}
+
+
+def _apportion(quotas: Mapping[str, Fraction], total: int, limits: Counts) -> Counts:
+    """Whole numbers near the quotas that sum to `total`, none above its limit (Hamilton's largest remainder)."""
+    seats = {c: max(0, min(floor(quota), limits[c])) for c, quota in quotas.items()}
+    while missing := total - sum(seats.values()):
+        step = 1 if missing > 0 else -1
+        open_to = [c for c in seats if 0 <= seats[c] + step <= limits[c]]
+        if not open_to:
+            break
+        open_to.sort(key=lambda c: (step * (seats[c] - quotas[c]), c))
+        for c in open_to[: abs(missing)]:
+            seats[c] += step
+    return seats
+
+
+def _place_groups(
+    units: list[list[Sample]], targets: dict[str, Counts], have: dict[str, Counter[str]], placed: dict[str, str]
+) -> None:
+    """Whole groups, the large ones first, each to the split that lacks most of what it holds."""
+    for members in sorted(units, key=len, reverse=True):  # stable: equal sizes stay in the order of their hash
+        holds = Counter(s.label for s in members)
+        lack = {
+            name: sum(
+                Fraction(n * (targets[name][c] - have[name][c]), sum(t[c] for t in targets.values()))
+                for c, n in holds.items()
+            )
+            for name in SPLIT_NAMES
+        }
+        _put(members, max(SPLIT_NAMES, key=lambda name: lack[name]), have, placed)
+
+
+def _place_contents(
+    units: list[list[Sample]], targets: dict[str, Counts], have: dict[str, Counter[str]], placed: dict[str, str]
+) -> None:
+    """Images by their rank: test is filled first, then valid; what is left trains."""
+    by_class: dict[str, list[list[Sample]]] = defaultdict(list)
+    for members in units:
+        by_class[members[0].label].append(members)
+    for label, ranked in by_class.items():
+        spare = sum(map(len, ranked)) - (not have["train"][label])
+        for name in ("test", "valid"):
+            lack = min(targets[name][label] - have[name][label], spare)
+            rest = []
+            for members in ranked:
+                if len(members) <= lack:
+                    _put(members, name, have, placed)
+                    lack -= len(members)
+                    spare -= len(members)
+                else:
+                    rest.append(members)
+            ranked = rest
+        for members in ranked:
+            _put(members, "train", have, placed)
+
+
+def _keep_in_train(grouped: list[list[Sample]], have: dict[str, Counter[str]], placed: dict[str, str]) -> None:
+    """A class whose groups all went to valid or test gives its smallest one back."""
+    for label in sorted({s.label for members in grouped for s in members}):
+        if not have["train"][label]:
+            smallest = min((m for m in grouped if any(s.label == label for s in m)), key=len)
+            for sample in smallest:
+                have[placed[sample.ref]][sample.label] -= 1
+            _put(smallest, "train", have, placed)
+
+
+def _put(members: list[Sample], name: str, have: dict[str, Counter[str]], placed: dict[str, str]) -> None:
+    for sample in members:
+        placed[sample.ref] = name
+        have[name][sample.label] += 1

@@ -1,0 +1,97 @@
+"""How good are these logits? Loss, accuracy and the per-class figures, from arrays alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imgclf.errors import DataError, ImgclfError
+from imgclf.results import ClassResult, Evaluation
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def softmax(logits: ArrayLike) -> Floats:
+    """Probabilities (float64) over the last axis of `logits`; `ImgclfError` where a logit is NaN or infinite."""
+    return np.exp(_log_softmax(logits))
+
+
+def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str]) -> Evaluation:
+    """Compare `logits` (n, k) with the true class indices `targets` (n,), 0 to k - 1; `classes` are the k names.
+
+    The answer is the class with the largest logit, the first one where several are equal; equal logits rank by their
+    index for top-5 as well. Balanced accuracy is the mean recall and macro-F1 the mean F1 over the classes that have
+    images (scikit-learn's `balanced_accuracy_score`, and `f1_score` with these classes as labels). A precision, recall
+    or F1 with nothing to divide by is 0.
+
+    Raises `DataError` where there is nothing to evaluate or the arrays do not fit each other, and `ImgclfError` where
+    a logit is NaN or infinite.
+    """
+    scores, truth = _check(np.asarray(logits), np.asarray(targets), classes)
+    log_probabilities = _log_softmax(scores)
+    n, k = scores.shape
+    confusion = np.zeros((k, k), dtype=np.int64)
+    np.add.at(confusion, (truth, scores.argmax(axis=1)), 1)
+
+    hits = confusion.diagonal()
+    support, called = confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = _ratio(hits, called), _ratio(hits, support)
+    f1 = _ratio(2 * hits, support + called)
+    present = support > 0
+    rows = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
+    return Evaluation(
+        n=n,
+        loss=float(0.0 - log_probabilities[np.arange(n), truth].mean()),
+        accuracy=float(hits.sum() / n),
+        top5=float((_rank(scores, truth) < 5).mean()) if k > 5 else None,
+        balanced_accuracy=float(recall[present].mean()),
+        macro_f1=float(f1[present].mean()),
+        per_class=tuple(ClassResult(*row) for row in rows),
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def _check(logits: NDArray[Any], targets: NDArray[Any], classes: Sequence[str]) -> tuple[Floats, Ints]:
+    if logits.ndim != 2 or targets.shape != logits.shape[:1] or logits.shape[1] != len(classes):
+        raise DataError(
+            f"expected logits (n, {len(classes)}) for {len(classes)} classes and n targets; "
+            f"got logits {logits.shape} and targets {targets.shape}"
+        )
+    if logits.size == 0:
+        raise DataError("there are no images to evaluate; give at least one labelled image")
+    if targets.dtype.kind not in "iu" or targets.min() < 0 or targets.max() >= len(classes):
+        raise DataError(
+            f"expected targets as whole numbers from 0 to {len(classes) - 1}; "
+            f"got {targets.dtype} from {targets.min()} to {targets.max()}"
+        )
+    return logits.astype(np.float64), targets.astype(np.int64)
+
+
+def _log_softmax(logits: ArrayLike) -> Floats:
+    values = np.asarray(logits, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are answered below, with a sentence
+        shifted = values - values.max(axis=-1, keepdims=True)
+    if not np.isfinite(shifted).all():
+        raise ImgclfError(
+            "expected finite logits; some are NaN or infinite, so the model's weights or its input are broken: "
+            "check the images with NaN or train again with a lower learning rate"
+        )
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _rank(scores: Floats, truth: Ints) -> Ints:
+    """How many classes come before the true one."""
+    own = np.take_along_axis(scores, truth[:, None], axis=1)
+    earlier = np.arange(scores.shape[1]) < truth[:, None]
+    rank: Ints = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    return rank
+
+
+def _ratio(part: Ints, whole: Ints) -> Floats:
+    """part / whole, and 0 where the whole is 0."""
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)

@@ -1,0 +1,57 @@
+"""What an architecture is, and the registry of imgclf's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgclf._registry import Registry
+from imgclf.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Builder = Callable[[ModelSpec], "nn.Module"]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A kind of network: how to build one that is empty, and the pixels it prefers.
+
+    `build` makes the module, whose output is (batch, classes) of logits. `size` is (height, width) in pixels; `mean`
+    and `std` are of values in 0…1, one for all channels or one each; `kernel` and `crop_ratio` are those of `Recipe`.
+    `classes` is the number that the network was published with. `weights` says where pretrained weights come from, None
+    that there are none. `family` names the library or the group it belongs to.
+    """
+
+    name: str
+    build: Builder
+    size: tuple[int, int]
+    channels: int
+    family: str
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    kernel: str = "bilinear"
+    crop_ratio: float = 1.0
+    classes: int = 10
+    weights: str | None = None
+    summary: str = ""
+
+
+ARCHS: Registry[Arch] = Registry("architecture")
+
+
+def arch(
+    name: str, *, size: tuple[int, int], channels: int, family: str, classes: int = 10, summary: str
+) -> Callable[[Builder], Builder]:
+    """Register the decorated builder as an architecture; the other fields of `Arch` keep their defaults."""
+
+    def register(build: Builder) -> Builder:
+        ARCHS.add(
+            name,
+            Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary),
+        )
+        return build
+
+    return register

@@ -1,0 +1,107 @@
+"""Files of published weights: from the local caches first, then from the network, if that answers quickly.
+
+The model hub's own client retries for most of a minute before it admits that there is no network. So the host is asked
+once, with a deadline, and the client only runs when it has answered.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import threading
+import urllib.request
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from imgclf.errors import ModelFileError
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+DEADLINE = 2.0
+
+
+class Unavailable(ModelFileError):
+    """Published weights that can't be had here and now: no network, no such file, or a failed download."""
+
+
+def hub_file(repo: str, names: tuple[str, ...] = HUB_FILES) -> Path:
+    """The first of the files `names` in the Hugging Face repository `repo` (OWNER/NAME, or OWNER/NAME@REVISION).
+
+    Raises `Unavailable`. Heeds HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE, as the hub's own client does.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repo, _, tag = repo.partition("@")
+    revision = tag or None
+    for name in names:
+        cached = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    if constants.HF_HUB_OFFLINE:
+        raise Unavailable(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it")
+    _require_answer(constants.ENDPOINT)
+    for name in names:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision))
+        except LocalEntryNotFoundError as error:  # an EntryNotFoundError as well, but it means that the network failed
+            raise Unavailable(f"{repo} can't be downloaded: {error}") from error
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # the client's errors share no root: OSError, httpx, its own
+            raise Unavailable(f"{repo} can't be downloaded: {error}") from error
+    raise Unavailable(f"{repo} has none of the files {', '.join(names)}")
+
+
+def url_file(url: str) -> Path:
+    """The file that `url` names, kept in torch hub's cache of checkpoints, where torchvision looks for it.
+
+    A hash in the file's name (`resnet18-f37072fd.pth`) is verified. Raises `Unavailable`.
+    """
+    import torch
+
+    name = Path(urlsplit(url).path).name
+    target = Path(torch.hub.get_dir(), "checkpoints", name)
+    if target.is_file():
+        return target
+    _require_answer(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    checksum = re.search(r"-([a-f0-9]{8,})\.", name)
+    try:
+        torch.hub.download_url_to_file(url, str(target), checksum[1] if checksum else None)
+    except Exception as error:  # network errors are OSError, a wrong checksum is RuntimeError, a cut one HTTPException
+        raise Unavailable(f"{url} can't be downloaded: {error}") from error
+    return target
+
+
+def _require_answer(url: str) -> None:
+    if not answers(url):
+        host = urlsplit(url).hostname
+        raise Unavailable(f"{host} does not answer within {DEADLINE:g} s, and the weights are not in the local cache")
+
+
+def answers(url: str, seconds: float = DEADLINE) -> bool:
+    """Whether the host of `url` answers an HTTP request, through the proxy that the environment names.
+
+    Takes no longer than `seconds` plus a moment: a thread does it, since a name look-up can't be given a deadline.
+    """
+    parts = urlsplit(url)
+    request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}/", method="HEAD")  # noqa: S310
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310
+        except HTTPError as error:
+            error.close()  # 403 and the like are an answer, too
+        except URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # the client may know certificates that Python doesn't
+                return
+        except Exception:
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 0.2)
+    return answered.is_set()

@@ -1,0 +1,104 @@
+"""An empty network from a `ModelSpec`, and the layer of a network that knows the classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from imgclf.errors import ConfigError
+from imgclf.models._arch import Arch
+from imgclf.models.backbones import find_arch
+from imgclf.specs import ModelSpec
+
+# What layers raise for an image that is too small or of a shape that they can't take.
+SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)
+HEAD_NAMES = ("head", "heads", "fc", "classifier")  # ours and torchvision's
+
+
+def build_model(spec: ModelSpec) -> nn.Module:
+    """The network that `spec` describes, with fresh weights.
+
+    It maps images (batch, channels, height, width) to logits (batch, classes).
+
+    Raises `UnknownName` for the architecture and `ConfigError` for a size that it can't take (the message names the
+    smallest that works) or a dropout where it has none.
+    """
+    arch = find_arch(spec.arch)
+    try:
+        model = arch.build(spec)
+        if spec.size != arch.size:
+            _pass_one_image(model, spec)
+    except SHAPE_ERRORS as error:
+        raise _size_error(arch, spec, error) from error
+    if spec.dropout and not (hasattr(model, "drop_rate") or any(isinstance(m, nn.Dropout) for m in model.modules())):
+        raise ConfigError(f"{spec.arch} has no dropout, and ModelSpec.dropout is {spec.dropout:g}; leave dropout out")
+    return model
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The layer that turns features into class scores: a linear layer or a 1×1 convolution, or a list of them.
+
+    Found by structure: `get_classifier` (timm), else the last such layer in `head`, `heads`, `fc` or `classifier`.
+    Raises `ConfigError` where there is none of these.
+    """
+    if hasattr(model, "get_classifier"):
+        found: object = model.get_classifier()  # type: ignore[operator]
+        if isinstance(found, tuple | list):
+            return nn.ModuleList(found)
+        assert isinstance(found, nn.Module)
+        return found
+    for name in HEAD_NAMES:
+        part = getattr(model, name, None)
+        if isinstance(part, nn.Module):
+            layers = [module for module in part.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+            if layers:
+                return layers[-1]
+    raise ConfigError(f"{type(model).__name__} has no part called {', '.join(HEAD_NAMES)}; name its last layer `head`")
+
+
+def _pass_one_image(model: nn.Module, spec: ModelSpec) -> None:
+    """Send one black image through; evaluation mode keeps the statistics and the random state as they are."""
+    model.eval()
+    with torch.no_grad():
+        model(torch.zeros(1, spec.channels, *spec.size))
+    model.train()
+
+
+def _size_error(arch: Arch, spec: ModelSpec, error: Exception) -> ConfigError:
+    given = f"{spec.arch} can't take images of {spec.size[0]}x{spec.size[1]}"
+    # A layer that has no pixels left raises RuntimeError; networks that need a multiple of something assert it
+    # themselves, and for these there is no size from which on all work.
+    smallest = _smallest_side(arch, spec) if isinstance(error, RuntimeError) else None
+    if smallest is not None and min(spec.size) < smallest:
+        return ConfigError(f"{given}; the smallest size that works is {smallest}")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ConfigError(f"{given}: {reason}; its own size is {arch.size[0]}x{arch.size[1]}")
+
+
+def _smallest_side(arch: Arch, spec: ModelSpec) -> int | None:
+    """The side of the smallest square that works, by bisection; None where not even the own size does."""
+    own = max(arch.size)
+    device = next((device for device in ("meta", "cpu") if _works(arch, spec, own, device)), None)
+    if device is None:
+        return None
+    low, high = 0, own
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _works(arch, spec, middle, device):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _works(arch: Arch, spec: ModelSpec, side: int, device: str) -> bool:
+    """Whether a square fits; "meta" computes shapes alone and is quick, but not every network can be built on it."""
+    square = replace(spec, size=(side, side))
+    with torch.random.fork_rng(devices=()), torch.device(device):
+        try:
+            _pass_one_image(arch.build(square), square)
+        except SHAPE_ERRORS:
+            return False
+    return True

@@ -1,0 +1,236 @@
+"""Where the weights of a network come from: published ones, a file, a hub, or nowhere (training from scratch)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
+from imgclf.models._arch import Arch
+from imgclf.models._fetch import HUB_FILES, Unavailable, hub_file, url_file
+from imgclf.models.backbones import build_timm, find_arch
+from imgclf.models.build import head_of
+from imgclf.models.offline import offline_weights
+from imgclf.specs import ModelSpec
+
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+OFFLINE_HINT = '--arch efficientnet_lite0 needs no network: pip install "imgclf[offline]"'
+
+
+@dataclass(frozen=True)
+class WeightsUsed:
+    """What was asked for, and what the network starts from: `used` is pretrained, none, file or hub.
+
+    `source` says where the weights came from. `note` is one line that the user should read, or None.
+    """
+
+    asked: str
+    used: str
+    source: str
+    note: str | None = None
+
+
+def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsUsed:
+    """Fill `model`, which was built from `spec`, in place.
+
+    `weights` is `auto` (published weights where they can be had, else none and a note), `pretrained` (published ones,
+    or an error), `none`, a file (.safetensors, .pth, .pt: a state dict), or a hub name like `timm/resnet18.a1_in1k`.
+    The head stays fresh, unless a file's head has the same shape. A first convolution for another number of channels
+    is adapted. Nothing is changed where an error is raised.
+
+    Raises `ModelFileError` for weights that can't be had or don't fit, `MissingExtra` for packaged weights that are not
+    installed, and `ConfigError` for any other `weights`.
+    """
+    if weights == "none":
+        return WeightsUsed(weights, "none", "from scratch")
+    if weights in ("auto", "pretrained"):
+        return _load_published(model, spec, weights)
+    path = Path(weights)
+    if path.is_file() or path.suffix in FILE_SUFFIXES:
+        note = _transplant(model, read_state(path), weights, keep_head=True)
+        return WeightsUsed(weights, "file", weights, note)
+    if HUB_NAME.fullmatch(weights):
+        note = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
+        return WeightsUsed(weights, "hub", weights, note)
+    raise ConfigError(
+        f"weights is {weights!r}; allowed: auto, pretrained, none, a file ({', '.join(FILE_SUFFIXES)}) or a hub name "
+        "like timm/resnet18.a1_in1k"
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or torch file; no code in it is run. Raises `ModelFileError`."""
+    if not path.is_file():
+        raise ModelFileError(f"there is no file {str(path)!r}; weights need an existing {' or '.join(FILE_SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file ends in any of a dozen errors of pickle, zipfile, torch, safetensors
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{str(path)!r} can't be read as weights ({reason}); save them again") from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) and isinstance(k, str) for k, t in state.items()):
+        raise ModelFileError(f"{str(path)!r} holds no state dict (names to tensors); save `model.state_dict()` alone")
+    return state
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A convolution's weight (out, in, height, width) for another number of input channels.
+
+    One channel gets the sum, so that a grey image answers as its RGB copy does. More repeat the weight, scaled so that
+    the answer keeps its size (timm's rule).
+    """
+    given = weight.shape[1]
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, math.ceil(channels / given), 1, 1)[:, :channels]
+    return repeated * (given / channels)
+
+
+def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUsed:
+    arch = find_arch(spec.arch)
+    if arch.weights is None:
+        if asked == "pretrained":
+            raise ModelFileError(
+                f"there are no pretrained weights for {spec.arch}; use --weights none or another --arch"
+            )
+        return WeightsUsed(asked, "none", f"from scratch: {spec.arch} has no published weights")
+    try:
+        state = _published_state(arch, spec)
+    except (Unavailable, MissingExtra) as error:
+        if asked == "pretrained":
+            raise
+        reason = " ".join(str(error).split())
+        hint = "" if arch.family == "offline" else f" ({OFFLINE_HINT})"
+        note = f"{spec.arch} is NOT pretrained: {reason}; training starts from scratch{hint}"
+        return WeightsUsed(asked, "none", "from scratch", note)
+    return WeightsUsed(asked, "pretrained", arch.weights, _transplant(model, state, arch.weights))
+
+
+def _published_state(arch: Arch, spec: ModelSpec) -> Mapping[str, Tensor]:
+    assert arch.weights is not None
+    match arch.family:
+        case "offline":
+            return offline_weights()
+        case "torchvision":
+            return _torchvision_state(arch, spec)
+        case _:
+            return _timm_state(arch, spec)
+
+
+def _timm_state(arch: Arch, spec: ModelSpec) -> Mapping[str, Tensor]:
+    from timm.models import get_pretrained_cfg
+
+    assert arch.weights is not None
+    name = _bare(arch)
+    if arch.weights.startswith("https://"):
+        return _through_timm(name, spec, url_file(arch.weights))
+    cfg = get_pretrained_cfg(name)
+    assert cfg is not None
+    names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
+    return _through_timm(name, spec, hub_file(arch.weights, names))
+
+
+def _through_timm(name: str, spec: ModelSpec, path: Path) -> Mapping[str, Tensor]:
+    """Let timm read the file into a reference network: it knows old layer names and resizes position embeddings."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    assert cfg is not None
+    overlay = {"file": str(path), "custom_load": False}
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": cfg.num_classes}  # else not strict
+    try:
+        with torch.random.fork_rng(devices=()):
+            reference = build_timm(replace(spec, dropout=None), name, **options)
+    except Exception as error:  # what timm raises for a file that is damaged or of another network is not documented
+        raise ModelFileError(f"{str(path)!r} holds no weights for {name}: {error}") from error
+    return reference.state_dict()
+
+
+def _torchvision_state(arch: Arch, spec: ModelSpec) -> Mapping[str, Tensor]:
+    from torchvision.models import get_model, get_model_weights
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    assert arch.weights is not None
+    path = url_file(arch.weights)
+    name = _bare(arch)
+    try:
+        with torch.random.fork_rng(devices=()):
+            reference = get_model(name, weights=get_model_weights(name).DEFAULT)  # finds the file where it now lies
+    except Exception as error:  # a damaged file ends in any of a dozen errors
+        raise ModelFileError(f"{str(path)!r} can't be read as weights ({error}); delete it to get it again") from error
+    state: Mapping[str, Tensor] = reference.state_dict()
+    if name.startswith("vit_") and spec.size != arch.size:
+        state = interpolate_embeddings(spec.size[0], reference.patch_size, dict(state))
+    return {key: tensor for key, tensor in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
+
+
+def _hub_state(arch: Arch, spec: ModelSpec, repo: str) -> Mapping[str, Tensor]:
+    path = hub_file(repo)
+    if arch.family != "timm":
+        return read_state(path)
+    own = _bare(arch)
+    tagged = repo.partition("/")[2].partition("@")[0]  # timm's repositories are called ARCHITECTURE.TAG
+    same = tagged.partition(".")[0] == own.partition(".")[0]
+    return _through_timm(tagged if same else own, spec, path)
+
+
+def _bare(arch: Arch) -> str:
+    return arch.name.rpartition(":")[2]
+
+
+def _transplant(model: nn.Module, state: Mapping[str, Tensor], source: str, *, keep_head: bool = False) -> str | None:
+    """Copy `state` into `model`, all or nothing; answers with what had to be changed, in one line."""
+    own = model.state_dict()
+    heads = _head_prefixes(model)
+    new = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
+    head = {key: tensor for key, tensor in state.items() if key.startswith(heads)}
+    notes = []
+    if keep_head and head:
+        if {key: t.shape for key, t in head.items()} == {k: t.shape for k, t in own.items() if k.startswith(heads)}:
+            new |= head
+        else:
+            notes.append("its head is of another shape and was left out, so the head starts fresh")
+    stem = _first_convolution(model)
+    if stem in new and stem in own and new[stem].ndim == 4:
+        given, wanted = new[stem].shape[1], own[stem].shape[1]
+        if given != wanted:
+            new[stem] = adapt_channels(new[stem], wanted)
+            notes.append(f"its first convolution was adapted from {given} to {wanted} channels")
+    kept = {key for key in own if key.startswith(heads) or key.endswith("num_batches_tracked")}
+    _require_fit(own, new, kept, source)
+    model.load_state_dict({**own, **new})
+    return f"{source}: {'; '.join(notes)}" if notes else None
+
+
+def _require_fit(own: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Iterable[str], source: str) -> None:
+    problems = [f"{key} is missing" for key in own.keys() - new.keys() - set(kept)]
+    problems += [f"{key} is not a part of the network" for key in new.keys() - own.keys()]
+    problems += [
+        f"{key} is {tuple(new[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own.keys() & new.keys()
+        if own[key].shape != new[key].shape
+    ]
+    if problems:
+        shown = "".join(f"\n  - {problem}" for problem in sorted(problems)[:SHOWN_PROBLEMS])
+        more = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise ModelFileError(f"{source} does not fit the network; is it of another architecture or size?{shown}{more}")
+
+
+def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    parts = set(head_of(model).modules())
+    return tuple(f"{name}." for name, module in model.named_modules() if module in parts)
+
+
+def _first_convolution(model: nn.Module) -> str:
+    return next((f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")

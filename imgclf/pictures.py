@@ -1,0 +1,92 @@
+"""Pictures to look at: a grid of images with their classes, and one image channel by channel with its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from imgclf._files import printable
+from imgclf.data.loader import sample_seed
+from imgclf.data.source import Pixels, Sample, Source
+from imgclf.specs import Recipe
+from imgclf.transforms.augment import Augmenter, takes_whole_image
+from imgclf.transforms.pixels import decode_size, prepare
+
+COLUMNS = 5
+ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
+CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
+
+
+def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
+    """`n` samples of a source, the classes in turn, by a seeded choice."""
+    rng = np.random.default_rng(seed)
+    by_class: dict[str, list[Sample]] = {name: [] for name in source.classes}
+    for index in rng.permutation(len(source.samples)):
+        by_class[source.samples[index].label].append(source.samples[index])
+    turns = max(map(len, by_class.values()), default=0)
+    in_turn = [rows[turn] for turn in range(turns) for rows in by_class.values() if turn < len(rows)]
+    return in_turn[:n]
+
+
+def sample_pixels(
+    source: Source, samples: Sequence[Sample], recipe: Recipe, *, augmented: bool, seed: int = 0
+) -> list[Pixels]:
+    """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
+    augmenter = Augmenter(recipe)
+    pixels = []
+    for sample in samples:
+        image = source.open(sample.ref, decode_size(recipe))
+        if augmented:
+            start = image if takes_whole_image(recipe) else prepare(image, recipe)
+            pixels.append(augmenter(start, sample_seed(seed, 0, sample.sha256 or sample.ref)))
+        else:
+            pixels.append(prepare(image, recipe))
+    return pixels
+
+
+def save_grid(images: Sequence[Pixels], titles: Sequence[str], path: Path) -> None:
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title."""
+    rows = -(-len(images) // COLUMNS)
+    figure, axes = _figure(rows, COLUMNS, 2.2)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(_short(printable(title)), fontsize=9, parse_math=False)
+    _save(figure, path)
+
+
+def save_channels(pixels: Pixels, title: str, path: Path) -> None:
+    """Write one image (height, width, channels) as a picture a channel, each pixel with its value 0…255.
+
+    The CIFAR-10 document (D4) prints such a picture. Values stay readable up to 32 × 32 pixels.
+    """
+    channels = pixels.shape[2]
+    names = CHANNEL_NAMES.get(channels, tuple(f"channel {i + 1}" for i in range(channels)))
+    figure, axes = _figure(1, channels, 9.0)
+    for axis, name, plane in zip(axes.flat, names, np.moveaxis(pixels, 2, 0), strict=True):
+        axis.imshow(plane, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(f"{_short(printable(title))}: {name}", parse_math=False)
+        axis.axis("off")
+        for (y, x), value in np.ndenumerate(plane):
+            colour = "black" if value > 127 else "white"
+            axis.text(x, y, str(value), ha="center", va="center", fontsize=6, color=colour)
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-def]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * inches, rows * inches * 1.1), layout="tight")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _short(text: str, most: int = 28) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,161 @@
+"""From what was asked to what is done: the experiment with nothing left open, the network and its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from imgclf._files import printable
+from imgclf.data.audit import audit
+from imgclf.data.source import Sample, Source
+from imgclf.data.split import Split, make_split
+from imgclf.errors import DataError
+from imgclf.models._arch import Arch
+from imgclf.models.backbones import find_arch
+from imgclf.models.build import build_model
+from imgclf.models.weights import WeightsUsed, load_weights
+from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, from_dict, to_dict
+from imgclf.training.auto import resolve_config
+from imgclf.training.callbacks import Callback, notify
+from imgclf.training.experiments import EXPERIMENTS
+from imgclf.transforms.presets import preset_steps
+
+DEFAULT_AUGMENT = "standard"
+LOOKED_AT = 16  # images that are opened to see how many channels the data have
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training will do: the experiment with nothing left open, the model, its pixels and what it starts from."""
+
+    experiment: Experiment
+    spec: ModelSpec
+    recipe: Recipe
+    model: nn.Module
+    weights: WeightsUsed
+
+
+def choose_experiment(
+    base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None = None
+) -> Experiment:
+    """The experiment to run: `base` (a name or a value) with the user's changes, as plain values.
+
+    Without a base it is the one called `suited`, which goes with the data; a user who names an architecture gets the
+    defaults of fine-tuning, or of training from nothing, instead.
+    """
+    if base is None:
+        base = suited if suited is not None and "arch" not in changes else Experiment()
+    experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
+    values = to_dict(experiment)
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if key in ("train", "data") else value
+    return from_dict(Experiment, values)
+
+
+def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapping[str, Any] | None = None) -> Plan:
+    """Build the network, load its weights, and settle every open choice, for `images` training images of a source.
+
+    `compose` is a user's own augmentation, which takes the place of the preset.
+    """
+    arch = find_arch(experiment.arch)
+    settled = _settle_pixels(experiment, arch, source, compose)
+    assert settled.channels is not None and settled.size is not None
+    spec = ModelSpec(arch.name, len(source.classes), settled.channels, settled.size, experiment.dropout)
+    seed = experiment.train.seed
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model = build_model(spec)
+        weights = load_weights(model, spec, experiment.weights)
+    config = resolve_config(experiment.train, pretrained=weights.used != "none", images=images)
+    recipe = _recipe(settled, arch, source, compose)
+    return Plan(replace(settled, train=config), spec, recipe, model, weights)
+
+
+def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None) -> Recipe:
+    """The pixels that training by an experiment would see of a source."""
+    arch = find_arch(experiment.arch)
+    return _recipe(_settle_pixels(experiment, arch, source, compose), arch, source, compose)
+
+
+def _settle_pixels(experiment: Experiment, arch: Arch, source: Source, compose: Mapping[str, Any] | None) -> Experiment:
+    channels = experiment.channels or _channels(experiment, arch, source)
+    return replace(
+        experiment,
+        size=experiment.size or arch.size,
+        channels=channels,
+        fit=experiment.fit or "crop",
+        mean=experiment.mean or _statistics(arch.mean, channels),
+        std=experiment.std or _statistics(arch.std, channels),
+        augment=None if compose is not None else experiment.augment or DEFAULT_AUGMENT,
+    )
+
+
+def _recipe(experiment: Experiment, arch: Arch, source: Source, compose: Mapping[str, Any] | None) -> Recipe:
+    assert experiment.size and experiment.channels and experiment.fit and experiment.mean and experiment.std
+    return Recipe(
+        size=experiment.size,
+        channels=experiment.channels,
+        fit=experiment.fit,
+        kernel=arch.kernel,
+        crop_ratio=arch.crop_ratio,
+        mean=experiment.mean,
+        std=experiment.std,
+        steps=preset_steps(experiment.augment, mirror=source.mirror) if experiment.augment else (),
+        compose=compose,
+    )
+
+
+def _channels(experiment: Experiment, arch: Arch, source: Source) -> int:
+    """The backbone's own channels where it starts from pretrained weights, else as many as the images have."""
+    if arch.weights is not None and experiment.weights != "none":
+        return arch.channels
+    stride = max(1, len(source.samples) // LOOKED_AT)
+    return max(int(source.open(sample.ref, (1, 1)).shape[2]) for sample in source.samples[::stride])
+
+
+def _statistics(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Mean or std for another number of channels than the backbone's: the average for each."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def reading_options(config: DataConfig) -> dict[str, Any]:
+    """The keyword arguments of `open_source`."""
+    return {"data_dir": config.data_dir, "max_pixels": config.max_pixels}
+
+
+def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> tuple[Source, Split]:
+    """Check every image of a source, and split what is usable; tells the callbacks of each step."""
+    config = experiment.data
+    notify(callbacks, "source", source)
+    audited = audit(
+        source,
+        on_bad=config.on_bad,
+        allow_bad=config.allow_bad,
+        progress=lambda done, n: notify(callbacks, "audited", (done, n)),
+    )
+    notify(callbacks, "audit", audited)
+    split = make_split(audited.source, experiment.split, experiment.train.seed, config.split_file)
+    if not split.samples("train"):
+        raise DataError(f"{source.name}: the split leaves no images to train on")
+    notify(callbacks, "split", split)
+    return audited.source, split
+
+
+def require_same_data(split: Split, rows: Sequence[Sample], run: str) -> None:
+    """Raise `DataError` unless a split holds exactly the rows of an earlier one."""
+    now = {(row.ref, row.label, row.split, row.sha256) for row in split.rows}
+    then = {(row.ref, row.label, row.split, row.sha256) for row in rows}
+    if now == then:
+        return
+    new, gone = sorted({row[0] for row in now - then}), sorted({row[0] for row in then - now})
+    changed = set(new) & set(gone)
+    problems = [f"{printable(ref)}: changed" for ref in sorted(changed)]
+    problems += [f"{printable(ref)}: new" for ref in new if ref not in changed]
+    problems += [f"{printable(ref)}: gone" for ref in gone if ref not in changed]
+    raise DataError(
+        f"{run} was trained on other images; put them back, or train anew (--split FILE keeps places)", problems
+    )

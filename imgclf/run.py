@@ -1,0 +1,175 @@
+"""The run folder: everything that happened in one training run, under `runs/NAME/`.
+
+model.safetensors   the model file; its presence says that the run has a result
+config.toml         what was asked, complete: `imgclf train --config` does it again
+split.csv           who was train, valid and test
+history.csv         one row an epoch                events.jsonl   the same and more, as it happened
+run.json            number, data, versions, how it ended, the result
+checkpoint.pt       private: the state that `--resume` goes on from; may be deleted
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from imgclf._files import csv_text, printable, read_text, write_text
+from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
+from imgclf.results import EpochRecord
+from imgclf.specs import Experiment, from_dict, to_dict
+
+MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT = (
+    "model.safetensors",
+    "config.toml",
+    "split.csv",
+    "history.csv",
+    "events.jsonl",
+    "run.json",
+    "checkpoint.pt",
+)
+ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its `run.json` says; runs are ordered by `number`, not by their files' times."""
+
+    path: Path
+    number: int
+    info: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """Where the model file is, or will be."""
+        return self.path / MODEL
+
+
+def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = False) -> Run:
+    """Make a new run folder: `root/name-1`, or the first number that is free; with `exact`, `root/name` or an error."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        path = _claim(root, name) if exact else _claim_numbered(root, stem)
+    except FileExistsError:
+        raise ConfigError(f"{root / name} is there already; give another --name, or delete it") from None
+    except OSError as error:
+        raise ImgclfError(f"no run folder can be made in {root}: {error.strerror or error}") from error
+    number = 1 + max((run.number for run in list_runs(root)), default=0)
+    run = Run(path, number, {"number": number, **info})
+    write_info(run)
+    return run
+
+
+def _claim(root: Path, name: str) -> Path:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
+    path = root / name
+    path.mkdir()
+    return path
+
+
+def _claim_numbered(root: Path, stem: str) -> Path:
+    number = 1
+    while True:
+        try:
+            return _claim(root, f"{stem}-{number}")
+        except FileExistsError:  # also when another process was faster
+            number += 1
+
+
+def write_info(run: Run, **more: Any) -> Run:
+    """The run with more facts in its `run.json`, which is written."""
+    run = replace(run, info={**run.info, **more})
+    write_text(run.path / INFO, json.dumps(run.info, indent=2) + "\n")
+    return run
+
+
+def open_run(path: Path) -> Run:
+    """The run in a folder; `DataError` where there is none."""
+    try:
+        info = json.loads(read_text(path / INFO))
+        return Run(path, int(info["number"]), info)
+    except FileNotFoundError:
+        raise DataError(f"{path} is no run folder: expected {INFO} in it, as `imgclf train` writes it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path / INFO} cannot be read: {error}") from None
+
+
+def list_runs(root: Path = ROOT) -> list[Run]:
+    """All runs in a folder, oldest first."""
+    return sorted(_runs(root), key=lambda run: run.number)
+
+
+def _runs(root: Path) -> Iterator[Run]:
+    if not root.is_dir():
+        return
+    for entry in root.iterdir():
+        if (entry / INFO).is_file():
+            try:
+                yield open_run(entry)
+            except DataError:
+                continue  # not ours, or damaged: it is not the newest run
+
+
+def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -> Path:
+    """The model file to use: `model` (a file or a run folder) or, without it, that of the newest run with a result."""
+    if model is not None:
+        path = Path(model)
+        if path.is_dir() and (path / MODEL).is_file():
+            return path / MODEL
+        if path.is_dir():
+            raise ModelFileError(f"{printable(str(path))} holds no {MODEL}: the run has no result yet")
+        if not path.exists():
+            raise ModelFileError(f"{printable(str(path))} is not there: expected a model file or a run folder")
+        return path
+    for run in reversed(list_runs(root)):
+        if run.model.is_file():
+            return run.model
+    raise ModelFileError(
+        f"there is no finished run under {root.absolute()}: train one (imgclf train DATA) or say --model FILE"
+    )
+
+
+def write_config(path: Path, experiment: Experiment, source: str | None) -> None:
+    """Write an experiment, and the data it was run on, as TOML; what is left open (None) is left out."""
+    import tomli_w
+
+    values = _without_none(to_dict(experiment))
+    write_text(path, tomli_w.dumps({"source": source, **values} if source is not None else values))
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The values of a config file, for `Experiment`, and its `source`. Wrong TOML is a `ConfigError`."""
+    import tomllib
+
+    try:
+        values = tomllib.loads(read_text(path))
+    except OSError as error:
+        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the config {path} is not TOML: {error}") from None
+    source = values.pop("source", None)
+    from_dict(Experiment, values)  # every key and value is checked here, where the file can be named
+    return values, source
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, Mapping) else v for k, v in values.items() if v is not None}
+
+
+def write_history(path: Path, history: list[EpochRecord]) -> None:
+    """Write the epochs so far as CSV."""
+    header = [f.name for f in fields(EpochRecord)]
+    rows = [["" if value is None else value for value in asdict(record).values()] for record in history]
+    write_text(path, csv_text([header, *rows]))
+
+
+def append_event(path: Path, event: str, **values: Any) -> None:
+    """Add one line to the events."""
+    with open(path, "a", encoding="ascii") as file:
+        file.write(json.dumps({"event": event, **values}) + "\n")

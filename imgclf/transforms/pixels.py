@@ -1,0 +1,117 @@
+"""Evaluation pixels: the one function that valid, test and predict all use, and the step from pixels to a tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imgclf.errors import DataError
+from imgclf.specs import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = NDArray[np.uint8]
+
+_KERNELS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_LUMA = np.array([299, 587, 114], dtype=np.float32) / 1000  # ITU-R BT.601, as Pillow's mode L
+_HEADROOM = 2  # decode at no less than twice the final size: what a scaled decoding loses then is invisible
+
+
+def decode_size(recipe: Recipe) -> tuple[int, int]:
+    """The (height, width) below which an image must not be decoded, so that scaled decoding costs no detail."""
+    height, width = recipe.size
+    return (
+        int(np.ceil(_HEADROOM * height / recipe.crop_ratio)),
+        int(np.ceil(_HEADROOM * width / recipe.crop_ratio)),
+    )
+
+
+def prepare(pixels: Pixels, recipe: Recipe) -> Pixels:
+    """An image of any shape as uint8 (height, width, channels) of the recipe's size: no randomness, antialiased.
+
+    `crop` follows torchvision and timm: the image covers size / crop_ratio, and its centre is kept.
+    """
+    pixels = to_channels(pixels, recipe.channels)
+    if recipe.fit == "pad":
+        return _pad(pixels, recipe)
+    box = _centre_box(pixels.shape[:2], recipe) if recipe.fit == "crop" else None
+    return _resize(pixels, recipe.size, recipe.kernel, box)
+
+
+def to_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Grey to colour by repetition, colour to grey by luma (BT.601); other numbers of channels must agree."""
+    have = pixels.shape[2]
+    if have == channels:
+        return pixels
+    if have == 1:
+        return np.repeat(pixels, channels, axis=2)
+    if have == 3 and channels == 1:
+        grey: Pixels = (pixels @ _LUMA + 0.5).astype(np.uint8)[..., None]
+        return grey
+    raise DataError(f"an image has {have} channels, the model takes {channels}: no rule turns one into the other")
+
+
+def to_input(pixels: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
+    """A batch of pixels, uint8 (n, height, width, channels), as normalised float32 (n, channels, height, width).
+
+    The bytes travel to the device, not the floats; the result lies in channels-last memory.
+    """
+    import torch
+
+    on_device = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    std = torch.tensor(recipe.std, device=device).view(1, -1, 1, 1)
+    mean = torch.tensor(recipe.mean, device=device).view(1, -1, 1, 1)
+    return torch.addcmul(-mean / std, on_device.float(), 1 / (255 * std))
+
+
+def _centre_box(shape: tuple[int, int], recipe: Recipe) -> tuple[float, float, float, float]:
+    """The part of the image (left, top, right, bottom) that a centre crop keeps."""
+    height, width = shape
+    target_h, target_w = recipe.size
+    scale = max(int(target_h / recipe.crop_ratio) / height, int(target_w / recipe.crop_ratio) / width)
+    box_h, box_w = min(height, target_h / scale), min(width, target_w / scale)
+    left, top = (width - box_w) / 2, (height - box_h) / 2
+    return left, top, left + box_w, top + box_h
+
+
+def _pad(pixels: Pixels, recipe: Recipe) -> Pixels:
+    height, width = pixels.shape[:2]
+    target_h, target_w = recipe.size
+    scale = min(target_h / height, target_w / width)
+    inner = (max(1, round(height * scale)), max(1, round(width * scale)))
+    canvas = np.empty((target_h, target_w, recipe.channels), np.uint8)
+    canvas[:] = mean_colour(recipe)
+    top, left = (target_h - inner[0]) // 2, (target_w - inner[1]) // 2
+    canvas[top : top + inner[0], left : left + inner[1]] = _resize(pixels, inner, recipe.kernel, None)
+    return canvas
+
+
+def mean_colour(recipe: Recipe) -> list[int]:
+    """The recipe's mean as a colour, 0…255 a channel: what stands where there is no image."""
+    return [round(min(max(value, 0.0), 1.0) * 255) for value in recipe.mean]
+
+
+def _resize(
+    pixels: Pixels, size: tuple[int, int], kernel: str, box: tuple[float, float, float, float] | None
+) -> Pixels:
+    """Resize (a part of) an image; resizing only the part that is kept bounds the memory for any aspect."""
+    whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
+    if pixels.shape[:2] == size and box in (None, whole):
+        return pixels
+    if pixels.shape[2] in (1, 3):
+        planes = [Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))]
+    else:
+        planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(pixels.shape[2])]
+    resized = [np.asarray(plane.resize(size[::-1], _KERNELS[kernel], box=box)) for plane in planes]
+    if len(resized) == 1:
+        return resized[0] if resized[0].ndim == 3 else resized[0][..., None]
+    return np.stack(resized, axis=2)

@@ -1,0 +1,66 @@
+"""Augmentation presets: named lists of steps. A step is data; `augment.py` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from imgclf._registry import Registry
+from imgclf.specs import Step
+
+Preset = Callable[[bool], tuple[Step, ...]]
+PRESETS: Registry[Preset] = Registry("augmentation preset")
+
+
+def preset_steps(name: str, *, mirror: bool = True) -> tuple[Step, ...]:
+    """The steps of the preset called `name`; `mirror=False` leaves out what would change a label, as of a digit."""
+    return PRESETS.get(name)(mirror)
+
+
+def _preset(function: Preset) -> Preset:
+    PRESETS.add(function.__name__.removeprefix("_").replace("_", "-"), function)
+    return function
+
+
+def _flip(mirror: bool) -> tuple[Step, ...]:
+    return (Step("flip", {"p": 0.5}),) if mirror else ()
+
+
+def _zoom(mirror: bool, smallest: float) -> Step:
+    """A random crop, resized; where position carries meaning (digits), a gentle change of scale that cuts little."""
+    if mirror:
+        return Step("resized_crop", {"scale": [smallest, 1.0], "ratio": [0.75, 4 / 3]})
+    return Step("affine", {"shift": 0.1, "rotate": 10, "scale": [0.85, 1.15]})
+
+
+@_preset
+def _none(mirror: bool) -> tuple[Step, ...]:
+    return ()
+
+
+@_preset
+def _light(mirror: bool) -> tuple[Step, ...]:
+    return (Step("affine", {"shift": 0.08, "rotate": 5, "scale": [0.95, 1.05]}), *_flip(mirror))
+
+
+@_preset
+def _standard(mirror: bool) -> tuple[Step, ...]:
+    jitter = Step("color_jitter", {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.0})
+    return (_zoom(mirror, 0.5), *_flip(mirror), jitter)
+
+
+@_preset
+def _strong(mirror: bool) -> tuple[Step, ...]:
+    jitter = Step("color_jitter", {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1})
+    erase = Step("erase", {"scale": [0.02, 0.2], "p": 0.25})
+    return (_zoom(mirror, 0.25), *_flip(mirror), jitter, erase)
+
+
+@_preset
+def _shifts(mirror: bool) -> tuple[Step, ...]:
+    """Lab 10-6: a random crop of the size after padding 4 pixels on each side."""
+    return (Step("random_crop", {"padding": 4}),)
+
+
+@_preset
+def _shifts_flips(mirror: bool) -> tuple[Step, ...]:
+    return (*_shifts(mirror), *_flip(mirror))

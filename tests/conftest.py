@@ -1,0 +1,70 @@
+"""Tiny data, made for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgclf.data.source import ArrayReader, Sample, Source
+
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's caches, or looks for a network."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("IMGCLF_CACHE", str(cache))
+    monkeypatch.setenv("IMGCLF_DATA", str(cache / "data"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def colour_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Image.Image:
+    """An image (height, width) of a noisy colour; each index gives another one."""
+    rng = np.random.default_rng([index, *name.encode()])
+    pixels = np.array(COLOURS[name]) + rng.integers(-30, 30, (*size, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with 20 images in each of 3 class folders, which differ by colour."""
+    root = tmp_path / "photos"
+    for name in COLOURS:
+        (root / name).mkdir(parents=True)
+        for index in range(20):
+            colour_image(name, index).save(root / name / f"{index:02d}.png")
+    return root
+
+
+@pytest.fixture
+def make_source() -> Callable[..., Source]:
+    """Makes a source in memory: `n` images a class of 8×8 pixels, brighter from class to class."""
+
+    def make(n: int = 12, classes: int = 3, channels: int = 1, **options: object) -> Source:
+        rng = np.random.default_rng(0)
+        names = tuple("abcdefghij"[:classes])
+        levels = np.linspace(40, 215, classes)[np.arange(n * classes) % classes]
+        noise = rng.integers(-20, 20, (n * classes, 8, 8, channels))
+        pixels = (levels[:, None, None, None] + noise).astype(np.uint8)
+        reader = ArrayReader({"all": pixels})
+        refs = [f"all/{index:05d}" for index in range(n * classes)]
+        samples = tuple(
+            Sample(ref, names[index % classes], sha256=reader.digest(ref)) for index, ref in enumerate(refs)
+        )
+        return Source("levels", names, samples, reader, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The test runs in an empty folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder

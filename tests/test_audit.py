@@ -1,0 +1,195 @@
+"""What is wrong with this data."""
+
+import json
+import os
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imgclf.data.audit as module
+from imgclf.data.audit import BadFile, Sizes, audit
+from imgclf.data.folder import open_folder
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("IMGCLF_CACHE", str(folder))
+    return folder
+
+
+def image(path, value=0, size=(6, 4), kind="PNG"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).save(path, kind)
+
+
+def photos(root, count=12):
+    for c, label in enumerate("ab"):
+        for i in range(count):
+            image(root / label / f"{i:02d}.png", value=100 * c + i)
+    return root
+
+
+def truncate(path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
+    buffer = BytesIO()
+    noise.save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue()[:600])
+
+
+def test_a_clean_folder(tmp_path):
+    source = open_folder(photos(tmp_path))
+    found = audit(source)
+    assert (found.bad, found.findings) == ((), ())
+    assert [s.ref for s in found.source.samples] == [s.ref for s in source.samples]
+    assert all(s.sha256 == source.reader.digest(s.ref) for s in found.source.samples)
+    assert found.sizes == Sizes((4, 6), (4, 6), (4, 6))
+
+
+def test_bad_files_are_left_out_by_name_and_reason(tmp_path):
+    photos(tmp_path)
+    truncate(tmp_path / "a/03.png")
+    (tmp_path / "b/05.png").write_bytes(b"")
+    source = open_folder(tmp_path)
+    found = audit(source, allow_bad=0.1)
+    assert [file.ref for file in found.bad] == ["a/03.png", "b/05.png"]
+    assert found.bad[1] == BadFile("b/05.png", "empty file")
+    assert "damaged PNG" in found.bad[0].reason
+    assert len(found.source) == 22
+    assert not {"a/03.png", "b/05.png"} & {s.ref for s in found.source.samples}
+
+
+def test_too_many_bad_files_end_it_either_way(tmp_path):
+    photos(tmp_path)
+    for i in range(2):
+        (tmp_path / f"a/{i:02d}.png").write_bytes(b"no image")
+    source = open_folder(tmp_path)
+    with pytest.raises(DataError, match=r"2 images of 24 \(8\.3%\).*--allow-bad 9%") as caught:
+        audit(source)
+    assert caught.value.problems[0] == "a/00.png: not an image of a known format"
+    with pytest.raises(DataError, match="1 image of"):
+        audit(source.with_samples(s for s in source.samples if s.ref != "a/01.png"), on_bad="error", allow_bad=1.0)
+
+
+def test_a_class_that_loses_too_many_images(tmp_path):
+    photos(tmp_path, count=2)
+    (tmp_path / "a/00.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="class 'a' has 1 usable of 2"):
+        audit(open_folder(tmp_path), allow_bad=0.5)
+    assert len(audit(open_folder(tmp_path), allow_bad=0.5, strict=False).source) == 3
+
+
+def test_a_file_that_vanished_is_bad(tmp_path):
+    source = open_folder(photos(tmp_path))
+    (tmp_path / "a/00.png").unlink()
+    assert [file.ref for file in audit(source).bad] == ["a/00.png"]
+
+
+def test_the_limit_of_the_source_holds(tmp_path):
+    source = open_folder(photos(tmp_path), max_pixels=20)
+    with pytest.raises(DataError, match="megapixels"):
+        audit(source)
+
+
+def test_copies_conflicts_and_leaks_are_found(tmp_path):
+    root = tmp_path / "data"
+    for split in ("train", "test"):
+        for c, label in enumerate("ab"):
+            for i in range(4):
+                image(root / split / label / f"{i}.png", value=c * 100 + i + 50 * (split == "test"))
+    image(root / "train/a/copy.png", value=0)
+    image(root / "train/b/conflict.png", value=1)
+    image(root / "test/a/leak.png", value=2)
+    findings = audit(open_folder(root)).findings
+    assert findings == (
+        "exact copies within a class: 1 image (train/a/0.png = train/a/copy.png)",
+        "equal content with different labels: 1 image (train/a/1.png = train/b/conflict.png)",
+        "train and test share 1 image (test/a/leak.png = train/a/2.png): "
+        "results on test will look better than they are",
+    )
+
+
+def test_the_one_file_of_another_format_is_named(tmp_path):
+    photos(tmp_path)
+    image(tmp_path / "a/notFound.gif", value=7, kind="GIF")
+    assert "a/notFound.gif is the only GIF among 24 PNG: look at it" in audit(open_folder(tmp_path)).findings
+    image(tmp_path / "b/second.gif", value=9, kind="GIF")
+    assert not any("GIF" in finding for finding in audit(open_folder(tmp_path)).findings)
+
+
+def test_control_characters_in_names_are_escaped(tmp_path):
+    photos(tmp_path)
+    image(tmp_path / "a/x\x1b[1m.png", value=0)
+    assert "\\x1b[1m" in audit(open_folder(tmp_path)).findings[0]
+
+
+def test_sizes(tmp_path):
+    photos(tmp_path, count=3)
+    image(tmp_path / "a/big.png", size=(50, 20))
+    image(tmp_path / "a/small.png", size=(1, 2))
+    assert audit(open_folder(tmp_path)).sizes == Sizes(smallest=(2, 1), median=(4, 6), largest=(20, 50))
+
+
+def test_a_second_audit_reads_nothing_and_a_changed_file_is_read_again(tmp_path, monkeypatch):
+    photos(tmp_path)
+    first = audit(open_folder(tmp_path))
+    opened = []
+    real = module.open_regular
+    monkeypatch.setattr(module, "open_regular", lambda path: opened.append(path) or real(path))
+    assert audit(open_folder(tmp_path)).source.samples == first.source.samples
+    assert opened == []
+    image(tmp_path / "a/00.png", value=250, size=(9, 9))
+    again = audit(open_folder(tmp_path))
+    assert [os.path.basename(name) for name in opened] == ["00.png"]
+    assert again.source.samples[0].sha256 != first.source.samples[0].sha256
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"a/00.png": [1]}', b'{"a/00.png": 5}', b"\xff"])
+def test_a_damaged_cache_is_as_good_as_none(tmp_path, cache, content):
+    photos(tmp_path)
+    expected = audit(open_folder(tmp_path))
+    (file,) = (cache / "audit").iterdir()
+    json.loads(file.read_bytes())
+    file.write_bytes(content)
+    assert audit(open_folder(tmp_path)).source.samples == expected.source.samples
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, monkeypatch):
+    (cache / "audit").write_text("a file where the folder should be")
+    assert len(audit(open_folder(photos(tmp_path))).source) == 24
+
+
+def test_the_data_folder_is_not_touched(tmp_path):
+    photos(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+    audit(open_folder(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
+
+
+def test_the_number_of_threads_does_not_matter_and_progress_ends_at_the_total(tmp_path, monkeypatch):
+    photos(tmp_path, count=50)
+    truncate(tmp_path / "a/03.png")
+    calls = []
+    one = audit(open_folder(tmp_path), workers=1, progress=lambda done, total: calls.append((done, total)))
+    monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path.parent / "other"))
+    four = audit(open_folder(tmp_path), workers=4)
+    assert (one.source.samples, one.bad, one.sizes) == (four.source.samples, four.bad, four.sizes)
+    assert calls[-1] == (100, 100)
+    assert calls == sorted(calls)
+
+
+def test_sets_in_memory_are_only_hashed():
+    pixels = np.arange(8, dtype=np.uint8).reshape(4, 1, 2, 1)
+    samples = tuple(Sample(f"x/{i}", "ab"[i % 2]) for i in range(4))
+    found = audit(Source("set", ("a", "b"), samples, ArrayReader({"x": pixels})))
+    assert found.sizes is None
+    assert len({s.sha256 for s in found.source.samples}) == 4
+
+
+def test_unknown_choice(tmp_path):
+    with pytest.raises(ValueError, match="skip, error"):
+        audit(open_folder(photos(tmp_path)), on_bad="replace")

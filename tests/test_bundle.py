@@ -1,0 +1,608 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors import torch as safetensors_torch
+
+from imgclf._tensorfile import MAX_HEADER, with_metadata
+from imgclf.bundle import FORMAT, Manifest, load_model, read_manifest, save_model
+from imgclf.errors import ModelFileError
+from imgclf.models.build import build_model
+from imgclf.specs import ModelSpec, Recipe, Step, to_dict
+
+SPEC = ModelSpec("cnn_zero_to_all", classes=2, channels=1, size=(16, 16))
+RECIPE = Recipe(
+    size=(16, 16),
+    channels=1,
+    mean=(0.1307,),
+    std=(0.3081,),
+    steps=(Step("flip", {"p": 0.5}),),
+    compose={"transform": {"__class_fullname__": "HorizontalFlip", "p": 0.1, "size": [1, 2]}},
+)
+
+
+def make_manifest(**changes) -> Manifest:
+    values = {
+        "spec": SPEC,
+        "classes": ("größe \udcff", "[bold]\x1b"),
+        "recipe": RECIPE,
+        "weights": {"asked": "auto", "used": "none", "note": None},
+        "metrics": {"test": {"split": "ab12", "accuracy": 0.75}},
+        "data": "digits",
+        "versions": {"imgclf": "0.1.0"},
+        "created": "2026-11-22T12:00:00+00:00",
+    }
+    return Manifest(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    return build_model(SPEC).eval()
+
+
+@pytest.fixture(scope="module")
+def good(model, tmp_path_factory) -> bytes:
+    """The bytes of a sound model file."""
+    path = tmp_path_factory.mktemp("good") / "model.safetensors"
+    save_model(path, model, make_manifest())
+    return path.read_bytes()
+
+
+@pytest.fixture
+def file(tmp_path, good):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(good)
+    return path
+
+
+def forge(model, change=lambda values: None, tensors=None) -> bytes:
+    """A file with a right checksum over a manifest that `change` has had its way with."""
+    values = to_dict(make_manifest())
+    changed = change(values)
+    manifest = changed if isinstance(changed, str) else json.dumps(values)
+    return with_metadata(safetensors_torch.save(model.state_dict() if tensors is None else tensors), manifest)
+
+
+def raw(header: bytes | str, payload: bytes = b"") -> bytes:
+    header = header.encode() if isinstance(header, str) else header
+    return len(header).to_bytes(8, "little") + header + payload
+
+
+def refusal(path) -> str:
+    """The one sentence with which loading refuses the file; it names the file and has no control characters."""
+    with pytest.raises(ModelFileError) as info:
+        load_model(path)
+    message = str(info.value)
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable()
+    assert len(message) < 1000
+    return message.removeprefix(f"{path}: ")
+
+
+# What is saved comes back
+
+
+def test_round_trip(model, file):
+    loaded, manifest = load_model(file)
+    pixels = torch.rand(4, 1, 16, 16)
+    assert manifest == make_manifest()
+    assert not loaded.training
+    assert torch.equal(loaded(pixels), model(pixels))
+    assert read_manifest(file) == manifest
+
+
+def test_a_folder_stands_for_the_model_file_in_it(model, tmp_path):
+    save_model(tmp_path, model, make_manifest())
+    assert (tmp_path / "model.safetensors").is_file()
+    assert load_model(tmp_path)[1] == read_manifest(str(tmp_path)) == make_manifest()
+
+
+def test_the_file_is_plain_safetensors_with_two_texts(file):
+    with safe_open(file, framework="pt") as stored:
+        assert set(stored.metadata()) == {"imgclf", "sha256"}
+        assert json.loads(stored.metadata()["imgclf"]) == to_dict(make_manifest())
+        assert len(stored.keys()) == 6
+
+
+def test_equal_models_give_equal_bytes(model, good, tmp_path):
+    for _ in range(4):
+        save_model(tmp_path / "again", model, make_manifest())
+        assert (tmp_path / "again").read_bytes() == good
+
+
+def test_saving_and_loading_leave_random_numbers_and_the_model_alone(model, tmp_path):
+    model.train()
+    before = torch.get_rng_state()
+    save_model(tmp_path / "m", model, make_manifest())
+    load_model(tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    model.eval()
+
+
+def test_weights_in_any_memory_layout_are_saved(tmp_path):
+    model = build_model(SPEC)
+    same = torch.arange(10.0)
+    state = model.state_dict()
+    biases = [name for name, tensor in state.items() if tuple(tensor.shape) == (10,)]
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name in biases:
+            parameter.data = same[:]
+        elif parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        elif parameter.ndim == 2:
+            parameter.data = parameter.data.t().contiguous().t()
+    save_model(tmp_path / "m", model, make_manifest())
+    loaded, _ = load_model(tmp_path / "m")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_buffers_and_channels_survive(tmp_path):
+    spec = ModelSpec("small_resnet18", classes=3, channels=4, size=(32, 32))
+    model = build_model(spec)
+    model(torch.rand(4, 4, 32, 32))  # moves the running statistics
+    save_model(tmp_path / "m", model, Manifest(spec, ("a", "b", "c"), Recipe(size=(32, 32), channels=4)))
+    loaded, manifest = load_model(tmp_path / "m")
+    pixels = torch.rand(2, 4, 32, 32)
+    assert torch.equal(loaded(pixels), model.eval()(pixels))
+    assert manifest.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert manifest.created.endswith("+00:00")
+
+
+def test_reading_the_manifest_needs_no_torch(file):
+    code = (
+        "import sys; from imgclf.bundle import read_manifest; read_manifest(sys.argv[1]);"
+        "sys.exit(', '.join({'torch', 'numpy', 'timm', 'torchvision', 'safetensors'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@given(
+    classes=st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=2, unique=True).map(tuple),
+    data=st.text(max_size=5),
+    metrics=st.dictionaries(st.text(max_size=3), st.none() | st.booleans() | st.integers() | st.text(max_size=3)),
+)
+@settings(deadline=None, max_examples=25)
+def test_any_names_and_results_round_trip(model, tmp_path_factory, classes, data, metrics):
+    path = tmp_path_factory.getbasetemp() / "names.safetensors"
+    manifest = make_manifest(classes=classes, data=data, metrics={"valid": metrics})
+    save_model(path, model, manifest)
+    assert load_model(path)[1] == manifest
+
+
+# Saving
+
+
+def test_the_mode_follows_the_umask(model, tmp_path):
+    old = os.umask(0o027)
+    try:
+        save_model(tmp_path / "m", model, make_manifest())
+    finally:
+        os.umask(old)
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_save_leaves_the_old_file(model, file, good, monkeypatch, call, error):
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(type(error)):
+            save_model(file, model, make_manifest(data="another"))
+    assert file.read_bytes() == good
+    assert os.listdir(file.parent) == [file.name]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_not_saved(file, good, value):
+    model = build_model(SPEC)
+    name, parameter = list(model.named_parameters())[1]
+    parameter.data[3] = value
+    with pytest.raises(ModelFileError, match=f"not saved: the tensor '{name}' holds NaN"):
+        save_model(file, model, make_manifest())
+    assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (replace(SPEC, arch="lenet"), "do not fit lenet with 2 classes"),
+        (replace(SPEC, size=(28, 28)), r"float32 \(2, 20\), expected float32 \(2, 320\)"),
+        (replace(SPEC, arch="no_such_net"), "no_such_net"),
+    ],
+)
+def test_a_model_that_could_not_be_loaded_is_not_saved(model, tmp_path, spec, message):
+    with pytest.raises(ModelFileError, match=message):
+        save_model(tmp_path / "m", model, make_manifest(spec=spec))
+    assert os.listdir(tmp_path) == []
+
+
+def test_half_precision_is_not_saved_as_if_it_were_single(tmp_path):
+    with pytest.raises(ModelFileError, match=r"float16 .* expected float32"):
+        save_model(tmp_path / "m", build_model(SPEC).half(), make_manifest())
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
+def test_a_manifest_that_is_not_json_is_not_saved(model, tmp_path, value):
+    with pytest.raises(ModelFileError, match="not JSON"):
+        save_model(tmp_path / "m", model, make_manifest(metrics={"test": {"loss": value}}))
+
+
+def test_a_manifest_that_could_not_be_read_is_not_saved(model, tmp_path):
+    with pytest.raises(ModelFileError, match="header of"):
+        save_model(tmp_path / "m", model, make_manifest(data="x" * MAX_HEADER))
+
+
+# Damage
+
+
+def test_every_truncation_is_refused(file, good):
+    for length in {*range(0, len(good), 97), *range(10), len(good) - 1}:
+        file.write_bytes(good[:length])
+        assert refusal(file).startswith("truncated: ")
+
+
+def flips(data: bytes):
+    """Every bit of the header, and one bit of every seventh byte after it."""
+    header = 8 + int.from_bytes(data[:8], "little")
+    yield from ((position, bit) for position in range(header) for bit in range(8))
+    yield from ((position, position % 8) for position in range(header, len(data), 7))
+
+
+def test_every_bit_flip_is_refused(file, good):
+    survivors = []
+    with file.open("r+b") as stream:
+        for position, bit in flips(good):
+            stream.seek(position)
+            stream.write(bytes([good[position] ^ 1 << bit]))
+            stream.flush()
+            try:
+                load_model(file)
+            except ModelFileError:
+                pass
+            else:
+                survivors.append((position, bit))
+            stream.seek(position)
+            stream.write(good[position : position + 1])
+    assert survivors == []
+
+
+def test_a_damaged_weight_is_called_corrupt(file, good):
+    file.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
+    assert refusal(file).startswith("corrupt: the checksum does not match")
+    file.write_bytes(good.replace(b"digits", b"digitz"))
+    assert refusal(file).startswith("corrupt: the checksum does not match")
+    file.write_bytes(good + b"\0\0")
+    assert refusal(file) == "corrupt: 2 bytes belong to no tensor"
+
+
+@given(data=st.binary(max_size=200), prefix=st.sampled_from([b"", raw("{"), raw('{"a":')[:12]]))
+@settings(deadline=None)
+def test_random_bytes_are_refused(tmp_path_factory, prefix, data):
+    path = tmp_path_factory.getbasetemp() / "noise"
+    path.write_bytes(prefix + data)
+    refusal(path)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=200)
+def test_random_edits_are_refused(tmp_path_factory, good, data):
+    start = data.draw(st.integers(0, len(good) - 1))
+    end = data.draw(st.integers(start, min(start + 20, len(good))))
+    edit = data.draw(st.binary(max_size=20).filter(lambda edit: edit != good[start:end]))
+    path = tmp_path_factory.getbasetemp() / "edited"
+    path.write_bytes(good[:start] + edit + good[end:])
+    refusal(path)
+
+
+# Other files
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def foreign_files(victim):
+    torch_zip, legacy, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({"a": Payload(victim)}, torch_zip)
+    torch.save({"a": Payload(victim)}, legacy, _use_new_zipfile_serialization=False)
+    np.save(array, np.array([Payload(victim)], dtype=object), allow_pickle=True)
+    yield from (("zip", torch_zip.getvalue()), ("pickle", legacy.getvalue()), ("NumPy", array.getvalue()))
+    yield from (("pickle", pickle.dumps(Payload(victim), protocol)) for protocol in (2, 3, 4, 5))
+    yield "", pickle.dumps(Payload(victim), 0)
+
+
+def test_files_of_other_formats_are_never_opened(tmp_path):
+    victim = tmp_path / "victim"
+    file = tmp_path / "model.safetensors"
+    for kind, data in foreign_files(victim):
+        file.write_bytes(data)
+        message = refusal(file)
+        assert message.startswith("is not a safetensors file")
+        assert kind in message
+        assert "can run code" in message
+    assert not victim.exists()
+
+
+def test_a_path_without_a_model_file_is_refused(tmp_path):
+    assert refusal(tmp_path / "none").startswith("there is no such model file")
+    with pytest.raises(ModelFileError, match=r"model\.safetensors: there is no such model file"):
+        load_model(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    assert refusal(tmp_path / "file" / "below").startswith("cannot be read")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe").startswith("is not a regular file")
+
+
+def test_control_characters_in_the_name_are_escaped(tmp_path):
+    with pytest.raises(ModelFileError, match=r"a\\x1b\[1m: "):
+        load_model(tmp_path / "a\x1b[1m")
+
+
+def test_plain_safetensors_are_no_model(model, file):
+    file.write_bytes(safetensors_torch.save(model.state_dict(), metadata={"format": "pt"}))
+    assert refusal(file).startswith("has no imgclf manifest")
+
+
+# Hostile headers
+
+TENSOR = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+META = '"__metadata__":{"imgclf":"{}","sha256":"0"}'
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff" * 7 + b"\0{", "is not a safetensors file"),
+        ((MAX_HEADER + 1).to_bytes(8, "little") + b"{}", "has a header of 8,000,001 bytes"),
+        (raw('{"a":' * 100_000), "corrupt: the header is nested too deeply"),
+        (raw('{"a":' + "[" * 100_000), "corrupt: the header is nested too deeply"),
+        (raw('{"a":' + "9" * 5000 + "}"), "corrupt: the header is not JSON"),
+        (raw("{'a':1}"), "corrupt: the header is not JSON"),
+        (raw('{"a":NaN}'), "corrupt: the header is not JSON"),
+        (raw('{"a":1e999}'), "corrupt: the header is not JSON"),
+        (raw(b'{"\xff":1}'), "corrupt: the header is not JSON"),
+        (raw(f"{{{META},{TENSOR},{TENSOR}}}", bytes(4)), "corrupt: the key 'a' comes twice"),
+        (raw(f"{{{META},{TENSOR},{TENSOR.replace('a', 'b', 1)}}}", bytes(8)), "corrupt: the tensors overlap"),
+        (raw(f"{{{META},{TENSOR.replace('[0,4]', '[4,8]')}}}", bytes(8)), "corrupt: the tensors overlap or leave"),
+        (raw(f"{{{META},{TENSOR.replace('[0,4]', '[0,5]')}}}", bytes(5)), "corrupt: the header's entry for the"),
+        (raw(f"{{{META},{TENSOR.replace('[0,4]', '[0,4,4]')}}}", bytes(4)), "corrupt: the header's entry for the"),
+        (raw(f"{{{META},{TENSOR.replace('[1]', '[-1]')}}}", bytes(4)), "corrupt: the header's entry for the"),
+        (raw(f"{{{META},{TENSOR.replace('[1]', '[true]')}}}", bytes(4)), "corrupt: the header's entry for the"),
+        (raw(f"{{{META},{TENSOR.replace('F32', 'F33')}}}", bytes(4)), "corrupt: the header's entry for the"),
+        (raw(f"{{{META},{TENSOR.replace('shape', 'form')}}}", bytes(4)), "corrupt: the header's entry for the"),
+        (raw('{"__metadata__":{"imgclf":"{}","sha256":"0","x":"y"}}'), "corrupt: the metadata"),
+        (raw('{"__metadata__":{"imgclf":"{}"}}'), "corrupt: the metadata"),
+        (raw('{"__metadata__":{"imgclf":"\\u00e9","sha256":"0"}}'), "corrupt: the metadata"),
+        (raw('{"__metadata__":{"imgclf":{},"sha256":"0"}}'), "has no imgclf manifest"),
+        (raw('{"__metadata__":[]}'), "has no imgclf manifest"),
+        (raw('{"__metadata__":{"imgclf":"[]","sha256":"0"}}'), "corrupt: the manifest is not a JSON object"),
+        (raw('{"__metadata__":{"imgclf":"{","sha256":"0"}}'), "corrupt: the manifest is not JSON"),
+        (raw(f"{{{META}}}"), "corrupt: the checksum does not match"),
+    ],
+)
+def test_hostile_headers_are_refused(tmp_path, data, message):
+    (tmp_path / "m").write_bytes(data)
+    assert refusal(tmp_path / "m").startswith(message)
+
+
+def test_twenty_thousand_tensors_are_refused(tmp_path):
+    tensors = {f"layer.{index}": torch.zeros(1) for index in range(20_000)}
+    (tmp_path / "m").write_bytes(forge(None, tensors=tensors))
+    message = refusal(tmp_path / "m")
+    assert "is missing" in message
+    assert message.endswith("and 20003 more")
+
+
+# Forged files: the checksum is right, the content is not
+
+
+def put(path: str, value):
+    def change(values):
+        *parents, last = path.split(".")
+        for name in parents:
+            values = values[name]
+        values[last] = value
+
+    return change
+
+
+def drop(path: str):
+    def change(values):
+        *parents, last = path.split(".")
+        for name in parents:
+            values = values[name]
+        del values[last]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (put("format", 0), "manifest.format is 0"),
+        (put("format", True), "manifest.format is True"),
+        (put("format", "1"), "manifest.format is '1'"),
+        (put("classes", ["a"]), "manifest.classes has 1 names; expected spec.classes, 2"),
+        (put("classes", ["a", "a"]), "manifest.classes is ('a', 'a')"),
+        (put("classes", ["a", 1]), "manifest.classes is"),
+        (put("classes", "ab"), "manifest.classes is 'ab'"),
+        (put("spec", 5), "manifest.spec is 5"),
+        (put("spec.size", [10**9, 16]), "ModelSpec.size is"),
+        (put("spec.size", 16), "ModelSpec.size is 16"),
+        (put("spec.classes", 10**9), "ModelSpec.classes is"),
+        (put("spec.channels", 3), "manifest.recipe.channels is 1"),
+        (put("spec.dropout", 1.5), "ModelSpec.dropout is 1.5"),
+        (put("spec.extra", 1), "manifest.spec.extra is not a field"),
+        (drop("spec.dropout"), "manifest.spec.dropout is missing"),
+        (drop("recipe"), "manifest.recipe is missing"),
+        (drop("recipe.kernel"), "manifest.recipe.kernel is missing"),
+        (put("recipe.std", [0]), "Recipe.std is"),
+        (put("recipe.mean", 0), "Recipe.mean is 0"),
+        (put("recipe.fit", ["crop"]), "Recipe.fit is"),
+        (put("recipe.steps", [{"op": "os.system"}]), "Step.op is 'os.system'"),
+        (put("recipe.steps", ["flip"]), "Step is 'flip'"),
+        (put("recipe.steps", 3), "Recipe.steps is 3"),
+        (put("recipe.compose", "eval"), "Recipe.compose is 'eval'"),
+        (put("weights", []), "manifest.weights is []"),
+        (put("metrics", None), "manifest.metrics is None"),
+        (put("versions", {"imgclf": 1}), "manifest.versions is"),
+        (put("versions", {}), "manifest.versions is {}; expected texts, imgclf among them"),
+        (put("created", 0), "manifest.created is 0"),
+        (put("data", None), "manifest.data is None"),
+        (put("calibration", 1), "manifest.calibration is not a field"),
+        (lambda _: '{"format":1,"format":1}', "corrupt: the key 'format' comes twice"),
+        (lambda _: '{"format":' + "[" * 50_000, "corrupt: the manifest is nested too deeply"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_its_field(model, tmp_path, change, named):
+    (tmp_path / "m").write_bytes(forge(model, change))
+    assert refusal(tmp_path / "m").startswith(named)
+    with pytest.raises(ModelFileError):
+        read_manifest(tmp_path / "m")
+
+
+FIELDS = [
+    *to_dict(make_manifest()),
+    *(f"spec.{name}" for name in to_dict(SPEC)),
+    *(f"recipe.{name}" for name in to_dict(RECIPE)),
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(field=st.sampled_from(FIELDS), value=JSON)
+@settings(deadline=None, max_examples=300)
+def test_any_value_in_any_field_loads_or_is_refused(model, tmp_path_factory, field, value):
+    path = tmp_path_factory.getbasetemp() / "field"
+    path.write_bytes(forge(model, put(field, value)))
+    try:
+        loaded, manifest = load_model(path)
+    except ModelFileError:
+        return
+    assert manifest == read_manifest(path)
+    assert loaded(torch.zeros(1, 1, *manifest.spec.size)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "hf_hub:evil/model",
+        "hf-hub:evil/model",
+        "timm:hf_hub:evil",
+        "local-dir:/tmp/x",
+        "/etc/passwd",
+        "../lenet",
+        "evil/model",
+        "https://evil.example/model",
+        "le net",
+        "lenet\n",
+        ".lenet",
+        "",
+        "timm:",
+        "torchvision:os.system",
+        "no_such_architecture",
+    ],
+)
+def test_an_architecture_outside_the_allow_list_is_refused(model, tmp_path, monkeypatch, arch):
+    def no_network(*_, **__):
+        raise AssertionError("a model file must not reach for the network")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    (tmp_path / "m").write_bytes(forge(model, put("spec.arch", arch)))
+    assert "arch" in refusal(tmp_path / "m")
+
+
+def test_a_newer_format_says_who_wrote_it(model, tmp_path):
+    def newer(values):
+        values |= {"format": 999, "versions": {"imgclf": "9.1"}, "unheard": {}}
+
+    (tmp_path / "m").write_bytes(forge(model, newer))
+    expected = f"made by imgclf 9.1 with format 999, this version (0.1.0) reads up to {FORMAT}: upgrade imgclf"
+    assert refusal(tmp_path / "m") == expected
+    with pytest.raises(ModelFileError, match="upgrade imgclf"):
+        read_manifest(tmp_path / "m")
+
+
+def changed_tensors(model, kind: str):
+    tensors = dict(model.state_dict())
+    name = list(tensors)[-1]
+    match kind:
+        case "missing":
+            del tensors[name]
+        case "extra":
+            tensors["backdoor"] = torch.zeros(3)
+        case "shape":
+            tensors[name] = torch.zeros(5)
+        case "dtype":
+            tensors[name] = tensors[name].double()
+        case "nan":
+            tensors[name] = torch.full_like(tensors[name], torch.nan)
+        case "inf":
+            tensors[name] = torch.full_like(tensors[name], -torch.inf)
+    return name, tensors
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "{name} is missing"),
+        ("extra", "backdoor is not part of it"),
+        ("shape", "{name} is float32 (5), expected float32 (2)"),
+        ("dtype", "{name} is float64 (2), expected float32 (2)"),
+        ("nan", "the tensor '{name}' holds NaN"),
+        ("inf", "the tensor '{name}' holds NaN"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(model, tmp_path, kind, message):
+    name, tensors = changed_tensors(model, kind)
+    (tmp_path / "m").write_bytes(forge(model, tensors=tensors))
+    assert message.format(name=name) in refusal(tmp_path / "m")
+
+
+def test_a_class_more_than_the_head_has_is_refused(model, tmp_path):
+    def one_more(values):
+        values["classes"] = ["a", "b", "c"]
+        values["spec"]["classes"] = 3
+
+    (tmp_path / "m").write_bytes(forge(model, one_more))
+    assert "do not fit cnn_zero_to_all with 3 classes" in refusal(tmp_path / "m")
+
+
+def test_a_small_file_cannot_ask_for_a_large_network(model, tmp_path):
+    def huge(values):
+        values["spec"] |= {"arch": "lenet", "size": [4096, 4096]}  # two billion weights
+
+    lenet = build_model(replace(SPEC, arch="lenet"))
+    (tmp_path / "m").write_bytes(forge(lenet, huge))
+    assert "expected float32 (120, 16679056)" in refusal(tmp_path / "m")

@@ -1,0 +1,238 @@
+"""Folders as data: what becomes a class, a split, an image, and what is only listed."""
+
+import os
+import sys
+import unicodedata
+
+import pytest
+from PIL import Image
+
+from imgclf.data.folder import FileReader, open_folder
+from imgclf.data.images import BadImage
+from imgclf.errors import DataError
+
+
+def image(path, value=0, kind="PNG"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4), value).save(path, kind)
+
+
+def fill(root, *classes, count=2):
+    for label in classes:
+        for i in range(count):
+            image(root / label / f"{i}.png")
+
+
+def refs(source):
+    return [sample.ref for sample in source.samples]
+
+
+def test_each_sub_folder_is_a_class_and_nested_files_belong_to_it(tmp_path):
+    fill(tmp_path, "b", "a")
+    image(tmp_path / "a/deep/er/x.JPG", kind="JPEG")
+    source = open_folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert refs(source) == ["a/0.png", "a/1.png", "a/deep/er/x.JPG", "b/0.png", "b/1.png"]
+    assert source.counts() == {"a": 3, "b": 2}
+    assert source.open("a/0.png").shape == (4, 4, 1)
+    assert (source.location, source.notes, source.ignored) == (str(tmp_path), (), ())
+    assert all(sample.split is None for sample in source.samples)
+
+
+def test_junk_never_becomes_a_class_and_is_listed(tmp_path):
+    fill(tmp_path, "a", "b")
+    for folder in ("__MACOSX", ".git", "@eaDir", "$RECYCLE.BIN", "a/.ipynb_checkpoints", "System Volume Information"):
+        image(tmp_path / folder / "0.png")
+    (tmp_path / "empty").mkdir()
+    for name in ("Thumbs.db", "a/desktop.ini", "a/.DS_Store", "b/.DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    for i in range(12):
+        (tmp_path / f"a/{i}.txt").write_text("x")
+    (tmp_path / "a/README").write_text("x")
+    image(tmp_path / "beside.png")
+    source = open_folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert len(source) == 4
+    ignored = "\n".join(source.ignored)
+    for line in (
+        "__MACOSX/: left by an operating system",
+        ".git/: hidden",
+        "empty/: a folder without images",
+        "2 files named .DS_Store: hidden",
+        "12 files ending .txt: not an image by its name",
+        "a/README: not an image by its name",
+        "beside.png: lies beside the class folders",
+        "Thumbs.db: left",
+    ):
+        assert line in ignored
+
+
+def test_images_without_an_extension_are_found_by_their_content(tmp_path):
+    fill(tmp_path, "a", "b")
+    image(tmp_path / "a/plain")
+    assert "a/plain" in refs(open_folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("folders", "note"),
+    [
+        (("train", "val", "test"), "train/ and val/ and test/ found"),
+        (("Training", "DEV"), "Training/ and DEV/ found; test will be cut from train"),
+        (("train", "testing"), "train/ and testing/ found; valid will be cut from train"),
+        (("train",), "train/ found; valid and test will be cut from train"),
+    ],
+)
+def test_split_folders_are_recognised(tmp_path, folders, note):
+    for folder in folders:
+        fill(tmp_path / folder, "a", "b")
+    source = open_folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert source.notes == (note,)
+    meaning = {"train": "train", "val": "valid", "test": "test"}
+    expected = {"Training": "train", "DEV": "valid", "testing": "test", **meaning}
+    assert {s.ref.split("/")[0]: s.split for s in source.samples} == {f: expected[f] for f in folders}
+
+
+def test_class_folders_may_be_called_like_splits(tmp_path):
+    fill(tmp_path, "train", "bus", "test")
+    assert open_folder(tmp_path).classes == ("bus", "test", "train")
+    fill(tmp_path / "train", "wagon")
+    assert open_folder(tmp_path / "train", strict=False).classes == ("wagon",)
+
+
+def test_other_folders_beside_the_splits_are_listed(tmp_path):
+    fill(tmp_path / "train", "a", "b")
+    fill(tmp_path / "val", "a", "b")
+    fill(tmp_path, "sketches")
+    image(tmp_path / "train/loose.png")
+    source = open_folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert "sketches/: beside the split folders" in source.ignored
+    assert any(line.startswith("train/loose.png: lies beside") for line in source.ignored)
+
+
+def test_a_test_folder_without_classes_counts_as_missing(tmp_path):
+    fill(tmp_path / "train", "a", "b")
+    image(tmp_path / "test/1.png")
+    source = open_folder(tmp_path)
+    assert source.notes == ("train/ found; valid and test will be cut from train",)
+    assert len(source) == 4
+
+
+def test_all_problems_come_in_one_error(tmp_path):
+    fill(tmp_path / "train", "a", count=1)
+    fill(tmp_path / "val", "zebra")
+    fill(tmp_path / "dev", "a")
+    with pytest.raises(DataError) as caught:
+        open_folder(tmp_path)
+    text = "\n".join(caught.value.problems)
+    assert "dev/ and val/ both mean valid" in text
+    assert "class 'zebra' is in valid and not in train" in text
+    assert "at least 2 classes" in text
+
+
+def test_a_class_with_one_image(tmp_path):
+    fill(tmp_path, "a", "b")
+    fill(tmp_path, "c", count=1)
+    with pytest.raises(DataError, match="class 'c' has 1 image"):
+        open_folder(tmp_path)
+    assert open_folder(tmp_path, strict=False).classes == ("a", "b", "c")
+
+
+def test_a_class_that_valid_lacks_is_only_noted(tmp_path):
+    fill(tmp_path / "train", "a", "b", "c")
+    fill(tmp_path / "val", "a", "c")
+    assert "valid holds no image of b" in open_folder(tmp_path).notes
+
+
+def test_splits_without_train(tmp_path):
+    fill(tmp_path / "val", "a", "b")
+    fill(tmp_path / "test", "a", "b")
+    with pytest.raises(DataError, match="no train folder"):
+        open_folder(tmp_path)
+    source = open_folder(tmp_path, strict=False)
+    assert source.classes == ("a", "b")
+    assert {sample.split for sample in source.samples} == {"valid", "test"}
+
+
+def test_paths_that_are_no_data(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for name, reason in (("file", "it is a file"), ("none", "does not exist"), ("", "no image was found")):
+        with pytest.raises(DataError, match=reason):
+            open_folder(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, monkeypatch):
+    fill(tmp_path, "a", "b", "c")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("c"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="c can't be read: permission denied"):
+        open_folder(tmp_path)
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path):
+    root = tmp_path / "data"
+    fill(root, "a", "b")
+    fill(tmp_path / "elsewhere", "c")
+    (root / "a/loop").symlink_to(root)
+    (root / "a/other").symlink_to(root / "b")
+    (root / "c").symlink_to(tmp_path / "elsewhere/c")
+    (root / "b/dangling.png").symlink_to(tmp_path / "nowhere")
+    (root / "b/circle.png").symlink_to(root / "b/circle.png")
+    os.mkfifo(root / "b/pipe.png")
+    source = open_folder(root)
+    assert source.counts() == {"a": 2, "b": 2, "c": 2}
+    ignored = "\n".join(source.ignored)
+    assert "a/loop/: a link to a folder that was read already" in ignored
+    assert "a/other/: a link to a folder that was read already" in ignored
+    assert "2 files ending .png: a link to nothing" in ignored
+    assert "b/pipe.png: a pipe, not a regular file" in ignored
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_odd_names_work_and_round_trip(tmp_path):
+    fill(tmp_path, "plain")
+    odd = ["new\nline", "esc\x1b[1m", "[bold]", "=cmd", "-rf", "é" * 60, os.fsdecode(b"\xff\xfe")]
+    for name in odd:
+        for i in range(2):
+            image(tmp_path / name / f"{name[:20]}{i}.png")
+    source = open_folder(tmp_path)
+    assert set(source.classes) == {*odd, "plain"}
+    assert list(source.classes) == sorted(source.classes, key=os.fsencode)
+    for sample in source.samples:
+        assert source.open(sample.ref).shape == (4, 4, 1)
+        assert len(source.reader.digest(sample.ref)) == 64
+    with pytest.raises(DataError) as caught:
+        open_folder(tmp_path / "new\nline")
+    assert caught.value.args[0].splitlines()[0].count("\\n") == 1
+
+
+def test_names_that_look_alike_are_noted(tmp_path):
+    composed = unicodedata.normalize("NFC", "é")
+    fill(tmp_path, composed, unicodedata.normalize("NFD", "é"), "Cat", "cat")
+    notes = open_folder(tmp_path).notes
+    assert any("'Cat' and 'cat'" in note for note in notes)
+    assert any(r"\xe9" in note for note in notes)
+
+
+def test_reader_says_which_file_is_bad(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no image")
+    reader = FileReader(tmp_path)
+    with pytest.raises(BadImage, match=r"x\.png: not an image"):
+        reader.open("x.png")
+    with pytest.raises(BadImage, match="no such file"):
+        reader.digest("y.png")
+
+
+def test_scanning_changes_nothing(tmp_path):
+    fill(tmp_path, "a", "b")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    source = open_folder(tmp_path)
+    source.open(refs(source)[0])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -1,0 +1,315 @@
+"""The only reader of pixels."""
+
+import os
+import pickle
+import socket
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from imgclf.data.images import BadImage, check_image, has_image_magic, is_image_name, open_regular, read_image
+
+ORIENTATION = 0x0112
+
+
+def encoded(image, kind, **options):
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def quarters(width=64, height=32):
+    """Four colours, so that every turn and flip can be told apart."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = (250, 10, 10)
+    pixels[: height // 2, width // 2 :] = (10, 250, 10)
+    pixels[height // 2 :, : width // 2] = (10, 10, 250)
+    pixels[height // 2 :, width // 2 :] = (250, 250, 10)
+    return pixels
+
+
+# How a picture must be stored so that its orientation brings it back upright.
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_orientation_is_applied_exactly_once(kind, orientation):
+    if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
+        pytest.skip(f"{kind} is not built in")
+    upright = quarters()
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind in ("JPEG", "AVIF") else {}
+    data = encoded(image, kind, exif=exif, **options)
+    pixels = read_image(data)
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels[8::16, 16::32].astype(int) - upright[8::16, 16::32]).max() < 25
+    facts = check_image(data)
+    assert (facts.height, facts.width, facts.format) == (32, 64, kind)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "TIFF"])
+def test_orientation_in_xmp_does_not_turn_what_the_decoder_has_turned(kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("AVIF is not built in")
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    if kind == "TIFF":
+        from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+        tags = ImageFileDirectory_v2()
+        tags[700], tags[ORIENTATION] = xmp, 1
+        data = encoded(Image.fromarray(quarters()), "TIFF", tiffinfo=tags)
+    else:
+        data = encoded(Image.fromarray(quarters()), "AVIF", xmp=xmp)
+    assert read_image(data).shape == (32, 64, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_at_least_decodes_smaller_but_never_below(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(Image.new("RGB", (800, 400)), "JPEG", exif=exif)
+    full = (400, 800) if orientation == 1 else (800, 400)
+    assert read_image(data).shape[:2] == full
+    half = read_image(data, at_least=(full[0] // 2, full[1] // 2))
+    assert half.shape[:2] == (full[0] // 2, full[1] // 2)
+    assert read_image(data, at_least=(full[0] // 2 + 1, 1)).shape[:2] == full
+    assert read_image(data, at_least=(1, 1)).shape[:2] == (full[0] // 8, full[1] // 8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 250), st.integers(1, 250))
+def test_draft_keeps_both_sides(width, height, least_height, least_width):
+    data = encoded(Image.new("L", (width, height)), "JPEG")
+    found_height, found_width, _ = read_image(data, at_least=(least_height, least_width)).shape
+    assert found_height >= min(height, least_height)
+    assert found_width >= min(width, least_width)
+
+
+def test_sixteen_bit_grey_keeps_its_mean():
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for kind in ("PNG", "TIFF"):
+        pixels = read_image(encoded(Image.fromarray(values), kind))
+        assert pixels.shape == (64, 64, 1)
+        assert abs(pixels.mean() - values.mean() / 257) < 0.5
+        assert (pixels.min(), pixels.max()) == (0, 255)
+    big_endian = Image.frombytes("I;16B", (64, 64), values.astype(">u2").tobytes())
+    assert np.array_equal(read_image(encoded(big_endian, "TIFF"))[..., 0], (values.astype(int) + 128) // 257)
+
+
+def test_transparent_value_of_a_16_bit_png_is_white():
+    values = np.array([[0, 20000], [40000, 65535]], np.uint16)
+    pixels = read_image(encoded(Image.fromarray(values), "PNG", transparency=20000))
+    assert pixels[0, 1, 0] == 255
+    assert pixels[0, 0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 65535]], np.int32), [0, 255]),
+        (np.array([[-100, 100]], np.int32), [0, 255]),
+        (np.array([[0, 1_000_000]], np.int32), [0, 255]),
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 100.0, 255.0]], np.float32), [0, 100, 255]),
+        (np.array([[-1.0, 0.0, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[np.nan, np.inf, 1.0]], np.float32), [0, 0, 255]),
+        (np.array([[7e5, 7e5]], np.float32), [0, 0]),
+    ],
+)
+def test_integers_and_floats_are_scaled_by_the_rule(values, expected):
+    assert read_image(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == expected
+
+
+def test_transparency_lies_over_white():
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert (read_image(encoded(clear, "PNG")) == 255).all()
+    assert (read_image(encoded(half, "PNG")) == 127).all()
+    grey = read_image(encoded(Image.new("LA", (4, 4), (0, 0)), "PNG"))
+    assert grey.shape == (4, 4, 1)
+    assert (grey == 255).all()
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    palette.putpixel((0, 0), 1)
+    for transparency in (0, b"\x00\xff"):
+        pixels = read_image(encoded(palette, "PNG", transparency=transparency))
+        assert pixels[0, 0].tolist() == [200, 0, 0]
+        assert pixels[1, 1].tolist() == [255, 255, 255]
+    keyed = read_image(encoded(Image.new("RGB", (2, 2), (1, 2, 3)), "PNG", transparency=(1, 2, 3)))
+    assert (keyed == 255).all()
+    keyed_grey = read_image(encoded(Image.new("L", (2, 2), 5), "PNG", transparency=5))
+    assert keyed_grey.shape == (2, 2, 1)
+    assert (keyed_grey == 255).all()
+
+
+def test_other_colour_modes():
+    cmyk = read_image(encoded(Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(cmyk[8, 8].astype(int) - (200, 30, 30)).max() < 12
+    bits = read_image(encoded(Image.new("1", (8, 8), 1), "PNG"))
+    assert bits.shape == (8, 8, 1)
+    assert (bits == 255).all()
+    lab = read_image(encoded(Image.new("LAB", (8, 8), (255, 128, 128)), "TIFF"))
+    assert (lab > 250).all()
+    assert read_image(encoded(Image.new("L", (1, 1), 7), "PNG")).tolist() == [[[7]]]
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert read_image(data)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_mpo_opens_as_jpeg():
+    frames = [Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))]
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert check_image(data).format == "JPEG"
+    assert read_image(data, at_least=(16, 16)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "DIB", "PPM", "PCX", "SGI", "ICO", "DDS", "QOI", "JPEG2000", "TGA"])
+def test_rarer_formats(kind, tmp_path):
+    path = tmp_path / f"image.{kind.lower()}"
+    path.write_bytes(encoded(Image.fromarray(quarters(32, 32)), kind))
+    assert np.abs(read_image(path).astype(int) - quarters(32, 32)).max() < 12
+
+
+def test_documents_and_programs_are_no_images(tmp_path):
+    for kind in ("EPS", "PDF", "TGA"):
+        with pytest.raises(BadImage):
+            read_image(encoded(Image.new("RGB", (8, 8)), kind))
+
+
+def test_too_many_pixels_are_refused_from_the_header():
+    data = encoded(Image.new("1", (2000, 2000)), "PNG")
+    with pytest.raises(BadImage, match="4 megapixels, more than the limit of 1 "):
+        read_image(data, max_pixels=1_000_000)
+    with pytest.raises(BadImage, match="megapixels"):
+        check_image(data, max_pixels=1_000_000)
+    header_only = encoded(Image.new("1", (10, 10)), "PNG")
+    huge = header_only[:16] + (60_000).to_bytes(4, "big") * 2 + header_only[24:]
+    with pytest.raises(BadImage, match=r"megapixels|CRC|broken|damaged"):
+        read_image(huge)
+
+
+def test_between_pillows_limit_and_ours_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(encoded(Image.new("L", (40, 40)), "PNG")).shape == (40, 40, 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_truncated_images_are_bad_for_check_and_read_alike(kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, kind)
+    for cut in (len(data) // 2, 30, 3):
+        for read in (check_image, read_image):
+            with pytest.raises(BadImage) as caught:
+                read(data[:cut])
+            assert caught.value.reason
+            assert "\n" not in caught.value.reason
+
+
+def test_a_truncated_png_with_exif_lookups_stays_bad():
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99), dtype=np.uint8)), "PNG")
+    with pytest.raises(BadImage, match="damaged PNG"):
+        read_image(data[: len(data) - 2000])
+
+
+def test_check_verifies_the_checksums_of_a_png():
+    data = bytearray(encoded(Image.new("L", (50, 50), 3), "PNG"))
+    data[data.index(b"IDAT") + 20] ^= 1
+    with pytest.raises(BadImage):
+        check_image(bytes(data))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]), st.data())
+def test_damage_gives_pixels_or_bad_image_and_nothing_else(kind, draw):
+    data = bytearray(encoded(Image.fromarray(quarters(16, 16)), kind))
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    try:
+        facts = check_image(bytes(data))
+        pixels = read_image(bytes(data))
+    except BadImage:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[:2] == (facts.height, facts.width)
+
+
+def test_broken_exif_neither_warns_nor_makes_an_image_bad():
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\xff\xff\0\0\0\0"
+    data = encoded(Image.fromarray(quarters()), "JPEG", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(data).shape == (32, 64, 3)
+        check_image(data)
+        filters = list(warnings.filters)
+        with ThreadPoolExecutor(4) as pool:
+            assert len(list(pool.map(read_image, [data] * 40))) == 40
+        assert warnings.filters == filters
+
+
+def test_files_that_are_no_regular_files_are_named(tmp_path, monkeypatch):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    cases = {
+        "empty.jpg": "empty file",
+        "link.jpg": "a link to nothing",
+        "none.jpg": "no such file",
+        "folder.jpg": "a folder",
+        "pipe.jpg": "a pipe",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(BadImage, match=reason) as caught:
+            read_image(tmp_path / name)
+        assert name in str(caught.value)
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(tmp_path)
+        listener.bind("s.jpg")
+        with pytest.raises(BadImage, match="a socket"):
+            open_regular("s.jpg")
+    with pytest.raises(BadImage, match="a device"):
+        open_regular("/dev/null")
+    with pytest.raises(BadImage):
+        open_regular("bad\0name.jpg")
+
+
+def test_bad_image_crosses_processes_and_hides_control_characters():
+    error = pickle.loads(pickle.dumps(BadImage("reason", "a\x1b[1m\n.jpg")))
+    assert (error.reason, error.path) == ("reason", "a\x1b[1m\n.jpg")
+    assert str(error) == "a\\x1b[1m\\n.jpg: reason"
+
+
+def test_names_and_magic(tmp_path):
+    for name in ("a.JPG", "b.jfif", "c.jpe", "d.Tif", "e.avif", "f.pgm", "g.apng", "h.jp2", "i.tar.png"):
+        assert is_image_name(name)
+    for name in ("a.txt", "jpg", ".jpg", "a.eps", "a.psd", "a.pdf", "a.jpg.bak"):
+        assert not is_image_name(name)
+    image = tmp_path / "noext"
+    image.write_bytes(encoded(Image.new("L", (4, 4)), "PNG"))
+    assert has_image_magic(image)
+    for text in (b"P6 notes", b"#define X 1", b"hello", b""):
+        image.write_bytes(text)
+        assert not has_image_magic(image)

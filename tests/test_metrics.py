@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from imgclf.errors import DataError, ImgclfError
+from imgclf.evaluation.metrics import evaluate_logits, softmax
+
+
+def names(k: int) -> list[str]:
+    return [f"class {index}" for index in range(k)]
+
+
+@st.composite
+def batches(draw: st.DrawFn):
+    n, k = draw(st.integers(1, 40)), draw(st.integers(2, 9))
+    # few distinct values, so that ties are common
+    logits = draw(hnp.arrays(np.float32, (n, k), elements=st.sampled_from([-50.0, -1.5, 0.0, 0.25, 1.0, 1e4])))
+    targets = draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
+    return logits, targets
+
+
+def test_an_example_worked_by_hand():
+    logits = np.log([[0.7, 0.2, 0.1], [0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    result = evaluate_logits(logits, [0, 1, 1, 1], ["ant", "bee", "wasp"])
+
+    assert result.n == 4
+    assert result.loss == pytest.approx(-np.log([0.7, 0.25, 0.8, 0.2]).mean())
+    assert result.accuracy == 0.5
+    assert result.top5 is None
+    assert result.confusion == ((1, 0, 0), (1, 1, 1), (0, 0, 0))
+    assert result.balanced_accuracy == pytest.approx((1 + 1 / 3) / 2)
+    ant, bee, wasp = result.per_class
+    assert (ant.name, ant.precision, ant.recall, ant.support) == ("ant", 0.5, 1.0, 1)
+    assert (bee.precision, bee.recall, bee.support) == (1.0, pytest.approx(1 / 3), 3)
+    assert (ant.f1, bee.f1) == (pytest.approx(2 / 3), pytest.approx(0.5))
+    assert (wasp.precision, wasp.recall, wasp.f1, wasp.support) == (0.0, 0.0, 0.0, 0)
+    assert result.macro_f1 == pytest.approx((2 / 3 + 0.5) / 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches())
+def test_equals_scikit_learn(batch):
+    from sklearn import metrics
+
+    logits, targets = batch
+    k = logits.shape[1]
+    result = evaluate_logits(logits, targets, names(k))
+    called, present = logits.argmax(axis=1), np.unique(targets)
+    everything = metrics.precision_recall_fscore_support(targets, called, labels=range(k), zero_division=0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns about classes that were called and have no images
+        balanced = metrics.balanced_accuracy_score(targets, called)
+    assert result.accuracy == pytest.approx(metrics.accuracy_score(targets, called))
+    assert result.balanced_accuracy == pytest.approx(balanced)
+    assert result.macro_f1 == pytest.approx(
+        metrics.f1_score(targets, called, labels=present, average="macro", zero_division=0)
+    )
+    ours = [(row.precision, row.recall, row.f1, row.support) for row in result.per_class]
+    np.testing.assert_allclose(ours, np.transpose(everything))
+    np.testing.assert_array_equal(result.confusion, metrics.confusion_matrix(targets, called, labels=range(k)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(batches())
+def test_loss_and_top5_equal_torch(batch):
+    import torch
+
+    logits, targets = batch
+    result = evaluate_logits(logits, targets, names(logits.shape[1]))
+    loss = torch.nn.functional.cross_entropy(torch.tensor(logits, dtype=torch.float64), torch.tensor(targets))
+    assert result.loss == pytest.approx(loss.item(), abs=1e-12)
+    if logits.shape[1] > 5:
+        ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+        assert result.top5 == pytest.approx((ranked == targets[:, None]).any(axis=1).mean())
+        assert result.top5 >= result.accuracy
+    else:
+        assert result.top5 is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(batches(), st.randoms(use_true_random=False))
+def test_the_order_of_the_images_does_not_matter(batch, random):
+    logits, targets = batch
+    order = list(range(len(targets)))
+    random.shuffle(order)
+    one = evaluate_logits(logits, targets, names(logits.shape[1]))
+    other = evaluate_logits(logits[order], targets[order], names(logits.shape[1]))
+    assert other.loss == pytest.approx(one.loss, rel=1e-12)
+    assert (other.accuracy, other.top5, other.per_class, other.confusion) == (
+        one.accuracy,
+        one.top5,
+        one.per_class,
+        one.confusion,
+    )
+
+
+def test_ties_go_to_the_first_class():
+    result = evaluate_logits(np.zeros((7, 7)), range(7), names(7))
+    assert result.accuracy == pytest.approx(1 / 7)
+    assert result.top5 == pytest.approx(5 / 7)
+
+
+def test_large_logits_do_not_overflow():
+    result = evaluate_logits(np.array([[1e30, 0.0], [0.0, 800.0]], dtype=np.float32), [0, 0], names(2))
+    assert result.loss == pytest.approx(400)
+    perfect = evaluate_logits([[1e6, 0.0]], [0], names(2))
+    assert str(perfect.loss) == "0.0"
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(np.float32, (3, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_softmax_is_a_distribution_that_keeps_the_order(logits):
+    probabilities = softmax(logits)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    for row, scores in zip(probabilities, logits, strict=True):
+        assert (np.diff(row[np.argsort(scores, kind="stable")]) >= 0).all()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_broken_logits_are_an_error(broken):
+    logits = np.array([[0.0, 1.0], [broken, 0.0]])
+    with pytest.raises(ImgclfError, match="NaN or infinite"):
+        evaluate_logits(logits, [0, 1], names(2))
+    with pytest.raises(ImgclfError, match="NaN or infinite"):
+        softmax(logits)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "classes", "message"),
+    [
+        (np.zeros((0, 3)), np.zeros(0, dtype=int), 3, "no images"),
+        (np.zeros((2, 3)), [0, 1], 4, r"4 classes.*\(2, 3\)"),
+        (np.zeros((2, 3)), [0], 3, r"targets \(1,\)"),
+        (np.zeros(3), [0], 3, r"logits \(3,\)"),
+        (np.zeros((2, 3)), [0, 3], 3, "from 0 to 3"),
+        (np.zeros((2, 3)), [-1, 0], 3, "from -1 to 0"),
+        (np.zeros((2, 3)), [0.0, 1.0], 3, "float64"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_an_error(logits, targets, classes, message):
+    with pytest.raises(DataError, match=message):
+        evaluate_logits(logits, targets, names(classes))

@@ -1,0 +1,157 @@
+"""Backbones by name: which library answers, what they prefer, and that they fit any classes, channels and sizes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from imgclf.errors import ConfigError, UnknownName
+from imgclf.models.backbones import all_names, find_arch
+from imgclf.models.build import build_model, head_of
+from imgclf.specs import ModelSpec, Recipe
+
+
+def outputs(head: nn.Module) -> int:
+    return head.out_channels if isinstance(head, nn.Conv2d) else head.out_features
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size"),
+    [
+        ("resnet18", 1, (64, 96)),
+        ("timm:resnet18", 3, (64, 64)),
+        ("resnet18.a1_in1k", 5, (64, 64)),
+        ("torchvision:resnet18", 1, (64, 64)),
+        ("mobilenetv3_small_100", 1, (64, 64)),
+        ("vit_tiny_patch16_224", 1, (64, 96)),
+        ("torchvision:squeezenet1_1", 4, (64, 64)),
+        ("torchvision:vit_b_32", 1, (64, 64)),
+        ("googlenet", 1, (64, 64)),
+        ("efficientnet_lite0", 1, (64, 64)),
+    ],
+)
+def test_a_backbone_fits_classes_channels_and_size(name, channels, size):
+    model = build_model(ModelSpec(name, 3, channels, size))
+    logits = model(torch.rand(2, channels, *size))
+    assert logits.shape == (2, 3)
+    logits.sum().backward()
+    head = head_of(model)
+    assert outputs(head) == 3
+    assert any(head is module for module in model.modules())
+    assert head.weight.grad is not None
+
+
+def test_pixels_follow_the_backbone():
+    ours, theirs = find_arch("resnet18"), find_arch("torchvision:resnet18")
+    assert (ours.family, theirs.family) == ("timm", "torchvision")
+    assert (ours.kernel, ours.crop_ratio, ours.weights) == ("bicubic", 0.95, "timm/resnet18.a1_in1k")
+    assert (theirs.kernel, theirs.crop_ratio) == ("bilinear", 224 / 256)
+    assert theirs.weights.startswith("https://download.pytorch.org/models/resnet18-")
+    assert ours.mean == theirs.mean == (0.485, 0.456, 0.406)
+    assert find_arch("inception_v3").size == (299, 299)
+    lite = find_arch("efficientnet_lite0")
+    assert (lite.family, lite.mean, lite.std, lite.kernel, lite.crop_ratio) == (
+        "offline",
+        (0.5,),
+        (0.5,),
+        "bicubic",
+        0.875,
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision:swin_t", "volo_d5_512", "vit_tiny_patch16_224", "alexnet"])
+def test_what_a_backbone_prefers_is_a_valid_recipe(name):
+    item = find_arch(name)
+    recipe = Recipe(item.size, item.channels, "crop", item.kernel, item.crop_ratio, item.mean, item.std)
+    assert len(recipe.mean) == item.channels
+
+
+def test_names_resolve_in_order():
+    assert find_arch("efficientnet_lite0").family == "offline"
+    assert find_arch("timm:efficientnet_lite0").family == "timm"
+    assert find_arch("alexnet").family == "torchvision"
+    assert find_arch("lenet").family == "teaching"
+    assert find_arch("resnet18.fb_swsl_ig1b_ft_in1k").weights == "timm/resnet18.fb_swsl_ig1b_ft_in1k"
+
+
+def test_all_names_are_unique_and_hold_each_library():
+    names = all_names()
+    assert len(names) == len(set(names)) > 1000
+    assert {"lenet", "small_vgg16_bn", "resnet18", "alexnet"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("resnet81", "resnet18"),
+        ("lennet", "lenet"),
+        ("timm:resnt18", "timm:resnet18"),
+        ("torchvision:alexnett", "torchvision:alexnet"),
+        ("resnet18.no_such_tag", "resnet18.a1_in1k"),
+    ],
+)
+def test_an_unknown_name_answers_with_close_matches(name, close):
+    with pytest.raises(UnknownName, match=close):
+        find_arch(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_hub:timm/resnet18.a1_in1k",
+        "hf-hub:timm/resnet18.a1_in1k",
+        "local-dir:/tmp",
+        "timm:hf_hub:timm/resnet18.a1_in1k",
+        "timm:local-dir:/tmp",
+        "timm/resnet18.a1_in1k",
+        "/etc/passwd",
+        "../resnet18",
+        "",
+        "timm:",
+        "keras:resnet18",
+        "torchvision:fasterrcnn_resnet50_fpn",
+        "resnet18\n",
+        "[",
+        "resnet18.[a-z]*",
+    ],
+)
+def test_prefixes_paths_and_other_libraries_are_no_architectures(name):
+    with pytest.raises(UnknownName):
+        find_arch(name)
+
+
+def test_our_own_names_load_neither_timm_nor_torchvision():
+    code = (
+        "import sys; from imgclf.models.build import build_model; from imgclf.specs import ModelSpec;"
+        "build_model(ModelSpec('lenet', 10, 1, (28, 28)));"
+        "sys.exit(bool({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("torchvision:alexnet", (32, 32), "the smallest size that works is 63$"),
+        ("torchvision:vit_b_32", (64, 96), "square images only"),
+        ("torchvision:vit_b_32", (100, 100), "indivisible by patch size.*its own size is 224x224"),
+    ],
+)
+def test_sizes_that_do_not_work_are_refused(name, size, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(ModelSpec(name, 3, 3, size))
+
+
+def test_dropout_goes_where_the_net_has_it():
+    assert build_model(ModelSpec("resnet18", 3, dropout=0.3)).drop_rate == 0.3
+    alexnet = build_model(ModelSpec("alexnet", 3, dropout=0.3))
+    assert {m.p for m in alexnet.modules() if isinstance(m, nn.Dropout)} == {0.3}
+    with pytest.raises(ConfigError, match="no dropout"):
+        build_model(ModelSpec("torchvision:resnet18", 3, dropout=0.3))
+
+
+def test_a_list_of_heads_is_one_module():
+    head = head_of(build_model(ModelSpec("deit_tiny_distilled_patch16_224", 3)))
+    assert [layer.out_features for layer in head] == [3, 3]

@@ -1,0 +1,260 @@
+"""Who goes where: exact, disjoint, and a function of content and seed."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imgclf.data.source import SPLIT_NAMES, ArrayReader, Sample, Source
+from imgclf.data.split import Split, make_split, read_split, write_split
+from imgclf.errors import ConfigError, DataError
+
+NO_READER = ArrayReader({})
+
+
+def content(key):
+    return sha256(str(key).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def source(samples):
+    samples = tuple(samples)
+    return Source("set", tuple(sorted({s.label for s in samples})), samples, NO_READER)
+
+
+def singles(sizes):
+    """Classes c0, c1, … of the given sizes, every image with its own content."""
+    return [Sample(f"c{c}/{i}.png", f"c{c}", sha256=content((c, i))) for c, n in enumerate(sizes) for i in range(n)]
+
+
+def places(split):
+    return {sample.ref: sample.split for sample in split.rows}
+
+
+def by_content(split):
+    return {(sample.label, sample.sha256): sample.split for sample in split.rows}
+
+
+sizes_of = st.lists(st.integers(1, 40), min_size=1, max_size=8)
+fractions_of = st.sampled_from(
+    [(0.7, 0.15, 0.15), (0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.9, 0.0, 0.1), (0.6, 0.4, 0.0)]
+)
+fast = settings(max_examples=60, deadline=None)
+
+
+@fast
+@given(sizes_of, fractions_of, st.integers(0, 5))
+def test_counts_are_exact_and_every_class_trains(sizes, fractions, seed):
+    split = make_split(source(singles(sizes)), fractions, seed)
+    total, room = sum(sizes), sum(sizes) - len(sizes)
+    found = Counter(sample.split for sample in split.rows)
+    test = min(int(fractions[2] * total + 0.5 + 1e-9), room)
+    valid = min(int(fractions[1] * total + 0.5 + 1e-9), room - test)
+    assert (found["train"], found["valid"], found["test"]) == (total - valid - test, valid, test)
+    assert all(counts["train"] >= 1 for counts in split.counts().values())
+    assert len(split.rows) == total
+    assert sum(len(split.samples(name)) for name in SPLIT_NAMES) == total
+
+
+@fast
+@given(st.lists(st.integers(20, 60), min_size=2, max_size=6), st.integers(0, 5))
+def test_each_class_gives_its_share(sizes, seed):
+    for counts, n in zip(make_split(source(singles(sizes)), seed=seed).counts().values(), sizes, strict=True):
+        assert abs(counts["test"] - 0.15 * n) <= 1
+        assert abs(counts["valid"] + counts["test"] - 0.3 * n) <= 1.5
+
+
+@fast
+@given(sizes_of, st.randoms(use_true_random=False), st.integers(0, 5))
+def test_order_and_names_do_not_matter(sizes, random, seed):
+    samples = singles(sizes)
+    expected = make_split(source(samples), seed=seed)
+    renamed = [replace(s, ref=f"{random.random()}-{i}") for i, s in enumerate(samples)]
+    random.shuffle(renamed)
+    other = make_split(source(renamed), seed=seed)
+    assert by_content(other) == by_content(expected)
+    assert other.digest == expected.digest
+
+
+def test_the_seed_and_the_content_matter():
+    samples = source(singles([40, 40]))
+    assert places(make_split(samples, seed=1)) != places(make_split(samples, seed=2))
+    assert make_split(samples, seed=1).digest != make_split(samples, seed=2).digest
+
+
+@fast
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=2, max_size=60), st.integers(0, 3))
+def test_copies_within_a_class_stay_together(rows, seed):
+    samples = [Sample(f"{i}.png", f"c{c}", sha256=content(key)) for i, (c, key) in enumerate(rows)]
+    split = make_split(source(samples), seed=seed)
+    homes = defaultdict(set)
+    for sample in split.rows:
+        homes[sample.label, sample.sha256].add(sample.split)
+    assert all(len(home) == 1 for home in homes.values())
+    assert all(counts["train"] >= 1 for counts in split.counts().values())
+
+
+@fast
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 15)), min_size=2, max_size=80), st.integers(0, 3))
+def test_groups_stay_together_also_across_classes(rows, seed):
+    samples = [Sample(f"{i}.png", f"c{c}", group=f"g{g}", sha256=content(i)) for i, (c, g) in enumerate(rows)]
+    split = make_split(source(samples), seed=seed)
+    homes = defaultdict(set)
+    for sample in split.rows:
+        homes[sample.group].add(sample.split)
+    assert all(len(home) == 1 for home in homes.values())
+    assert all(counts["train"] >= 1 for counts in split.counts().values())
+
+
+def test_groups_come_near_the_fractions():
+    samples = [Sample(f"{i}.png", f"c{i % 2}", group=f"g{i // 4}", sha256=content(i)) for i in range(400)]
+    for counts in make_split(source(samples)).counts().values():
+        assert abs(counts["train"] - 140) <= 4
+        assert abs(counts["valid"] - 30) <= 4
+        assert abs(counts["test"] - 30) <= 4
+
+
+def test_given_splits_stay_and_what_is_missing_is_cut_from_train():
+    samples = [replace(s, split="test" if i % 4 == 0 else "train") for i, s in enumerate(singles([80, 80]))]
+    split = make_split(source(samples))
+    before = {s.ref for s in samples if s.split == "test"}
+    assert {s.ref for s in split.samples("test")} == before
+    assert len(split.samples("valid")) == round(120 * 0.15 / 0.85)
+    assert split.notes == ("valid is cut from train, as the data holds none",)
+
+
+def test_three_given_splits_are_left_alone():
+    samples = [replace(s, split=SPLIT_NAMES[i % 3]) for i, s in enumerate(singles([9, 9]))]
+    split = make_split(source(samples))
+    assert places(split) == {s.ref: s.split for s in samples}
+    assert split.notes == ()
+
+
+def test_zero_fractions_cut_nothing():
+    samples = [replace(s, split="train") for s in singles([10, 10])]
+    split = make_split(source(samples), (0.8, 0.2, 0.0))
+    assert not split.samples("test")
+    assert len(split.samples("valid")) == 4
+
+
+def test_half_given_splits_are_refused():
+    samples = [replace(s, split="train" if i else None) for i, s in enumerate(singles([4, 4]))]
+    with pytest.raises(DataError, match="give it to all or to none"):
+        make_split(source(samples))
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(DataError, match="no image is left for train"):
+        make_split(source(replace(s, split="test") for s in singles([3, 3])))
+
+
+@pytest.mark.parametrize("fractions", [(0.0, 0.5, 0.5), (0.9, 0.2, -0.1), (70, 15, 15)])
+def test_fractions_are_checked(fractions):
+    with pytest.raises(ConfigError, match="three that sum to 1"):
+        make_split(source(singles([4, 4])), fractions)
+
+
+def test_missing_digests_are_read_from_the_source():
+    pixels = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+    samples = tuple(Sample(f"x/{i}", "ab"[i % 2]) for i in range(20))
+    split = make_split(Source("set", ("a", "b"), samples, ArrayReader({"x": pixels})))
+    assert all(len(sample.sha256) == 64 for sample in split.rows)
+
+
+def test_unknown_split_name():
+    with pytest.raises(ValueError, match="train, valid, test"):
+        Split(()).samples("val")
+
+
+# --- split.csv ---------------------------------------------------------------------------------------------------
+
+
+def test_split_csv_round_trips_odd_names(tmp_path):
+    names = [
+        "=cmd.png",
+        "-1.png",
+        "a,b.png",
+        "new\nline.png",
+        "cr\rx.png",
+        "\udcff.png",
+        "'+x.png",
+        " lead.png",
+        "é.png",
+    ]
+    samples = [
+        Sample(n, "=label" if i % 2 else "b", "@g" if i < 2 else None, None, content(n)) for i, n in enumerate(names)
+    ]
+    split = make_split(source(samples))
+    write_split(split, tmp_path / "split.csv")
+    assert read_split(tmp_path / "split.csv") == split.rows
+    lines = (tmp_path / "split.csv").read_bytes()
+    assert lines.startswith(b"path,label,group,split,sha256\n")
+    assert b"\n=" not in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("path,label\na,b\n", "path, label, split"),
+        ("path,label,split\na,b,val\n", "line 2: split is 'val'"),
+        ("path,label,split\na,b,train\na,b,test\n", "line 3: a is listed twice"),
+    ],
+)
+def test_wrong_split_files_are_refused_with_the_line(tmp_path, text, match):
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(DataError, match=match):
+        read_split(tmp_path / "split.csv")
+
+
+@fast
+@given(
+    sizes=st.lists(st.integers(2, 20), min_size=2, max_size=4),
+    more=st.lists(st.integers(0, 20), min_size=4, max_size=4),
+)
+def test_new_images_leave_earlier_ones_where_they_were(tmp_path_factory, sizes, more):
+    path = tmp_path_factory.mktemp("split") / "split.csv"
+    first = make_split(source(singles(sizes)))
+    write_split(first, path)
+    grown = [n + more[c] for c, n in enumerate(sizes)]
+    second = make_split(source(singles(grown)), file=path)
+    after = places(second)
+    assert all(after[ref] == split for ref, split in places(first).items())
+    assert len(second.rows) == sum(grown)
+    for name, fraction in (("test", 0.15), ("valid", 0.15)):
+        found = len(second.samples(name))
+        assert found >= len(first.samples(name))
+        assert abs(found - fraction * sum(grown)) <= len(sizes) + 1
+
+
+def test_what_changed_is_named(tmp_path):
+    samples = singles([10, 10])
+    write_split(make_split(source(samples)), tmp_path / "split.csv")
+    home = places(make_split(source(samples)))
+    changed = replace(samples[0], sha256=content("changed"))
+    relabelled = replace(samples[1], label="c1")
+    renamed = replace(samples[2], ref="c0/renamed.png")
+    new = Sample("c0/new.png", "c0", sha256=content("new"))
+    split = make_split(source([changed, relabelled, renamed, new, *samples[4:]]), file=tmp_path / "split.csv")
+    notes = "\n".join(split.notes)
+    assert "1 of the files are new and assigned: c0/new.png" in notes
+    assert "1 of the files are new names of known content, which stays where it was: c0/renamed.png" in notes
+    assert "2 of the files are gone: c0/2.png, c0/3.png" in notes
+    assert "1 of the files are changed in content and stay in place: c0/0.png" in notes
+    assert "1 of the files are changed in label and stay in place: c0/1.png" in notes
+    found = places(split)
+    assert found["c0/renamed.png"] == home["c0/2.png"]
+    assert found["c0/0.png"] == home["c0/0.png"]
+
+
+def test_a_file_over_given_splits(tmp_path):
+    samples = [replace(s, split="test" if i % 4 == 0 else "train") for i, s in enumerate(singles([40, 40]))]
+    first = make_split(source(samples))
+    write_split(first, tmp_path / "split.csv")
+    again = make_split(source(samples), file=tmp_path / "split.csv")
+    assert again.rows == first.rows
+    assert again.notes == ()
+    more = [*samples, Sample("c0/t.png", "c0", split="test", sha256=content("t"))]
+    assert places(make_split(source(more), file=tmp_path / "split.csv"))["c0/t.png"] == "test"

@@ -1,0 +1,99 @@
+"""A CSV as data."""
+
+import pytest
+from PIL import Image
+
+from imgclf._files import csv_text
+from imgclf.data.table import open_table
+from imgclf.errors import DataError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i in range(4):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def table(folder, text):
+    path = folder / "list.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_paths_and_labels(photos):
+    text = f"label,path\ncat,0.png\ncat,./1.png\n\ndog,{photos / '2.png'}\ndog,3.png\n"
+    source = open_table(table(photos, text))
+    assert source.classes == ("cat", "dog")
+    assert {s.ref: s.label for s in source.samples} == {
+        "0.png": "cat", "1.png": "cat", str(photos / "2.png"): "dog", "3.png": "dog",
+    }  # fmt: skip
+    assert [source.open(s.ref)[0, 0, 0] for s in sorted(source.samples, key=lambda s: s.ref[-5])] == [0, 1, 2, 3]
+    assert (source.name, source.notes) == ("list", ())
+
+
+def test_split_group_extra_columns_and_byte_order_mark(photos):
+    rows = "Path,Label,split,group,camera\n0.png,a,train,g1,x\n1.png,b,Train,,x\n2.png,a,val,,x\n3.png,b,testing,g2,x\n"
+    source = open_table(table(photos, b"\xef\xbb\xbf" + rows.encode()))
+    assert [(s.split, s.group) for s in source.samples] == [
+        ("train", "g1"), ("train", None), ("valid", None), ("test", "g2"),
+    ]  # fmt: skip
+    assert source.notes == ("the columns camera are not used",)
+
+
+def test_cells_guarded_against_spreadsheets_come_back(photos):
+    text = csv_text([("path", "label"), *((f"{i}.png", "-1" if i < 2 else "=1") for i in range(4))])
+    assert open_table(table(photos, text)).classes == ("-1", "=1")
+
+
+def test_repeated_rows(photos):
+    text = "path,label\n0.png,a\n./0.png,a\n1.png,a\n2.png,b\n3.png,b\n"
+    source = open_table(table(photos, text))
+    assert len(source) == 4
+    assert source.notes == ("1 rows repeat an earlier row",)
+
+
+def test_all_problems_come_with_their_lines(photos):
+    text = "path,label,split\n0.png,a,train\n0.png,b,train\n9.png,a,train\n1.png,,train\n,b,train\n2.png,b,somewhere\n"
+    with pytest.raises(DataError) as caught:
+        open_table(table(photos, text))
+    text = "\n".join(caught.value.problems)
+    for problem in (
+        "line 3: 0.png is listed otherwise in line 2",
+        "line 4: 9.png does not exist",
+        "line 5: the label is empty",
+        "line 6: the path is empty",
+        "line 7: split is 'somewhere'",
+    ):
+        assert problem in text
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "found nothing"),
+        ("a;b\n", "path, label"),
+        ("path,label,path\n", "each once"),
+        ("path,label\n0.png\n", "line 2: 1 cells"),
+        ("path,label\n0.png,a\n1.png,a\n", "at least 2 classes"),
+        ("path,label\n0.png,a\n1.png,a\n2.png,b\n", "class 'b' has 1 image"),
+        ("path,label,split\n0.png,a,test\n1.png,a,test\n2.png,b,test\n3.png,b,test\n", "no row has the split train"),
+        ("path,label,split\n0.png,a,train\n1.png,a,\n2.png,b,train\n3.png,b,test\n", "line 3: split is empty"),
+        ("path,label,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n3.png,b,test\n", "'b' has no image in train"),
+        ('path,label\n"0.png,a\n', "no CSV"),
+        ("path,label\n", "found none"),
+    ],
+)
+def test_tables_that_are_refused(photos, text, match):
+    with pytest.raises(DataError, match=match):
+        open_table(table(photos, text))
+
+
+def test_evaluation_accepts_less(photos):
+    source = open_table(table(photos, "path,label\n0.png,a\n"), strict=False)
+    assert source.classes == ("a",)
+
+
+def test_a_table_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match="can't be read"):
+        open_table(tmp_path / "none.csv")
