@@ -56,9 +56,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Rows as CSV; a text cell that a spreadsheet would take for a formula gets a leading apostrophe."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    plain = csv.writer(buffer, lineterminator="\n")
+    quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
-        writer.writerow([csv_safe(cell) if isinstance(cell, str) else cell for cell in row])
+        cells = [csv_safe(cell) if isinstance(cell, str) else cell for cell in row]
+        # Before Python 3.13 the writer leaves a lone carriage return unquoted, and a reader ends the row there.
+        writer = quoted if any(isinstance(cell, str) and "\r" in cell for cell in cells) else plain
+        writer.writerow(cells)
     return buffer.getvalue()
 
 

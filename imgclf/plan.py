@@ -25,6 +25,7 @@ from imgclf.training.experiments import EXPERIMENTS
 from imgclf.transforms.presets import preset_steps
 
 DEFAULT_AUGMENT = "standard"
+DEFAULT_FIT = "crop"
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
 
@@ -61,50 +62,35 @@ def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapp
 
     `compose` is a user's own augmentation, which takes the place of the preset.
     """
-    arch = find_arch(experiment.arch)
-    settled = _settle_pixels(experiment, arch, source, compose)
-    assert settled.channels is not None and settled.size is not None
-    spec = ModelSpec(arch.name, len(source.classes), settled.channels, settled.size, experiment.dropout)
-    seed = experiment.train.seed
+    recipe = plan_pixels(experiment, source, compose)
+    spec = ModelSpec(experiment.arch, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+        torch.manual_seed(experiment.train.seed)
         model = build_model(spec)
         weights = load_weights(model, spec, experiment.weights)
-    config = resolve_config(experiment.train, pretrained=weights.used != "none", images=images)
-    recipe = _recipe(settled, arch, source, compose)
-    return Plan(replace(settled, train=config), spec, recipe, model, weights)
+    settled = replace(
+        experiment,
+        **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
+        augment=None if compose is not None else experiment.augment or DEFAULT_AUGMENT,
+        train=resolve_config(experiment.train, pretrained=weights.used != "none", images=images),
+    )
+    return Plan(settled, spec, recipe, model, weights)
 
 
 def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None) -> Recipe:
-    """The pixels that training by an experiment would see of a source."""
+    """The pixels that an experiment trains on: its own choices, else those of the architecture and the data."""
     arch = find_arch(experiment.arch)
-    return _recipe(_settle_pixels(experiment, arch, source, compose), arch, source, compose)
-
-
-def _settle_pixels(experiment: Experiment, arch: Arch, source: Source, compose: Mapping[str, Any] | None) -> Experiment:
     channels = experiment.channels or _channels(experiment, arch, source)
-    return replace(
-        experiment,
+    steps = preset_steps(experiment.augment or DEFAULT_AUGMENT, mirror=source.mirror)
+    return Recipe(
         size=experiment.size or arch.size,
         channels=channels,
-        fit=experiment.fit or "crop",
-        mean=experiment.mean or _statistics(arch.mean, channels),
-        std=experiment.std or _statistics(arch.std, channels),
-        augment=None if compose is not None else experiment.augment or DEFAULT_AUGMENT,
-    )
-
-
-def _recipe(experiment: Experiment, arch: Arch, source: Source, compose: Mapping[str, Any] | None) -> Recipe:
-    assert experiment.size and experiment.channels and experiment.fit and experiment.mean and experiment.std
-    return Recipe(
-        size=experiment.size,
-        channels=experiment.channels,
-        fit=experiment.fit,
+        fit=experiment.fit or DEFAULT_FIT,
         kernel=arch.kernel,
         crop_ratio=arch.crop_ratio,
-        mean=experiment.mean,
-        std=experiment.std,
-        steps=preset_steps(experiment.augment, mirror=source.mirror) if experiment.augment else (),
+        mean=experiment.mean or _statistics(arch.mean, channels),
+        std=experiment.std or _statistics(arch.std, channels),
+        steps=() if compose is not None else steps,
         compose=compose,
     )
 

@@ -139,7 +139,8 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
             raise BadImage("empty file")
         image = _identify(file, suffix, max_pixels)
         if image.format == "PNG":
-            image.verify()
+            with _damage_of("PNG"):
+                image.verify()
             image = _identify(file, suffix, max_pixels)
         width, height = image.size
         mode, kind = image.mode, _format(image)
@@ -250,10 +251,8 @@ def _decode(image: ImageFile.ImageFile, at_least: tuple[int, int] | None, max_pi
     if at_least is not None and _format(image) == "JPEG":
         height, width = at_least[::-1] if _orientation(image) in _SWAPS_SIDES else at_least
         image.draft(None, (max(1, width), max(1, height)))
-    try:
+    with _damage_of(_format(image)):
         image.load()
-    except Exception as error:
-        raise BadImage(f"damaged {_format(image)}: {_one_line(error)}") from error
     _check_size(image.size, max_pixels)  # an icon's header may promise less than it holds
     return _orientation(image)
 
@@ -353,6 +352,14 @@ def _as_bad_image() -> Iterator[None]:
             raise
         except Exception as error:
             raise BadImage(f"cannot be decoded: {_one_line(error)}") from error
+
+
+@contextmanager
+def _damage_of(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise BadImage(f"damaged {kind}: {_one_line(error)}") from error
 
 
 _quiet_lock = threading.Lock()

@@ -106,7 +106,7 @@ def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUse
             )
         return WeightsUsed(asked, "none", f"from scratch: {spec.arch} has no published weights")
     try:
-        state = _published_state(arch, spec)
+        state = _published_state(arch, spec, arch.weights)
     except (Unavailable, MissingExtra) as error:
         if asked == "pretrained":
             raise
@@ -117,28 +117,25 @@ def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUse
     return WeightsUsed(asked, "pretrained", arch.weights, _transplant(model, state, arch.weights))
 
 
-def _published_state(arch: Arch, spec: ModelSpec) -> Mapping[str, Tensor]:
-    assert arch.weights is not None
+def _published_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
     match arch.family:
         case "offline":
             return offline_weights()
         case "torchvision":
-            return _torchvision_state(arch, spec)
+            return _torchvision_state(arch, spec, location)
         case _:
-            return _timm_state(arch, spec)
+            return _timm_state(_bare(arch), spec, location)
 
 
-def _timm_state(arch: Arch, spec: ModelSpec) -> Mapping[str, Tensor]:
+def _timm_state(name: str, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
     from timm.models import get_pretrained_cfg
 
-    assert arch.weights is not None
-    name = _bare(arch)
-    if arch.weights.startswith("https://"):
-        return _through_timm(name, spec, url_file(arch.weights))
+    if location.startswith("https://"):
+        return _through_timm(name, spec, url_file(location))
     cfg = get_pretrained_cfg(name)
     assert cfg is not None
     names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-    return _through_timm(name, spec, hub_file(arch.weights, names))
+    return _through_timm(name, spec, hub_file(location, names))
 
 
 def _through_timm(name: str, spec: ModelSpec, path: Path) -> Mapping[str, Tensor]:
@@ -157,12 +154,11 @@ def _through_timm(name: str, spec: ModelSpec, path: Path) -> Mapping[str, Tensor
     return reference.state_dict()
 
 
-def _torchvision_state(arch: Arch, spec: ModelSpec) -> Mapping[str, Tensor]:
+def _torchvision_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
     from torchvision.models import get_model, get_model_weights
     from torchvision.models.vision_transformer import interpolate_embeddings
 
-    assert arch.weights is not None
-    path = url_file(arch.weights)
+    path = url_file(location)
     name = _bare(arch)
     try:
         with torch.random.fork_rng(devices=()):
