@@ -210,7 +210,7 @@ class Classifier:
         if data is None and hasattr(self, "source_"):
             source, samples = self.source_, choose_samples(self.source_, self.split_, part or "test")
         else:
-            source = audit(self._labelled(data)).source
+            source = audit(self._labelled(data), strict=False).source
             if data is None:
                 part = part or "test"
             samples = choose_samples(source, getattr(self, "split_", None), part)

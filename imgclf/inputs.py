@@ -49,7 +49,7 @@ def inputs_source(images: Any) -> Source:
 
 
 def _flatten(images: Any) -> Iterator[tuple[str, Item]]:
-    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
+    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or not isinstance(images, Iterable)
     for index, item in enumerate([images] if one else images):
         if isinstance(item, str | os.PathLike):
             yield from _paths(Path(item))

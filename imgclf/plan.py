@@ -21,6 +21,7 @@ from imgclf.models.weights import WeightsUsed, load_weights
 from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, from_dict, to_dict
 from imgclf.training.auto import resolve_config
 from imgclf.training.callbacks import Callback, notify
+from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.experiments import EXPERIMENTS
 from imgclf.transforms.presets import preset_steps
 
@@ -62,6 +63,7 @@ def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapp
 
     `compose` is a user's own augmentation, which takes the place of the preset.
     """
+    pick_precision(experiment.train.precision, pick_device(experiment.train.device))  # before anything is written
     recipe = plan_pixels(experiment, source, compose)
     spec = ModelSpec(experiment.arch, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
     with torch.random.fork_rng(devices=()):

@@ -52,11 +52,14 @@ class Run:
 def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = False) -> Run:
     """Make a new run folder: `root/name-1`, or the first number that is free; with `exact`, `root/name` or an error."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    if exact and (not name or Path(name).name != name or name.startswith(".")):
+        raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
     try:
         root.mkdir(parents=True, exist_ok=True)
         path = _claim(root, name) if exact else _claim_numbered(root, stem)
     except FileExistsError:
-        raise ConfigError(f"{root / name} is there already; give another --name, or delete it") from None
+        taken = f"{root / name} is there already; give another --name, or delete it"
+        raise ConfigError(taken if root.is_dir() else f"{root} is a file; give a folder as --runs") from None
     except OSError as error:
         raise ImgclfError(f"no run folder can be made in {root}: {error.strerror or error}") from error
     number = 1 + max((run.number for run in list_runs(root)), default=0)
@@ -66,8 +69,6 @@ def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = 
 
 
 def _claim(root: Path, name: str) -> Path:
-    if not name or Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
     path = root / name
     path.mkdir()
     return path

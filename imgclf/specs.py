@@ -156,7 +156,7 @@ class TrainConfig:
     step_epochs: int = 10
     gamma: float = 0.1
     warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     clip_norm: float = 0.0
     freeze_epochs: int = 0
     patience: int = 0

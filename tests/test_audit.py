@@ -182,6 +182,17 @@ def test_the_number_of_threads_does_not_matter_and_progress_ends_at_the_total(tm
     assert calls == sorted(calls)
 
 
+def test_an_interrupt_ends_it_at_once(tmp_path, cache):
+    photos(tmp_path, count=100)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(open_folder(tmp_path), workers=1, progress=interrupt)
+    assert not (cache / "audit").exists()
+
+
 def test_sets_in_memory_are_only_hashed():
     pixels = np.arange(8, dtype=np.uint8).reshape(4, 1, 2, 1)
     samples = tuple(Sample(f"x/{i}", "ab"[i % 2]) for i in range(4))

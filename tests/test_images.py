@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from imgclf.data.images import BadImage, check_image, has_image_magic, is_image_name, open_regular, read_image
+from imgclf.data.images import (
+    BadImage,
+    check_image,
+    has_image_magic,
+    image_pixels,
+    is_image_name,
+    open_regular,
+    read_image,
+)
 
 ORIENTATION = 0x0112
 
@@ -160,6 +168,21 @@ def test_transparency_lies_over_white():
     assert (keyed_grey == 255).all()
 
 
+def test_tall_transparent_images_are_composited_whole():
+    alpha = np.arange(1000, dtype=np.uint16) % 256
+    tall = np.zeros((1000, 3, 4), np.uint8)
+    tall[..., 3] = alpha[:, None]
+    pixels = read_image(encoded(Image.fromarray(tall), "PNG"))
+    assert np.array_equal(pixels[:, 0, 0], 255 - alpha)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pixels_belong_to_the_caller(kind):
+    pixels = read_image(encoded(Image.fromarray(quarters()), kind))
+    assert pixels.flags.writeable
+    assert pixels.flags.c_contiguous
+
+
 def test_other_colour_modes():
     cmyk = read_image(encoded(Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(cmyk[8, 8].astype(int) - (200, 30, 30)).max() < 12
@@ -234,24 +257,27 @@ def test_a_truncated_png_with_exif_lookups_stays_bad():
         read_image(data[: len(data) - 2000])
 
 
-def test_check_verifies_the_checksums_of_a_png():
+def test_the_checksums_of_a_png_are_verified():
     data = bytearray(encoded(Image.new("L", (50, 50), 3), "PNG"))
-    data[data.index(b"IDAT") + 20] ^= 1
-    with pytest.raises(BadImage):
-        check_image(bytes(data))
+    data[-17] ^= 1  # the checksum of the pixels, which the decoder alone does not look at
+    for read in (check_image, read_image):
+        with pytest.raises(BadImage, match="damaged PNG"):
+            read(bytes(data))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]), st.data())
-def test_damage_gives_pixels_or_bad_image_and_nothing_else(kind, draw):
+def test_damage_gives_pixels_or_bad_image_and_check_says_which(kind, draw):
     data = bytearray(encoded(Image.fromarray(quarters(16, 16)), kind))
     for _ in range(draw.draw(st.integers(1, 4))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     try:
         facts = check_image(bytes(data))
-        pixels = read_image(bytes(data))
     except BadImage:
+        with pytest.raises(BadImage):
+            read_image(bytes(data))
         return
+    pixels = read_image(bytes(data))
     assert pixels.dtype == np.uint8
     assert pixels.shape[:2] == (facts.height, facts.width)
 
@@ -300,6 +326,16 @@ def test_bad_image_crosses_processes_and_hides_control_characters():
     error = pickle.loads(pickle.dumps(BadImage("reason", "a\x1b[1m\n.jpg")))
     assert (error.reason, error.path) == ("reason", "a\x1b[1m\n.jpg")
     assert str(error) == "a\\x1b[1m\\n.jpg: reason"
+
+
+def test_images_that_are_open_already_follow_the_same_rules():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = encoded(Image.fromarray(quarters()), "PNG", exif=exif)
+    assert np.array_equal(image_pixels(Image.open(BytesIO(data))), read_image(data))
+    assert (image_pixels(Image.new("LA", (2, 2), (0, 0))) == 255).all()
+    with pytest.raises(BadImage):
+        image_pixels(Image.open(BytesIO(data[:150])))
 
 
 def test_names_and_magic(tmp_path):

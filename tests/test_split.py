@@ -109,6 +109,16 @@ def test_groups_stay_together_also_across_classes(rows, seed):
     assert all(counts["train"] >= 1 for counts in split.counts().values())
 
 
+def test_a_class_whose_only_group_would_leave_train_gets_it_back():
+    large = [Sample(f"{i}.png", "big", group="g1", sha256=content(i)) for i in range(70)]
+    mixed = [Sample(f"m{i}.png", "big", group="g0", sha256=content(-i - 1)) for i in range(20)]
+    rare = Sample("rare.png", "rare", group="g0", sha256=content("rare"))
+    split = make_split(source([*large, *mixed, rare]))
+    assert split.counts()["rare"] == {"train": 1, "valid": 0, "test": 0}
+    without = make_split(source([*large, *mixed]))
+    assert len(without.samples("train")) == 70
+
+
 def test_groups_come_near_the_fractions():
     samples = [Sample(f"{i}.png", f"c{i % 2}", group=f"g{i // 4}", sha256=content(i)) for i in range(400)]
     for counts in make_split(source(samples)).counts().values():

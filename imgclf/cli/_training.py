@@ -52,7 +52,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
 
 
 def _resume(data: str | None, options: dict[str, Any], view: TrainView) -> Classifier:
-    allowed = {"resume", "epochs", "json", "runs", "nesterov"}
+    allowed = {"resume", "epochs", "json", "runs"}
     others = sorted(set(options) - allowed)
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)

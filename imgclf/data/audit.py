@@ -18,7 +18,7 @@ import PIL
 
 from imgclf._files import cache_folder, printable, write_atomic
 from imgclf.data.folder import FileReader
-from imgclf.data.images import BadImage, check_image, open_regular, quiet_pillow
+from imgclf.data.images import BadImage, check_image, open_regular
 from imgclf.data.source import Sample, Source
 from imgclf.errors import DataError
 
@@ -109,7 +109,7 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     refs = [sample.ref for sample in source.samples]
     chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
     facts: list[_Fact] = []
-    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
             for found in pool.map(lambda chunk: [_look(reader, ref, known.get(ref)) for ref in chunk], chunks):
                 facts += found

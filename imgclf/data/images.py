@@ -53,6 +53,7 @@ _BY_MAGIC = tuple(name for name in _EXTENSIONS if name != "TGA")
 _WEAK_MAGIC = ("PPM", "DIB", "PCX", "XBM")
 _SWAPS_SIDES = (5, 6, 7, 8)
 _CHECK_SIDE = 32
+_BAND = 256
 
 
 class BadImage(DataError):
@@ -130,22 +131,16 @@ def image_pixels(image: Image.Image) -> Pixels:
 def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """Decode an image completely, at a small scale where its format allows, and say what it is; or raise `BadImage`.
 
-    The checksums of a PNG are verified as well, because decoding does not look at them. `suffix` (".tga") matters only
-    for the one format that can't be known by its content.
+    `read_image` comes to the same verdict. `suffix` (".tga") matters only for the one format that can't be known by
+    its content.
     """
     file = BytesIO(data) if isinstance(data, bytes) else data
     with _as_bad_image():
-        if not _peek(file, 1):
-            raise BadImage("empty file")
-        image = _identify(file, suffix, max_pixels)
-        if image.format == "PNG":
-            with _damage_of("PNG"):
-                image.verify()
-            image = _identify(file, suffix, max_pixels)
+        image = _opened(file, suffix, max_pixels)
         width, height = image.size
         mode, kind = image.mode, _format(image)
         orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
-        _to_uint8(image)
+        _to_uint8(image.crop((0, 0, 1, 1)))  # whether these pixels can be converted does not depend on how many
     if orientation in _SWAPS_SIDES:
         width, height = height, width
     return ImageFacts(width, height, mode, kind)
@@ -155,20 +150,18 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading; a pipe, a socket or a device is never opened. Raises `BadImage`."""
     try:
         _require_regular(os.stat(path).st_mode)
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            # What was looked at and what was opened may differ by now.
-            _require_regular(os.fstat(descriptor).st_mode)
-            return os.fdopen(descriptor, "rb")
-        except BaseException:
-            os.close(descriptor)
-            raise
+        return open(path, "rb", opener=_without_waiting)
     except FileNotFoundError:
         reason = "a link to nothing" if os.path.islink(path) else "no such file"
         raise BadImage(reason, os.fspath(path)) from None
     except (OSError, ValueError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(f"cannot be opened: {text.lower()}", os.fspath(path)) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open for the case that a pipe has taken the file's place since it was looked at."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def file_kind(mode: int) -> str:
@@ -190,11 +183,21 @@ def _require_regular(mode: int) -> None:
 
 def _read(file: BinaryIO, path: str, at_least: tuple[int, int] | None, max_pixels: int) -> Pixels:
     with _as_bad_image():
-        if not _peek(file, 1):
-            raise BadImage("empty file")
-        image = _identify(file, os.path.splitext(path)[1], max_pixels)
+        image = _opened(file, os.path.splitext(path)[1], max_pixels)
         orientation = _decode(image, at_least, max_pixels)
         return _upright(_to_uint8(image), orientation)
+
+
+def _opened(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFile:
+    """An image whose header is read; of a PNG the checksums too, because its decoder passes over them."""
+    if not _peek(file, 1):
+        raise BadImage("empty file")
+    image = _identify(file, suffix, max_pixels)
+    if image.format == "PNG":
+        with _damage_of("PNG"):
+            image.verify()
+        image = _identify(file, suffix, max_pixels)
+    return image
 
 
 def _peek(file: BinaryIO, count: int) -> bytes:
@@ -281,7 +284,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return np.require(pixels, requirements=("C", "W"))
 
 
 def _to_uint8(image: Image.Image) -> Pixels:
@@ -294,7 +297,7 @@ def _to_uint8(image: Image.Image) -> Pixels:
         return _scaled_float(np.asarray(image))
     if image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA", "La")
-        return _over_white(np.asarray(image.convert("LA" if grey else "RGBA")))
+        return _over_white(image, "LA" if grey else "RGBA")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
@@ -302,13 +305,18 @@ def _to_uint8(image: Image.Image) -> Pixels:
         return np.asarray(converted)
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))[:, :, None]
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _over_white(pixels: Pixels) -> Pixels:
-    """Composite over white; the last channel is alpha."""
-    colour, alpha = pixels[..., :-1].astype(np.uint16), pixels[..., -1:].astype(np.uint16)
-    mixed: Pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+def _over_white(image: Image.Image, mode: str) -> Pixels:
+    """Composite over white, in bands: a large image would otherwise need its memory several times over."""
+    width, height = image.size
+    mixed: Pixels = np.empty((height, width, len(mode) - 1), np.uint8)
+    for top in range(0, height, _BAND):
+        bottom = min(height, top + _BAND)
+        band = np.asarray(image.crop((0, top, width, bottom)).convert(mode)).astype(np.uint16)
+        colour, alpha = band[..., :-1], band[..., -1:]
+        mixed[top:bottom] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
     return mixed
 
 
@@ -345,7 +353,7 @@ def _one_line(error: BaseException) -> str:
 @contextmanager
 def _as_bad_image() -> Iterator[None]:
     """Whatever Pillow raises becomes `BadImage`: seven families of exceptions are known, and more may come."""
-    with quiet_pillow():
+    with _quiet_pillow():
         try:
             yield
         except BadImage:
@@ -368,7 +376,7 @@ _quiet_filters: warnings.catch_warnings[None] | None = None
 
 
 @contextmanager
-def quiet_pillow() -> Iterator[None]:
+def _quiet_pillow() -> Iterator[None]:
     """Keep Pillow's own warnings quiet while an image is read: what they warn of is either harmless or checked here.
 
     Warnings that were turned into errors would make a good image with bad EXIF a bad one. Filters belong to the whole

@@ -204,7 +204,7 @@ def _read_idx(path: Path, md5: str | None) -> Pixels:
     if not sides or len(data) != 4 + 4 * dims + int(np.prod(sides, dtype=object)):
         raise DataError(f"{shown} is damaged: its length does not fit its header; delete it to download it again")
     _verify(shown, data, md5)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sides)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sides).copy()
 
 
 def _verify(shown: str, data: bytes, md5: str | None) -> None:

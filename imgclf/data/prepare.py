@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from itertools import chain, count
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
 
+from imgclf._files import printable
 from imgclf.data.source import Pixels, Sample, Source
 from imgclf.errors import DataError
 from imgclf.specs import Recipe
@@ -35,11 +37,14 @@ def prepare_folder(
     if inside or out.exists():
         problem = "lies inside the data, which are never written to" if inside else "is there already"
         raise DataError(f"{out} {problem}; name a new folder")
+    nameless = [printable(label) for label in source.classes if Path(label).name != label or label == ".."]
+    if nameless:
+        raise DataError("a class becomes a folder, and these names can't be one; rename them", nameless)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         for done, sample in enumerate(source.samples):
             pixels = prepare(source.open(sample.ref, decode_size(recipe)), recipe)
-            write_image(_unused(partial / sample.ref, sample, kind), pixels)
+            write_image(_unused(partial / _place(sample), kind), pixels)
             if progress is not None:
                 progress(done + 1, len(source.samples))
         partial.rename(out)
@@ -48,12 +53,24 @@ def prepare_folder(
     return len(source.samples)
 
 
-def _unused(path: Path, sample: Sample, kind: str) -> Path:
+def _place(sample: Sample) -> Path:
+    """Where an image goes in a folder of classes: where it was, if it comes from one, else below its split and class.
+
+    A CSV file may name images anywhere, also by absolute paths; none of them may lead out of the new folder.
+    """
+    ref = PurePath(sample.ref)
+    parts = [part for part in ref.parts if part not in (ref.anchor, "..")]
+    depth = 0 if sample.split is None else 1
+    if ref.parts[depth : depth + 1] == (sample.label,) and len(ref.parts) > depth + 1:
+        return Path(*parts)
+    split = [] if sample.split is None else [sample.split]
+    return Path(*split, sample.label, *parts[parts[:1] == split :])
+
+
+def _unused(path: Path, kind: str) -> Path:
     """The new path of an image; `a.png` and `a.jpg` of one folder must not become the same file."""
-    if path.parent.name != sample.label and sample.label not in path.parts:
-        path = path.parent / sample.label / path.name
-    new = path.with_suffix(f".{kind}")
-    return new if not new.exists() else path.with_name(f"{path.name}.{kind}")
+    names = chain((f"{path.stem}.{kind}", f"{path.name}.{kind}"), (f"{path.name}-{n}.{kind}" for n in count(2)))
+    return next(new for new in map(path.with_name, names) if not new.exists())
 
 
 def save_samples(source: Source, samples: Sequence[Sample], folder: Path, most: int = 8) -> Path:

@@ -132,12 +132,12 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> list[str]:
     """What differs between the data and an earlier split, as sentences."""
     before, now = {row.ref: row for row in earlier}, {row.ref: row for row in rows}
     both = [ref for ref in now if ref in before]
-    known = {row.sha256 for row in earlier if row.sha256}
+    new = [ref for ref in now if ref not in before]
+    known = {(row.label, row.sha256) for row in earlier}
+    moved = {ref for ref in new if (now[ref].label, now[ref].sha256) in known}
     groups = {
-        "new and assigned": [ref for ref in now if ref not in before and now[ref].sha256 not in known],
-        "new names of known content, which stays where it was": [
-            ref for ref in now if ref not in before and now[ref].sha256 in known
-        ],
+        "new and assigned": [ref for ref in new if ref not in moved],
+        "new names of known content, which stays where it was": [ref for ref in new if ref in moved],
         "gone": [ref for ref in before if ref not in now],
         "changed in content and stay in place": [
             ref for ref in both if before[ref].sha256 and before[ref].sha256 != now[ref].sha256

@@ -43,6 +43,7 @@ def _sgd(lr: float, momentum: float, batch_size: int, epochs: int) -> TrainConfi
         momentum=momentum,
         weight_decay=0.0,
         schedule="constant",
+        label_smoothing=0.0,
         precision="fp32",
     )
 
@@ -55,6 +56,7 @@ def _adam(lr: float, batch_size: int, epochs: int, seed: int = 0, drop_last: boo
         optimizer="adam",
         weight_decay=0.0,
         schedule="constant",
+        label_smoothing=0.0,
         precision="fp32",
         seed=seed,
         drop_last=drop_last,
@@ -127,6 +129,7 @@ EXPERIMENTS.add(
             schedule="step",
             step_epochs=5,
             gamma=0.9,
+            label_smoothing=0.0,
             precision="fp32",
         ),
     ),
@@ -148,14 +151,13 @@ EXPERIMENTS.add(
             schedule="step",
             step_epochs=10,
             gamma=0.5,
+            label_smoothing=0.0,
             precision="fp32",
         ),
     ),
 )
 
-_SMALL = TrainConfig(
-    epochs=10, batch_size=128, lr=0.004, weight_decay=0.01, schedule="onecycle", label_smoothing=0.1, precision="fp32"
-)
+_SMALL = TrainConfig(epochs=10, batch_size=128, lr=0.004, weight_decay=0.01, schedule="onecycle", precision="fp32")
 EXPERIMENTS.add("mnist", _mnist("lenet", 0.13, 0.31, _SMALL))
 EXPERIMENTS.add(
     "digits",
@@ -173,7 +175,6 @@ EXPERIMENTS.add(
             lr=0.004,
             weight_decay=0.01,
             schedule="onecycle",
-            label_smoothing=0.1,
             precision="fp32",
         ),
     ),
@@ -193,7 +194,6 @@ EXPERIMENTS.add(
             nesterov=True,
             weight_decay=5e-4,
             schedule="onecycle",
-            label_smoothing=0.1,
         ),
     ),
 )

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from imgclf.data.loader import Loader
-from imgclf.errors import ConfigError, OutOfMemory, TrainingDiverged
+from imgclf.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.inference import infer
 from imgclf.models.build import head_of
@@ -174,6 +174,8 @@ def _steps(state: TrainState, loader: Loader, callbacks: Sequence[Callback]) -> 
         if device.type == "cpu" or state.step % LOOK_EVERY == 0:
             _look(state, loss_sum, hits)
         notify(callbacks, "step", state)
+    if state.step == 0:
+        raise DataError("none of the training images can be read", [f"{r}: {why}" for r, why in loader.lost.items()])
     _look(state, loss_sum, hits)
 
 
@@ -201,7 +203,8 @@ def _freeze(model: nn.Module, frozen: bool) -> None:
     """Train the whole model, or only its head; a frozen part also keeps its batch statistics."""
     model.train(not frozen)
     model.requires_grad_(not frozen)
-    head_of(model).train().requires_grad_(True)
+    if frozen:
+        head_of(model).train().requires_grad_(True)
 
 
 def _out_of_patience(state: TrainState) -> bool:
@@ -222,12 +225,12 @@ def _snapshot(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
 def _step_back(state: TrainState, good: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
     """Return to the last good weights with half the learning rate, or give up."""
+    state.model.load_state_dict(good[0])
+    state.optimizer.load_state_dict(copy.deepcopy(good[1]))  # it trains on in the tensors that it is given
     state.retries += 1
     if state.retries > MAX_RETRIES:
         raise TrainingDiverged(
             f"the loss became NaN or infinite in epoch {state.epoch + 1} at lr {state.lr:.3g}, also after "
             f"{MAX_RETRIES} halvings: use a lower --lr (a tenth of it), --clip-norm 1, or --precision fp32"
         )
-    state.model.load_state_dict(good[0])
-    state.optimizer.load_state_dict(good[1])
     state.lr_scale /= 2

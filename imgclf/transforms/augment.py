@@ -17,7 +17,9 @@ import numpy as np
 
 from imgclf.errors import ConfigError
 from imgclf.specs import Recipe
-from imgclf.transforms.pixels import Pixels, mean_colour, prepare, to_channels
+from imgclf.transforms.pixels import Pixels, mean_colour, to_channels
+
+MAX_FILL = 4  # the values of a colour in OpenCV; more channels are filled with one value
 
 
 @lru_cache(maxsize=1)
@@ -54,8 +56,7 @@ class Augmenter:
         if pipeline is None:
             pipeline = self._local.pipeline = _pipeline(recipe)
         pipeline.set_random_seed(seed)
-        pixels = to_channels(pixels, recipe.channels) if takes_whole_image(recipe) else prepare(pixels, recipe)
-        result = pipeline(image=np.ascontiguousarray(pixels))["image"]
+        result = pipeline(image=np.ascontiguousarray(to_channels(pixels, recipe.channels)))["image"]
         if result.ndim == 2:
             result = result[..., None]
         _check_result(result, recipe)
@@ -112,11 +113,12 @@ def _random_crop(library: Any, recipe: Recipe, padding: int) -> list[Any]:
 
 
 def _affine(library: Any, recipe: Recipe, shift: float, rotate: float, scale: Any) -> list[Any]:
+    colour = mean_colour(recipe)
     affine = library.Affine(
         translate_percent={"x": (-shift, shift), "y": (-shift, shift)},
         rotate=(-rotate, rotate),
         scale=tuple(scale),
-        fill=mean_colour(recipe),
+        fill=colour if len(colour) <= MAX_FILL else sum(colour) / len(colour),
         p=1,
     )
     return [affine]

@@ -1,0 +1,130 @@
+"""Augmentation by albumentations, reseeded for each image."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import albumentations as A
+import numpy as np
+import pytest
+
+from imgclf.errors import ConfigError
+from imgclf.specs import Recipe, Step, from_dict, to_dict
+from imgclf.transforms.augment import Augmenter, compose_to_dict, takes_whole_image
+from imgclf.transforms.pixels import prepare
+from imgclf.transforms.presets import preset_steps
+
+SIZE = (12, 16)
+
+
+def image(height=12, width=16):
+    return np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def composed(*transforms):
+    return Recipe(size=SIZE, compose=compose_to_dict(A.Compose(list(transforms))))
+
+
+def test_each_image_is_reseeded_whatever_came_before_and_in_whatever_thread():
+    augmenter = Augmenter(Recipe(size=SIZE, steps=preset_steps("strong")))
+    alone = [augmenter(image(), seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: augmenter(image(), seed), reversed(range(12))))
+    assert all((a == b).all() for a, b in zip(alone, reversed(together), strict=True))
+
+
+def test_augmenting_leaves_the_image_as_it_is():
+    pixels = image()
+    Augmenter(Recipe(size=SIZE, steps=preset_steps("strong", mirror=False)))(pixels, 1)
+    assert (pixels == image()).all()
+
+
+def test_what_was_cropped_once_is_not_cropped_again():
+    recipe = Recipe(size=SIZE, crop_ratio=0.5, steps=(Step("flip", {"p": 0.0}),))
+    pixels = prepare(image(40, 60), recipe)
+    assert (Augmenter(recipe)(pixels, 0) == pixels).all()
+
+
+def test_a_random_crop_is_taken_from_the_whole_image():
+    recipe = Recipe(size=SIZE, steps=(Step("resized_crop", {"scale": [0.1, 0.1], "ratio": [1.0, 1.0]}),))
+    assert takes_whole_image(recipe)
+    halves = np.zeros((200, 200, 1), np.uint8)
+    halves[:, 100:] = 255
+    levels = {int(Augmenter(recipe)(halves, seed).mean()) for seed in range(20)}
+    assert {0, 255} <= levels, "a tenth of the image often lies in one half"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fit": "pad"}, {"steps": (Step("flip", {"p": 0.5}),)}, {"steps": ()}, {"compose": {"transform": {}}}],
+)
+def test_all_else_starts_from_the_prepared_pixels(change):
+    steps = (Step("resized_crop", {"scale": [0.5, 1.0], "ratio": [1.0, 1.0]}),)
+    assert not takes_whole_image(Recipe(**{"size": SIZE, "steps": steps} | change))
+
+
+def test_a_flip_is_a_mirror_image():
+    always = Augmenter(Recipe(size=SIZE, steps=(Step("flip", {"p": 1.0}),)))
+    assert (always(image(), 0) == image()[:, ::-1]).all()
+
+
+def test_shifts_are_crops_of_the_image_in_a_black_frame():
+    recipe = Recipe(size=SIZE, steps=(Step("random_crop", {"padding": 4}),))
+    framed = np.pad(image(), ((4, 4), (4, 4), (0, 0)))
+    crops = {framed[y : y + 12, x : x + 16].tobytes() for y in range(9) for x in range(9)}
+    seen = {Augmenter(recipe)(image(), seed).tobytes() for seed in range(30)}
+    assert seen <= crops
+    assert len(seen) > 10
+
+
+def test_a_step_with_a_parameter_that_is_none():
+    augmenter = Augmenter(Recipe(size=SIZE, steps=(Step("flip", {"chance": 0.5}),)))
+    with pytest.raises(ConfigError, match=r"step 'flip' does not take \{'chance': 0\.5\}"):
+        augmenter(image(), 0)
+
+
+def test_a_pipeline_of_the_user_comes_back_to_the_same_pixels():
+    own = A.Compose([A.RandomResizedCrop(size=SIZE, scale=(0.3, 1.0)), A.HorizontalFlip(p=0.5), A.Rotate(limit=20)])
+    recipe = Recipe(size=SIZE, compose=compose_to_dict(own))
+    stored = from_dict(Recipe, json.loads(json.dumps(to_dict(recipe))))
+    seen = set()
+    for seed in range(8):
+        own.set_random_seed(seed)
+        expected = own(image=image())["image"]
+        assert (Augmenter(recipe)(image(), seed) == expected).all()
+        assert (Augmenter(stored)(image(), seed) == expected).all()
+        seen.add(expected.tobytes())
+    assert len(seen) > 4
+
+
+@pytest.mark.parametrize(
+    ("transform", "got"),
+    [(A.Normalize(), "float32"), (A.ToFloat(), "float32"), (A.Resize(10, 10), "uint8 .10, 10, 3.")],
+)
+def test_a_pipeline_that_gives_something_else_is_refused(transform, got):
+    with pytest.raises(ConfigError, match=rf"must give uint8 pixels of shape \(12, 16, 3\), it gave {got}"):
+        Augmenter(composed(transform))(image(), 0)
+
+
+def test_what_is_no_pipeline_is_refused():
+    with pytest.raises(ConfigError, match=r"augment is HorizontalFlip; allowed: a preset's name or an albumentations"):
+        compose_to_dict(A.HorizontalFlip())
+
+
+def test_a_pipeline_that_cannot_be_stored_is_refused():
+    with pytest.raises(ConfigError, match="cannot be stored with the model"), pytest.warns(UserWarning):
+        compose_to_dict(A.Compose([A.Lambda(image=lambda pixels, **_: pixels)]))
+
+
+def test_the_library_is_kept_from_the_network_and_loaded_only_when_it_is_needed():
+    code = (
+        "import os, sys; import imgclf.transforms.augment as a; from imgclf.specs import Recipe, Step\n"
+        "assert 'albumentations' not in sys.modules and 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
+        "import numpy as np\n"
+        "a.Augmenter(Recipe(size=(4, 4), steps=(Step('flip', {'p': 1.0}),)))(np.zeros((4, 4, 3), np.uint8), 0)\n"
+        "assert 'albumentations' in sys.modules and os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -1,0 +1,47 @@
+"""What training chooses by itself."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgclf.specs import OPTIMIZERS, TrainConfig
+from imgclf.training.auto import resolve_config
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_the_user_chose_stays(pretrained, optimizer):
+    config = TrainConfig(epochs=3, lr=0.123, optimizer=optimizer)
+    assert resolve_config(config, pretrained=pretrained, images=100) == config
+
+
+@given(st.sampled_from(OPTIMIZERS), st.booleans(), st.integers(0, 10**6), st.integers(1, 4096))
+def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained, images, batch_size):
+    config = TrainConfig(optimizer=optimizer, batch_size=batch_size)
+    found = resolve_config(config, pretrained=pretrained, images=images)
+    low, high = (4, 12) if pretrained else (10, 30)
+    assert low <= found.epochs <= high
+    assert found.lr > 0
+    assert found.warmup_epochs == 1
+    assert replace(found, epochs=None, lr=None, warmup_epochs=0.0) == config
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_more_images_need_fewer_epochs(pretrained):
+    epochs = [resolve_config(TrainConfig(), pretrained=pretrained, images=n).epochs for n in (10, 500, 3000, 10**6)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] > epochs[-1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_pretrained_weights_are_changed_more_slowly(optimizer):
+    config = TrainConfig(optimizer=optimizer)
+    tuned, scratch = (resolve_config(config, pretrained=p, images=100).lr for p in (True, False))
+    assert tuned < scratch
+
+
+def test_a_number_of_epochs_of_the_user_leaves_the_warm_up_to_them():
+    assert resolve_config(TrainConfig(epochs=5), pretrained=False, images=100).warmup_epochs == 0
+    assert resolve_config(TrainConfig(warmup_epochs=2.0), pretrained=False, images=100).warmup_epochs == 2

@@ -1,0 +1,449 @@
+"""`Classifier`: what a user relies on, from fit to load."""
+
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import torch
+from conftest import COLOURS, colour_image
+from PIL import Image
+from torch import nn
+
+from imgclf import Classifier
+from imgclf.bundle import read_manifest
+from imgclf.data.images import read_image
+from imgclf.data.source import Sample, Source
+from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
+from imgclf.specs import Experiment, TrainConfig
+from imgclf.training.experiments import EXPERIMENTS
+
+EXACT = {"precision": "fp32", "device": "cpu"}
+QUICK = {"augment": "none", "train": {**EXACT, "lr": 0.003}}
+
+
+def quick(**options):
+    return Classifier("lenet", size=16, config=QUICK, **options)
+
+
+def flat(model):
+    return torch.cat([tensor.detach().flatten().double() for tensor in model.state_dict().values()])
+
+
+def image_file(folder, name, index, suffix="png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{index}.{suffix}"
+    colour_image(name, index).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with photos and a trained run, made once; tests read it, and copy it where they write."""
+    root = tmp_path_factory.mktemp("world")
+    for name in COLOURS:
+        (root / "photos" / name).mkdir(parents=True)
+        for index in range(20):
+            colour_image(name, index).save(root / "photos" / name / f"{index:02d}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGCLF_CACHE", str(root / "cache"))
+        patch.chdir(root)
+        classifier = quick().fit("photos", epochs=12, batch_size=16, runs="runs")
+        classifier.evaluate()
+        classifier.save(classifier.run_.model)
+    return root, classifier
+
+
+@pytest.fixture
+def trained(world, monkeypatch):
+    """The trained classifier, in its own working folder."""
+    root, classifier = world
+    monkeypatch.chdir(root)
+    return classifier
+
+
+@pytest.fixture
+def own(world, tmp_path, monkeypatch):
+    """A copy of the trained world, to be written to, as the working folder."""
+    root = shutil.copytree(world[0], tmp_path / "copy")
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_the_constructor_only_stores():
+    augment, config = object(), {"train": {"epochs": -1}}
+    classifier = Classifier("no such net", weights="w", size=(3, 4), augment=augment, recipe="r", config=config)
+    assert vars(classifier) == {
+        "arch": "no such net",
+        "weights": "w",
+        "size": (3, 4),
+        "augment": augment,
+        "recipe": "r",
+        "config": config,
+    }
+    assert vars(classifier)["config"] is config
+
+
+def test_fit_returns_itself_and_overfits(photos):
+    classifier = quick()
+    assert classifier.fit(photos, epochs=12, batch_size=16) is classifier
+    assert classifier.evaluate(part="train").accuracy > 0.95
+    assert classifier.classes_ == ("blue", "green", "red")
+    assert len(classifier.history_) == 12
+    assert classifier.history_.epochs[-1].train_loss < classifier.history_.epochs[0].train_loss
+
+
+def test_the_knobs_and_the_config_are_what_is_done(photos):
+    config = {"fit": "pad", "train": {**EXACT, "weight_decay": 0.2, "epochs": 9}}
+    classifier = Classifier("lenet", size=(16, 20), config=config).fit(photos, epochs=1, lr=0.01, batch_size=8, seed=3)
+    done = classifier.experiment_
+    assert (done.size, done.fit, done.train.weight_decay) == ((16, 20), "pad", 0.2)
+    assert (done.train.epochs, done.train.lr, done.train.batch_size, done.train.seed) == (1, 0.01, 8, 3)
+    assert config == {"fit": "pad", "train": {**EXACT, "weight_decay": 0.2, "epochs": 9}}
+
+
+def test_the_same_seed_gives_the_same_weights(photos):
+    first, again, other = (quick().fit(photos, epochs=2, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(flat(first.model_), flat(again.model_))
+    assert not torch.equal(flat(first.model_), flat(other.model_))
+
+
+def test_training_changes_no_random_number_of_the_caller(photos):
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    quick().fit(photos, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002
+
+
+def test_everything_that_is_an_image_is_predicted_alike(trained, tmp_path):
+    path = image_file(tmp_path / "new", "red", 50)
+    image, pixels = Image.open(path), read_image(path)
+    expected = trained.predict(path)[0]
+    assert expected.label == "red"
+    assert expected.path == str(path)
+    for given in (str(path), path.parent, image, pixels, [path], (p for p in [path])):
+        (prediction,) = trained.predict(given)
+        assert (prediction.label, prediction.top) == (expected.label, expected.top)
+    mixed = trained.predict([path, image, pixels, path.parent])
+    for prediction in mixed:
+        assert prediction.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+    assert [prediction.path for prediction in mixed] == [str(path), "image 1", "image 2", str(path)]
+
+
+def test_a_prediction_lists_the_likeliest_classes_first(trained):
+    (prediction,) = trained.predict("photos/blue/00.png", top=2)
+    assert len(prediction.top) == 2
+    assert prediction.top[0] == (prediction.label, prediction.confidence)
+    assert prediction.top[0][1] > prediction.top[1][1]
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+def test_probabilities_are_in_the_order_of_the_classes(trained):
+    images = [f"photos/{name}/00.png" for name in ("red", "blue", "green")]
+    probabilities = trained.predict_proba(images)
+    assert probabilities.shape == (3, 3)
+    assert probabilities.sum(1) == pytest.approx(np.ones(3))
+    labels = [trained.classes_[index] for index in probabilities.argmax(1)]
+    assert labels == [prediction.label for prediction in trained.predict(images)] == ["red", "blue", "green"]
+
+
+def test_what_stands_beside_an_image_changes_no_answer(trained):
+    images = sorted(str(path) for path in (trained.run_.path / "../../photos").rglob("*.png"))
+    together = trained.predict_proba(images)
+    alone = np.concatenate([trained.predict_proba(image) for image in images[::7]])
+    assert alone == pytest.approx(together[::7], abs=1e-5)
+
+
+def test_a_bad_image_is_a_prediction_with_an_error(trained, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    first, second, third, fourth = trained.predict([bad, "photos/red/00.png", tmp_path / "gone.png", bad])
+    assert [p.label for p in (first, third, fourth)] == [None] * 3
+    assert [p.error is None for p in (first, second, third, fourth)] == [False, True, False, False]
+    assert second.label == "red"
+    with pytest.raises(DataError, match="no probabilities for images that cannot be read") as caught:
+        trained.predict_proba([bad, "photos/red/00.png"])
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("given", [[], 3, [None], np.zeros((4, 4)), np.zeros((0, 4, 3), np.uint8)])
+def test_what_is_no_image_is_refused(trained, given):
+    with pytest.raises(DataError, match="expected|no images"):
+        trained.predict(given)
+
+
+def test_saved_and_loaded_gives_equal_probabilities(trained, tmp_path):
+    trained.save(tmp_path / "mine.safetensors")
+    trained.save(tmp_path)
+    expected = trained.predict_proba("photos")
+    for path in (tmp_path / "mine.safetensors", tmp_path, trained.run_.path, trained.run_.model):
+        loaded = Classifier.load(path, device="cpu")
+        assert np.array_equal(loaded.predict_proba("photos"), expected)
+        assert loaded.classes_ == trained.classes_
+        assert loaded.recipe_ == trained.recipe_
+
+
+def test_a_loaded_classifier_is_saved_as_it_was(trained, tmp_path):
+    Classifier.load(trained.run_.model).save(tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == trained.run_.model.read_bytes()
+
+
+def test_the_model_file_says_how_good_the_model_is(trained):
+    manifest = read_manifest(trained.run_.model)
+    assert manifest.metrics["test"]["accuracy"] == trained.metrics_["test"].accuracy
+    assert manifest.metrics["test"]["split"] == trained.split_.digest
+    assert manifest.weights["used"] == "none"
+    assert manifest.data == "photos"
+
+
+@pytest.mark.parametrize("part", ["test", "valid", "train"])
+def test_predicting_the_images_of_a_part_gives_exactly_its_accuracy(trained, part):
+    samples = trained.split_.samples(part)
+    predictions = trained.predict([f"photos/{sample.ref}" for sample in samples])
+    hits = sum(prediction.label == sample.label for prediction, sample in zip(predictions, samples, strict=True))
+    for classifier in (trained, Classifier.load(trained.run_.path)):
+        result = classifier.evaluate(part=part)
+        assert (result.n, result.accuracy) == (len(samples), hits / len(samples))
+
+
+def test_a_loaded_classifier_tests_on_the_test_images_of_its_run(trained):
+    result = Classifier.load(trained.run_.path).evaluate()
+    assert result == trained.metrics_["test"]
+    assert result.n == len(trained.split_.samples("test"))
+
+
+def test_labelled_images_that_were_trained_on_are_left_out(trained, own):
+    image_file(own / "photos" / "red", "red", 70)
+    result = trained.evaluate("photos")
+    assert result.n == len(trained.split_.samples("test")) + 1
+    assert trained.evaluate("photos", part="all").n == 61
+    moved = own / "elsewhere" / "red"
+    moved.mkdir(parents=True)
+    for sample in trained.split_.samples("train"):
+        if sample.label == "red":
+            shutil.copy(own / "photos" / sample.ref, moved)
+    with pytest.raises(DataError, match="that the model was not trained on"):
+        trained.evaluate(own / "elsewhere")
+
+
+def test_other_images_are_matched_by_the_name_of_the_class(trained, tmp_path):
+    for index in (60, 61, 62):
+        image_file(tmp_path / "other" / "red", "red", index)
+    image_file(tmp_path / "other" / "green", "green", 60)
+    result = trained.evaluate(tmp_path / "other")
+    assert (result.n, result.accuracy) == (4, 1.0)
+    assert {row.name: row.support for row in result.per_class} == {"blue": 0, "green": 1, "red": 3}
+    assert result.confusion == ((0, 0, 0), (0, 1, 0), (0, 0, 3))
+
+
+def test_a_source_with_another_order_of_classes_gives_the_same_result(trained, tmp_path):
+    paths = [image_file(tmp_path, name, 60) for name in COLOURS]
+
+    class Reader:
+        def open(self, ref, at_least=None):
+            return read_image(tmp_path / ref)
+
+        def digest(self, ref):
+            return sha256((tmp_path / ref).read_bytes()).hexdigest()
+
+    samples = tuple(Sample(path.name, path.name.split("-")[0]) for path in paths)
+    result = trained.evaluate(Source("mine", ("red", "green", "blue"), samples, Reader()))
+    assert (result.n, result.accuracy) == (3, 1.0)
+
+
+def test_a_class_that_the_model_does_not_know_is_an_error(trained, tmp_path):
+    image_file(tmp_path / "other" / "purple", "red", 60)
+    image_file(tmp_path / "other" / "red", "red", 61)
+    with pytest.raises(DataError, match="it knows blue, green, red") as caught:
+        trained.evaluate(tmp_path / "other")
+    assert caught.value.problems == ("purple",)
+
+
+def test_a_part_that_there_is_not_is_refused(trained):
+    with pytest.raises(ConfigError, match="part is 'validation'; allowed: all, train, valid, test"):
+        trained.evaluate(part="validation")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda classifier: classifier.predict("photos/red/00.png"),
+        lambda classifier: classifier.predict_proba("photos/red/00.png"),
+        lambda classifier: classifier.evaluate(),
+        lambda classifier: classifier.evaluate("photos"),
+        lambda classifier: classifier.save("m.safetensors"),
+    ],
+)
+def test_nothing_is_known_before_fit(own, ask):
+    with pytest.raises(NotFitted, match=r"call fit, or Classifier\.load"):
+        ask(Classifier("lenet"))
+    assert not (own / "m.safetensors").exists()
+
+
+def test_a_model_file_on_its_own_knows_no_test_images(trained, tmp_path):
+    trained.save(tmp_path / "alone.safetensors")
+    alone = Classifier.load(tmp_path / "alone.safetensors")
+    with pytest.raises(NotFitted, match="name the labelled images"):
+        alone.evaluate()
+    assert alone.evaluate("photos").n == 60
+
+
+def test_unknown_names_are_answered_with_close_ones(photos):
+    with pytest.raises(UnknownName, match="did you mean lenet"):
+        Classifier("lennet").fit(photos)
+    with pytest.raises(UnknownName, match="did you mean"):
+        Classifier("lenet", recipe="digit").fit(photos)
+    with pytest.raises(DataError, match="did you mean digits"):
+        Classifier("lenet").fit("digit")
+    with pytest.raises(ModelFileError, match="no such model file"):
+        Classifier.load(photos / "nothing.safetensors")
+
+
+def my_network(spec):
+    head = nn.Linear(spec.channels * spec.size[0] * spec.size[1], spec.classes)
+    return nn.Sequential(nn.Flatten(), head)
+
+
+def test_a_network_of_ones_own(photos, tmp_path):
+    classifier = Classifier(my_network, size=8, config=QUICK).fit(photos, epochs=2, runs=tmp_path / "runs")
+    assert classifier.spec_.arch == "my_network"
+    loaded = Classifier.load(classifier.run_.path)
+    assert np.array_equal(loaded.predict_proba(photos), classifier.predict_proba(photos))
+    with pytest.raises(ConfigError, match="a function with a plain name"):
+        Classifier(lambda spec: my_network(spec)).fit(photos)
+
+
+def test_a_pipeline_of_ones_own_is_stored_in_the_model_file(photos, tmp_path):
+    import albumentations
+
+    compose = albumentations.Compose([albumentations.HorizontalFlip(p=1.0), albumentations.Resize(16, 16)])
+    classifier = quick(augment=compose).fit(photos, epochs=1)
+    plain = quick().fit(photos, epochs=1)
+    assert not torch.equal(flat(classifier.model_), flat(plain.model_))
+    classifier.save(tmp_path / "m.safetensors")
+    stored = Classifier.load(tmp_path / "m.safetensors").recipe_.compose
+    names = [step["__class_fullname__"] for step in stored["transform"]["transforms"]]
+    assert [name.rpartition(".")[2] for name in names] == ["HorizontalFlip", "Resize"]
+    assert classifier.recipe_.steps == ()
+
+
+def test_a_recipe_by_name_or_as_a_value(photos):
+    by_name = Classifier(recipe="lab10-4", size=(16, 32)).fit(photos, epochs=1)
+    by_value = Classifier(recipe=EXPERIMENTS.get("lab10-4"), size=(16, 32)).fit(photos, epochs=1)
+    assert by_name.spec_.arch == "cnn_imagefolder"
+    assert by_name.experiment_ == by_value.experiment_
+    own = Experiment("lenet", "none", train=TrainConfig(epochs=1, **EXACT))
+    assert Classifier(recipe=own, size=16).fit(photos).experiment_.train.optimizer == "adamw"
+
+
+def test_a_source_of_ones_own(make_source):
+    source = make_source(n=20)
+    classifier = quick().fit(source, epochs=16, batch_size=16)
+    assert classifier.evaluate().accuracy > 0.8
+    assert classifier.evaluate(source, part="train").accuracy > 0.9
+    assert classifier.spec_.channels == 1
+    (prediction,) = classifier.predict(source.open("all/00000"))
+    assert prediction.label == "a"
+
+
+def test_data_that_bring_their_own_test_images_keep_them(make_source):
+    source = make_source(n=20)
+    placed = [replace(s, split="test" if i % 5 == 0 else "train") for i, s in enumerate(source.samples)]
+    classifier = quick().fit(source.with_samples(placed), epochs=1)
+    assert {s.ref for s in classifier.split_.samples("test")} == {s.ref for s in placed if s.split == "test"}
+    assert classifier.evaluate(source.with_samples(placed)).n == 12
+
+
+def interrupt_after(epoch):
+    def callback(event, subject):
+        if event == "epoch" and subject.epoch == epoch:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+@pytest.fixture
+def augmented():
+    """Training with every source of randomness: order, augmentation, dropout."""
+    config = {"dropout": 0.3, "augment": "standard", "train": {**EXACT, "schedule": "onecycle", "optimizer": "sgd"}}
+    return lambda: Classifier("cnn_keras", size=12, config=config)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(photos, in_folder, augmented):
+    options = {"epochs": 4, "batch_size": 16, "runs": "runs"}
+    whole = augmented().fit(photos, **options)
+    cut = augmented().fit(photos, callbacks=[interrupt_after(2)], **options)
+    assert cut.history_.ended == "interrupted"
+    assert len(cut.history_) == 2
+    assert Classifier.load(cut.run_.path).classes_ == cut.classes_
+    resumed = Classifier().resume(cut.run_.path)
+    assert resumed.run_.path == cut.run_.path
+    assert [r.train_loss for r in resumed.history_] == [r.train_loss for r in whole.history_]
+    assert torch.equal(flat(resumed.model_), flat(whole.model_))
+    assert resumed.run_.info["status"] == "done"
+
+
+def test_a_finished_run_goes_on_for_more_epochs(own):
+    resumed = Classifier().resume("runs/photos-lenet-1", epochs=14)
+    assert [record.epoch for record in resumed.history_] == list(range(1, 15))
+    assert Classifier.load("runs/photos-lenet-1").evaluate() == resumed.evaluate()
+
+
+def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
+    def callback(event, subject):
+        if event == "start":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick().fit(photos, callbacks=[callback])
+
+
+def test_a_run_does_not_go_on_with_other_images(own):
+    (own / "photos" / "red" / "00.png").write_bytes((own / "photos" / "red" / "01.png").read_bytes())
+    with pytest.raises(DataError, match="was trained on other images") as caught:
+        Classifier().resume("runs/photos-lenet-1")
+    assert caught.value.problems == ("red/00.png: changed",)
+
+
+def test_a_run_does_not_go_on_with_another_class(own):
+    shutil.copytree(own / "photos" / "red", own / "photos" / "pink")
+    with pytest.raises(DataError, match="was trained on other images") as caught:
+        Classifier().resume("runs/photos-lenet-1")
+    assert "pink/00.png: new" in caught.value.problems
+
+
+def test_a_run_on_a_source_of_ones_own_cannot_be_resumed(make_source, in_folder):
+    run = quick().fit(make_source(), epochs=1, runs="runs").run_
+    with pytest.raises(ConfigError, match="cannot be resumed"):
+        Classifier().resume(run.path)
+
+
+def test_what_is_no_run_cannot_be_resumed(own):
+    with pytest.raises(DataError, match="is no run folder"):
+        Classifier().resume("photos")
+    for path in (own / "runs/photos-lenet-1").glob("checkpoint*"):
+        path.unlink()
+    with pytest.raises(ModelFileError, match="checkpoint"):
+        Classifier().resume("runs/photos-lenet-1")
+
+
+def state_of(folder):
+    return {
+        path.relative_to(folder): (path.stat().st_mtime_ns, None if path.is_dir() else path.read_bytes())
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def test_the_data_folder_is_never_touched(photos, in_folder):
+    (photos / "red" / "bad.png").write_bytes(b"no image")
+    (photos / ".DS_Store").write_bytes(b"")
+    before = state_of(photos)
+    classifier = quick().fit(photos, epochs=1, runs="runs")
+    classifier.evaluate()
+    classifier.evaluate(photos)
+    classifier.predict(photos)
+    Classifier().resume(classifier.run_.path, epochs=2)
+    assert state_of(photos) == before

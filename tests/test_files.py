@@ -1,0 +1,127 @@
+"""The one way to save, and text that is safe to print or to open in a spreadsheet."""
+
+import csv
+import io
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgclf import _files
+from imgclf._files import (
+    FORMULA_STARTS,
+    cache_folder,
+    csv_plain,
+    csv_safe,
+    csv_text,
+    printable,
+    read_text,
+    write_atomic,
+    write_text,
+)
+
+posix = pytest.mark.skipif(os.name == "nt", reason="modes and byte file names are POSIX's")
+cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12) | st.builds(
+    str.__add__, st.sampled_from(FORMULA_STARTS), st.text("ab=+'\t\r\n,\"", max_size=4)
+)
+
+
+def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "file"
+    write_atomic(path, b"a long first content")
+    write_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch, name, error):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.os, name, fail)
+        with pytest.raises(type(error)):
+            write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_content_is_on_the_disk_before_the_name_points_to_it(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(_files.os, "fsync", lambda fd: (events.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(_files.os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
+    write_atomic(tmp_path / "file", b"new")
+    assert events[:2] == ["fsync", "replace"]
+
+
+@posix
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_follows_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path):
+    write_atomic(tmp_path / ("n" * 255), b"content")
+    assert (tmp_path / ("n" * 255)).read_bytes() == b"content"
+
+
+def test_text_keeps_newlines_and_names_that_are_no_utf8(tmp_path):
+    text = "größe\r\n\udcff"
+    write_text(tmp_path / "file", text)
+    assert (tmp_path / "file").read_bytes() == "größe\r\n".encode() + b"\xff"
+    assert read_text(tmp_path / "file") == text
+
+
+def test_the_byte_order_mark_of_a_spreadsheet_is_no_text(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbfpath,label")
+    assert read_text(tmp_path / "file") == "path,label"
+
+
+@given(cells)
+def test_a_safe_cell_is_no_formula_and_can_be_undone(cell):
+    assert csv_plain(csv_safe(cell)) == cell
+    assert not csv_safe(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+@given(st.lists(st.lists(cells, min_size=2, max_size=3), max_size=4))
+def test_rows_come_back_from_csv_as_they_were(rows):
+    read = csv.reader(io.StringIO(csv_text(rows), newline=""))
+    assert [[csv_plain(cell) for cell in row] for row in read] == rows
+
+
+def test_numbers_stay_numbers():
+    assert csv_text([[-1, -0.5, "-1"]]) == "-1,-0.5,'-1\n"
+
+
+def test_what_would_move_the_cursor_is_spelt_out():
+    assert printable("a\nb\x1b[31m\udcff\u202e") == "a\\nb\\x1b[31m\\udcff\\u202e"
+    assert printable("größe 사진") == "größe 사진"
+
+
+@given(st.text())
+def test_printable_text_is_one_printable_line(text):
+    assert printable(text).isprintable()
+
+
+def test_the_cache_lies_where_the_user_says(monkeypatch):
+    monkeypatch.setenv("IMGCLF_CACHE", "own")
+    monkeypatch.setenv("XDG_CACHE_HOME", "shared")
+    assert cache_folder() == Path("own")
+    monkeypatch.delenv("IMGCLF_CACHE")
+    assert cache_folder() == Path("shared/imgclf")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "imgclf"

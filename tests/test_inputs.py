@@ -1,0 +1,93 @@
+"""What `predict` accepts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import colour_image
+from PIL import Image
+
+from imgclf.errors import DataError
+from imgclf.inputs import inputs_source
+
+ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+
+
+def refs(images):
+    return [sample.ref for sample in inputs_source(images).samples]
+
+
+def test_a_path_may_be_text_or_a_path(photos):
+    file = photos / "red" / "00.png"
+    assert refs(file) == refs(str(file)) == refs([file]) == [str(file)]
+    expected = np.asarray(Image.open(file))
+    assert (inputs_source(file).open(str(file)) == expected).all()
+
+
+def test_a_path_is_tried_whatever_it_is_called(tmp_path):
+    colour_image("red", 0).save(tmp_path / "picture.dat", "PNG")
+    assert inputs_source(tmp_path / "picture.dat").open(str(tmp_path / "picture.dat")).shape == (24, 32, 3)
+    assert refs(tmp_path / "not there") == [str(tmp_path / "not there")]
+
+
+def test_a_folder_gives_the_images_below_it_in_order(photos):
+    for name in (".hidden", "__MACOSX", "red/deep"):
+        (photos / name).mkdir()
+        colour_image("red", 0).save(photos / name / "x.png")
+    (photos / "notes.txt").write_text("no image")
+    colour_image("red", 0).save(photos / "red" / ".hidden.png")
+    found = refs(photos)
+    assert found == sorted(found)
+    assert len(found) == 61
+    assert str(photos / "red" / "deep" / "x.png") in found
+
+
+def test_images_and_arrays_come_as_they_are():
+    image = Image.fromarray(ARRAY)
+    source = inputs_source([image, ARRAY, ARRAY[..., 0]])
+    assert [sample.ref for sample in source.samples] == ["image 0", "image 1", "image 2"]
+    assert (source.open("image 0") == ARRAY).all()
+    assert (source.open("image 1") == ARRAY).all()
+    assert (source.open("image 2") == ARRAY[..., :1]).all()
+    assert refs(image) == refs(ARRAY) == ["image 0"]
+
+
+def test_the_order_is_kept_and_an_image_may_come_twice(photos):
+    one, two = photos / "red" / "00.png", photos / "blue" / "00.png"
+    assert refs([one, ARRAY, two, one]) == [str(one), "image 1", str(two), str(one)]
+    assert refs(iter([two, one])) == [str(two), str(one)]
+
+
+def test_nobody_knows_the_labels(photos):
+    source = inputs_source(photos)
+    assert source.classes == ()
+    assert {sample.label for sample in source.samples} == {""}
+
+
+def test_equal_pixels_have_equal_digests():
+    source = inputs_source([ARRAY, ARRAY.copy(), ARRAY[::-1]])
+    first, second, third = (source.reader.digest(sample.ref) for sample in source.samples)
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "no images to predict"),
+        ([3], "image 0 is int; expected a path, a PIL image or a uint8 array"),
+        (None, "NoneType; expected"),
+        (7, "int; expected"),
+        ([ARRAY, None], "image 1 is NoneType"),
+        (ARRAY / 255, "image 0 is an array of float64 and shape .2, 4, 3.; expected uint8"),
+        (ARRAY[None], "shape .1, 2, 4, 3.; expected uint8"),
+        (ARRAY[:0], "shape .0, 4, 3.; expected uint8"),
+    ],
+)
+def test_what_is_no_image(images, message):
+    with pytest.raises(DataError, match=message):
+        inputs_source(images)
+
+
+def test_a_folder_without_images(tmp_path):
+    with pytest.raises(DataError, match="holds no images"):
+        inputs_source(Path(tmp_path))

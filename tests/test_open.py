@@ -1,0 +1,57 @@
+"""The front door of data."""
+
+import pytest
+from PIL import Image
+
+from imgclf.data.images import BadImage
+from imgclf.data.open import open_source
+from imgclf.errors import DataError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for label in "ab":
+        for i in range(2):
+            (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), i).save(tmp_path / f"photos/{label}/{i}.png")
+    return tmp_path / "photos"
+
+
+def test_folders_tables_names_and_sources(photos, tmp_path):
+    folder = open_source(photos)
+    assert folder.classes == ("a", "b")
+    assert open_source(str(photos)).samples == folder.samples
+    assert open_source(folder) is folder
+    table = tmp_path / "list.CSV"
+    table.write_text("path,label\n" + "".join(f"photos/{c}/{i}.png,{c}\n" for c in "ab" for i in range(2)))
+    assert open_source(table).counts() == {"a": 2, "b": 2}
+    assert len(open_source("digits")) == 1797
+
+
+def test_what_exists_goes_before_a_name(photos, monkeypatch):
+    photos.rename(photos.with_name("digits"))
+    monkeypatch.chdir(photos.parent)
+    assert open_source("digits").classes == ("a", "b")
+
+
+def test_limits_reach_the_reader(photos):
+    source = open_source(photos, max_pixels=10)
+    with pytest.raises(BadImage, match="megapixels"):
+        source.open("a/0.png")
+
+
+def test_evaluation_accepts_less(photos):
+    with pytest.raises(DataError):
+        open_source(photos / "a")
+    (photos / "a/only").mkdir()
+    (photos / "a/0.png").rename(photos / "a/only/0.png")
+    assert open_source(photos / "a", strict=False).classes == ("only",)
+
+
+def test_errors_say_what_was_looked_for(photos, tmp_path):
+    with pytest.raises(DataError, match=r"'mnits'; did you mean mnist\? Named sets: digits, mnist"):
+        open_source("mnits")
+    with pytest.raises(DataError, match=r"no folder, CSV file or named data set is called './nowhere'\. Named"):
+        open_source("./nowhere")
+    with pytest.raises(DataError, match="a file where a folder is needed"):
+        open_source(photos / "a/0.png")

@@ -1,0 +1,113 @@
+"""Optimizers, parameter groups and learning-rate schedules."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from imgclf.specs import SCHEDULES, TrainConfig
+from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_an_optimizer_takes_every_parameter_once(name, kind):
+    model = net()
+    optimizer = make_optimizer(model, TrainConfig(optimizer=name), 0.25)
+    assert type(optimizer) is kind
+    taken = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(taken) == sorted(id(p) for p in model.parameters())
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+
+
+def test_norms_and_biases_are_not_decayed():
+    model = net()
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.3), 0.1)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
+    assert found == {"0.weight": 0.3, "0.bias": 0, "1.weight": 0, "1.bias": 0, "3.weight": 0.3, "3.bias": 0}
+
+
+def test_sgd_has_the_momentum_of_the_config():
+    config = TrainConfig(optimizer="sgd", momentum=0.5, nesterov=True)
+    for group in make_optimizer(net(), config, 0.1).param_groups:
+        assert (group["momentum"], group["nesterov"]) == (0.5, True)
+
+
+def test_a_model_without_matrices_has_one_group():
+    assert len(make_optimizer(nn.BatchNorm2d(3), TrainConfig(), 0.1).param_groups) == 1
+
+
+def test_the_rate_is_set_for_every_group():
+    optimizer = make_optimizer(net(), TrainConfig(), 0.1)
+    set_lr(optimizer, 0.7)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.7, 0.7]
+
+
+def factors(steps=10, epochs=8, **options):
+    config = TrainConfig(**options)
+    return [lr_factor(config, step, steps, epochs) for step in range(steps * epochs)]
+
+
+def test_constant():
+    assert set(factors(schedule="constant")) == {1.0}
+
+
+def test_step_falls_by_gamma_every_few_epochs():
+    values = factors(schedule="step", step_epochs=3, gamma=0.5)
+    assert values == [1.0] * 30 + [0.5] * 30 + [0.25] * 20
+
+
+def test_cosine_goes_from_one_over_a_half_to_nearly_nothing():
+    values = factors(schedule="cosine")
+    assert values[0] == 1
+    assert values[40] == pytest.approx(0.5)
+    assert 0 < values[-1] < 0.001
+    assert values == sorted(values, reverse=True)
+
+
+def test_onecycle_rises_over_the_first_quarter_and_falls_to_nearly_nothing():
+    values = factors(schedule="onecycle")
+    assert values[0] < 0.05
+    assert max(values) == values[20] == 1
+    assert values[:21] == sorted(values[:21])
+    assert values[20:] == sorted(values[20:], reverse=True)
+    assert 0 < values[-1] < 0.001
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+def test_warm_up_rises_in_a_line_and_comes_first(schedule):
+    values = factors(schedule=schedule, warmup_epochs=1.5)
+    rises = [after - before for before, after in zip(values[:15], values[1:16], strict=True)]
+    assert rises == pytest.approx([1 / 16] * 15)
+    assert values[15] == 1
+
+
+@given(
+    st.sampled_from(SCHEDULES),
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.floats(0, 5),
+    st.integers(1, 10),
+    st.floats(1e-6, 1),
+)
+def test_every_factor_is_above_nothing_and_at_most_one(schedule, steps, epochs, warmup, step_epochs, gamma):
+    values = factors(
+        steps, epochs, schedule=schedule, warmup_epochs=warmup, step_epochs=step_epochs, gamma=gamma
+    )
+    assert all(0 < value <= 1 for value in values)
+
+
+def test_rare_classes_weigh_more():
+    weights = class_weights([0] * 6 + [1] * 3 + [2], 3)
+    assert weights[1] == 2 * weights[0]
+    assert weights[2] == 6 * weights[0]
+    assert weights[torch.tensor([0] * 6 + [1] * 3 + [2])].mean() == pytest.approx(1)
+    assert torch.allclose(class_weights([0, 1, 0, 1], 2), torch.ones(2))
+    assert class_weights([0, 0], 2).isfinite().all(), "a class without images"

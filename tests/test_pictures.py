@@ -1,0 +1,81 @@
+"""Pictures to look at."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgclf.data.loader import Loader
+from imgclf.pictures import pick_samples, sample_pixels, save_channels, save_grid
+from imgclf.specs import Recipe
+from imgclf.transforms.pixels import prepare
+from imgclf.transforms.presets import preset_steps
+
+
+def test_the_classes_come_in_turn(make_source):
+    source = make_source()
+    chosen = pick_samples(source, 8)
+    assert [sample.label for sample in chosen] == ["a", "b", "c"] * 2 + ["a", "b"]
+    assert len({sample.ref for sample in chosen}) == 8
+    assert pick_samples(source, 8) == chosen
+    assert pick_samples(source, 8, seed=1) != chosen
+
+
+def test_a_small_class_gives_all_it_has(make_source):
+    source = make_source()
+    few = source.with_samples(s for i, s in enumerate(source.samples) if s.label != "b" or i < 3)
+    counts = Counter(sample.label for sample in pick_samples(few, 9))
+    assert counts == {"a": 4, "b": 1, "c": 4}
+    assert len(pick_samples(few, 1000)) == len(few)
+
+
+def test_evaluation_pixels(make_source):
+    source = make_source()
+    recipe = Recipe(size=(6, 6), channels=1, steps=preset_steps("strong"))
+    shown = sample_pixels(source, source.samples[:3], recipe, augmented=False)
+    assert all((a == prepare(source.open(s.ref), recipe)).all() for a, s in zip(shown, source.samples[:3], strict=True))
+
+
+@pytest.mark.parametrize("preset", ["none", "light", "standard"])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_augmented_pixels_are_those_of_the_first_epoch(make_source, preset, ratio):
+    source = make_source(n=4)
+    recipe = Recipe(size=(6, 6), channels=1, crop_ratio=ratio, steps=preset_steps(preset))
+    shown = sample_pixels(source, source.samples, recipe, augmented=True, seed=5)
+    loader = Loader(source, source.samples, recipe, classes=source.classes, train=True, seed=5, batch_size=12)
+    batch = next(loader.epoch(0))
+    for position, pixels in zip(batch.positions, batch.pixels, strict=True):
+        assert (shown[position] == pixels.numpy()).all()
+
+
+@pytest.mark.parametrize(("n", "rows"), [(1, 1), (5, 1), (6, 2)])
+def test_a_grid_has_five_columns(tmp_path, n, rows):
+    images = [np.full((4, 4, 3 if i % 2 else 1), 40 * i, np.uint8) for i in range(n)]
+    save_grid(images, ["plain", "$x_1$", "a\x1b[31m\nb", "x" * 99, "[bold]", "_"][:n], tmp_path / "new" / "grid.png")
+    with Image.open(tmp_path / "new" / "grid.png") as picture:
+        assert picture.width / picture.height == pytest.approx(5 / (1.1 * rows), rel=0.05)
+
+
+def test_a_grid_shows_its_images(tmp_path):
+    red = np.zeros((4, 4, 3), np.uint8)
+    red[..., 0] = 255
+    save_grid([red], ["red"], tmp_path / "grid.png")
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    assert (pixels == [255, 0, 0]).all(axis=2).mean() > 0.05
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_one_picture_a_channel(tmp_path, channels):
+    save_channels(np.zeros((3, 4, channels), np.uint8), "a $title", tmp_path / "channels.png")
+    with Image.open(tmp_path / "channels.png") as picture:
+        assert picture.width / picture.height == pytest.approx(channels / 1.1, rel=0.05)
+
+
+def test_the_same_image_twice_is_augmented_by_its_content(make_source):
+    source = make_source()
+    recipe = Recipe(size=(8, 8), channels=1, steps=preset_steps("light"))
+    named_otherwise = replace(source.samples[0], label="b")
+    one, other = sample_pixels(source, [source.samples[0], named_otherwise], recipe, augmented=True)
+    assert (one == other).all()

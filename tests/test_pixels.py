@@ -1,0 +1,170 @@
+"""Evaluation pixels: the same for valid, test and predict."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imgclf.errors import DataError
+from imgclf.specs import FITS, KERNELS, Recipe
+from imgclf.transforms.pixels import decode_size, mean_colour, prepare, to_channels, to_input
+
+few = settings(max_examples=40, deadline=None)
+CPU = torch.device("cpu")
+
+
+def smooth(height, width, channels=3):
+    """An image without edges, in which a shift by a pixel changes little and a wrong crop much."""
+    y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None, :]
+    planes = [(1 + np.sin(3 * y + c) * np.cos(2 * x - c)) * 127 for c in range(channels)]
+    return np.stack(planes, axis=2).astype(np.uint8)
+
+
+def noise(height, width, channels=3):
+    rng = np.random.default_rng([height, width, channels])
+    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (37, 64), (64, 37), (30, 90), (20, 20)])
+@pytest.mark.parametrize("ratio", [1.0, 0.875])
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+def test_a_crop_is_that_of_torchvision(shape, ratio, kernel):
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    size = 28
+    mode = InterpolationMode(kernel)
+    reference = Compose([Resize(int(size / ratio), interpolation=mode), CenterCrop(size)])
+    pixels = smooth(*shape)
+    ours = prepare(pixels, Recipe(size=(size, size), crop_ratio=ratio, kernel=kernel)).astype(int)
+    theirs = np.asarray(reference(Image.fromarray(pixels))).astype(int)
+    # The border differs: ours resizes only what is kept. So may the place, by the half pixel that theirs rounds away.
+    assert np.abs(ours - theirs)[1:-1, 1:-1].max() <= 8
+    assert np.abs(ours - theirs)[1:-1, 1:-1].mean() < 3
+
+
+def test_a_crop_cuts_the_longer_side_on_both_ends_alike():
+    pixels = np.zeros((10, 30, 1), np.uint8)
+    pixels[:, 10:20] = 200
+    assert (prepare(pixels, Recipe(size=(10, 10), channels=1)) == 200).all()
+    assert (prepare(pixels.swapaxes(0, 1), Recipe(size=(10, 10), channels=1)) == 200).all()
+
+
+def test_a_crop_ratio_keeps_that_share_of_the_side():
+    pixels = np.zeros((32, 32, 1), np.uint8)
+    pixels[8:24, 8:24] = 200
+    assert (prepare(pixels, Recipe(size=(8, 8), channels=1, crop_ratio=0.5, kernel="nearest")) == 200).all()
+
+
+def test_padding_keeps_the_whole_image_between_the_mean_colour():
+    recipe = Recipe(size=(8, 16), fit="pad", mean=(0.2, 0.4, 2.0), kernel="nearest")
+    result = prepare(np.full((20, 20, 3), 9, np.uint8), recipe)
+    assert (result[:, 4:12] == 9).all()
+    assert mean_colour(recipe) == [51, 102, 255]
+    assert (result[:, :4] == [51, 102, 255]).all()
+    assert (result[:, 12:] == [51, 102, 255]).all()
+
+
+def test_squashing_keeps_every_part_of_the_image():
+    pixels = np.zeros((8, 32, 1), np.uint8)
+    pixels[:, 16:] = 200
+    result = prepare(pixels, Recipe(size=(8, 8), channels=1, fit="squash", kernel="nearest"))
+    assert (result[:, :4] == 0).all()
+    assert (result[:, 4:] == 200).all()
+
+
+sides = st.integers(1, 40)
+
+
+@few
+@given(
+    sides, sides, st.sampled_from([1, 3]), st.tuples(sides, sides), st.sampled_from(FITS), st.sampled_from(KERNELS),
+    st.floats(0.1, 1),
+)
+def test_an_image_of_any_shape_comes_out_at_the_size(height, width, channels, size, fit, kernel, ratio):
+    recipe = Recipe(size=size, fit=fit, kernel=kernel, crop_ratio=ratio)
+    pixels = np.full((height, width, channels), 77, np.uint8)
+    result = prepare(pixels, recipe)
+    assert result.shape == (*size, 3)
+    assert result.dtype == np.uint8
+    assert set(np.unique(result)) <= {77, 128}, "one colour stays one colour; padding has the mean's"
+    assert fit == "pad" or (result == 77).all()
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1)])
+def test_a_line_of_pixels_is_an_image_too(fit, shape):
+    result = prepare(np.full((*shape, 1), 200, np.uint8), Recipe(size=(8, 12), fit=fit))
+    assert result.shape == (8, 12, 3)
+    assert (result == 200).any()
+
+
+@few
+@given(sides, sides, st.integers(1, 6), st.sampled_from(FITS))
+def test_an_image_of_the_right_size_is_untouched(height, width, channels, fit):
+    pixels = noise(height, width, channels)
+    assert (prepare(pixels, Recipe(size=(height, width), channels=channels, fit=fit)) == pixels).all()
+
+
+def test_each_of_many_channels_is_resized_like_a_grey_image():
+    pixels = smooth(20, 30, 5)
+    recipe = Recipe(size=(8, 8), channels=5)
+    alone = [prepare(pixels[..., c : c + 1], Recipe(size=(8, 8), channels=1)) for c in range(5)]
+    assert (prepare(pixels, recipe) == np.concatenate(alone, axis=2)).all()
+
+
+def test_shrinking_averages_and_does_not_pick():
+    stripes = np.zeros((32, 32, 1), np.uint8)
+    stripes[:, ::2] = 255
+    result = prepare(stripes, Recipe(size=(8, 8), channels=1))
+    assert np.abs(result[:, 1:-1].astype(int) - 127).max() <= 3
+
+
+def test_grey_becomes_colour_by_repetition():
+    grey = noise(3, 4, 1)
+    for channels in (2, 3, 5):
+        assert (to_channels(grey, channels) == grey).all()
+        assert to_channels(grey, channels).shape == (3, 4, channels)
+
+
+@few
+@given(st.tuples(*[st.integers(0, 255)] * 3))
+def test_colour_becomes_grey_by_the_luma_of_pillow(colour):
+    pixels = np.full((1, 1, 3), colour, np.uint8)
+    pillow = Image.fromarray(pixels).convert("L").getpixel((0, 0))
+    assert abs(int(to_channels(pixels, 1)[0, 0, 0]) - pillow) <= 1
+
+
+def test_white_and_greys_keep_their_value():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    assert (to_channels(ramp, 1)[0, :, 0] == np.arange(256)).all()
+
+
+@pytest.mark.parametrize(("have", "want"), [(3, 4), (4, 3), (2, 1), (5, 3)])
+def test_other_channels_have_no_rule(have, want):
+    with pytest.raises(DataError, match=f"an image has {have} channels, the model takes {want}"):
+        prepare(noise(4, 4, have), Recipe(size=(4, 4), channels=want))
+
+
+@few
+@given(st.sampled_from([1, 3, 4]), st.data())
+def test_the_input_is_normalised(channels, data):
+    numbers = st.tuples(*[st.floats(0.1, 2)] * channels)
+    recipe = Recipe(size=(5, 6), channels=channels, mean=data.draw(numbers), std=data.draw(numbers))
+    pixels = np.stack([noise(5, 6, channels), noise(6, 5, channels).reshape(5, 6, channels)])
+    result = to_input(torch.from_numpy(pixels), recipe, CPU)
+    expected = (pixels / 255 - np.array(recipe.mean)) / np.array(recipe.std)
+    assert result.dtype == torch.float32
+    assert result.shape == (2, channels, 5, 6)
+    np.testing.assert_allclose(result.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+def test_the_input_lies_in_channels_last_memory():
+    batch = torch.from_numpy(np.stack([noise(5, 6), noise(6, 5).reshape(5, 6, 3)]))
+    assert to_input(batch, Recipe(size=(5, 6)), CPU).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_scaled_decoding_stays_above_what_the_resize_needs():
+    assert decode_size(Recipe(size=(8, 12))) == (16, 24)
+    assert decode_size(Recipe(size=(8, 12), crop_ratio=0.5)) == (32, 48)

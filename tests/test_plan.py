@@ -1,0 +1,164 @@
+"""From what was asked to what is done."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import colour_image
+
+from imgclf.data.open import open_source
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.errors import ConfigError, DataError, UnknownName
+from imgclf.plan import choose_experiment, make_plan, plan_pixels, read_data, reading_options, require_same_data
+from imgclf.specs import DataConfig, Experiment, TrainConfig
+from imgclf.training.experiments import EXPERIMENTS
+from imgclf.transforms.augment import compose_to_dict
+
+LENET = Experiment(arch="lenet", weights="none", size=(16, 16))
+
+
+def mixed_source(channels):
+    """One image in memory for each number of channels."""
+    reader = ArrayReader({f"{i}": np.zeros((1, 8, 8, n), np.uint8) for i, n in enumerate(channels)})
+    samples = tuple(Sample(f"{i}/0", "ab"[i % 2]) for i in range(len(channels)))
+    return Source("mixed", ("a", "b"), samples, reader)
+
+
+def test_without_a_wish_the_experiment_is_the_one_that_suits_the_data():
+    assert choose_experiment(None, {}, "digits") == EXPERIMENTS.get("digits")
+    assert choose_experiment(None, {}) == Experiment()
+
+
+def test_an_architecture_of_ones_own_choice_gets_the_defaults_and_not_the_data_sets_recipe():
+    assert choose_experiment(None, {"arch": "lenet"}, "digits") == Experiment(arch="lenet")
+
+
+def test_a_recipe_goes_before_what_suits_the_data_and_changes_go_before_both():
+    chosen = choose_experiment("d0", {"train": {"epochs": 2}, "fit": "pad"}, "digits")
+    base = EXPERIMENTS.get("d0")
+    assert chosen == replace(base, fit="pad", train=replace(base.train, epochs=2))
+
+
+def test_a_change_within_training_or_data_keeps_the_rest():
+    base = Experiment(train=TrainConfig(lr=0.5, epochs=3), data=DataConfig(on_bad="error"))
+    chosen = choose_experiment(base, {"train": {"epochs": 9}, "data": {"data_dir": "here"}})
+    assert chosen.train == TrainConfig(lr=0.5, epochs=9)
+    assert chosen.data == DataConfig(on_bad="error", data_dir="here")
+
+
+def test_an_unknown_recipe_or_field_is_answered_with_a_close_match():
+    with pytest.raises(UnknownName, match="did you mean digits"):
+        choose_experiment("digit", {})
+    with pytest.raises(ConfigError, match="no 'archs'; did you mean arch"):
+        choose_experiment(None, {"archs": "lenet"})
+    with pytest.raises(ConfigError, match="TrainConfig has no 'epoch'; did you mean epochs"):
+        choose_experiment(None, {"train": {"epoch": 3}})
+
+
+@pytest.mark.parametrize(("channels", "expected"), [((1, 1), 1), ((3, 3), 3), ((1, 3), 3)])
+def test_the_channels_are_those_of_the_data(channels, expected):
+    assert plan_pixels(LENET, mixed_source(channels)).channels == expected
+
+
+def test_a_pretrained_backbone_keeps_its_own_channels():
+    grey = mixed_source((1, 1))
+    assert plan_pixels(Experiment("resnet18"), grey).channels == 3
+    assert plan_pixels(Experiment("resnet18", weights="none"), grey).channels == 1
+    assert plan_pixels(Experiment("resnet18", channels=1), grey).channels == 1
+
+
+def test_the_statistics_of_another_number_of_channels_are_the_average():
+    colour = plan_pixels(Experiment("resnet18"), mixed_source((3, 3)))
+    grey = plan_pixels(Experiment("resnet18", channels=1), mixed_source((3, 3)))
+    assert grey.mean == pytest.approx((sum(colour.mean) / 3,))
+    assert grey.std == pytest.approx((sum(colour.std) / 3,))
+    assert len(set(colour.mean)) == 3
+
+
+def test_what_mirroring_would_change_is_not_mirrored(make_source):
+    flips = [step for step in plan_pixels(LENET, make_source()).steps if step.op == "flip"]
+    assert flips
+    assert not [step for step in plan_pixels(LENET, make_source(mirror=False)).steps if step.op == "flip"]
+
+
+def test_a_plan_leaves_nothing_open(make_source):
+    plan = make_plan(LENET, make_source(), images=24)
+    settled = plan.experiment
+    opened = [getattr(settled, name) for name in ("size", "channels", "fit", "mean", "std", "augment")]
+    assert None not in [*opened, settled.train.lr, settled.train.epochs]
+    assert (plan.spec.classes, plan.spec.channels, plan.spec.size) == (3, 1, (16, 16))
+    assert plan.weights.used == "none"
+    assert plan.model(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
+
+
+def test_planning_what_was_settled_gives_the_same_plan(make_source):
+    first = make_plan(LENET, make_source(), images=24)
+    again = make_plan(first.experiment, make_source(), images=24)
+    assert (again.experiment, again.recipe, again.spec) == (first.experiment, first.recipe, first.spec)
+
+
+def weights(seed, source):
+    plan = make_plan(replace(LENET, train=TrainConfig(seed=seed)), source, images=24)
+    return torch.cat([p.detach().flatten() for p in plan.model.parameters()])
+
+
+def test_the_seed_gives_the_first_weights_and_nothing_else_is_drawn_from(make_source):
+    before = torch.get_rng_state()
+    first = weights(1, make_source())
+    torch.rand(5)
+    again, other = weights(1, make_source()), weights(2, make_source())
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.set_rng_state(before)
+    weights(1, make_source())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_pipeline_of_ones_own_takes_the_place_of_the_preset(make_source):
+    import albumentations
+
+    compose = compose_to_dict(albumentations.Compose([albumentations.HorizontalFlip(p=1.0)]))
+    plan = make_plan(LENET, make_source(), images=24, compose=compose)
+    assert plan.recipe.compose == compose
+    assert plan.recipe.steps == ()
+    assert plan.experiment.augment is None
+
+
+@pytest.mark.parametrize("train", [TrainConfig(device="cuda:99"), TrainConfig(precision="fp16", device="cpu")])
+def test_a_device_or_precision_that_is_not_there_is_said_before_training(make_source, train):
+    with pytest.raises(ConfigError, match="CUDA device"):
+        make_plan(replace(LENET, train=train), make_source(), images=24)
+
+
+def test_reading_tells_of_each_step(photos):
+    told = []
+    (photos / "red" / "00.png").write_bytes(b"no image")
+    source, split = read_data(open_source(photos), LENET, [lambda event, subject: told.append((event, subject))])
+    events = [event for event, _ in told]
+    assert events[0] == "source"
+    assert events[-2:] == ["audit", "split"]
+    assert set(events[1:-2]) == {"audited"}
+    assert [subject for event, subject in told if event == "audited"][-1] == (60, 60)
+    assert "red/00.png" not in {sample.ref for sample in source.samples}
+    assert sorted(sample.ref for sample in split.rows) == sorted(sample.ref for sample in source.samples)
+    assert all(sample.sha256 for sample in split.rows)
+
+
+def test_reading_follows_the_wishes_on_bad_images(photos):
+    (photos / "red" / "00.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"red/00\.png"):
+        read_data(open_source(photos), replace(LENET, data=DataConfig(on_bad="error")))
+    assert reading_options(DataConfig(data_dir="here", max_pixels=9)) == {"data_dir": "here", "max_pixels": 9}
+
+
+def test_images_that_changed_came_or_went_are_named(photos):
+    _, split = read_data(open_source(photos), LENET)
+    require_same_data(split, split.rows, "runs/a")
+    (photos / "red" / "00.png").unlink()
+    colour_image("red", 99).save(photos / "red" / "01.png")
+    colour_image("blue", 98).save(photos / "blue" / "new.png")
+    _, now = read_data(open_source(photos), LENET)
+    with pytest.raises(DataError, match="runs/a was trained on other images") as caught:
+        require_same_data(now, split.rows, "runs/a")
+    assert {"red/01.png: changed", "blue/new.png: new", "red/00.png: gone"} <= set(caught.value.problems)

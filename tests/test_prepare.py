@@ -1,0 +1,166 @@
+"""Images written out: resized copies and single samples."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+from conftest import colour_image
+from PIL import Image
+
+from imgclf.data.open import open_source
+from imgclf.data.prepare import prepare_folder, save_samples, write_image
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.errors import DataError
+from imgclf.specs import Recipe
+from imgclf.transforms.pixels import prepare
+
+RECIPE = Recipe(size=(8, 16), fit="squash")
+
+
+def tree(folder):
+    """Every path below a folder with its content and its time."""
+    return {
+        os.path.relpath(os.path.join(root, name), folder): (
+            os.stat(os.path.join(root, name)).st_mtime_ns,
+            os.path.isdir(os.path.join(root, name)) or open(os.path.join(root, name), "rb").read(),
+        )
+        for root, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    }
+
+
+def places(source):
+    return sorted((sample.label, sample.split, os.path.splitext(sample.ref)[0]) for sample in source.samples)
+
+
+def in_memory(refs, labels=None, splits=None):
+    pixels = np.arange(len(refs), dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+
+    class Reader(ArrayReader):
+        def open(self, ref, at_least=None):
+            return pixels[refs.index(ref)]
+
+    labels, splits = labels or ["a"] * len(refs), splits or [None] * len(refs)
+    samples = tuple(Sample(*row) for row in zip(refs, labels, [None] * len(refs), splits, strict=True))
+    return Source("memory", tuple(sorted(set(labels))), samples, Reader({}))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_copy_has_the_size_and_the_classes_and_the_data_stay_as_they_are(photos, tmp_path, kind):
+    before, told = tree(photos), []
+    source = open_source(photos)
+    n = prepare_folder(source, tmp_path / "new" / "out", RECIPE, kind, lambda *state: told.append(state))
+    assert n == 60
+    assert told[-1] == (60, 60)
+    assert tree(photos) == before
+    copy = open_source(tmp_path / "new" / "out")
+    assert copy.classes == source.classes
+    assert places(copy) == places(source)
+    assert all(sample.ref.endswith(f".{kind}") for sample in copy.samples)
+    for old, new in zip(source.samples[::7], copy.samples[::7], strict=True):
+        expected = prepare(source.open(old.ref), RECIPE).astype(int)
+        difference = np.abs(copy.open(new.ref).astype(int) - expected)
+        assert difference.shape == (8, 16, 3)
+        assert difference.max() == 0 if kind == "png" else difference.mean() < 10
+    assert os.listdir(tmp_path / "new") == ["out"]
+
+
+def test_splits_and_deeper_folders_are_kept(tmp_path):
+    for index, folder in enumerate(["train/cat", "train/cat/deep", "train/dog", "val/cat", "test/dog"]):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for n in range(2):
+            colour_image("red", 10 * index + n).save(tmp_path / "data" / folder / f"{n}.png")
+    source = open_source(tmp_path / "data")
+    prepare_folder(source, tmp_path / "out", RECIPE, "png")
+    assert places(open_source(tmp_path / "out")) == places(source)
+
+
+def test_what_exists_is_not_written_to(photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    for out in (tmp_path / "out", photos):
+        before = tree(out)
+        with pytest.raises(DataError, match="name a new folder"):
+            prepare_folder(open_source(photos), out, RECIPE)
+        assert tree(out) == before
+
+
+def test_a_copy_never_lies_inside_the_data(photos, tmp_path):
+    (tmp_path / "link").symlink_to(photos)
+    before = tree(photos)
+    for out in (photos / "out", photos / "red" / "out", tmp_path / "link" / "out", photos / "red" / ".." / "out"):
+        with pytest.raises(DataError, match="inside the data, which are never written to"):
+            prepare_folder(open_source(photos), out, RECIPE)
+    assert tree(photos) == before
+
+
+def test_images_that_differ_in_their_extension_stay_apart(tmp_path):
+    refs = ["a/x.png", "a/x.jpg", "a/x.bmp", "a/x.png.gif", "a/x.png.bmp"]
+    prepare_folder(in_memory(refs), tmp_path / "out", Recipe(size=(4, 4)), "png")
+    written = [np.asarray(Image.open(path)) for path in (tmp_path / "out" / "a").iterdir()]
+    assert sorted(int(pixels[0, 0, 0]) for pixels in written) == [0, 1, 2, 3, 4]
+
+
+def test_a_csv_may_name_images_anywhere_and_none_of_them_is_written_over(photos, tmp_path):
+    (tmp_path / "lists").mkdir()
+    rows = [(photos / name / f"{i:02d}.png", "warm" if name == "red" else "cold") for name in ("red", "blue") for i in (0, 1)]
+    paths = [str(path) if i % 2 else os.path.relpath(path, tmp_path / "lists") for i, (path, _) in enumerate(rows)]
+    with open(tmp_path / "lists" / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *zip(paths, (label for _, label in rows), strict=True)])
+    before = tree(photos)
+    out = tmp_path / "elsewhere" / "warm" / "out"
+    prepare_folder(open_source(tmp_path / "lists" / "labels.csv"), out, RECIPE)
+    assert tree(photos) == before
+    assert open_source(out).counts() == {"cold": 2, "warm": 2}
+
+
+def test_images_of_no_folder_come_below_their_split_and_class(tmp_path):
+    refs = ["train/00000", "train/00001", "train/00002", "train/00003", "test/00000", "test/00001"]
+    source = in_memory(refs, ["7", "3", "7", "3", "3", "7"], ["train"] * 4 + ["test"] * 2)
+    prepare_folder(source, tmp_path / "out", Recipe(size=(4, 4)), "png")
+    copy = open_source(tmp_path / "out")
+    assert {sample.ref for sample in copy.samples} == {
+        "train/7/00000.png",
+        "train/3/00001.png",
+        "train/7/00002.png",
+        "train/3/00003.png",
+        "test/3/00000.png",
+        "test/7/00001.png",
+    }
+
+
+@pytest.mark.parametrize("label", ["..", "cats/dogs", ".", "/tmp", "a\x1b/b"])
+def test_a_class_that_can_be_no_folder(tmp_path, label):
+    with pytest.raises(DataError, match="can't be one; rename them") as caught:
+        prepare_folder(in_memory(["x.png"], [label]), tmp_path / "out", RECIPE)
+    assert "\x1b" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_copy_that_fails_leaves_nothing(photos, tmp_path):
+    source = open_source(photos)
+    (photos / source.samples[-1].ref).write_bytes(b"no image")
+    with pytest.raises(DataError, match="not an image"):
+        prepare_folder(source, tmp_path / "out", RECIPE)
+    assert sorted(os.listdir(tmp_path)) == ["photos"]
+
+
+def test_samples_are_the_first_of_each_class(photos, tmp_path):
+    source = open_source(photos)
+    folder = save_samples(source, source.samples, tmp_path / "samples", most=2)
+    assert sorted(os.listdir(folder)) == ["blue.png", "green.png"]
+    expected = source.open(next(s.ref for s in source.samples if s.label == "blue"))
+    assert (np.asarray(Image.open(folder / "blue.png")) == expected).all()
+
+
+def test_samples_of_classes_whose_names_are_no_file_names(tmp_path):
+    save_samples(in_memory(["x"], ["a/../b c"]), in_memory(["x"], ["a/../b c"]).samples, tmp_path / "samples")
+    assert os.listdir(tmp_path / "samples") == ["a----b-c.png"]
+
+
+def test_a_grey_image_stays_grey(tmp_path):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    write_image(tmp_path / "new" / "grey.png", pixels)
+    image = Image.open(tmp_path / "new" / "grey.png")
+    assert image.mode == "L"
+    assert (np.asarray(image) == pixels[..., 0]).all()

@@ -1,0 +1,60 @@
+"""The contract of every augmentation preset."""
+
+import numpy as np
+import pytest
+
+from imgclf.errors import UnknownName
+from imgclf.specs import Recipe
+from imgclf.transforms.augment import Augmenter
+from imgclf.transforms.presets import PRESETS, preset_steps
+
+NAMES = PRESETS.names()
+MOVING = [name for name in NAMES if name != "none"]
+
+
+def recipe(name, mirror=True, channels=3, **options):
+    return Recipe(size=(12, 16), channels=channels, steps=preset_steps(name, mirror=mirror), **options)
+
+
+def image(channels=3):
+    return np.random.default_rng(7).integers(0, 256, (12, 16, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_pixels_keep_their_type_and_shape_and_depend_on_the_seed_alone(name, mirror, channels):
+    augmenter = Augmenter(recipe(name, mirror, channels))
+    seen = [augmenter(image(channels), seed) for seed in range(8)]
+    for pixels in seen:
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (12, 16, channels)
+    again = Augmenter(recipe(name, mirror, channels))
+    assert all((again(image(channels), seed) == seen[seed]).all() for seed in reversed(range(8)))
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("name", MOVING)
+def test_another_seed_gives_other_pixels(name, mirror):
+    augmenter = Augmenter(recipe(name, mirror))
+    assert len({augmenter(image(), seed).tobytes() for seed in range(8)}) > 4
+
+
+def test_none_changes_nothing():
+    assert preset_steps("none") == ()
+    assert (Augmenter(recipe("none"))(image(), 3) == image()).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_would_change_a_label_is_left_out(name):
+    assert not {"flip", "resized_crop"} & {step.op for step in preset_steps(name, mirror=False)}
+
+
+@pytest.mark.parametrize("name", ["light", "standard", "strong", "shifts-flips"])
+def test_photos_are_mirrored(name):
+    assert "flip" in {step.op for step in preset_steps(name)}
+
+
+def test_an_unknown_preset_is_answered_with_the_one_that_was_meant():
+    with pytest.raises(UnknownName, match="no augmentation preset is called 'stong'; did you mean strong"):
+        preset_steps("stong")

@@ -1,0 +1,106 @@
+"""What a run folder holds after training, and that it is enough to do it again."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from imgclf.bundle import load_model
+from imgclf.classifier import Classifier
+from imgclf.data.split import read_split
+from imgclf.run import open_run, read_config
+
+CONFIG = {"train": {"precision": "fp32", "device": "cpu"}}
+
+
+def fit(photos, folder, callbacks=(), epochs=3, **config):
+    classifier = Classifier("lenet", size=16, config={**CONFIG, **config})
+    return classifier.fit(photos, epochs=epochs, batch_size=16, runs=folder / "runs", callbacks=callbacks)
+
+
+def events(run):
+    return [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+
+
+def equal_weights(first, second):
+    one, two = first.state_dict(), second.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_folder_tells_the_whole_story(photos, in_folder):
+    classifier = fit(photos, in_folder)
+    run = classifier.run_
+    with open(run.path / "history.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    history = list(classifier.history_)
+    assert [float(row["valid_loss"]) for row in rows] == [record.valid_loss for record in history]
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    told = events(run)
+    assert [event["event"] for event in told] == ["start", "epoch", "epoch", "epoch", "end"]
+    assert [event["train_loss"] for event in told if event["event"] == "epoch"] == [r.train_loss for r in history]
+    assert told[-1]["ended"] == "done"
+    assert {sample.ref: sample.split for sample in read_split(run.path / "split.csv")} == {
+        sample.ref: sample.split for sample in classifier.split_.rows
+    }
+    info = open_run(run.path).info
+    assert (info["status"], info["epochs"], info["arch"]) == ("done", 3, "lenet")
+    assert info["classes"] == ["blue", "green", "red"]
+    assert info["source"] == str(photos)
+    assert not (run.path / "epochs").exists()
+
+
+def test_the_config_of_a_run_gives_the_same_weights_again(photos, in_folder):
+    first = fit(photos, in_folder, augment="standard")
+    values, source = read_config(first.run_.path / "config.toml")
+    again = Classifier(config=values).fit(source, runs=in_folder / "runs")
+    assert again.run_.path != first.run_.path
+    assert equal_weights(first.model_, again.model_)
+    assert again.experiment_ == first.experiment_
+    assert (again.run_.path / "config.toml").read_bytes() == (first.run_.path / "config.toml").read_bytes()
+    assert (again.run_.path / "split.csv").read_bytes() == (first.run_.path / "split.csv").read_bytes()
+    other = Classifier(config=values).fit(source, seed=1)
+    assert not equal_weights(first.model_, other.model_)
+
+
+def test_every_epoch_is_kept_on_demand(photos, in_folder):
+    classifier = fit(photos, in_folder, keep="all")
+    files = sorted(path.name for path in (classifier.run_.path / "epochs").iterdir())
+    assert files == [f"epoch-{epoch:03d}.safetensors" for epoch in (1, 2, 3)]
+    models = [load_model(classifier.run_.path / "epochs" / name)[0] for name in files]
+    assert not equal_weights(models[0], models[1])
+    assert equal_weights(models[classifier.history_.best.epoch - 1], classifier.model_)
+
+
+def test_each_step_back_is_recorded(photos, in_folder):
+    spoilt = []
+
+    def spoil(event, state):
+        if event == "step" and not spoilt:
+            spoilt.append(True)
+            with torch.no_grad():
+                next(state.model.parameters()).fill_(float("nan"))
+
+    classifier = fit(photos, in_folder, callbacks=[spoil])
+    told = events(classifier.run_)
+    assert [event["event"] for event in told] == ["start", "retry", "epoch", "epoch", "epoch", "end"]
+    assert told[1]["lr_scale"] == 0.5
+    assert all(value.isfinite().all() for value in classifier.model_.state_dict().values())
+
+
+def test_without_a_folder_for_runs_nothing_is_written(photos, in_folder):
+    classifier = Classifier("lenet", size=16, config=CONFIG).fit(photos, epochs=1)
+    assert classifier.run_ is None
+    assert list(in_folder.iterdir()) == []
+
+
+def test_a_run_of_a_callback_that_fails_keeps_what_was_recorded(photos, in_folder):
+    def fail(event, state):
+        if event == "epoch" and state.epoch == 2:
+            raise RuntimeError("a callback of one's own")
+
+    with pytest.raises(RuntimeError, match="of one's own"):
+        fit(photos, in_folder, callbacks=[fail])
+    (folder,) = (in_folder / "runs").iterdir()
+    assert [event["event"] for event in events(open_run(folder))] == ["start", "epoch", "epoch"]
+    assert (folder / "checkpoint.pt").is_file()

@@ -1,0 +1,53 @@
+"""Names that a user may type."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgclf._registry import Registry, close_matches, unknown_name
+from imgclf.errors import UnknownName
+
+
+@pytest.fixture
+def fruit():
+    registry = Registry("fruit")
+    for name in ("pear", "Apple", "banana"):
+        registry.add(name, name.upper())
+    return registry
+
+
+def test_a_registry_holds_things_in_the_order_in_which_they_came(fruit):
+    assert fruit.names() == ["pear", "Apple", "banana"]
+    assert list(fruit) == ["PEAR", "APPLE", "BANANA"]
+    assert len(fruit) == 3
+    assert "pear" in fruit
+    assert "plum" not in fruit
+    assert fruit.get("pear") == "PEAR"
+
+
+def test_a_name_is_given_once(fruit):
+    with pytest.raises(ValueError, match="fruit 'pear' is registered twice"):
+        fruit.add("pear", "another")
+    assert fruit.get("pear") == "PEAR"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("apple", "Apple"), ("bananna", "banana"), ("PEAR", "pear")])
+def test_an_unknown_name_is_answered_with_the_one_that_was_meant(fruit, typed, meant):
+    with pytest.raises(UnknownName, match=f"no fruit is called '{typed}'; did you mean {meant}"):
+        fruit.get(typed)
+
+
+def test_a_name_like_no_other_is_answered_with_what_there_is(fruit):
+    with pytest.raises(UnknownName, match=r"there is pear, Apple, banana$"):
+        fruit.get("zzz")
+
+
+def test_a_long_list_of_names_is_cut():
+    assert str(unknown_name("digit", "zzz", [str(n) for n in range(13)])).endswith("10, 11, …")
+
+
+@given(st.lists(st.text(min_size=1, max_size=6), max_size=6), st.text(max_size=6))
+def test_close_matches_are_known_names(known, name):
+    found = close_matches(name, known)
+    assert len(found) <= 3
+    assert set(found) <= set(known)

@@ -1,0 +1,233 @@
+"""The run folder: its name, its number, its files, and which model is used."""
+
+import csv
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
+from imgclf.results import EpochRecord
+from imgclf.run import (
+    INFO,
+    append_event,
+    create_run,
+    find_model,
+    list_runs,
+    open_run,
+    read_config,
+    write_config,
+    write_history,
+    write_info,
+)
+from imgclf.specs import (
+    FITS,
+    OPTIMIZERS,
+    SCHEDULES,
+    DataConfig,
+    Experiment,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+
+
+def finished(root, name="set-lenet"):
+    run = create_run(root, name, {})
+    run.model.write_bytes(b"weights")
+    return run
+
+
+def test_runs_of_one_name_are_numbered(tmp_path):
+    runs = [create_run(tmp_path / "runs", "set-lenet", {"data": "set"}) for _ in range(3)]
+    assert [run.path.name for run in runs] == ["set-lenet-1", "set-lenet-2", "set-lenet-3"]
+    assert [run.number for run in runs] == [1, 2, 3]
+    assert open_run(runs[1].path) == runs[1]
+    assert runs[1].info["data"] == "set"
+
+
+def test_a_free_number_is_taken_but_the_order_goes_on(tmp_path):
+    first, second = (create_run(tmp_path, "set", {}) for _ in range(2))
+    (first.path / INFO).unlink()
+    first.path.rmdir()
+    again = create_run(tmp_path, "set", {})
+    assert again.path == first.path
+    assert again.number > second.number
+
+
+def test_runs_made_at_once_get_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: create_run(tmp_path / "runs", "set", {}), range(16)))
+    assert len({run.path for run in runs}) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("my photos", "my-photos-1"), ("../up/there", "up-there-1"), ("a\nb\x1b[1m", "a-b-1m-1"), ("日本", "run-1")],
+)
+def test_a_name_made_from_the_data_is_a_plain_folder_name(tmp_path, name, folder):
+    assert create_run(tmp_path, name, {}).path == tmp_path / folder
+
+
+def test_a_name_of_ones_own_is_taken_as_it_is_and_only_once(tmp_path):
+    assert create_run(tmp_path, "mine", {}, exact=True).path == tmp_path / "mine"
+    with pytest.raises(ConfigError, match="mine is there already; give another --name"):
+        create_run(tmp_path, "mine", {}, exact=True)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "/abs"])
+def test_a_name_that_is_no_folder_name_is_refused_before_anything_is_made(tmp_path, name):
+    with pytest.raises(ConfigError, match="allowed: the name of a folder"):
+        create_run(tmp_path / "runs", name, {}, exact=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_of_the_runs_folder_is_named(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ConfigError, match="runs is a file; give a folder as --runs"):
+        create_run(tmp_path / "runs", "set", {})
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ImgclfError, match="no run folder can be made") as caught:
+        create_run(tmp_path / "file" / "runs", "set", {})
+    assert caught.value.exit_code == 1
+
+
+def test_facts_are_added_to_a_run(tmp_path):
+    run = create_run(tmp_path, "set", {"status": "running"})
+    changed = write_info(run, status="done", epochs=3)
+    assert changed.info == {"number": 1, "status": "done", "epochs": 3}
+    assert open_run(run.path) == changed
+    assert run.info["status"] == "running"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"no": "number"}', '{"number": null}', '{"number": "first"}'])
+def test_a_damaged_run_is_named_and_does_not_hide_the_others(tmp_path, content):
+    good, bad = (create_run(tmp_path, "set", {}) for _ in range(2))
+    (bad.path / INFO).write_text(content)
+    with pytest.raises(DataError, match=r"run\.json cannot be read"):
+        open_run(bad.path)
+    assert list_runs(tmp_path) == [good]
+
+
+def test_a_folder_that_is_no_run_is_said_so(tmp_path):
+    with pytest.raises(DataError, match=r"is no run folder: expected run\.json"):
+        open_run(tmp_path)
+    assert list_runs(tmp_path / "nowhere") == []
+
+
+def test_runs_are_ordered_by_number_and_not_by_the_times_of_files(tmp_path):
+    runs = [create_run(tmp_path, name, {}) for name in ("zebra", "ant", "bee")]
+    os.utime(runs[0].path / INFO, (2e9, 2e9))
+    assert list_runs(tmp_path) == runs
+
+
+def test_the_newest_run_with_a_result_has_the_model(tmp_path):
+    finished(tmp_path, "a")
+    newest = finished(tmp_path, "b")
+    create_run(tmp_path, "unfinished", {})
+    assert find_model(root=tmp_path) == newest.model
+
+
+def test_a_model_is_a_file_or_a_run_folder(tmp_path):
+    run, other = finished(tmp_path, "a"), finished(tmp_path, "b")
+    assert find_model(run.path, root=tmp_path) == run.model
+    assert find_model(str(run.model), root=tmp_path) == run.model
+    assert other.model != run.model
+
+
+def test_a_model_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ModelFileError, match=r"no finished run under .*train one"):
+        find_model(root=tmp_path / "runs")
+    with pytest.raises(ModelFileError, match="is not there: expected a model file or a run folder"):
+        find_model(tmp_path / "nothing")
+    with pytest.raises(ModelFileError, match="the run has no result yet"):
+        find_model(create_run(tmp_path, "unfinished", {}).path)
+
+
+fractions = st.sampled_from([(0.7, 0.15, 0.15), (0.8, 0.2, 0.0), (1.0, 0.0, 0.0)])
+experiments = st.builds(
+    Experiment,
+    arch=st.text("abc_:.", min_size=1),
+    dropout=st.none() | st.floats(0, 0.9),
+    size=st.none() | st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
+    mean=st.none() | st.tuples(st.floats(0, 1)),
+    fit=st.none() | st.sampled_from(FITS),
+    split=fractions,
+    data=st.builds(DataConfig, data_dir=st.none() | st.text("/ä[b]\n'\"\\"), allow_bad=st.floats(0, 1)),
+    train=st.builds(
+        TrainConfig,
+        epochs=st.none() | st.integers(1, 1000),
+        lr=st.none() | st.floats(1e-9, 10),
+        optimizer=st.sampled_from(OPTIMIZERS),
+        schedule=st.sampled_from(SCHEDULES),
+        seed=st.integers(0, 2**63 - 1),
+    ),
+)
+
+
+@given(experiment=experiments, source=st.none() | st.text(min_size=1))
+@settings(max_examples=40, deadline=None)
+def test_a_config_comes_back_as_it_was(tmp_path_factory, experiment, source):
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    write_config(path, experiment, source)
+    values, named = read_config(path)
+    assert from_dict(Experiment, values) == experiment
+    assert named == source
+
+
+def test_what_is_left_open_is_left_out_of_a_config(tmp_path):
+    write_config(tmp_path / "config.toml", Experiment(), "photos")
+    values, _ = read_config(tmp_path / "config.toml")
+    assert "size" not in values
+    assert "lr" not in values["train"]
+    assert to_dict(from_dict(Experiment, values)) == to_dict(Experiment())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arch = ", "is not TOML"),
+        ("[train]\nepoch = 3\n", "no 'epoch'; did you mean epochs"),
+        ("[train]\nepochs = 0\n", "TrainConfig.epochs is 0; allowed: 1 to 100,000"),
+        ("train = 3\n", "TrainConfig is 3"),
+        ("split = [0.5, 0.1, 0.1]\n", "three fractions that sum to 1"),
+    ],
+)
+def test_a_wrong_config_says_what_is_wrong(tmp_path, text, message):
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "config.toml")
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.toml cannot be read: No such file"):
+        read_config(tmp_path / "nothing.toml")
+
+
+def test_the_history_is_a_table_with_empty_cells_for_what_there_was_not(tmp_path):
+    epochs = [EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, True), EpochRecord(2, 0.4, 0.9, 0.6, 0.7, 0.1, 2.0, False)]
+    write_history(tmp_path / "history.csv", epochs)
+    with open(tmp_path / "history.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["valid_loss"] for row in rows] == ["", "0.6"]
+    assert [(row["epoch"], row["train_loss"], row["best"]) for row in rows] == [
+        ("1", "0.5", "True"),
+        ("2", "0.4", "False"),
+    ]
+
+
+def test_each_event_is_one_line_of_ascii(tmp_path):
+    path = tmp_path / "events.jsonl"
+    append_event(path, "note", text="ä\n\x1b[1m")
+    append_event(path, "end", epoch=2)
+    lines = path.read_bytes().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"event": "note", "text": "ä\n\x1b[1m"},
+        {"event": "end", "epoch": 2},
+    ]

@@ -1,0 +1,230 @@
+"""What was asked for: checked when made, and to JSON and back."""
+
+import json
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgclf.errors import ConfigError
+from imgclf.specs import (
+    FITS,
+    KERNELS,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    STEPS,
+    DataConfig,
+    Experiment,
+    ModelSpec,
+    Recipe,
+    Step,
+    TrainConfig,
+    from_dict,
+    parse_size,
+    parse_split,
+    to_dict,
+)
+
+REQUIRED = {Step: {"op": "flip"}, ModelSpec: {"arch": "lenet", "classes": 2}}
+
+BAD = [
+    (Step, "op", ["blur", None], "resized_crop"),
+    (Step, "params", [3], "named values"),
+    (Recipe, "size", [(0, 8), (8,), (8, 8, 8), [8, 8], 8, (8, 5000), (8.0, 8)], "(height, width)"),
+    (Recipe, "channels", [0, 65, 1.0, True], "1 to 64"),
+    (Recipe, "fit", ["stretch"], "crop, pad, squash"),
+    (Recipe, "kernel", ["cubic"], "bicubic"),
+    (Recipe, "crop_ratio", [0.05, 1.1, math.nan, "1"], "0.1 to 1"),
+    (Recipe, "mean", [(0.5, 0.5), (), 0.5, ("a",) * 3, (0.5, math.nan, 0.5), (math.inf,) * 3, None], "one number a channel (3)"),
+    (Recipe, "std", [(0.0,) * 3, (0.5, 0.5, -1.0), (0.5, 0.5)], "one number a channel (3)"),
+    (Recipe, "steps", [[Step("flip")], ("flip",)], "a tuple of Step"),
+    (Recipe, "compose", ["flip"], "named values"),
+    (ModelSpec, "arch", ["", 3], "architecture"),
+    (ModelSpec, "classes", [0, 1.5, True], "1 to 1,000,000"),
+    (ModelSpec, "channels", [0], "1 to 64"),
+    (ModelSpec, "size", [(0, 1)], "(height, width)"),
+    (ModelSpec, "dropout", [1.0, -0.1], "0 to 0.99"),
+    (TrainConfig, "epochs", [0, 1.5, 100_001], "1 to 100,000"),
+    (TrainConfig, "batch_size", [0, "32"], "1 or more"),
+    (TrainConfig, "lr", [0, -1.0, math.nan, math.inf], "above 0"),
+    (TrainConfig, "optimizer", ["lion"], "sgd, adam, adamw"),
+    (TrainConfig, "momentum", [1.0, -0.1], "0 to below 1"),
+    (TrainConfig, "nesterov", [1, "yes"], "true or false"),
+    (TrainConfig, "weight_decay", [-1.0, 11.0], "0 to 10"),
+    (TrainConfig, "schedule", ["linear"], "constant, step, cosine, onecycle"),
+    (TrainConfig, "step_epochs", [0], "1 or more"),
+    (TrainConfig, "gamma", [0.0, 1.5], "above 0, to 1"),
+    (TrainConfig, "warmup_epochs", [-1.0, math.nan], "0 or more"),
+    (TrainConfig, "label_smoothing", [1.0, -0.1], "0 to below 1"),
+    (TrainConfig, "clip_norm", [-1.0], "0 (off) or more"),
+    (TrainConfig, "freeze_epochs", [-1, 0.5], "0 or more"),
+    (TrainConfig, "patience", [-1], "0 (off) or more"),
+    (TrainConfig, "class_weights", ["auto"], "none, balanced"),
+    (TrainConfig, "drop_last", [0], "true or false"),
+    (TrainConfig, "precision", ["fp8"], "auto, fp32, bf16, fp16"),
+    (TrainConfig, "device", ["gpu", "cuda:", "cuda:x", None], "cuda:N"),
+    (TrainConfig, "workers", [-1, 257], "0 to 256"),
+    (TrainConfig, "seed", [-1, 2**63, 0.5], "0 to 2^63 - 1"),
+    (DataConfig, "on_bad", ["ignore"], "skip, error"),
+    (DataConfig, "allow_bad", [-0.1, 1.1], "0 to 1"),
+    (DataConfig, "max_pixels", [0], "1 or more"),
+    (Experiment, "arch", [""], "architecture"),
+    (Experiment, "fit", ["stretch"], "crop, pad, squash"),
+    (Experiment, "split", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0.0)], "sum to 1"),
+    (Experiment, "keep", ["none"], "best, all"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "allowed"),
+    [(kind, name, value, allowed) for kind, name, values, allowed in BAD for value in values],
+)
+def test_a_check_names_the_field_what_was_given_and_what_is_allowed(kind, name, value, allowed):
+    with pytest.raises(ConfigError) as caught:
+        kind(**{**REQUIRED.get(kind, {}), name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{kind.__name__}.{name} is {value!r}; allowed: ")
+    assert allowed in message
+
+
+def test_nesterov_needs_a_momentum():
+    with pytest.raises(ConfigError, match=r"TrainConfig\.nesterov is True; allowed: only with a momentum above 0"):
+        TrainConfig(nesterov=True, momentum=0.0)
+
+
+def test_one_mean_serves_all_channels():
+    recipe = Recipe(channels=2, mean=(0.25,), std=(0.5, 0.75))
+    assert recipe.mean == (0.25, 0.25)
+    assert recipe.std == (0.5, 0.75)
+
+
+sizes = st.tuples(st.integers(1, 4096), st.integers(1, 4096))
+shares = st.floats(0, 0.99)
+
+
+def of(channels, low):
+    return st.tuples(*[st.floats(low, 1000)] * channels)
+
+
+@st.composite
+def recipes(draw):
+    channels = draw(st.integers(1, 4))
+    params = st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False) | st.lists(st.integers(), max_size=2))
+    return Recipe(
+        size=draw(sizes),
+        channels=channels,
+        fit=draw(st.sampled_from(FITS)),
+        kernel=draw(st.sampled_from(KERNELS)),
+        crop_ratio=draw(st.floats(0.1, 1)),
+        mean=draw(of(channels, -1000)),
+        std=draw(of(channels, 1e-6)),
+        steps=tuple(draw(st.lists(st.builds(Step, st.sampled_from(STEPS), params), max_size=3))),
+        compose=draw(st.none() | st.just({"transform": {"p": 0.5, "size": [1, 2]}})),
+    )
+
+
+configs = st.builds(
+    TrainConfig,
+    epochs=st.none() | st.integers(1, 100),
+    batch_size=st.integers(1, 1000),
+    lr=st.none() | st.floats(1e-9, 1000),
+    optimizer=st.sampled_from(OPTIMIZERS),
+    momentum=st.floats(0.1, 0.99),
+    nesterov=st.booleans(),
+    schedule=st.sampled_from(SCHEDULES),
+    precision=st.sampled_from(PRECISIONS),
+    device=st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:1"]),
+    workers=st.none() | st.integers(0, 256),
+    seed=st.integers(0, 2**63 - 1),
+)
+models = st.builds(
+    ModelSpec, st.text(min_size=1), st.integers(1, 1000), st.integers(1, 64), sizes, dropout=st.none() | shares
+)
+experiments = st.builds(
+    Experiment,
+    dropout=st.none() | shares,
+    size=st.none() | sizes,
+    mean=st.none() | of(3, -1),
+    split=st.sampled_from([(0.7, 0.15, 0.15), (1.0, 0.0, 0.0), parse_split("1/1/98")]),
+    data=st.builds(DataConfig, data_dir=st.none() | st.text(), allow_bad=st.floats(0, 1)),
+    train=configs,
+)
+
+
+@given(recipes() | configs | models | experiments)
+def test_a_spec_goes_to_json_and_back(spec):
+    assert from_dict(type(spec), json.loads(json.dumps(to_dict(spec)))) == spec
+
+
+@pytest.mark.parametrize("kind", [Step, Recipe, ModelSpec, TrainConfig, DataConfig, Experiment])
+def test_every_field_with_a_default_may_be_left_out(kind):
+    required = REQUIRED.get(kind, {})
+    assert from_dict(kind, required) == kind(**required)
+    assert set(to_dict(kind(**required))) == {f.name for f in fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (TrainConfig, {"optimiser": "sgd"}, "TrainConfig has no 'optimiser'; did you mean optimizer"),
+        (Experiment, {"train": {"epoch": 3}}, "TrainConfig has no 'epoch'; did you mean epochs"),
+        (Recipe, {"steps": [{"op": "flip", "parms": {}}]}, "Step has no 'parms'; did you mean params"),
+        (DataConfig, {"zzz": 1}, "DataConfig has no 'zzz'; allowed: data_dir, on_bad"),
+        (Experiment, {"train": 3}, "TrainConfig is 3; allowed: named values"),
+        (Experiment, {"split": None}, "Experiment does not fit the values"),
+        (ModelSpec, {"arch": "lenet"}, "ModelSpec does not fit the values .*classes"),
+        (TrainConfig, {"epochs": 0}, r"TrainConfig\.epochs is 0"),
+    ],
+)
+def test_values_that_fit_no_spec(kind, data, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(kind, data)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64", (64, 64)), ("64x128", (64, 128)), (" 64X128 ", (64, 128)), ("4096×1", (4096, 1))]
+)
+def test_a_size_is_height_by_width(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "64x", "x64", "64x0", "4097", "64x64x3", "-64", "64.0", "999999"])
+def test_a_size_that_is_none(text):
+    with pytest.raises(ConfigError, match="as in 224 or 64x128"):
+        parse_size(text)
+
+
+@given(st.integers(1, 100), st.integers(0, 100))
+def test_a_split_in_per_cent_sums_to_one(train, valid):
+    valid = min(valid, 100 - train)
+    parts = parse_split(f"{train}/{valid}/{100 - train - valid}")
+    assert sum(parts) == pytest.approx(1)
+    assert parts[0] == pytest.approx(train / 100)
+    assert Experiment(split=parts).split == parts
+
+
+def test_a_split_may_be_in_fractions():
+    assert parse_split("0.8/0.1/0.1") == pytest.approx((0.8, 0.1, 0.1))
+
+
+@pytest.mark.parametrize("text", ["80/20", "0/50/50", "a/b/c", "", "120/-10/-10", "nan/0/0", "1/1/1/97"])
+def test_a_split_that_is_none(text):
+    with pytest.raises(ConfigError, match="allowed: TRAIN/VALID/TEST"):
+        parse_split(text)
+
+
+def test_the_parts_of_a_split_must_fill_the_whole():
+    with pytest.raises(ConfigError, match="sums to 90; the three parts must sum to 100"):
+        parse_split("70/10/10")
+
+
+def test_every_checked_field_is_tried_above():
+    """What an `Experiment` leaves open or passes on is checked by the spec that takes it."""
+    passed_on = {"weights", "dropout", "size", "channels", "mean", "std", "augment", "data", "train"}
+    expected = {(kind, f.name) for kind in (Step, Recipe, ModelSpec, TrainConfig) for f in fields(kind)}
+    expected |= {(Experiment, f.name) for f in fields(Experiment) if f.name not in passed_on}
+    expected |= {(DataConfig, name) for name in ("on_bad", "allow_bad", "max_pixels")}
+    assert {(kind, name) for kind, name, _, _ in BAD} == expected
