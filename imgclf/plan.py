@@ -47,7 +47,7 @@ def choose_experiment(
     """The experiment to run: `base` (a name or a value) with the user's changes, as plain values.
 
     Without a base it is the one called `suited`, which goes with the data; a user who names an architecture gets the
-    defaults of fine-tuning, or of training from nothing, instead.
+    defaults of fine-tuning, or of training from scratch, instead.
     """
     if base is None:
         base = suited if suited is not None and "arch" not in changes else Experiment()

@@ -143,7 +143,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every choice of training. `lr=None` and `epochs=None` are chosen from the start of the weights and the data."""
+    """Every choice of training. What is None is chosen from the start of the weights and the number of images.
+
+    `freeze_norm` keeps the batch statistics of pretrained weights: a few small batches are no better a basis for them.
+    """
 
     epochs: int | None = None
     batch_size: int = 32
@@ -159,6 +162,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     clip_norm: float = 0.0
     freeze_epochs: int = 0
+    freeze_norm: bool | None = None
     patience: int = 0
     class_weights: str = "none"
     drop_last: bool = False
@@ -183,6 +187,7 @@ class TrainConfig:
         _check(_is_real(self.label_smoothing, 0, 0.99), self, "label_smoothing", "0 to below 1")
         _check(_is_real(self.clip_norm, 0), self, "clip_norm", "0 (off) or more")
         _check(_is_int(self.freeze_epochs, 0), self, "freeze_epochs", "0 or more")
+        _check(self.freeze_norm is None or isinstance(self.freeze_norm, bool), self, "freeze_norm", "true or false")
         _check(_is_int(self.patience, 0), self, "patience", "0 (off) or more")
         _check(self.class_weights in CLASS_WEIGHTS, self, "class_weights", ", ".join(CLASS_WEIGHTS))
         _check(isinstance(self.drop_last, bool), self, "drop_last", "true or false")

@@ -105,7 +105,9 @@ def test_what_comes_before_a_first_random_crop_is_the_whole_image():
 def test_a_file_that_is_gone_is_left_out_and_named(photos, workers, train):
     source = open_source(photos)
     gone = [source.samples[i].ref for i in (3, 30, 59)]
-    before = {int(i): p for b in loader_of(source, train=train).epoch() for i, p in zip(b.positions, b.pixels, strict=True)}
+    before = {
+        int(i): p for b in loader_of(source, train=train).epoch() for i, p in zip(b.positions, b.pixels, strict=True)
+    }
     for ref in gone:
         (photos / ref).unlink()
     loader = loader_of(source, train=train, workers=workers)

@@ -79,7 +79,12 @@ sides = st.integers(1, 40)
 
 @few
 @given(
-    sides, sides, st.sampled_from([1, 3]), st.tuples(sides, sides), st.sampled_from(FITS), st.sampled_from(KERNELS),
+    sides,
+    sides,
+    st.sampled_from([1, 3]),
+    st.tuples(sides, sides),
+    st.sampled_from(FITS),
+    st.sampled_from(KERNELS),
     st.floats(0.1, 1),
 )
 def test_an_image_of_any_shape_comes_out_at_the_size(height, width, channels, size, fit, kernel, ratio):

@@ -20,14 +20,7 @@ RECIPE = Recipe(size=(8, 16), fit="squash")
 
 def tree(folder):
     """Every path below a folder with its content and its time."""
-    return {
-        os.path.relpath(os.path.join(root, name), folder): (
-            os.stat(os.path.join(root, name)).st_mtime_ns,
-            os.path.isdir(os.path.join(root, name)) or open(os.path.join(root, name), "rb").read(),
-        )
-        for root, folders, files in os.walk(folder)
-        for name in (*folders, *files)
-    }
+    return {path: (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in folder.rglob("*")}
 
 
 def places(source):
@@ -103,7 +96,11 @@ def test_images_that_differ_in_their_extension_stay_apart(tmp_path):
 
 def test_a_csv_may_name_images_anywhere_and_none_of_them_is_written_over(photos, tmp_path):
     (tmp_path / "lists").mkdir()
-    rows = [(photos / name / f"{i:02d}.png", "warm" if name == "red" else "cold") for name in ("red", "blue") for i in (0, 1)]
+    rows = [
+        (photos / name / f"{i:02d}.png", "warm" if name == "red" else "cold")
+        for name in ("red", "blue")
+        for i in (0, 1)
+    ]
     paths = [str(path) if i % 2 else os.path.relpath(path, tmp_path / "lists") for i, (path, _) in enumerate(rows)]
     with open(tmp_path / "lists" / "labels.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *zip(paths, (label for _, label in rows), strict=True)])

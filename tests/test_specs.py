@@ -38,7 +38,12 @@ BAD = [
     (Recipe, "fit", ["stretch"], "crop, pad, squash"),
     (Recipe, "kernel", ["cubic"], "bicubic"),
     (Recipe, "crop_ratio", [0.05, 1.1, math.nan, "1"], "0.1 to 1"),
-    (Recipe, "mean", [(0.5, 0.5), (), 0.5, ("a",) * 3, (0.5, math.nan, 0.5), (math.inf,) * 3, None], "one number a channel (3)"),
+    (
+        Recipe,
+        "mean",
+        [(0.5, 0.5), (), 0.5, ("a",) * 3, (0.5, math.nan, 0.5), (math.inf,) * 3, None],
+        "one number a channel (3)",
+    ),
     (Recipe, "std", [(0.0,) * 3, (0.5, 0.5, -1.0), (0.5, 0.5)], "one number a channel (3)"),
     (Recipe, "steps", [[Step("flip")], ("flip",)], "a tuple of Step"),
     (Recipe, "compose", ["flip"], "named values"),

@@ -167,8 +167,8 @@ class TrainView:
         parameters = sum(p.numel() for p in plan.model.parameters())
         height, width = plan.recipe.size
         pixels = f"{height}×{width}, {'grey' if plan.recipe.channels == 1 else f'{plan.recipe.channels} channels'}"
-        start = "from nothing" if plan.weights.used == "none" else f"from {plan.weights.source}"
-        console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, {start}")
+        start = plan.weights.source.removeprefix("from ")
+        console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, from {start}")
         if plan.weights.note:
             console.warn(plan.weights.note)
         config = plan.experiment.train

@@ -90,6 +90,15 @@ def train(
     freeze_epochs: Annotated[
         int | None, _option(TRAINING, "Epochs in which only the head learns.", TrainConfig.freeze_epochs)
     ] = None,
+    freeze_norm: Annotated[
+        bool | None,
+        typer.Option(
+            "--freeze-norm/--train-norm",
+            help="Keep batch statistics; else if the weights are pretrained.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     patience: Annotated[
         int | None, _option(TRAINING, "Stop after so many epochs without a better one; 0 is off.", TrainConfig.patience)
     ] = None,

@@ -206,7 +206,18 @@ def _transplant(model: nn.Module, state: Mapping[str, Tensor], source: str, *, k
     kept = {key for key in own if key.startswith(heads) or key.endswith("num_batches_tracked")}
     _require_fit(own, new, kept, source)
     model.load_state_dict({**own, **new})
+    if not any(key.startswith(heads) for key in new):
+        _calm_head(model)
     return f"{source}: {'; '.join(notes)}" if notes else None
+
+
+def _calm_head(model: nn.Module) -> None:
+    """Start a fresh head near zero: large first errors would undo the features that it stands on."""
+    for layer in head_of(model).modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _require_fit(own: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Iterable[str], source: str) -> None:

@@ -121,7 +121,7 @@ def _epochs(
 def _epoch(state: TrainState, loader: Loader, valid: Loader | None, callbacks: Sequence[Callback]) -> None:
     """One pass over the training samples, one over the valid samples, and the record of both."""
     began = time.perf_counter()
-    _freeze(state.model, state.epoch < state.config.freeze_epochs)
+    _set_mode(state.model, state.config, state.epoch)
     _steps(state, loader, callbacks)
     if not all(tensor.isfinite().all() for tensor in state.model.state_dict().values()):
         raise _NotFinite
@@ -199,12 +199,17 @@ def _scheduled_lr(state: TrainState) -> float:
     return state.config.lr * lr_factor(state.config, step, state.steps_per_epoch, state.epochs)
 
 
-def _freeze(model: nn.Module, frozen: bool) -> None:
-    """Train the whole model, or only its head; a frozen part also keeps its batch statistics."""
+def _set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
+    """Train the whole model or, in the first epochs, only its head; what is frozen keeps its batch statistics."""
+    frozen = epoch < config.freeze_epochs
     model.train(not frozen)
     model.requires_grad_(not frozen)
     if frozen:
         head_of(model).train().requires_grad_(True)
+    if config.freeze_norm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def _out_of_patience(state: TrainState) -> bool:

@@ -1,0 +1,517 @@
+"""The command line: what it answers with, where, and how it ends."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import COLOURS, colour_image
+from PIL import Image
+from typer.testing import CliRunner
+
+import imgclf
+from imgclf.bundle import load_model
+from imgclf.cli import app
+from imgclf.data.split import read_split
+
+TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
+EVALUATION_KEYS = {
+    *("n", "loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"),
+    *("per_class", "confusion"),
+}
+
+
+def run(*args, stdin=None):
+    return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+
+
+def done(*args, stdin=None):
+    """The result of a command that must end well."""
+    result = run(*args, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def answer(*args, stdin=None):
+    """The one JSON value of a command that must end well; nothing else may be on stdout."""
+    (line,) = done(*args, "--json", stdin=stdin).stdout.splitlines()
+    return json.loads(line)
+
+
+def rows(*args, stdin=None):
+    return [json.loads(line) for line in done("predict", *args, "--json", stdin=stdin).stdout.splitlines()]
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): b"" if path.is_dir() else path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if "cache" not in path.parts
+    }
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """`train` handles SIGTERM; the other tests must not."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A working folder with `photos` and the run of one `imgclf train`, and what that said."""
+    root = tmp_path_factory.mktemp("world")
+    for name in COLOURS:
+        (root / "photos" / name).mkdir(parents=True)
+        for index in range(20):
+            colour_image(name, index).save(root / "photos" / name / f"{index:02d}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGCLF_CACHE", str(root / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.chdir(root)
+        result = run("train", "photos", *TINY, "--epochs", "12", "--augment", "none", "--json")
+    return root, result
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch):
+    """A copy of that folder, as the working folder."""
+    root = shutil.copytree(world[0], tmp_path / "here", ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_training_answers_with_one_json_line(world):
+    root, result = world
+    assert result.exit_code == 0
+    (line,) = result.stdout.splitlines()
+    summary = json.loads(line)
+    assert set(summary) >= {"run", "model", "arch", "classes", "epochs", "seconds", "valid", "test"}
+    assert summary["run"] == "runs/photos-lenet-1"
+    assert summary["model"] == "runs/photos-lenet-1/model.safetensors"
+    assert (root / summary["model"]).is_file()
+    assert (summary["arch"], summary["classes"], summary["epochs"]) == ("lenet", ["blue", "green", "red"], 12)
+    assert set(summary["seconds"]) >= {"total", "train"}
+    assert set(summary["valid"]) >= EVALUATION_KEYS
+    assert summary["test"]["n"] == 9
+    assert summary["test"]["accuracy"] == 1.0
+
+
+def test_progress_is_on_stderr(world):
+    _, result = world
+    lines = result.stderr.splitlines()
+    assert "data:  photos: 60 images, 3 classes (blue, green, red)" in lines
+    assert "split: train 42, valid 9, test 9" in lines
+    assert [line.split()[0] for line in lines if line.startswith("     ") and line.split()[0].isdigit()] == [
+        str(epoch) for epoch in range(1, 13)
+    ]
+    assert any("→" in line and "saved" in line for line in lines)
+    assert "\x1b" not in result.stderr
+
+
+def test_without_json_the_result_is_a_report_for_people(here):
+    result = done("train", "photos", *TINY, "--name", "mine")
+    assert "test: 9 images never used before" in result.stdout
+    assert "run:   runs/mine " in result.stdout
+    assert "model: runs/mine/model.safetensors\n" in result.stdout
+    *_, last = result.stdout.splitlines()
+    assert last.startswith("next:  imgclf predict photos/")
+    assert "epoch   train loss" in result.stderr
+    assert "epoch   train loss" not in result.stdout
+    done(*last.split()[2:])
+
+
+def test_the_files_of_a_run(world):
+    folder = world[0] / "runs" / "photos-lenet-1"
+    assert {path.name for path in folder.iterdir()} == {
+        *("model.safetensors", "config.toml", "split.csv", "history.csv", "events.jsonl", "run.json"),
+        *("checkpoint.pt", "checkpoint-previous.pt"),
+    }
+    assert json.loads((folder / "run.json").read_text())["result"] == json.loads(world[1].stdout)
+
+
+def test_evaluate_gives_the_test_result_of_training(here, world):
+    result = answer("evaluate")
+    assert set(result) >= EVALUATION_KEYS
+    assert result == json.loads(world[1].stdout)["test"]
+    assert result["top5"] is None
+    assert set(result["per_class"][0]) == {"class", "precision", "recall", "f1", "support"}
+    assert [sum(row) for row in result["confusion"]] == [row["support"] for row in result["per_class"]] == [3, 3, 3]
+
+
+def test_evaluate_other_images(here):
+    for name in ("red", "green"):
+        (here / "more" / name).mkdir(parents=True)
+        colour_image(name, 50).save(here / "more" / name / "a.png")
+    assert answer("evaluate", "more")["n"] == 2
+    assert answer("evaluate", "photos")["n"] == 9
+    assert answer("evaluate", "photos", "--part", "all")["n"] == 60
+    shown = done("evaluate", "photos", "--model", "runs/photos-lenet-1")
+    assert "51 images left out" in shown.stderr
+    assert "photos: 9 images\naccuracy 100.00% (9/9)" in shown.stdout
+    assert "true ↓  called →" in shown.stdout
+
+
+def test_predict_takes_files_folders_globs_and_lists(here):
+    folder = [f"photos/red/{index:02d}.png" for index in range(20)]
+    assert [row["path"] for row in rows("photos/red")] == folder
+    assert [row["path"] for row in rows("photos/red/1*.png")] == folder[10:]
+    (here / "photos" / "red" / "a*b.png").write_bytes((here / "photos" / "red" / "00.png").read_bytes())
+    assert [row["path"] for row in rows("photos/red/a*b.png")] == ["photos/red/a*b.png"]
+    assert [row["path"] for row in rows("photos/blue/00.png", "photos/red/01.png")] == [
+        "photos/blue/00.png",
+        "photos/red/01.png",
+    ]
+    assert [row["path"] for row in rows("-", stdin="photos/red/03.png\r\n\nphotos/blue/04.png")] == [
+        "photos/red/03.png",
+        "photos/blue/04.png",
+    ]
+
+
+def test_the_rows_of_predict(here):
+    (row,) = rows("photos/red/00.png")
+    assert set(row) >= {"path", "label", "confidence", "top", "error"}
+    assert (row["label"], row["error"]) == ("red", None)
+    assert row["top"][0] == {"label": "red", "confidence": row["confidence"]}
+    assert len(row["top"]) == 3
+    (row,) = rows("photos/red/00.png", "--top", "2")
+    assert len(row["top"]) == 2
+
+
+def test_predict_shows_a_table_and_says_which_model(here):
+    result = done("predict", "photos/red/00.png")
+    assert result.stderr == "model: runs/photos-lenet-1/model.safetensors\n"
+    header, line = result.stdout.splitlines()
+    assert header.split() == ["image", "class", "sure", "or"]
+    assert line.split()[:2] == ["photos/red/00.png", "red"]
+
+
+def test_a_bad_image_is_a_row_and_the_others_are_predicted(here):
+    (here / "bad.png").write_bytes(b"no image")
+    result = run("predict", "photos/red/00.png", "bad.png", "gone.png", "photos/blue/00.png", "--json")
+    assert result.exit_code == 1
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["label"] for row in answers] == ["red", None, None, "blue"]
+    assert [row["error"] is None for row in answers] == [True, False, False, True]
+    assert answers[1]["top"] == []
+    assert "2 images of 4 could not be read" in result.stderr
+    table = run("predict", "bad.png", "photos/red/00.png")
+    assert table.exit_code == 1
+    assert len(table.stdout.splitlines()) == 3
+
+
+def test_predictions_as_a_table_file(here):
+    (here / "bad.png").write_bytes(b"no image")
+    shutil.copy(here / "photos" / "red" / "00.png", here / "=cmd|' /C calc'!A0.png")
+    result = run("predict", "=cmd|' /C calc'!A0.png", "bad.png", "--csv", "out.csv", "--top", "2")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    header, good, bad = csv.reader(io.StringIO((here / "out.csv").read_text()))
+    assert header == ["path", "label", "confidence", "label2", "confidence2", "error"]
+    assert good[:2] == ["'=cmd|' /C calc'!A0.png", "red"]
+    assert good[-1] == ""
+    assert bad[:5] == ["bad.png", "", "", "", ""]
+    assert bad[5]
+
+
+def test_two_trainings_get_two_names_and_the_newest_is_used(here):
+    summary = answer("train", "photos", *TINY)
+    assert summary["run"] == "runs/photos-lenet-2"
+    assert done("predict", "photos/red/00.png").stderr == "model: runs/photos-lenet-2/model.safetensors\n"
+    older = rows("photos/red/00.png", "--model", "runs/photos-lenet-1")
+    assert older != rows("photos/red/00.png")
+
+
+def test_training_goes_on(here):
+    summary = answer("train", "--resume", "runs/photos-lenet-1", "--epochs", "13")
+    assert (summary["run"], summary["epochs"]) == ("runs/photos-lenet-1", 13)
+    assert [path.name for path in (here / "runs").iterdir()] == ["photos-lenet-1"]
+
+
+def test_training_by_a_config_does_it_again(here):
+    summary = answer("train", "--config", "runs/photos-lenet-1/config.toml", "--runs", "again", "--name", "second")
+    assert summary["run"] == "again/second"
+    first, _ = load_model("runs/photos-lenet-1")
+    second, _ = load_model("again/second")
+    assert all((one == two).all() for one, two in zip(first.parameters(), second.parameters(), strict=True))
+    changed = answer("train", "--config", "runs/photos-lenet-1/config.toml", "--epochs", "1", "--nesterov")
+    assert changed["epochs"] == 1
+
+
+def test_a_split_is_followed(here):
+    before = Path("runs/photos-lenet-1/split.csv")
+    colour_image("red", 60).save(here / "photos" / "red" / "new.png")
+    answer("train", "photos", *TINY, "--seed", "7", "--split", before)
+    now = {row.ref: row.split for row in read_split("runs/photos-lenet-2/split.csv")}
+    assert {ref: split for ref, split in now.items() if ref != "red/new.png"} == {
+        row.ref: row.split for row in read_split(before)
+    }
+    assert now["red/new.png"] in ("train", "valid", "test")
+    answer("train", "photos", *TINY, "--split", "50/25/25")
+    shares = [row.split for row in read_split("runs/photos-lenet-3/split.csv")]
+    assert shares.count("train") == 31
+
+
+def test_a_few_bad_images_are_left_out_and_named(here):
+    (here / "photos" / "red" / "bad.png").write_bytes(b"no image")
+    result = done("train", "photos", *TINY)
+    assert "! 1 image can't be read and will be left out:" in result.stderr
+    assert "red/bad.png: " in result.stderr
+    for index in range(9):
+        (here / "photos" / "red" / f"bad{index}.png").write_bytes(b"no image")
+    assert done("train", "photos", *TINY, "--allow-bad", "20%").exit_code == 0
+
+
+def test_models_by_name(in_folder):
+    listed = answer("models", "small_resnet")
+    assert [set(model) for model in listed] == [{"name", "params", "size", "channels", "weights"}] * len(listed)
+    assert "small_resnet18" in {model["name"] for model in listed}
+    (lenet,) = answer("models", "lenet")
+    assert lenet == {"name": "lenet", "params": 44426, "size": [28, 28], "channels": 1, "weights": None}
+    assert len(answer("models")) > 1000
+    assert "(28 - 5 + 2*0)/1 + 1 = 24" in done("models", "lenet").stdout
+    assert "input 3×32×48" in done("models", "lenet", "--size", "32x48", "--channels", "3").stdout
+    table = done("models", "small_vgg*")
+    assert table.stdout.splitlines()[0].split() == ["name", "parameters", "size", "channels", "pretrained", "weights"]
+    assert table.stderr.endswith("networks\n")
+    assert list(in_folder.iterdir()) == []
+
+
+def test_pictures_to_look_at(here):
+    for args, name in (
+        (("photos",), "photos.png"),
+        (("photos", "--augmented", "--size", "16", "-n", "5"), "photos-augmented.png"),
+        (("--channels", "photos/red/00.png"), "00-channels.png"),
+        (("photos", "--out", "mine/grid.png", "-n", "2"), "mine/grid.png"),
+    ):
+        assert done("show", *args).stdout == f"{name}\n"
+        with Image.open(here / name) as picture:
+            assert min(picture.size) > 100
+
+
+def test_a_prepared_copy(here):
+    (here / "photos" / "red" / "bad.png").write_bytes(b"no image")
+    before = contents("photos")
+    result = done("prepare", "photos", "out", "--size", "8x12", "--format", "png")
+    assert result.stdout == "60 images of 8×12 in out\n"
+    assert "left out: red/bad.png: " in result.stderr
+    assert contents("photos") == before
+    assert {path.relative_to("out").parts[0] for path in Path("out").rglob("*.png")} == set(COLOURS)
+    with Image.open("out/red/00.png") as image:
+        assert image.size == (12, 8)
+    assert answer("evaluate", "out")["n"] == 60
+
+
+@pytest.fixture
+def odd(here):
+    """Data that cannot be used, in several ways."""
+    (here / "one" / "red").mkdir(parents=True)
+    shutil.copy("photos/red/00.png", "one/red/a.png")
+    shutil.copy("photos/red/00.png", "one/red/b.png")
+    shutil.copytree("photos", "broken")
+    for index in range(4):
+        Path(f"broken/red/{index:02d}.png").write_bytes(b"no image")
+    shutil.copytree("photos", "nearly")
+    Path("nearly/red/00.png").write_bytes(b"no image")
+    (here / "empty").mkdir()
+    (here / "wrong.toml").write_text("archs = 'lenet'\n")
+    (here / "bad.safetensors").write_bytes(b"no model")
+    return here
+
+
+WRONG_USE = [
+    (("train",), "there is nothing to train on"),
+    (("train", "nowhere"), "no folder, CSV file or named data set is called 'nowhere'"),
+    (("train", "digit"), "did you mean digits?"),
+    (("train", "photos/red/00.png"), "is a file where a folder is needed"),
+    (("train", "photos/red"), "expected one sub-folder of images per class"),
+    (("train", "one"), "at least 2 classes are needed"),
+    (("train", "broken", *TINY), "--allow-bad 7%"),
+    (("train", "nearly", *TINY, "--on-bad", "error"), "red/00.png"),
+    (("train", "photos", "--arch", "lennet"), "did you mean lenet"),
+    (("train", "photos", *TINY, "--optimizer", "sdg"), "allowed: sgd, adam, adamw"),
+    (("train", "photos", *TINY, "--epochs", "0"), "epochs is 0; allowed: 1 to 100,000"),
+    (("train", "photos", *TINY, "--epochs", "many"), "is not a valid int"),
+    (("train", "photos", *TINY, "--size", "0x3"), "size is '0x3'"),
+    (("train", "photos", *TINY, "--split", "50/40"), "allowed: TRAIN/VALID/TEST"),
+    (("train", "photos", *TINY, "--split", "nothing.csv"), "allowed: TRAIN/VALID/TEST"),
+    (("train", "photos", *TINY, "--allow-bad", "lots"), "expected a share like 10%"),
+    (("train", "photos", *TINY, "--dropout", "2"), "dropout is 2.0"),
+    (("train", "photos", *TINY, "--device", "cuda:99"), "device is 'cuda:99'"),
+    (("train", "photos", *TINY, "--weights", "pretrained"), "lenet"),
+    (("train", "photos", *TINY, "--recipe", "digit"), "did you mean digits"),
+    (("train", "photos", *TINY, "--config", "nothing.toml"), "nothing.toml cannot be read"),
+    (("train", "photos", *TINY, "--config", "wrong.toml"), "no 'archs'; did you mean arch"),
+    (("train", "photos", *TINY, "--name", "photos-lenet-1"), "is there already; give another --name"),
+    (("train", "photos", *TINY, "--name", "a/b"), "allowed: the name of a folder"),
+    (("train", "photos", *TINY, "--no-such-option"), "No such option"),
+    (("train", "--resume", "photos"), "is no run folder"),
+    (("train", "--resume", "runs/photos-lenet-1", "--lr", "1", "--nesterov"), "not --lr, --nesterov"),
+    (("train", "photos", "--resume", "runs/photos-lenet-1"), "not DATA"),
+    (("evaluate", "nowhere"), "no folder, CSV file or named data set"),
+    (("evaluate", "--model", "nowhere"), "expected a model file or a run folder"),
+    (("evaluate", "--part", "dev"), "part is 'dev'"),
+    (("evaluate", "one", "--part", "test"), "has no images in its part 'test'"),
+    (("predict", "photos", "--model", "nowhere"), "expected a model file or a run folder"),
+    (("predict", "photos", "--model", "bad.safetensors"), "is not a safetensors file"),
+    (("predict", "photos", "--device", "cuda:99"), "device is 'cuda:99'"),
+    (("predict", "empty"), "empty holds no images"),
+    (("predict", "-"), "there are no images to predict"),
+    (("predict", "photos", "--top", "0"), "top"),
+    (("models", "lennet"), "did you mean lenet"),
+    (("models", "timm:nothing"), "nothing"),
+    (("show", "nowhere"), "no folder, CSV file or named data set"),
+    (("show", "photos", "--channels", "photos/red/00.png"), "either DATA or --channels"),
+    (("show", "--channels", "wrong.toml"), "wrong.toml"),
+    (("prepare", "photos", "empty"), "is there already"),
+    (("prepare", "photos", "photos/inside"), "never written to"),
+    (("prepare", "photos", "out", "--format", "gif"), "--format is 'gif'; allowed: jpg, png"),
+    (("prepare", "photos", "out", "--fit", "stretch"), "allowed: crop, pad, squash"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG_USE, ids=lambda value: " ".join(value)[:60])
+def test_wrong_use_ends_with_2_and_changes_nothing(odd, args, message):
+    before = contents(odd)
+    result = run(*args)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert contents(odd) == before
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_without_any_run_the_next_step_is_said(in_folder, command):
+    result = run(command, *(["x.png"] if command == "predict" else []))
+    assert result.exit_code == 2
+    assert "train one (imgclf train DATA) or say --model FILE" in result.stderr
+    assert list(in_folder.iterdir()) == []
+
+
+def test_a_class_that_the_model_does_not_know(here):
+    shutil.copytree("photos/red", "more/purple")
+    result = run("evaluate", "more")
+    assert result.exit_code == 2
+    assert "it knows blue, green, red" in result.stderr
+    assert "purple" in result.stderr
+
+
+def test_training_that_diverges_ends_with_4_and_saves_no_broken_model(here):
+    wild = ("--optimizer", "sgd", "--lr", "1000", "--momentum", "0.99", "--schedule", "constant", "--epochs", "30")
+    result = run("train", "photos", *TINY, *wild)
+    assert result.exit_code == 4
+    assert result.stderr.count("back to the last good weights, learning rate halved") == 3
+    assert "use a lower --lr" in result.stderr
+    assert result.stdout == ""
+    assert not Path("runs/photos-lenet-2/model.safetensors").exists()
+    assert done("predict", "photos/red/00.png").stderr == "model: runs/photos-lenet-1/model.safetensors\n"
+
+
+def test_names_are_shown_and_never_obeyed(tmp_path, in_folder):
+    names = {"[bold]b": "blue", "=1+1": "green", "a\x1b[31m\nred": "red"}
+    for name, colour in names.items():
+        (in_folder / "[odd]" / name).mkdir(parents=True)
+        for index in range(8):
+            colour_image(colour, index).save(in_folder / "[odd]" / name / f"[red]{index}\n\x1b[2J.png")
+    result = done("train", "[odd]", *TINY)
+    assert "(=1+1, [bold]b, a\\x1b[31m\\nred)" in result.stderr
+    outputs = [result, done("evaluate", "[odd]", "--part", "all")]
+    assert "\na\\x1b[31m\\nred " in outputs[1].stdout
+    outputs.append(done("predict", "[odd]"))
+    assert "/[red]0\\n\\x1b[2J.png" in outputs[2].stdout
+    outputs.append(run("predict", "\x1b[1mgone\n.png"))
+    assert "\\x1b[1mgone\\n.png" in outputs[3].stdout
+    outputs.append(run("train", "\x1b[1mgone"))
+    assert "'\\x1b[1mgone'" in outputs[4].stderr
+    assert all("\x1b" not in output.stdout + output.stderr for output in outputs)
+    assert {row["label"] for row in answer_rows("predict", "[odd]", "--json")} <= set(names)
+    cells = [row[1] for row in csv.reader(io.StringIO(Path("runs/odd-lenet-1/split.csv").read_text()))]
+    assert set(cells) == {"label", "'=1+1", "[bold]b", "a\x1b[31m\nred"}
+
+
+def answer_rows(*args):
+    return [json.loads(line) for line in done(*args).stdout.splitlines()]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return {**os.environ, "PYTHONPATH": str(Path(imgclf.__file__).parent.parent), "IMGCLF_CACHE": str(tmp_path / "c")}
+
+
+def test_the_module_is_the_command(environment, in_folder):
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 60}
+    version = subprocess.run([sys.executable, "-m", "imgclf", "--version"], **options)
+    assert (version.returncode, version.stdout) == (0, f"imgclf {imgclf.__version__}\n")
+    wrong = subprocess.run([sys.executable, "-m", "imgclf", "models", "lennet"], **options)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: no architecture is called 'lennet'")
+    debug = subprocess.run([sys.executable, "-m", "imgclf", "--debug", "models", "lennet"], **options)
+    assert debug.returncode != 0
+    assert debug.stderr.startswith("Traceback")
+    assert "UnknownName" in debug.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(here, environment):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "imgclf", "predict", *["photos"] * 30, "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read().decode() == "model: runs/photos-lenet-1/model.safetensors\n"
+    assert process.wait(60) == 0
+    process.stderr.close()
+
+
+# A shell that starts tests in the background has SIGINT ignored, and Python would leave it so.
+START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from imgclf.cli import main; main()"
+
+
+@pytest.fixture
+def interrupted(here, environment):
+    """Ends `imgclf train` by a signal after its second epoch, for each of two signals at once."""
+    processes = {
+        number: subprocess.Popen(
+            [sys.executable, "-c", START, "train", "photos", *TINY, "--epochs", "100000", "--name", number.name],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    results = {}
+    for number, process in processes.items():
+        until = time.monotonic() + 60
+        history = here / "runs" / number.name / "history.csv"
+        while not (history.exists() and len(history.read_text().splitlines()) > 2) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(number)
+    for number, process in processes.items():
+        stdout, stderr = process.communicate(timeout=60)
+        results[number] = (process.returncode, stdout, stderr)
+    return results
+
+
+def test_what_was_learnt_is_kept_when_training_is_interrupted(interrupted, here):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        returncode, stdout, stderr = interrupted[number]
+        assert returncode == code, stderr
+        assert f"go on with: imgclf train --resume runs/{number.name}" in stderr
+        assert "Traceback" not in stderr
+        assert f"model: runs/{number.name}/model.safetensors" in stdout
+        assert answer("evaluate", "--model", f"runs/{number.name}")["n"] == 9
+    epochs = len(Path("runs/SIGINT/history.csv").read_text().splitlines()) - 1
+    summary = answer("train", "--resume", "runs/SIGINT", "--epochs", epochs + 1)
+    assert summary["epochs"] == epochs + 1

@@ -1,0 +1,102 @@
+"""The named recipes: the course documents' own settings, each of which runs."""
+
+from dataclasses import replace
+
+import pytest
+
+from imgclf.data.loader import Loader
+from imgclf.models.backbones import find_arch
+from imgclf.plan import make_plan
+from imgclf.specs import Experiment, from_dict, to_dict
+from imgclf.training.experiments import EXPERIMENTS
+from imgclf.training.loop import train
+
+# What the documents say: architecture; optimizer, lr, momentum; batch, epochs; size; one of mean and std; and what is
+# special to one of them.
+DOCUMENTS = {
+    "d0": ("cnn_zero_to_all", ("sgd", 0.01, 0.5), (64, 9), (28, 28), (0.0, 1.0), {}),
+    "d1": ("lenet", ("sgd", 0.001, 0.9), (128, 21), (28, 28), (0.0, 1.0), {}),
+    "d3": ("cnn_two_layer", ("adam", 0.001, 0.9), (100, 15), (28, 28), (0.0, 1.0), {"drop_last": True, "seed": 777}),
+    "lab10-2": ("cnn_deep", ("adam", 0.001, 0.9), (100, 15), (28, 28), (0.0, 1.0), {"drop_last": True, "seed": 777}),
+    "d3-keras": ("cnn_keras", ("adam", 0.001, 0.9), (100, 15), (28, 28), (0.0, 1.0), {}),
+    "d4": ("cnn_cifar", ("sgd", 0.01, 0.0), (20, 30), (32, 32), (0.5, 0.5), {}),
+    "lab10-4": ("cnn_imagefolder", ("adam", 0.00005, 0.9), (8, 7), (64, 128), (0.0, 1.0), {}),
+    "lab10-5": (
+        "vgg16_cifar_lab",
+        ("sgd", 0.005, 0.9),
+        (512, 50),
+        (32, 32),
+        (0.5, 0.5),
+        {"schedule": "step", "step_epochs": 5, "gamma": 0.9},
+    ),
+    "lab10-6": (
+        "resnet50_cifar_lab",
+        ("sgd", 0.1, 0.9),
+        (256, 150),
+        (32, 32),
+        (0.4914, 0.2470),
+        {"schedule": "step", "step_epochs": 10, "gamma": 0.5, "weight_decay": 5e-4},
+    ),
+}
+# What none of the documents does, except where it says so above.
+PLAIN = {
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "nesterov": False,
+    "warmup_epochs": 0.0,
+    "label_smoothing": 0.0,
+    "clip_norm": 0.0,
+    "freeze_epochs": 0,
+    "patience": 0,
+    "class_weights": "none",
+    "drop_last": False,
+    "precision": "fp32",
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_recipe_of_a_document_has_its_settings(name):
+    arch, (optimizer, lr, momentum), (batch_size, epochs), size, (mean, std), special = DOCUMENTS[name]
+    experiment = EXPERIMENTS.get(name)
+    assert (experiment.arch, experiment.weights, experiment.size) == (arch, "none", size)
+    assert (experiment.mean[0], experiment.std[0]) == (mean, std)
+    config = to_dict(experiment.train)
+    expected = {"optimizer": optimizer, "lr": lr, "batch_size": batch_size, "epochs": epochs} | PLAIN | special
+    assert {key: config[key] for key in expected} == expected
+    assert config["momentum"] == momentum
+    assert experiment.channels == (1 if size == (28, 28) else 3)
+    assert find_arch(arch).size == size
+
+
+def test_only_lab10_6_augments_and_only_the_keras_version_keeps_every_epoch():
+    recipes = {name: EXPERIMENTS.get(name) for name in DOCUMENTS}
+    assert {name: r.augment for name, r in recipes.items() if r.augment != "none"} == {"lab10-6": "shifts"}
+    assert [name for name, r in recipes.items() if r.keep == "all"] == ["d3-keras"]
+
+
+@pytest.mark.parametrize(("name", "valid"), [("d0", 1 / 12), ("d1", 1 / 12), ("d4", 0.2), ("lab10-6", 0.1)])
+def test_what_is_not_test_is_parted_into_train_and_valid(name, valid):
+    train_part, valid_part, test_part = EXPERIMENTS.get(name).split
+    assert valid_part / (train_part + valid_part) == pytest.approx(valid)
+    assert test_part == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS.names())
+def test_every_recipe_goes_to_a_file_and_back(name):
+    experiment = EXPERIMENTS.get(name)
+    assert from_dict(Experiment, to_dict(experiment)) == experiment
+    assert experiment.train.lr is not None
+    assert experiment.train.epochs is not None
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS.names())
+def test_every_recipe_is_built_and_takes_a_step(make_source, name):
+    source = make_source(n=2, classes=2)
+    experiment = EXPERIMENTS.get(name)
+    plan = make_plan(experiment, source, images=4)
+    assert replace(plan.experiment, channels=experiment.channels) == experiment, "nothing was left open"
+    config = replace(plan.experiment.train, epochs=1, batch_size=4, device="cpu")
+    loader = Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=4, train=True)
+    history = train(plan.model, loader, None, config)
+    assert history.epochs[0].train_loss > 0
+    assert history.ended == "done"
