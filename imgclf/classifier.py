@@ -90,7 +90,7 @@ class Classifier:
         `ConfigError` for what is asked, and what `train` raises.
         """
         knobs = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-        compose, changes = self._changes(knobs)
+        compose, changes = changes_of(self, knobs)
         reading = choose_experiment(self.recipe, changes).data
         source = open_source(data, **reading_options(reading))
         experiment = choose_experiment(self.recipe, changes, source.default_recipe)
@@ -131,22 +131,6 @@ class Classifier:
         self._learn_from(plan, source, split)
         self.run_ = folder
         return self._train(plan, callbacks, state)
-
-    def _changes(self, knobs: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
-        """A user's own augmentation pipeline, if any, and all that was asked for as changes of an experiment."""
-        compose = None if self.augment is None or isinstance(self.augment, str) else compose_to_dict(self.augment)
-        own = {
-            "arch": register_builder(self.arch) if callable(self.arch) else self.arch,
-            "weights": self.weights,
-            "size": (self.size, self.size) if isinstance(self.size, int) else self.size,
-            "augment": self.augment if compose is None else None,
-        }
-        config = dict(self.config or {})
-        config["train"] = {
-            **config.get("train", {}),
-            **{key: value for key, value in knobs.items() if value is not None},
-        }
-        return compose, {**config, **{key: value for key, value in own.items() if value is not None}}
 
     def _learn_from(self, plan: Plan, source: Source, split: Split) -> None:
         self.model_, self.spec_, self.recipe_ = plan.model, plan.spec, plan.recipe
@@ -210,7 +194,7 @@ class Classifier:
         if data is None and hasattr(self, "source_"):
             source, samples = self.source_, choose_samples(self.source_, self.split_, part or "test")
         else:
-            source = audit(self._labelled(data), strict=False).source
+            source = audit(labelled_source(data, self.run_), strict=False).source
             if data is None:
                 part = part or "test"
             samples = choose_samples(source, getattr(self, "split_", None), part)
@@ -222,14 +206,6 @@ class Classifier:
             wanted = f"in its part {part!r}" if part else "to test on that the model was not trained on"
             raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")
         return source, samples
-
-    def _labelled(self, data: Data | None) -> Source:
-        if data is not None:
-            return open_source(data, strict=False)
-        named = read_config(self.run_.path / CONFIG) if self.run_ is not None else ({}, None)
-        if named[1] is None:
-            raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
-        return open_source(named[1], strict=False, **reading_options(from_dict(Experiment, named[0]).data))
 
     def predict_each(self, images: Any, *, top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
         """One `Prediction` after the other, for a path, a folder, a PIL image, an array, or a list of these.
@@ -305,6 +281,37 @@ class Classifier:
 def _figures(result: Evaluation) -> dict[str, Any]:
     """An evaluation without the confusion matrix, whose size grows with the square of the classes."""
     return {key: value for key, value in result.to_dict().items() if key != "confusion"}
+
+
+def changes_of(classifier: Classifier, knobs: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+    """A user's own augmentation pipeline, if any, and all that was asked for as changes of an experiment."""
+    compose = (
+        None
+        if classifier.augment is None or isinstance(classifier.augment, str)
+        else compose_to_dict(classifier.augment)
+    )
+    own = {
+        "arch": register_builder(classifier.arch) if callable(classifier.arch) else classifier.arch,
+        "weights": classifier.weights,
+        "size": (classifier.size, classifier.size) if isinstance(classifier.size, int) else classifier.size,
+        "augment": classifier.augment if compose is None else None,
+    }
+    config = dict(classifier.config or {})
+    config["train"] = {
+        **config.get("train", {}),
+        **{key: value for key, value in knobs.items() if value is not None},
+    }
+    return compose, {**config, **{key: value for key, value in own.items() if value is not None}}
+
+
+def labelled_source(data: Data | None, run: Run | None) -> Source:
+    """The images to evaluate on: `data` or, without them, those that a run was trained on."""
+    if data is not None:
+        return open_source(data, strict=False)
+    values, named = read_config(run.path / CONFIG) if run is not None else ({}, None)
+    if named is None:
+        raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
+    return open_source(named, strict=False, **reading_options(from_dict(Experiment, values).data))
 
 
 def register_builder(build: Builder) -> str:

@@ -158,7 +158,7 @@ class TrainConfig:
     schedule: str = "cosine"
     step_epochs: int = 10
     gamma: float = 0.1
-    warmup_epochs: float = 0.0
+    warmup_epochs: float | None = None
     label_smoothing: float = 0.1
     clip_norm: float = 0.0
     freeze_epochs: int = 0
@@ -183,7 +183,7 @@ class TrainConfig:
         _check(self.schedule in SCHEDULES, self, "schedule", ", ".join(SCHEDULES))
         _check(_is_int(self.step_epochs, 1), self, "step_epochs", "1 or more")
         _check(_is_real(self.gamma, 1e-6, 1), self, "gamma", "above 0, to 1")
-        _check(_is_real(self.warmup_epochs, 0), self, "warmup_epochs", "0 or more")
+        _check(self.warmup_epochs is None or _is_real(self.warmup_epochs, 0), self, "warmup_epochs", "0 or more")
         _check(_is_real(self.label_smoothing, 0, 0.99), self, "label_smoothing", "0 to below 1")
         _check(_is_real(self.clip_norm, 0), self, "clip_norm", "0 (off) or more")
         _check(_is_int(self.freeze_epochs, 0), self, "freeze_epochs", "0 or more")

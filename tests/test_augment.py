@@ -114,7 +114,7 @@ def test_what_is_no_pipeline_is_refused():
 
 
 def test_a_pipeline_that_cannot_be_stored_is_refused():
-    with pytest.raises(ConfigError, match="cannot be stored with the model"), pytest.warns(UserWarning):
+    with pytest.raises(ConfigError, match="cannot be stored with the model"), pytest.warns(UserWarning, match="ambda"):
         compose_to_dict(A.Compose([A.Lambda(image=lambda pixels, **_: pixels)]))
 
 

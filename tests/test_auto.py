@@ -13,7 +13,7 @@ from imgclf.training.auto import resolve_config
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
-    config = TrainConfig(epochs=3, lr=0.123, optimizer=optimizer)
+    config = TrainConfig(epochs=3, lr=0.123, freeze_norm=not pretrained, optimizer=optimizer)
     assert resolve_config(config, pretrained=pretrained, images=100) == config
 
 
@@ -25,7 +25,8 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
     assert low <= found.epochs <= high
     assert found.lr > 0
     assert found.warmup_epochs == 1
-    assert replace(found, epochs=None, lr=None, warmup_epochs=0.0) == config
+    assert found.freeze_norm is pretrained
+    assert replace(found, epochs=None, lr=None, freeze_norm=None, warmup_epochs=0.0) == config
 
 
 @pytest.mark.parametrize("pretrained", [True, False])

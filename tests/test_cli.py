@@ -110,10 +110,10 @@ def test_progress_is_on_stderr(world):
     lines = result.stderr.splitlines()
     assert "data:  photos: 60 images, 3 classes (blue, green, red)" in lines
     assert "split: train 42, valid 9, test 9" in lines
-    assert [line.split()[0] for line in lines if line.startswith("     ") and line.split()[0].isdigit()] == [
-        str(epoch) for epoch in range(1, 13)
-    ]
-    assert any("→" in line and "saved" in line for line in lines)
+    table = lines[lines.index("") + 2 :]
+    assert [int(line[:6]) for line in table[:12]] == list(range(1, 13))
+    assert all("valid loss" in line and line.endswith(", saved") for line in table[:1])
+    assert any("→" in line for line in table)
     assert "\x1b" not in result.stderr
 
 
@@ -210,13 +210,13 @@ def test_a_bad_image_is_a_row_and_the_others_are_predicted(here):
 
 def test_predictions_as_a_table_file(here):
     (here / "bad.png").write_bytes(b"no image")
-    shutil.copy(here / "photos" / "red" / "00.png", here / "=cmd|' /C calc'!A0.png")
-    result = run("predict", "=cmd|' /C calc'!A0.png", "bad.png", "--csv", "out.csv", "--top", "2")
+    shutil.copy(here / "photos" / "red" / "00.png", here / "=cmd|'-C calc'!A0.png")
+    result = run("predict", "=cmd|'-C calc'!A0.png", "bad.png", "--csv", "out.csv", "--top", "2")
     assert result.exit_code == 1
     assert result.stdout == ""
     header, good, bad = csv.reader(io.StringIO((here / "out.csv").read_text()))
     assert header == ["path", "label", "confidence", "label2", "confidence2", "error"]
-    assert good[:2] == ["'=cmd|' /C calc'!A0.png", "red"]
+    assert good[:2] == ["'=cmd|'-C calc'!A0.png", "red"]
     assert good[-1] == ""
     assert bad[:5] == ["bad.png", "", "", "", ""]
     assert bad[5]
@@ -323,7 +323,7 @@ def odd(here):
     Path("nearly/red/00.png").write_bytes(b"no image")
     (here / "empty").mkdir()
     (here / "wrong.toml").write_text("archs = 'lenet'\n")
-    (here / "bad.safetensors").write_bytes(b"no model")
+    (here / "bad.safetensors").write_bytes(b"this is no model file at all")
     return here
 
 
@@ -339,7 +339,7 @@ WRONG_USE = [
     (("train", "photos", "--arch", "lennet"), "did you mean lenet"),
     (("train", "photos", *TINY, "--optimizer", "sdg"), "allowed: sgd, adam, adamw"),
     (("train", "photos", *TINY, "--epochs", "0"), "epochs is 0; allowed: 1 to 100,000"),
-    (("train", "photos", *TINY, "--epochs", "many"), "is not a valid int"),
+    (("train", "photos", *TINY, "--epochs", "many"), "unable to parse string as an integer"),
     (("train", "photos", *TINY, "--size", "0x3"), "size is '0x3'"),
     (("train", "photos", *TINY, "--split", "50/40"), "allowed: TRAIN/VALID/TEST"),
     (("train", "photos", *TINY, "--split", "nothing.csv"), "allowed: TRAIN/VALID/TEST"),
@@ -378,7 +378,7 @@ WRONG_USE = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), WRONG_USE, ids=lambda value: " ".join(value)[:60])
+@pytest.mark.parametrize(("args", "message"), WRONG_USE, ids=[" ".join((args[0], *args[-2:])) for args, _ in WRONG_USE])
 def test_wrong_use_ends_with_2_and_changes_nothing(odd, args, message):
     before = contents(odd)
     result = run(*args)
@@ -416,7 +416,7 @@ def test_training_that_diverges_ends_with_4_and_saves_no_broken_model(here):
     assert done("predict", "photos/red/00.png").stderr == "model: runs/photos-lenet-1/model.safetensors\n"
 
 
-def test_names_are_shown_and_never_obeyed(tmp_path, in_folder):
+def test_names_are_shown_and_never_obeyed(in_folder):
     names = {"[bold]b": "blue", "=1+1": "green", "a\x1b[31m\nred": "red"}
     for name, colour in names.items():
         (in_folder / "[odd]" / name).mkdir(parents=True)
@@ -431,7 +431,7 @@ def test_names_are_shown_and_never_obeyed(tmp_path, in_folder):
     outputs.append(run("predict", "\x1b[1mgone\n.png"))
     assert "\\x1b[1mgone\\n.png" in outputs[3].stdout
     outputs.append(run("train", "\x1b[1mgone"))
-    assert "'\\x1b[1mgone'" in outputs[4].stderr
+    assert "x1b[1mgone" in outputs[4].stderr
     assert all("\x1b" not in output.stdout + output.stderr for output in outputs)
     assert {row["label"] for row in answer_rows("predict", "[odd]", "--json")} <= set(names)
     cells = [row[1] for row in csv.reader(io.StringIO(Path("runs/odd-lenet-1/split.csv").read_text()))]

@@ -94,7 +94,8 @@ def test_every_recipe_is_built_and_takes_a_step(make_source, name):
     source = make_source(n=2, classes=2)
     experiment = EXPERIMENTS.get(name)
     plan = make_plan(experiment, source, images=4)
-    assert replace(plan.experiment, channels=experiment.channels) == experiment, "nothing was left open"
+    assert (plan.spec.arch, plan.recipe.size) == (experiment.arch, experiment.size)
+    assert replace(plan.experiment.train, freeze_norm=None) == experiment.train, "there is nothing else to choose"
     config = replace(plan.experiment.train, epochs=1, batch_size=4, device="cpu")
     loader = Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=4, train=True)
     history = train(plan.model, loader, None, config)

@@ -1,5 +1,7 @@
 """Optimizers, parameter groups and learning-rate schedules."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -84,7 +86,7 @@ def test_onecycle_rises_over_the_first_quarter_and_falls_to_nearly_nothing():
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
 def test_warm_up_rises_in_a_line_and_comes_first(schedule):
     values = factors(schedule=schedule, warmup_epochs=1.5)
-    rises = [after - before for before, after in zip(values[:15], values[1:16], strict=True)]
+    rises = [after - before for before, after in pairwise(values[:16])]
     assert rises == pytest.approx([1 / 16] * 15)
     assert values[15] == 1
 

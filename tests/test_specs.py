@@ -66,6 +66,7 @@ BAD = [
     (TrainConfig, "label_smoothing", [1.0, -0.1], "0 to below 1"),
     (TrainConfig, "clip_norm", [-1.0], "0 (off) or more"),
     (TrainConfig, "freeze_epochs", [-1, 0.5], "0 or more"),
+    (TrainConfig, "freeze_norm", [0, "yes"], "true or false"),
     (TrainConfig, "patience", [-1], "0 (off) or more"),
     (TrainConfig, "class_weights", ["auto"], "none, balanced"),
     (TrainConfig, "drop_last", [0], "true or false"),

@@ -52,17 +52,17 @@ def err() -> Console:
 
 def say(text: str = "", style: str = "") -> None:
     """A line of progress, as it is, to stderr."""
-    err().print(Text(_lines(text), style=style))
+    err().print(Text(printable(text), style=style))
 
 
 def warn(text: str) -> None:
     """A line that should not be missed, to stderr."""
-    err().print(Text("! ", style="bold yellow") + Text(_lines(text), style="yellow"))
+    err().print(Text("! ", style="bold yellow") + Text(printable(text), style="yellow"))
 
 
 def show(text: str = "") -> None:
     """A line of a result, to stdout."""
-    out().print(Text(_lines(text)))
+    out().print(Text(printable(text)))
 
 
 def show_json(value: Any) -> None:

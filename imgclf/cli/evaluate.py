@@ -14,7 +14,9 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="Labelled images, as for train; without them the run's own test images.", show_default=False
+            metavar="DATA",
+            help="Labelled images, as for train; without them the run's own test images.",
+            show_default=False,
         ),
     ] = None,
     model: Model = None,

@@ -12,7 +12,10 @@ from imgclf.cli._options import Json
 
 def models(
     name: Annotated[
-        str, typer.Argument(help="One model, for its layers; or a part of names or a glob.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help="One model, for its layers; or a part of names or a glob.", show_default=False
+        ),
     ] = "",
     classes: Annotated[int, typer.Option(min=1, help="Of the layer table.")] = 10,
     size: Annotated[str | None, typer.Option(help="N or HxW, of the layer table.", show_default=False)] = None,

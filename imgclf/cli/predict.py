@@ -19,7 +19,10 @@ COLUMNS = ("path", "label", "confidence")
 
 def predict(
     images: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, or - for a list of paths on stdin.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Files, folders, globs, or - for a list of paths on stdin.", show_default=False
+        ),
     ],
     model: Model = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 3,

@@ -12,8 +12,10 @@ from imgclf.cli._options import DataDir
 
 
 def prepare(
-    data: Annotated[str, typer.Argument(help="A folder, a CSV file or a named data set.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder, a CSV file or a named data set.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.", show_default=False)],
     size: Annotated[str, typer.Option(help="N or HxW in pixels, as 64x128.")] = "224",
     fit: Annotated[str, typer.Option(help="crop, pad or squash to that size.")] = "squash",
     kind: Annotated[str, typer.Option("--format", help="jpg (quality 95) or png.")] = "jpg",

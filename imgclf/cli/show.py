@@ -13,7 +13,7 @@ from imgclf.cli._options import DataDir, Out
 
 def show(
     data: Annotated[
-        str | None, typer.Argument(help="A folder, a CSV file or a named data set.", show_default=False)
+        str | None, typer.Argument(metavar="DATA", help="A folder, a CSV file or a named data set.", show_default=False)
     ] = None,
     augmented: Annotated[bool, typer.Option("--augmented", help="As the network sees them in training.")] = False,
     channels: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from imgclf.cli._options import DataDir, Json
+from imgclf.cli._options import Json
 from imgclf.specs import (
     CLASS_WEIGHTS,
     FITS,
@@ -22,6 +22,7 @@ from imgclf.specs import (
     parse_size,
     parse_split,
 )
+from imgclf.training.experiments import EXPERIMENTS
 
 DATA, MODEL, TRAINING, OUTPUT = "Data", "Model and pixels", "Training", "Output"
 
@@ -40,52 +41,80 @@ def train(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="A folder with a folder a class, a CSV file, or digits, mnist, fashion-mnist, cifar10.",
+            metavar="DATA",
+            help="A folder with one folder per class, a CSV file, or digits, mnist, fashion-mnist, cifar10.",
             show_default=False,
         ),
     ] = None,
     arch: Annotated[str | None, _option(MODEL, "The network; see `imgclf models`.", Experiment.arch)] = None,
-    recipe: Annotated[str | None, _option(TRAINING, "A named experiment, as d0, d4 or lab10-4.")] = None,
-    config: Annotated[Path | None, _option(TRAINING, "A TOML file with any of these, as a run's config.toml.")] = None,
+    recipe: Annotated[
+        str | None, _option(TRAINING, f"A named experiment: {_choices(tuple(EXPERIMENTS.names()))}.")
+    ] = None,
+    config: Annotated[
+        Path | None, _option(TRAINING, "A TOML file with any of these, like the config.toml of a run.")
+    ] = None,
     weights: Annotated[
         str | None, _option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)
     ] = None,
     size: Annotated[str | None, _option(MODEL, "N or HxW in pixels; else the network's own.")] = None,
     channels: Annotated[
-        int | None, _option(MODEL, "1 for grey, 3 for colour; else as the network or the data.")
+        int | None, _option(MODEL, "1 for grey, 3 for colour; else those of the network or the data.")
     ] = None,
-    fit: Annotated[str | None, _option(MODEL, f"{_choices(FITS).capitalize()} images to the size.", "crop")] = None,
-    augment: Annotated[str | None, _option(MODEL, "none, light, standard or strong.", "standard")] = None,
-    dropout: Annotated[float | None, _option(MODEL, "Of the network, where it has one.")] = None,
+    fit: Annotated[str | None, _option(MODEL, f"How images get to that size: {_choices(FITS)}.", "crop")] = None,
+    augment: Annotated[
+        str | None, _option(MODEL, "Changes to training images: none, light, standard or strong.", "standard")
+    ] = None,
+    dropout: Annotated[
+        float | None, _option(MODEL, "The share of units left out in training, where the network has any drop-out.")
+    ] = None,
     split: Annotated[
         str | None, _option(DATA, "TRAIN/VALID/TEST in per cent, or a split.csv to follow.", "70/15/15")
     ] = None,
-    data_dir: DataDir = None,
+    data_dir: Annotated[
+        str | None, _option(DATA, "Where mnist, fashion-mnist and cifar10 lie, or are downloaded to.")
+    ] = None,
     on_bad: Annotated[
-        str | None, _option(DATA, f"{_choices(ON_BAD).capitalize()} at images that can't be read.", DataConfig.on_bad)
+        str | None, _option(DATA, f"What to do about images that can't be read: {_choices(ON_BAD)}.", DataConfig.on_bad)
     ] = None,
     allow_bad: Annotated[
-        str | None, _option(DATA, "Go on with up to this share of bad images.", f"{DataConfig.allow_bad:.0%}")
+        str | None, _option(DATA, "The largest share of images that can't be read.", f"{DataConfig.allow_bad:.0%}")
     ] = None,
-    max_pixels: Annotated[int | None, _option(DATA, "Refuse larger images.", f"{DataConfig.max_pixels:,}")] = None,
-    epochs: Annotated[int | None, _option(TRAINING, "Passes over the training images; else by their number.")] = None,
-    batch_size: Annotated[int | None, _option(TRAINING, "Images a step.", TrainConfig.batch_size)] = None,
-    lr: Annotated[float | None, _option(TRAINING, "Learning rate; else by the optimizer and the start.")] = None,
-    optimizer: Annotated[str | None, _option(TRAINING, f"{_choices(OPTIMIZERS)}.", TrainConfig.optimizer)] = None,
-    momentum: Annotated[float | None, _option(TRAINING, "Of sgd.", TrainConfig.momentum)] = None,
-    nesterov: Annotated[bool | None, _option(TRAINING, "Nesterov momentum, for sgd.")] = None,
+    max_pixels: Annotated[
+        int | None, _option(DATA, "The largest image, in pixels.", f"{DataConfig.max_pixels:,}")
+    ] = None,
+    epochs: Annotated[
+        int | None, _option(TRAINING, "Passes over the training images; else chosen by their number.")
+    ] = None,
+    batch_size: Annotated[int | None, _option(TRAINING, "Images per step.", TrainConfig.batch_size)] = None,
+    lr: Annotated[
+        float | None, _option(TRAINING, "Learning rate; else chosen by the optimizer and the weights.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, _option(TRAINING, f"One of {_choices(OPTIMIZERS)}.", TrainConfig.optimizer)
+    ] = None,
+    momentum: Annotated[float | None, _option(TRAINING, "Momentum of sgd.", TrainConfig.momentum)] = None,
+    nesterov: Annotated[bool | None, _option(TRAINING, "Nesterov's momentum, for sgd.")] = None,
     weight_decay: Annotated[
-        float | None, _option(TRAINING, "Not on norms and biases.", TrainConfig.weight_decay)
+        float | None, _option(TRAINING, "Weight decay, but not on norms and biases.", TrainConfig.weight_decay)
     ] = None,
-    schedule: Annotated[str | None, _option(TRAINING, f"{_choices(SCHEDULES)}.", TrainConfig.schedule)] = None,
-    step_epochs: Annotated[int | None, _option(TRAINING, "Epochs a step.", TrainConfig.step_epochs)] = None,
-    gamma: Annotated[float | None, _option(TRAINING, "Factor a step.", TrainConfig.gamma)] = None,
+    schedule: Annotated[
+        str | None, _option(TRAINING, f"How the learning rate changes: {_choices(SCHEDULES)}.", TrainConfig.schedule)
+    ] = None,
+    step_epochs: Annotated[
+        int | None, _option(TRAINING, "Epochs per step of the schedule `step`.", TrainConfig.step_epochs)
+    ] = None,
+    gamma: Annotated[
+        float | None, _option(TRAINING, "What the schedule `step` multiplies by.", TrainConfig.gamma)
+    ] = None,
     warmup_epochs: Annotated[
-        float | None, _option(TRAINING, "Epochs of rising learning rate.", TrainConfig.warmup_epochs)
+        float | None, _option(TRAINING, "Epochs in which the learning rate rises; else 1, for cosine.")
     ] = None,
-    label_smoothing: Annotated[float | None, _option(TRAINING, "0 to below 1.", TrainConfig.label_smoothing)] = None,
+    label_smoothing: Annotated[
+        float | None,
+        _option(TRAINING, "How much of the target goes to the other classes.", TrainConfig.label_smoothing),
+    ] = None,
     clip_norm: Annotated[
-        float | None, _option(TRAINING, "Largest gradient norm; 0 is off.", TrainConfig.clip_norm)
+        float | None, _option(TRAINING, "The largest norm of a gradient; 0 is off.", TrainConfig.clip_norm)
     ] = None,
     freeze_epochs: Annotated[
         int | None, _option(TRAINING, "Epochs in which only the head learns.", TrainConfig.freeze_epochs)
@@ -94,27 +123,37 @@ def train(
         bool | None,
         typer.Option(
             "--freeze-norm/--train-norm",
-            help="Keep batch statistics; else if the weights are pretrained.",
+            help="Keep or learn the statistics of batch norms; else keep those of pretrained weights.",
             show_default=False,
             rich_help_panel=TRAINING,
         ),
     ] = None,
     patience: Annotated[
-        int | None, _option(TRAINING, "Stop after so many epochs without a better one; 0 is off.", TrainConfig.patience)
+        int | None,
+        _option(TRAINING, "Stop after this many epochs without a better one; 0 is off.", TrainConfig.patience),
     ] = None,
     class_weights: Annotated[
-        str | None, _option(TRAINING, f"{_choices(CLASS_WEIGHTS)}, against imbalance.", TrainConfig.class_weights)
+        str | None, _option(TRAINING, f"Weigh rare classes more: {_choices(CLASS_WEIGHTS)}.", TrainConfig.class_weights)
     ] = None,
-    precision: Annotated[str | None, _option(TRAINING, f"{_choices(PRECISIONS)}.", TrainConfig.precision)] = None,
-    device: Annotated[str | None, _option(TRAINING, "auto, cpu, cuda, cuda:1 or mps.", TrainConfig.device)] = None,
-    workers: Annotated[int | None, _option(TRAINING, "Threads that read images; changes no result.")] = None,
-    seed: Annotated[int | None, _option(TRAINING, "Of the split, the weights and the order.", TrainConfig.seed)] = None,
-    resume: Annotated[Path | None, _option(OUTPUT, "A run folder whose training goes on.")] = None,
+    precision: Annotated[
+        str | None, _option(TRAINING, f"Numbers to compute in: {_choices(PRECISIONS)}.", TrainConfig.precision)
+    ] = None,
+    device: Annotated[
+        str | None, _option(TRAINING, "Where to compute: auto, cpu, cuda, cuda:1 or mps.", TrainConfig.device)
+    ] = None,
+    workers: Annotated[
+        int | None, _option(TRAINING, "Threads that read images; their number changes no result.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _option(TRAINING, "Decides the split, fresh weights, the order and the augmentation.", TrainConfig.seed),
+    ] = None,
+    resume: Annotated[Path | None, _option(OUTPUT, "Go on with the training of this run folder.")] = None,
     keep: Annotated[
-        str | None, _option(OUTPUT, f"Model files to keep: {_choices(KEEPS)} epochs.", Experiment.keep)
+        str | None, _option(OUTPUT, f"Which epochs to keep a model file of: {_choices(KEEPS)}.", Experiment.keep)
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders are made.", rich_help_panel=OUTPUT)] = Path("runs"),
-    name: Annotated[str | None, _option(OUTPUT, "The name of the run folder; else after data and network.")] = None,
+    name: Annotated[str | None, _option(OUTPUT, "The name of the run folder; else made of data and network.")] = None,
     json: Json = False,
 ) -> None:
     """Train a classifier, test it, and keep everything in a run folder.

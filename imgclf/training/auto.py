@@ -11,17 +11,20 @@ _LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (3e-4, 2e-3)}
 
 
 def resolve_config(config: TrainConfig, *, pretrained: bool, images: int) -> TrainConfig:
-    """The config with `lr`, `epochs` and `freeze_norm` set where they were left open.
+    """The config with nothing left open, for `images` training images.
 
-    Fine-tuning takes about 100 steps, 4 to 12 epochs; training from scratch about 2,000 steps, 10 to 30 epochs. Both
-    warm up, for one epoch, where the user chose the number of epochs neither.
+    Fine-tuning takes about 100 steps, 4 to 12 epochs; training from scratch about 2,000 steps, 10 to 30 epochs. A
+    cosine schedule warms up for one epoch, at most a quarter of all.
     """
     tuned, scratch = _LR[config.optimizer]
-    lr = config.lr if config.lr is not None else (tuned if pretrained else scratch)
-    frozen = config.freeze_norm if config.freeze_norm is not None else pretrained
-    config = replace(config, lr=lr, freeze_norm=frozen)
-    if config.epochs is not None:
-        return config
     steps, low, high = (100, 4, 12) if pretrained else (2000, 10, 30)
-    epochs = min(max(-(-steps * config.batch_size // max(1, images)), low), high)
-    return replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs or 1.0)
+    suited = min(max(-(-steps * config.batch_size // max(1, images)), low), high)
+    epochs = config.epochs if config.epochs is not None else suited
+    warmup = min(1.0, epochs / 4) if config.schedule == "cosine" else 0.0
+    return replace(
+        config,
+        epochs=epochs,
+        lr=config.lr if config.lr is not None else (tuned if pretrained else scratch),
+        warmup_epochs=config.warmup_epochs if config.warmup_epochs is not None else warmup,
+        freeze_norm=config.freeze_norm if config.freeze_norm is not None else pretrained,
+    )

@@ -32,7 +32,7 @@ def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int, epochs: int)
     the first quarter and falls to 0 (Smith & Topin 2018). Warm-up is linear and comes before the others.
     """
     total = max(1, steps_per_epoch * epochs)
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round((config.warmup_epochs or 0) * steps_per_epoch)
     if config.schedule == "onecycle":
         warmup = max(warmup, total // 4)
     if step < warmup:

@@ -1,0 +1,150 @@
+"""The documents tell the truth: every command and option is there, and what they show runs as it stands."""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from imgclf.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FENCE = re.compile(r"^(?P<mark><!-- not run: .+? -->\n+)?```(?P<kind>console|python)\n(?P<text>.*?)^```$", re.M | re.S)
+DEFAULT = re.compile(r"\[default: (.+?)\]")
+SHELL = re.compile(r"[|<>;&$`]")
+CLASSES = {"cat": (200, 120, 40), "dog": (60, 160, 80), "owl": (60, 80, 200)}
+
+COMMAND = typer.main.get_command(app)
+
+
+def section(command):
+    """What docs/cli.md says of one command."""
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    _, found, rest = text.partition(f"\n## imgclf {command}\n" if command else "\n## Before the command\n")
+    assert found, f"docs/cli.md has no section on {command}"
+    return rest.partition("\n## ")[0]
+
+
+def row(text, option):
+    """The row of a table that names an option in its first cell."""
+    found = [line for line in text.splitlines() if line.startswith("|") and f"`{option}`" in line.split("|")[1]]
+    assert len(found) == 1, f"{option} has {len(found)} rows"
+    return found[0]
+
+
+OPTIONS = [
+    (name, param)
+    for name, command in [("", COMMAND), *COMMAND.commands.items()]
+    for param in command.params
+    if param.param_type_name == "option" and "--help" not in param.opts
+]
+
+
+@pytest.mark.parametrize(("command", "param"), OPTIONS, ids=[f"{name} {param.name}" for name, param in OPTIONS])
+def test_every_option_is_documented_with_its_default(command, param):
+    rows = {row(section(command), option) for option in [*param.opts, *param.secondary_opts]}
+    assert len(rows) == 1
+    written = DEFAULT.search((param.help or "").replace("\\", ""))
+    default = written[1] if written else str(param.default) if param.show_default and param.default else ""
+    assert default in rows.pop().split("|")[-2]
+
+
+def test_no_option_is_documented_that_there_is_not():
+    for name, command in COMMAND.commands.items():
+        known = {option for param in command.params for option in [*param.opts, *param.secondary_opts]}
+        cells = [line.split("|")[1] for line in section(name).splitlines() if line.startswith("|")]
+        assert set(re.findall(r"`(--?[a-z-]+)`", " ".join(cells))) <= known
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """The folder in which the documents are read: photos, single images, and an earlier run called `chairs`."""
+    root = tmp_path_factory.mktemp("docs")
+    rng = np.random.default_rng(0)
+
+    def save(colour, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.array(colour) + rng.integers(-30, 30, (32, 40, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+    for name, colour in CLASSES.items():
+        for index in range(5):
+            save(colour, root / "my_photos" / name / f"{index}.jpg")
+        save(colour, root / "a_folder" / f"{name}.png")
+    save(CLASSES["cat"], root / "img.jpg")
+    save(CLASSES["dog"], root / "other.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGCLF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.chdir(root)
+        command("imgclf train ./my_photos --arch lenet --size 16 --epochs 1 --name chairs")
+    return root
+
+
+@pytest.fixture
+def reader(template, tmp_path, monkeypatch):
+    """A copy of that folder as the working folder, and `imgclf` on the path."""
+    root = shutil.copytree(template, tmp_path / "reader")
+    program = tmp_path / "bin" / "imgclf"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m imgclf "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
+    monkeypatch.chdir(root)
+    before = signal.getsignal(signal.SIGTERM)
+    yield root
+    signal.signal(signal.SIGTERM, before)
+
+
+def command(line):
+    """Run one line of a console; in this process, which has the libraries loaded, where no shell is needed."""
+    if SHELL.search(line):
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    else:
+        result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.stderr}"
+
+
+def blocks(page):
+    """The kind and the text of each block of a page that is to be run, in order."""
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [(match["kind"], match["text"]) for match in found if not match["mark"]]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_what_a_page_shows_runs(page, reader):
+    names = {}
+    for kind, text in blocks(page):
+        if kind == "python":
+            exec(compile(text, page.name, "exec"), names)
+        elif text.startswith("imgclf "):
+            for line in filter(None, text.splitlines()):
+                command(line)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_runs(example, reader, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(example)])
+    runpy.run_path(str(example), run_name="__main__")
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

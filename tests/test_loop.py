@@ -1,0 +1,421 @@
+"""What training promises: the same weights for the same seed, the best ones kept, and no NaN in anything it leaves."""
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from imgclf.data.loader import Loader
+from imgclf.data.source import Sample
+from imgclf.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
+from imgclf.inference import evaluate, predict
+from imgclf.specs import OPTIMIZERS, Recipe, Step, TrainConfig
+from imgclf.training.checkpoint import load_checkpoint
+from imgclf.training.loop import train
+
+RECIPE = Recipe(size=(8, 8), channels=1)
+AUGMENTED = replace(RECIPE, steps=(Step("affine", {"shift": 0.1, "rotate": 5, "scale": [0.9, 1.1]}),))
+BATCH = 8
+
+
+class Net(nn.Module):
+    """A net with all that makes training hard to repeat. At the training passes in `bad` it gives NaN."""
+
+    def __init__(self, classes=3, bad=(), always=False):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.features = nn.Sequential(
+                nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2)
+            )
+            self.head = nn.Linear(24, classes)
+        self.bad, self.always, self.passes = set(bad), always, 0
+
+    def forward(self, images):
+        self.passes += self.training
+        logits = self.head(self.features(images))
+        return logits * math.nan if self.training and (self.always or self.passes in self.bad) else logits
+
+
+@pytest.fixture
+def source(make_source):
+    return make_source(n=12)
+
+
+def loader_of(source, recipe=RECIPE, seed=0, samples=None, **options):
+    samples = source.samples if samples is None else samples
+    return Loader(source, samples, recipe, **{"classes": source.classes, "batch_size": BATCH, "seed": seed} | options)
+
+
+def config_of(**options):
+    plain = {"epochs": 3, "lr": 0.02, "batch_size": BATCH, "device": "cpu", "precision": "fp32", "weight_decay": 0.0}
+    return TrainConfig(**plain | options)
+
+
+def fit(source, model=None, *, recipe=AUGMENTED, valid="same", samples=None, callbacks=(), keep=None, **options):
+    """Train a net; `valid` is "same" (the training images), None, or a loader."""
+    model = Net() if model is None else model
+    config = config_of(**options)
+    loader = loader_of(source, recipe, config.seed, samples, train=True)
+    valid = loader_of(source) if valid == "same" else valid
+    return model, train(model, loader, valid, config, callbacks=callbacks, **(keep or {}))
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(left, right):
+    return all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def finite(model):
+    return all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def figures(history):
+    return [replace(record, seconds=0.0) for record in history]
+
+
+def on(wanted, action):
+    """A callback that does something at every event of one name."""
+    return lambda event, subject: action(subject) if event == wanted else None
+
+
+def raising(error, *, at, epoch, step=0):
+    """A callback that raises at an event once `epoch` epochs and `step` steps are done."""
+
+    def stop(state):
+        if state.epoch == epoch and state.step >= step:
+            raise error
+
+    return on(at, stop)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_tiny_set_is_learnt(source, optimizer):
+    model, history = fit(
+        source, epochs=12, optimizer=optimizer, schedule="onecycle", lr=0.1 if optimizer == "sgd" else 0.03
+    )
+    assert evaluate(model, loader_of(source)).accuracy > 0.95
+    assert history.epochs[-1].train_loss < history.epochs[0].train_loss
+    assert history.ended == "done"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(source):
+    first, history = fit(source, seed=3)
+    torch.manual_seed(99)
+    again, repeated = fit(source, seed=3)
+    other, _ = fit(source, seed=4)
+    assert equal(weights(first), weights(again))
+    assert figures(history) == figures(repeated)
+    assert not equal(weights(first), weights(other))
+
+
+def test_the_random_state_and_the_threads_of_the_program_are_left_alone(source):
+    def state():
+        numpy_state = np.random.get_state()[1]  # noqa: NPY002 (it is the one that others use)
+        return torch.get_rng_state().tolist(), numpy_state.tolist(), random.getstate(), torch.get_num_threads()
+
+    before = state()
+    fit(source, epochs=1)
+    assert state() == before
+
+
+def test_a_record_says_what_happened(source):
+    model, history = fit(source, epochs=2, schedule="step", step_epochs=1, gamma=0.5)
+    assert [record.epoch for record in history] == [1, 2]
+    assert [record.lr for record in history] == [0.02, 0.01]
+    for record in history:
+        assert 0 <= record.train_accuracy <= 1
+        assert record.seconds > 0
+    evaluation = evaluate(model, loader_of(source))
+    assert (history.best.valid_loss, history.best.valid_accuracy) == (evaluation.loss, evaluation.accuracy)
+
+
+def test_the_weights_of_the_lowest_valid_loss_are_kept(source):
+    seen = []
+    note = on("epoch", lambda state: seen.append(weights(state.model)))
+    # The warm-up climbs to a rate that destroys what the first epochs learnt.
+    model, history = fit(source, epochs=8, optimizer="sgd", lr=60.0, warmup_epochs=8.0, callbacks=[note])
+    losses = [record.valid_loss for record in history]
+    best = losses.index(min(losses))
+    assert best < len(history) - 1
+    assert history.best.epoch == best + 1
+    assert equal(weights(model), seen[best])
+    assert not equal(weights(model), seen[-1])
+    flags = [loss < min(losses[:i], default=math.inf) for i, loss in enumerate(losses)]
+    assert [record.best for record in history] == flags
+
+
+def test_without_valid_images_the_last_weights_are_kept(source):
+    seen = []
+    model, history = fit(source, valid=None, callbacks=[on("epoch", lambda state: seen.append(weights(state.model)))])
+    assert equal(weights(model), seen[-1])
+    assert history.best.epoch == 3
+    assert {(record.valid_loss, record.valid_accuracy) for record in history} == {(None, None)}
+
+
+@pytest.mark.parametrize("bad", [{1}, {7}, {6, 11}, {7, 9}, {12, 17, 22}])
+def test_a_loss_that_is_nan_goes_back_with_half_the_rate(source, bad):
+    retries = []
+    note = on("retry", lambda state: retries.append(state.lr_scale))
+    # 36 images are 5 steps; the passes of an attempt that is given up count too.
+    model, history = fit(
+        source, Net(bad=bad), optimizer="sgd", momentum=0.9, schedule="constant", epochs=3, callbacks=[note]
+    )
+    assert retries == [0.5**n for n in range(1, len(bad) + 1)]
+    assert [record.epoch for record in history] == [1, 2, 3]
+    assert history.epochs[-1].lr == 0.02 * 0.5 ** len(bad)
+    assert all(math.isfinite(record.train_loss) and math.isfinite(record.valid_loss) for record in history)
+    assert finite(model)
+
+
+def test_going_back_restores_the_weights_and_the_momentum(source):
+    seen = {}
+
+    def note(event, state):
+        if event in ("epoch", "retry"):
+            momentum = [entry["momentum_buffer"].clone() for entry in state.optimizer.state.values()]
+            seen.setdefault((event, state.epoch), []).append((weights(state.model), momentum))
+
+    fit(source, Net(bad={8, 11}), optimizer="sgd", schedule="constant", epochs=2, callbacks=[note])
+    ((good, momentum),) = seen["epoch", 1]
+    assert len(seen["retry", 1]) == 2
+    for restored, restored_momentum in seen["retry", 1]:
+        assert equal(good, restored)
+        assert all(torch.equal(a, b) for a, b in zip(momentum, restored_momentum, strict=True))
+
+
+@pytest.mark.parametrize("valid", ["same", None])
+@pytest.mark.parametrize("where", ["head.weight", "features.1.running_var"])
+def test_weights_that_are_nan_without_a_nan_in_the_loss(source, where, valid):
+    retries = []
+
+    def spoil(state):
+        if state.epoch == 1 and state.step == state.steps_per_epoch and not retries:
+            state.model.state_dict()[where].view(-1)[0] = math.nan
+
+    note = on("retry", lambda state: retries.append(state.epoch))
+    model, history = fit(source, valid=valid, callbacks=[on("step", spoil), note])
+    assert retries == [1]
+    assert len(history) == 3
+    assert finite(model)
+
+
+def test_valid_logits_that_are_nan(source):
+    class BadValid(Net):
+        def forward(self, images):
+            logits = super().forward(images)
+            return logits * math.nan if not self.training and self.passes == 10 else logits
+
+    model, history = fit(source, BadValid())
+    assert [record.lr < 0.01 for record in history] == [False, True, True], "5 more passes, and all is well"
+    assert finite(model)
+
+
+def test_a_loss_that_stays_nan_ends_training(source, tmp_path):
+    model, retries = Net(always=True), []
+    before = weights(model)
+    with pytest.raises(TrainingDiverged, match=r"epoch 1 at lr 0\.0025, also after 3 halvings: use a lower --lr"):
+        fit(
+            source,
+            model,
+            schedule="constant",
+            callbacks=[on("retry", lambda state: retries.append(state.retries))],
+            keep={"checkpoint": tmp_path / "checkpoint.pt"},
+        )
+    assert retries == [1, 2, 3]
+    assert equal(weights(model), before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("at", "step"), [("step", 2), ("epoch", 0)])
+def test_ctrl_c_keeps_the_best_weights(source, at, step):
+    seen = []
+    note = on("epoch", lambda state: seen.append(weights(state.model)))
+    model, history = fit(
+        source, epochs=9, schedule="constant", callbacks=[note, raising(KeyboardInterrupt, at=at, epoch=2, step=step)]
+    )
+    assert history.ended == "interrupted"
+    assert len(history) == 2
+    assert equal(weights(model), seen[history.best.epoch - 1])
+
+
+def test_ctrl_c_in_the_first_epoch_keeps_what_was_learnt(source):
+    before = weights(Net())
+    model, history = fit(source, callbacks=[raising(KeyboardInterrupt, at="step", epoch=0, step=2)])
+    assert history.ended == "interrupted"
+    assert len(history) == 0
+    assert history.best is None
+    assert not equal(weights(model), before)
+
+
+def test_ctrl_c_before_the_first_step_is_ctrl_c(source):
+    class Impatient(Net):
+        def forward(self, images):
+            if self.training:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(source, Impatient())
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "sgd", "schedule": "onecycle"}, {"warmup_epochs": 1.0}])
+@pytest.mark.parametrize(("at", "epoch", "step"), [("epoch", 1, 0), ("epoch", 3, 0), ("step", 2, 3)])
+def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_never_stopped(source, tmp_path, options, at, epoch, step):
+    whole, history = fit(source, epochs=4, **options)
+    file = tmp_path / "checkpoint.pt"
+    with pytest.raises(ZeroDivisionError):
+        fit(
+            source,
+            epochs=4,
+            callbacks=[raising(ZeroDivisionError, at=at, epoch=epoch, step=step)],
+            keep={"checkpoint": file},
+            **options,
+        )
+    torch.manual_seed(11)
+    content = load_checkpoint(file)
+    assert content["epoch"] == epoch
+    resumed, whole_history = fit(source, epochs=4, keep={"checkpoint": file, "resume": content}, **options)
+    assert equal(weights(whole), weights(resumed))
+    assert figures(history) == figures(whole_history)
+
+
+def test_a_run_that_went_back_goes_on_with_its_lower_rate(source, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    fit(source, Net(bad={2}), schedule="constant", epochs=1, keep={"checkpoint": file})
+    _, history = fit(source, schedule="constant", epochs=2, keep={"resume": load_checkpoint(file)})
+    assert [record.lr for record in history] == [0.01, 0.01]
+
+
+def test_frozen_epochs_train_the_head_alone(source):
+    seen = []
+    model = Net()
+    before = weights(model)
+    note = on("epoch", lambda state: seen.append(weights(state.model)))
+    fit(source, model, epochs=3, freeze_epochs=2, callbacks=[note], schedule="constant")
+    changed = [{name for name in before if not torch.equal(before[name], now[name])} for now in seen]
+    assert changed[0] == changed[1] == {"head.weight", "head.bias"}
+    assert changed[2] == set(before), "and then everything, the batch statistics too"
+
+
+def test_batch_statistics_can_be_kept_while_all_else_is_trained(source):
+    model = Net()
+    before = weights(model)
+    fit(source, model, freeze_norm=True)
+    unchanged = {name for name, tensor in weights(model).items() if torch.equal(before[name], tensor)}
+    assert unchanged == {f"features.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+
+
+def test_a_model_without_a_head_can_be_trained_but_not_frozen(source):
+    def model():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+    _, history = fit(source, model(), epochs=1)
+    assert history.ended == "done"
+    with pytest.raises(ConfigError, match="name its last layer `head`"):
+        fit(source, model(), epochs=1, freeze_epochs=1)
+
+
+def test_patience_ends_training_early(source):
+    index = {label: source.classes[i - 1] for i, label in enumerate(source.classes)}
+    wrong = [replace(sample, label=index[sample.label]) for sample in source.samples]
+    valid = loader_of(source, samples=wrong)  # what is learnt makes it worse
+    _, history = fit(source, valid=valid, epochs=30, patience=3, schedule="constant", optimizer="sgd", lr=0.2)
+    assert history.ended == "stopped early"
+    assert len(history) == history.best.epoch + 3
+    assert len(history) < 30
+
+
+@pytest.mark.parametrize(("choice", "share"), [("none", 0.8), ("balanced", 0.5)])
+def test_class_weights(make_source, choice, share):
+    source = make_source(n=20, classes=2)
+    same = [Sample("all/00000", "a" if i < 16 else "b", sha256=str(i)) for i in range(20)]
+    model, _ = fit(
+        source,
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 2)),
+        samples=same,
+        recipe=RECIPE,
+        valid=None,
+        epochs=40,
+        lr=0.1,
+        optimizer="sgd",
+        momentum=0.0,
+        label_smoothing=0.0,
+        class_weights=choice,
+    )
+    loader = Loader(source, same[:1], RECIPE, classes=source.classes)
+    assert next(predict(model, loader)).probabilities["a"] == pytest.approx(share, abs=0.12)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_gradients_are_clipped(source, limit):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    before = weights(model)
+    stop = raising(KeyboardInterrupt, at="step", epoch=0, step=1)
+    fit(source, model, optimizer="sgd", momentum=0.0, lr=1.0, schedule="constant", clip_norm=limit, callbacks=[stop])
+    moved = math.sqrt(sum(float((after - before[name]).square().sum()) for name, after in weights(model).items()))
+    assert moved == pytest.approx(limit, rel=1e-3) if limit else moved > 0.01
+
+
+@pytest.mark.parametrize(
+    ("n", "drop_last", "images"), [(17, False, 16), (18, False, 18), (18, True, 16), (16, True, 16)]
+)
+def test_one_last_image_alone_is_skipped(source, n, drop_last, images):
+    seen = []
+    fit(
+        source,
+        samples=source.samples[:n],
+        drop_last=drop_last,
+        epochs=1,
+        callbacks=[on("epoch", lambda state: seen.append((state.images, state.step, state.steps_per_epoch)))],
+    )
+    assert seen == [(images, -(-images // BATCH), -(-images // BATCH))]
+
+
+def test_events_come_in_order_and_the_end_has_the_best_weights(source):
+    events, ends = [], []
+    note = on("end", lambda state: ends.append(equal(weights(state.model), state.best)))
+    fit(source, Net(bad={3}), epochs=2, callbacks=[lambda event, state: events.append(event), note])
+    steps = ["step"] * 5
+    assert events == ["start", *steps[:2], "retry", *steps, "epoch", *steps, "epoch", "end"]
+    assert ends == [True]
+
+
+@pytest.mark.parametrize("missing", ["epochs", "lr"])
+def test_nothing_may_be_left_open(source, missing):
+    with pytest.raises(ConfigError, match="epochs and lr set"):
+        fit(source, **{missing: None})
+
+
+def test_too_little_memory(source):
+    class Greedy(Net):
+        def forward(self, images):
+            if self.training:
+                raise MemoryError
+            return super().forward(images)
+
+    with pytest.raises(OutOfMemory, match="cpu has too little memory: batches of 8 do not fit; use a smaller"):
+        fit(source, Greedy())
+
+
+def test_images_that_are_all_gone_are_no_epoch_without_loss(source):
+    class Gone:
+        def open(self, ref, at_least=None):
+            raise DataError("no such file")
+
+    with pytest.raises(DataError, match="none of the training images can be read"):
+        fit(replace(source, reader=Gone()), valid=None)
+
+
+def test_training_in_bf16(source):
+    model, history = fit(source, precision="bf16", epochs=2)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    assert finite(model)
+    assert len(history) == 2
