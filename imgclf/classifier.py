@@ -285,16 +285,13 @@ def _figures(result: Evaluation) -> dict[str, Any]:
 
 def changes_of(classifier: Classifier, knobs: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
     """A user's own augmentation pipeline, if any, and all that was asked for as changes of an experiment."""
-    compose = (
-        None
-        if classifier.augment is None or isinstance(classifier.augment, str)
-        else compose_to_dict(classifier.augment)
-    )
+    augment, size = classifier.augment, classifier.size
+    compose = None if augment is None or isinstance(augment, str) else compose_to_dict(augment)
     own = {
         "arch": register_builder(classifier.arch) if callable(classifier.arch) else classifier.arch,
         "weights": classifier.weights,
-        "size": (classifier.size, classifier.size) if isinstance(classifier.size, int) else classifier.size,
-        "augment": classifier.augment if compose is None else None,
+        "size": (size, size) if isinstance(size, int) else size,
+        "augment": augment if compose is None else None,
     }
     config = dict(classifier.config or {})
     config["train"] = {

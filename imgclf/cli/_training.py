@@ -82,6 +82,9 @@ def _finish(classifier: Classifier, test: Evaluation | None, seconds: float, *, 
         return
     if test is not None:
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} never used before")
+    if classifier.lost_:
+        console.warn(f"{console.plural(len(classifier.lost_), 'image')} became unreadable during training, left out:")
+        _list("", tuple(f"{ref}: {why}" for ref, why in classifier.lost_.items()))
     if classifier.history_.ended == "interrupted":
         console.warn(f"interrupted; the best weights so far are kept; go on with: imgclf train --resume {run.path}")
     console.show(f"run:   {run.path}   ({seconds:.0f} s in all, {trained:.0f} s training)")

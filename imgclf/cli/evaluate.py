@@ -46,6 +46,8 @@ def evaluate(
             f"{console.plural(passed_over, 'image')} left out: trained or validated on, or not in the test part"
         )
     result = classifier.evaluate_samples(used, samples)
+    if result.n < len(samples):
+        console.warn(f"{console.plural(len(samples) - result.n, 'image')} could not be read and are not in the figures")
     if json:
         console.show_json(result.to_dict())
     else:
