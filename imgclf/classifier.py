@@ -24,7 +24,15 @@ from imgclf.inference import evaluate, predict
 from imgclf.inputs import inputs_source
 from imgclf.models._arch import ARCHS, Arch
 from imgclf.models.weights import WeightsUsed
-from imgclf.plan import Plan, choose_experiment, make_plan, read_data, reading_options, require_same_data
+from imgclf.plan import (
+    Plan,
+    check_experiment,
+    choose_experiment,
+    make_plan,
+    read_data,
+    reading_options,
+    require_same_data,
+)
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Evaluation, History, Prediction
 from imgclf.run import CHECKPOINT, CONFIG, INFO, SPLIT, Run, open_run, read_config, write_info
@@ -94,6 +102,7 @@ class Classifier:
         reading = choose_experiment(self.recipe, changes).data
         source = open_source(data, **reading_options(reading))
         experiment = choose_experiment(self.recipe, changes, source.default_recipe)
+        check_experiment(experiment)
         source, split = read_data(source, experiment, callbacks)
         plan = make_plan(experiment, source, len(split.samples("train")), compose)
         notify(callbacks, "model", plan)

@@ -58,12 +58,18 @@ def choose_experiment(
     return from_dict(Experiment, values)
 
 
+def check_experiment(experiment: Experiment) -> None:
+    """Raise `UnknownName` or `ConfigError` for a name or a device that is not there, before any image is read."""
+    find_arch(experiment.arch)
+    preset_steps(experiment.augment or DEFAULT_AUGMENT)
+    pick_precision(experiment.train.precision, pick_device(experiment.train.device))
+
+
 def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapping[str, Any] | None = None) -> Plan:
     """Build the network, load its weights, and settle every open choice, for `images` training images of a source.
 
     `compose` is a user's own augmentation, which takes the place of the preset.
     """
-    pick_precision(experiment.train.precision, pick_device(experiment.train.device))  # before anything is written
     recipe = plan_pixels(experiment, source, compose)
     spec = ModelSpec(experiment.arch, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
     with torch.random.fork_rng(devices=()):

@@ -13,7 +13,7 @@ from imgclf.training.auto import resolve_config
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
-    config = TrainConfig(epochs=3, lr=0.123, freeze_norm=not pretrained, optimizer=optimizer)
+    config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
     assert resolve_config(config, pretrained=pretrained, images=100) == config
 
 
@@ -24,9 +24,9 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
     low, high = (4, 12) if pretrained else (10, 30)
     assert low <= found.epochs <= high
     assert found.lr > 0
-    assert found.warmup_epochs == 1
+    assert found.warmup_epochs == 1, "of a cosine schedule, which is the default"
     assert found.freeze_norm is pretrained
-    assert replace(found, epochs=None, lr=None, freeze_norm=None, warmup_epochs=0.0) == config
+    assert replace(found, epochs=None, lr=None, freeze_norm=None, warmup_epochs=None) == config
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
@@ -43,6 +43,15 @@ def test_pretrained_weights_are_changed_more_slowly(optimizer):
     assert tuned < scratch
 
 
-def test_a_number_of_epochs_of_the_user_leaves_the_warm_up_to_them():
-    assert resolve_config(TrainConfig(epochs=5), pretrained=False, images=100).warmup_epochs == 0
-    assert resolve_config(TrainConfig(warmup_epochs=2.0), pretrained=False, images=100).warmup_epochs == 2
+@pytest.mark.parametrize("epochs", [1, 2, 4, 30])
+def test_a_cosine_schedule_warms_up_for_at_most_a_quarter(epochs):
+    found = resolve_config(TrainConfig(epochs=epochs, schedule="cosine"), pretrained=True, images=100)
+    assert found.warmup_epochs == min(1, epochs / 4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "onecycle"])
+def test_no_other_schedule_warms_up_unasked(schedule):
+    config = TrainConfig(schedule=schedule)
+    assert resolve_config(config, pretrained=True, images=100).warmup_epochs == 0
+    asked = replace(config, warmup_epochs=2.0)
+    assert resolve_config(asked, pretrained=True, images=100).warmup_epochs == 2

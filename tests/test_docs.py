@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from imgclf import plan
 from imgclf.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +95,17 @@ def template(tmp_path_factory):
 
 
 @pytest.fixture
+def one_epoch(monkeypatch):
+    """Where the number of epochs is left open it is one: what is chosen for so few images takes minutes."""
+    resolve = plan.resolve_config
+
+    def quick(config, **options):
+        return resolve(replace(config, epochs=config.epochs or 1), **options)
+
+    monkeypatch.setattr(plan, "resolve_config", quick)
+
+
+@pytest.fixture
 def reader(template, tmp_path, monkeypatch):
     """A copy of that folder as the working folder, and `imgclf` on the path."""
     root = shutil.copytree(template, tmp_path / "reader")
@@ -126,7 +139,7 @@ def blocks(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_what_a_page_shows_runs(page, reader):
+def test_what_a_page_shows_runs(page, reader, one_epoch):
     names = {}
     for kind, text in blocks(page):
         if kind == "python":

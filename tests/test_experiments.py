@@ -8,6 +8,7 @@ from imgclf.data.loader import Loader
 from imgclf.models.backbones import find_arch
 from imgclf.plan import make_plan
 from imgclf.specs import Experiment, from_dict, to_dict
+from imgclf.training.auto import resolve_config
 from imgclf.training.experiments import EXPERIMENTS
 from imgclf.training.loop import train
 
@@ -60,7 +61,7 @@ def test_a_recipe_of_a_document_has_its_settings(name):
     experiment = EXPERIMENTS.get(name)
     assert (experiment.arch, experiment.weights, experiment.size) == (arch, "none", size)
     assert (experiment.mean[0], experiment.std[0]) == (mean, std)
-    config = to_dict(experiment.train)
+    config = to_dict(resolve_config(experiment.train, pretrained=False, images=50_000))
     expected = {"optimizer": optimizer, "lr": lr, "batch_size": batch_size, "epochs": epochs} | PLAIN | special
     assert {key: config[key] for key in expected} == expected
     assert config["momentum"] == momentum
@@ -95,7 +96,8 @@ def test_every_recipe_is_built_and_takes_a_step(make_source, name):
     experiment = EXPERIMENTS.get(name)
     plan = make_plan(experiment, source, images=4)
     assert (plan.spec.arch, plan.recipe.size) == (experiment.arch, experiment.size)
-    assert replace(plan.experiment.train, freeze_norm=None) == experiment.train, "there is nothing else to choose"
+    chosen = ("epochs", "lr", "optimizer", "schedule", "batch_size", "weight_decay", "seed", "drop_last")
+    assert all(getattr(plan.experiment.train, name) == getattr(experiment.train, name) for name in chosen)
     config = replace(plan.experiment.train, epochs=1, batch_size=4, device="cpu")
     loader = Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=4, train=True)
     history = train(plan.model, loader, None, config)

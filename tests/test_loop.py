@@ -141,7 +141,7 @@ def test_the_weights_of_the_lowest_valid_loss_are_kept(source):
     seen = []
     note = on("epoch", lambda state: seen.append(weights(state.model)))
     # The warm-up climbs to a rate that destroys what the first epochs learnt.
-    model, history = fit(source, epochs=8, optimizer="sgd", lr=60.0, warmup_epochs=8.0, callbacks=[note])
+    model, history = fit(source, epochs=8, optimizer="sgd", lr=5.0, warmup_epochs=8.0, seed=1, callbacks=[note])
     losses = [record.valid_loss for record in history]
     best = losses.index(min(losses))
     assert best < len(history) - 1

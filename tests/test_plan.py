@@ -10,7 +10,15 @@ from conftest import colour_image
 from imgclf.data.open import open_source
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import ConfigError, DataError, UnknownName
-from imgclf.plan import choose_experiment, make_plan, plan_pixels, read_data, reading_options, require_same_data
+from imgclf.plan import (
+    check_experiment,
+    choose_experiment,
+    make_plan,
+    plan_pixels,
+    read_data,
+    reading_options,
+    require_same_data,
+)
 from imgclf.specs import DataConfig, Experiment, TrainConfig
 from imgclf.training.experiments import EXPERIMENTS
 from imgclf.transforms.augment import compose_to_dict
@@ -125,10 +133,19 @@ def test_a_pipeline_of_ones_own_takes_the_place_of_the_preset(make_source):
     assert plan.experiment.augment is None
 
 
-@pytest.mark.parametrize("train", [TrainConfig(device="cuda:99"), TrainConfig(precision="fp16", device="cpu")])
-def test_a_device_or_precision_that_is_not_there_is_said_before_training(make_source, train):
-    with pytest.raises(ConfigError, match="CUDA device"):
-        make_plan(replace(LENET, train=train), make_source(), images=24)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "lennet"}, "did you mean lenet"),
+        ({"augment": "standart"}, "did you mean standard"),
+        ({"train": TrainConfig(device="cuda:99")}, "CUDA device"),
+        ({"train": TrainConfig(device="cpu", precision="fp16")}, "fp16 needs a CUDA device"),
+    ],
+)
+def test_what_is_not_there_is_said_before_any_image_is_read(changes, message):
+    check_experiment(LENET)
+    with pytest.raises((ConfigError, UnknownName), match=message):
+        check_experiment(replace(LENET, **changes))
 
 
 def test_reading_tells_of_each_step(photos):

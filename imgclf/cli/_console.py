@@ -77,7 +77,7 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: s
     table = Table(title=Text(_lines(title)) if title else None, title_justify="left", box=None, pad_edge=False)
     for index, name in enumerate(header):
         right = bool(cells) and all(NUMERIC.fullmatch(row[index]) for row in cells)
-        table.add_column(Text(name, style="bold"), justify="right" if right else "left", overflow="fold")
+        table.add_column(Text(printable(name), style="bold"), justify="right" if right else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     out().print(table)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from imgclf.data.source import Pixels
 
-RAM_SHARE = 0.25
+RAM_SHARE = 0.125  # of the training images, and of the valid ones: a quarter together
 
 
 def memory_budget() -> int:
-    """The bytes that cached pixels may take: a quarter of the machine's memory."""
+    """The bytes that one store may take: an eighth of the machine's memory."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
