@@ -42,10 +42,21 @@ def inputs_source(images: Any) -> Source:
     A path is tried whatever it is called. Raises `DataError` for what is no image at all, an empty list or a folder
     without images.
     """
-    items = list(_flatten(images))
-    if not items:
+    names: list[str] = []
+    items: dict[str, Item] = {}
+    for given, item in _flatten(images):
+        name = given
+        while name in items and not _same(item, items[name]):
+            name += "'"  # a file may be called like an image that has no name
+        names.append(name)
+        items[name] = item
+    if not names:
         raise DataError("there are no images to predict")
-    return Source("input", (), tuple(Sample(name, "") for name, _ in items), InputReader(dict(items)))
+    return Source("input", (), tuple(Sample(name, "") for name in names), InputReader(items))
+
+
+def _same(one: Item, other: Item) -> bool:
+    return one is other or (isinstance(one, Path) and isinstance(other, Path) and one == other)
 
 
 def _flatten(images: Any) -> Iterator[tuple[str, Item]]:

@@ -242,6 +242,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
+        _check(
+            isinstance(self.weights, str) and bool(self.weights), self, "weights", "auto, pretrained, none, a file …"
+        )
+        _check(self.augment is None or isinstance(self.augment, str), self, "augment", "the name of a preset")
         _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
         ok = len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split) and self.split[0] > 0
         _check(ok and math.isclose(sum(self.split), 1, abs_tol=1e-6), self, "split", "three fractions that sum to 1")

@@ -21,6 +21,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("IMGCLF_CACHE", str(cache))
     monkeypatch.setenv("IMGCLF_DATA", str(cache / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 def colour_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Image.Image:

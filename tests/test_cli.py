@@ -57,9 +57,9 @@ def contents(folder):
     }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _signals():
-    """`train` handles SIGTERM; the other tests must not."""
+    """`train` handles SIGTERM; the tests of other files must not."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

@@ -91,3 +91,13 @@ def test_what_is_no_image(images, message):
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(DataError, match="holds no images"):
         inputs_source(Path(tmp_path))
+
+
+def test_a_file_called_like_a_nameless_image_stays_itself(in_folder):
+    Image.fromarray(np.full((4, 4), 200, np.uint8)).save(in_folder / "named.png")
+    (in_folder / "named.png").rename(in_folder / "image 1")
+    dark = np.zeros((4, 4, 3), np.uint8)
+    source = inputs_source(["image 1", dark])
+    first, second = (source.open(sample.ref) for sample in source.samples)
+    assert first.max() == 200
+    assert second.max() == 0

@@ -419,3 +419,21 @@ def test_training_in_bf16(source):
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     assert finite(model)
     assert len(history) == 2
+
+
+def test_a_lack_of_memory_on_the_processor_is_named(source):
+    def starve(event, state):
+        if event == "step":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(OutOfMemory, match="--batch-size"):
+        fit(source, callbacks=[starve])
+
+
+def test_parameters_that_the_user_froze_stay_frozen(source):
+    net = Net()
+    frozen = next(net.parameters()).requires_grad_(False)
+    before = frozen.clone()
+    fit(source, net)
+    assert not frozen.requires_grad
+    assert (frozen == before).all()

@@ -69,7 +69,9 @@ def train(
             if state.step == 0 and not state.history:
                 raise  # nothing was learnt
             state.ended = "interrupted"
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _ran_out_of_memory(error):
+                raise
             advice = f"batches of {config.batch_size} do not fit; use a smaller --batch-size or --size"
             raise OutOfMemory(f"{device} has too little memory: {advice}") from error
         if state.best:
@@ -203,7 +205,8 @@ def _set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
     """Train the whole model or, in the first epochs, only its head; what is frozen keeps its batch statistics."""
     frozen = epoch < config.freeze_epochs
     model.train(not frozen)
-    model.requires_grad_(not frozen)
+    if config.freeze_epochs:
+        model.requires_grad_(not frozen)
     if frozen:
         head_of(model).train().requires_grad_(True)
     if config.freeze_norm:
@@ -218,6 +221,11 @@ def _out_of_patience(state: TrainState) -> bool:
         return False
     best = max(record.epoch for record in state.history if record.best)
     return state.epoch - best >= state.config.patience
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Whether this is a lack of memory; the allocator for the processor says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
