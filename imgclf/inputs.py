@@ -42,6 +42,8 @@ def inputs_source(images: Any) -> Source:
     A path is tried whatever it is called. Raises `DataError` for what is no image at all, an empty list or a folder
     without images.
     """
+    if isinstance(images, Source):
+        return images
     names: list[str] = []
     items: dict[str, Item] = {}
     for given, item in _flatten(images):

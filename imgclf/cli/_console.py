@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -40,24 +41,25 @@ def out() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-@functools.lru_cache(maxsize=1)
-def _err(stream_id: int) -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
+@functools.cache
 def err() -> Console:
-    """The console of progress and messages."""
-    return _err(id(sys.stderr))
+    """The console of progress and messages; one only, so that lines are printed above a bar and not into it."""
+    return Console(stderr=True, highlight=False)
 
 
 def say(text: str = "", style: str = "") -> None:
     """A line of progress, as it is, to stderr."""
-    err().print(Text(printable(text), style=style))
+    _print(Text(printable(text), style=style))
 
 
 def warn(text: str) -> None:
     """A line that should not be missed, to stderr."""
-    err().print(Text("! ", style="bold yellow") + Text(printable(text), style="yellow"))
+    _print(Text("! ", style="bold yellow") + Text(printable(text), style="yellow"))
+
+
+def _print(text: Text) -> None:
+    """Print on stderr as it is: the terminal folds what is too long for it."""
+    err().print(text, no_wrap=True, overflow="ignore", crop=False)
 
 
 def show(text: str = "") -> None:
@@ -133,6 +135,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return guard
 
 
+def waiting(what: str) -> Status:
+    """A sign of life on stderr, where that is a terminal, while libraries or a model are loaded."""
+    return err().status(f"[dim]{what}[/dim]")
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, where that is a terminal; the function it gives is told (done, in all)."""
@@ -142,7 +149,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _fail(message: str, code: int) -> None:
-    err().print(Text("error: ", style="bold red") + Text(_lines(message)))
+    _print(Text("error: ", style="bold red") + Text(_lines(message)))
     raise typer.Exit(code) from None
 
 

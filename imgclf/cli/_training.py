@@ -182,7 +182,7 @@ class TrainView:
     def _on_start(self, state: TrainState) -> None:
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
         console.say("")
-        console.say(" epoch   train loss  accuracy   valid loss  accuracy         lr   seconds", "bold")
+        console.say(" epoch  train loss  accuracy  valid loss  accuracy       lr  seconds", "bold")
         self._began = time.perf_counter()
 
     def _on_step(self, state: TrainState) -> None:
@@ -195,17 +195,15 @@ class TrainView:
         self._began = time.perf_counter()
 
     def _row(self, record: EpochRecord) -> str:
-        row = f"{record.epoch:6d}   {record.train_loss:10.4f}  {record.train_accuracy:7.2%} "
-        tail = ""
+        row = f"{record.epoch:6d}  {record.train_loss:10.4f}  {record.train_accuracy:8.2%}"
         if record.valid_loss is None or record.valid_accuracy is None:
-            row += f"   {'–':>10}  {'–':>7} "
-        else:
-            row += f"   {record.valid_loss:10.4f}  {record.valid_accuracy:7.2%} "
-            if record.best:
-                before = "" if self._best is None else f"{self._best:.4f} → "
-                tail = f"   valid loss {before}{record.valid_loss:.4f}, saved"
-                self._best = record.valid_loss
-        return f"{row}   {record.lr:8.2g}   {record.seconds:7.1f}{tail}"
+            return f"{row}  {'–':>10}  {'–':>8}  {record.lr:7.2g}  {record.seconds:7.1f}"
+        row += f"  {record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}  {record.lr:7.2g}  {record.seconds:7.1f}"
+        if not record.best:
+            return row
+        before = "" if self._best is None else f"{self._best:.4f} → "
+        self._best = record.valid_loss
+        return f"{row}  valid loss {before}{record.valid_loss:.4f}, saved"
 
     def _on_retry(self, state: TrainState) -> None:
         console.warn(

@@ -29,7 +29,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
-    from imgclf.classifier import Classifier
     from imgclf.cli._results import show_evaluation
     from imgclf.data.open import open_source
     from imgclf.run import find_model
@@ -37,7 +36,10 @@ def evaluate(
     path = find_model(model)
     if model is None:
         console.say(f"model: {path}", "dim")
-    classifier = Classifier.load(path, device=device)
+    with console.waiting("loading"):
+        from imgclf.classifier import Classifier
+
+        classifier = Classifier.load(path, device=device)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
     passed_over = len(used) - len(samples)
@@ -45,7 +47,8 @@ def evaluate(
         console.say(
             f"{console.plural(passed_over, 'image')} left out: trained or validated on, or not in the test part"
         )
-    result = classifier.evaluate_samples(used, samples)
+    with console.progress("testing") as progress:
+        result = classifier.evaluate_samples(used, samples, progress)
     if result.n < len(samples):
         console.warn(f"{console.plural(len(samples) - result.n, 'image')} could not be read and are not in the figures")
     if json:

@@ -34,20 +34,26 @@ def predict(
 ) -> None:
     """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
     from imgclf._files import csv_text, write_text
-    from imgclf.classifier import Classifier
     from imgclf.run import find_model
 
     path = find_model(model)
     if model is None:
         console.say(f"model: {path}", "dim")
     paths = list(_expand(images))
-    classifier = Classifier.load(path, device=device)
-    rows, failed = [], 0
-    for prediction in classifier.predict_each(paths, top=top):
-        failed += prediction.error is not None
-        if json:
-            console.show_json(prediction.to_dict())
-        rows.append(prediction)
+    with console.waiting("loading"):
+        from imgclf.classifier import Classifier
+        from imgclf.inputs import inputs_source
+
+        classifier = Classifier.load(path, device=device)
+    source = inputs_source(paths)
+    rows = []
+    with console.progress("predicting") as progress:
+        for prediction in classifier.predict_each(source, top=top):
+            if json:
+                console.show_json(prediction.to_dict())
+            rows.append(prediction)
+            progress(len(rows), len(source))
+    failed = sum(row.error is not None for row in rows)
     if csv is not None:
         header = [*COLUMNS, *(name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}")), "error"]
         write_text(csv, csv_text([header, *(_csv_row(row, top) for row in rows)]))

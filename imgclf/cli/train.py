@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from imgclf.cli import _console as console
 from imgclf.cli._options import Json
 from imgclf.specs import (
     CLASS_WEIGHTS,
@@ -161,7 +162,8 @@ def train(
     [dim]imgclf train digits[/dim]   [dim]imgclf train ./my_photos --arch resnet18[/dim]
     """
     given = {key: value for key, value in locals().items() if value is not None}
-    from imgclf.cli._training import run_training
+    with console.waiting("loading"):
+        from imgclf.cli._training import run_training
 
     run_training(data, _changes(given), given)
 
