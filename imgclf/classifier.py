@@ -17,6 +17,7 @@ from imgclf.bundle import ARCH_NAME, Manifest, load_model, save_model
 from imgclf.data.audit import audit
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
+from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, read_split
 from imgclf.errors import ConfigError, DataError, NotFitted
@@ -103,6 +104,8 @@ class Classifier:
         source = open_source(data, **reading_options(reading))
         experiment = choose_experiment(self.recipe, changes, source.default_recipe)
         check_experiment(experiment)
+        if runs is not None:
+            require_outside(Path(runs), source)
         source, split = read_data(source, experiment, callbacks)
         plan = make_plan(experiment, source, len(split.samples("train")), compose)
         notify(callbacks, "model", plan)
@@ -123,19 +126,17 @@ class Classifier:
             raise ConfigError(f"{folder.path / CONFIG} names no data: a run on a Source of your own cannot be resumed")
         state = load_checkpoint(folder.path / CHECKPOINT)
         experiment = from_dict(Experiment, values)
-        if epochs is not None:
-            experiment = replace(experiment, train=replace(experiment.train, epochs=epochs))
+        config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
+        if config.epochs is None or config.epochs <= state["epoch"]:
+            raise ConfigError(f"{folder.path} has finished {state['epoch']} epochs; go on to more with --epochs N")
+        experiment = replace(experiment, train=config)
         following = replace(experiment.data, split_file=str(folder.path / SPLIT))
         source = open_source(data, **reading_options(experiment.data))
         source, split = read_data(source, replace(experiment, data=following), callbacks)
         require_same_data(split, read_split(folder.path / SPLIT), str(folder.path))
-        plan = make_plan(replace(experiment, weights="none"), source, len(split.samples("train")))
-        plan = replace(
-            plan,
-            experiment=experiment,
-            recipe=from_dict(Recipe, folder.info["recipe"]),
-            weights=WeightsUsed(**folder.info["weights"]),
-        )
+        recipe = from_dict(Recipe, folder.info["recipe"])
+        plan = make_plan(replace(experiment, weights="none"), source, len(split.samples("train")), recipe.compose)
+        plan = replace(plan, experiment=experiment, recipe=recipe, weights=WeightsUsed(**folder.info["weights"]))
         notify(callbacks, "model", plan)
         self._learn_from(plan, source, split)
         self.run_ = folder
@@ -155,15 +156,21 @@ class Classifier:
         valid = self._loader(self.source_, valid_samples) if valid_samples else None
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), plan.experiment.keep), *callbacks)
-        self.history_: History = train(
-            plan.model,
-            loader,
-            valid,
-            plan.experiment.train,
-            callbacks=callbacks,
-            checkpoint=None if run is None else run.path / CHECKPOINT,
-            resume=state,
-        )
+        checkpoint = None if run is None else run.path / CHECKPOINT
+        try:
+            self.history_: History = train(
+                plan.model,
+                loader,
+                valid,
+                plan.experiment.train,
+                callbacks=callbacks,
+                checkpoint=checkpoint,
+                resume=state,
+            )
+        except BaseException as error:
+            if run is not None:
+                write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
+            raise
         if valid is not None:
             self.metrics_["valid"] = evaluate(plan.model, valid)
         self.lost_ = {**loader.lost, **(valid.lost if valid is not None else {})}

@@ -27,6 +27,7 @@ from imgclf.transforms.presets import preset_steps
 
 DEFAULT_AUGMENT = "standard"
 DEFAULT_FIT = "crop"
+CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
 
@@ -79,7 +80,7 @@ def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapp
     settled = replace(
         experiment,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
-        augment=None if compose is not None else experiment.augment or DEFAULT_AUGMENT,
+        augment=CUSTOM if compose is not None else experiment.augment or DEFAULT_AUGMENT,
         train=resolve_config(experiment.train, pretrained=weights.used != "none", images=images),
     )
     return Plan(settled, spec, recipe, model, weights)
@@ -89,7 +90,7 @@ def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, An
     """The pixels that an experiment trains on: its own choices, else those of the architecture and the data."""
     arch = find_arch(experiment.arch)
     channels = experiment.channels or _channels(experiment, arch, source)
-    steps = preset_steps(experiment.augment or DEFAULT_AUGMENT, mirror=source.mirror)
+    preset = experiment.augment or DEFAULT_AUGMENT
     return Recipe(
         size=experiment.size or arch.size,
         channels=channels,
@@ -98,7 +99,7 @@ def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, An
         crop_ratio=arch.crop_ratio,
         mean=experiment.mean or _statistics(arch.mean, channels),
         std=experiment.std or _statistics(arch.std, channels),
-        steps=() if compose is not None else steps,
+        steps=preset_steps(preset, mirror=source.mirror) if compose is None else (),
         compose=compose,
     )
 

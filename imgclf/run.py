@@ -51,7 +51,7 @@ class Run:
 
 def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = False) -> Run:
     """Make a new run folder: `root/name-1`, or the first number that is free; with `exact`, `root/name` or an error."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "run"
     if exact and (not name or Path(name).name != name or name.startswith(".")):
         raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
     try:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from imgclf.bundle import read_manifest
 from imgclf.data.images import read_image
 from imgclf.data.source import Sample, Source
 from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
+from imgclf.run import open_run
 from imgclf.specs import Experiment, TrainConfig
 from imgclf.training.experiments import EXPERIMENTS
 
@@ -406,15 +408,37 @@ def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
 def test_a_run_does_not_go_on_with_other_images(own):
     (own / "photos" / "red" / "00.png").write_bytes((own / "photos" / "red" / "01.png").read_bytes())
     with pytest.raises(DataError, match="was trained on other images") as caught:
-        Classifier().resume("runs/photos-lenet-1")
+        Classifier().resume("runs/photos-lenet-1", epochs=50)
     assert caught.value.problems == ("red/00.png: changed",)
 
 
 def test_a_run_does_not_go_on_with_another_class(own):
     shutil.copytree(own / "photos" / "red", own / "photos" / "pink")
     with pytest.raises(DataError, match="was trained on other images") as caught:
-        Classifier().resume("runs/photos-lenet-1")
+        Classifier().resume("runs/photos-lenet-1", epochs=50)
     assert "pink/00.png: new" in caught.value.problems
+
+
+def test_a_run_that_has_ended_asks_for_more_epochs(own):
+    with pytest.raises(ConfigError, match=r"has finished \d+ epochs; go on to more with --epochs"):
+        Classifier().resume("runs/photos-lenet-1")
+
+
+def test_a_run_that_fails_says_so(photos, in_folder):
+    def stumble(event, state):
+        if event == "step":
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        quick().fit(photos, epochs=1, runs="runs", callbacks=[stumble])
+    assert open_run(Path("runs/photos-lenet-1")).info["status"] == "failed"
+
+
+def test_no_run_folder_is_made_inside_the_data(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    with pytest.raises(DataError, match="data, which are never written to"):
+        quick().fit(".", epochs=1, runs="runs")
+    assert not (photos / "runs").exists()
 
 
 def test_a_run_on_a_source_of_ones_own_cannot_be_resumed(make_source, in_folder):

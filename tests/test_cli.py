@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import imgclf
-from imgclf.bundle import load_model
+from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import app
 from imgclf.data.split import read_split
 
@@ -124,8 +124,8 @@ def test_without_json_the_result_is_a_report_for_people(here):
     assert "model: runs/mine/model.safetensors\n" in result.stdout
     *_, last = result.stdout.splitlines()
     assert last.startswith("next:  imgclf predict photos/")
-    assert "epoch   train loss" in result.stderr
-    assert "epoch   train loss" not in result.stdout
+    assert "kept:  epoch " in result.stderr
+    assert "kept:  epoch " not in result.stdout
     done(*last.split()[2:])
 
 
@@ -135,7 +135,12 @@ def test_the_files_of_a_run(world):
         *("model.safetensors", "config.toml", "split.csv", "history.csv", "events.jsonl", "run.json"),
         *("checkpoint.pt", "checkpoint-previous.pt"),
     }
-    assert json.loads((folder / "run.json").read_text())["result"] == json.loads(world[1].stdout)
+    summary = json.loads(world[1].stdout)
+    assert json.loads((folder / "run.json").read_text())["result"] == summary
+    metrics = read_manifest(folder).metrics
+    assert {part: metrics[part]["loss"] for part in metrics} == {
+        part: summary[part]["loss"] for part in ("valid", "test")
+    }
 
 
 def test_evaluate_gives_the_test_result_of_training(here, world):

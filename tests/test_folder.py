@@ -77,9 +77,9 @@ def test_images_without_an_extension_are_found_by_their_content(tmp_path):
     ("folders", "note"),
     [
         (("train", "val", "test"), "train/ and val/ and test/ found"),
-        (("Training", "DEV"), "Training/ and DEV/ found; test will be cut from train"),
-        (("train", "testing"), "train/ and testing/ found; valid will be cut from train"),
-        (("train",), "train/ found; valid and test will be cut from train"),
+        (("Training", "DEV"), "Training/ and DEV/ found"),
+        (("train", "testing"), "train/ and testing/ found"),
+        (("train",), "train/ found"),
     ],
 )
 def test_split_folders_are_recognised(tmp_path, folders, note):
@@ -115,7 +115,7 @@ def test_a_test_folder_without_classes_counts_as_missing(tmp_path):
     fill(tmp_path / "train", "a", "b")
     image(tmp_path / "test/1.png")
     source = open_folder(tmp_path)
-    assert source.notes == ("train/ found; valid and test will be cut from train",)
+    assert source.notes == ("train/ found",)
     assert len(source) == 4
 
 

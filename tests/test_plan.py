@@ -130,7 +130,7 @@ def test_a_pipeline_of_ones_own_takes_the_place_of_the_preset(make_source):
     plan = make_plan(LENET, make_source(), images=24, compose=compose)
     assert plan.recipe.compose == compose
     assert plan.recipe.steps == ()
-    assert plan.experiment.augment is None
+    assert plan.experiment.augment == "custom"
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,9 @@ def test_splits_and_deeper_folders_are_kept(tmp_path):
 
 def test_what_exists_is_not_written_to(photos, tmp_path):
     (tmp_path / "out").mkdir()
-    for out in (tmp_path / "out", photos):
+    for out, problem in ((tmp_path / "out", "name a new folder"), (photos, "never written to")):
         before = tree(out)
-        with pytest.raises(DataError, match="name a new folder"):
+        with pytest.raises(DataError, match=problem):
             prepare_folder(open_source(photos), out, RECIPE)
         assert tree(out) == before
 

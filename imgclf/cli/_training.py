@@ -175,7 +175,7 @@ class TrainView:
         if plan.weights.note:
             console.warn(plan.weights.note)
         config = plan.experiment.train
-        epochs, augment = console.plural(config.epochs or 0, "epoch"), plan.experiment.augment or "your own"
+        epochs, augment = console.plural(config.epochs or 0, "epoch"), plan.experiment.augment
         steps = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
         console.say(f"train: {epochs}, {steps}, augmentation {augment}, seed {config.seed}")
 

@@ -74,11 +74,13 @@ def _show_grid(
     from dataclasses import replace
 
     from imgclf.data.open import open_source
+    from imgclf.data.prepare import require_outside
     from imgclf.pictures import pick_samples, sample_pixels, save_grid
     from imgclf.plan import choose_experiment, plan_pixels
     from imgclf.specs import parse_size
 
     source = open_source(data, data_dir=data_dir, strict=False)
+    require_outside(path, source)
     asked = {**changes, **({"size": parse_size(changes["size"])} if "size" in changes else {})}
     experiment = choose_experiment(recipe, asked, source.default_recipe)
     samples = pick_samples(source, n, seed)

@@ -283,9 +283,7 @@ def _layout_notes(samples: list[Sample], layout: dict[str, str] | None) -> list[
     splits = {s.split for s in samples}
     ordered = sorted(layout, key=lambda ref: SPLIT_NAMES.index(layout[ref]))
     found = [f"{printable(ref)}/" for ref in ordered if layout[ref] in splits]
-    missing = [name for name in SPLIT_NAMES[1:] if name not in splits]
-    note = f"{' and '.join(found)} found"
-    return [f"{note}; {' and '.join(missing)} will be cut from train" if missing and "train" in splits else note]
+    return [f"{' and '.join(found)} found"]
 
 
 def _grouped(ignored: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -33,10 +33,9 @@ def prepare_folder(
     `kind` is jpg (quality 95) or png. The folder appears under its name only when it is whole. Raises `DataError`
     where it exists, or lies inside the data.
     """
-    inside = source.location and Path(source.location).resolve() in (out.resolve(), *out.resolve().parents)
-    if inside or out.exists():
-        problem = "lies inside the data, which are never written to" if inside else "is there already"
-        raise DataError(f"{out} {problem}; name a new folder")
+    require_outside(out, source)
+    if out.exists():
+        raise DataError(f"{out} is there already; name a new folder")
     nameless = [printable(label) for label in source.classes if Path(label).name != label or label == ".."]
     if nameless:
         raise DataError("a class becomes a folder, and these names can't be one; rename them", nameless)
@@ -51,6 +50,12 @@ def prepare_folder(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return len(source.samples)
+
+
+def require_outside(path: Path, source: Source) -> None:
+    """Raise `DataError` for a path that lies inside the folder of a source: data are never written to."""
+    if source.location and Path(source.location).resolve() in (path.resolve(), *path.resolve().parents):
+        raise DataError(f"{printable(str(path))} lies inside the data, which are never written to; name another place")
 
 
 def _place(sample: Sample) -> Path:
