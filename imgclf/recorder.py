@@ -48,7 +48,9 @@ class Recorder:
         if not isinstance(subject, TrainState) or event == "step":
             return
         values: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "epoch": subject.epoch}
-        if event == "epoch":
+        if event == "start":
+            values |= {"device": str(subject.device), "precision": str(subject.precision).removeprefix("torch.")}
+        elif event == "epoch":
             values |= asdict(subject.history[-1])
             write_history(self._run.path / HISTORY, subject.history)
             if self._keep == "all":

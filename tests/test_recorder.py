@@ -38,6 +38,7 @@ def test_a_run_folder_tells_the_whole_story(photos, in_folder):
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     told = events(run)
     assert [event["event"] for event in told] == ["start", "epoch", "epoch", "epoch", "end"]
+    assert (told[0]["device"], told[0]["precision"]) == ("cpu", "float32")
     assert [event["train_loss"] for event in told if event["event"] == "epoch"] == [r.train_loss for r in history]
     assert told[-1]["ended"] == "done"
     assert {sample.ref: sample.split for sample in read_split(run.path / "split.csv")} == {
