@@ -39,7 +39,8 @@ def test_the_documents_counts_are_listed():
 def test_all_of_our_own_are_listed_first_and_names_are_unique():
     find_arch("lenet")
     names = [info.name for info in list_models()]
-    assert names[: len(ARCHS)] == ARCHS.names()
+    own = [arch.name for arch in ARCHS if arch.family != "own"]  # other tests bring networks of their own
+    assert names[: len(own)] == own
     assert len(names) == len(set(names)) > 1200
 
 

@@ -144,6 +144,11 @@ def test_other_weights_are_refused(weights):
 # -- published weights: cache, hub, no network
 
 
+def calmed(weight, fresh):
+    """Whether a head is the fresh one, but no larger than a head should be that stands on pretrained features."""
+    return torch.allclose(weight / weight.std(), fresh / fresh.std()) and weight.std() < 0.0101
+
+
 def test_the_cache_is_used_without_a_network(caches, published):
     put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
     torch.manual_seed(1)
@@ -153,7 +158,7 @@ def test_the_cache_is_used_without_a_network(caches, published):
     used = load_weights(model, RESNET, "auto")
     assert (used.used, used.source, used.note) == ("pretrained", "timm/resnet18.a1_in1k", None)
     assert same(without_head(model.state_dict()), without_head(load_file(published)))
-    assert torch.equal(head_of(model).weight, fresh_head)
+    assert calmed(head_of(model).weight, fresh_head)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -340,7 +345,7 @@ def test_another_head_is_left_out_and_said(tmp_path):
     fresh = head_of(model).weight.detach().clone()
     note = load_weights(model, LENET, str(path)).note
     assert "head is of another shape" in note
-    assert torch.equal(head_of(model).weight, fresh)
+    assert calmed(head_of(model).weight, fresh)
     assert torch.equal(model.hidden[0].weight, original["hidden.0.weight"])
 
 
@@ -478,7 +483,7 @@ def test_the_package_fills_all_but_the_head():
     head = head_of(model).weight.detach().clone()
     used = load_weights(model, LITE, "auto")
     assert (used.used, used.source, used.note) == ("pretrained", "imgclf[offline]", None)
-    assert torch.equal(head_of(model).weight, head)
+    assert calmed(head_of(model).weight, head)
     packaged = without_head(offline.offline_weights(), "classifier.")
     assert same(without_head(model.state_dict(), "classifier."), packaged)
 

