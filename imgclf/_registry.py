@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from typing import Generic, TypeVar
 
 from imgclf.errors import UnknownName
 
 T = TypeVar("T")
+CLOSE = 0.6
 
 
 def close_matches(name: str, known: list[str]) -> list[str]:
-    """Up to three known names that look like `name`, best first; case does not matter."""
-    lower = {item.lower(): item for item in known}
-    found = get_close_matches(name.lower(), list(lower), n=3, cutoff=0.6)
-    return [lower[item] for item in found]
+    """Up to three known names that look like `name`, best first, equally good ones in their order; case is ignored."""
+    matcher = SequenceMatcher(b=name.lower())
+    scores = []
+    for item in known:
+        matcher.set_seq1(item.lower())
+        if matcher.real_quick_ratio() >= CLOSE and matcher.quick_ratio() >= CLOSE:
+            scores.append((matcher.ratio(), item))
+    scores.sort(key=lambda scored: -scored[0])
+    return [item for score, item in scores[:3] if score >= CLOSE]
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> UnknownName:

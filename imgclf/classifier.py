@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, read_split
-from imgclf.errors import ConfigError, DataError, NotFitted
+from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError, NotFitted
 from imgclf.inference import evaluate, predict
 from imgclf.inputs import inputs_source
 from imgclf.models._arch import ARCHS, Arch
@@ -36,7 +38,18 @@ from imgclf.plan import (
 )
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Evaluation, History, Prediction
-from imgclf.run import CHECKPOINT, CONFIG, INFO, SPLIT, Run, open_run, read_config, write_info
+from imgclf.run import (
+    CHECKPOINT,
+    CONFIG,
+    INFO,
+    SPLIT,
+    Run,
+    open_run,
+    read_config,
+    require_free,
+    write_config,
+    write_info,
+)
 from imgclf.specs import Experiment, ModelSpec, Recipe, from_dict
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import load_checkpoint
@@ -80,6 +93,10 @@ class Classifier:
         self.recipe = recipe
         self.config = config
 
+    def __repr__(self) -> str:
+        given = {name: value for name, value in vars(self).items() if not name.endswith("_") and value is not None}
+        return f"Classifier({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
     def fit(
         self,
         data: Data,
@@ -95,8 +112,11 @@ class Classifier:
         """Train on a folder, a CSV file, a named data set or a `Source`. Ctrl-C ends it and keeps the best weights.
 
         `runs` is the folder in which a run folder is made (called `name`, else after the data and the architecture);
-        without it nothing is written. Raises `DataError` for what is wrong with the data, `UnknownName` and
-        `ConfigError` for what is asked, and what `train` raises.
+        without it nothing is written. `callbacks` are told of every step (`imgclf/training/callbacks.py`); without any,
+        bad images and missing weights are Python warnings.
+
+        Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
+        `train` raises.
         """
         knobs = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
         compose, changes = changes_of(self, knobs)
@@ -106,6 +126,8 @@ class Classifier:
         check_experiment(experiment)
         if runs is not None:
             require_outside(Path(runs), source)
+            require_free(Path(runs), name)
+        callbacks = callbacks or (warn_of,)
         source, split = read_data(source, experiment, callbacks)
         plan = make_plan(experiment, source, len(split.samples("train")), compose)
         notify(callbacks, "model", plan)
@@ -140,6 +162,7 @@ class Classifier:
         notify(callbacks, "model", plan)
         self._learn_from(plan, source, split)
         self.run_ = folder
+        write_config(folder.path / CONFIG, experiment, data)
         return self._train(plan, callbacks, state)
 
     def _learn_from(self, plan: Plan, source: Source, split: Split) -> None:
@@ -167,7 +190,11 @@ class Classifier:
                 checkpoint=checkpoint,
                 resume=state,
             )
-        except BaseException as error:
+        except KeyboardInterrupt:  # before the first step: there is nothing to keep
+            if run is not None and state is None:
+                shutil.rmtree(run.path)
+            raise
+        except Exception as error:
             if run is not None:
                 write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
@@ -189,7 +216,8 @@ class Classifier:
         """How good the model is: on its own test images or, with `data`, on any labelled ones, matched by class name.
 
         Of `data`, images that the model was trained or validated on are left out, and only the test part is used where
-        they are divided. `part` asks for `train`, `valid`, `test` or `all` instead.
+        they are divided. `part` asks for `train`, `valid`, `test` or `all` instead. A model that was loaded from a file
+        away from its run folder does not know what it was trained on: then nothing is left out.
         """
         result = self.evaluate_samples(*self.samples_of(data, part), progress=progress)
         if data is None:
@@ -325,6 +353,17 @@ def labelled_source(data: Data | None, run: Run | None) -> Source:
     if named is None:
         raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
     return open_source(named, strict=False, **reading_options(from_dict(Experiment, values).data))
+
+
+def warn_of(event: str, subject: Any) -> None:
+    """The callback of a `fit` without callbacks: what should not be missed, as warnings."""
+    if event == "audit":
+        bad = [f"{printable(file.ref)}: {file.reason}" for file in subject.bad]
+        shown = "; ".join(bad[:SHOWN_PROBLEMS]) + ("; …" if len(bad) > SHOWN_PROBLEMS else "")
+        if bad:
+            warnings.warn(f"{len(bad)} images can't be read and are left out: {shown}", stacklevel=2)
+    elif event == "model" and subject.weights.note:
+        warnings.warn(subject.weights.note, stacklevel=2)
 
 
 def register_builder(build: Builder) -> str:

@@ -52,8 +52,7 @@ class Run:
 def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = False) -> Run:
     """Make a new run folder: `root/name-1`, or the first number that is free; with `exact`, `root/name` or an error."""
     stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "run"
-    if exact and (not name or Path(name).name != name or name.startswith(".")):
-        raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
+    require_free(root, name if exact else None)
     try:
         root.mkdir(parents=True, exist_ok=True)
         path = _claim(root, name) if exact else _claim_numbered(root, stem)
@@ -66,6 +65,16 @@ def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = 
     run = Run(path, number, {"number": number, **info})
     write_info(run)
     return run
+
+
+def require_free(root: Path, name: str | None) -> None:
+    """Raise `ConfigError` for a run's name that is a path, or taken; None is a name that is still to be made."""
+    if name is None:
+        return
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
+    if (root / name).exists():
+        raise ConfigError(f"{root / name} is there already; give another --name, or delete it")
 
 
 def _claim(root: Path, name: str) -> Path:
@@ -124,7 +133,8 @@ def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -
         if path.is_dir() and (path / MODEL).is_file():
             return path / MODEL
         if path.is_dir():
-            raise ModelFileError(f"{printable(str(path))} holds no {MODEL}: the run has no result yet")
+            problem = "a run without a result yet" if (path / INFO).is_file() else f"no run: it holds no {MODEL}"
+            raise ModelFileError(f"{printable(str(path))} is {problem}; expected a model file or one run's folder")
         if not path.exists():
             raise ModelFileError(f"{printable(str(path))} is not there: expected a model file or a run folder")
         return path

@@ -27,6 +27,7 @@ STEPS = ("resized_crop", "random_crop", "affine", "flip", "color_jitter", "erase
 ON_BAD = ("skip", "error")
 KEEPS = ("best", "all")
 CLASS_WEIGHTS = ("none", "balanced")
+DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
 MAX_CHANNELS = 64
 
@@ -192,7 +193,7 @@ class TrainConfig:
         _check(self.class_weights in CLASS_WEIGHTS, self, "class_weights", ", ".join(CLASS_WEIGHTS))
         _check(isinstance(self.drop_last, bool), self, "drop_last", "true or false")
         _check(self.precision in PRECISIONS, self, "precision", ", ".join(PRECISIONS))
-        device_ok = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(self.device)) is not None
+        device_ok = DEVICE_NAME.fullmatch(str(self.device)) is not None
         _check(device_ok, self, "device", "auto, cpu, cuda, cuda:N, mps")
         _check(self.workers is None or _is_int(self.workers, 0, 256), self, "workers", "0 to 256")
         _check(_is_int(self.seed, 0, 2**63 - 1), self, "seed", "0 to 2^63 - 1")

@@ -22,6 +22,7 @@ app = typer.Typer(
     name="imgclf",
     help="From a folder of photos to a trained image classifier.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
@@ -23,9 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from imgclf._files import printable
-from imgclf.errors import ImgclfError
+from imgclf.errors import ConfigError, ImgclfError
 
 P = ParamSpec("P")
+FIELD = re.compile(r"\b(?:Experiment|TrainConfig|DataConfig|Recipe|ModelSpec)\.(\w+) is")  # an option, to a user
 PIPE_WIDTH = 1000  # a table that goes to a file or a pipe is not folded
 NUMERIC = re.compile(r"–|[\d.,]+( ?%)?")
 
@@ -114,6 +116,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             return command(*args, **kwargs)
         except (typer.Exit, typer.BadParameter):
             raise
+        except ConfigError as error:
+            _fail(FIELD.sub(lambda field: f"--{field[1].replace('_', '-')} is", str(error)), error.exit_code)
         except ImgclfError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -133,6 +137,16 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             )
 
     return guard
+
+
+def require_output(path: Path, suffixes: tuple[str, ...], option: str) -> None:
+    """Raise `ConfigError` for a file to write that is of another kind, before any work: it may be somebody's photo."""
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(
+            f"{option} is {str(path)!r}; expected the name of a file that ends in {' or '.join(suffixes)}"
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} is {str(path)!r}; there is no folder {str(path.parent)!r}")
 
 
 def waiting(what: str) -> Status:

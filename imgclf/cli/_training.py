@@ -17,13 +17,15 @@ from imgclf.data.audit import Audit
 from imgclf.data.prepare import save_samples
 from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
 from imgclf.results import EpochRecord, Evaluation
-from imgclf.run import read_config, write_info
+from imgclf.run import find_model, read_config, write_info
 from imgclf.training.callbacks import TrainState
 
 SHOWN = 5
+FEW = 30  # test images, of which one is more than three points
+UNEVEN = 5
 
 
 def run_training(data: str | None, changes: dict[str, Any], options: dict[str, Any]) -> None:
@@ -46,7 +48,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         interrupted = classifier.history_.ended == "interrupted"
         if classifier.split_.samples("test") and not interrupted:
             test = classifier.evaluate(progress=view.evaluating)
-    _finish(classifier, test, time.perf_counter() - began, as_json=bool(options["json"]))
+    _finish(classifier, view, test, time.perf_counter() - began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
 
@@ -60,11 +62,11 @@ def _resume(data: str | None, options: dict[str, Any], view: TrainView) -> Class
     return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=[view])
 
 
-def _finish(classifier: Classifier, test: Evaluation | None, seconds: float, *, as_json: bool) -> None:
+def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, seconds: float, *, as_json: bool) -> None:
     run = classifier.run_
     assert run is not None
     classifier.save(run.model)  # once more, with the test result in it
-    trained = sum(record.seconds for record in classifier.history_)
+    trained = sum(record.seconds for record in classifier.history_ if record.epoch > view.resumed_after)
     valid = classifier.metrics_.get("valid")
     summary = {
         "run": str(run.path),
@@ -77,11 +79,14 @@ def _finish(classifier: Classifier, test: Evaluation | None, seconds: float, *, 
         "test": None if test is None else test.to_dict(),
     }
     write_info(run, result=summary)
+    example = _example(classifier)
     if as_json:
         console.show_json(summary)
         return
     if test is not None:
-        show_evaluation(test, f"test: {console.plural(test.n, 'image')} never used before")
+        show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
+        if test.n < FEW:
+            console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
     if classifier.lost_:
         console.warn(f"{console.plural(len(classifier.lost_), 'image')} became unreadable during training, left out:")
         _list("", tuple(f"{ref}: {why}" for ref, why in classifier.lost_.items()))
@@ -89,7 +94,8 @@ def _finish(classifier: Classifier, test: Evaluation | None, seconds: float, *, 
         console.warn(f"interrupted; the best weights so far are kept; go on with: imgclf train --resume {run.path}")
     console.show(f"run:   {run.path}   ({seconds:.0f} s in all, {trained:.0f} s training)")
     console.show(f"model: {run.model}")
-    console.show(f"next:  imgclf predict {_example(classifier)}")
+    other = "" if _is_newest(run.model) else f" --model {_quoted(str(run.path))}"
+    console.show(f"next:  imgclf predict {example}{other}")
 
 
 def _example(classifier: Classifier) -> str:
@@ -104,6 +110,14 @@ def _example(classifier: Classifier) -> str:
         if path.is_file():
             return _quoted(str(path))
     return _quoted(str(save_samples(source, held_out, classifier.run_.path / "samples")))
+
+
+def _is_newest(model: Path) -> bool:
+    """Whether commands without --model would take this one."""
+    try:
+        return find_model() == model
+    except ImgclfError:
+        return False
 
 
 def _quoted(path: str) -> str:
@@ -128,6 +142,7 @@ class TrainView:
         self._task = self.progress.add_task("", visible=False, note="")
         self._began = 0.0
         self._best: float | None = None
+        self.resumed_after = 0
 
     def __call__(self, event: str, subject: Any) -> None:
         """Show one event; each has a method of its name."""
@@ -159,6 +174,10 @@ class TrainView:
             _list("", tuple(f"{bad.ref}: {bad.reason}" for bad in audit.bad))
         for finding in audit.findings:
             console.warn(finding)
+        counts = sorted(audit.source.counts().items(), key=lambda item: item[1])
+        (rarest, few), (_, many) = counts[0], counts[-1]
+        if many >= UNEVEN * few:
+            console.warn(f"classes are uneven, from {few:,} ({rarest}) to {many:,}: try --class-weights balanced")
 
     def _on_split(self, split: Split) -> None:
         sizes = ", ".join(f"{name} {len(split.samples(name)):,}" for name in SPLIT_NAMES)
@@ -181,6 +200,10 @@ class TrainView:
 
     def _on_start(self, state: TrainState) -> None:
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
+        self.resumed_after = state.epoch
+        if state.epoch:
+            self._best = state.best_loss
+            console.say(f"       going on after epoch {state.epoch}")
         console.say("")
         console.say(" epoch  train loss  accuracy  valid loss  accuracy       lr  seconds", "bold")
         self._began = time.perf_counter()

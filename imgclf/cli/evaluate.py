@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +42,8 @@ def evaluate(
         classifier = Classifier.load(path, device=device)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
+    if data is not None:
+        _say_what_was_seen(classifier, samples)
     passed_over = len(used) - len(samples)
     if passed_over and part is None and data is not None:
         console.say(
@@ -55,3 +57,16 @@ def evaluate(
         console.show_json(result.to_dict())
     else:
         show_evaluation(result, f"{used.name}: {console.plural(result.n, 'image')}")
+
+
+def _say_what_was_seen(classifier: Any, samples: list[Any]) -> None:
+    """Warn where the figures are about images that the model may have learnt from."""
+    if not hasattr(classifier, "split_"):
+        console.warn(
+            "this model file is away from its run folder, so nobody knows which of these images it was trained on"
+        )
+        return
+    learnt = {row.sha256 for row in classifier.split_.rows if row.split in ("train", "valid")}
+    seen = sum(sample.sha256 in learnt for sample in samples)
+    if seen:
+        console.warn(f"{seen:,} of these {console.plural(len(samples), 'image')} were trained or validated on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ def models(
 
     found = list_models(name)
     exact = next((info for info in found if info.name == name), None)
-    if exact is None and ":" in name:
+    if not found and re.search("[:.]", name):  # a library or a tag, as in timm:resnet18 and resnet18.a1_in1k
         exact = measure(name)
         found = [exact]
     if not found:
@@ -40,7 +41,7 @@ def models(
         shown = [exact] if exact is not None else found
         console.show_json([_as_json(info) for info in shown])
     elif exact is None:
-        rows = [[info.name, f"{info.params:,}", _side(info.size), info.channels, info.weights] for info in found]
+        rows = [[info.name, f"{info.params:,}", _side(info.size), info.channels, _host(info.weights)] for info in found]
         console.show_table(["name", "parameters", "size", "channels", "pretrained weights"], rows)
         console.say(console.plural(len(rows), "network"), "dim")
     else:
@@ -55,6 +56,11 @@ def _as_json(info: Any) -> dict[str, Any]:
         "channels": info.channels,
         "weights": info.weights,
     }
+
+
+def _host(weights: str | None) -> str | None:
+    """Where weights come from, short enough for a table: a hub name, or the host of an address."""
+    return weights.split("/")[2] if weights is not None and "://" in weights else weights
 
 
 def _side(size: tuple[int, int]) -> str:

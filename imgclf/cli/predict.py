@@ -36,6 +36,8 @@ def predict(
     from imgclf._files import csv_text, write_text
     from imgclf.run import find_model
 
+    if csv is not None:
+        console.require_output(csv, (".csv",), "--csv")
     path = find_model(model)
     if model is None:
         console.say(f"model: {path}", "dim")

@@ -9,6 +9,10 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir, Out
+from imgclf.specs import Recipe
+
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
+WHOLE = Recipe(size=(224, 224), fit="pad", kernel="bicubic", mean=(1.0,))  # the whole image, on white
 
 
 def show(
@@ -34,21 +38,28 @@ def show(
 
     if (data is None) == (channels is None):
         raise ConfigError("show takes either DATA or --channels IMAGE")
+    name = f"{channels.stem}-channels" if channels is not None else Path(data or "").name or "data"
+    path = _picture(out, f"{name}{'-augmented' if augmented else ''}.png")
     if channels is not None:
-        path = out or Path(f"{channels.stem}-channels.png")
+        if path.exists() and path.samefile(channels):
+            raise ConfigError(f"--out is the image itself, {str(path)!r}; name another file")
         _show_channels(channels, path)
     else:
         assert data is not None
         given = {"arch": arch, "augment": augment, "fit": fit, "size": size}
-        path = out or Path(f"{Path(data).name or 'data'}{'-augmented' if augmented else ''}.png")
         _show_grid(data, path, recipe, {k: v for k, v in given.items() if v is not None}, n, seed, augmented, data_dir)
     console.show(str(path))
+
+
+def _picture(out: Path | None, name: str) -> Path:
+    path = Path(name) if out is None else out / name if out.is_dir() else out
+    console.require_output(path, PICTURES, "--out")
+    return path
 
 
 def _show_channels(image: Path, path: Path) -> None:
     from imgclf.data.images import read_image
     from imgclf.pictures import ANNOTATED_SIDE, save_channels
-    from imgclf.specs import Recipe
     from imgclf.transforms.pixels import prepare
 
     pixels = read_image(image)
@@ -56,7 +67,10 @@ def _show_channels(image: Path, path: Path) -> None:
     if max(height, width) > ANNOTATED_SIDE:
         scale = ANNOTATED_SIDE / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        console.say(f"{image} is {height}×{width}; shown at {size[0]}×{size[1]}, so that the values can be read")
+        console.say(
+            f"{image} is {height} high and {width} wide; shown shrunk to {size[0]} by {size[1]}, so that the values "
+            "can be read"
+        )
         pixels = prepare(pixels, Recipe(size=size, channels=pixels.shape[2], fit="squash"))
     save_channels(pixels, image.name, path)
 
@@ -85,6 +99,7 @@ def _show_grid(
     experiment = choose_experiment(recipe, asked, source.default_recipe)
     samples = pick_samples(source, n, seed)
     samples = [replace(sample, sha256=source.reader.digest(sample.ref)) for sample in samples]
-    pixels = plan_pixels(experiment, source)
+    as_it_is = not augmented and recipe is None and not changes
+    pixels = WHOLE if as_it_is else plan_pixels(experiment, source)
     images = sample_pixels(source, samples, pixels, augmented=augmented, seed=seed)
     save_grid(images, [sample.label for sample in samples], path)

@@ -9,6 +9,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
+from imgclf.errors import ConfigError
 from imgclf.specs import (
     CLASS_WEIGHTS,
     FITS,
@@ -180,6 +181,8 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
         own["size"] = parse_size(given["size"])
     if "split" in given and Path(given["split"]).is_file():
         reading["split_file"] = given["split"]
+    elif given.get("split", "").lower().endswith(".csv"):
+        raise ConfigError(f"--split is {given['split']!r}, and there is no such file")
     elif "split" in given:
         own["split"] = parse_split(given["split"])
     if "allow_bad" in given:

@@ -28,6 +28,7 @@ _JUNK = frozenset(
     ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information")
 )
 _NOT_AN_IMAGE = "not an image by its name"
+_UNSUPPORTED = dict.fromkeys((".heic", ".heif"), "HEIC can't be read here: export the photos as JPEG")
 _NO_CLASS = "lies beside the class folders, so it has no class"
 
 
@@ -70,6 +71,8 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
     layout = _split_folders(scan)
     samples = scan.samples(layout)
     classes, notes = _judge_classes(samples, layout, scan.problems, strict=strict)
+    if not samples:
+        scan.problems.extend(f"passed over {item}" for item in _grouped(scan.ignored))
     if scan.problems:
         raise DataError(f"{shown} can't be used: expected one sub-folder of images per class", scan.problems)
     return Source(
@@ -202,7 +205,7 @@ def _why_not(entry: os.DirEntry[str]) -> str | None:
         return None
     if not os.path.splitext(entry.name)[1] and has_image_magic(entry.path):
         return None
-    return _NOT_AN_IMAGE
+    return _UNSUPPORTED.get(os.path.splitext(entry.name)[1].lower(), _NOT_AN_IMAGE)
 
 
 def _split_folders(scan: _Scan) -> dict[str, str] | None:

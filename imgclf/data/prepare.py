@@ -78,7 +78,7 @@ def _unused(path: Path, kind: str) -> Path:
     return next(new for new in map(path.with_name, names) if not new.exists())
 
 
-def save_samples(source: Source, samples: Sequence[Sample], folder: Path, most: int = 8) -> Path:
+def save_samples(source: Source, samples: Sequence[Sample], folder: Path, most: int = 20) -> Path:
     """Write the first sample of each class, up to `most`, as PNG files named after their class; the folder."""
     seen: dict[str, Sample] = {}
     for sample in samples:

@@ -75,8 +75,8 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
     if problems:
         raise DataError(f"{printable(os.fspath(path))} can't be used", problems)
     extra = [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
-    notes = [f"the columns {', '.join(map(printable, extra))} are not used"] if extra else []
-    notes += [f"{repeated} rows repeat an earlier row"] if repeated else []
+    notes = [f"columns that are not used: {', '.join(map(printable, extra))}"] if extra else []
+    notes += [f"rows that repeat an earlier one: {repeated}"] if repeated else []
     return Source(
         name=Path(path).stem,
         classes=tuple(sorted({s.label for s in samples}, key=os.fsencode)),

@@ -10,12 +10,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from imgclf.errors import ConfigError
+from imgclf.specs import DEVICE_NAME
 
 SMALL_STEP = 2e8  # floating-point operations of a forward pass: LeNet takes 2e7 for 32 images
 
 
 def pick_device(name: str) -> torch.device:
     """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`); one that is not there is a `ConfigError`."""
+    if not DEVICE_NAME.fullmatch(name):
+        raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N, mps")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -17,9 +17,7 @@ import numpy as np
 
 from imgclf.errors import ConfigError
 from imgclf.specs import Recipe
-from imgclf.transforms.pixels import Pixels, mean_colour, to_channels
-
-MAX_FILL = 4  # the values of a colour in OpenCV; more channels are filled with one value
+from imgclf.transforms.pixels import Pixels, to_channels
 
 
 @lru_cache(maxsize=1)
@@ -113,12 +111,13 @@ def _random_crop(library: Any, recipe: Recipe, padding: int) -> list[Any]:
 
 
 def _affine(library: Any, recipe: Recipe, shift: float, rotate: float, scale: Any) -> list[Any]:
-    colour = mean_colour(recipe)
+    import cv2
+
     affine = library.Affine(
         translate_percent={"x": (-shift, shift), "y": (-shift, shift)},
         rotate=(-rotate, rotate),
         scale=tuple(scale),
-        fill=colour if len(colour) <= MAX_FILL else sum(colour) / len(colour),
+        border_mode=cv2.BORDER_REPLICATE,
         p=1,
     )
     return [affine]
