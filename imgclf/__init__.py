@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imgclf._version import __version__
-    from imgclf.bundle import load_model, save_model
+    from imgclf.bundle import Manifest, load_model, save_model
     from imgclf.classifier import Classifier
     from imgclf.data.audit import audit
     from imgclf.data.loader import Loader
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_version": ("__version__",),
-    "bundle": ("load_model", "save_model"),
+    "bundle": ("Manifest", "load_model", "save_model"),
     "classifier": ("Classifier",),
     "data.audit": ("audit",),
     "data.loader": ("Loader",),
@@ -79,6 +79,7 @@ __all__ = [
     "History",
     "ImgclfError",
     "Loader",
+    "Manifest",
     "MissingExtra",
     "ModelFileError",
     "ModelSpec",

@@ -54,7 +54,8 @@ class Manifest:
 
     `spec` rebuilds the empty network, `classes` names its outputs in their order, `recipe` makes its pixels. `weights`
     says what training started from, `metrics` maps a split's name to its results and the split's digest, `data` is the
-    name of the data set. `versions` are those of the packages that wrote the file, `created` the time (ISO 8601, UTC).
+    name of the data set, `seen` the contents that were trained or validated on (`data.split.pack_contents`). `versions`
+    are those of the packages that wrote the file, `created` the time (ISO 8601, UTC).
     A wrong field raises `ModelFileError`, which names it.
     """
 
@@ -64,6 +65,7 @@ class Manifest:
     weights: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
+    seen: str = ""
     versions: Mapping[str, str] = field(default_factory=_installed_versions)
     created: str = field(default_factory=_now)
     format: int = FORMAT
@@ -79,7 +81,7 @@ class Manifest:
             self._require(isinstance(getattr(self, name), Mapping), name, "named values")
         versions_ok = "imgclf" in self.versions and all(isinstance(text, str) for text in self.versions.values())
         self._require(versions_ok, "versions", "texts, imgclf among them")
-        for name in ("data", "created"):
+        for name in ("data", "seen", "created"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
         self._check_agreement()
 

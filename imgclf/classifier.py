@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
-from imgclf.data.split import Split, read_split
+from imgclf.data.split import KEY_BYTES, Split, pack_contents, read_split, unpack_contents
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError, NotFitted
 from imgclf.inference import evaluate, predict
 from imgclf.inputs import inputs_source
@@ -41,12 +42,13 @@ from imgclf.results import Evaluation, History, Prediction
 from imgclf.run import (
     CHECKPOINT,
     CONFIG,
-    INFO,
+    MODEL,
     SPLIT,
     Run,
     open_run,
     read_config,
     require_free,
+    run_source,
     write_config,
     write_info,
 )
@@ -153,7 +155,7 @@ class Classifier:
             raise ConfigError(f"{folder.path} has finished {state['epoch']} epochs; go on to more with --epochs N")
         experiment = replace(experiment, train=config)
         following = replace(experiment.data, split_file=str(folder.path / SPLIT))
-        source = open_source(data, **reading_options(experiment.data))
+        source = open_source(run_source(folder, data), **reading_options(experiment.data))
         source, split = read_data(source, replace(experiment, data=following), callbacks)
         require_same_data(split, read_split(folder.path / SPLIT), str(folder.path))
         recipe = from_dict(Recipe, folder.info["recipe"])
@@ -171,6 +173,9 @@ class Classifier:
         self.experiment_, self.weights_ = plan.experiment, plan.weights
         self.metrics_: dict[str, Evaluation] = {}
         self.manifest_: Manifest | None = None
+        self.lost_: dict[str, str] = {}
+        learnt = (row.sha256 for row in split.rows if row.split in ("train", "valid"))
+        self.seen_ = frozenset(digest[: 2 * KEY_BYTES] for digest in learnt)
 
     def _train(self, plan: Plan, callbacks: Sequence[Callback], state: dict[str, Any] | None = None) -> Classifier:
         run = self.run_
@@ -195,6 +200,7 @@ class Classifier:
                 shutil.rmtree(run.path)
             raise
         except Exception as error:
+            del self.model_  # this classifier has not learnt anything
             if run is not None:
                 write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
@@ -217,7 +223,8 @@ class Classifier:
 
         Of `data`, images that the model was trained or validated on are left out, and only the test part is used where
         they are divided. `part` asks for `train`, `valid`, `test` or `all` instead. A model that was loaded from a file
-        away from its run folder does not know what it was trained on: then nothing is left out.
+        away from its run folder still knows them by their content, up to 200,000 images (`seen_`). What could not be
+        read is in `lost_` (path → reason).
         """
         result = self.evaluate_samples(*self.samples_of(data, part), progress=progress)
         if data is None:
@@ -228,7 +235,10 @@ class Classifier:
         self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
     ) -> Evaluation:
         """How good the model is on just these samples of a source."""
-        return evaluate(self._fitted(), self._loader(source, samples, keep=False), progress=progress)
+        loader = self._loader(source, samples, keep=False)
+        result = evaluate(self._fitted(), loader, progress=progress)
+        self.lost_ = {**self.lost_, **loader.lost}
+        return result
 
     def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
         """The images that `evaluate` uses for these arguments, and the source that opens them."""
@@ -236,12 +246,13 @@ class Classifier:
         if part is not None and part not in PARTS:
             raise ConfigError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
         if data is None and hasattr(self, "source_"):
-            source, samples = self.source_, choose_samples(self.source_, self.split_, part or "test")
+            source, samples = self.source_, choose_samples(self.source_, self.split_, self.seen_, part or "test")
         else:
-            source = audit(labelled_source(data, self.run_), strict=False).source
+            audited = audit(labelled_source(data, self.run_), strict=False, allow_bad=1.0)
+            source, self.lost_ = audited.source, {bad.ref: bad.reason for bad in audited.bad}
             if data is None:
                 part = part or "test"
-            samples = choose_samples(source, getattr(self, "split_", None), part)
+            samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
         strangers = sorted(set(source.classes) - set(self.classes_))
         if strangers:
             known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
@@ -288,11 +299,14 @@ class Classifier:
         self.model_ = model.to(pick_device(device))
         self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
         self.manifest_ = manifest
-        self.metrics_ = {}
+        self.metrics_, self.lost_, self.run_ = {}, {}, None
+        self.seen_ = unpack_contents(manifest.seen)
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        self.run_ = open_run(folder) if (folder / INFO).is_file() else None
-        if (folder / SPLIT).is_file():
-            self.split_ = Split(read_split(folder / SPLIT))
+        if Path(path).is_dir() or Path(path).name == MODEL:
+            with suppress(DataError, OSError):  # the file predicts, whatever lies beside it
+                run, split = open_run(folder), Split(read_split(folder / SPLIT))
+                if manifest.seen == pack_contents((*split.samples("train"), *split.samples("valid"))):
+                    self.run_, self.split_ = run, split
         return self
 
     def _fitted(self) -> nn.Module:
@@ -319,6 +333,7 @@ class Classifier:
             weights=asdict(self.weights_),
             metrics={part: {**_figures(result), "split": digest} for part, result in self.metrics_.items()},
             data=self.source_.name,
+            seen=pack_contents((*self.split_.samples("train"), *self.split_.samples("valid"))),
         )
 
 
@@ -352,7 +367,9 @@ def labelled_source(data: Data | None, run: Run | None) -> Source:
     values, named = read_config(run.path / CONFIG) if run is not None else ({}, None)
     if named is None:
         raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
-    return open_source(named, strict=False, **reading_options(from_dict(Experiment, values).data))
+    assert run is not None
+    reading = reading_options(from_dict(Experiment, values).data)
+    return open_source(run_source(run, named), strict=False, **reading)
 
 
 def warn_of(event: str, subject: Any) -> None:
@@ -381,14 +398,18 @@ def register_builder(build: Builder) -> str:
     return name
 
 
-def choose_samples(source: Source, split: Split | None, part: str | None) -> list[Sample]:
-    """The samples of another source to evaluate on; content decides which of them a split knows."""
+def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:
+    """The samples of a source to evaluate on; their content decides which of them a split knows.
+
+    Without a `part` these are the ones that are not `seen` (see `pack_contents`), and only the test part where the
+    source is divided.
+    """
     if part == "all":
         return list(source.samples)
-    known = {row.sha256: row.split for row in split.rows} if split is not None else {}
-    placed = [(sample, known.get(sample.sha256, sample.split)) for sample in source.samples]
+    known = {(row.label, row.sha256): row.split for row in split.rows} if split is not None else {}
+    placed = [(sample, known.get((sample.label, sample.sha256), sample.split)) for sample in source.samples]
     if part is not None:
         return [sample for sample, place in placed if place == part]
     divided = any(sample.split == "test" for sample in source.samples)
-    unseen = [(sample, place) for sample, place in placed if known.get(sample.sha256) not in ("train", "valid")]
+    unseen = [(sample, place) for sample, place in placed if sample.sha256[: 2 * KEY_BYTES] not in seen]
     return [sample for sample, place in unseen if place == "test" or not divided]

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from imgclf.data.images import image_pixels, is_image_name, read_image
+from imgclf.data.folder import image_files
+from imgclf.data.images import MAX_PIXELS, BadImage, image_pixels, read_image
 from imgclf.data.source import Pixels, Sample, Source
 from imgclf.errors import DataError
 
-Item = Path | Image.Image | Pixels
+
+@dataclass(frozen=True)
+class NoImage:
+    """What is known to give no image, and why: a folder without any."""
+
+    reason: str
+
+
+Item = str | Image.Image | Pixels | NoImage
 
 
 class InputReader:
     """Opens paths, PIL images and arrays by their position; the same steps for each as in training."""
 
-    def __init__(self, items: dict[str, Item]) -> None:
+    def __init__(self, items: dict[str, Item], max_pixels: int = MAX_PIXELS) -> None:
         self._items = items
+        self._max_pixels = max_pixels
 
     def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
         """The pixels of one input; see `Reader.open`."""
         item = self._items[ref]
-        if isinstance(item, Path):
-            return read_image(item, at_least=at_least)
+        if isinstance(item, NoImage):
+            raise BadImage(item.reason, ref)
+        if isinstance(item, str):
+            return read_image(item, at_least=at_least, max_pixels=self._max_pixels)
         return image_pixels(item) if isinstance(item, Image.Image) else item
 
     def digest(self, ref: str) -> str:
@@ -36,36 +48,38 @@ class InputReader:
         return sha256(self.open(ref).tobytes()).hexdigest()
 
 
-def inputs_source(images: Any) -> Source:
+def inputs_source(images: Any, *, max_pixels: int = MAX_PIXELS) -> Source:
     """An unlabelled source of the images, in their order; a folder gives the images below it, sorted.
 
-    A path is tried whatever it is called. Raises `DataError` for what is no image at all, an empty list or a folder
-    without images.
+    A path is tried whatever it is called, and is the sample's `ref` exactly as it was given. A folder without images,
+    or one that can't be read, is a sample that raises `BadImage` when it is opened, as is a file of more than
+    `max_pixels`. Raises `DataError` for what is no image at all, and for an empty list.
     """
     if isinstance(images, Source):
         return images
+    found = list(_flatten(images))
+    if not found:
+        raise DataError("there are no images to predict")
+    paths = {name for name, item in found if _is_path(item)}
     names: list[str] = []
     items: dict[str, Item] = {}
-    for given, item in _flatten(images):
-        name = given
-        while name in items and not _same(item, items[name]):
+    for name, item in found:
+        while name in paths and not _is_path(item):
             name += "'"  # a file may be called like an image that has no name
         names.append(name)
         items[name] = item
-    if not names:
-        raise DataError("there are no images to predict")
-    return Source("input", (), tuple(Sample(name, "") for name in names), InputReader(items))
+    return Source("input", (), tuple(Sample(name, "") for name in names), InputReader(items, max_pixels))
 
 
-def _same(one: Item, other: Item) -> bool:
-    return one is other or (isinstance(one, Path) and isinstance(other, Path) and one == other)
+def _is_path(item: Item) -> bool:
+    return isinstance(item, str | NoImage)
 
 
 def _flatten(images: Any) -> Iterator[tuple[str, Item]]:
     one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or not isinstance(images, Iterable)
     for index, item in enumerate([images] if one else images):
         if isinstance(item, str | os.PathLike):
-            yield from _paths(Path(item))
+            yield from _paths(os.fsdecode(item))
         elif isinstance(item, Image.Image):
             yield f"image {index}", item
         elif isinstance(item, np.ndarray):
@@ -85,16 +99,14 @@ def _checked(array: Any, index: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _paths(path: Path) -> Iterable[tuple[str, Path]]:
-    if not path.is_dir():
-        return [(str(path), path)]
-    found = sorted(_images_below(path), key=os.fsencode)
-    if not found:
-        raise DataError(f"{path} holds no images")
-    return [(str(item), item) for item in found]
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        yield from (Path(root, name) for name in files if not name.startswith(".") and is_image_name(name))
+def _paths(path: str) -> Iterator[tuple[str, Item]]:
+    if not os.path.isdir(path):
+        yield path, path
+        return
+    files, unreadable = image_files(path)
+    for file in (os.path.join(path, file) for file in files):
+        yield file, file
+    for folder, reason in unreadable:
+        yield os.path.join(path, folder) if folder else path, NoImage(reason)
+    if not files and not unreadable:
+        yield path, NoImage("holds no images")

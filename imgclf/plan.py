@@ -134,8 +134,9 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
     )
     notify(callbacks, "audit", audited)
     split = make_split(audited.source, experiment.split, experiment.train.seed, config.split_file)
-    if not split.samples("train"):
-        raise DataError(f"{source.name}: the split leaves no images to train on")
+    without = [printable(name) for name, counts in split.counts().items() if not counts["train"]]
+    if without:
+        raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
     notify(callbacks, "split", split)
     return audited.source, split
 

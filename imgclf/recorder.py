@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +20,10 @@ def start_run(
 ) -> Run:
     """A new run folder with its config and split. `source` is the data as the user named them."""
     info = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "status": "running",
         "source": source,
+        "location": os.path.abspath(source) if source is not None and os.path.exists(source) else None,
         "data": manifest.data,
         "arch": manifest.spec.arch,
         "classes": list(manifest.classes),
@@ -53,6 +55,8 @@ class Recorder:
         elif event == "epoch":
             values |= asdict(subject.history[-1])
             write_history(self._run.path / HISTORY, subject.history)
+            if subject.history[-1].best:  # a run that ends badly later on still leaves its best model
+                save_model(self._run.model, subject.model, self._manifest)
             if self._keep == "all":
                 folder = self._run.path / "epochs"
                 folder.mkdir(exist_ok=True)

@@ -56,9 +56,8 @@ def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = 
     try:
         root.mkdir(parents=True, exist_ok=True)
         path = _claim(root, name) if exact else _claim_numbered(root, stem)
-    except FileExistsError:
-        taken = f"{root / name} is there already; give another --name, or delete it"
-        raise ConfigError(taken if root.is_dir() else f"{root} is a file; give a folder as --runs") from None
+    except FileExistsError:  # another process was faster
+        raise ConfigError(f"{root / name} is there already; give another --name, or delete it") from None
     except OSError as error:
         raise ImgclfError(f"no run folder can be made in {root}: {error.strerror or error}") from error
     number = 1 + max((run.number for run in list_runs(root)), default=0)
@@ -69,6 +68,11 @@ def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = 
 
 def require_free(root: Path, name: str | None) -> None:
     """Raise `ConfigError` for a run's name that is a path, or taken; None is a name that is still to be made."""
+    parent = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"{root} can't hold runs: {parent} is a file; give a folder as --runs")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{root} can't hold runs: {parent} is not writable; give another --runs")
     if name is None:
         return
     if not name or Path(name).name != name or name.startswith("."):
@@ -110,9 +114,15 @@ def open_run(path: Path) -> Run:
         raise DataError(f"{path / INFO} cannot be read: {error}") from None
 
 
+def run_source(run: Run, named: str) -> str:
+    """The data of a run: as the user named them or, seen from another working folder, where they were."""
+    location = run.info.get("location")
+    return location if isinstance(location, str) and not os.path.exists(named) else named
+
+
 def list_runs(root: Path = ROOT) -> list[Run]:
     """All runs in a folder, oldest first."""
-    return sorted(_runs(root), key=lambda run: run.number)
+    return sorted(_runs(root), key=lambda run: (run.number, str(run.info.get("created"))))
 
 
 def _runs(root: Path) -> Iterator[Run]:

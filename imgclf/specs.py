@@ -248,6 +248,8 @@ class Experiment:
         )
         _check(self.augment is None or isinstance(self.augment, str), self, "augment", "the name of a preset")
         _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
+        size_ok = self.size is None or _is_size(self.size)
+        _check(size_ok, self, "size", f"[height, width], each 1 to {MAX_SIDE}")
         ok = len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split) and self.split[0] > 0
         _check(ok and math.isclose(sum(self.split), 1, abs_tol=1e-6), self, "split", "three fractions that sum to 1")
         _check(self.keep in KEEPS, self, "keep", ", ".join(KEEPS))
@@ -277,6 +279,10 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
+            if kind is Experiment and key in TrainConfig.__dataclass_fields__:
+                raise ConfigError(f"{key!r} belongs to the table [train]")
+            if kind is Experiment and key in DataConfig.__dataclass_fields__:
+                raise ConfigError(f"{key!r} belongs to the table [data]")
             close = close_matches(key, list(fields))
             hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}"
             raise ConfigError(f"{kind.__name__} has no {key!r}; {hint}")

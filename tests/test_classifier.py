@@ -1,5 +1,6 @@
 """`Classifier`: what a user relies on, from fit to load."""
 
+import json
 import shutil
 from dataclasses import replace
 from hashlib import sha256
@@ -285,12 +286,73 @@ def test_nothing_is_known_before_fit(own, ask):
     assert not (own / "m.safetensors").exists()
 
 
-def test_a_model_file_on_its_own_knows_no_test_images(trained, tmp_path):
+def test_a_model_file_on_its_own_still_knows_what_it_learnt_from(trained, tmp_path):
     trained.save(tmp_path / "alone.safetensors")
     alone = Classifier.load(tmp_path / "alone.safetensors")
     with pytest.raises(NotFitted, match="name the labelled images"):
         alone.evaluate()
-    assert alone.evaluate("photos").n == 60
+    assert alone.evaluate("photos") == trained.evaluate()
+    assert alone.evaluate("photos", part="all").n == 60
+
+
+def test_strange_files_beside_a_model_file_are_not_believed(own):
+    (own / "elsewhere").mkdir()
+    shutil.copy("runs/photos-lenet-1/model.safetensors", "elsewhere")
+    for name, text in (("split.csv", "a,b\n1,2\n"), ("run.json", '{"hello": 1}')):
+        (own / "elsewhere" / name).write_text(text)
+        assert Classifier.load("elsewhere/model.safetensors").predict("photos/red/00.png")[0].error is None
+    rows = (own / "runs/photos-lenet-1/split.csv").read_text().replace(",train,", ",test,", 1)
+    (own / "elsewhere" / "split.csv").write_text(rows)
+    shutil.copy("runs/photos-lenet-1/run.json", "elsewhere")
+    assert not hasattr(Classifier.load("elsewhere"), "split_")
+
+
+def test_a_run_works_from_another_working_folder(own, tmp_path, monkeypatch):
+    info = json.loads((own / "runs/photos-lenet-1/run.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    assert Classifier.load(own / "runs/photos-lenet-1").evaluate().n == 9
+    assert Path(info["location"]).is_absolute()
+
+
+def test_evaluation_names_what_it_cannot_read(own):
+    for index in range(10):
+        (own / "photos" / "red" / f"{index:02d}.png").write_bytes(b"no image")
+    loaded = Classifier.load("runs/photos-lenet-1")
+    assert loaded.evaluate("photos", part="all").n == 50
+    assert sorted(loaded.lost_)[0] == "red/00.png"
+    assert len(loaded.lost_) == 10
+
+
+def test_a_failed_fit_leaves_no_model_and_the_best_epoch_on_the_disk(photos, in_folder):
+    def stumble(event, state):
+        if event == "step" and state.epoch == 1:
+            raise RuntimeError("no more")
+
+    classifier = quick()
+    with pytest.raises(RuntimeError, match="no more"):
+        classifier.fit(photos, epochs=3, runs="runs", callbacks=[stumble])
+    with pytest.raises(NotFitted):
+        classifier.predict(photos)
+    assert Classifier.load("runs/photos-lenet-1").predict(photos / "red" / "00.png")[0].label in COLOURS
+
+
+def test_training_that_never_began_leaves_no_run(photos, in_folder):
+    def interrupt(event, state):
+        if event == "start":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick().fit(photos, epochs=1, runs="runs", callbacks=[interrupt])
+    assert list((in_folder / "runs").iterdir()) == []
+
+
+def test_what_should_not_be_missed_is_a_warning_in_python(photos):
+    (photos / "red" / "bad.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="1 images can't be read and are left out: red/bad.png"):
+        quick().fit(photos, epochs=1)
+    (photos / "red" / "bad.png").unlink()
+    with pytest.warns(UserWarning, match="resnet18 is NOT pretrained"):
+        Classifier("resnet18", size=32).fit(photos, epochs=1)
 
 
 def test_unknown_names_are_answered_with_close_ones(photos):
@@ -467,7 +529,8 @@ def test_the_data_folder_is_never_touched(photos, in_folder):
     (photos / "red" / "bad.png").write_bytes(b"no image")
     (photos / ".DS_Store").write_bytes(b"")
     before = state_of(photos)
-    classifier = quick().fit(photos, epochs=1, runs="runs")
+    with pytest.warns(UserWarning, match=r"red/bad\.png"):
+        classifier = quick().fit(photos, epochs=1, runs="runs")
     classifier.evaluate()
     classifier.evaluate(photos)
     classifier.predict(photos)

@@ -119,7 +119,7 @@ def test_progress_is_on_stderr(world):
 
 def test_without_json_the_result_is_a_report_for_people(here):
     result = done("train", "photos", *TINY, "--name", "mine")
-    assert "test: 9 images never used before" in result.stdout
+    assert "test: 9 images held out" in result.stdout
     assert "run:   runs/mine " in result.stdout
     assert "model: runs/mine/model.safetensors\n" in result.stdout
     *_, last = result.stdout.splitlines()
@@ -347,7 +347,7 @@ WRONG_USE = [
     (("train", "photos", *TINY, "--epochs", "many"), "unable to parse string as an integer"),
     (("train", "photos", *TINY, "--size", "0x3"), "size is '0x3'"),
     (("train", "photos", *TINY, "--split", "50/40"), "allowed: TRAIN/VALID/TEST"),
-    (("train", "photos", *TINY, "--split", "nothing.csv"), "allowed: TRAIN/VALID/TEST"),
+    (("train", "photos", *TINY, "--split", "nothing.csv"), "there is no such file"),
     (("train", "photos", *TINY, "--allow-bad", "lots"), "expected a share like 10%"),
     (("train", "photos", *TINY, "--dropout", "2"), "dropout is 2.0"),
     (("train", "photos", *TINY, "--device", "cuda:99"), "device is 'cuda:99'"),

@@ -437,3 +437,9 @@ def test_parameters_that_the_user_froze_stay_frozen(source):
     fit(source, net)
     assert not frozen.requires_grad
     assert (frozen == before).all()
+
+
+def test_a_batch_of_one_is_refused_where_batch_statistics_need_two(source):
+    with pytest.raises(ConfigError, match="at least 2 images"):
+        train(Net(), loader_of(source, batch_size=1), None, config_of(batch_size=1))
+    train(Net(), loader_of(source, batch_size=1), None, config_of(batch_size=1, epochs=1, freeze_norm=True))

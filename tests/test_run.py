@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
+from imgclf.errors import ConfigError, DataError, ModelFileError
 from imgclf.results import EpochRecord
 from imgclf.run import (
     INFO,
@@ -19,6 +19,7 @@ from imgclf.run import (
     list_runs,
     open_run,
     read_config,
+    require_free,
     write_config,
     write_history,
     write_info,
@@ -91,11 +92,11 @@ def test_a_file_in_place_of_the_runs_folder_is_named(tmp_path):
         create_run(tmp_path / "runs", "set", {})
 
 
-def test_a_folder_that_cannot_be_made_is_a_failure(tmp_path):
+def test_runs_below_a_file_are_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ImgclfError, match="no run folder can be made") as caught:
-        create_run(tmp_path / "file" / "runs", "set", {})
-    assert caught.value.exit_code == 1
+    for name in (None, "set"):
+        with pytest.raises(ConfigError, match=r"can't hold runs: .*file is a file"):
+            require_free(tmp_path / "file" / "runs", name)
 
 
 def test_facts_are_added_to_a_run(tmp_path):
@@ -146,7 +147,7 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path):
         find_model(root=tmp_path / "runs")
     with pytest.raises(ModelFileError, match="is not there: expected a model file or a run folder"):
         find_model(tmp_path / "nothing")
-    with pytest.raises(ModelFileError, match="the run has no result yet"):
+    with pytest.raises(ModelFileError, match="is a run without a result yet"):
         find_model(create_run(tmp_path, "unfinished", {}).path)
 
 

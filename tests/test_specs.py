@@ -234,3 +234,10 @@ def test_every_checked_field_is_tried_above():
     expected |= {(Experiment, f.name) for f in fields(Experiment) if f.name not in passed_on}
     expected |= {(DataConfig, name) for name in ("on_bad", "allow_bad", "max_pixels")}
     assert {(kind, name) for kind, name, _, _ in BAD} == expected
+
+
+def test_a_key_of_another_table_is_sent_there():
+    with pytest.raises(ConfigError, match=r"'lr' belongs to the table \[train\]"):
+        from_dict(Experiment, {"lr": 0.1})
+    with pytest.raises(ConfigError, match=r"'on_bad' belongs to the table \[data\]"):
+        from_dict(Experiment, {"on_bad": "skip"})

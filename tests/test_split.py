@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgclf.data.source import SPLIT_NAMES, ArrayReader, Sample, Source
-from imgclf.data.split import Split, make_split, read_split, write_split
+from imgclf.data.split import Split, make_split, pack_contents, read_split, unpack_contents, write_split
 from imgclf.errors import ConfigError, DataError
 
 NO_READER = ArrayReader({})
@@ -268,3 +268,12 @@ def test_a_file_over_given_splits(tmp_path):
     assert again.notes == ()
     more = [*samples, Sample("c0/t.png", "c0", split="test", sha256=content("t"))]
     assert places(make_split(source(more), file=tmp_path / "split.csv"))["c0/t.png"] == "test"
+
+
+def test_packed_contents_come_out_again(make_source):
+    rows = make_source(n=5).samples
+    assert unpack_contents(pack_contents(rows)) == {row.sha256[:16] for row in rows}
+    assert pack_contents(rows) == pack_contents(reversed(rows))
+    assert unpack_contents("no such text!") == frozenset()
+    many = [replace(rows[0], sha256=f"{i:064x}"[::-1]) for i in range(200_001)]
+    assert pack_contents(many) == ""

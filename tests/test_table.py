@@ -38,7 +38,7 @@ def test_split_group_extra_columns_and_byte_order_mark(photos):
     assert [(s.split, s.group) for s in source.samples] == [
         ("train", "g1"), ("train", None), ("valid", None), ("test", "g2"),
     ]  # fmt: skip
-    assert source.notes == ("the columns camera are not used",)
+    assert source.notes == ("columns that are not used: camera",)
 
 
 def test_cells_guarded_against_spreadsheets_come_back(photos):
@@ -50,7 +50,7 @@ def test_repeated_rows(photos):
     text = "path,label\n0.png,a\n./0.png,a\n1.png,a\n2.png,b\n3.png,b\n"
     source = open_table(table(photos, text))
     assert len(source) == 4
-    assert source.notes == ("1 rows repeat an earlier row",)
+    assert source.notes == ("rows that repeat an earlier one: 1",)
 
 
 def test_all_problems_come_with_their_lines(photos):

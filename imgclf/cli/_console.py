@@ -64,6 +64,15 @@ def _print(text: Text) -> None:
     err().print(text, no_wrap=True, overflow="ignore", crop=False)
 
 
+def say_list(items: Iterable[str], most: int = 5) -> None:
+    """Some lines of detail below a line, to stderr: the first five and a count."""
+    lines = list(items)
+    for line in lines[:most]:
+        say(f"         {line}", "dim")
+    if len(lines) > most:
+        say(f"         … and {len(lines) - most:,} more", "dim")
+
+
 def show(text: str = "") -> None:
     """A line of a result, to stdout."""
     out().print(Text(printable(text)))
@@ -140,13 +149,13 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def require_output(path: Path, suffixes: tuple[str, ...], option: str) -> None:
-    """Raise `ConfigError` for a file to write that is of another kind, before any work: it may be somebody's photo."""
+    """Make sure, before any work, that a file can be written: its folder is made, and a file of another kind, which may
+    be somebody's photo, is a `ConfigError`."""
     if path.suffix.lower() not in suffixes:
         raise ConfigError(
             f"{option} is {str(path)!r}; expected the name of a file that ends in {' or '.join(suffixes)}"
         )
-    if not path.parent.is_dir():
-        raise ConfigError(f"{option} is {str(path)!r}; there is no folder {str(path.parent)!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def waiting(what: str) -> Status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, se
     }
     write_info(run, result=summary)
     example = _example(classifier)
+    _warn_of_losses(classifier)
     if as_json:
         console.show_json(summary)
         return
@@ -87,29 +89,33 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, se
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
         if test.n < FEW:
             console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
-    if classifier.lost_:
-        console.warn(f"{console.plural(len(classifier.lost_), 'image')} became unreadable during training, left out:")
-        _list("", tuple(f"{ref}: {why}" for ref, why in classifier.lost_.items()))
-    if classifier.history_.ended == "interrupted":
-        console.warn(f"interrupted; the best weights so far are kept; go on with: imgclf train --resume {run.path}")
     console.show(f"run:   {run.path}   ({seconds:.0f} s in all, {trained:.0f} s training)")
     console.show(f"model: {run.model}")
-    other = "" if _is_newest(run.model) else f" --model {_quoted(str(run.path))}"
-    console.show(f"next:  imgclf predict {example}{other}")
+    if example is not None:
+        other = "" if _is_newest(run.model) else f" --model {shlex.quote(str(run.path))}"
+        console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
 
 
-def _example(classifier: Classifier) -> str:
-    """Something to predict: the first image held out, or samples of a set that lies in memory."""
+def _warn_of_losses(classifier: Classifier) -> None:
     assert classifier.run_ is not None
-    split = classifier.split_
+    if classifier.lost_:
+        console.warn(f"{console.plural(len(classifier.lost_), 'image')} became unreadable meanwhile, left out:")
+        console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
+    if classifier.history_.ended == "interrupted":
+        resume = f"imgclf train --resume {classifier.run_.path}"
+        console.warn(f"interrupted; the best weights so far are kept; go on with: {resume}")
+
+
+def _example(classifier: Classifier) -> Path | None:
+    """Something to predict that can be typed: an image held out, or samples of a set that lies in memory."""
+    assert classifier.run_ is not None
+    split, source = classifier.split_, classifier.source_
     held_out = split.samples("test") or split.samples("valid") or split.samples("train")
-    source = classifier.source_
-    if source.location and Path(source.location).exists():
-        folder = Path(source.location)
-        path = (folder if folder.is_dir() else folder.parent) / held_out[0].ref
-        if path.is_file():
-            return _quoted(str(path))
-    return _quoted(str(save_samples(source, held_out, classifier.run_.path / "samples")))
+    if not source.location:
+        return save_samples(source, held_out, classifier.run_.path / "samples")
+    folder = Path(source.location)
+    paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in held_out)
+    return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
 
 
 def _is_newest(model: Path) -> bool:
@@ -118,12 +124,6 @@ def _is_newest(model: Path) -> bool:
         return find_model() == model
     except ImgclfError:
         return False
-
-
-def _quoted(path: str) -> str:
-    import shlex
-
-    return shlex.quote(printable(path))
 
 
 class TrainView:
@@ -163,7 +163,9 @@ class TrainView:
         console.say(f"data:  {source.name}: {images}, {classes} ({names})")
         for note in source.notes:
             console.say(f"       {note}")
-        _list("ignored", source.ignored)
+        if source.ignored:
+            console.say("       ignored:")
+            console.say_list(source.ignored)
 
     def _on_audited(self, progress: tuple[int, int]) -> None:
         self._bar("checking images", *progress)
@@ -171,7 +173,7 @@ class TrainView:
     def _on_audit(self, audit: Audit) -> None:
         if audit.bad:
             console.warn(f"{console.plural(len(audit.bad), 'image')} can't be read and will be left out:")
-            _list("", tuple(f"{bad.ref}: {bad.reason}" for bad in audit.bad))
+            console.say_list(f"{bad.ref}: {bad.reason}" for bad in audit.bad)
         for finding in audit.findings:
             console.warn(finding)
         counts = sorted(audit.source.counts().items(), key=lambda item: item[1])
@@ -241,12 +243,3 @@ class TrainView:
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
         console.say("")
-
-
-def _list(what: str, items: tuple[str, ...]) -> None:
-    if what and items:
-        console.say(f"       {what}:")
-    for item in items[:SHOWN]:
-        console.say(f"         {item}", "dim")
-    if len(items) > SHOWN:
-        console.say(f"         … and {len(items) - SHOWN} more", "dim")

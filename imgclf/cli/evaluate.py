@@ -51,8 +51,11 @@ def evaluate(
         )
     with console.progress("testing") as progress:
         result = classifier.evaluate_samples(used, samples, progress)
-    if result.n < len(samples):
-        console.warn(f"{console.plural(len(samples) - result.n, 'image')} could not be read and are not in the figures")
+    if classifier.lost_:
+        console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, and not in the figures:")
+        console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
+    if data is None:
+        _say_what_is_gone(classifier, samples, part or "test")
     if json:
         console.show_json(result.to_dict())
     else:
@@ -61,12 +64,18 @@ def evaluate(
 
 def _say_what_was_seen(classifier: Any, samples: list[Any]) -> None:
     """Warn where the figures are about images that the model may have learnt from."""
-    if not hasattr(classifier, "split_"):
-        console.warn(
-            "this model file is away from its run folder, so nobody knows which of these images it was trained on"
-        )
-        return
-    learnt = {row.sha256 for row in classifier.split_.rows if row.split in ("train", "valid")}
-    seen = sum(sample.sha256 in learnt for sample in samples)
+    if not classifier.seen_:
+        console.warn("this model does not know what it was trained on, so none of these images is left out")
+    seen = sum(sample.sha256[:16] in classifier.seen_ for sample in samples)
     if seen:
         console.warn(f"{seen:,} of these {console.plural(len(samples), 'image')} were trained or validated on")
+
+
+def _say_what_is_gone(classifier: Any, samples: list[Any], part: str) -> None:
+    """Warn where images of the run's own split are not there any more, or not as they were."""
+    rows = classifier.split_.rows if part == "all" else classifier.split_.samples(part)
+    there = {(sample.label, sample.sha256) for sample in samples}
+    gone = [row.ref for row in rows if (row.label, row.sha256) not in there]
+    if gone:
+        console.warn(f"{console.plural(len(gone), 'image')} of the run's {part} part are gone or changed:")
+        console.say_list(gone)

@@ -6,6 +6,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Device, Json, Model
+from imgclf.specs import DataConfig
 
 COLUMNS = ("path", "label", "confidence")
 
@@ -30,6 +32,14 @@ def predict(
     csv: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file.", show_default=False)
     ] = None,
+    max_pixels: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help=f"The largest image, in pixels. [dim]\\[default: {DataConfig.max_pixels:,}][/dim]",
+            show_default=False,
+        ),
+    ] = DataConfig.max_pixels,
     device: Device = "auto",
 ) -> None:
     """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
@@ -47,23 +57,26 @@ def predict(
         from imgclf.inputs import inputs_source
 
         classifier = Classifier.load(path, device=device)
-    source = inputs_source(paths)
-    rows = []
+    source = inputs_source(paths, max_pixels=max_pixels)
+    rows: list[list[object]] = []
+    row_of = _table_row if csv is None else partial(_csv_row, top=top)
+    failed = 0
     with console.progress("predicting") as progress:
-        for prediction in classifier.predict_each(source, top=top):
+        for done, prediction in enumerate(classifier.predict_each(source, top=top), 1):
+            failed += prediction.error is not None
             if json:
                 console.show_json(prediction.to_dict())
-            rows.append(prediction)
-            progress(len(rows), len(source))
-    failed = sum(row.error is not None for row in rows)
+            if csv is not None or not json:  # else nothing is kept: there may be millions
+                rows.append(row_of(prediction))
+            progress(done, len(source))
     if csv is not None:
         header = [*COLUMNS, *(name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}")), "error"]
-        write_text(csv, csv_text([header, *(_csv_row(row, top) for row in rows)]))
+        write_text(csv, csv_text([header, *rows]))
         console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
     elif not json:
-        console.show_table(["image", "class", "sure", "or"], map(_table_row, rows))
+        console.show_table(["image", "class", "sure", "or"], rows)
     if failed:
-        console.warn(f"{console.plural(failed, 'image')} of {len(rows):,} could not be read")
+        console.warn(f"{console.plural(failed, 'image')} of {len(source):,} could not be read")
         raise typer.Exit(1)
 
 

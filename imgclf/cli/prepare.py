@@ -21,20 +21,31 @@ def prepare(
     kind: Annotated[str, typer.Option("--format", help="jpg (quality 95) or png.")] = "jpg",
     data_dir: DataDir = None,
 ) -> None:
-    """Write every readable image, resized, into a new folder with the same classes; the data stay as they are."""
+    """Write every readable image, resized, into a new folder with the same classes; the data stay as they are.
+
+    Images that can't be read are named and left out, and the command then ends with 1.
+    """
+    from imgclf._files import printable
     from imgclf.data.audit import audit
     from imgclf.data.open import open_source
     from imgclf.data.prepare import FORMATS, prepare_folder
-    from imgclf.errors import ConfigError
+    from imgclf.errors import ConfigError, DataError
     from imgclf.specs import Recipe, parse_size
 
     if kind not in FORMATS:
         raise ConfigError(f"--format is {kind!r}; allowed: {', '.join(FORMATS)}")
     recipe = Recipe(size=parse_size(size), fit=fit, mean=(1.0,), kernel="bicubic")
     source = open_source(data, data_dir=data_dir, strict=False)
-    audited = audit(source, strict=False)
-    for bad in audited.bad:
-        console.warn(f"left out: {bad.ref}: {bad.reason}")
+    with console.progress("checking images") as progress:
+        audited = audit(source, strict=False, allow_bad=1.0, progress=progress)
+    reasons = [f"{bad.ref}: {bad.reason}" for bad in audited.bad]
+    if not audited.source.samples:
+        raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in reasons])
+    if reasons:
+        console.warn(f"{console.plural(len(reasons), 'image')} can't be read and will be left out:")
+        console.say_list(reasons)
     with console.progress("resizing") as progress:
         count = prepare_folder(audited.source, out, recipe, kind, progress)
     console.show(f"{console.plural(count, 'image')} of {recipe.size[0]}×{recipe.size[1]} in {out}")
+    if reasons:
+        raise typer.Exit(1)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir, Out
 from imgclf.specs import Recipe
+
+if TYPE_CHECKING:
+    from imgclf.data.source import Pixels, Source
+    from imgclf.specs import Experiment
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg")
 WHOLE = Recipe(size=(224, 224), fit="pad", kernel="bicubic", mean=(1.0,))  # the whole image, on white
@@ -85,21 +89,61 @@ def _show_grid(
     augmented: bool,
     data_dir: str | None,
 ) -> None:
-    from dataclasses import replace
-
+    from imgclf._files import printable
     from imgclf.data.open import open_source
     from imgclf.data.prepare import require_outside
-    from imgclf.pictures import pick_samples, sample_pixels, save_grid
-    from imgclf.plan import choose_experiment, plan_pixels
+    from imgclf.errors import DataError
+    from imgclf.pictures import save_grid
+    from imgclf.plan import choose_experiment
     from imgclf.specs import parse_size
 
     source = open_source(data, data_dir=data_dir, strict=False)
     require_outside(path, source)
     asked = {**changes, **({"size": parse_size(changes["size"])} if "size" in changes else {})}
     experiment = choose_experiment(recipe, asked, source.default_recipe)
-    samples = pick_samples(source, n, seed)
-    samples = [replace(sample, sha256=source.reader.digest(sample.ref)) for sample in samples]
     as_it_is = not augmented and recipe is None and not changes
-    pixels = WHOLE if as_it_is else plan_pixels(experiment, source)
-    images = sample_pixels(source, samples, pixels, augmented=augmented, seed=seed)
-    save_grid(images, [sample.label for sample in samples], path)
+    pixels = WHOLE if as_it_is else _training_pixels(experiment, source)
+    images, titles, bad = _readable(source, pixels, n, seed, augmented=augmented)
+    if not images:
+        raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in bad])
+    if bad:
+        console.warn(f"{console.plural(len(bad), 'image')} can't be read and will be left out:")
+        console.say_list(bad)
+    save_grid(images, titles, path)
+
+
+def _training_pixels(experiment: Experiment, source: Source) -> Recipe:
+    """The pixels of training. Only where an image that they depend on is bad, all are checked, as training does."""
+    from imgclf.data.audit import audit
+    from imgclf.data.images import BadImage
+    from imgclf.plan import plan_pixels
+
+    try:
+        return plan_pixels(experiment, source)
+    except BadImage:
+        with console.progress("checking images") as progress:
+            usable = audit(source, strict=False, allow_bad=1.0, progress=progress).source
+        return plan_pixels(experiment, usable if usable.samples else source)
+
+
+def _readable(
+    source: Source, recipe: Recipe, n: int, seed: int, *, augmented: bool
+) -> tuple[list[Pixels], list[str], list[str]]:
+    """The pixels and the classes of up to `n` images, and what came before them that can't be read, with the reason."""
+    from dataclasses import replace
+
+    from imgclf.data.images import BadImage
+    from imgclf.pictures import pick_samples, sample_pixels
+
+    images: list[Pixels] = []
+    titles, bad = [], []
+    for sample in pick_samples(source, len(source), seed):
+        if len(images) == n:
+            break
+        try:
+            known = replace(sample, sha256=source.reader.digest(sample.ref))
+            images += sample_pixels(source, [known], recipe, augmented=augmented, seed=seed)
+            titles.append(sample.label)
+        except BadImage as error:
+            bad.append(f"{sample.ref}: {error.reason}")
+    return images, titles, bad

@@ -73,8 +73,9 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
     classes, notes = _judge_classes(samples, layout, scan.problems, strict=strict)
     if not samples:
         scan.problems.extend(f"passed over {item}" for item in _grouped(scan.ignored))
-    if scan.problems:
-        raise DataError(f"{shown} can't be used: expected one sub-folder of images per class", scan.problems)
+    closed = [f"{printable(ref) or 'the folder'} {reason}" for ref, reason in scan.unreadable]
+    if scan.problems or closed:
+        raise DataError(f"{shown} can't be used: expected one sub-folder of images per class", closed + scan.problems)
     return Source(
         name=os.path.basename(os.path.abspath(root)),
         classes=tuple(classes),
@@ -86,6 +87,21 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
     )
 
 
+def image_files(folder: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The image files anywhere below a folder, by the rules of `open_folder`, sorted by the bytes of their path; and
+    the folders that can't be read, each with the reason. All paths are relative to `folder`, which itself is "".
+    """
+    scan = _Scan(os.fspath(folder))
+    pending, files = scan.top
+    # Real folders first: an image is known by its own path, not by that of a link.
+    pending = sorted(pending, key=scan.is_link)
+    for ref in pending:
+        links: list[str] = []
+        files += scan.walk(ref, links)
+        pending.extend(links)
+    return sorted(files, key=os.fsencode), scan.unreadable
+
+
 @dataclass
 class _Scan:
     """One walk through a data folder: what was passed over, what is wrong, and which folders have been seen."""
@@ -93,6 +109,7 @@ class _Scan:
     root: str
     ignored: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
     seen: set[tuple[int, int]] = field(default_factory=set)
     top: tuple[list[str], list[str]] = field(init=False)
 
@@ -102,7 +119,10 @@ class _Scan:
 
     def claim(self, ref: str) -> bool:
         """Whether this folder has not been walked before, by whatever name."""
-        found = os.stat(os.path.join(self.root, ref))
+        try:
+            found = os.stat(os.path.join(self.root, ref))
+        except OSError:  # named when it is listed
+            return True
         new = (found.st_dev, found.st_ino) not in self.seen
         self.seen.add((found.st_dev, found.st_ino))
         return new
@@ -115,8 +135,7 @@ class _Scan:
             with os.scandir(os.path.join(self.root, ref)) as entries:
                 ordered = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            self.problems.append(f"{printable(ref) or 'the folder'} can't be read: {why}")
+            self.unreadable.append((ref, f"can't be read: {(error.strerror or str(error)).lower()}"))
             return [], []
         for entry in ordered:
             below = f"{ref}/{entry.name}" if ref else entry.name

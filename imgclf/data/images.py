@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -211,7 +212,10 @@ def _accepts(name: str, prefix: bytes) -> bool:
     if name not in Image.OPEN:  # not built into this Pillow
         return False
     _, accept = Image.OPEN[name]
-    return accept is None or accept(prefix) is True
+    try:
+        return accept is None or accept(prefix) is True
+    except (struct.error, IndexError):  # a file shorter than the magic number
+        return False
 
 
 def _identify(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFile:
@@ -230,7 +234,7 @@ def _identify(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFi
         file.seek(0)
         try:
             image: ImageFile.ImageFile = Image.OPEN[name][0](file, "")
-        except (SyntaxError, IndexError, TypeError) as error:  # how Pillow's readers say "not mine"
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how Pillow's readers say "not mine"
             reason = f"damaged {name} header: {_one_line(error)}"
             continue
         _check_size(image.size, max_pixels)

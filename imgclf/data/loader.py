@@ -49,7 +49,12 @@ def epoch_order(seed: int, epoch: int, n: int) -> list[int]:
 
 def default_workers(source: Source) -> int:
     """Threads that read a source: none for what lies in memory, else one a processor core, up to 8."""
-    return 0 if isinstance(source.reader, ArrayReader) else min(8, os.cpu_count() or 1)
+    return 0 if isinstance(source.reader, ArrayReader) else min(8, _cores())
+
+
+def _cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Loader:

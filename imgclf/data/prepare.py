@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import chain, count
 from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
 
 from imgclf._files import printable
+from imgclf.data.folder import SPLIT_WORDS
 from imgclf.data.source import Pixels, Sample, Source
 from imgclf.errors import DataError
 from imgclf.specs import Recipe
@@ -40,10 +41,12 @@ def prepare_folder(
     if nameless:
         raise DataError("a class becomes a folder, and these names can't be one; rename them", nameless)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    in_folders = bool(source.location) and os.path.isdir(source.location)
+    used: Counter[Path] = Counter()
     try:
         for done, sample in enumerate(source.samples):
             pixels = prepare(source.open(sample.ref, decode_size(recipe)), recipe)
-            write_image(_unused(partial / _place(sample), kind), pixels)
+            write_image(_unused(partial / _place(sample, in_folders), kind, used), pixels)
             if progress is not None:
                 progress(done + 1, len(source.samples))
         partial.rename(out)
@@ -58,24 +61,30 @@ def require_outside(path: Path, source: Source) -> None:
         raise DataError(f"{printable(str(path))} lies inside the data, which are never written to; name another place")
 
 
-def _place(sample: Sample) -> Path:
+def _place(sample: Sample, in_folders: bool) -> Path:
     """Where an image goes in a folder of classes: where it was, if it comes from one, else below its split and class.
 
     A CSV file may name images anywhere, also by absolute paths; none of them may lead out of the new folder.
     """
-    ref = PurePath(sample.ref)
-    parts = [part for part in ref.parts if part not in (ref.anchor, "..")]
-    depth = 0 if sample.split is None else 1
-    if ref.parts[depth : depth + 1] == (sample.label,) and len(ref.parts) > depth + 1:
+    parts = PurePath(sample.ref).parts
+    if sample.split is None:
+        top, found = (sample.label,), parts[:1]
+    else:
+        top, found = (sample.split, sample.label), (SPLIT_WORDS.get(parts[0].lower(), ""), *parts[1:2])
+    if in_folders and found == top and len(parts) > len(top) and ".." not in parts:
         return Path(*parts)
-    split = [] if sample.split is None else [sample.split]
-    return Path(*split, sample.label, *parts[parts[:1] == split :])
+    return Path(*top, parts[-1])
 
 
-def _unused(path: Path, kind: str) -> Path:
-    """The new path of an image; `a.png` and `a.jpg` of one folder must not become the same file."""
-    names = chain((f"{path.stem}.{kind}", f"{path.name}.{kind}"), (f"{path.name}-{n}.{kind}" for n in count(2)))
-    return next(new for new in map(path.with_name, names) if not new.exists())
+def _unused(path: Path, kind: str, used: Counter[Path]) -> Path:
+    """The new path of an image; of those that would become the same file, the second gets `-2`, and so on."""
+    plain = path.with_name(path.stem)
+    while True:
+        used[plain] += 1
+        number = "" if used[plain] == 1 else f"-{used[plain]}"
+        new = path.with_name(f"{path.stem}{number}.{kind}")
+        if not new.exists():
+            return new
 
 
 def save_samples(source: Source, samples: Sequence[Sample], folder: Path, most: int = 20) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from imgclf.data.source import Pixels
 
@@ -16,7 +18,15 @@ def memory_budget() -> int:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
         total = 8 * 2**30
-    return int(total * RAM_SHARE)
+    return int(min(total, _container_limit()) * RAM_SHARE)
+
+
+def _container_limit() -> float:
+    """The memory of a container (cgroup v2), which may be less than the machine's; infinite outside of one."""
+    try:
+        return float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max" is no number
+        return math.inf
 
 
 class Store:

@@ -34,7 +34,8 @@ Callback = Callable[[str, Any], None]
 
 @dataclass
 class TrainState:
-    """Where training stands. `best` holds the weights kept so far; `lr_scale` is 1 until the loss diverges."""
+    """Where training stands. `best` holds the weights kept so far; `pairs` says that a step needs two
+    images at least, for batch norm; `lr_scale` is 1 until the loss diverges."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -44,6 +45,7 @@ class TrainState:
     epochs: int
     steps_per_epoch: int
     drop_last: bool
+    pairs: bool
     epoch: int = 0
     step: int = 0
     images: int = 0

@@ -21,6 +21,7 @@ from imgclf.training.callbacks import TrainState
 
 FORMAT = 1
 PREVIOUS = "checkpoint-previous.pt"
+NEW = "checkpoint-new.pt"
 
 
 def save_checkpoint(state: TrainState, path: Path) -> None:
@@ -42,9 +43,11 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    new = path.with_name(NEW)
+    write_atomic(new, buffer.getvalue())  # first: a full disk must not cost one of the two that are there
     if path.exists():
         os.replace(path, path.with_name(PREVIOUS))
-    write_atomic(path, buffer.getvalue())
+    os.replace(new, path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf.data.loader import Loader
 from imgclf.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
@@ -83,7 +84,10 @@ def train(
 def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.device) -> TrainState:
     if config.epochs is None or config.lr is None:
         raise ConfigError("train needs a config with epochs and lr set; `resolve_config` chooses them")
-    drop_last = config.drop_last or len(loader) % config.batch_size == 1  # one image has no batch statistics
+    pairs = not config.freeze_norm and any(isinstance(m, _BatchNorm) for m in model.modules())
+    if pairs and config.batch_size == 1:
+        raise ConfigError("batch_size is 1, and this network's batch norms need at least 2 images (or --freeze-norm)")
+    drop_last = config.drop_last or (pairs and len(loader) % config.batch_size == 1)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainState(
         model=model,
@@ -94,6 +98,7 @@ def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.
         epochs=config.epochs,
         steps_per_epoch=loader.steps(drop_last),
         drop_last=drop_last,
+        pairs=pairs,
     )
 
 
@@ -156,6 +161,8 @@ def _steps(state: TrainState, loader: Loader, callbacks: Sequence[Callback]) -> 
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     state.step = state.images = 0
     for batch in loader.epoch(state.epoch, drop_last=state.drop_last):
+        if state.pairs and len(batch.targets) == 1:  # the others of its batch could not be read
+            continue
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
         targets = batch.targets.to(device, non_blocking=True)
@@ -211,7 +218,7 @@ def _set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
         head_of(model).train().requires_grad_(True)
     if config.freeze_norm:
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, _BatchNorm):
                 module.eval()
 
 
