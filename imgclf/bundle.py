@@ -235,14 +235,12 @@ def _check_keys(kind: type, values: Any, where: str) -> None:
 def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
     """The tensors must be those of the network that the spec builds, by name, type and shape.
 
-    The network is built on the meta device, where it takes no memory: a small file can't make it allocate a large one.
+    The network is an empty one that takes no memory, so that a small file can't make it allocate a large one (but for
+    the few architectures that `empty_network` has to build).
     """
-    import torch
+    from imgclf.models.build import empty_network
 
-    from imgclf.models.build import build_model
-
-    with torch.device("meta"):
-        state = build_model(manifest.spec).state_dict()
+    state = empty_network(manifest.spec).state_dict()
     wanted = {name: _describe(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in state.items()}
     found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]

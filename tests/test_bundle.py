@@ -606,3 +606,18 @@ def test_a_small_file_cannot_ask_for_a_large_network(model, tmp_path):
     lenet = build_model(replace(SPEC, arch="lenet"))
     (tmp_path / "m").write_bytes(forge(lenet, huge))
     assert "expected float32 (120, 16679056)" in refusal(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["regnet_x_400mf", "mnasnet0_5", "squeezenet1_1"])
+def test_networks_that_only_torchvision_has_are_saved_and_loaded(tmp_path, name):
+    spec = ModelSpec(name, classes=2, channels=3, size=(32, 32))
+    original = build_model(spec).eval()
+    recipe = replace(RECIPE, channels=3, size=(32, 32), mean=(0.5,), std=(0.5,))
+    save_model(tmp_path, original, make_manifest(spec=spec, recipe=recipe))
+    before = torch.get_rng_state()
+    loaded, manifest = load_model(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert manifest.spec == spec
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels), original(pixels))

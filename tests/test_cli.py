@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import COLOURS, colour_image
 from PIL import Image
@@ -20,6 +22,7 @@ import imgclf
 from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import app
 from imgclf.data.split import read_split
+from imgclf.results import Prediction
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
 EVALUATION_KEYS = {
@@ -305,9 +308,11 @@ def test_pictures_to_look_at(here):
 def test_a_prepared_copy(here):
     (here / "photos" / "red" / "bad.png").write_bytes(b"no image")
     before = contents("photos")
-    result = done("prepare", "photos", "out", "--size", "8x12", "--format", "png")
+    result = run("prepare", "photos", "out", "--size", "8x12", "--format", "png")
+    assert result.exit_code == 1
     assert result.stdout == "60 images of 8×12 in out\n"
-    assert "left out: red/bad.png: " in result.stderr
+    assert "! 1 image can't be read and will be left out:\n" in result.stderr
+    assert "red/bad.png: " in result.stderr
     assert contents("photos") == before
     assert {path.relative_to("out").parts[0] for path in Path("out").rglob("*.png")} == set(COLOURS)
     with Image.open("out/red/00.png") as image:
@@ -368,7 +373,6 @@ WRONG_USE = [
     (("predict", "photos", "--model", "nowhere"), "expected a model file or a run folder"),
     (("predict", "photos", "--model", "bad.safetensors"), "is not a safetensors file"),
     (("predict", "photos", "--device", "cuda:99"), "device is 'cuda:99'"),
-    (("predict", "empty"), "empty holds no images"),
     (("predict", "-"), "there are no images to predict"),
     (("predict", "photos", "--top", "0"), "top"),
     (("models", "lennet"), "did you mean lenet"),
@@ -518,3 +522,85 @@ def test_what_was_learnt_is_kept_when_training_is_interrupted(interrupted, here)
     epochs = len(Path("runs/SIGINT/history.csv").read_text().splitlines()) - 1
     summary = answer("train", "--resume", "runs/SIGINT", "--epochs", epochs + 1)
     assert summary["epochs"] == epochs + 1
+
+
+def test_a_folder_without_images_is_a_row_and_the_others_are_predicted(here):
+    (here / "empty").mkdir()
+    result = run("predict", "empty", "./photos//red/00.png", "--json")
+    assert result.exit_code == 1
+    empty, red = map(json.loads, result.stdout.splitlines())
+    assert (empty["path"], empty["label"], empty["error"]) == ("empty", None, "holds no images")
+    assert (red["path"], red["label"]) == ("./photos//red/00.png", "red")
+    assert "1 image of 2 could not be read" in result.stderr
+
+
+def test_predict_refuses_images_of_too_many_pixels(here):
+    result = run("predict", "photos/red/00.png", "--max-pixels", "767", "--json")
+    assert result.exit_code == 1
+    assert "more than the limit" in json.loads(result.stdout)["error"]
+    assert rows("photos/red/00.png", "--max-pixels", "768")[0]["label"] == "red"
+
+
+def test_predictions_as_json_are_not_kept_in_memory(here, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    def predict_each(self, images, top):
+        for index in range(50):
+            prediction = Prediction(f"{index}.png", "red", 0.5, (("red", 0.5),), None, {"red": 0.5})
+            alive.add(prediction)
+            most.append(len(alive))
+            yield prediction
+            del prediction
+
+    monkeypatch.setattr("imgclf.classifier.Classifier.predict_each", predict_each)
+    assert len(rows("photos")) == 50
+    assert max(most) <= 2
+
+
+def grid(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_show_names_bad_images_and_shows_others_in_their_place(here):
+    for index in range(12):
+        (here / "photos" / "red" / f"{index:02d}.png").write_bytes(b"no image")
+    shutil.copytree("photos", "good")
+    for path in Path("good/red").iterdir():
+        if path.read_bytes() == b"no image":
+            path.unlink()
+    for options in (("-n", "48"), ("-n", "48", "--augmented", "--arch", "lenet")):
+        result = done("show", "photos", *options, "--out", "bad.png")
+        assert "! 12 images can't be read and will be left out:\n" in result.stderr
+        assert "red/0" in result.stderr
+        assert "… and 7 more" in result.stderr
+        assert done("show", "good", *options, "--out", "good.png").stderr == ""
+        assert grid("bad.png").shape == grid("good.png").shape
+
+
+def test_without_any_readable_image_nothing_is_written(here):
+    for path in (here / "photos").rglob("*.png"):
+        path.write_bytes(b"no image")
+    for args in (("show", "photos"), ("prepare", "photos", "out")):
+        result = run(*args)
+        assert result.exit_code == 2
+        assert "none of the images can be read" in result.stderr
+        assert "… and 55 more" in result.stderr
+    assert not Path("out").exists()
+    assert not Path("photos.png").exists()
+
+
+def test_prepare_writes_what_can_be_read_and_names_five_of_the_rest(here):
+    for index in range(12):
+        (here / "photos" / "red" / f"{index:02d}.png").write_bytes(b"no image")
+    result = run("prepare", "photos", "out", "--size", "8")
+    assert result.exit_code == 1
+    assert result.stdout == "48 images of 8×8 in out\n"
+    assert result.stderr.count("not an image") == 5
+    assert "… and 7 more" in result.stderr
+
+
+def test_prepared_digits_lie_in_their_class_folders(in_folder):
+    done("prepare", "digits", "out", "--size", "8", "--format", "png")
+    assert {len(path.relative_to("out").parts) for path in Path("out").rglob("*.png")} == {2}
+    assert sorted(path.name for path in Path("out").iterdir()) == list("0123456789")

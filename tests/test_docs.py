@@ -132,6 +132,7 @@ def blocks(page):
     return [(match["kind"], match["text"]) for match in found if not match["mark"]]
 
 
+@pytest.mark.filterwarnings("ignore:resnet18 is NOT pretrained")  # there is no network here
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_what_a_page_shows_runs(page, reader, one_epoch):
     names = {}

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from imgclf.data.folder import FileReader, open_folder
+from imgclf.data.folder import FileReader, image_files, open_folder
 from imgclf.data.images import BadImage
 from imgclf.errors import DataError
 
@@ -174,6 +174,27 @@ def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match="c can't be read: permission denied"):
         open_folder(tmp_path)
+
+
+def test_image_files_are_relative_and_sorted_and_unreadable_folders_are_named(tmp_path, monkeypatch):
+    fill(tmp_path, "b", "a", "a/deep", count=1)
+    image(tmp_path / "beside.png")
+    image(tmp_path / ".hidden/0.png")
+    (tmp_path / "z-link").symlink_to(tmp_path / "a")
+    (tmp_path / "a/loop").symlink_to(tmp_path)
+    files = ["a/0.png", "a/deep/0.png", "b/0.png", "beside.png"]
+    assert image_files(tmp_path) == (files, [])
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    reason = "can't be read: permission denied"
+    assert image_files(tmp_path) == ([file for file in files if "deep" not in file], [("a/deep", reason)])
+    assert image_files(tmp_path / "a/deep") == ([], [("", reason)])
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path):

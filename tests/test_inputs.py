@@ -1,12 +1,14 @@
 """What `predict` accepts."""
 
-from pathlib import Path
+import os
 
 import numpy as np
 import pytest
 from conftest import colour_image
 from PIL import Image
 
+from imgclf.data.folder import open_folder
+from imgclf.data.images import BadImage
 from imgclf.errors import DataError
 from imgclf.inputs import inputs_source
 
@@ -88,16 +90,74 @@ def test_what_is_no_image(images, message):
         inputs_source(images)
 
 
-def test_a_folder_without_images(tmp_path):
-    with pytest.raises(DataError, match="holds no images"):
-        inputs_source(Path(tmp_path))
+def test_a_folder_without_images_is_one_bad_image_and_the_others_stay(photos, tmp_path):
+    empty, file = tmp_path / "empty", photos / "red" / "00.png"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("no image")
+    source = inputs_source([empty, file, f"{empty}/", empty])
+    assert [sample.ref for sample in source.samples] == [str(empty), str(file), f"{empty}/", str(empty)]
+    assert source.open(str(file)).shape == (24, 32, 3)
+    for ref in (str(empty), f"{empty}/"):
+        with pytest.raises(BadImage, match=r"empty/?: holds no images"):
+            source.open(ref)
+
+
+def test_a_folder_that_cannot_be_read_is_named(photos, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("red"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for given, named in ((photos, photos / "red"), (photos / "red", photos / "red")):
+        source = inputs_source(given)
+        assert len(source) == (41 if given == photos else 1)
+        with pytest.raises(BadImage, match="red: can't be read: permission denied"):
+            source.open(str(named))
+
+
+def test_paths_stay_as_they_were_given(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    given = ["./red/00.png", "red//00.png", "../photos/red/00.png", "", "./gone.png"]
+    assert refs(given) == given
+    names = [f"{index:02d}.png" for index in range(20)]
+    for folder, start in (
+        ("./red", "./red/"),
+        ("red/", "red/"),
+        ("red//", "red//"),
+        ("../photos/red", "../photos/red/"),
+    ):
+        assert refs(folder) == [start + name for name in names]
+    assert refs(".")[0] == "./blue/00.png"
+
+
+def test_what_a_folder_gives_is_what_training_would_take(photos):
+    for name in ("Thumbs.db", "@eaDir", "red/.ipynb_checkpoints"):
+        (photos / name).mkdir()
+        colour_image("red", 0).save(photos / name / "x.png")
+    (photos / "red" / "again").symlink_to(photos)
+    (photos / "red" / "nothing.png").symlink_to(photos / "gone")
+    colour_image("red", 0).save(photos / "red" / "plain", "PNG")
+    (photos / "red" / "README").write_text("no image")
+    assert refs(photos) == [str(photos / sample.ref) for sample in open_folder(photos).samples]
+    assert str(photos / "red" / "plain") in refs(photos)
+
+
+def test_too_many_pixels_are_a_bad_image(photos):
+    file = str(photos / "red" / "00.png")
+    assert inputs_source(file, max_pixels=24 * 32).open(file).shape == (24, 32, 3)
+    with pytest.raises(BadImage, match="more than the limit"):
+        inputs_source(file, max_pixels=24 * 32 - 1).open(file)
 
 
 def test_a_file_called_like_a_nameless_image_stays_itself(in_folder):
     Image.fromarray(np.full((4, 4), 200, np.uint8)).save(in_folder / "named.png")
     (in_folder / "named.png").rename(in_folder / "image 1")
     dark = np.zeros((4, 4, 3), np.uint8)
-    source = inputs_source(["image 1", dark])
-    first, second = (source.open(sample.ref) for sample in source.samples)
-    assert first.max() == 200
-    assert second.max() == 0
+    for images, place in ((["image 1", dark], 0), ([1 + dark, dark, "image 1"], 2)):
+        source = inputs_source(images)
+        assert source.samples[place].ref == "image 1"
+        assert source.open(source.samples[place].ref).max() == 200
+        assert source.open(source.samples[1].ref).max() == 0

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from imgclf.errors import ConfigError, UnknownName
+from imgclf.models._arch import ARCHS, Arch
 from imgclf.models.backbones import all_names, find_arch
-from imgclf.models.build import build_model, head_of
+from imgclf.models.build import build_model, empty_network, head_of
 from imgclf.specs import ModelSpec, Recipe
 
 
@@ -155,3 +156,59 @@ def test_dropout_goes_where_the_net_has_it():
 def test_a_list_of_heads_is_one_module():
     head = head_of(build_model(ModelSpec("deit_tiny_distilled_patch16_224", 3)))
     assert [layer.out_features for layer in head] == [3, 3]
+
+
+# -- empty networks
+
+
+def shapes(model):
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("lenet", (32, 40)), ("resnet18", (32, 32)), ("regnet_x_400mf", (32, 32)), ("mnasnet0_5", (32, 32))],
+)
+def test_an_empty_network_is_the_real_one_without_values(name, size):
+    spec = ModelSpec(name, 3, 3, size)
+    real = build_model(spec)
+    before = torch.get_rng_state()
+    empty = empty_network(spec)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert shapes(empty) == shapes(real)
+    assert {tensor.device.type for tensor in empty.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("lenet", (9, 9), "the smallest size that works is 16$"),
+        ("torchvision:vit_b_32", (64, 96), "square images only"),
+    ],
+)
+def test_an_empty_network_refuses_what_the_real_one_refuses(name, size, message):
+    with pytest.raises(ConfigError, match=message):
+        empty_network(ModelSpec(name, 3, 3, size))
+
+
+def test_a_size_that_does_not_work_takes_no_memory():
+    spec = ModelSpec("torchvision:alexnet", 10**9, 3, (32, 32))  # a head of 16 TB
+    with pytest.raises(ConfigError, match="the smallest size that works is 63$"):
+        empty_network(spec)
+
+
+class Undecided(nn.Module):
+    """Looks at its numbers on the way, which there are none of on the meta device."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.head = nn.Linear(spec.channels, spec.classes)
+
+    def forward(self, x):
+        mean = x.mean((2, 3))
+        return self.head(mean if mean.sum() > 0 else -mean)
+
+
+def test_a_network_that_looks_at_its_numbers_can_be_emptied():
+    ARCHS.add("undecided", Arch("undecided", Undecided, size=(8, 8), channels=3, family="own"))
+    assert shapes(empty_network(ModelSpec("undecided", 2, 3, (9, 9))))["head.weight"] == (torch.float32, (2, 3))

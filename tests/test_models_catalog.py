@@ -22,6 +22,7 @@ from imgclf.models.catalog import list_models, measure
         "vit_tiny_patch16_224",
         "alexnet",
         "squeezenet1_1",
+        "regnet_x_400mf",
     ],
 )
 def test_rows_are_what_the_networks_are(name):

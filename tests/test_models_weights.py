@@ -1,6 +1,7 @@
 """Where weights come from: caches, a stand-in hub, files, the offline package; and what happens without a network."""
 
 import http.server
+import os
 import socket
 import threading
 import time
@@ -11,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from imgclf.bundle import Manifest, save_model
 from imgclf.errors import ConfigError, MissingExtra, ModelFileError
 from imgclf.models import _fetch, offline
 from imgclf.models import weights as weights_module
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import build_model, head_of
 from imgclf.models.weights import adapt_channels, load_weights, read_state
-from imgclf.specs import ModelSpec
+from imgclf.specs import ModelSpec, Recipe
 
 LENET = ModelSpec("lenet", 4, 1, (28, 28))
 RESNET = ModelSpec("resnet18", 4, 3, (64, 64))
@@ -315,6 +317,71 @@ def test_a_proxy_is_asked_in_place_of_the_host(caches, monkeypatch):
         assert not _fetch.answers("https://huggingface.co")
 
 
+@contextmanager
+def misbehaving(handle):
+    """A loopback server whose `handle(handler)` answers every HEAD and GET; yields its address and what was asked."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(f"{self.command} {self.path}")
+            handle(self)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_only_fails_has_not_answered(caches, monkeypatch):
+    def fail(handler):
+        handler.send_response(503)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with misbehaving(fail) as (address, asked):
+        point_hub_at(monkeypatch, address)
+        used = load_weights(build_model(RESNET), RESNET, "auto")
+        assert asked == ["HEAD /"]
+        assert used.used == "none"
+        assert "127.0.0.1 does not answer within 2 s, or with a server error alone" in used.note
+
+
+@pytest.mark.parametrize("chosen", [None, 0.4])
+def test_a_hub_that_hangs_on_its_files_is_asked_once(caches, monkeypatch, chosen):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(_fetch, "METADATA_DEADLINE", 0.2)
+    if chosen is not None:
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", chosen)  # what the environment variable sets
+    release = threading.Event()
+
+    def hang(handler):
+        if handler.path == "/":
+            handler.send_response(200)
+            handler.end_headers()
+        else:
+            release.wait(10)
+
+    with misbehaving(hang) as (address, asked):
+        point_hub_at(monkeypatch, address)
+        started = time.monotonic()
+        used = load_weights(build_model(RESNET), RESNET, "auto")
+        took = time.monotonic() - started
+        release.set()
+    assert used.used == "none"
+    assert "can't be downloaded" in used.note
+    assert asked == ["HEAD /", "HEAD /timm/resnet18.a1_in1k/resolve/main/model.safetensors"]
+    assert (chosen or 0.2) <= took < 5
+
+
 def only_loopback(look_up):
     def checked(host, *args, **kwargs):
         assert host == "127.0.0.1"
@@ -402,7 +469,65 @@ def test_a_file_that_is_not_there(tmp_path):
         load_weights(build_model(LENET), LENET, str(tmp_path / "missing.pth"))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_values_that_are_no_numbers_are_refused_by_name(tmp_path, suffix, value):
+    path = tmp_path / f"weights{suffix}"
+    state = snapshot(build_model(LENET))
+    state["features.3.bias"][2] = value
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    model = build_model(LENET)
+    before = snapshot(model)
+    with pytest.raises(ModelFileError, match=r"NaN or infinite values in 'features\.3\.bias'"):
+        load_weights(model, LENET, str(path))
+    assert same(before, snapshot(model))
+
+
+def save_run(folder, spec=LENET) -> nn.Module:
+    """A folder with a model file as a run leaves it; its network."""
+    folder.mkdir(parents=True)
+    model = build_model(spec)
+    recipe = Recipe(size=spec.size, channels=spec.channels, mean=(0.5,), std=(0.5,))
+    save_model(folder, model, Manifest(spec, tuple("abcdefghij"[: spec.classes]), recipe))
+    return model
+
+
+def test_a_run_folder_stands_for_its_model_file(tmp_path, monkeypatch):
+    trained = save_run(tmp_path / "runs" / "a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights_module, "hub_file", lambda *a: pytest.fail("asked the hub"))
+    model = build_model(LENET)
+    used = load_weights(model, LENET, "runs/a")
+    assert (used.asked, used.used, used.note) == ("runs/a", "file", None)
+    assert used.source == os.path.join("runs", "a", "model.safetensors")
+    assert same(model.state_dict(), trained.state_dict())
+
+
+def test_a_folder_without_a_model_file_is_no_hub_name(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights_module, "hub_file", lambda *a: pytest.fail("asked the hub"))
+    with pytest.raises(ModelFileError, match=r"there is no file .*model\.safetensors"):
+        load_weights(build_model(LENET), LENET, "runs/a")
+
+
+def test_a_flipped_bit_in_a_saved_model_is_refused(tmp_path):
+    save_run(tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1  # the lowest bits of a weight: still a sound number
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match="can't be read as weights .*the checksum does not match"):
+        load_weights(build_model(LENET), LENET, str(path))
+
+
 # -- hub names
+
+
+def test_a_path_that_is_not_there_is_a_hub_name(caches, monkeypatch):
+    monkeypatch.chdir(caches)
+    with pytest.raises(ModelFileError, match="does not answer"):
+        load_weights(build_model(LENET), LENET, "runs/a")
 
 
 def test_a_hub_name_for_a_timm_network(caches, published):

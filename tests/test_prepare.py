@@ -126,6 +126,24 @@ def test_images_of_no_folder_come_below_their_split_and_class(tmp_path):
     }
 
 
+def test_images_that_a_csv_names_lie_in_their_class_folders(photos, tmp_path):
+    """Wherever they were: deep, in folders called otherwise, or under one name in several of them."""
+    rows = [("photos/red/00.png", "red", "train"), ("photos/blue/00.png", "red", "train")]
+    rows += [("photos/green/00.png", "red", "train"), ("photos/red/01.png", "blue", "train")]
+    rows += [("photos/blue/01.png", "blue", "valid"), (str(photos / "blue/02.png"), "blue", "test")]
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    source = open_source(tmp_path / "labels.csv")
+    prepare_folder(source, tmp_path / "out", RECIPE, "png")
+    copy = open_source(tmp_path / "out")
+    assert [sample.ref for sample in copy.samples] == [
+        *("test/blue/02.png", "train/blue/01.png", "train/red/00-2.png", "train/red/00-3.png", "train/red/00.png"),
+        "valid/blue/01.png",
+    ]
+    contents = {copy.open(sample.ref).tobytes() for sample in copy.samples}
+    assert contents == {prepare(source.open(sample.ref), RECIPE).tobytes() for sample in source.samples}
+
+
 @pytest.mark.parametrize("label", ["..", "cats/dogs", ".", "/tmp", "a\x1b/b"])
 def test_a_class_that_can_be_no_folder(tmp_path, label):
     with pytest.raises(DataError, match="can't be one; rename them") as caught:

@@ -149,13 +149,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def require_output(path: Path, suffixes: tuple[str, ...], option: str) -> None:
-    """Make sure, before any work, that a file can be written: its folder is made, and a file of another kind, which may
-    be somebody's photo, is a `ConfigError`."""
+    """Raise `ConfigError` for a file to write that is of another kind, before any work: it may be somebody's photo."""
     if path.suffix.lower() not in suffixes:
         raise ConfigError(
             f"{option} is {str(path)!r}; expected the name of a file that ends in {' or '.join(suffixes)}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def waiting(what: str) -> Status:

@@ -48,6 +48,7 @@ def predict(
 
     if csv is not None:
         console.require_output(csv, (".csv",), "--csv")
+        csv.parent.mkdir(parents=True, exist_ok=True)
     path = find_model(model)
     if model is None:
         console.say(f"model: {path}", "dim")

