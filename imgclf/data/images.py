@@ -212,10 +212,7 @@ def _accepts(name: str, prefix: bytes) -> bool:
     if name not in Image.OPEN:  # not built into this Pillow
         return False
     _, accept = Image.OPEN[name]
-    try:
-        return accept is None or accept(prefix) is True
-    except (struct.error, IndexError):  # a file shorter than the magic number
-        return False
+    return accept is None or accept(prefix.ljust(16, b"\0")) is True  # a shorter one makes some readers fail
 
 
 def _identify(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFile:
@@ -226,15 +223,14 @@ def _identify(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFi
     """
     Image.preinit()
     prefix = _peek(file, 16)
-    names = (*_BY_MAGIC, "TGA") if suffix.lower() == ".tga" else _BY_MAGIC
     reason = "not an image of a known format"
-    for name in names:
+    for name in (*_BY_MAGIC, "TGA") if suffix.lower() == ".tga" else _BY_MAGIC:
         if not _accepts(name, prefix):
             continue
         file.seek(0)
         try:
             image: ImageFile.ImageFile = Image.OPEN[name][0](file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how Pillow's readers say "not mine"
+        except (SyntaxError, IndexError, TypeError) as error:  # how Pillow's readers say "not mine"
             reason = f"damaged {name} header: {_one_line(error)}"
             continue
         _check_size(image.size, max_pixels)
@@ -351,7 +347,8 @@ def _scaled_float(raw: np.ndarray[Any, np.dtype[np.float32]]) -> Pixels:
 
 
 def _one_line(error: BaseException) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    text = "it ends too early" if struct.error in (type(error), type(error.__cause__)) else str(error)
+    return printable(" ".join(text.split())) or type(error).__name__
 
 
 @contextmanager
