@@ -1,5 +1,6 @@
 """Backbones by name: which library answers, what they prefer, and that they fit any classes, channels and sizes."""
 
+import copy
 import subprocess
 import sys
 
@@ -158,6 +159,19 @@ def test_a_list_of_heads_is_one_module():
     assert [layer.out_features for layer in head] == [3, 3]
 
 
+@pytest.mark.parametrize("name", ["mnasnet0_5", "mnasnet1_3"])
+def test_an_mnasnet_loads_tensors_alone_and_is_torchvisions(name):
+    from torchvision.models import get_model
+
+    model = build_model(ModelSpec(name, 3, 3, (64, 64))).eval()
+    original = get_model(name, num_classes=3).eval()
+    model.load_state_dict(dict(original.state_dict()))
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(image), original(image))
+        assert torch.equal(copy.deepcopy(model)(image), original(image))
+
+
 # -- empty networks
 
 
@@ -192,9 +206,16 @@ def test_an_empty_network_refuses_what_the_real_one_refuses(name, size, message)
 
 
 def test_a_size_that_does_not_work_takes_no_memory():
-    spec = ModelSpec("torchvision:alexnet", 10**9, 3, (32, 32))  # a head of 16 TB
-    with pytest.raises(ConfigError, match="the smallest size that works is 63$"):
-        empty_network(spec)
+    devices = set()
+
+    def build(spec):
+        devices.add(torch.get_default_device().type)
+        return find_arch("torchvision:alexnet").build(spec)
+
+    ARCHS.add("recorded", Arch("recorded", build, size=(224, 224), channels=3, family="own"))
+    with pytest.raises(ConfigError, match=r"the smallest size that works is 63$"):
+        empty_network(ModelSpec("recorded", 3, 3, (32, 32)))
+    assert devices == {"meta"}
 
 
 class Undecided(nn.Module):

@@ -149,7 +149,8 @@ def build_torchvision(spec: ModelSpec, name: str) -> nn.Module:
     if spec.dropout is not None:
         options["dropout"] = spec.dropout
     try:
-        model: nn.Module = get_model(name, weights=None, num_classes=spec.classes, **options)
+        build = partial(_mnasnet, name) if name.startswith("mnasnet") else partial(get_model, name, weights=None)
+        model: nn.Module = build(num_classes=spec.classes, **options)
     except TypeError as error:
         if "dropout" not in str(error):
             raise
@@ -157,6 +158,17 @@ def build_torchvision(spec: ModelSpec, name: str) -> nn.Module:
     if spec.channels != 3:
         _change_first_convolution(model, spec.channels)
     return model
+
+
+def _mnasnet(name: str, **options: Any) -> nn.Module:
+    """torchvision's, but it also loads tensors alone: the original refuses all that lack a version beside them."""
+    from torchvision.models import MNASNet
+
+    class PlainMNASNet(MNASNet):  # type: ignore[misc]  # torchvision has no types
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+            super()._load_from_state_dict(state_dict, prefix, {"version": self._version, **local_metadata}, *rest)
+
+    return PlainMNASNet(float(name.removeprefix("mnasnet").replace("_", ".")), **options)
 
 
 def _change_first_convolution(model: nn.Module, channels: int) -> None:

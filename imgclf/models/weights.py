@@ -64,8 +64,8 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsUsed
         note = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
         return WeightsUsed(weights, "hub", weights, note)
     raise ConfigError(
-        f"weights is {weights!r}; allowed: auto, pretrained, none, a file ({', '.join(FILE_SUFFIXES)}), a run folder or "
-        "a hub name like timm/resnet18.a1_in1k"
+        f"weights is {weights!r}; allowed: auto, pretrained, none, a file ({', '.join(FILE_SUFFIXES)}), a run folder "
+        "or a hub name like timm/resnet18.a1_in1k"
     )
 
 
