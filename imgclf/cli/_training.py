@@ -21,7 +21,7 @@ from imgclf.data.split import Split
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
 from imgclf.results import EpochRecord, Evaluation
-from imgclf.run import find_model, read_config, write_info
+from imgclf.run import ROOT, find_model, read_config, write_info
 from imgclf.training.callbacks import TrainState
 
 SHOWN = 5
@@ -44,7 +44,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
                     "there is nothing to train on: name a folder, a CSV file or a data set, as in `imgclf train digits`"
                 )
             classifier = Classifier(recipe=options.get("recipe"), config=changes)
-            classifier.fit(data, runs=options["runs"], name=options.get("name"), callbacks=[view])
+            classifier.fit(data, runs=options.get("runs", ROOT), name=options.get("name"), callbacks=[view])
         test = None
         interrupted = classifier.history_.ended == "interrupted"
         if classifier.split_.samples("test") and not interrupted:
@@ -55,7 +55,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
 
 
 def _resume(data: str | None, options: dict[str, Any], view: TrainView) -> Classifier:
-    allowed = {"resume", "epochs", "json", "runs"}
+    allowed = {"resume", "epochs", "json"}
     others = sorted(set(options) - allowed)
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)

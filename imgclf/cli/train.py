@@ -10,6 +10,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
 from imgclf.errors import ConfigError
+from imgclf.run import ROOT
 from imgclf.specs import (
     CLASS_WEIGHTS,
     FITS,
@@ -154,7 +155,7 @@ def train(
     keep: Annotated[
         str | None, _option(OUTPUT, f"Which epochs to keep a model file of: {_choices(KEEPS)}.", Experiment.keep)
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Where run folders are made.", rich_help_panel=OUTPUT)] = Path("runs"),
+    runs: Annotated[Path | None, _option(OUTPUT, "Where run folders are made.", ROOT)] = None,
     name: Annotated[str | None, _option(OUTPUT, "The name of the run folder; else made of data and network.")] = None,
     json: Json = False,
 ) -> None:

@@ -240,7 +240,9 @@ def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _snapshot(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    return _copy(state.model.state_dict()), copy.deepcopy(state.optimizer.state_dict())
+    is_best = bool(state.history) and state.history[-1].best  # then one copy serves both, as neither is ever changed
+    weights = state.best if is_best else _copy(state.model.state_dict())
+    return weights, copy.deepcopy(state.optimizer.state_dict())
 
 
 def _step_back(state: TrainState, good: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
