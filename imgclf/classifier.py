@@ -22,7 +22,7 @@ from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
-from imgclf.data.split import KEY_BYTES, Split, pack_contents, read_split, unpack_contents
+from imgclf.data.split import KEY_BYTES, Split, choose_samples, pack_contents, read_split, unpack_contents
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError, NotFitted
 from imgclf.inference import evaluate, predict
 from imgclf.inputs import inputs_source
@@ -32,6 +32,7 @@ from imgclf.plan import (
     Plan,
     check_experiment,
     choose_experiment,
+    labelled_source,
     make_plan,
     read_data,
     reading_options,
@@ -360,18 +361,6 @@ def changes_of(classifier: Classifier, knobs: Mapping[str, Any]) -> tuple[Mappin
     return compose, {**config, **{key: value for key, value in own.items() if value is not None}}
 
 
-def labelled_source(data: Data | None, run: Run | None) -> Source:
-    """The images to evaluate on: `data` or, without them, those that a run was trained on."""
-    if data is not None:
-        return open_source(data, strict=False)
-    values, named = read_config(run.path / CONFIG) if run is not None else ({}, None)
-    if named is None:
-        raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
-    assert run is not None
-    reading = reading_options(from_dict(Experiment, values).data)
-    return open_source(run_source(run, named), strict=False, **reading)
-
-
 def warn_of(event: str, subject: Any) -> None:
     """The callback of a `fit` without callbacks: what should not be missed, as warnings."""
     if event == "audit":
@@ -396,20 +385,3 @@ def register_builder(build: Builder) -> str:
     elif ARCHS.get(name).build is not build:
         raise ConfigError(f"an architecture called {name!r} is there already; give your function another name")
     return name
-
-
-def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:
-    """The samples of a source to evaluate on; their content decides which of them a split knows.
-
-    Without a `part` these are the ones that are not `seen` (see `pack_contents`), and only the test part where the
-    source is divided.
-    """
-    if part == "all":
-        return list(source.samples)
-    known = {(row.label, row.sha256): row.split for row in split.rows} if split is not None else {}
-    placed = [(sample, known.get((sample.label, sample.sha256), sample.split)) for sample in source.samples]
-    if part is not None:
-        return [sample for sample, place in placed if place == part]
-    divided = any(sample.split == "test" for sample in source.samples)
-    unseen = [(sample, place) for sample, place in placed if sample.sha256[: 2 * KEY_BYTES] not in seen]
-    return [sample for sample, place in unseen if place == "test" or not divided]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +12,15 @@ from torch import nn
 
 from imgclf._files import printable
 from imgclf.data.audit import audit
+from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
 from imgclf.data.split import Split, make_split
-from imgclf.errors import DataError
+from imgclf.errors import DataError, NotFitted
 from imgclf.models._arch import Arch
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights
+from imgclf.run import CONFIG, Run, read_config, run_source
 from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, from_dict, to_dict
 from imgclf.training.auto import resolve_config
 from imgclf.training.callbacks import Callback, notify
@@ -120,6 +123,18 @@ def _statistics(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 def reading_options(config: DataConfig) -> dict[str, Any]:
     """The keyword arguments of `open_source`."""
     return {"data_dir": config.data_dir, "max_pixels": config.max_pixels}
+
+
+def labelled_source(data: str | os.PathLike[str] | Source | None, run: Run | None) -> Source:
+    """The images to evaluate on: `data` or, without them, those that a run was trained on."""
+    if data is not None:
+        return open_source(data, strict=False)
+    values, named = read_config(run.path / CONFIG) if run is not None else ({}, None)
+    if named is None:
+        raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
+    assert run is not None
+    reading = reading_options(from_dict(Experiment, values).data)
+    return open_source(run_source(run, named), strict=False, **reading)
 
 
 def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> tuple[Source, Split]:

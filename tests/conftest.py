@@ -31,15 +31,19 @@ def colour_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Ima
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """A folder with 20 images in each of 3 class folders, which differ by colour."""
-    root = tmp_path / "photos"
+def save_photos(root: Path) -> Path:
+    """Make a folder with 20 images in each of 3 class folders, which differ by colour."""
     for name in COLOURS:
         (root / name).mkdir(parents=True)
         for index in range(20):
             colour_image(name, index).save(root / name / f"{index:02d}.png")
     return root
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of images, see `save_photos`."""
+    return save_photos(tmp_path / "photos")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, colour_image
+from conftest import COLOURS, colour_image, save_photos
 from PIL import Image
 from torch import nn
 
@@ -45,10 +45,7 @@ def image_file(folder, name, index, suffix="png"):
 def world(tmp_path_factory):
     """A folder with photos and a trained run, made once; tests read it, and copy it where they write."""
     root = tmp_path_factory.mktemp("world")
-    for name in COLOURS:
-        (root / "photos" / name).mkdir(parents=True)
-        for index in range(20):
-            colour_image(name, index).save(root / "photos" / name / f"{index:02d}.png")
+    save_photos(root / "photos")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMGCLF_CACHE", str(root / "cache"))
         patch.chdir(root)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS, colour_image
+from conftest import COLOURS, colour_image, save_photos
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -72,10 +72,7 @@ def _signals():
 def world(tmp_path_factory):
     """A working folder with `photos` and the run of one `imgclf train`, and what that said."""
     root = tmp_path_factory.mktemp("world")
-    for name in COLOURS:
-        (root / "photos" / name).mkdir(parents=True)
-        for index in range(20):
-            colour_image(name, index).save(root / "photos" / name / f"{index:02d}.png")
+    save_photos(root / "photos")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMGCLF_CACHE", str(root / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")

@@ -100,6 +100,23 @@ def make_split(
     return Split(tuple(replace(s, split=placed[s.ref]) for s in rows), seed, fractions, tuple(notes))
 
 
+def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:
+    """The samples of a source to evaluate on; their content decides which of them a split knows.
+
+    Without a `part` these are the ones that are not `seen` (see `pack_contents`), and only the test part where the
+    source is divided.
+    """
+    if part == "all":
+        return list(source.samples)
+    known = {(row.label, row.sha256): row.split for row in split.rows} if split is not None else {}
+    placed = [(sample, known.get((sample.label, sample.sha256), sample.split)) for sample in source.samples]
+    if part is not None:
+        return [sample for sample, place in placed if place == part]
+    divided = any(sample.split == "test" for sample in source.samples)
+    unseen = [(sample, place) for sample, place in placed if sample.sha256[: 2 * KEY_BYTES] not in seen]
+    return [sample for sample, place in unseen if place == "test" or not divided]
+
+
 def pack_contents(rows: Iterable[Sample]) -> str:
     """The contents of samples as one text: 8 bytes of each sha256, sorted, in base64; "" beyond 200,000 of them."""
     keys = sorted({bytes.fromhex(row.sha256)[:KEY_BYTES] for row in rows if row.sha256})
