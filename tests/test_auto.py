@@ -21,7 +21,7 @@ def test_what_the_user_chose_stays(pretrained, optimizer):
 def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained, images, batch_size):
     config = TrainConfig(optimizer=optimizer, batch_size=batch_size)
     found = resolve_config(config, pretrained=pretrained, images=images)
-    low, high = (4, 12) if pretrained else (10, 30)
+    low, high = (4, 8) if pretrained else (10, 30)
     assert low <= found.epochs <= high
     assert found.lr > 0
     assert found.warmup_epochs == 1, "of a cosine schedule, which is the default"

@@ -7,17 +7,17 @@ from dataclasses import replace
 from imgclf.specs import TrainConfig
 
 # Learning rates by optimizer: (from pretrained weights, from scratch).
-_LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (3e-4, 2e-3)}
+_LR = {"sgd": (0.005, 0.05), "adam": (1e-4, 1e-3), "adamw": (1e-4, 2e-3)}
 
 
 def resolve_config(config: TrainConfig, *, pretrained: bool, images: int) -> TrainConfig:
     """The config with nothing left open, for `images` training images.
 
-    Fine-tuning takes about 100 steps, 4 to 12 epochs; training from scratch about 2,000 steps, 10 to 30 epochs. A
+    Fine-tuning takes about 100 steps, 4 to 8 epochs; training from scratch about 2,000 steps, 10 to 30 epochs. A
     cosine schedule warms up for one epoch, at most a quarter of all.
     """
     tuned, scratch = _LR[config.optimizer]
-    steps, low, high = (100, 4, 12) if pretrained else (2000, 10, 30)
+    steps, low, high = (100, 4, 8) if pretrained else (2000, 10, 30)
     suited = min(max(-(-steps * config.batch_size // max(1, images)), low), high)
     epochs = config.epochs if config.epochs is not None else suited
     warmup = min(1.0, epochs / 4) if config.schedule == "cosine" else 0.0
