@@ -131,14 +131,15 @@ class Classifier:
             require_outside(Path(runs), source)
             require_free(Path(runs), name)
         callbacks = callbacks or (warn_of,)
-        source, split = read_data(source, experiment, callbacks)
+        audited, split = read_data(source, experiment, callbacks)
+        source = audited.source
         plan = make_plan(experiment, source, len(split.samples("train")), compose)
         notify(callbacks, "model", plan)
         self._learn_from(plan, source, split)
         named = None if isinstance(data, Source) else os.fspath(data)
         self.run_: Run | None = None
         if runs is not None:
-            self.run_ = start_run(Path(runs), name, self._manifest(), plan.experiment, split, named)
+            self.run_ = start_run(Path(runs), name, self._manifest(), plan.experiment, split, named, audited)
         return self._train(plan, callbacks)
 
     def resume(
@@ -157,7 +158,8 @@ class Classifier:
         experiment = replace(experiment, train=config)
         following = replace(experiment.data, split_file=str(folder.path / SPLIT))
         source = open_source(run_source(folder, data), **reading_options(experiment.data))
-        source, split = read_data(source, replace(experiment, data=following), callbacks)
+        audited, split = read_data(source, replace(experiment, data=following), callbacks)
+        source = audited.source
         require_same_data(split, read_split(folder.path / SPLIT), str(folder.path))
         recipe = from_dict(Recipe, folder.info["recipe"])
         plan = make_plan(replace(experiment, weights="none"), source, len(split.samples("train")), recipe.compose)

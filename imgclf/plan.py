@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from imgclf._files import printable
-from imgclf.data.audit import audit
+from imgclf.data.audit import Audit, audit
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
 from imgclf.data.split import Split, make_split
@@ -137,7 +137,7 @@ def labelled_source(data: str | os.PathLike[str] | Source | None, run: Run | Non
     return open_source(run_source(run, named), strict=False, **reading)
 
 
-def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> tuple[Source, Split]:
+def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> tuple[Audit, Split]:
     """Check every image of a source, and split what is usable; tells the callbacks of each step."""
     config = experiment.data
     notify(callbacks, "source", source)
@@ -153,7 +153,7 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
     if without:
         raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
     notify(callbacks, "split", split)
-    return audited.source, split
+    return audited, split
 
 
 def require_same_data(split: Split, rows: Sequence[Sample], run: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.bundle import Manifest, save_model
+from imgclf.data.audit import Audit
 from imgclf.data.split import Split, write_split
 from imgclf.run import CONFIG, EVENTS, HISTORY, SPLIT, Run, append_event, create_run, write_config, write_history
 from imgclf.specs import Experiment, to_dict
@@ -16,7 +17,13 @@ from imgclf.training.callbacks import TrainState
 
 
 def start_run(
-    root: Path, name: str | None, manifest: Manifest, experiment: Experiment, split: Split, source: str | None
+    root: Path,
+    name: str | None,
+    manifest: Manifest,
+    experiment: Experiment,
+    split: Split,
+    source: str | None,
+    audit: Audit,
 ) -> Run:
     """A new run folder with its config and split. `source` is the data as the user named them."""
     info = {
@@ -30,6 +37,9 @@ def start_run(
         "recipe": to_dict(manifest.recipe),
         "weights": dict(manifest.weights),
         "versions": dict(manifest.versions),
+        "bad": [[bad.ref, bad.reason] for bad in audit.bad],
+        "ignored": list(audit.source.ignored),
+        "findings": list(audit.findings),
     }
     run = create_run(root, name or f"{manifest.data}-{manifest.spec.arch}", info, exact=name is not None)
     write_config(run.path / CONFIG, experiment, source)

@@ -531,5 +531,6 @@ def test_the_data_folder_is_never_touched(photos, in_folder):
     classifier.evaluate()
     classifier.evaluate(photos)
     classifier.predict(photos)
+    assert classifier.run_.info["bad"] == [["red/bad.png", "not an image of a known format"]]
     Classifier().resume(classifier.run_.path, epochs=2)
     assert state_of(photos) == before

@@ -151,14 +151,14 @@ def test_what_is_not_there_is_said_before_any_image_is_read(changes, message):
 def test_reading_tells_of_each_step(photos):
     told = []
     (photos / "red" / "00.png").write_bytes(b"no image")
-    source, split = read_data(open_source(photos), LENET, [lambda event, subject: told.append((event, subject))])
+    audited, split = read_data(open_source(photos), LENET, [lambda event, subject: told.append((event, subject))])
     events = [event for event, _ in told]
     assert events[0] == "source"
     assert events[-2:] == ["audit", "split"]
     assert set(events[1:-2]) == {"audited"}
     assert [subject for event, subject in told if event == "audited"][-1] == (60, 60)
-    assert "red/00.png" not in {sample.ref for sample in source.samples}
-    assert sorted(sample.ref for sample in split.rows) == sorted(sample.ref for sample in source.samples)
+    assert "red/00.png" not in {sample.ref for sample in audited.source.samples}
+    assert sorted(sample.ref for sample in split.rows) == sorted(sample.ref for sample in audited.source.samples)
     assert all(sample.sha256 for sample in split.rows)
 
 
