@@ -22,7 +22,7 @@ from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
-from imgclf.data.split import KEY_BYTES, Split, choose_samples, pack_contents, read_split, unpack_contents
+from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError, NotFitted
 from imgclf.inference import evaluate, predict
 from imgclf.inputs import inputs_source
@@ -177,8 +177,7 @@ class Classifier:
         self.metrics_: dict[str, Evaluation] = {}
         self.manifest_: Manifest | None = None
         self.lost_: dict[str, str] = {}
-        learnt = (row.sha256 for row in split.rows if row.split in ("train", "valid"))
-        self.seen_ = frozenset(digest[: 2 * KEY_BYTES] for digest in learnt)
+        self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
 
     def _train(self, plan: Plan, callbacks: Sequence[Callback], state: dict[str, Any] | None = None) -> Classifier:
         run = self.run_

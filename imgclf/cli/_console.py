@@ -84,10 +84,10 @@ def show_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+def show_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table of a result, to stdout; columns that hold numbers stand to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    table = Table(title=Text(_lines(title)) if title else None, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for index, name in enumerate(header):
         right = bool(cells) and all(NUMERIC.fullmatch(row[index]) for row in cells)
         table.add_column(Text(printable(name), style="bold"), justify="right" if right else "left", overflow="fold")

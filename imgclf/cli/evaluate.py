@@ -64,9 +64,11 @@ def evaluate(
 
 def _say_what_was_seen(classifier: Any, samples: list[Any]) -> None:
     """Warn where the figures are about images that the model may have learnt from."""
+    from imgclf.data.split import content_key
+
     if not classifier.seen_:
         console.warn("this model does not know what it was trained on, so none of these images is left out")
-    seen = sum(sample.sha256[:16] in classifier.seen_ for sample in samples)
+    seen = sum(content_key(sample) in classifier.seen_ for sample in samples)
     if seen:
         console.warn(f"{seen:,} of these {console.plural(len(samples), 'image')} were trained or validated on")
 

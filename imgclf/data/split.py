@@ -113,7 +113,7 @@ def choose_samples(source: Source, split: Split | None, seen: frozenset[str], pa
     if part is not None:
         return [sample for sample, place in placed if place == part]
     divided = any(sample.split == "test" for sample in source.samples)
-    unseen = [(sample, place) for sample, place in placed if sample.sha256[: 2 * KEY_BYTES] not in seen]
+    unseen = [(sample, place) for sample, place in placed if content_key(sample) not in seen]
     return [sample for sample, place in unseen if place == "test" or not divided]
 
 
@@ -121,6 +121,11 @@ def pack_contents(rows: Iterable[Sample]) -> str:
     """The contents of samples as one text: 8 bytes of each sha256, sorted, in base64; "" beyond 200,000 of them."""
     keys = sorted({bytes.fromhex(row.sha256)[:KEY_BYTES] for row in rows if row.sha256})
     return base64.b64encode(b"".join(keys)).decode() if len(keys) <= MAX_PACKED else ""
+
+
+def content_key(sample: Sample) -> str:
+    """The beginning of a sample's sha256 by which `unpack_contents` knows it: 16 hex digits."""
+    return sample.sha256[: 2 * KEY_BYTES]
 
 
 def unpack_contents(text: str) -> frozenset[str]:
