@@ -28,7 +28,7 @@ def infer(
     rows, targets, done = [], [], 0
     for batch, logits in _forward(model, loader, device):
         rows.append(logits)
-        targets.append(batch.targets.numpy())
+        targets.append(batch.targets.cpu().numpy())
         done += len(logits)
         if progress is not None:
             progress(done, len(loader))

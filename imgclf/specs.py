@@ -23,10 +23,17 @@ KERNELS = ("nearest", "bilinear", "bicubic", "lanczos")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-STEPS = ("resized_crop", "random_crop", "affine", "flip", "color_jitter", "erase")
+STEPS = (
+    *("resized_crop", "random_crop", "affine", "flip", "alternating_flip", "color_jitter", "erase"),
+    *("mixup", "cutmix"),
+)
 ON_BAD = ("skip", "error")
 KEEPS = ("best", "all")
 CLASS_WEIGHTS = ("none", "balanced")
+CACHES = ("auto", "device", "ram", "disk", "jpeg", "off")
+ENGINES = ("auto", "batch", "albumentations")
+COMPILES = ("auto", "on", "off")
+TTAS = ("none", "mirror")
 DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
 MAX_CHANNELS = 64
@@ -57,6 +64,14 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ConfigError(f"size is {text!r}; allowed: N or HxW in pixels, 1 to {MAX_SIDE}, as in 224 or 64x128")
     return height, width
+
+
+def parse_duration(text: str) -> float:
+    """`"90"`, `"90s"`, `"10m"` or `"2h"` as seconds."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if not match:
+        raise ConfigError(f"a time is {text!r}; allowed: a number with s, m or h, as in 90s, 10m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
@@ -92,7 +107,8 @@ class Recipe:
     `fit` says how an image of another shape gets to `size`: `crop` covers it and cuts the centre, `pad` fits inside
     and fills up with the mean colour, `squash` changes the aspect. `crop_ratio` is the share of the resized side that
     a centre crop keeps (timm's crop_pct). `steps` augment training images only. `compose` is a user's own
-    albumentations pipeline as `A.to_dict` gives it, and takes the place of `steps`.
+    albumentations pipeline as `A.to_dict` gives it, and takes the place of `steps`. `tta` "mirror" averages the
+    logits of an image and of its mirror image.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -104,6 +120,7 @@ class Recipe:
     std: tuple[float, ...] = (0.5,)
     steps: tuple[Step, ...] = ()
     compose: Mapping[str, Any] | None = None
+    tta: str = "none"
 
     def __post_init__(self) -> None:
         _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
@@ -122,6 +139,7 @@ class Recipe:
         steps_ok = isinstance(self.steps, tuple) and all(isinstance(step, Step) for step in self.steps)
         _check(steps_ok, self, "steps", "a tuple of Step")
         _check(self.compose is None or isinstance(self.compose, Mapping), self, "compose", "named values, or none")
+        _check(self.tta in TTAS, self, "tta", ", ".join(TTAS))
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,8 @@ class TrainConfig:
     """Every choice of training. What is None is chosen from the start of the weights and the number of images.
 
     `freeze_norm` keeps the batch statistics of pretrained weights: a few small batches are no better a basis for them.
+    A `batch_size` of 0 is the largest that fits, found by a real step. `engine` says what augments: whole batches, or
+    albumentations image by image. `checkpoint_every` is in seconds.
     """
 
     epochs: int | None = None
@@ -169,12 +189,15 @@ class TrainConfig:
     drop_last: bool = False
     precision: str = "auto"
     device: str = "auto"
+    engine: str = "auto"
+    compile: str = "auto"
+    checkpoint_every: float = 60.0
     workers: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check(self.epochs is None or _is_int(self.epochs, 1, 100_000), self, "epochs", "1 to 100,000")
-        _check(_is_int(self.batch_size, 1, 1_000_000), self, "batch_size", "1 or more")
+        _check(_is_int(self.batch_size, 0, 1_000_000), self, "batch_size", "1 or more, or 0 (the largest that fits)")
         _check(self.lr is None or (_is_real(self.lr, 0, 1e3) and self.lr > 0), self, "lr", "above 0, to 1000")
         _check(self.optimizer in OPTIMIZERS, self, "optimizer", ", ".join(OPTIMIZERS))
         _check(_is_real(self.momentum, 0, 0.9999), self, "momentum", "0 to below 1")
@@ -195,6 +218,9 @@ class TrainConfig:
         _check(self.precision in PRECISIONS, self, "precision", ", ".join(PRECISIONS))
         device_ok = DEVICE_NAME.fullmatch(str(self.device)) is not None
         _check(device_ok, self, "device", "auto, cpu, cuda, cuda:N, mps")
+        _check(self.engine in ENGINES, self, "engine", ", ".join(ENGINES))
+        _check(self.compile in COMPILES, self, "compile", ", ".join(COMPILES))
+        _check(_is_real(self.checkpoint_every, 1), self, "checkpoint_every", "1 (second) or more")
         _check(self.workers is None or _is_int(self.workers, 0, 256), self, "workers", "0 to 256")
         _check(_is_int(self.seed, 0, 2**63 - 1), self, "seed", "0 to 2^63 - 1")
 
@@ -203,7 +229,8 @@ class TrainConfig:
 class DataConfig:
     """How data are read: where named sets lie, what happens to bad files, and a split file to follow.
 
-    `allow_bad` is the share (0…1) of unreadable files above which training does not begin.
+    `allow_bad` is the share (0…1) of unreadable files above which training does not begin. `cache` says where decoded
+    pixels are kept (`data/store.py`).
     """
 
     data_dir: str | None = None
@@ -211,11 +238,13 @@ class DataConfig:
     allow_bad: float = 0.05
     max_pixels: int = 100_000_000
     split_file: str | None = None
+    cache: str = "auto"
 
     def __post_init__(self) -> None:
         _check(self.on_bad in ON_BAD, self, "on_bad", ", ".join(ON_BAD))
         _check(_is_real(self.allow_bad, 0, 1), self, "allow_bad", "0 to 1")
         _check(_is_int(self.max_pixels, 1), self, "max_pixels", "1 or more")
+        _check(self.cache in CACHES, self, "cache", ", ".join(CACHES))
 
 
 @dataclass(frozen=True)
@@ -236,6 +265,7 @@ class Experiment:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augment: str | None = None
+    tta: str = "none"
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     keep: str = "best"
     data: DataConfig = field(default_factory=DataConfig)
@@ -252,6 +282,7 @@ class Experiment:
         _check(size_ok, self, "size", f"[height, width], each 1 to {MAX_SIDE}")
         ok = len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split) and self.split[0] > 0
         _check(ok and math.isclose(sum(self.split), 1, abs_tol=1e-6), self, "split", "three fractions that sum to 1")
+        _check(self.tta in TTAS, self, "tta", ", ".join(TTAS))
         _check(self.keep in KEEPS, self, "keep", ", ".join(KEEPS))
 
 

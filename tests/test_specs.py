@@ -47,13 +47,14 @@ BAD = [
     (Recipe, "std", [(0.0,) * 3, (0.5, 0.5, -1.0), (0.5, 0.5)], "one number a channel (3)"),
     (Recipe, "steps", [[Step("flip")], ("flip",)], "a tuple of Step"),
     (Recipe, "compose", ["flip"], "named values"),
+    (Recipe, "tta", ["flip"], "none, mirror"),
     (ModelSpec, "arch", ["", 3], "architecture"),
     (ModelSpec, "classes", [0, 1.5, True], "1 to 1,000,000"),
     (ModelSpec, "channels", [0], "1 to 64"),
     (ModelSpec, "size", [(0, 1)], "(height, width)"),
     (ModelSpec, "dropout", [1.0, -0.1], "0 to 0.99"),
     (TrainConfig, "epochs", [0, 1.5, 100_001], "1 to 100,000"),
-    (TrainConfig, "batch_size", [0, "32"], "1 or more"),
+    (TrainConfig, "batch_size", [-1, "32"], "1 or more"),
     (TrainConfig, "lr", [0, -1.0, math.nan, math.inf], "above 0"),
     (TrainConfig, "optimizer", ["lion"], "sgd, adam, adamw"),
     (TrainConfig, "momentum", [1.0, -0.1], "0 to below 1"),
@@ -72,14 +73,19 @@ BAD = [
     (TrainConfig, "drop_last", [0], "true or false"),
     (TrainConfig, "precision", ["fp8"], "auto, fp32, bf16, fp16"),
     (TrainConfig, "device", ["gpu", "cuda:", "cuda:x", None], "cuda:N"),
+    (TrainConfig, "engine", ["torch"], "auto, batch, albumentations"),
+    (TrainConfig, "compile", [True], "auto, on, off"),
+    (TrainConfig, "checkpoint_every", [0.5, "10m"], "1 (second)"),
     (TrainConfig, "workers", [-1, 257], "0 to 256"),
     (TrainConfig, "seed", [-1, 2**63, 0.5], "0 to 2^63 - 1"),
     (DataConfig, "on_bad", ["ignore"], "skip, error"),
     (DataConfig, "allow_bad", [-0.1, 1.1], "0 to 1"),
     (DataConfig, "max_pixels", [0], "1 or more"),
+    (DataConfig, "cache", ["gpu"], "auto, device, ram, disk, jpeg, off"),
     (Experiment, "arch", [""], "architecture"),
     (Experiment, "fit", ["stretch"], "crop, pad, squash"),
     (Experiment, "split", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0.0)], "sum to 1"),
+    (Experiment, "tta", ["flip"], "none, mirror"),
     (Experiment, "keep", ["none"], "best, all"),
 ]
 
@@ -232,7 +238,7 @@ def test_every_checked_field_is_tried_above():
     passed_on = {"weights", "dropout", "size", "channels", "mean", "std", "augment", "data", "train"}
     expected = {(kind, f.name) for kind in (Step, Recipe, ModelSpec, TrainConfig) for f in fields(kind)}
     expected |= {(Experiment, f.name) for f in fields(Experiment) if f.name not in passed_on}
-    expected |= {(DataConfig, name) for name in ("on_bad", "allow_bad", "max_pixels")}
+    expected |= {(DataConfig, name) for name in ("on_bad", "allow_bad", "max_pixels", "cache")}
     assert {(kind, name) for kind, name, _, _ in BAD} == expected
 
 

@@ -12,7 +12,10 @@ from imgclf.cli._options import Json
 from imgclf.errors import ConfigError
 from imgclf.run import ROOT
 from imgclf.specs import (
+    CACHES,
     CLASS_WEIGHTS,
+    COMPILES,
+    ENGINES,
     FITS,
     KEEPS,
     ON_BAD,
@@ -22,6 +25,7 @@ from imgclf.specs import (
     DataConfig,
     Experiment,
     TrainConfig,
+    parse_duration,
     parse_size,
     parse_split,
 )
@@ -85,10 +89,15 @@ def train(
     max_pixels: Annotated[
         int | None, _option(DATA, "The largest image, in pixels.", f"{DataConfig.max_pixels:,}")
     ] = None,
+    cache: Annotated[
+        str | None, _option(DATA, f"Where decoded images are kept: {_choices(CACHES)}.", DataConfig.cache)
+    ] = None,
     epochs: Annotated[
         int | None, _option(TRAINING, "Passes over the training images; else chosen by their number.")
     ] = None,
-    batch_size: Annotated[int | None, _option(TRAINING, "Images per step.", TrainConfig.batch_size)] = None,
+    batch_size: Annotated[
+        str | None, _option(TRAINING, "Images per step; `auto` is the most that fit.", TrainConfig.batch_size)
+    ] = None,
     lr: Annotated[
         float | None, _option(TRAINING, "Learning rate; else chosen by the optimizer and the weights.")
     ] = None,
@@ -147,11 +156,20 @@ def train(
     workers: Annotated[
         int | None, _option(TRAINING, "Threads that read images; their number changes no result.")
     ] = None,
+    engine: Annotated[
+        str | None, _option(TRAINING, f"What augments images: {_choices(ENGINES)}.", TrainConfig.engine)
+    ] = None,
+    compile_: Annotated[
+        str | None, _option(TRAINING, f"torch.compile: {_choices(COMPILES)}.", TrainConfig.compile, "--compile")
+    ] = None,
     seed: Annotated[
         int | None,
         _option(TRAINING, "Decides the split, fresh weights, the order and the augmentation.", TrainConfig.seed),
     ] = None,
     resume: Annotated[Path | None, _option(OUTPUT, "Go on with the training of this run folder.")] = None,
+    checkpoint_every: Annotated[
+        str | None, _option(OUTPUT, "Save the state within an epoch this often, as 90s or 10m.", "1m")
+    ] = None,
     keep: Annotated[
         str | None, _option(OUTPUT, f"Which epochs to keep a model file of: {_choices(KEEPS)}.", Experiment.keep)
     ] = None,
@@ -176,8 +194,14 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
 
     changes: dict[str, Any] = read_config(given["config"])[0] if "config" in given else {}
     own = _taken(given, ("arch", "weights", "channels", "fit", "augment", "dropout", "keep"))
-    reading = _taken(given, ("data_dir", "on_bad", "max_pixels"))
+    reading = _taken(given, ("data_dir", "on_bad", "max_pixels", "cache"))
     training = _taken(given, tuple(TrainConfig.__dataclass_fields__))
+    if "compile_" in given:
+        training["compile"] = given["compile_"]
+    if "batch_size" in given:
+        training["batch_size"] = _batch_size(given["batch_size"])
+    if "checkpoint_every" in given:
+        training["checkpoint_every"] = parse_duration(given["checkpoint_every"])
     if "size" in given:
         own["size"] = parse_size(given["size"])
     if "split" in given and Path(given["split"]).is_file():
@@ -198,6 +222,15 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
 
 def _taken(given: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: given[key] for key in keys if key in given}
+
+
+def _batch_size(text: str) -> int:
+    """`64` as 64, `auto` as 0."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"--batch-size is {text!r}; allowed: a number of images, or auto")
+    return int(text)
 
 
 def _share(text: str) -> float:

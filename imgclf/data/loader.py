@@ -28,12 +28,22 @@ AHEAD = 2
 UNLABELLED = -1
 
 
+class Mix(NamedTuple):
+    """Blended images: the class indices of the others, int64 (n,), and each image's own share, float32 (n,) in 0…1."""
+
+    targets: torch.Tensor
+    share: torch.Tensor
+
+
 class Batch(NamedTuple):
-    """Pixels as uint8 (n, height, width, channels), class indices as int64 (n,), positions in the loader's samples."""
+    """Pixels as uint8 (n, height, width, channels) and class indices as int64 (n,), both on the loader's device;
+    positions in the loader's samples; the images of the planned batch over all processes; what was blended."""
 
     pixels: torch.Tensor
     targets: torch.Tensor
     positions: torch.Tensor
+    whole: int
+    mix: Mix | None = None
 
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:
@@ -77,6 +87,7 @@ class Loader:
         seed: int = 0,
         workers: int | None = None,
         keep: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         index = {"": UNLABELLED, **{name: i for i, name in enumerate(classes)}}
         strangers = sorted({sample.label for sample in samples} - set(index))
@@ -86,6 +97,7 @@ class Loader:
         self.classes = tuple(classes)
         self.recipe = recipe
         self.batch_size = batch_size
+        self.device = device or torch.device("cpu")
         self.lost: dict[str, str] = {}
         self._source = source
         self._targets = [index[sample.label] for sample in samples]
@@ -121,8 +133,9 @@ class Loader:
                 yield self._collate([i for i, _ in kept], [p for _, p in kept])
 
     def _collate(self, index: list[int], pixels: list[Pixels]) -> Batch:
-        targets = torch.tensor([self._targets[i] for i in index])
-        return Batch(torch.from_numpy(np.stack(pixels)), targets, torch.tensor(index))
+        targets = torch.tensor([self._targets[i] for i in index]).to(self.device, non_blocking=True)
+        stacked = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
+        return Batch(stacked, targets, torch.tensor(index), len(index))
 
     def _rows_inline(self, batches: list[list[int]], epoch: int) -> Iterator[list[Pixels | None]]:
         for batch in batches:
