@@ -8,14 +8,17 @@ import io
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` so that a crash at any moment leaves the old file or the new one, never a part.
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write whose content gets to `path` when it is whole: a crash at any moment leaves the old or the new.
 
     A temporary file in the same folder is written, flushed to the disk and renamed, and the folder is flushed as well.
     The file's mode follows the umask.
@@ -26,17 +29,24 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path` through `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as the files are."""
     if os.name == "nt":  # Windows can't open a folder, and its rename is durable without
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from imgclf import distributed
 from imgclf._files import printable
-from imgclf.bundle import ARCH_NAME, Manifest, load_model, save_model
+from imgclf.asked import Builder, changes_of, warn_of
+from imgclf.bundle import Manifest, load_model, save_model
 from imgclf.data.audit import audit
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
-from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError, NotFitted
-from imgclf.inference import evaluate, predict
+from imgclf.errors import ConfigError, DataError, NotFitted
+from imgclf.inference import device_of, evaluate, predict
 from imgclf.inputs import inputs_source
-from imgclf.models._arch import ARCHS, Arch
 from imgclf.models.weights import WeightsUsed
 from imgclf.plan import (
     Plan,
@@ -46,6 +48,7 @@ from imgclf.run import (
     MODEL,
     SPLIT,
     Run,
+    held,
     open_run,
     read_config,
     require_free,
@@ -53,15 +56,16 @@ from imgclf.run import (
     write_config,
     write_info,
 )
-from imgclf.specs import Experiment, ModelSpec, Recipe, from_dict
+from imgclf.specs import Experiment, Recipe, from_dict
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import load_checkpoint
-from imgclf.training.device import pick_device
+from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.loop import train
-from imgclf.transforms.augment import compose_to_dict
+from imgclf.transforms.pixels import to_input
 
 Data = str | os.PathLike[str] | Source
-Builder = Callable[[ModelSpec], nn.Module]
+Loaders = tuple[Loader, Loader | None]
+FIRST_PIXELS = 5_000 * 32 * 32  # of each channel, for a network that starts from the data
 PARTS = ("all", *SPLIT_NAMES)
 
 
@@ -95,6 +99,8 @@ class Classifier:
         self.augment = augment
         self.recipe = recipe
         self.config = config
+        self.precision_ = "fp32"
+        self.run_: Run | None = None
 
     def __repr__(self) -> str:
         given = {name: value for name, value in vars(self).items() if not name.endswith("_") and value is not None}
@@ -106,7 +112,7 @@ class Classifier:
         *,
         epochs: int | None = None,
         lr: float | None = None,
-        batch_size: int | None = None,
+        batch_size: int | Literal["auto"] | None = None,
         seed: int | None = None,
         runs: str | os.PathLike[str] | None = None,
         name: str | None = None,
@@ -115,14 +121,15 @@ class Classifier:
         """Train on a folder, a CSV file, a named data set or a `Source`. Ctrl-C ends it and keeps the best weights.
 
         `runs` is the folder in which a run folder is made (called `name`, else after the data and the architecture);
-        without it nothing is written. `callbacks` are told of every step (`imgclf/training/callbacks.py`); without any,
-        bad images and missing weights are Python warnings.
+        without it nothing is written. `batch_size` "auto" is the largest that fits. `callbacks` are told of every step
+        (`imgclf/training/callbacks.py`); without any, bad images and missing weights are Python warnings.
 
         Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
         `train` raises.
         """
         knobs = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-        compose, changes = changes_of(self, knobs)
+        distributed.join()
+        compose, changes = changes_of(vars(self), knobs)
         reading = choose_experiment(self.recipe, changes).data
         source = open_source(data, **reading_options(reading))
         experiment = choose_experiment(self.recipe, changes, source.default_recipe)
@@ -130,69 +137,107 @@ class Classifier:
         if runs is not None:
             require_outside(Path(runs), source)
             require_free(Path(runs), name)
-        callbacks = callbacks or (warn_of,)
+        callbacks = (callbacks or (warn_of,)) if distributed.is_main() else ()
         audited, split = read_data(source, experiment, callbacks)
-        source = audited.source
-        plan = make_plan(experiment, source, len(split.samples("train")), compose)
-        notify(callbacks, "model", plan)
-        self._learn_from(plan, source, split)
+        plan = make_plan(experiment, audited.source, len(split.samples("train")), compose)
+        loaders = self._learn_from(plan, audited.source, split, callbacks)
         named = None if isinstance(data, Source) else os.fspath(data)
-        self.run_: Run | None = None
-        if runs is not None:
-            self.run_ = start_run(Path(runs), name, self._manifest(), plan.experiment, split, named, audited)
-        return self._train(plan, callbacks)
+        if runs is not None and distributed.is_main():
+            self.run_ = start_run(Path(runs), name, self._manifest(), self.experiment_, split, named, audited)
+            with held(self.run_):
+                return self._train(loaders, callbacks)
+        return self._train(loaders, callbacks)
 
     def resume(
         self, run: str | os.PathLike[str], *, epochs: int | None = None, callbacks: Sequence[Callback] = ()
     ) -> Classifier:
-        """Go on with the training of a run after its last whole epoch, on the same images, to `epochs` in all."""
+        """Go on with the training of a run where it stopped, on the same images, to `epochs` in all."""
+        distributed.join()
         folder = open_run(Path(run))
-        values, data = read_config(folder.path / CONFIG)
-        if data is None:
-            raise ConfigError(f"{folder.path / CONFIG} names no data: a run on a Source of your own cannot be resumed")
-        state = load_checkpoint(folder.path / CHECKPOINT)
-        experiment = from_dict(Experiment, values)
-        config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
-        if config.epochs is None or config.epochs <= state["epoch"]:
-            raise ConfigError(f"{folder.path} has finished {state['epoch']} epochs; go on to more with --epochs N")
-        experiment = replace(experiment, train=config)
-        following = replace(experiment.data, split_file=str(folder.path / SPLIT))
-        source = open_source(run_source(folder, data), **reading_options(experiment.data))
-        audited, split = read_data(source, replace(experiment, data=following), callbacks)
-        source = audited.source
-        require_same_data(split, read_split(folder.path / SPLIT), str(folder.path))
-        recipe = from_dict(Recipe, folder.info["recipe"])
-        plan = make_plan(replace(experiment, weights="none"), source, len(split.samples("train")), recipe.compose)
-        plan = replace(plan, experiment=experiment, recipe=recipe, weights=WeightsUsed(**folder.info["weights"]))
-        notify(callbacks, "model", plan)
-        self._learn_from(plan, source, split)
-        self.run_ = folder
-        write_config(folder.path / CONFIG, experiment, data)
-        return self._train(plan, callbacks, state)
+        with held(folder) if distributed.is_main() else nullcontext():
+            state = load_checkpoint(folder.path / CHECKPOINT)
+            experiment, data = self._asked_of(folder)
+            planned = experiment.train.epochs
+            config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
+            if config.epochs is None or config.epochs <= state["epoch"]:
+                raise ConfigError(f"{folder.path} has finished {state['epoch']} epochs; go on to more with --epochs N")
+            experiment = replace(experiment, train=config)
+            callbacks = callbacks if distributed.is_main() else ()
+            loaders = self._plan_as(folder, experiment, data, callbacks, weights=False)
+            if distributed.is_main():
+                extended = folder.info.get("extended", [])
+                if config.epochs != planned:
+                    write_config(folder.path / CONFIG, experiment, data)
+                    extended = [*extended, planned]
+                self.run_ = write_info(folder, status="running", pid=os.getpid(), extended=extended)
+            return self._train(loaders, callbacks, state)
 
-    def _learn_from(self, plan: Plan, source: Source, split: Split) -> None:
+    def repeat(self, run: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Classifier:
+        """Train again from the start as a run did, on the same images; nothing is written."""
+        distributed.join()
+        folder = open_run(Path(run))
+        experiment, data = self._asked_of(folder)
+        callbacks = callbacks if distributed.is_main() else ()
+        return self._train(self._plan_as(folder, experiment, data, callbacks, weights=True), callbacks)
+
+    def _asked_of(self, run: Run) -> tuple[Experiment, str]:
+        values, data = read_config(run.path / CONFIG)
+        if data is None:
+            raise ConfigError(
+                f"{run.path / CONFIG} names no data: a run on a Source of your own can't be trained again"
+            )
+        return from_dict(Experiment, values), data
+
+    def _plan_as(
+        self, run: Run, experiment: Experiment, data: str, callbacks: Sequence[Callback], *, weights: bool
+    ) -> Loaders:
+        """Get ready to train as a run did: the same images in the same places, the same pixels, the same start."""
+        following = replace(experiment.data, split_file=str(run.path / SPLIT))
+        source = open_source(run_source(run, data), **reading_options(experiment.data))
+        audited, split = read_data(source, replace(experiment, data=following), callbacks)
+        require_same_data(split, read_split(run.path / SPLIT), str(run.path))
+        recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
+        asked = experiment if weights else replace(experiment, weights="none")
+        plan = make_plan(asked, audited.source, len(split.samples("train")), recipe.compose)
+        if weights and plan.weights.source != start.source:
+            raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
+        plan = replace(plan, experiment=experiment, recipe=recipe, weights=start)
+        return self._learn_from(plan, audited.source, split, callbacks)
+
+    def _learn_from(self, plan: Plan, source: Source, split: Split, callbacks: Sequence[Callback]) -> Loaders:
+        """Take over what was planned; the loaders of training and of validation, if there are images for it."""
         self.model_, self.spec_, self.recipe_ = plan.model, plan.spec, plan.recipe
         self.classes_, self.source_, self.split_ = source.classes, source, split
         self.experiment_, self.weights_ = plan.experiment, plan.weights
+        self.run_ = None
         self.metrics_: dict[str, Evaluation] = {}
         self.manifest_: Manifest | None = None
         self.lost_: dict[str, str] = {}
         self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
+        notify(callbacks, "model", plan)
+        cache = plan.experiment.data.cache
+        loader = self._loader(source, split.samples("train"), train=True, cache=cache)
+        held_out = split.samples("valid")
+        valid = self._loader(source, held_out, cache=cache) if held_out else None
+        self.experiment_ = replace(plan.experiment, data=replace(plan.experiment.data, cache=loader.tier.name))
+        notify(callbacks, "loader", loader)
+        return loader, valid
 
-    def _train(self, plan: Plan, callbacks: Sequence[Callback], state: dict[str, Any] | None = None) -> Classifier:
-        run = self.run_
-        loader = self._loader(self.source_, self.split_.samples("train"), train=True)
-        valid_samples = self.split_.samples("valid")
-        valid = self._loader(self.source_, valid_samples) if valid_samples else None
+    def _train(
+        self, loaders: Loaders, callbacks: Sequence[Callback], state: dict[str, Any] | None = None
+    ) -> Classifier:
+        run, (loader, valid) = self.run_, loaders
+        if state is None and self.weights_.used == "none":
+            self._show_first()
         if run is not None:
-            callbacks = (Recorder(run, self._manifest(), plan.experiment.keep), *callbacks)
+            callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
         checkpoint = None if run is None else run.path / CHECKPOINT
         try:
             self.history_: History = train(
-                plan.model,
+                self.model_,
                 loader,
                 valid,
-                plan.experiment.train,
+                self.experiment_.train,
                 callbacks=callbacks,
                 checkpoint=checkpoint,
                 resume=state,
@@ -207,7 +252,7 @@ class Classifier:
                 write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
         if valid is not None:
-            self.metrics_["valid"] = evaluate(plan.model, valid)
+            self.metrics_["valid"] = evaluate(self.model_, valid)
         self.lost_ = {**loader.lost, **(valid.lost if valid is not None else {})}
         if run is not None:
             self.save(run.model)
@@ -237,8 +282,8 @@ class Classifier:
         self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
     ) -> Evaluation:
         """How good the model is on just these samples of a source."""
-        loader = self._loader(source, samples, keep=False)
-        result = evaluate(self._fitted(), loader, progress=progress)
+        loader = self._loader(source, samples, cache="off")
+        result = evaluate(self._fitted(), loader, progress=progress, precision=self._precision())
         self.lost_ = {**self.lost_, **loader.lost}
         return result
 
@@ -271,8 +316,8 @@ class Classifier:
         lists. An image that cannot be read gives a prediction with an `error`.
         """
         source = inputs_source(images)
-        loader = self._loader(source, source.samples, keep=False, batch_size=batch_size)
-        return predict(self._fitted(), loader, top=top)
+        loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
+        return predict(self._fitted(), loader, top=top, precision=self._precision())
 
     def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
         """The predictions of `predict_each`, all at once."""
@@ -291,14 +336,15 @@ class Classifier:
         save_model(path, self._fitted(), self._manifest())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str = "auto") -> Classifier:
-        """A classifier from a model file or a run folder, ready to evaluate and predict on `device`.
+    def load(cls, path: str | os.PathLike[str], *, device: str = "auto", precision: str = "fp32") -> Classifier:
+        """A classifier from a model file or a run folder, ready to evaluate and predict on `device` in `precision`.
 
         Where the file lies in its run folder, the classifier knows the split of its training too.
         """
         model, manifest = load_model(path)
         self = cls(manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
-        self.model_ = model.to(pick_device(device))
+        self.model_, self.precision_ = model.to(pick_device(device)), precision
+        self._precision()  # one that the device does not have is refused here
         self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
         self.manifest_ = manifest
         self.metrics_, self.lost_, self.run_ = {}, {}, None
@@ -318,11 +364,27 @@ class Classifier:
 
     def _loader(self, source: Source, samples: Sequence[Sample], *, train: bool = False, **options: Any) -> Loader:
         """A loader with this model's classes and pixels; the batches of training where it is known."""
+        options = {"device": device_of(self._fitted()), "shard": distributed.shard(), **options}
         if hasattr(self, "experiment_"):
             config = self.experiment_.train
-            options = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers, **options}
-        self._fitted()
+            own = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
+            options = {**own, "engine": config.engine, **options, "device": pick_device(config.device)}
         return Loader(source, samples, self.recipe_, classes=self.classes_, train=train, **options)
+
+    def _show_first(self) -> None:
+        """Give a network that has an `init_from` some training images, from all over the set, to start from."""
+        start = getattr(self.model_, "init_from", None)
+        if start is None:
+            return
+        samples = self.split_.samples("train")
+        most = max(1, FIRST_PIXELS // math.prod(self.recipe_.size))
+        loader = self._loader(self.source_, samples[:: -(-len(samples) // most)], shard=(0, 1))
+        batches = [to_input(batch.pixels, self.recipe_, torch.device("cpu")) for batch in loader.epoch()]
+        start(torch.cat(batches))
+
+    def _precision(self) -> torch.dtype:
+        """What evaluation and prediction compute in."""
+        return pick_precision(self.precision_, device_of(self._fitted()))
 
     def _manifest(self) -> Manifest:
         if self.manifest_ is not None:
@@ -342,47 +404,3 @@ class Classifier:
 def _figures(result: Evaluation) -> dict[str, Any]:
     """An evaluation without the confusion matrix, whose size grows with the square of the classes."""
     return {key: value for key, value in result.to_dict().items() if key != "confusion"}
-
-
-def changes_of(classifier: Classifier, knobs: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
-    """A user's own augmentation pipeline, if any, and all that was asked for as changes of an experiment."""
-    augment, size = classifier.augment, classifier.size
-    compose = None if augment is None or isinstance(augment, str) else compose_to_dict(augment)
-    own = {
-        "arch": register_builder(classifier.arch) if callable(classifier.arch) else classifier.arch,
-        "weights": classifier.weights,
-        "size": (size, size) if isinstance(size, int) else size,
-        "augment": augment if compose is None else None,
-    }
-    config = dict(classifier.config or {})
-    config["train"] = {
-        **config.get("train", {}),
-        **{key: value for key, value in knobs.items() if value is not None},
-    }
-    return compose, {**config, **{key: value for key, value in own.items() if value is not None}}
-
-
-def warn_of(event: str, subject: Any) -> None:
-    """The callback of a `fit` without callbacks: what should not be missed, as warnings."""
-    if event == "audit":
-        bad = [f"{printable(file.ref)}: {file.reason}" for file in subject.bad]
-        shown = "; ".join(bad[:SHOWN_PROBLEMS]) + ("; …" if len(bad) > SHOWN_PROBLEMS else "")
-        if bad:
-            warnings.warn(f"{len(bad)} images can't be read and are left out: {shown}", stacklevel=2)
-    elif event == "model" and subject.weights.note:
-        warnings.warn(subject.weights.note, stacklevel=2)
-
-
-def register_builder(build: Builder) -> str:
-    """The name under which a user's own network is known: its function's name, registered if it is new.
-
-    A model file of it can be loaded wherever the function was registered before (`imgclf.arch`, or this).
-    """
-    name = getattr(build, "__name__", type(build).__name__)
-    if not ARCH_NAME.fullmatch(name):
-        raise ConfigError(f"a network of your own needs a function with a plain name, not {name!r}")
-    if name not in ARCHS:
-        ARCHS.add(name, Arch(name, build, size=(224, 224), channels=3, family="own", summary="a network of your own"))
-    elif ARCHS.get(name).build is not build:
-        raise ConfigError(f"an architecture called {name!r} is there already; give your function another name")
-    return name

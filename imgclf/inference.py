@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from imgclf.compute import autocast, enough_threads, ran_out_of_memory, release_memory, step_flops
 from imgclf.data.loader import Batch, Loader
-from imgclf.errors import DataError
+from imgclf.errors import DataError, OutOfMemory
 from imgclf.evaluation.metrics import evaluate_logits, softmax
+from imgclf.fold import fold_batch_norms
 from imgclf.results import Evaluation, Prediction
+from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
+
+FEW = 64  # images for which to make a model faster costs more time than it saves
 
 Progress = Callable[[int, int], None]
 
 
 def infer(
-    model: nn.Module, loader: Loader, device: torch.device, progress: Progress | None = None
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    progress: Progress | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits (n, classes) and class indices (n,) of the loader's samples, in order, without those that are lost.
 
-    `progress` is told (images done, images in all). Raises `DataError` where no image at all can be read.
+    `progress` is told (images done, images in all); `precision` is the dtype of autocast. Raises `DataError` where no
+    image at all can be read, and `OutOfMemory` where a single one does not fit.
     """
     rows, targets, done = [], [], 0
-    for batch, logits in _forward(model, loader, device):
+    for batch, logits in _forward(model, loader, device, precision):
         rows.append(logits)
         targets.append(batch.targets.cpu().numpy())
         done += len(logits)
@@ -38,26 +49,39 @@ def infer(
 
 
 def evaluate(
-    model: nn.Module, loader: Loader, device: torch.device | None = None, progress: Progress | None = None
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Evaluation:
-    """How a model does on the samples of a loader. Raises `DataError` where no image can be read."""
-    logits, targets = infer(model, loader, device or device_of(model), progress)
+    """How a model does on the samples of a loader. Raises what `infer` raises."""
+    device = device or device_of(model)
+    with quick(model, loader, device) as network:
+        logits, targets = infer(network, loader, device, progress, precision)
     return evaluate_logits(logits, targets, loader.classes)
 
 
 def predict(
-    model: nn.Module, loader: Loader, *, top: int = 5, device: torch.device | None = None
+    model: nn.Module,
+    loader: Loader,
+    *,
+    top: int = 5,
+    device: torch.device | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each sample of the loader, in order; one that cannot be read carries an error.
 
-    `top` is how many classes each prediction lists, the likeliest first.
+    `top` is how many classes each prediction lists, the likeliest first. In float32 what stands beside an image in its
+    batch changes no answer.
     """
-    said = 0
-    for batch, logits in _forward(model, loader, device or device_of(model)):
-        for index, probabilities in zip(batch.positions.tolist(), softmax(logits), strict=True):
-            yield from (_failed(loader, i) for i in range(said, index))
-            yield _prediction(loader.samples[index].ref, loader.classes, probabilities.tolist(), top)
-            said = index + 1
+    device, said = device or device_of(model), 0
+    with quick(model, loader, device) as network:
+        for batch, logits in _forward(network, loader, device, precision):
+            for index, probabilities in zip(batch.positions.tolist(), softmax(logits), strict=True):
+                yield from (_failed(loader, i) for i in range(said, index))
+                yield _prediction(loader.samples[index].ref, loader.classes, probabilities.tolist(), top)
+                said = index + 1
     yield from (_failed(loader, i) for i in range(said, len(loader)))
 
 
@@ -66,17 +90,59 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _forward(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-    """Batches with their logits. In float32 always: what stands beside an image in its batch changes no answer."""
+@contextmanager
+def quick(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[nn.Module]:
+    """A model to use in the place of `model`, and as many threads as it needs: quicker where there are many images."""
+    if len(loader) < FEW:
+        yield model
+        return
+    recipe = loader.recipe
+    example = torch.zeros(1, recipe.channels, *recipe.size, device=device)
+    network = fold_batch_norms(model, example)
+    with enough_threads(step_flops(network, example, loader.batch_size)):
+        yield network
+
+
+def _forward(
+    model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype
+) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
+    """Batches with their logits; the parts in which a batch goes through the model stay as small as they had to be."""
     was_training = model.training
     model.eval()
+    most = loader.batch_size
     try:
         for batch in loader.epoch():
-            with torch.inference_mode():
-                logits = model(to_input(batch.pixels, loader.recipe, device))
-            yield batch, logits.float().cpu().numpy()
+            if not len(batch.targets):
+                continue
+            while True:
+                try:
+                    logits = _logits(model, batch.pixels, loader.recipe, device, precision, most)
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    if most == 1:
+                        raise OutOfMemory(f"{device} has too little memory for a single image") from error
+                most = (min(most, len(batch.pixels)) + 1) // 2
+                release_memory(device)
+            yield batch, logits
     finally:
         model.train(was_training)
+
+
+def _logits(
+    model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
+) -> NDArray[np.float32]:
+    with torch.inference_mode(), autocast(device, precision):
+        parts = []
+        for part in torch.split(pixels, most):
+            images = to_input(part, recipe, device)
+            logits = model(images).float()
+            if recipe.tta == "mirror":
+                logits = (logits + model(images.flip(3)).float()) / 2
+            parts.append(logits)
+        result: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return result
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:

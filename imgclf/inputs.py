@@ -13,7 +13,7 @@ from PIL import Image
 
 from imgclf.data.folder import image_files
 from imgclf.data.images import MAX_PIXELS, BadImage, image_pixels, read_image
-from imgclf.data.source import Pixels, Sample, Source
+from imgclf.data.source import AtLeast, Pixels, Sample, Source
 from imgclf.errors import DataError
 
 
@@ -34,7 +34,7 @@ class InputReader:
         self._items = items
         self._max_pixels = max_pixels
 
-    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+    def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one input; see `Reader.open`."""
         item = self._items[ref]
         if isinstance(item, NoImage):

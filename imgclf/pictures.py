@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from imgclf._files import printable
-from imgclf.data.loader import sample_seed
+from imgclf.data.images import BadImage
+from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
 from imgclf.specs import Recipe
-from imgclf.transforms.augment import Augmenter, takes_whole_image
-from imgclf.transforms.pixels import decode_size, prepare
 
 COLUMNS = 5
 ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
@@ -34,16 +33,13 @@ def sample_pixels(
     source: Source, samples: Sequence[Sample], recipe: Recipe, *, augmented: bool, seed: int = 0
 ) -> list[Pixels]:
     """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
-    augmenter = Augmenter(recipe)
-    pixels = []
-    for sample in samples:
-        image = source.open(sample.ref, decode_size(recipe))
-        if augmented:
-            start = image if takes_whole_image(recipe) else prepare(image, recipe)
-            pixels.append(augmenter(start, sample_seed(seed, 0, sample.sha256 or sample.ref)))
-        else:
-            pixels.append(prepare(image, recipe))
-    return pixels
+    loader = Loader(source, samples, recipe, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram")
+    shown: dict[int, Pixels] = {}
+    for batch in loader.epoch():
+        shown |= zip(batch.positions.tolist(), batch.pixels.numpy(), strict=True)
+    for ref, reason in loader.lost.items():
+        raise BadImage(reason, ref)
+    return [shown[position] for position in range(len(samples))]
 
 
 def save_grid(images: Sequence[Pixels], titles: Sequence[str], path: Path) -> None:

@@ -21,16 +21,19 @@ from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights
 from imgclf.run import CONFIG, Run, read_config, run_source
-from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, from_dict, to_dict
+from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config
 from imgclf.training.callbacks import Callback, notify
-from imgclf.training.device import pick_device, pick_precision
+from imgclf.training.device import pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS
+from imgclf.training.step import probe_batch_size
+from imgclf.transforms.batch import pick_engine
 from imgclf.transforms.presets import preset_steps
 
 DEFAULT_AUGMENT = "standard"
 DEFAULT_FIT = "crop"
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
+AUTO_BATCH = 0
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
 
@@ -84,9 +87,23 @@ def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapp
         experiment,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
         augment=CUSTOM if compose is not None else experiment.augment or DEFAULT_AUGMENT,
-        train=resolve_config(experiment.train, pretrained=weights.used != "none", images=images),
+        train=_settle(experiment.train, model, recipe, images, pretrained=weights.used != "none"),
     )
     return Plan(settled, spec, recipe, model, weights)
+
+
+def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, *, pretrained: bool) -> TrainConfig:
+    """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    pick_engine(recipe, config.engine)  # refuses an engine that can't run the recipe, before any step
+    if config.batch_size == AUTO_BATCH:
+        freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
+        probed = replace(config, freeze_norm=freeze)
+        size = probe_batch_size(model, (recipe.channels, *recipe.size), images, probed, device, dtype)
+        config = replace(config, batch_size=size)
+    config = replace(config, precision=precision_name(dtype))
+    return resolve_config(config, pretrained=pretrained, images=images)
 
 
 def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None) -> Recipe:
@@ -104,6 +121,7 @@ def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, An
         std=experiment.std or _statistics(arch.std, channels),
         steps=preset_steps(preset, mirror=source.mirror) if compose is None else (),
         compose=compose,
+        tta=experiment.tta,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,31 +50,59 @@ def start_run(
 
 
 class Recorder:
-    """Keeps `history.csv` and `events.jsonl` of a run up to date and, with `keep="all"`, a model file of each epoch."""
+    """Keeps `history.csv` and `events.jsonl` of a run up to date and, with `keep="all"`, a model file of each epoch.
+
+    The best model is written as often as the state of training is, and where an error ends training: in between, the
+    state holds it.
+    """
 
     def __init__(self, run: Run, manifest: Manifest, keep: str = "best") -> None:
         self._run = run
         self._manifest = manifest
         self._keep = keep
+        self._written = 0
 
     def __call__(self, event: str, subject: Any) -> None:
         """Take note of an event of training; others are none of its business."""
-        if not isinstance(subject, TrainState) or event == "step":
+        if event == "memory":
+            planned, part = subject
+            self._note(event, planned=planned, part=part)
+        elif not isinstance(subject, TrainState) or event == "step":
             return
-        values: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "epoch": subject.epoch}
-        if event == "start":
-            values |= {"device": str(subject.device), "precision": str(subject.precision).removeprefix("torch.")}
-        elif event == "epoch":
-            values |= asdict(subject.history[-1])
-            write_history(self._run.path / HISTORY, subject.history)
-            if subject.history[-1].best:  # a run that ends badly later on still leaves its best model
-                save_model(self._run.model, subject.model, self._manifest)
-            if self._keep == "all":
-                folder = self._run.path / "epochs"
-                folder.mkdir(exist_ok=True)
-                save_model(folder / f"epoch-{subject.epoch:03d}.safetensors", subject.model, self._manifest)
-        elif event == "retry":
-            values["lr_scale"] = subject.lr_scale
-        elif event == "end":
-            values["ended"] = subject.ended
-        append_event(self._run.path / EVENTS, event, **values)
+        elif event in ("checkpoint", "failed"):
+            with suppress(OSError) if event == "failed" else nullcontext():  # the first error is the one to tell
+                self._save_best(subject)
+        else:
+            self._note(event, **{"epoch": subject.epoch, **self._values(event, subject)})
+
+    def _values(self, event: str, state: TrainState) -> dict[str, Any]:
+        """What an event says, after an epoch with its files."""
+        match event:
+            case "start":
+                return {"device": str(state.device), "precision": str(state.precision).removeprefix("torch.")}
+            case "epoch":
+                write_history(self._run.path / HISTORY, state.history)
+                if self._keep == "all":
+                    folder = self._run.path / "epochs"
+                    folder.mkdir(exist_ok=True)
+                    save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, self._manifest)
+                return asdict(state.history[-1])
+            case "retry":
+                return {"lr_scale": state.lr_scale}
+            case "end":
+                return {"ended": state.ended}
+        return {}
+
+    def _note(self, event: str, **values: Any) -> None:
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        append_event(self._run.path / EVENTS, event, time=time, **values)
+
+    def _save_best(self, state: TrainState) -> None:
+        """Write the best model, unless it is there."""
+        best = state.result().best
+        if best is None or best.epoch == self._written:
+            return
+        model = copy.deepcopy(state.model)
+        model.load_state_dict(state.best)
+        save_model(self._run.model, model, self._manifest)
+        self._written = best.epoch

@@ -6,6 +6,7 @@ split.csv           who was train, valid and test
 history.csv         one row an epoch                events.jsonl   the same and more, as it happened
 run.json            number, data, versions, how it ended, the result
 checkpoint.pt       private: the state that `--resume` goes on from; may be deleted
+.lock               held by the process that trains
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT = (
     "run.json",
     "checkpoint.pt",
 )
+LOCK = ".lock"
 ROOT = Path("runs")
 
 
@@ -112,6 +115,26 @@ def open_run(path: Path) -> Run:
         raise DataError(f"{path} is no run folder: expected {INFO} in it, as `imgclf train` writes it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / INFO} cannot be read: {error}") from None
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Hold a run folder, so that no other process trains in it; `ConfigError` where one does.
+
+    The lock ends with its process, however that ends. May be taken again by who has it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run.path / LOCK, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        pid = open_run(run.path).info.get("pid", "of another machine")
+        raise ConfigError(f"{run.path} is being trained by the process {pid}; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_source(run: Run, named: str) -> str:

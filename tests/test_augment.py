@@ -17,6 +17,7 @@ from imgclf.transforms.pixels import prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (12, 16)
+ZERO = {"saturation": 0.0, "hue": 0.0}
 
 
 def image(height=12, width=16):
@@ -77,6 +78,21 @@ def test_shifts_are_crops_of_the_image_in_a_black_frame():
     seen = {Augmenter(recipe)(image(), seed).tobytes() for seed in range(30)}
     assert seen <= crops
     assert len(seen) > 10
+
+
+def test_steps_that_need_the_epoch_or_other_images_are_left_to_the_batch():
+    flip = Step("flip", {"p": 0.5})
+    blends = Step("mixup", {"alpha": 1.0, "p": 0.5}), Step("cutmix", {"alpha": 1.0, "p": 0.5})
+    with_them = Augmenter(Recipe(size=SIZE, steps=(Step("alternating_flip"), flip, *blends)))
+    without = Augmenter(Recipe(size=SIZE, steps=(flip,)))
+    assert all((with_them(image(), seed) == without(image(), seed)).all() for seed in range(8))
+    alone = Augmenter(Recipe(size=SIZE, steps=(Step("alternating_flip"), *blends)))
+    assert (alone(image(), 0) == image()).all()
+
+
+def test_a_jitter_above_one_stops_at_black():
+    recipe = Recipe(size=SIZE, steps=(Step("color_jitter", dict.fromkeys(("brightness", "contrast"), 1.5) | ZERO),))
+    assert len({Augmenter(recipe)(image(), seed).tobytes() for seed in range(8)}) > 4
 
 
 def test_a_step_with_a_parameter_that_is_none():

@@ -1,6 +1,14 @@
 """The state that training goes on from."""
 
+import itertools
+import math
+import os
 import pickle
+import resource
+import shutil
+import signal
+import time
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -8,10 +16,13 @@ import torch
 from torch import nn
 
 from imgclf.data.loader import Loader
-from imgclf.errors import DataError, ModelFileError
+from imgclf.errors import DataError, ImgclfError, ModelFileError
 from imgclf.specs import Recipe, TrainConfig
-from imgclf.training.checkpoint import FORMAT, PREVIOUS, load_checkpoint
+from imgclf.training import checkpoint, loop
+from imgclf.training.checkpoint import FORMAT, NEW, PREVIOUS, Thrift, load_checkpoint
 from imgclf.training.loop import train
+
+CALLS = 6  # fsync, rename and fsync of the new file; rename of the old and of the new; fsync of the folder
 
 
 def net():
@@ -20,7 +31,13 @@ def net():
 
 
 @pytest.fixture
-def fit(make_source, tmp_path):
+def always(monkeypatch):
+    """However little an epoch takes, the state is written after it."""
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", math.inf)
+
+
+@pytest.fixture
+def fit(make_source, tmp_path, always):
     """Trains for some epochs with a checkpoint at `tmp_path`; gives the model and its history."""
     source = make_source()
 
@@ -118,3 +135,116 @@ def test_a_finished_run_has_nothing_left_to_do(fit, tmp_path):
     again, resumed = fit(2, resume=load_checkpoint(tmp_path / "checkpoint.pt"))
     assert resumed == history
     assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_each_tensor_is_written_once(fit, tmp_path):
+    fit(1)
+    content = load_checkpoint(tmp_path / "checkpoint.pt")
+    for name, tensor in content["model"].items():
+        assert tensor.data_ptr() == content["best"][name].data_ptr() == content["good"][0][name].data_ptr()
+    moments = zip(content["optimizer"]["state"].values(), content["good"][1]["state"].values(), strict=True)
+    assert all(now[name].data_ptr() == good[name].data_ptr() for now, good in moments for name in now)
+
+
+def test_what_a_killed_process_left_is_removed(fit, tmp_path):
+    (tmp_path / f".{NEW}.0123.tmp").write_bytes(b"half")
+    fit(1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_disk_without_the_space_is_named_before_the_first_step(fit, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(
+        ImgclfError, match=r"[\d,]+ bytes are needed to train safely, 1,000 are free: make room"
+    ) as caught:
+        fit(1)
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_costs_no_state(fit, tmp_path, monkeypatch):
+    fit(2)
+    states = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(ImgclfError, match=r"checkpoint\.pt: the state of training can't be written, which takes"):
+            fit(3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == states
+
+
+def test_a_failed_call_at_any_point_leaves_a_state(fit, tmp_path, monkeypatch):
+    """Fail the k-th call to the file system while a state is written, for every k."""
+    fit(2)
+    expected = load_checkpoint(tmp_path / "checkpoint.pt")["epoch"]
+    for k in range(1, CALLS + 2):
+        calls = []
+
+        def failing(name, calls=calls, k=k):
+            call = getattr(os, name)
+
+            def fail(*args, **options):
+                calls.append(name)
+                if len(calls) == k:
+                    raise OSError(5, "Input/output error")
+                return call(*args, **options)
+
+            return fail
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "fsync"):
+                patch.setattr(os, name, failing(name))
+            fails = pytest.raises(ImgclfError, match="Input/output error")
+            with fails if k <= CALLS else nullcontext():
+                fit(1)
+        assert len(calls) == min(k, CALLS)
+        assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] in (expected, 1)
+
+
+def test_writing_takes_a_share_of_the_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
+    thrift, written = Thrift(60), []
+    while now[0] < 1000:
+        now[0] += 1.0
+        if thrift.affordable() or thrift.overdue():
+            written.append(now[0])
+            with thrift.writing():
+                now[0] += 0.1
+    assert len(written) * 0.1 <= 0.02 * now[0]
+    assert len(written) > 150
+    assert max(b - a for a, b in itertools.pairwise(written)) <= 61
+
+
+def test_slow_writing_comes_once_in_a_while(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
+    thrift, written = Thrift(60), []
+    while now[0] < 1000:
+        now[0] += 1.0
+        if thrift.affordable() or thrift.overdue():
+            written.append(now[0])
+            with thrift.writing():
+                now[0] += 10
+    assert [round(b - a) for a, b in itertools.pairwise(written)] == [70] * (len(written) - 1)
+
+
+def test_short_epochs_do_not_wait_for_the_disk(make_source, tmp_path, monkeypatch):
+    source, written = make_source(), []
+    save = checkpoint.save_checkpoint
+
+    def slow(state, path):
+        written.append(state.epoch)
+        time.sleep(0.2)
+        save(state, path)
+
+    monkeypatch.setattr(loop, "save_checkpoint", slow)
+    loader = Loader(source, source.samples, Recipe(size=(8, 8), channels=1), classes=source.classes, train=True)
+    config = TrainConfig(epochs=9, lr=0.01, device="cpu", precision="fp32")
+    loop.train(net(), loader, None, config, checkpoint=tmp_path / "checkpoint.pt")
+    assert written == [1, 9], "the first, since nothing is known of the disk yet, and the last"

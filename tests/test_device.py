@@ -5,10 +5,17 @@ import torch
 from torch import nn
 
 from imgclf.errors import ConfigError
-from imgclf.models.build import build_model
-from imgclf.specs import ModelSpec
 from imgclf.training import device as module
-from imgclf.training.device import autocast, enough_threads, pick_device, pick_precision, step_flops
+from imgclf.training.device import (
+    compiled,
+    pick_device,
+    pick_precision,
+    precision_name,
+    random_state,
+    set_random_state,
+    should_compile,
+    tuned,
+)
 
 CPU = torch.device("cpu")
 
@@ -55,40 +62,48 @@ def test_half_precision_needs_cuda():
         pick_precision("fp16", CPU)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_forward_pass_runs_in_the_precision(dtype):
-    with autocast(CPU, dtype):
-        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype is dtype
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_a_precision_has_the_name_that_a_config_gives_it(name):
+    assert precision_name(pick_precision(name, CPU)) == name
+    assert precision_name(torch.float16) == "fp16"
 
 
-def test_the_operations_of_a_step_are_counted():
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    assert step_flops(linear, torch.zeros(1, 3, 2, 2), 7) == 2 * 12 * 5 * 7
+@pytest.mark.parametrize(
+    ("kind", "flops", "compiles"), [("cuda", 1e18, True), ("cuda", 1e15, False), ("cpu", 1e20, False)]
+)
+def test_compiling_pays_on_cuda_and_for_long_runs(kind, flops, compiles):
+    device = torch.device(kind)
+    assert should_compile("auto", device, flops) is compiles
+    assert should_compile("on", device, flops) is True
+    assert should_compile("off", device, flops) is False
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_counting_leaves_the_model_as_it_was(training):
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).train(training)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = torch.get_rng_state()
-    step_flops(model, torch.ones(1, 1, 4, 4), 8)
-    assert model.training is training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
+def test_a_network_is_compiled_in_place_and_only_for_a_while():
+    model = nn.Linear(2, 2)
+    names = list(model.state_dict())
+    with compiled(model, True):
+        assert model._compiled_call_impl is not None
+        assert list(model.state_dict()) == names
+    assert model._compiled_call_impl is None
+    with compiled(model, False):
+        assert model._compiled_call_impl is None
 
 
-def test_small_steps_run_on_one_core_and_large_ones_on_all():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        lenet = build_model(ModelSpec("lenet", 10, 1, (28, 28)))
-        with enough_threads(step_flops(lenet, torch.zeros(1, 1, 28, 28), 32)):
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-        with enough_threads(1e12):
-            assert torch.get_num_threads() == 2
-        with pytest.raises(KeyboardInterrupt), enough_threads(1):
-            raise KeyboardInterrupt
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_tuning_a_cpu_changes_nothing():
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    with tuned(CPU):
+        assert (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()) == before
+
+
+def test_tuning_cuda_ends_with_the_training():
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    with tuned(torch.device("cuda")):
+        assert (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()) == (True, "high")
+    assert (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()) == before
+
+
+def test_random_numbers_go_on_from_where_they_were():
+    state = random_state(CPU)
+    first = torch.rand(3)
+    set_random_state(state, CPU)
+    assert torch.equal(torch.rand(3), first)

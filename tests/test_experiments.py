@@ -75,11 +75,34 @@ def test_only_lab10_6_augments_and_only_the_keras_version_keeps_every_epoch():
     assert [name for name, r in recipes.items() if r.keep == "all"] == ["d3-keras"]
 
 
-@pytest.mark.parametrize(("name", "valid"), [("d0", 1 / 12), ("d1", 1 / 12), ("d4", 0.2), ("lab10-6", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "valid"), [("d0", 1 / 12), ("d1", 1 / 12), ("d4", 0.2), ("lab10-6", 0.1), ("speedrun", 0.02)]
+)
 def test_what_is_not_test_is_parted_into_train_and_valid(name, valid):
     train_part, valid_part, test_part = EXPERIMENTS.get(name).split
     assert valid_part / (train_part + valid_part) == pytest.approx(valid)
     assert test_part == pytest.approx(0.15)
+
+
+def test_the_speed_recipe_has_the_rates_of_its_paper():
+    experiment = EXPERIMENTS.get("speedrun")
+    config = experiment.train
+    kilosteps = 1024 * (1 + 1 / (1 - config.momentum))  # the paper's rates are for this many images and a summed loss
+    assert config.lr == pytest.approx(11.5 / kilosteps * config.batch_size, rel=0.03)
+    assert config.lr * config.weight_decay == pytest.approx(0.0153 / kilosteps * config.batch_size, rel=0.03)
+    assert (config.optimizer, config.momentum, config.nesterov) == ("sgd", 0.85, True)
+    assert (config.schedule, config.label_smoothing, config.precision) == ("onecycle", 0.2, "auto")
+    assert (experiment.arch, experiment.weights, experiment.size) == ("speednet", "none", (32, 32))
+    assert [name for name in EXPERIMENTS.names() if EXPERIMENTS.get(name).tta == "mirror"] == ["speedrun"]
+
+
+def test_the_speed_recipe_shifts_and_flips_by_turns(make_source):
+    recipe = make_plan(EXPERIMENTS.get("speedrun"), make_source(n=2, classes=2), images=4).recipe
+    assert [(step.op, dict(step.params)) for step in recipe.steps] == [
+        ("random_crop", {"padding": 2, "border": "reflect"}),
+        ("alternating_flip", {}),
+    ]
+    assert recipe.tta == "mirror"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS.names())

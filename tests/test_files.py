@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from imgclf import _files
 from imgclf._files import (
     FORMULA_STARTS,
+    atomic_file,
     cache_folder,
     csv_plain,
     csv_safe,
@@ -61,6 +62,15 @@ def test_the_content_is_on_the_disk_before_the_name_points_to_it(tmp_path, monke
     monkeypatch.setattr(_files.os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
     write_atomic(tmp_path / "file", b"new")
     assert events[:2] == ["fsync", "replace"]
+
+
+def test_a_file_written_in_pieces_appears_when_it_is_whole(tmp_path):
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"one, ")
+        assert not (tmp_path / "file").exists()
+        file.write(b"two")
+    assert (tmp_path / "file").read_bytes() == b"one, two"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @posix

@@ -1,5 +1,7 @@
 """Evaluation and prediction go one way, and agree."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from torch import nn
 
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
-from imgclf.errors import DataError
-from imgclf.inference import evaluate, infer, predict
+from imgclf.errors import DataError, OutOfMemory
+from imgclf.evaluation.metrics import softmax
+from imgclf.inference import FEW, evaluate, infer, predict, quick
 from imgclf.models.build import build_model
 from imgclf.specs import ModelSpec, Recipe
 
@@ -115,3 +118,81 @@ def test_progress_counts_images(model, source):
     told = []
     infer(model, loader_of(source, batch_size=25), CPU, lambda done, n: told.append((done, n)))
     assert told == [(25, 60), (50, 60), (60, 60)]
+
+
+class Limited(nn.Module):
+    """Gives logits, and runs out of memory above `limit` images."""
+
+    def __init__(self, limit):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+        self.limit, self.sizes = limit, []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        if len(images) > self.limit:
+            raise MemoryError
+        return self.head(images)
+
+
+def test_batches_that_do_not_fit_go_in_parts_from_then_on(source):
+    model, loader = Limited(7), loader_of(source, batch_size=25)
+    logits, targets = infer(model, loader, CPU)
+    assert model.sizes == [25, 13, 7, 7, 7, 4, 7, 7, 7, 4, 7, 3]
+    whole, same = infer(Limited(60), loader, CPU)
+    np.testing.assert_allclose(logits, whole, atol=1e-6)
+    assert (targets == same).all()
+    predictions = list(predict(Limited(7), loader))
+    assert [p.label for p in predictions] == [source.classes[i] for i in whole.argmax(1)]
+    assert evaluate(Limited(1), loader).n == 60
+
+
+def test_an_image_that_does_not_fit_alone(source):
+    with pytest.raises(OutOfMemory, match="cpu has too little memory for a single image"):
+        evaluate(Limited(0), loader_of(source))
+
+
+def with_norms():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 3))
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_many_images_are_answered_quicker_and_the_same(source, copies):
+    model = with_norms()
+    samples = source.samples * copies
+    loader = Loader(source, samples, RECIPE, classes=source.classes, workers=0)
+    with quick(model, loader, CPU) as network:
+        assert (network is model) == (len(samples) < FEW)
+    expected = softmax(infer(model, loader, CPU)[0])
+    found = np.array([list(p.probabilities.values()) for p in predict(model, loader)])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert evaluate(model, loader).loss == pytest.approx(
+        -np.log(expected[np.arange(len(samples)), loader.targets]).mean(), abs=1e-5
+    )
+
+
+def test_half_precision_is_asked_for(source):
+    model = with_norms()
+    loader = loader_of(source)
+    exact, half = infer(model, loader, CPU)[0], infer(model, loader, CPU, precision=torch.bfloat16)[0]
+    assert half.dtype == np.float32
+    assert 0 < abs(exact - half).max() < 0.1
+    assert evaluate(model, loader).loss != evaluate(model, loader, precision=torch.bfloat16).loss
+    assert list(predict(model, loader)) != list(predict(model, loader, precision=torch.bfloat16))
+
+
+def test_an_image_and_its_mirror_image_are_averaged(model, source):
+    mirrored = Loader(source, source.samples, replace(RECIPE, tta="mirror"), classes=source.classes, workers=0)
+    flipped = nn.Sequential(Flip(), model)
+    expected = (infer(model, loader_of(source), CPU)[0] + infer(flipped, loader_of(source), CPU)[0]) / 2
+    np.testing.assert_allclose(infer(model, mirrored, CPU)[0], expected, atol=1e-5)
+
+
+class Flip(nn.Module):
+    def forward(self, images):
+        return images.flip(3)

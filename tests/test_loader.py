@@ -1,26 +1,34 @@
-"""Batches: the same for any number of workers, never a wrong image."""
+"""Batches: the same for any number of workers and wherever pixels are kept, never a wrong image."""
 
+import threading
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from imgclf.data import prefetch, tiers
+from imgclf.data.audit import audit
 from imgclf.data.images import BadImage
-from imgclf.data.loader import UNLABELLED, Loader, default_workers, epoch_order, sample_seed
+from imgclf.data.loader import UNLABELLED, Loader, epoch_order
 from imgclf.data.open import open_source
+from imgclf.data.rows import sample_seed
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import ConfigError, DataError
+from imgclf.data.store import Form
+from imgclf.errors import ConfigError, DataError, ImgclfError
 from imgclf.specs import Recipe, Step
-from imgclf.transforms.pixels import prepare
+from imgclf.transforms.pixels import decode_size, prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (8, 8)
 AUGMENTED = Recipe(size=SIZE, steps=preset_steps("strong"))
 PLAIN = Recipe(size=SIZE)
+MIXED = Recipe(size=SIZE, steps=(*preset_steps("light"), Step("mixup", {"alpha": 0.4, "p": 0.5})))
+PADDED = Recipe(size=SIZE, fit="pad", steps=preset_steps("strong"))
+EXACT = ("device", "ram", "disk")
 
 
 def loader_of(source, recipe=AUGMENTED, **options):
@@ -30,9 +38,32 @@ def loader_of(source, recipe=AUGMENTED, **options):
 
 def same(left, right):
     left, right = list(left), list(right)
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for one, other in zip(left, right, strict=True) for a, b in zip(one, other, strict=True)
-    )
+    return len(left) == len(right) and all(equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+def equal(one, other):
+    """Whether batches, or parts of them, agree bit by bit."""
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def by_position(batches):
+    return {int(i): p for batch in batches for i, p in zip(batch.positions, batch.pixels, strict=True)}
+
+
+@pytest.fixture
+def smooth(tmp_path):
+    """Photos without detail, as JPEG of several shapes, so that what decoders and kernels lose is little."""
+    rng = np.random.default_rng(1)
+    for index, (height, width) in enumerate([(150, 200), (200, 150), (160, 160), (61, 83)] * 3):
+        y, x = np.mgrid[:height, :width] / max(height, width)
+        waves = [np.sin(3 * (y * a + x * b) + c) for a, b, c in rng.uniform(-1, 1, (3, 3))]
+        folder = tmp_path / "smooth" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = (127 + 110 * np.stack(waves, 2)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.jpg", quality=95, subsampling=0)
+    return audit(open_source(tmp_path / "smooth")).source
 
 
 @pytest.fixture
@@ -40,19 +71,100 @@ def source(photos):
     return open_source(photos)
 
 
-@pytest.mark.parametrize("preset", ["strong", "light"])
-def test_the_number_of_workers_changes_no_batch(source, preset):
-    recipe = replace(AUGMENTED, steps=preset_steps(preset))
-    alone = [list(loader_of(source, recipe, workers=0).epoch(epoch)) for epoch in range(2)]
-    for workers in (1, 4):
-        loader = loader_of(source, recipe, workers=workers)
-        assert all(same(loader.epoch(epoch), alone[epoch]) for epoch in range(2))
+@pytest.mark.parametrize("recipe", [AUGMENTED, MIXED, PADDED])
+@pytest.mark.parametrize("engine", ["batch", "albumentations"])
+def test_neither_workers_nor_tiers_change_a_batch(smooth, recipe, engine):
+    first = [list(loader_of(smooth, recipe, engine=engine, workers=0, cache="ram").epoch(epoch)) for epoch in range(2)]
+    for workers, cache in ((1, "device"), (2, "ram"), (4, "disk"), (0, "disk")):
+        loader = loader_of(smooth, recipe, engine=engine, workers=workers, cache=cache)
+        assert all(same(loader.epoch(epoch), first[epoch]) for epoch in (0, 1, 0)), (workers, cache)
+    for cache in ("off", "jpeg"):
+        alone = loader_of(smooth, recipe, engine=engine, workers=0, cache=cache)
+        again = [list(alone.epoch(epoch)) for epoch in range(2)]
+        loader = loader_of(smooth, recipe, engine=engine, workers=3, cache=cache)
+        assert all(same(loader.epoch(epoch), again[epoch]) for epoch in (0, 1, 0)), cache
 
 
-@pytest.mark.parametrize("workers", [0, 4])
-def test_what_is_kept_in_memory_changes_no_batch(source, workers):
-    kept, read_again = loader_of(source, workers=workers), loader_of(source, workers=workers, keep=False)
-    assert all(same(kept.epoch(epoch), read_again.epoch(epoch)) for epoch in (0, 1, 0))
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**63 - 1), st.sampled_from(["none", "light", "standard", "shifts-flips"]), st.integers(0, 4))
+def test_any_seed_gives_the_same_batches_from_every_tier(seed, preset, workers):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 9, 8, 3), np.uint8)
+    reader = ArrayReader({"all": pixels})
+    samples = tuple(Sample(f"all/{i}", "a", sha256=reader.digest(f"all/{i}")) for i in range(10))
+    source = Source("s", ("a",), samples, reader)
+    recipe = Recipe(size=SIZE, steps=preset_steps(preset))
+    loaders = [
+        loader_of(source, recipe, seed=seed, workers=w, cache=c) for w, c in zip((0, workers, 0), EXACT, strict=True)
+    ]
+    for epoch in (0, 1):
+        first, *others = [list(loader.epoch(epoch)) for loader in loaders]
+        assert all(same(other, first) for other in others)
+
+
+@pytest.mark.parametrize("engine", ["batch", "albumentations"])
+def test_without_a_cache_the_same_is_seen_but_for_what_decoders_lose(smooth, engine):
+    recipe = Recipe(size=(64, 64), steps=preset_steps("standard"))
+    kept, decoded = (loader_of(smooth, recipe, cache=cache, engine=engine) for cache in ("ram", "off"))
+    for epoch in range(3):
+        left, right = by_position(kept.epoch(epoch)), by_position(decoded.epoch(epoch))
+        for i in range(len(smooth)):
+            assert (left[i].int() - right[i].int()).abs().float().mean() < 3.0, i
+    other = by_position(decoded.epoch(3))
+    assert np.mean([(left[i].int() - other[i].int()).abs().float().mean() for i in left]) > 10
+
+
+def test_jpeg_pixels_are_near_the_exact_ones(smooth):
+    exact, lossy = (loader_of(smooth, Recipe(size=SIZE), cache=cache) for cache in ("ram", "jpeg"))
+    for epoch in range(2):
+        left, right = by_position(exact.epoch(epoch)), by_position(lossy.epoch(epoch))
+        assert max((left[i].int() - right[i].int()).abs().max() for i in left) <= 12
+    assert any(not torch.equal(left[i], right[i]) for i in left)
+
+
+@pytest.mark.parametrize("cache", ["auto", *EXACT, "jpeg", "off"])
+@pytest.mark.parametrize("recipe", [PLAIN, PADDED, Recipe(size=(30, 20), channels=1, crop_ratio=0.8)])
+def test_evaluation_pixels_are_the_same_from_every_tier(smooth, recipe, cache):
+    loader = loader_of(smooth, recipe, train=False, cache=cache)
+    expected = np.stack([prepare(smooth.open(s.ref, decode_size(recipe)), recipe) for s in smooth.samples])
+    for _ in range(2):
+        assert (torch.cat([batch.pixels for batch in loader.epoch()]).numpy() == expected).all()
+
+
+def test_a_set_in_memory_is_stacked_once_and_never_copied_again(make_source):
+    source = make_source()
+    loader = loader_of(source, Recipe(size=SIZE, channels=1), train=False)
+    batches = list(loader.epoch())
+    memory = loader._images.memory
+    assert memory.full
+    before = memory._tensor.data_ptr()
+    batches[0].pixels.zero_()  # a batch is the caller's own
+    again = torch.cat([batch.pixels for batch in loader.epoch()]).numpy()
+    assert (again == np.stack([source.open(s.ref) for s in source.samples])).all()
+    assert memory._tensor.data_ptr() == before
+
+
+def test_parts_of_a_set_in_memory_that_lie_in_several_arrays():
+    arrays = {"x": np.full((3, 8, 8, 1), 10, np.uint8), "y": np.full((3, 8, 8, 1), 20, np.uint8)}
+    arrays["x"][:, 0, 0, 0] = arrays["y"][:, 0, 0, 0] = [0, 1, 2]
+    refs = ["y/2", "x/0", "x/2", "y/00000"]
+    source = Source("s", ("a",), tuple(Sample(ref, "a") for ref in refs), ArrayReader(arrays))
+    (batch,) = loader_of(source, Recipe(size=SIZE, channels=1), train=False).epoch()
+    assert batch.pixels[:, 0, 0, 0].tolist() == [2, 0, 2, 0]
+    assert batch.pixels[:, 1, 1, 0].tolist() == [20, 10, 10, 20]
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("train", [False, True])
+def test_the_shares_of_all_processes_are_the_whole(source, world, train):
+    whole = list(loader_of(source, PLAIN, train=train).epoch(2))
+    ranks = [list(loader_of(source, PLAIN, train=train, shard=(rank, world)).epoch(2)) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        shares = [rank[step] for rank in ranks]
+        assert {share.whole for share in shares} == {batch.whole} == {len(batch.positions)}
+        assert [int(share.positions[0]) for share in shares if len(share.positions)] == batch.positions[:world].tolist()
+        assert sorted(i for share in shares for i in share.positions.tolist()) == sorted(batch.positions.tolist())
+        assert all(len(share.pixels) == len(share.targets) == len(share.positions) for share in shares)
+    assert {len(rank) for rank in ranks} == {len(whole)}
 
 
 def test_epochs_differ_in_order_and_in_pixels(source):
@@ -117,12 +229,48 @@ def test_a_file_that_is_gone_is_left_out_and_named(photos, workers, train):
     assert loader.lost == dict.fromkeys(gone, "no such file")
 
 
-def test_a_batch_of_which_nothing_is_left_is_no_batch(photos):
+@pytest.mark.parametrize("cache", ["ram", "off", "disk"])
+def test_a_batch_of_which_nothing_is_left_comes_empty(photos, cache):
     source = open_source(photos)
     for sample in source.samples[:7]:
         (photos / sample.ref).unlink()
-    batches = list(loader_of(source, train=False, workers=0).epoch())
-    assert batches[0].positions.tolist() == list(range(7, 14))
+    for recipe, train in ((PLAIN, False), (MIXED, False)):
+        batches = list(loader_of(source, recipe, train=train, workers=0, cache=cache).epoch())
+        assert batches[0].pixels.shape == (0, 8, 8, 3)
+        assert len(batches[0].targets) == len(batches[0].positions) == 0
+        assert batches[0].whole == 7
+        assert batches[1].positions.tolist() == list(range(7, 14))
+
+
+def test_an_image_that_can_be_read_again_comes_back(photos):
+    source = open_source(photos)
+    path = photos / source.samples[4].ref
+    content = path.read_bytes()
+    path.unlink()
+    loader = loader_of(source, PLAIN, train=False)
+    assert set(by_position(loader.epoch())) == set(range(60)) - {4}
+    path.write_bytes(content)
+    assert set(by_position(loader.epoch())) == set(range(60))
+
+
+def test_a_disk_that_hangs_ends_the_run_and_names_the_file(make_source, monkeypatch):
+    awake = threading.Event()
+
+    class Hanging(ArrayReader):
+        def open(self, ref, at_least=None):
+            if ref == "all/00009":
+                awake.wait(30)
+            return super().open(ref)
+
+    source = make_source()
+    pixels = np.zeros((36, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(prefetch, "PATIENCE", 0.2)
+    loader = loader_of(replace(source, reader=Hanging({"all": pixels})), Recipe(size=SIZE, channels=1), workers=2)
+    try:
+        with pytest.raises(ImgclfError, match=r"within 0\.2 s, still reading: all/00009"):
+            list(loader.epoch())
+    finally:
+        awake.set()
 
 
 def test_a_reader_that_fails_otherwise_is_not_hidden(make_source):
@@ -145,8 +293,6 @@ def test_an_error_of_the_pipeline_is_no_lost_image(make_source):
 
 
 def test_an_epoch_that_is_given_up_ends_its_threads(source):
-    import threading
-
     batches = loader_of(source, workers=3).epoch()
     next(batches)
     batches.close()
@@ -190,9 +336,69 @@ def test_classes_that_the_model_does_not_know(make_source):
     assert caught.value.problems == ("c",)
 
 
-def test_what_lies_in_memory_needs_no_workers(source, make_source):
-    assert default_workers(make_source()) == 0
-    assert 1 <= default_workers(source) <= 8
+def test_threads_and_the_model_share_the_cores(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(prefetch, "cores", lambda: 4)
+    for intra, expected in ((1, (3, 2)), (3, (1, 2)), (4, (4, 0)), (8, (4, 0))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda intra=intra: intra)
+        assert prefetch.share_cores(cpu) == expected
+        assert prefetch.share_cores(gpu) == (4, 2)
+
+
+@pytest.mark.parametrize(("intra", "most"), [(1, 3), (2, 1)])
+def test_no_more_batches_are_read_ahead_than_the_cores_allow(make_source, monkeypatch, intra, most):
+    read = []
+
+    class Counting(ArrayReader):
+        def open(self, ref, at_least=None):
+            read.append(ref)
+            return super().open(ref)
+
+    source = replace(make_source(), reader=Counting({"all": np.zeros((36, 8, 8, 1), np.uint8)}))
+    monkeypatch.setattr(prefetch, "cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: intra)
+    batches = loader_of(source, Recipe(size=SIZE, channels=1), batch_size=4, workers=2).epoch()
+    for step in range(1, 4):
+        next(batches)
+        assert len(read) <= 4 * (step + most - 1)
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "train", "expected"),
+    [
+        *((10**9, 0, True, "ram"), (0, 10**9, True, "disk"), (0, 500_000, True, "jpeg"), (0, 1000, True, "off")),
+        *((0, 10**9, False, "disk"), (0, 500, False, "off")),
+    ],
+)
+def test_a_tier_is_chosen_by_size(smooth, monkeypatch, memory, disk, train, expected):
+    monkeypatch.setattr(tiers, "memory_budget", lambda: memory)
+    monkeypatch.setenv("IMGCLF_CACHE_BUDGET", str(disk))
+    recipe = Recipe(size=(128, 128), steps=preset_steps("strong"))
+    loader = loader_of(smooth, recipe, train=train) if train else loader_of(smooth, PLAIN, train=False)
+    assert loader.tier.name == expected
+    assert str(loader.tier).startswith(f"{expected}: 12 images, ")
+    assert loader_of(smooth, recipe, cache=expected).tier.name == expected
+
+
+def test_an_accelerator_keeps_what_it_has_room_for(make_source, monkeypatch):
+    source, recipe = make_source(), Recipe(size=SIZE, channels=1)
+    for free, expected in ((36 * 64 * 2, "device"), (36 * 64, "ram")):
+        monkeypatch.setattr(tiers, "_free_memory", lambda device, free=free: free)
+        assert loader_of(source, recipe, device=torch.device("meta")).tier.name == expected
+
+
+def test_the_size_of_whole_images_is_told_by_their_headers(smooth):
+    form = Form.of(Recipe(size=(100, 100), steps=preset_steps("strong")), train=True)
+    kept = [form.read(smooth, sample.ref) for sample in smooth.samples]
+    assert {one.shape for one in kept} == {(150, 200), (200, 150), (160, 160), (61, 83)}
+    mean = np.mean([one.pixels.nbytes for one in kept])
+    assert form.bytes_each(smooth, smooth.samples) == pytest.approx(mean, rel=0.02)
+
+
+def test_a_tier_that_is_none(make_source):
+    with pytest.raises(ConfigError, match="cache is 'gpu'; allowed: auto, device"):
+        loader_of(make_source(), cache="gpu")
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.text())
@@ -206,17 +412,27 @@ def test_the_seed_of_a_sample_is_a_function_of_seed_epoch_and_sample(seed, epoch
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 100), st.integers(0, 50))
 def test_an_order_holds_everyone_once(seed, epoch, n):
-    order = epoch_order(seed, epoch, n)
+    order = epoch_order(seed, epoch, n).tolist()
     assert sorted(order) == list(range(n))
-    assert order == epoch_order(seed, epoch, n)
+    assert order == epoch_order(seed, epoch, n).tolist()
 
 
-def test_lost_images_carry_the_reason_of_the_reader(make_source):
+@pytest.mark.parametrize("cache", ["ram", "off", "disk"])
+def test_lost_images_carry_the_reason_of_the_reader(make_source, cache):
     class Damaged(ArrayReader):
         def open(self, ref, at_least=None):
             raise BadImage("damaged PNG", ref)
 
+        def digest(self, ref):
+            return "00" * 32
+
     source = replace(make_source(), reader=Damaged({}))
-    loader = loader_of(source, workers=0)
-    assert not list(islice(loader.epoch(), 1))
+    loader = loader_of(source, workers=0, cache=cache)
+    assert {len(batch.targets) for batch in loader.epoch()} == {0}
     assert set(loader.lost.values()) == {"damaged PNG"}
+
+
+def test_crops_come_once(make_source):
+    recipe = Recipe(size=SIZE, channels=1, steps=preset_steps("strong")[:1] * 2)
+    with pytest.raises(ConfigError, match="2 steps are 'resized_crop'"):
+        list(loader_of(make_source(), recipe).epoch())

@@ -1,5 +1,7 @@
 """The front door of data."""
 
+import tarfile
+
 import pytest
 from PIL import Image
 
@@ -55,3 +57,24 @@ def test_errors_say_what_was_looked_for(photos, tmp_path):
         open_source("./nowhere")
     with pytest.raises(DataError, match="a file where a folder is needed"):
         open_source(photos / "a/0.png")
+
+
+def test_tar_shards(photos, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(photos, ".")
+    source = open_source(tmp_path / "a.tar", max_pixels=10, strict=False)
+    assert source.counts() == {"a": 2, "b": 2}
+    with pytest.raises(BadImage, match="megapixels"):
+        source.open("a.tar/a/0.png")
+    told = []
+    assert len(open_source(f"{tmp_path}/{{a..a}}.tar", progress=lambda *state: told.append(state))) == 4
+    assert told == [(1, 1)]
+    with pytest.raises(DataError, match="expected tar shards"):
+        open_source("nowhere-{00..01}.tar")
+
+
+def test_class_folders_that_hold_tars_are_a_folder(photos):
+    (photos / "backup.tar").write_bytes(b"")
+    source = open_source(photos)
+    assert source.classes == ("a", "b")
+    assert any("backup.tar" in passed for passed in source.ignored)

@@ -42,6 +42,24 @@ def test_sgd_has_the_momentum_of_the_config():
         assert (group["momentum"], group["nesterov"]) == (0.5, True)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weights_may_join_later(momentum):
+    """What was frozen at first has its first step as if it were the first of all."""
+    model, fresh = net(), net()
+    fresh.load_state_dict(model.state_dict())
+    config = TrainConfig(optimizer="sgd", momentum=momentum, weight_decay=0.0)
+    optimizer = make_optimizer(model, config, 0.1)
+    model[3](torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    model[0](torch.ones(1, 1, 4, 4)).sum().backward()
+    optimizer.step()
+    plain = torch.optim.SGD(fresh.parameters(), lr=0.1, momentum=momentum)
+    fresh[0](torch.ones(1, 1, 4, 4)).sum().backward()
+    plain.step()
+    torch.testing.assert_close(model[0].weight, fresh[0].weight)
+
+
 def test_a_model_without_matrices_has_one_group():
     assert len(make_optimizer(nn.BatchNorm2d(3), TrainConfig(), 0.1).param_groups) == 1
 

@@ -1,17 +1,31 @@
 """Images written out: resized copies and single samples."""
 
 import csv
+import gc
+import json
 import os
+import sys
+import tarfile
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import webdataset
 from conftest import colour_image
 from PIL import Image
+from typer.testing import CliRunner
 
+from imgclf.cli import app
+from imgclf.cli.prepare import SHARD_SIZE
+from imgclf.data import shards
+from imgclf.data.audit import audit
+from imgclf.data.images import read_image
 from imgclf.data.open import open_source
-from imgclf.data.prepare import prepare_folder, save_samples, write_image
+from imgclf.data.prepare import ShardSize, parse_shard_size, prepare_folder, prepare_shards, save_samples, write_image
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import DataError
+from imgclf.data.split import make_split
+from imgclf.errors import ConfigError, DataError, MissingExtra
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import prepare
 
@@ -179,3 +193,152 @@ def test_a_grey_image_stays_grey(tmp_path):
     image = Image.open(tmp_path / "new" / "grey.png")
     assert image.mode == "L"
     assert (np.asarray(image) == pixels[..., 0]).all()
+
+
+def contents(source):
+    """The images of a source by their content, with class, split and group."""
+    return sorted((sample.sha256, sample.label, sample.split, sample.group) for sample in audit(source).source.samples)
+
+
+def test_shards_hold_the_same_images_classes_and_split(photos, tmp_path, monkeypatch):
+    before, told = tree(photos), []
+    source = audit(open_source(photos)).source
+    n = prepare_shards(
+        source, tmp_path / "new" / "50% out", size=ShardSize(images=25), progress=lambda *s: told.append(s)
+    )
+    assert n == 60
+    assert told == [(i, 60) for i in range(1, 61)]
+    assert tree(photos) == before
+    folder = tmp_path / "new" / "50% out"
+    stems = [f"shard-00000{i}{suffix}" for i in range(3) for suffix in (".index.json", ".tar")]
+    assert sorted(os.listdir(folder)) == ["classes.json", *stems]
+    assert os.listdir(tmp_path / "new") == ["50% out"]
+    monkeypatch.setattr(shards, "index_tar", None)  # the indices are enough
+    copy = open_source(folder)
+    assert copy.classes == source.classes
+    assert contents(copy) == contents(source)
+    assert make_split(audit(copy).source).digest == make_split(source).digest
+    assert {len({s.label for s in copy.samples[i : i + 25]}) for i in (0, 25)} == {3}  # in no order of classes
+
+
+def test_the_webdataset_library_reads_what_is_written(tmp_path):
+    for index, name in enumerate(("red", "blue")):
+        for i in range(3):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            colour_image(name, 10 * index + i).save(tmp_path / "data" / name / f"a photo.{i}.jpg")
+    source = audit(open_source(tmp_path / "data")).source
+    prepare_shards(source, tmp_path / "out", size=ShardSize(images=4))
+    urls = f"{tmp_path}/out/shard-{{000000..000001}}.tar"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # that library leaves its files open
+        raw = list(webdataset.WebDataset(urls, shardshuffle=False).to_tuple("__key__", "jpg", "cls"))
+        decoded = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("jpg", "cls"))
+        gc.collect()
+    assert [key for key, _, _ in raw] == [f"{i:09d}" for i in range(6)]
+    assert {data for _, data, _ in raw} == {path.read_bytes() for path in (tmp_path / "data").rglob("*.jpg")}
+    copy = open_source(tmp_path / "out")
+    for (image, number), sample in zip(decoded, copy.samples, strict=True):
+        assert source.classes[number] == sample.label
+        assert (np.asarray(image) == copy.open(sample.ref)).all()
+
+
+def test_splits_and_groups_go_into_shards(tmp_path, make_source):
+    source = make_source(12)
+    splits = ["train", "valid", "test", "train"]
+    source = source.with_samples(
+        replace(sample, split=splits[i // 9], group=f"g{i // 2}") for i, sample in enumerate(source.samples)
+    )
+    prepare_shards(source, tmp_path / "out")
+    names = [f"{split}-000000.tar" for split in ("test", "train", "valid")]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == names
+    copy = open_source(tmp_path / "out")
+
+    def described(source):
+        return sorted((s.label, s.split, s.group, source.open(s.ref).tobytes()) for s in source.samples)
+
+    assert described(copy) == described(source)  # of arrays the PNG gives the same pixels
+
+
+def test_other_formats_become_png_and_sizes_are_made(tmp_path):
+    for kind in ("bmp", "jpg", "webp", "png"):
+        for i in range(2):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            colour_image("red", i).save(tmp_path / "data" / kind / f"{i}.{kind}")
+    (tmp_path / "data" / "jpg" / "0.jpg").rename(tmp_path / "data" / "jpg" / "0.png")  # content decides
+    source = audit(open_source(tmp_path / "data")).source
+    prepare_shards(source, tmp_path / "out")
+    copy = open_source(tmp_path / "out")
+    kinds = {sample.label: os.path.splitext(sample.ref)[1] for sample in copy.samples}
+    assert kinds == {"bmp": ".png", "jpg": ".jpg", "webp": ".webp", "png": ".png"}
+    pixels = {(s.label, copy.open(s.ref).tobytes()) for s in copy.samples}
+    assert pixels == {(s.label, source.open(s.ref).tobytes()) for s in source.samples}
+    prepare_shards(copy, tmp_path / "small", RECIPE, "png")
+    small = open_source(tmp_path / "small")
+    expected = {prepare(source.open(s.ref), RECIPE).tobytes() for s in source.samples}
+    assert {small.open(sample.ref).tobytes() for sample in small.samples} == expected
+
+
+def test_a_shard_ends_where_it_is_full(photos, tmp_path):
+    source = audit(open_source(photos)).source
+    prepare_shards(source, tmp_path / "out", size=parse_shard_size("20KB"))
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "out").glob("*.tar"))]
+    assert len(sizes) > 5
+    assert all(20_000 < size < 50_000 for size in sizes[:-1])
+    assert parse_shard_size("1gb") == ShardSize(1e9, float("inf"))
+    assert parse_shard_size("500").images == 500
+    assert parse_shard_size(SHARD_SIZE) == ShardSize()
+    for wrong in ("", "0", "0MB", "1TB", "-1", "1.5GB", "²"):
+        with pytest.raises(ConfigError, match="the size of a shard is"):
+            parse_shard_size(wrong)
+
+
+def test_shards_are_whole_or_not_there(photos, tmp_path):
+    source = audit(open_source(photos)).source
+    for out, problem in ((photos / "out", "never written to"), (tmp_path, "is there already")):
+        with pytest.raises(DataError, match=problem):
+            prepare_shards(source, out)
+    path = photos / source.samples[-1].ref
+    path.write_bytes(path.read_bytes()[:-40])  # it became unreadable meanwhile
+    with pytest.raises(DataError, match=r"shard-000000\.tar: 59 of 60 images can be read back") as caught:
+        prepare_shards(source, tmp_path / "out")
+    assert len(caught.value.problems) == 1
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+def test_shards_need_the_extra(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(MissingExtra, match="webdataset"):
+        prepare_shards(open_source(photos), tmp_path / "out")
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+def test_the_same_data_give_the_same_shards(photos, tmp_path):
+    for name in ("one", "two"):
+        prepare_shards(audit(open_source(photos)).source, tmp_path / name)
+    assert [p.read_bytes() for p in sorted((tmp_path / "one").iterdir())] == [
+        p.read_bytes() for p in sorted((tmp_path / "two").iterdir())
+    ]
+
+
+def test_the_command_writes_shards(photos, tmp_path):
+    (photos / "red" / "00.png").write_bytes(b"no image")
+    result = CliRunner().invoke(app, ["prepare", str(photos), str(tmp_path / "out"), "--shards", "--shard-size", "30"])
+    assert result.exit_code == 1
+    assert result.stdout == f"59 images in 2 shards in {tmp_path}/out\n"
+    assert "red/00.png" in result.stderr
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        name = tar.getnames()[1]
+        assert read_image(tar.extractfile(name).read()).shape == (24, 32, 3)
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["blue", "green", "red"]
+    args = ["prepare", str(tmp_path / "out"), str(tmp_path / "small"), "--shards", "--size", "8"]
+    assert CliRunner().invoke(app, args).stdout == f"59 images of 8×8 in 1 shard in {tmp_path}/small\n"
+    args = ["prepare", str(tmp_path / "out"), str(tmp_path / "folder"), "--size", "8"]
+    assert CliRunner().invoke(app, args).stdout == f"59 images of 8×8 in {tmp_path}/folder\n"
+    assert open_source(tmp_path / "folder").counts() == {"blue": 20, "green": 20, "red": 19}
+    for options, problem in (
+        (["--shard-size", "5"], "only with --shards"),
+        (["--shards", "--shard-size", "x"], "a shard"),
+    ):
+        result = CliRunner().invoke(app, ["prepare", str(photos), str(tmp_path / "new"), *options])
+        assert result.exit_code == 2
+        assert problem in result.stderr

@@ -50,9 +50,17 @@ def test_what_would_change_a_label_is_left_out(name):
     assert not {"flip", "resized_crop"} & {step.op for step in preset_steps(name, mirror=False)}
 
 
-@pytest.mark.parametrize("name", ["light", "standard", "strong", "shifts-flips"])
+@pytest.mark.parametrize("name", ["light", "standard", "strong", "shifts-flips", "mix"])
 def test_photos_are_mirrored(name):
     assert "flip" in {step.op for step in preset_steps(name)}
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_mix_is_strong_and_blends_every_image_in_one_of_two_ways(mirror):
+    steps = preset_steps("mix", mirror=mirror)
+    assert steps[:-2] == preset_steps("strong", mirror=mirror)
+    assert [step.op for step in steps[-2:]] == ["mixup", "cutmix"]
+    assert sum(step.params["p"] for step in steps[-2:]) == 1
 
 
 def test_an_unknown_preset_is_answered_with_the_one_that_was_meant():

@@ -10,6 +10,7 @@ from imgclf.bundle import load_model
 from imgclf.classifier import Classifier
 from imgclf.data.split import read_split
 from imgclf.run import open_run, read_config
+from imgclf.training import checkpoint
 
 CONFIG = {"train": {"precision": "fp32", "device": "cpu"}}
 
@@ -105,3 +106,56 @@ def test_a_run_of_a_callback_that_fails_keeps_what_was_recorded(photos, in_folde
     (folder,) = (in_folder / "runs").iterdir()
     assert [event["event"] for event in events(open_run(folder))] == ["start", "epoch", "epoch"]
     assert (folder / "checkpoint.pt").is_file()
+
+
+def test_a_killed_run_has_the_best_model_of_its_last_state(photos, in_folder, monkeypatch):
+    """However often the state is written, the model file beside it is the best one of that moment."""
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
+    seen = []
+
+    def look(event, state):
+        if event == "epoch":
+            (folder,) = (in_folder / "runs").iterdir()
+            saved = load_model(folder)[0].state_dict()
+            seen.append(all(torch.equal(saved[name], tensor) for name, tensor in state.best.items()))
+
+    fit(photos, in_folder, callbacks=[look])
+    assert seen == [True] * 3
+
+
+def test_a_run_that_fails_leaves_its_best_model(photos, in_folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", 0.0)
+    best = []
+
+    def fail(event, state):
+        if event == "epoch" and state.epoch == 2:
+            best.append({name: tensor.clone() for name, tensor in state.best.items()})
+            raise RuntimeError("a callback of one's own")
+
+    with pytest.raises(RuntimeError, match="of one's own"):
+        fit(photos, in_folder, callbacks=[fail])
+    (folder,) = (in_folder / "runs").iterdir()
+    saved = load_model(folder)[0].state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in best[0].items())
+
+
+def test_a_batch_that_was_cut_is_recorded(photos, in_folder):
+    told = []
+
+    def starve(event, subject):
+        if event == "model":
+            forward = subject.model.forward
+
+            def limited(images):
+                if subject.model.training and len(images) > 8:
+                    raise MemoryError
+                return forward(images)
+
+            subject.model.forward = limited
+        elif event == "memory":
+            told.append(subject)
+
+    classifier = fit(photos, in_folder, callbacks=[starve], epochs=1)
+    assert told == [(16, 8)]
+    (event,) = [event for event in events(classifier.run_) if event["event"] == "memory"]
+    assert (event["planned"], event["part"]) == (16, 8)

@@ -1,53 +1,112 @@
-"""Pixels that are decoded once."""
+"""Pixels that are decoded once and stay in memory."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf.data.store import Store, memory_budget
-from imgclf.errors import DataError
+from imgclf.data.pixelcache import Kept
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.data.store import Dense, Form, Ragged, memory_budget
+from imgclf.specs import Recipe
+from imgclf.transforms.crop import kept_side
+from imgclf.transforms.pixels import prepare
+from imgclf.transforms.presets import preset_steps
+
+SQUARE = Recipe(size=(8, 8), channels=1)
+CROPS = Recipe(size=(8, 8), steps=preset_steps("standard"))
 
 
-def counting(reads, size=10):
-    def read(index):
-        reads.append(index)
-        return np.full((1, size, 1), index, np.uint8)
-
-    return read
+class Files(ArrayReader):
+    """Reads as a folder does: one image at a time."""
 
 
-@given(st.lists(st.integers(0, 5), max_size=30), st.integers(0, 70))
-def test_what_is_kept_changes_nothing_but_how_often_is_read(wanted, budget):
-    reads = []
-    store = Store(counting(reads), 6, budget)
-    for index in wanted:
-        assert (store(index) == index).all()
-    kept = [index for index in range(6) if store.holds(index)]
-    assert len(kept) == min(budget // 10, len(set(wanted)))
-    assert all(reads.count(index) == 1 for index in kept)
-    assert all(reads.count(index) == wanted.count(index) for index in range(6) if index not in kept)
+def source_of(shape=(10, 8, 8, 1), reader=ArrayReader):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    samples = tuple(Sample(f"all/{i}", "a") for i in range(len(pixels)))
+    return Source("s", ("a",), samples, reader({"all": pixels}))
 
 
-def test_without_a_budget_a_share_of_the_memory_is_taken():
-    assert memory_budget() > 2**20
-    reads = []
-    store = Store(counting(reads), 2)
-    store(0), store(0)
-    assert reads == [0]
+@given(st.lists(st.lists(st.integers(0, 9), unique=True), max_size=6))
+def test_what_is_filled_comes_back_and_the_rest_is_missing(batches):
+    source = source_of(reader=Files)
+    dense = Dense(source, source.samples, Form(SQUARE, whole=False))
+    filled = set()
+    for batch in batches:
+        index = np.array(batch, np.int64)
+        assert set(dense.missing(index).tolist()) == set(batch) - filled
+        for i in dense.missing(index).tolist():
+            assert dense.row(i) is None
+            dense.put(i, source.open(f"all/{i}"))
+        filled |= set(batch)
+        found = dense.select(torch.from_numpy(dense.present(index)))
+        assert found.tolist() == [source.open(f"all/{i}").tolist() for i in batch]
+    dense.settle(torch.device("cpu"))
+    assert dense.full == (len(filled) == 10)
 
 
-def test_an_image_that_fails_is_tried_again():
-    answers = iter([DataError("gone"), np.zeros((1, 1, 1), np.uint8)])
+@pytest.mark.parametrize(
+    ("recipe", "reader", "at_once"),
+    [
+        (SQUARE, ArrayReader, True),
+        (SQUARE, Files, False),
+        (Recipe(size=(8, 8), channels=3), ArrayReader, False),
+        (Recipe(size=(9, 8), channels=1), ArrayReader, False),
+        (Recipe(size=(8, 8), channels=1, crop_ratio=0.5), ArrayReader, False),
+    ],
+)
+def test_only_what_needs_no_change_is_taken_at_once(recipe, reader, at_once):
+    source, form = source_of(reader=reader), Form(recipe, whole=False)
+    dense = Dense(source, source.samples, form)
+    assert dense.full == at_once
+    for i, sample in enumerate(source.samples):
+        if not at_once:
+            dense.put(i, form.read(source, sample.ref).pixels)
+        kept = dense.row(i)
+        assert (kept.pixels == prepare(source.open(sample.ref), recipe)).all()
+        assert kept.shape == recipe.size
 
-    def read(index):
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
-    store = Store(read, 1)
-    with pytest.raises(DataError, match="gone"):
-        store(0)
-    assert not store.holds(0)
-    assert store(0).shape == (1, 1, 1)
+def test_a_stacked_set_is_not_the_one_it_comes_from():
+    source = source_of()
+    dense = Dense(source, source.samples, Form(SQUARE, whole=False))
+    dense.put(0, np.zeros((8, 8, 1), np.uint8))
+    assert source.open("all/0").any()
+
+
+def test_whole_images_keep_their_ratio_and_know_their_size():
+    source = source_of((2, 40, 61, 3))
+    form = Form.of(CROPS, train=True)
+    kept = form.read(source, "all/1")
+    assert form.whole
+    assert min(kept.pixels.shape[:2]) == kept_side(CROPS)
+    assert kept.shape == (40, 61)
+    ragged = Ragged(2)
+    ragged.put(1, kept)
+    assert ragged.row(0) is None
+    assert ragged.row(1) is kept
+    assert form.bytes_each(source, source.samples) == pytest.approx(kept.pixels.nbytes, rel=0.05)
+
+
+@pytest.mark.parametrize("recipe", [SQUARE, CROPS, Recipe(steps=preset_steps("standard"), fit="pad")])
+def test_evaluation_starts_from_prepared_pixels(recipe):
+    assert not Form.of(recipe, train=False).whole
+    assert Form.of(recipe, train=True).whole == (recipe is CROPS)
+
+
+def test_settings_tell_pixels_apart():
+    recipes = [
+        *(SQUARE, Recipe(size=(9, 8), channels=1), Recipe(size=(8, 8)), Recipe(size=(8, 8), fit="squash")),
+        *(Recipe(size=(8, 8), kernel="bicubic"), Recipe(size=(8, 8), crop_ratio=0.9), Recipe(size=(8, 8), fit="pad")),
+        Recipe(size=(8, 8), fit="pad", mean=(0.1,)),
+    ]
+    forms = [*(Form(recipe, whole=False) for recipe in recipes), Form(CROPS, whole=True)]
+    assert len({str(form.settings()) for form in forms}) == len(forms)
+    same = Recipe(size=(8, 8), mean=(0.1,), steps=preset_steps("light"))
+    assert Form(same, whole=False).settings() == Form(Recipe(size=(8, 8)), whole=False).settings()
+
+
+def test_a_loader_takes_a_share_of_the_memory():
+    assert 2**20 < memory_budget() < 2**44
+    assert Kept(np.zeros((1, 1, 1), np.uint8), (1, 1)).shape == (1, 1)

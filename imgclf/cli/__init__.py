@@ -11,10 +11,13 @@ from typing import Annotated
 import typer
 
 from imgclf.cli._console import guarded
+from imgclf.cli.benchmark import benchmark
+from imgclf.cli.cache import cache
 from imgclf.cli.evaluate import evaluate
 from imgclf.cli.models import models
 from imgclf.cli.predict import predict
 from imgclf.cli.prepare import prepare
+from imgclf.cli.reproduce import reproduce
 from imgclf.cli.show import show
 from imgclf.cli.train import train
 
@@ -26,8 +29,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, models, show, prepare):
-    app.command(no_args_is_help=command in (predict, show, prepare))(guarded(command))
+for command in (train, evaluate, predict, models, show, prepare, benchmark, reproduce):
+    app.command(no_args_is_help=command in (predict, show, prepare, benchmark, reproduce))(guarded(command))
+app.add_typer(cache, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ Model = Annotated[
     str | None,
     typer.Option(help="A model file or a run folder; without it the newest run under ./runs.", show_default=False),
 ]
+Precision = Annotated[str, typer.Option(help="Numbers to compute in: fp32, bf16 or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 DataDir = Annotated[
     str | None,

@@ -15,6 +15,8 @@ from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
 from imgclf.cli._results import show_evaluation
 from imgclf.data.audit import Audit
+from imgclf.data.folder import FileReader
+from imgclf.data.loader import Loader
 from imgclf.data.prepare import save_samples
 from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
@@ -111,7 +113,7 @@ def _example(classifier: Classifier) -> Path | None:
     assert classifier.run_ is not None
     split, source = classifier.split_, classifier.source_
     held_out = split.samples("test") or split.samples("valid") or split.samples("train")
-    if not source.location:
+    if not isinstance(source.reader, FileReader):
         return save_samples(source, held_out, classifier.run_.path / "samples")
     folder = Path(source.location)
     paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in held_out)
@@ -149,6 +151,10 @@ class TrainView:
         show = getattr(self, f"_on_{event}", None)
         if show is not None:
             show(subject)
+
+    def waiting(self, what: str) -> None:
+        """A sign of life while something without steps goes on."""
+        self.progress.update(self._task, description=what, total=None, note="", visible=True)
 
     def evaluating(self, done: int, n: int) -> None:
         """Progress of the test."""
@@ -199,6 +205,15 @@ class TrainView:
         epochs, augment = console.plural(config.epochs or 0, "epoch"), plan.experiment.augment
         steps = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
         console.say(f"train: {epochs}, {steps}, augmentation {augment}, seed {config.seed}")
+
+    def _on_loader(self, loader: Loader) -> None:
+        console.say(f"cache: {loader.tier}")
+
+    def _on_memory(self, parts: tuple[int, int]) -> None:
+        planned, micro = parts
+        console.warn(
+            f"too little memory for the whole batch: {planned} → {-(-planned // micro)} × {micro}, same gradient"
+        )
 
     def _on_start(self, state: TrainState) -> None:
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import DataDir, Device, Json, Model
+from imgclf.cli._options import DataDir, Device, Json, Model, Precision
 
 
 def evaluate(
@@ -26,6 +26,7 @@ def evaluate(
     ] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     json: Json = False,
 ) -> None:
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
@@ -39,7 +40,7 @@ def evaluate(
     with console.waiting("loading"):
         from imgclf.classifier import Classifier
 
-        classifier = Classifier.load(path, device=device)
+        classifier = Classifier.load(path, device=device, precision=precision)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
     if data is not None:

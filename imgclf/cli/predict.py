@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import Device, Json, Model
+from imgclf.cli._options import Device, Json, Model, Precision
 from imgclf.specs import DataConfig
 
 COLUMNS = ("path", "label", "confidence")
@@ -41,6 +41,7 @@ def predict(
         ),
     ] = DataConfig.max_pixels,
     device: Device = "auto",
+    precision: Precision = "fp32",
 ) -> None:
     """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
     from imgclf._files import csv_text, write_text
@@ -57,7 +58,7 @@ def predict(
         from imgclf.classifier import Classifier
         from imgclf.inputs import inputs_source
 
-        classifier = Classifier.load(path, device=device)
+        classifier = Classifier.load(path, device=device, precision=precision)
     source = inputs_source(paths, max_pixels=max_pixels)
     rows: list[list[object]] = []
     row_of = _table_row if csv is None else partial(_csv_row, top=top)

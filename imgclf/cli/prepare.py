@@ -1,4 +1,4 @@
-"""`imgclf prepare`: a resized copy of a data set."""
+"""`imgclf prepare`: a resized copy of a data set, or tar shards of it."""
 
 from __future__ import annotations
 
@@ -10,32 +10,58 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir
 
+SIZE = "224"
+SHARD_SIZE = "256MB"
+
 
 def prepare(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A folder, a CSV file or a named data set.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DATA", help="A folder, a CSV file, tar shards or a named data set.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.", show_default=False)],
-    size: Annotated[str, typer.Option(help="N or HxW in pixels, as 64x128.")] = "224",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help=f"N or HxW in pixels, as 64x128; with --shards the files stay as they are. "
+            f"[dim]\\[default: {SIZE}][/dim]",
+            show_default=False,
+        ),
+    ] = None,
     fit: Annotated[str, typer.Option(help="crop, pad or squash to that size.")] = "squash",
-    kind: Annotated[str, typer.Option("--format", help="jpg (quality 95) or png.")] = "jpg",
+    kind: Annotated[str, typer.Option("--format", help="jpg (quality 95) or png, at that size.")] = "jpg",
+    shards: Annotated[bool, typer.Option("--shards", help="Write tar shards of WebDataset.")] = False,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How large a shard gets: 100MB, 1GB, or a number of images. [dim]\\[default: {SHARD_SIZE}][/dim]",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write every readable image, resized, into a new folder with the same classes; the data stay as they are.
 
+    With --shards they become tar files, for sets that are too large for so many files, or lie far away.
     Images that can't be read are named and left out, and the command then ends with 1.
     """
     from imgclf._files import printable
     from imgclf.data.audit import audit
     from imgclf.data.open import open_source
-    from imgclf.data.prepare import FORMATS, prepare_folder
+    from imgclf.data.prepare import FORMATS, parse_shard_size, prepare_folder, prepare_shards
     from imgclf.errors import ConfigError, DataError
     from imgclf.specs import Recipe, parse_size
 
     if kind not in FORMATS:
         raise ConfigError(f"--format is {kind!r}; allowed: {', '.join(FORMATS)}")
-    recipe = Recipe(size=parse_size(size), fit=fit, mean=(1.0,), kernel="bicubic")
-    source = open_source(data, data_dir=data_dir, strict=False)
+    if shard_size is not None and not shards:
+        raise ConfigError("--shard-size counts only with --shards")
+    limit = parse_shard_size(shard_size or SHARD_SIZE)
+    recipe = Recipe(size=parse_size(size or SIZE), fit=fit, mean=(1.0,), kernel="bicubic")
+    with console.progress("reading shards") as progress:
+        source = open_source(data, data_dir=data_dir, strict=False, progress=progress)
     with console.progress("checking images") as progress:
         audited = audit(source, strict=False, allow_bad=1.0, progress=progress)
     reasons = [f"{bad.ref}: {bad.reason}" for bad in audited.bad]
@@ -44,8 +70,14 @@ def prepare(
     if reasons:
         console.warn(f"{console.plural(len(reasons), 'image')} can't be read and will be left out:")
         console.say_list(reasons)
-    with console.progress("resizing") as progress:
-        count = prepare_folder(audited.source, out, recipe, kind, progress)
-    console.show(f"{console.plural(count, 'image')} of {recipe.size[0]}×{recipe.size[1]} in {out}")
+    with console.progress("writing" if shards else "resizing") as progress:
+        if shards:
+            resized = recipe if size is not None else None
+            count = prepare_shards(audited.source, out, resized, kind, limit, progress)
+        else:
+            count = prepare_folder(audited.source, out, recipe, kind, progress)
+    of = f" of {recipe.size[0]}×{recipe.size[1]}" if size is not None or not shards else ""
+    where = f"{console.plural(len(list(out.glob('*.tar'))), 'shard')} in {out}" if shards else str(out)
+    console.show(f"{console.plural(count, 'image')}{of} in {where}")
     if reasons:
         raise typer.Exit(1)

@@ -30,7 +30,9 @@ def show(
     n: Annotated[int, typer.Option("-n", min=1, max=200, help="How many images.")] = 20,
     arch: Annotated[str | None, typer.Option(help="Whose size and pixels; see train.", show_default=False)] = None,
     recipe: Annotated[str | None, typer.Option(help="Whose augmentation; see train.", show_default=False)] = None,
-    augment: Annotated[str | None, typer.Option(help="none, light, standard or strong.", show_default=False)] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="none, light, standard, strong or mix.", show_default=False)
+    ] = None,
     size: Annotated[str | None, typer.Option(help="N or HxW in pixels.", show_default=False)] = None,
     fit: Annotated[str | None, typer.Option(help="crop, pad or squash.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice and the augmentation.")] = 0,

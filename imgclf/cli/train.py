@@ -49,7 +49,7 @@ def train(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="A folder with one folder per class, a CSV file, or digits, mnist, fashion-mnist, cifar10.",
+            help="A folder with a folder per class, a CSV file, tar shards, or digits, mnist, fashion-mnist, cifar10.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,7 @@ def train(
     ] = None,
     fit: Annotated[str | None, _option(MODEL, f"How images get to that size: {_choices(FITS)}.", "crop")] = None,
     augment: Annotated[
-        str | None, _option(MODEL, "Changes to training images: none, light, standard or strong.", "standard")
+        str | None, _option(MODEL, "Changes to training images: none, light, standard, strong or mix.", "standard")
     ] = None,
     dropout: Annotated[
         float | None, _option(MODEL, "The share of units left out in training, where the network has any drop-out.")
@@ -185,10 +185,10 @@ def train(
     with console.waiting("loading"):
         from imgclf.cli._training import run_training
 
-    run_training(data, _changes(given), given)
+    run_training(data, changes_of(given), given)
 
 
-def _changes(given: dict[str, Any]) -> dict[str, Any]:
+def changes_of(given: dict[str, Any]) -> dict[str, Any]:
     """The options as changes of an `Experiment`, over those of the config file."""
     from imgclf.run import read_config
 

@@ -19,7 +19,9 @@ import PIL
 from imgclf._files import cache_folder, printable, write_atomic
 from imgclf.data.folder import FileReader
 from imgclf.data.images import BadImage, check_image, open_regular
+from imgclf.data.shards import ShardReader
 from imgclf.data.source import Sample, Source
+from imgclf.data.tarindex import Entry
 from imgclf.errors import DataError
 
 ALLOW_BAD = 0.05
@@ -84,8 +86,10 @@ def audit(
 
     Files that can't be decoded are left out (`on_bad="skip"`) or end it (`"error"`); more than the share `allow_bad`
     (0…1) of them ends it either way, and so does, when `strict`, a class that is left with fewer than 2 images. What
-    was found is remembered in the user's cache folder by path, size, time and inode; the data folder is only read.
-    `progress` is called with the number of images done and of all. Raises `DataError`.
+    was found is remembered in the user's cache folder by path, size, time and inode; the data folder is only read. Of
+    tar shards the index tells it all. `progress` is called with the number of images done and of all.
+
+    Raises `DataError`.
     """
     if on_bad not in ("skip", "error"):
         raise ValueError(f"on_bad is {on_bad!r}; allowed: skip, error")
@@ -102,6 +106,8 @@ def audit(
 
 def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -> list[_Fact]:
     reader = source.reader
+    if isinstance(reader, ShardReader):
+        return [_indexed(reader.entry(sample.ref)) for sample in source.samples]
     if not isinstance(reader, FileReader):
         return [_Fact(sha256=reader.digest(sample.ref)) for sample in source.samples]
     cache = _cache_path(reader)
@@ -121,6 +127,11 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     if any(known.get(ref) != fact for ref, fact in now.items()):
         _write_cache(cache, {**known, **now})
     return facts
+
+
+def _indexed(entry: Entry) -> _Fact:
+    """What the pass over a tar found out about an image."""
+    return _Fact((0, 0, 0), entry.sha256, entry.reason, entry.format, entry.height, entry.width)
 
 
 def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:

@@ -11,7 +11,7 @@ from hashlib import file_digest
 
 from imgclf._files import printable
 from imgclf.data.images import MAX_PIXELS, file_kind, has_image_magic, is_image_name, open_regular, read_image
-from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
+from imgclf.data.source import SPLIT_NAMES, AtLeast, Pixels, Sample, Source
 from imgclf.errors import DataError
 
 SPLIT_WORDS = {
@@ -43,7 +43,7 @@ class FileReader:
         """The file behind `ref`."""
         return os.path.join(self.root, ref)
 
-    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+    def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image as uint8 (height, width, 1 or 3). Raises `BadImage`."""
         return read_image(self.path(ref), at_least=at_least, max_pixels=self.max_pixels)
 

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from imgclf._files import printable
-from imgclf.data.source import Pixels
+from imgclf.data.decode import SWAPS_SIDES, Jpeg, decode_jpeg, find_jpeg, to_uint8, upright
+from imgclf.data.source import AtLeast, Pixels, Sides
 from imgclf.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -52,9 +52,7 @@ _SUFFIXES = frozenset(f".{extension}" for extensions in _EXTENSIONS.values() for
 _BY_MAGIC = tuple(name for name in _EXTENSIONS if name != "TGA")
 # Too short a magic number to tell an image among files that do not even have an extension.
 _WEAK_MAGIC = ("PPM", "DIB", "PCX", "XBM")
-_SWAPS_SIDES = (5, 6, 7, 8)
 _CHECK_SIDE = 32
-_BAND = 256
 
 
 class BadImage(DataError):
@@ -95,7 +93,7 @@ def has_image_magic(path: str | os.PathLike[str]) -> bool:
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes, *, at_least: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes, *, at_least: AtLeast = None, max_pixels: int = MAX_PIXELS
 ) -> Pixels:
     """The pixels of an image file, or of its bytes, as uint8 of shape (height, width, channels).
 
@@ -109,7 +107,8 @@ def read_image(
       0 … 255; values that are not finite count as 0.
 
     `at_least` (height, width) as displayed lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither
-    side falls below it. More than `max_pixels` are refused from the header. Raises `BadImage`.
+    side falls below it; a function is given the (height, width) of the JPEG, from its header, and answers with what is
+    needed of it. More than `max_pixels` are refused from the header. Raises `BadImage`.
     """
     if isinstance(source, bytes):
         return _read(BytesIO(source), "", at_least, max_pixels)
@@ -123,10 +122,10 @@ def read_image(
 
 def image_pixels(image: Image.Image) -> Pixels:
     """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`."""
-    with _as_bad_image():
+    with _quiet_pillow(), _as_bad_image():
         image.load()
         orientation = _orientation(image) if isinstance(image, ImageFile.ImageFile) else 1
-        return _upright(_to_uint8(image), orientation)
+        return upright(to_uint8(image), orientation)
 
 
 def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_PIXELS) -> ImageFacts:
@@ -136,13 +135,13 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
     its content.
     """
     file = BytesIO(data) if isinstance(data, bytes) else data
-    with _as_bad_image():
+    with _quiet_pillow(), _as_bad_image():
         image = _opened(file, suffix, max_pixels)
         width, height = image.size
         mode, kind = image.mode, _format(image)
         orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
-        _to_uint8(image.crop((0, 0, 1, 1)))  # whether these pixels can be converted does not depend on how many
-    if orientation in _SWAPS_SIDES:
+        to_uint8(image.crop((0, 0, 1, 1)))  # whether these pixels can be converted does not depend on how many
+    if orientation in SWAPS_SIDES:
         width, height = height, width
     return ImageFacts(width, height, mode, kind)
 
@@ -182,11 +181,48 @@ def _require_regular(mode: int) -> None:
         raise BadImage(f"{file_kind(mode)}, not a regular file")
 
 
-def _read(file: BinaryIO, path: str, at_least: tuple[int, int] | None, max_pixels: int) -> Pixels:
+def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int) -> Pixels:
     with _as_bad_image():
-        image = _opened(file, os.path.splitext(path)[1], max_pixels)
-        orientation = _decode(image, at_least, max_pixels)
-        return _upright(_to_uint8(image), orientation)
+        jpeg = find_jpeg(file)
+    if jpeg is not None:
+        file = BytesIO(jpeg.data)
+        pixels = _read_jpeg(jpeg, at_least, max_pixels)
+        if pixels is not None:
+            return pixels
+    with _quiet_pillow():
+        with _as_bad_image():
+            image = _opened(file, os.path.splitext(path)[1], max_pixels)
+        needed = None
+        if _format(image) == "JPEG":
+            needed = _as_stored((image.height, image.width), _orientation(image), at_least)
+        with _as_bad_image():
+            orientation = _decode(image, needed, max_pixels)
+            return upright(to_uint8(image), orientation)
+
+
+def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:
+    """The pixels without Pillow, or None where there is damage, which Pillow is to judge.
+
+    Only where the header could turn the image, or could be refused, does Pillow read the header too.
+    """
+    _check_size((jpeg.width, jpeg.height), max_pixels)
+    orientation = 1
+    if not jpeg.bare:
+        with _quiet_pillow(), _as_bad_image():
+            orientation = _orientation(_opened(BytesIO(jpeg.data), "", max_pixels))
+    pixels = decode_jpeg(jpeg, _as_stored((jpeg.height, jpeg.width), orientation, at_least))
+    return None if pixels is None else upright(pixels, orientation)
+
+
+def _as_stored(sides: Sides, orientation: int, at_least: AtLeast) -> Sides | None:
+    """What is needed at least of the (height, width) in a file, before its orientation is applied."""
+    turned = orientation in SWAPS_SIDES
+    needed = at_least(_swapped(sides) if turned else sides) if callable(at_least) else at_least
+    return _swapped(needed) if needed is not None and turned else needed
+
+
+def _swapped(sides: Sides) -> Sides:
+    return sides[1], sides[0]
 
 
 def _opened(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFile:
@@ -245,15 +281,14 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise BadImage(f"{width}×{height} are {found:.4g} megapixels, more than the limit of {limit:g} (--max-pixels)")
 
 
-def _decode(image: ImageFile.ImageFile, at_least: tuple[int, int] | None, max_pixels: int) -> int:
+def _decode(image: ImageFile.ImageFile, needed: Sides | None, max_pixels: int) -> int:
     """Decode in place, and say which orientation is still to be applied.
 
-    Only a JPEG is asked for its orientation before it is decoded: a PNG would be decoded to answer, and its errors
-    would be lost.
+    `needed` is the (height, width) that a JPEG must keep. No other image is asked for its orientation before it is
+    decoded: a PNG would be decoded to answer, and its errors would be lost.
     """
-    if at_least is not None and _format(image) == "JPEG":
-        height, width = at_least[::-1] if _orientation(image) in _SWAPS_SIDES else at_least
-        image.draft(None, (max(1, width), max(1, height)))
+    if needed is not None and _format(image) == "JPEG":
+        image.draft(None, (max(1, needed[1]), max(1, needed[0])))
     with _damage_of(_format(image)):
         image.load()
     _check_size(image.size, max_pixels)  # an icon's header may promise less than it holds
@@ -277,75 +312,6 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    if orientation in _SWAPS_SIDES:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.require(pixels, requirements=("C", "W"))
-
-
-def _to_uint8(image: Image.Image) -> Pixels:
-    """The pixels of a decoded image as uint8 (height, width, 1 or 3); see `read_image` for the rules."""
-    if image.mode.startswith("I;16"):
-        return _over_white_key(_scaled(np.asarray(image).astype(np.int64)), image)
-    if image.mode == "I":
-        return _scaled(np.asarray(image).astype(np.int64))
-    if image.mode == "F":
-        return _scaled_float(np.asarray(image))
-    if image.has_transparency_data:
-        grey = image.mode in ("1", "L", "LA", "La")
-        return _over_white(image, "LA" if grey else "RGBA")
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None
-        return np.asarray(converted)
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))[:, :, None]
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _over_white(image: Image.Image, mode: str) -> Pixels:
-    """Composite over white, in bands: a large image would otherwise need its memory several times over."""
-    width, height = image.size
-    mixed: Pixels = np.empty((height, width, len(mode) - 1), np.uint8)
-    for top in range(0, height, _BAND):
-        bottom = min(height, top + _BAND)
-        band = np.asarray(image.crop((0, top, width, bottom)).convert(mode)).astype(np.uint16)
-        colour, alpha = band[..., :-1], band[..., -1:]
-        mixed[top:bottom] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
-    return mixed
-
-
-def _over_white_key(pixels: Pixels, image: Image.Image) -> Pixels:
-    """A 16-bit grey PNG may name one value as transparent."""
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        pixels[np.asarray(image) == key] = 255
-    return pixels
-
-
-def _scaled(values: np.ndarray[Any, np.dtype[np.int64]]) -> Pixels:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        values = (values - low) * 65535 // max(1, high - low)
-    return ((values + 128) // 257).astype(np.uint8)[:, :, None]
-
-
-def _scaled_float(raw: np.ndarray[Any, np.dtype[np.float32]]) -> Pixels:
-    values = np.nan_to_num(raw.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = values.min(), values.max()
-    if low >= 0 and high <= 1:
-        values = values * 255
-    elif low < 0 or high > 255:
-        values = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
-    scaled: Pixels = np.rint(values).astype(np.uint8)[:, :, None]
-    return scaled
-
-
 def _one_line(error: BaseException) -> str:
     text = "it ends too early" if struct.error in (type(error), type(error.__cause__)) else str(error)
     return printable(" ".join(text.split())) or type(error).__name__
@@ -354,13 +320,12 @@ def _one_line(error: BaseException) -> str:
 @contextmanager
 def _as_bad_image() -> Iterator[None]:
     """Whatever Pillow raises becomes `BadImage`: seven families of exceptions are known, and more may come."""
-    with _quiet_pillow():
-        try:
-            yield
-        except BadImage:
-            raise
-        except Exception as error:
-            raise BadImage(f"cannot be decoded: {_one_line(error)}") from error
+    try:
+        yield
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(f"cannot be decoded: {_one_line(error)}") from error
 
 
 @contextmanager

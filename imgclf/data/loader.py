@@ -1,30 +1,29 @@
-"""Batches: samples in a seeded order, decoded and augmented in threads, as uint8 tensors.
+"""Batches: samples in a seeded order, read and augmented, as uint8 tensors on the device.
 
-Every random number is a function of (seed, epoch, sample): the batches are the same for any number of workers, and an
-epoch can be begun anywhere.
+Every random number is a function of (seed, epoch, sample): the batches are the same for any number of workers and
+wherever the pixels are kept, and an epoch can be begun anywhere.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from imgclf.data.images import BadImage
-from imgclf.data.source import ArrayReader, Pixels, Sample, Source
-from imgclf.data.store import Store
-from imgclf.errors import DataError
-from imgclf.specs import Recipe
-from imgclf.transforms.augment import Augmenter, takes_whole_image
-from imgclf.transforms.pixels import decode_size, prepare
+from imgclf.data.prefetch import Job, fetched, share_cores
+from imgclf.data.rows import AlbumentationsPainter, CropPainter, Images, Painter, chunks, paint_plain
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.data.store import Dense, Form
+from imgclf.data.tiers import Tier, choose_tier
+from imgclf.errors import ConfigError, DataError
+from imgclf.specs import CACHES, Recipe
+from imgclf.transforms.batch import alternate, augment, blend, pick_engine
+from imgclf.transforms.draws import sample_keys
 
-AHEAD = 2
 UNLABELLED = -1
 
 
@@ -46,33 +45,30 @@ class Batch(NamedTuple):
     mix: Mix | None = None
 
 
-def sample_seed(seed: int, epoch: int, key: str) -> int:
-    """The seed (0 to 2^32 - 1) of one sample's augmentation in one epoch."""
-    return int.from_bytes(blake2b(f"{seed}/{epoch}/{key}".encode("utf-8", "surrogateescape"), digest_size=4).digest())
+class _Plan(NamedTuple):
+    """A batch under way: the images of the whole batch, and what gives this process's pixels when all jobs are done,
+    with the positions of those that could be read."""
+
+    whole: int
+    finish: Callable[[], tuple[torch.Tensor, NDArray[np.int64]]]
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> list[int]:
+def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The order of `n` samples in one epoch."""
-    order: list[int] = np.random.default_rng((seed, epoch)).permutation(n).tolist()
-    return order
-
-
-def default_workers(source: Source) -> int:
-    """Threads that read a source: none for what lies in memory, else one a processor core, up to 8."""
-    return 0 if isinstance(source.reader, ArrayReader) else min(8, _cores())
-
-
-def _cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 class Loader:
     """Gives the batches of some samples of a source, as often as wanted.
 
     With `train=True` each epoch has its own order and augmentation; otherwise samples come in their order, as
-    evaluation pixels. `keep` holds decoded pixels in memory for the next epoch, as far as it lasts. An image that can
-    no longer be read is left out of its batch and named in `lost` (ref → reason); no other takes its place.
+    evaluation pixels. An image that can't be read is left out of its batch and named in `lost` (ref → reason); no other
+    takes its place.
+
+    `cache` says where decoded pixels are kept for the next epoch (`tier` is what became of it), `engine` what augments,
+    `device` where the batches go. Of `shard` = (rank, processes), each process takes its share of every batch, and
+    all give the same number of batches. `workers` are the threads that read: without a number, as many cores as the
+    model leaves, and none for a set that lies in memory.
     """
 
     def __init__(
@@ -86,29 +82,31 @@ class Loader:
         train: bool = False,
         seed: int = 0,
         workers: int | None = None,
-        keep: bool = True,
+        cache: str = "auto",
+        engine: str = "auto",
         device: torch.device | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         index = {"": UNLABELLED, **{name: i for i, name in enumerate(classes)}}
         strangers = sorted({sample.label for sample in samples} - set(index))
         if strangers:
             raise DataError(f"{source.name}: classes that the model does not know", strangers)
+        if cache not in CACHES:
+            raise ConfigError(f"cache is {cache!r}; allowed: {', '.join(CACHES)}")
         self.samples = tuple(samples)
         self.classes = tuple(classes)
         self.recipe = recipe
         self.batch_size = batch_size
         self.device = device or torch.device("cpu")
-        self.lost: dict[str, str] = {}
-        self._source = source
-        self._targets = [index[sample.label] for sample in samples]
-        self._train = train
-        self._seed = seed
-        self._workers = default_workers(source) if workers is None else workers
-        self._augmenter = Augmenter(recipe) if train and (recipe.steps or recipe.compose is not None) else None
-        self._store = Store(self._read, len(self.samples), None if keep else 0)
+        self._source, self._cache, self._shard = source, cache, shard
+        self._form = Form.of(recipe, train)
+        self._targets = [index[sample.label] for sample in self.samples]
+        self._train, self._seed = train, seed
+        self._workers = 0 if workers is None and isinstance(source.reader, ArrayReader) else workers
+        self._engine = pick_engine(recipe, engine) if train else ""
 
     def __len__(self) -> int:
-        """The number of samples."""
+        """The number of samples, over all processes."""
         return len(self.samples)
 
     @property
@@ -116,62 +114,141 @@ class Loader:
         """The class index of every sample."""
         return self._targets
 
+    @property
+    def lost(self) -> dict[str, str]:
+        """The images that could not be read (ref → reason)."""
+        return self._images.lost
+
+    @cached_property
+    def tier(self) -> Tier:
+        """Where this loader keeps decoded pixels, and why."""
+        return choose_tier(self._cache, self._source, self.samples, self._form, train=self._train, device=self.device)
+
     def steps(self, drop_last: bool = False) -> int:
         """The number of batches in an epoch."""
         whole, rest = divmod(len(self.samples), self.batch_size)
         return whole + (rest > 0 and not (drop_last and whole > 0))
 
     def epoch(self, epoch: int = 0, *, start: int = 0, drop_last: bool = False) -> Iterator[Batch]:
-        """The batches of one epoch, from batch number `start` on; `drop_last` leaves out a last part of a batch."""
-        n = len(self.samples)
-        order = epoch_order(self._seed, epoch, n) if self._train else list(range(n))
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps(drop_last))]
-        rows = self._rows_in_threads(batches, epoch) if self._workers else self._rows_inline(batches, epoch)
-        for batch, pixels in zip(batches, rows, strict=True):
-            kept = [(i, p) for i, p in zip(batch, pixels, strict=True) if p is not None]
-            if kept:
-                yield self._collate([i for i, _ in kept], [p for _, p in kept])
+        """The batches of one epoch, from batch number `start` on; `drop_last` leaves out a last part of a batch.
 
-    def _collate(self, index: list[int], pixels: list[Pixels]) -> Batch:
-        targets = torch.tensor([self._targets[i] for i in index]).to(self.device, non_blocking=True)
-        stacked = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
-        return Batch(stacked, targets, torch.tensor(index), len(index))
+        A batch of which nothing could be read, or that has nothing for this process, comes with 0 images. Raises
+        `ImgclfError` where the disk hangs.
+        """
+        free, ahead = share_cores(self.device)
+        threads = free if self._workers is None else self._workers
+        self._images.settle()
+        plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
+        for plan in fetched(plans, threads, ahead, self._images.watch):
+            yield self._batch(plan, epoch)
+        self._images.settle()
+        memory = self._images.memory
+        if isinstance(memory, Dense) and start == 0:
+            memory.settle(self.device if self._on_device else memory.device)
 
-    def _rows_inline(self, batches: list[list[int]], epoch: int) -> Iterator[list[Pixels | None]]:
-        for batch in batches:
-            yield self._fetch(batch, epoch)
+    @cached_property
+    def _images(self) -> Images:
+        images = Images(self._source, self.samples, self._form, self.tier.name)
+        if isinstance(images.memory, Dense) and images.memory.full:
+            images.memory.settle(self.device if self._on_device else images.memory.device)
+        return images
 
-    def _rows_in_threads(self, batches: list[list[int]], epoch: int) -> Iterator[list[Pixels | None]]:
-        """Each batch is cut into one share a worker; a few batches are under way ahead of the one that is wanted."""
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="imgclf-loader")
-        pending: deque[list[Future[list[Pixels | None]]]] = deque()
-        try:
-            for batch in batches:
-                share = -(-len(batch) // self._workers)
-                cuts = [batch[i : i + share] for i in range(0, len(batch), share)]
-                pending.append([pool.submit(self._fetch, cut, epoch) for cut in cuts])
-                if len(pending) > AHEAD:
-                    yield [row for future in pending.popleft() for row in future.result()]
-            while pending:
-                yield [row for future in pending.popleft() for row in future.result()]
-        finally:
-            pool.shutdown(cancel_futures=True)
+    @cached_property
+    def _painter(self) -> Painter:
+        """How an image of the kept form gets to its row."""
+        if self._engine == "albumentations":
+            return AlbumentationsPainter(self.recipe, self._seed, self.tier.name)
+        crops = [step for step in self.recipe.steps if step.op == "resized_crop"] if self._train else []
+        if len(crops) > 1:
+            raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one, or engine albumentations")
+        return CropPainter(crops[0], self._seed, self._keys, self.tier.name) if crops else paint_plain
 
-    def _fetch(self, index: list[int], epoch: int) -> list[Pixels | None]:
-        return [self._pixels(i, epoch) for i in index]
+    @property
+    def _on_device(self) -> bool:
+        """Whether batches are selected on the device; what is changed image by image is changed by the processor."""
+        return self.tier.name == "device" and self._painter is paint_plain
 
-    def _pixels(self, i: int, epoch: int) -> Pixels | None:
-        sample = self.samples[i]
-        try:
-            stored = self._store(i)
-        except DataError as error:
-            self.lost[sample.ref] = error.reason if isinstance(error, BadImage) else str(error)
-            return None
-        if self._augmenter is None:
-            return stored
-        return self._augmenter(stored, sample_seed(self._seed, epoch, sample.sha256 or sample.ref))
+    @cached_property
+    def _keys(self) -> NDArray[np.uint64]:
+        return sample_keys(self.samples)
 
-    def _read(self, i: int) -> Pixels:
-        pixels = self._source.open(self.samples[i].ref, decode_size(self.recipe))
-        whole = self._augmenter is not None and takes_whole_image(self.recipe)
-        return pixels if whole else prepare(pixels, self.recipe)
+    @cached_property
+    def _labels(self) -> torch.Tensor:
+        return torch.tensor(self._targets, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """Batches travel on a stream of their own, while the device computes."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def _plans(self, epoch: int, steps: range, threads: int) -> Iterator[tuple[_Plan, list[Job]]]:
+        n, (rank, world) = len(self.samples), self._shard
+        order = epoch_order(self._seed, epoch, n) if self._train else np.arange(n)
+        memory = self._images.memory
+        selects = isinstance(memory, Dense) and self._painter is paint_plain
+        for step in steps:
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            index = batch[rank::world]
+            if selects and isinstance(memory, Dense):
+                missing = memory.missing(index)
+                jobs: list[Job] = [partial(self._fill, missing[cut]) for cut in chunks(missing, threads)]
+                yield _Plan(len(batch), partial(self._select, memory, index)), jobs
+            else:
+                pixels = self._empty(len(index))
+                filled: NDArray[np.bool_] = np.zeros(len(index), np.bool_)
+                jobs = [partial(self._paint, index, epoch, pixels, filled, cut) for cut in chunks(index, threads)]
+                yield _Plan(len(batch), partial(_collected, pixels, index, filled)), jobs
+
+    def _empty(self, n: int) -> torch.Tensor:
+        shape = (n, *self._form.shape)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+
+    def _fill(self, index: NDArray[np.int64]) -> None:
+        for position in index.tolist():
+            self._images(position)
+
+    def _select(self, memory: Dense, index: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        index = memory.present(index)
+        return memory.select(torch.from_numpy(index)), index
+
+    def _paint(
+        self,
+        index: NDArray[np.int64],
+        epoch: int,
+        pixels: torch.Tensor,
+        filled: NDArray[np.bool_],
+        cut: slice,
+    ) -> None:
+        filled[cut] = self._painter(self._images, index[cut], epoch, pixels.numpy()[cut])
+
+    def _batch(self, plan: _Plan, epoch: int) -> Batch:
+        pixels, index = plan.finish()
+        positions = torch.from_numpy(index)
+        pixels, mix = self._to_device(pixels), None
+        targets = self._labels.index_select(0, self._to_device(positions))
+        if self._train and len(index):
+            keys = self._keys[index]
+            steps = augment if self._engine == "batch" else alternate
+            pixels = steps(pixels, self.recipe, self._seed, epoch, keys)
+            pixels, blended = blend(pixels, targets, self.recipe, self._seed, epoch, keys)
+            mix = None if blended is None else Mix(*blended)
+        return Batch(pixels, targets, positions, plan.whole, mix)
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device == self.device or self.device.type == "cpu":
+            return tensor
+        if self.device.type != "cuda" or not tensor.is_pinned():
+            return tensor.to(self.device, non_blocking=True)
+        with torch.cuda.stream(self._stream):
+            there = tensor.to(self.device, non_blocking=True)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_stream(self._stream)
+        there.record_stream(now)
+        return there
+
+
+def _collected(
+    pixels: torch.Tensor, index: NDArray[np.int64], filled: NDArray[np.bool_]
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """The rows that could be read."""
+    return (pixels, index) if filled.all() else (pixels[torch.from_numpy(filled)], index[filled])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from imgclf._files import printable
@@ -10,6 +11,7 @@ from imgclf._registry import close_matches
 from imgclf.data.folder import open_folder
 from imgclf.data.images import MAX_PIXELS
 from imgclf.data.named import NAMED, open_named
+from imgclf.data.shards import names_shards, open_shards
 from imgclf.data.source import Source
 from imgclf.data.table import open_table
 from imgclf.errors import DataError
@@ -21,15 +23,19 @@ def open_source(
     data_dir: str | Path | None = None,
     strict: bool = True,
     max_pixels: int = MAX_PIXELS,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """A folder with one sub-folder a class, a CSV, or the name of a data set, as `Source`; a `Source` stays as it is.
+    """A folder with one sub-folder a class, a CSV, tar shards, or the name of a data set, as `Source`.
 
-    What exists on the disk goes before a name. `data_dir` is where named sets lie or are downloaded to.
-    `strict=False`, for evaluation, accepts a single class and single images. Raises `DataError`.
+    A `Source` stays as it is. What exists on the disk goes before a name. `data_dir` is where named sets lie or are
+    downloaded to. `strict=False`, for evaluation, accepts a single class and single images. `progress` is called with
+    the number of tars read and of all, where they had to be. Raises `DataError`.
     """
     if isinstance(data, Source):
         return data
     text, shown = os.fspath(data), printable(os.fspath(data))
+    if names_shards(text):
+        return open_shards(text, max_pixels=max_pixels, strict=strict, progress=progress)
     if os.path.isdir(text):
         return open_folder(text, max_pixels=max_pixels, strict=strict)
     if os.path.exists(text):

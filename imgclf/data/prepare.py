@@ -1,25 +1,55 @@
-"""Images written out: a prepared copy of a data set (the resizing step of lab 10-4), and single samples."""
+"""Images written out: a prepared copy of a data set (the resizing step of lab 10-4), tar shards, single samples."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import chain, count
+from math import inf
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from imgclf._files import printable
-from imgclf.data.folder import SPLIT_WORDS
-from imgclf.data.source import Pixels, Sample, Source
-from imgclf.errors import DataError
+from imgclf._files import printable, write_text
+from imgclf.data.folder import SPLIT_WORDS, FileReader
+from imgclf.data.images import open_regular
+from imgclf.data.shards import EXTRA, ShardReader, write_index
+from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
+from imgclf.errors import ConfigError, DataError, MissingExtra
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import decode_size, prepare
 
 JPEG_QUALITY = 95
 FORMATS = {"jpg": "JPEG", "png": "PNG"}
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
+# What every reader of shards knows; other formats are written as PNG. WebP: RIFF, its length, WEBP.
+_MAGIC = {"jpg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF....WEBP"}
+
+
+class ShardSize(NamedTuple):
+    """How large a shard gets: it ends with the image that reaches one of these."""
+
+    bytes: float = 256e6
+    images: float = inf
+
+
+SHARD_SIZE = ShardSize()
+
+
+def parse_shard_size(text: str) -> ShardSize:
+    """`256MB` (KB, MB, GB are 10^3, 10^6, 10^9 bytes) or a number of images. Raises `ConfigError`."""
+    found = re.fullmatch(r"([0-9]+)(KB|MB|GB)?", text.strip().upper())
+    if found is None or int(found[1]) == 0:
+        raise ConfigError(f"the size of a shard is {text!r}; allowed: bytes as 256MB or 1GB, or a number of images")
+    return ShardSize(int(found[1]) * UNITS[found[2]]) if found[2] else ShardSize(inf, int(found[1]))
 
 
 def prepare_folder(
@@ -34,25 +64,108 @@ def prepare_folder(
     `kind` is jpg (quality 95) or png. The folder appears under its name only when it is whole. Raises `DataError`
     where it exists, or lies inside the data.
     """
-    require_outside(out, source)
-    if out.exists():
-        raise DataError(f"{out} is there already; name a new folder")
     nameless = [printable(label) for label in source.classes if Path(label).name != label or label == ".."]
     if nameless:
         raise DataError("a class becomes a folder, and these names can't be one; rename them", nameless)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     in_folders = bool(source.location) and os.path.isdir(source.location)
     used: Counter[Path] = Counter()
-    try:
+    with _new_folder(out, source) as partial:
         for done, sample in enumerate(source.samples):
             pixels = prepare(source.open(sample.ref, decode_size(recipe)), recipe)
             write_image(_unused(partial / _place(sample, in_folders), kind, used), pixels)
             if progress is not None:
                 progress(done + 1, len(source.samples))
+    return len(source.samples)
+
+
+def prepare_shards(
+    source: Source,
+    out: Path,
+    recipe: Recipe | None = None,
+    kind: str = "jpg",
+    size: ShardSize = SHARD_SIZE,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write every image of a source into tar shards of WebDataset in `out`, each with its index; how many images.
+
+    JPEG, PNG and WebP files go in byte by byte, others as PNG; with a `recipe` all are written at its size, as `kind`.
+    The shards are called after their split (`train-000000.tar`), or `shard`; KEY.cls is the position in classes.json,
+    and a group stands in KEY.json. The order is that of the images' sha256, so each shard is a random part. The folder
+    appears under its name only when it is whole and every image in it decodes. Raises `DataError`, and `MissingExtra`.
+    """
+    number = {label: index for index, label in enumerate(source.classes)}
+    keys, done = count(), count(1)
+
+    def members(samples: list[Sample]) -> Iterator[dict[str, str | bytes]]:
+        for sample in sorted(samples, key=lambda sample: (sample.sha256, sample.ref)):
+            member: dict[str, str | bytes] = {"__key__": f"{next(keys):09d}", "cls": str(number[sample.label])}
+            if sample.group is not None:
+                member["json"] = json.dumps({"group": sample.group})
+            yield {**member, **_image(source, sample, recipe, kind)}
+            if progress is not None:
+                progress(next(done), len(source.samples))
+
+    with _new_folder(out, source) as partial:
+        write_text(partial / "classes.json", json.dumps(source.classes))
+        for split in (None, *SPLIT_NAMES):
+            _write_shards(members([s for s in source.samples if s.split == split]), partial, split or "shard", size)
+    return len(source.samples)
+
+
+def _write_shards(members: Iterator[dict[str, str | bytes]], folder: Path, name: str, size: ShardSize) -> None:
+    """Write the members into NAME-000000.tar and so on, and read each tar once for its index."""
+    try:
+        from webdataset import TarWriter
+    except ImportError:
+        raise MissingExtra(EXTRA, "tar shards") from None
+    for number in count():
+        first = next(members, None)
+        if first is None:
+            return
+        path, images = folder / f"{name}-{number:06d}.tar", 0
+        with open(path, "xb") as file, TarWriter(file, mtime=0) as tar:
+            for images, member in enumerate(chain([first], members), 1):
+                tar.write(member)
+                if images >= size.images or file.tell() >= size.bytes:
+                    break
+        index = write_index(path)
+        bad = [f"{printable(entry.name)}: {entry.reason}" for entry in index.entries if entry.reason]
+        if bad or len(index.entries) != images:
+            raise DataError(f"{path.name}: {len(index.entries) - len(bad)} of {images} images can be read back", bad)
+
+
+def _image(source: Source, sample: Sample, recipe: Recipe | None, kind: str) -> dict[str, bytes]:
+    """One image as {extension: bytes of the file}."""
+    if recipe is not None:
+        return {kind: _encoded(prepare(source.open(sample.ref, decode_size(recipe)), recipe), kind)}
+    data = _file_bytes(source, sample.ref)
+    kinds = [kind for kind, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)]
+    return {kinds[0]: data} if kinds else {"png": _encoded(source.open(sample.ref), "png")}
+
+
+def _file_bytes(source: Source, ref: str) -> bytes:
+    """The file of an image as it is; b"" for a source that has no files."""
+    if isinstance(source.reader, ShardReader):
+        return source.reader.read(ref)
+    if not isinstance(source.reader, FileReader):
+        return b""
+    with open_regular(source.reader.path(ref)) as file:
+        return file.read()
+
+
+@contextmanager
+def _new_folder(out: Path, source: Source) -> Iterator[Path]:
+    """A folder to fill, which gets the name `out` when all went well and else is gone. Raises `DataError`."""
+    require_outside(out, source)
+    if out.exists():
+        raise DataError(f"{out} is there already; name a new folder")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return len(source.samples)
 
 
 def require_outside(path: Path, source: Source) -> None:
@@ -100,5 +213,11 @@ def save_samples(source: Source, samples: Sequence[Sample], folder: Path, most: 
 def write_image(path: Path, pixels: Pixels) -> None:
     """Write uint8 pixels (height, width, 1 or 3) as PNG or JPEG, by the suffix; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_encoded(pixels, path.suffix[1:]))
+
+
+def _encoded(pixels: Pixels, kind: str) -> bytes:
+    buffer = BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
-    image.save(path, FORMATS[path.suffix[1:]], quality=JPEG_QUALITY)
+    image.save(buffer, FORMATS[kind], quality=JPEG_QUALITY)
+    return buffer.getvalue()

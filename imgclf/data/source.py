@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Protocol
@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from imgclf.errors import DataError
 
 Pixels = NDArray[np.uint8]
+Sides = tuple[int, int]  # (height, width)
+AtLeast = Sides | Callable[[Sides], Sides] | None
 SPLIT_NAMES = ("train", "valid", "test")
 
 
 class Reader(Protocol):
     """Opens the images of a source; safe to call from several threads."""
 
-    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+    def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image as uint8 of shape (height, width, channels).
 
-        `at_least` (height, width) allows a smaller decoding, never below these sides where the image has them.
+        `at_least` (height, width) allows a smaller decoding, never below these sides where the image has them. A
+        function may be given instead: where the size can be chosen it is called with the image's own (height, width).
         """
 
     def digest(self, ref: str) -> str:
@@ -75,7 +78,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+    def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image; see `Reader.open`."""
         return self.reader.open(ref, at_least)
 
@@ -97,7 +100,12 @@ class ArrayReader:
     def __init__(self, arrays: Mapping[str, Pixels]) -> None:
         self._arrays = dict(arrays)
 
-    def open(self, ref: str, at_least: tuple[int, int] | None = None) -> Pixels:
+    @property
+    def arrays(self) -> Mapping[str, Pixels]:
+        """The arrays, by the first part of a ref."""
+        return self._arrays
+
+    def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image; `at_least` changes nothing, since there is nothing to decode."""
         key, _, index = ref.rpartition("/")
         pixels: Pixels = self._arrays[key][int(index)]

@@ -1,19 +1,37 @@
-"""Pixels that are decoded once: a bounded cache in memory."""
+"""Pixels that are decoded once and stay in memory: what is kept of an image, and where.
+
+An image is kept in one of two forms. Where each epoch cuts another part out of it, it is kept whole, shrunk to a little
+more than the size of the model, in its own shape. In all other cases the prepared pixels are kept, which all have the
+size of the model and lie in one tensor.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from imgclf.data.source import Pixels
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imgclf.data.pixelcache import Kept
+from imgclf.data.source import ArrayReader, Pixels, Sample, Source
+from imgclf.errors import DataError
+from imgclf.specs import Recipe
+from imgclf.transforms.augment import takes_whole_image
+from imgclf.transforms.crop import kept_side, shrink
+from imgclf.transforms.pixels import decode_size, mean_colour, prepare, to_channels
 
 RAM_SHARE = 0.125  # of the training images, and of the valid ones: a quarter together
+PEEKED = 24
+WIDEST = 16 / 9  # assumed where no image tells its shape
 
 
 def memory_budget() -> int:
-    """The bytes that one store may take: an eighth of the machine's memory."""
+    """The bytes that the pixels of one loader may take: an eighth of the machine's memory."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -29,28 +47,152 @@ def _container_limit() -> float:
         return math.inf
 
 
-class Store:
-    """Keeps what `read(index)` gives, as long as `budget` bytes last; afterwards it reads again each time.
+@dataclass(frozen=True)
+class Form:
+    """Which pixels of an image are kept: the `whole` of it, shrunk, or what `prepare` makes of it."""
 
-    May be called from several threads. What is kept never changes what is returned, only how fast.
+    recipe: Recipe
+    whole: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, train: bool) -> Form:
+        """The form that training or evaluation by this recipe starts from."""
+        return cls(recipe, train and takes_whole_image(recipe))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of prepared pixels."""
+        return (*self.recipe.size, self.recipe.channels)
+
+    def read(self, source: Source, ref: str) -> Kept:
+        """Decode one image into this form. Raises `DataError`, as `BadImage`, where it can't be read."""
+        if not self.whole:
+            return Kept(prepare(source.open(ref, decode_size(self.recipe)), self.recipe), self.recipe.size)
+        side = kept_side(self.recipe)
+        pixels, shape = open_measured(source, ref, side)
+        return Kept(to_channels(shrink(pixels, side), self.recipe.channels), shape)
+
+    def settings(self) -> dict[str, object]:
+        """All that these pixels depend on, apart from the image, as JSON values."""
+        recipe = self.recipe
+        if self.whole:
+            return {"kept_side": kept_side(recipe), "channels": recipe.channels}
+        fit = {"size": list(recipe.size), "channels": recipe.channels, "fit": recipe.fit, "kernel": recipe.kernel}
+        if recipe.fit == "crop":
+            fit["crop_ratio"] = recipe.crop_ratio
+        if recipe.fit == "pad":
+            fit["colour"] = mean_colour(recipe)
+        return {**fit, "decode_size": list(decode_size(recipe))}
+
+    def bytes_each(self, source: Source, samples: Sequence[Sample]) -> int:
+        """The mean bytes of a kept image; for whole images from the headers of up to 24 of them, evenly spread."""
+        if not self.whole:
+            return math.prod(self.shape)
+        side = kept_side(self.recipe)
+        shapes = []
+        for sample in samples[:: max(1, -(-len(samples) // PEEKED))]:
+            try:
+                shapes.append(open_measured(source, sample.ref, 1)[1])
+            except DataError:  # named when it is wanted
+                continue
+        areas = [height * width * min(1.0, side / min(height, width)) ** 2 for height, width in shapes]
+        area = sum(areas) / len(areas) if areas else side * side * WIDEST
+        return math.ceil(area * self.recipe.channels)
+
+
+def open_measured(source: Source, ref: str, side: int) -> tuple[Pixels, tuple[int, int]]:
+    """The pixels of an image, no side of them below `side` where the image has it, and the image's (height, width)."""
+    told: list[tuple[int, int]] = []
+
+    def at_least(shape: tuple[int, int]) -> tuple[int, int]:
+        told.append(shape)
+        return side, side
+
+    pixels = source.open(ref, at_least)
+    return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
+
+
+class Dense:
+    """Prepared pixels of n images as one uint8 tensor (n, height, width, channels), filled as images are needed.
+
+    A set that lies in memory already, in the right size, is copied at once. May be filled from several threads.
     """
 
-    def __init__(self, read: Callable[[int], Pixels], n: int, budget: int | None = None) -> None:
-        self._read = read
-        self._kept: list[Pixels | None] = [None] * n
-        self._left = memory_budget() if budget is None else budget
+    def __init__(self, source: Source, samples: Sequence[Sample], form: Form) -> None:
+        array = _stacked(source, samples, form)
+        self.full = array is not None
+        self._has: NDArray[np.bool_] = np.full(len(samples), self.full)
+        shape = (len(samples), *form.shape)
+        self._tensor = torch.empty(shape, dtype=torch.uint8) if array is None else torch.from_numpy(array)
 
-    def __call__(self, index: int) -> Pixels:
-        """The pixels at `index`; not to be written to."""
-        kept = self._kept[index]
-        if kept is not None:
-            return kept
-        pixels = self._read(index)
-        if pixels.nbytes <= self._left:
-            self._left -= pixels.nbytes
-            self._kept[index] = pixels
-        return pixels
+    def missing(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the positions that are still to be filled."""
+        return index[:0] if self.full else index[~self._has[index]]
 
-    def holds(self, index: int) -> bool:
-        """Whether `index` needs no reading any more."""
-        return self._kept[index] is not None
+    def present(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the positions that are filled."""
+        return index if self.full else index[self._has[index]]
+
+    def put(self, position: int, pixels: Pixels) -> None:
+        """Fill one position."""
+        if self._tensor.is_cpu:
+            self._tensor.numpy()[position] = pixels
+        else:
+            self._tensor[position] = torch.tensor(pixels, device=self._tensor.device)
+        self._has[position] = True
+
+    def select(self, index: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The pixels at the positions, in new memory on the device of `self`."""
+        return torch.index_select(self._tensor, 0, index.to(self._tensor.device, non_blocking=True), out=out)
+
+    def row(self, position: int) -> Kept | None:
+        """The pixels at one position, not to be written to; None where it is still to be filled."""
+        if not self._has[position]:
+            return None
+        pixels = self._tensor[position].numpy()
+        return Kept(pixels, pixels.shape[:2])
+
+    def settle(self, device: torch.device) -> None:
+        """Once as good as full, see whether anything is missing, and move to `device`."""
+        self.full = bool(self._has.all())
+        self._tensor = self._tensor.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensor lies."""
+        return self._tensor.device
+
+
+def _stacked(source: Source, samples: Sequence[Sample], form: Form) -> Pixels | None:
+    """The images of an array reader that are what `prepare` would make of them, copied at once; else None."""
+    reader = source.reader
+    if type(reader) is not ArrayReader or not samples:
+        return None
+    keys, _, numbers = zip(*(sample.ref.rpartition("/") for sample in samples), strict=True)
+    index = np.array(numbers, np.int64)
+    arrays = {key: reader.arrays[key] for key in set(keys)}
+    firsts = [array[0] for array in arrays.values()]
+    if any(prepare(first, form.recipe) is not first for first in firsts):
+        return None
+    if len(arrays) == 1:
+        return np.take(arrays[keys[0]], index, axis=0)
+    stacked: Pixels = np.empty((len(samples), *form.shape), np.uint8)
+    places = np.array(keys)
+    for key, array in arrays.items():
+        stacked[places == key] = array[index[places == key]]
+    return stacked
+
+
+class Ragged:
+    """Whole images of n samples, each an array of its own shape, filled as images are needed."""
+
+    def __init__(self, n: int) -> None:
+        self._kept: list[Kept | None] = [None] * n
+
+    def put(self, position: int, kept: Kept) -> None:
+        """Fill one position."""
+        self._kept[position] = kept
+
+    def row(self, position: int) -> Kept | None:
+        """What is kept at one position, not to be written to; None where it is still to be filled."""
+        return self._kept[position]

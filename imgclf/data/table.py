@@ -71,7 +71,7 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
     samples = [sample for _, sample in first.values()]
     problems += _split_problems(samples, [line for line, _ in first.values()])
     if strict:
-        problems += _class_problems(samples)
+        problems += class_problems(samples)
     if problems:
         raise DataError(f"{printable(os.fspath(path))} can't be used", problems)
     extra = [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
@@ -116,7 +116,8 @@ def _split_problems(samples: list[Sample], lines: list[int]) -> list[str]:
     return problems if not given or "train" in given else [*problems, "no row has the split train"]
 
 
-def _class_problems(samples: list[Sample]) -> list[str]:
+def class_problems(samples: list[Sample]) -> list[str]:
+    """What is wrong with the classes of labelled samples, one line each."""
     counts = Counter(sample.label for sample in samples)
     problems = [
         f"class {printable(label)!r} has 1 image; at least 2 are needed" for label in counts if counts[label] < 2

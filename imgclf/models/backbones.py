@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from imgclf._registry import unknown_name
 from imgclf.errors import ConfigError
-from imgclf.models import offline, resnet, teaching, vgg
+from imgclf.models import offline, resnet, speedrun, teaching, vgg
 from imgclf.models._arch import ARCHS, Arch
 from imgclf.specs import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-OWN_MODULES = (teaching, vgg, resnet, offline)  # importing them fills the registry
+OWN_MODULES = (teaching, vgg, resnet, speedrun, offline)  # importing them fills the registry
 IMAGENET_CLASSES = 1000
 # Their auxiliary heads return tuples while training, and they'd warn about the default initialisation.
 INCEPTION_OPTIONS = {"aux_logits": False, "init_weights": True}

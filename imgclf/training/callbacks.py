@@ -10,8 +10,11 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     model      Plan            the network is built, its weights are loaded, nothing is left open
     start      TrainState      before the first step
     step       TrainState      after every step: `state.step` of `state.steps_per_epoch`, running loss and accuracy
+    memory     (int, int)      a batch did not fit: images of a planned batch, and of each part that it is now cut into
     epoch      TrainState      after every epoch: `state.history[-1]`
     retry      TrainState      the loss was not finite: back to the last good weights with half the learning rate
+    checkpoint TrainState      the state was written to the disk
+    failed     TrainState      an error ends training; `state.best` holds the best weights, if there are any
     end        TrainState      after the last step, the best weights being in the model
 
 It may read the state, and must not change it.
@@ -32,13 +35,23 @@ from imgclf.specs import TrainConfig
 Callback = Callable[[str, Any], None]
 
 
+Weights = dict[str, torch.Tensor]
+
+
 @dataclass
 class TrainState:
-    """Where training stands. `best` holds the weights kept so far; `pairs` says that a step needs two
-    images at least, for batch norm; `lr_scale` is 1 until the loss diverges."""
+    """Where training stands.
+
+    `pairs` says that a step needs two images at least, for batch norm; `lr_scale` is 1 until the loss diverges. `micro`
+    is the largest number of images that go through the network at once. `position` counts the batches of the epoch that
+    are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `best` holds the weights kept so far,
+    `good` the weights and the state of the optimizer at the end of the last whole epoch; both are never changed in
+    place.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     config: TrainConfig
     device: torch.device
     precision: torch.dtype
@@ -46,7 +59,11 @@ class TrainState:
     steps_per_epoch: int
     drop_last: bool
     pairs: bool
+    micro: int
+    sums: torch.Tensor
+    class_weights: torch.Tensor | None = None
     epoch: int = 0
+    position: int = 0
     step: int = 0
     images: int = 0
     loss: float = 0.0
@@ -55,8 +72,9 @@ class TrainState:
     lr_scale: float = 1.0
     retries: int = 0
     history: list[EpochRecord] = field(default_factory=list)
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
+    good: tuple[Weights, dict[str, Any]] = field(default_factory=lambda: ({}, {}))
     ended: str = "done"
 
     def result(self) -> History:

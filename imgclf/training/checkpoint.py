@@ -1,4 +1,4 @@
-"""Resumable state: all that training needs to go on after the last whole epoch.
+"""Resumable state: all that training needs to go on after any of its steps.
 
 Private to imgclf and to the version that wrote it; read with `weights_only=True`, so that reading runs no code. The
 order of samples and their augmentation are functions of (seed, epoch, sample) and need no state; dropout does.
@@ -6,48 +6,108 @@ order of samples and their augmentation are functions of (seed, epoch, sample) a
 
 from __future__ import annotations
 
-import io
 import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imgclf._files import write_atomic
-from imgclf.errors import DataError, ModelFileError
+from imgclf._files import atomic_file, sync_folder
+from imgclf.errors import DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
+from imgclf.training.device import random_state, set_random_state
 
-FORMAT = 1
+FORMAT = 2
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
+MAX_SHARE = 0.02  # of a run's time that goes into writing
+PLAIN = ("epoch", "position", "images", "epochs", "steps_per_epoch", "micro", "lr", "lr_scale", "retries", "best_loss")
+
+
+class Thrift:
+    """Says when it is time to write: as often as that takes at most 2 % of the run, and once in `every` seconds."""
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._began = self._last = time.perf_counter()
+        self._spent = self._latest = 0.0
+
+    def overdue(self) -> bool:
+        """Whether `every` seconds have passed since the last writing."""
+        return time.perf_counter() - self._last >= self._every
+
+    def affordable(self) -> bool:
+        """Whether writing once more, as slowly as the last time, stays within the share."""
+        return self._spent + self._latest <= MAX_SHARE * (time.perf_counter() - self._began)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Measures the writing done within."""
+        began = time.perf_counter()
+        yield
+        self._last = time.perf_counter()
+        self._latest = self._last - began
+        self._spent += self._latest
 
 
 def save_checkpoint(state: TrainState, path: Path) -> None:
-    """Write the state; the one before is kept until the new one is whole, and one step longer."""
+    """Write the state; the one before is kept until the new one is whole, and one writing longer.
+
+    Between epochs the weights are those of `state.good`, and the file holds each tensor once.
+    """
+    between = state.position == 0
     content = {
         "format": FORMAT,
         "config": asdict(state.config),
-        "epoch": state.epoch,
-        "epochs": state.epochs,
-        "steps_per_epoch": state.steps_per_epoch,
-        "lr_scale": state.lr_scale,
-        "retries": state.retries,
+        **{name: getattr(state, name) for name in PLAIN},
+        "sums": state.sums,
         "history": [asdict(record) for record in state.history],
         "best": state.best,
-        "best_loss": state.best_loss,
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "rng": _rng_state(state.device),
+        "good": state.good,
+        "model": state.good[0] if between else state.model.state_dict(),
+        "optimizer": state.good[1] if between else state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "rng": random_state(state.device),
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
     new = path.with_name(NEW)
-    write_atomic(new, buffer.getvalue())  # first: a full disk must not cost one of the two that are there
-    if path.exists():
-        os.replace(path, path.with_name(PREVIOUS))
-    os.replace(new, path)
+    try:
+        with atomic_file(new) as file:  # first: a full disk must not cost one of the two that are there
+            torch.save(content, file)
+        if path.exists():
+            os.replace(path, path.with_name(PREVIOUS))
+        os.replace(new, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer hides what the system said in a RuntimeError
+        raise ImgclfError(
+            f"{path}: the state of training can't be written, which takes {checkpoint_bytes(state):,} bytes "
+            f"({shutil.disk_usage(path.parent).free:,} are free): {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+def checkpoint_bytes(state: TrainState) -> int:
+    """About how large a written state gets: the weights three times, what the optimizer keeps of them twice."""
+    weights: int = sum(tensor.nbytes for tensor in state.model.state_dict().values())
+    kept = 2 if state.config.optimizer != "sgd" else int(state.config.momentum > 0)
+    return weights * (3 + 2 * kept)
+
+
+def require_space(state: TrainState, folder: Path) -> None:
+    """Raise `ImgclfError` where a folder has not the space for three written states: two are kept, one is new."""
+    needed, free = 3 * checkpoint_bytes(state), shutil.disk_usage(folder).free
+    if free < needed:
+        raise ImgclfError(f"{folder}: {needed:,} bytes are needed to train safely, {free:,} are free: make room")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while writing has left beside `path`; only one process writes there."""
+    for leftover in path.parent.glob(f".{NEW}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -66,7 +126,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return content
     if problems:
         raise ModelFileError("no state to resume from could be read: " + "; ".join(problems))
-    raise ModelFileError(f"{path} is not there: expected the folder of a run that has finished at least one epoch")
+    raise ModelFileError(f"{path} is not there: expected the folder of a run that has written its state once")
 
 
 def restore(state: TrainState, content: dict[str, Any]) -> None:
@@ -78,17 +138,11 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
         )
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
-    state.epoch = content["epoch"]
-    state.lr_scale, state.retries = content["lr_scale"], content["retries"]
+    state.scaler.load_state_dict(content["scaler"])
+    for name in set(PLAIN) - {"epochs", "steps_per_epoch"}:
+        setattr(state, name, content[name])
+    state.sums.copy_(content["sums"])
+    state.step = state.position
     state.history = [EpochRecord(**record) for record in content["history"]]
-    state.best, state.best_loss = content["best"], content["best_loss"]
-    torch.set_rng_state(content["rng"]["cpu"])
-    if "cuda" in content["rng"] and state.device.type == "cuda":
-        torch.cuda.set_rng_state(content["rng"]["cuda"], state.device)
-
-
-def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
+    state.best, state.good = content["best"], content["good"]
+    set_random_state(content["rng"], state.device)

@@ -1,18 +1,20 @@
-"""Which device and which precision."""
+"""Which device and which precision, and how they are set up for training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from imgclf.errors import ConfigError
 from imgclf.specs import DEVICE_NAME
 
-SMALL_STEP = 2e8  # floating-point operations of a forward pass: LeNet takes 2e7 for 32 images
+PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILE_SECONDS = 60.0  # what a compiler is assumed to take before it pays
+COMPILE_GAIN = 10  # a run must be this many times as long
+CUDA_RATE = 1e14  # floating-point operations a second that training reaches: resnet18 at 224 on an H100-class device
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,13 +38,36 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: bf16 where `auto` finds a device that computes in it, else fp32."""
+    """The dtype of autocast: bf16 where `auto` finds a device that computes in it, else fp32.
+
+    A property of the machine and never a race of timings, so that a run can be repeated.
+    """
     if name == "auto":
         return torch.bfloat16 if _has_bf16(device) else torch.float32
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    dtype = PRECISION_DTYPES[name]
     if dtype is torch.float16 and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a CUDA device, this is {device}; use bf16, fp32 or auto")
     return dtype
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """What a config calls a dtype of `pick_precision`: fp32, bf16 or fp16."""
+    return next(name for name, known in PRECISION_DTYPES.items() if known is dtype)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Where torch's random numbers stand, on the CPU and on a CUDA device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Go on from a `random_state`; that of a device which is not used now is left out."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _has_bf16(device: torch.device) -> bool:
@@ -53,27 +78,39 @@ def _has_bf16(device: torch.device) -> bool:
     return False
 
 
-def step_flops(model: nn.Module, example: torch.Tensor, batch_size: int) -> float:
-    """The floating-point operations of one forward pass of a batch; `example` is an input of one image."""
-    was_training = model.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(example)
-    model.train(was_training)
-    return float(counter.get_total_flops()) * batch_size
+def should_compile(choice: str, device: torch.device, flops: float) -> bool:
+    """Whether to compile a network: `on`, `off`, or `auto` by the floating-point operations of the whole run.
+
+    `auto` compiles only on CUDA, and where the run is ten times as long as the compiler's assumed minute. On a CPU
+    compiled training steps were not faster than eager ones.
+    """
+    if choice != "auto":
+        return choice == "on"
+    return device.type == "cuda" and flops / CUDA_RATE > COMPILE_GAIN * COMPILE_SECONDS
 
 
 @contextmanager
-def enough_threads(flops: float) -> Iterator[None]:
-    """Compute small steps on one core. Two save a third of such a step on a quiet machine; on a busy one each of its
-    many operations waits for the slower core, and it takes twenty times as long."""
-    before = torch.get_num_threads()
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Run `model` compiled where that is wanted; its modules and the names of its weights stay as they are."""
+    if wanted:
+        model.compile()
     try:
-        torch.set_num_threads(1 if flops < SMALL_STEP else before)
         yield
     finally:
-        torch.set_num_threads(before)
+        model._compiled_call_impl = None  # what else would compile again for every other shape
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """The context in which the forward pass runs."""
-    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+@contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """On CUDA: TF32 for what stays in fp32, and the fastest kernels for the fixed shapes of training."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.set_float32_matmul_precision(before[1])

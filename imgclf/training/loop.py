@@ -6,35 +6,54 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imgclf.compute import enough_threads, step_flops
 from imgclf.data.loader import Loader
-from imgclf.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
+from imgclf.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.inference import infer
 from imgclf.models.build import head_of
 from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import TrainConfig
-from imgclf.training.callbacks import Callback, TrainState, notify
-from imgclf.training.checkpoint import restore, save_checkpoint
-from imgclf.training.device import autocast, enough_threads, pick_device, pick_precision, step_flops
+from imgclf.training.callbacks import Callback, TrainState, Weights, notify
+from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
+from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
+from imgclf.training.interrupt import Interrupts, polite_interrupts
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
-from imgclf.transforms.pixels import to_input
+from imgclf.training.step import Rewind, learn, needs_pairs
 
 MAX_RETRIES = 3
 LOOK_EVERY = 50  # steps between looks at the loss on a device that a look makes wait
 
 
 class _NotFinite(Exception):
-    """The loss became NaN or infinite."""
+    """The loss or a weight became NaN or infinite."""
+
+
+class _Interrupted(Exception):
+    """A signal asked to end; the state is that after a whole step."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What training works with beside its state."""
+
+    loader: Loader
+    valid: Loader | None
+    callbacks: Sequence[Callback]
+    checkpoint: Path | None
+    thrift: Thrift
+    interrupts: Interrupts
+    rewind: Rewind
 
 
 def train(
@@ -50,31 +69,39 @@ def train(
     """Train `model` in place; it ends with the weights of the epoch of lowest valid loss (of the last epoch, where
     `valid` is None).
 
-    `config.epochs` and `config.lr` must be set. Ctrl-C ends training and keeps what was learnt. With `checkpoint` the
-    state is saved there after every epoch; `resume` is such a state, from `load_checkpoint`. A loss that is not finite
-    takes the model back to the last good epoch with half the learning rate, at most three times, then raises
-    `TrainingDiverged`. Raises `OutOfMemory` where the device has too little.
+    `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
+    every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
+    Ctrl-C, SIGTERM and SIGHUP end training after the step that is under way and keep what was learnt; the second one
+    is a `KeyboardInterrupt` at once. A loss that is not finite takes the model back to the last good epoch with half
+    the learning rate, at most three times, then raises `TrainingDiverged`. A batch that does not fit into the memory is
+    cut into parts of equal gradient; `OutOfMemory` is raised where a single image does not fit.
     """
     device = pick_device(config.device)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(config.seed)
         state = _begin(model, loader, config, device)
-        stack.enter_context(enough_threads(step_flops(model, _example(loader, device), config.batch_size)))
+        flops = step_flops(model, _example(loader, device), config.batch_size)
+        stack.enter_context(enough_threads(flops))
+        stack.enter_context(tuned(device))
+        whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
+        stack.enter_context(compiled(model, should_compile(config.compile, device, whole_run)))
+        interrupts = stack.enter_context(polite_interrupts())
         if resume is not None:
             restore(state, resume)
+        if checkpoint is not None:
+            remove_leftovers(checkpoint)
+            require_space(state, checkpoint.parent)
+        thrift, rewind = Thrift(config.checkpoint_every), Rewind(model, device)
+        run = _Run(loader, valid, callbacks, checkpoint, thrift, interrupts, rewind)
         notify(callbacks, "start", state)
         try:
-            _epochs(state, loader, valid, callbacks, checkpoint)
-        except KeyboardInterrupt:
-            if state.step == 0 and not state.history:
-                raise  # nothing was learnt
-            state.ended = "interrupted"
-        except (RuntimeError, MemoryError) as error:
-            if not _ran_out_of_memory(error):
-                raise
-            advice = f"batches of {config.batch_size} do not fit; use a smaller --batch-size or --size"
-            raise OutOfMemory(f"{device} has too little memory: {advice}") from error
+            _epochs(state, run)
+        except (_Interrupted, KeyboardInterrupt) as error:
+            _end_early(state, run, error)
+        except Exception:
+            notify(callbacks, "failed", state)
+            raise
         if state.best:
             model.load_state_dict(state.best)
         notify(callbacks, "end", state)
@@ -82,24 +109,32 @@ def train(
 
 
 def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.device) -> TrainState:
-    if config.epochs is None or config.lr is None:
-        raise ConfigError("train needs a config with epochs and lr set; `resolve_config` chooses them")
-    pairs = not config.freeze_norm and any(isinstance(m, _BatchNorm) for m in model.modules())
+    if config.epochs is None or config.lr is None or config.batch_size == 0:
+        raise ConfigError("train needs a config with epochs, lr and batch_size set; `resolve_config` chooses them")
+    pairs = needs_pairs(model, config)
     if pairs and config.batch_size == 1:
         raise ConfigError("batch_size is 1, and this network's batch norms need at least 2 images (or --freeze-norm)")
     drop_last = config.drop_last or (pairs and len(loader) % config.batch_size == 1)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TrainState(
+    precision = pick_precision(config.precision, device)
+    weights = class_weights(loader.targets, len(loader.classes)) if config.class_weights == "balanced" else None
+    state = TrainState(
         model=model,
         optimizer=make_optimizer(model, config, config.lr),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision is torch.float16),
         config=config,
         device=device,
-        precision=pick_precision(config.precision, device),
+        precision=precision,
         epochs=config.epochs,
         steps_per_epoch=loader.steps(drop_last),
         drop_last=drop_last,
         pairs=pairs,
+        micro=config.batch_size,
+        sums=torch.zeros(2, device=device),
+        class_weights=None if weights is None else weights.to(device),
     )
+    state.good = _snapshot(state)
+    return state
 
 
 def _example(loader: Loader, device: torch.device) -> torch.Tensor:
@@ -107,37 +142,38 @@ def _example(loader: Loader, device: torch.device) -> torch.Tensor:
     return torch.zeros(1, recipe.channels, *recipe.size, device=device)
 
 
-def _epochs(
-    state: TrainState, loader: Loader, valid: Loader | None, callbacks: Sequence[Callback], checkpoint: Path | None
-) -> None:
-    good = _snapshot(state)
+def _epochs(state: TrainState, run: _Run) -> None:
     while state.epoch < state.epochs and not _out_of_patience(state):
         try:
-            _epoch(state, loader, valid, callbacks)
+            _epoch(state, run)
         except _NotFinite:
-            _step_back(state, good)
-            notify(callbacks, "retry", state)
+            _step_back(state)
+            notify(run.callbacks, "retry", state)
             continue
-        good = _snapshot(state)
-        if checkpoint is not None:
-            save_checkpoint(state, checkpoint)
-        notify(callbacks, "epoch", state)
+        last = state.epoch == state.epochs or _out_of_patience(state)
+        if last or run.thrift.affordable() or run.thrift.overdue():
+            _save(state, run)
+        notify(run.callbacks, "epoch", state)
     state.ended = "done" if state.epoch == state.epochs else "stopped early"
 
 
-def _epoch(state: TrainState, loader: Loader, valid: Loader | None, callbacks: Sequence[Callback]) -> None:
+def _epoch(state: TrainState, run: _Run) -> None:
     """One pass over the training samples, one over the valid samples, and the record of both."""
     began = time.perf_counter()
+    if state.position == 0:
+        state.step = state.images = 0
+        state.sums.zero_()
     _set_mode(state.model, state.config, state.epoch)
-    _steps(state, loader, callbacks)
-    if not all(tensor.isfinite().all() for tensor in state.model.state_dict().values()):
-        raise _NotFinite
-    result = None if valid is None else _validate(state, valid)
+    _steps(state, run)
+    _require_finite(state)
+    result = None if run.valid is None else _validate(state, run, run.valid)
     best = result is None or not state.best or result.loss < state.best_loss
-    if best:
-        state.best = _copy(state.model.state_dict())
+    state.good = _snapshot(state)
+    if best:  # one copy serves both, as neither is ever changed
+        state.best = state.good[0]
         state.best_loss = math.inf if result is None else result.loss
     state.epoch += 1
+    state.position = 0
     record = EpochRecord(
         epoch=state.epoch,
         train_loss=state.loss,
@@ -151,60 +187,82 @@ def _epoch(state: TrainState, loader: Loader, valid: Loader | None, callbacks: S
     state.history.append(record)
 
 
-def _steps(state: TrainState, loader: Loader, callbacks: Sequence[Callback]) -> None:
-    """The optimizer steps of one epoch; leaves the mean loss and accuracy of training in the state."""
-    config, device = state.config, state.device
-    scaler = torch.amp.GradScaler(device.type, enabled=state.precision is torch.float16)
-    weight = None
-    if config.class_weights == "balanced":
-        weight = class_weights(loader.targets, len(loader.classes)).to(device)
-    loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
-    state.step = state.images = 0
-    for batch in loader.epoch(state.epoch, drop_last=state.drop_last):
-        if state.pairs and len(batch.targets) == 1:  # the others of its batch could not be read
-            continue
-        state.lr = state.lr_scale * _scheduled_lr(state)
-        set_lr(state.optimizer, state.lr)
-        targets = batch.targets.to(device, non_blocking=True)
-        with autocast(device, state.precision):
-            logits = state.model(to_input(batch.pixels, loader.recipe, device))
-        loss = F.cross_entropy(logits.float(), targets, weight, label_smoothing=config.label_smoothing)
-        state.optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if config.clip_norm:
-            scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
-        scaler.step(state.optimizer)
-        scaler.update()
-        loss_sum += loss.detach() * len(targets)
-        hits += (logits.argmax(1) == targets).sum()
-        state.step += 1
-        state.images += len(targets)
-        if device.type == "cpu" or state.step % LOOK_EVERY == 0:
-            _look(state, loss_sum, hits)
-        notify(callbacks, "step", state)
-    if state.step == 0:
+def _steps(state: TrainState, run: _Run) -> None:
+    """The optimizer steps of one epoch, from where the state stands; leaves the mean loss and accuracy in it."""
+    loader = run.loader
+    for batch in loader.epoch(state.epoch, start=state.position, drop_last=state.drop_last):
+        if len(batch.targets) > state.pairs:  # else none of its images could be read, or one where two are needed
+            state.lr = state.lr_scale * _scheduled_lr(state)
+            set_lr(state.optimizer, state.lr)
+            before = state.micro
+            learn(state, batch, loader.recipe, run.rewind)
+            if state.micro < before:
+                notify(run.callbacks, "memory", (state.config.batch_size, state.micro))
+            state.images += len(batch.targets)
+        state.position += 1
+        state.step = state.position
+        if state.device.type == "cpu" or state.step % LOOK_EVERY == 0:
+            _look(state)
+        notify(run.callbacks, "step", state)
+        if run.thrift.overdue():
+            _save(state, run)
+        if run.interrupts.count:
+            raise _Interrupted
+    if state.images == 0:
         raise DataError("none of the training images can be read", [f"{r}: {why}" for r, why in loader.lost.items()])
-    _look(state, loss_sum, hits)
+    _look(state)
 
 
-def _validate(state: TrainState, valid: Loader) -> Evaluation:
-    logits, targets = infer(state.model, valid, state.device)
+def _validate(state: TrainState, run: _Run, valid: Loader) -> Evaluation:
+    """In the precision of training; a signal ends it where the epoch's steps are done."""
+
+    def stop(done: int, n: int) -> None:
+        if run.interrupts.count:
+            raise _Interrupted
+
+    logits, targets = infer(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
     return evaluate_logits(logits, targets, valid.classes)
 
 
-def _look(state: TrainState, loss_sum: torch.Tensor, hits: torch.Tensor) -> None:
+def _look(state: TrainState) -> None:
     """Read the running figures from the device, and see that they are finite."""
-    state.loss, state.accuracy = float(loss_sum) / max(1, state.images), float(hits) / max(1, state.images)
+    loss, hits = state.sums.tolist()
+    state.loss, state.accuracy = loss / max(1, state.images), hits / max(1, state.images)
     if not math.isfinite(state.loss):
         raise _NotFinite
 
 
+def _require_finite(state: TrainState) -> None:
+    """What is kept or written holds no NaN: neither the weights nor what the optimizer knows of them."""
+    tensors = list(state.model.state_dict().values())
+    tensors += [value for known in state.optimizer.state.values() for value in known.values()]
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise _NotFinite
+
+
+def _save(state: TrainState, run: _Run) -> None:
+    if run.checkpoint is not None:
+        _require_finite(state)
+        with run.thrift.writing():
+            save_checkpoint(state, run.checkpoint)
+            notify(run.callbacks, "checkpoint", state)
+
+
+def _end_early(state: TrainState, run: _Run, error: BaseException) -> None:
+    """Keep what was learnt, exactly as it stands; raise the interrupt of who has no time or has nothing to keep."""
+    if isinstance(error, _Interrupted):
+        with suppress(_NotFinite):  # then the last whole state is there
+            _save(state, run)
+    elif run.interrupts.count > 1 or (state.step == 0 and not state.history):
+        raise error
+    state.ended = "interrupted"
+
+
 def _scheduled_lr(state: TrainState) -> float:
     assert state.config.lr is not None
-    step = state.epoch * state.steps_per_epoch + state.step
+    step = state.epoch * state.steps_per_epoch + state.position
     return state.config.lr * lr_factor(state.config, step, state.steps_per_epoch, state.epochs)
 
 
@@ -230,25 +288,17 @@ def _out_of_patience(state: TrainState) -> bool:
     return state.epoch - best >= state.config.patience
 
 
-def _ran_out_of_memory(error: Exception) -> bool:
-    """Whether this is a lack of memory; the allocator for the processor says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def _snapshot(state: TrainState) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    is_best = bool(state.history) and state.history[-1].best  # then one copy serves both, as neither is ever changed
-    weights = state.best if is_best else _copy(state.model.state_dict())
+def _snapshot(state: TrainState) -> tuple[Weights, dict[str, Any]]:
+    weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
     return weights, copy.deepcopy(state.optimizer.state_dict())
 
 
-def _step_back(state: TrainState, good: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
+def _step_back(state: TrainState) -> None:
     """Return to the last good weights with half the learning rate, or give up."""
-    state.model.load_state_dict(good[0])
-    state.optimizer.load_state_dict(copy.deepcopy(good[1]))  # it trains on in the tensors that it is given
+    weights, optimizer = state.good
+    state.model.load_state_dict(weights)
+    state.optimizer.load_state_dict(copy.deepcopy(optimizer))  # it trains on in the tensors that it is given
+    state.position = 0
     state.retries += 1
     if state.retries > MAX_RETRIES:
         raise TrainingDiverged(

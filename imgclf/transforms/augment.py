@@ -1,5 +1,7 @@
 """Augmentation by albumentations, one image at a time. The only module that knows albumentations.
 
+It runs a user's own pipeline, and any recipe; the other engine, for whole batches, is `batch.py`.
+
 The library opens a network connection when it is imported unless a variable forbids it, and its pipelines draw from a
 generator of their own, which every worker and every epoch repeats. So the variable is set before the import, and the
 pipeline is reseeded for each image: the same seed gives the same pixels whatever thread or process runs it.
@@ -11,13 +13,16 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from imgclf.errors import ConfigError
-from imgclf.specs import Recipe
+from imgclf.specs import Recipe, Step
 from imgclf.transforms.pixels import Pixels, to_channels
+
+T = TypeVar("T")
+BORDERS = ("black", "reflect")  # of the frame that a random crop is taken from
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +43,8 @@ class Augmenter:
     """Augments training images by a recipe; may be called from several threads.
 
     `augmenter(pixels, seed)` takes the prepared pixels (or, where `takes_whole_image`, the decoded image) as uint8
-    (height, width, channels) and gives uint8 of the recipe's size and channels.
+    (height, width, channels) and gives uint8 of the recipe's size and channels. Steps that need the epoch or other
+    images are left to `batch.alternate` and `batch.blend`, for whole batches.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -88,13 +94,16 @@ def _pipeline(recipe: Recipe) -> Any:
     library = _library()
     if recipe.compose is not None:
         return library.from_dict(recipe.compose)
-    transforms = []
-    for step in recipe.steps:
-        try:
-            transforms += _OPS[step.op](library, recipe, **step.params)
-        except TypeError as error:
-            raise ConfigError(f"step {step.op!r} does not take {dict(step.params)!r}: {error}") from None
-    return library.Compose(transforms)
+    steps = [step for step in recipe.steps if step.op in _OPS]
+    return library.Compose([transform for step in steps for transform in run_step(_OPS, step, library, recipe)])
+
+
+def run_step(functions: Mapping[str, Callable[..., T]], step: Step, *arguments: Any) -> T:
+    """What a step's function gives for the arguments and the step's parameters; `ConfigError` if it takes others."""
+    try:
+        return functions[step.op](*arguments, **step.params)
+    except TypeError as error:
+        raise ConfigError(f"step {step.op!r} does not take {dict(step.params)!r}: {error}") from error
 
 
 def _resized_crop(library: Any, recipe: Recipe, scale: Any, ratio: Any) -> list[Any]:
@@ -106,8 +115,18 @@ def _resized_crop(library: Any, recipe: Recipe, scale: Any, ratio: Any) -> list[
     return [crop]
 
 
-def _random_crop(library: Any, recipe: Recipe, padding: int) -> list[Any]:
-    return [library.Pad(padding=padding, fill=0), library.RandomCrop(*recipe.size)]
+def check_border(border: str) -> None:
+    """Raise `ConfigError` for what no frame is filled with."""
+    if border not in BORDERS:
+        raise ConfigError(f"the border of random_crop is {border!r}; allowed: {', '.join(BORDERS)}")
+
+
+def _random_crop(library: Any, recipe: Recipe, padding: int, border: str = BORDERS[0]) -> list[Any]:
+    import cv2
+
+    check_border(border)
+    mode = cv2.BORDER_REFLECT_101 if border == "reflect" else cv2.BORDER_CONSTANT
+    return [library.Pad(padding=padding, fill=0, border_mode=mode), library.RandomCrop(*recipe.size)]
 
 
 def _affine(library: Any, recipe: Recipe, shift: float, rotate: float, scale: Any) -> list[Any]:
@@ -132,7 +151,7 @@ def _color_jitter(
 ) -> list[Any]:
     if recipe.channels != 3:  # there is no colour to change
         return [library.RandomBrightnessContrast(brightness, contrast, p=1)]
-    ranges = [(1 - part, 1 + part) for part in (brightness, contrast, saturation)]
+    ranges = [(max(1 - part, 0), 1 + part) for part in (brightness, contrast, saturation)]
     return [library.ColorJitter(*ranges, (-hue, hue), p=1)]
 
 

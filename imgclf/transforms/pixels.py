@@ -44,7 +44,7 @@ def prepare(pixels: Pixels, recipe: Recipe) -> Pixels:
     if recipe.fit == "pad":
         return _pad(pixels, recipe)
     box = _centre_box(pixels.shape[:2], recipe) if recipe.fit == "crop" else None
-    return _resize(pixels, recipe.size, recipe.kernel, box)
+    return resize(pixels, recipe.size, recipe.kernel, box)
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
@@ -91,7 +91,7 @@ def _pad(pixels: Pixels, recipe: Recipe) -> Pixels:
     canvas = np.empty((target_h, target_w, recipe.channels), np.uint8)
     canvas[:] = mean_colour(recipe)
     top, left = (target_h - inner[0]) // 2, (target_w - inner[1]) // 2
-    canvas[top : top + inner[0], left : left + inner[1]] = _resize(pixels, inner, recipe.kernel, None)
+    canvas[top : top + inner[0], left : left + inner[1]] = resize(pixels, inner, recipe.kernel)
     return canvas
 
 
@@ -100,10 +100,13 @@ def mean_colour(recipe: Recipe) -> list[int]:
     return [round(min(max(value, 0.0), 1.0) * 255) for value in recipe.mean]
 
 
-def _resize(
-    pixels: Pixels, size: tuple[int, int], kernel: str, box: tuple[float, float, float, float] | None
+def resize(
+    pixels: Pixels, size: tuple[int, int], kernel: str, box: tuple[float, float, float, float] | None = None
 ) -> Pixels:
-    """Resize (a part of) an image; resizing only the part that is kept bounds the memory for any aspect."""
+    """An image, or the part in `box` (left, top, right, bottom; in pixels), at a size (height, width), antialiased.
+
+    Resizing only the part that is kept bounds the memory for any aspect.
+    """
     whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
     if pixels.shape[:2] == size and box in (None, whole):
         return pixels

@@ -1,4 +1,4 @@
-"""Augmentation presets: named lists of steps. A step is data; `augment.py` runs it."""
+"""Augmentation presets: named lists of steps. A step is data; `batch.py` or `augment.py` runs it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ def _strong(mirror: bool) -> tuple[Step, ...]:
 
 
 @_preset
+def _mix(mirror: bool) -> tuple[Step, ...]:
+    """`strong`, and half of the images blended, half with a box of another: for long training from scratch."""
+    mixup = Step("mixup", {"alpha": 0.2, "p": 0.5})
+    return (*_strong(mirror), mixup, Step("cutmix", {"alpha": 1.0, "p": 0.5}))
+
+
+@_preset
 def _shifts(mirror: bool) -> tuple[Step, ...]:
     """Lab 10-6: a random crop of the size after padding 4 pixels on each side."""
     return (Step("random_crop", {"padding": 4}),)
@@ -64,3 +71,9 @@ def _shifts(mirror: bool) -> tuple[Step, ...]:
 @_preset
 def _shifts_flips(mirror: bool) -> tuple[Step, ...]:
     return (*_shifts(mirror), *_flip(mirror))
+
+
+@_preset
+def _speedrun(mirror: bool) -> tuple[Step, ...]:
+    """A shift of up to 2 pixels, and mirrored in every second epoch: for a few epochs on small images."""
+    return (Step("random_crop", {"padding": 2, "border": "reflect"}), *((Step("alternating_flip"),) if mirror else ()))

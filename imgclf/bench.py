@@ -1,0 +1,286 @@
+"""How fast training is here, stage by stage, and what bounds it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from imgclf.data.folder import FileReader
+from imgclf.data.loader import Loader
+from imgclf.data.open import open_source
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.machine import cores, machine
+from imgclf.plan import Plan, choose_experiment, make_plan, read_data, reading_options
+from imgclf.specs import Recipe, TrainConfig
+from imgclf.training.callbacks import Callback, TrainState
+from imgclf.training.device import pick_device
+from imgclf.training.loop import train
+from imgclf.transforms.pixels import decode_size
+
+SECONDS = 3.0  # a stage
+MOST = 2000  # images that are looked at
+WARM_UP = 3  # steps that are not counted
+BATCHES = 4  # of synthetic pixels
+ENDLESS = 100_000  # epochs: the clock ends a stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training on its own: how many images a second, and in words what was measured."""
+
+    name: str
+    images_per_second: float
+    what: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The stages, which of them bounds the run, what may be changed, and what was measured on what."""
+
+    stages: tuple[Stage, ...]
+    bound: str
+    advice: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+class _Enough(Exception):
+    """The stage has run for long enough."""
+
+
+def benchmark(
+    data: str | os.PathLike[str] | Source,
+    changes: Mapping[str, Any],
+    *,
+    recipe: str | None = None,
+    seconds: float = SECONDS,
+    callbacks: Sequence[Callback] = (),
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Benchmark:
+    """Measure reading, decoding, augmenting, the step on synthetic pixels, and the whole of training, each on its own.
+
+    `changes` are those of an `Experiment`, as for training. At most 2,000 training images are used, so that the first
+    pass is short; the files may lie in the system's file cache, as they do from the second epoch on. `progress` is told
+    the name of each stage.
+    """
+    experiment = choose_experiment(recipe, changes)
+    source = open_source(data, **reading_options(experiment.data))
+    experiment = choose_experiment(recipe, changes, source.default_recipe)
+    audited, split = read_data(source, experiment, callbacks)
+    plan = make_plan(experiment, audited.source, len(split.samples("train")))
+    samples = split.samples("train")[:MOST]
+    config = replace(plan.experiment.train, epochs=ENDLESS, patience=0, class_weights="none")
+    plan = replace(plan, experiment=replace(plan.experiment, train=config))
+
+    stages: list[Stage] = []
+    for name, measure in (("reading", _reading), ("decoding", _decoding)):
+        progress(name)
+        stages += measure(audited.source, samples, plan.recipe, seconds)
+    progress("augmenting")
+    ram = _loader(audited.source, samples, plan, cache="ram")
+    stages.append(Stage("augmenting", _feed_rate(ram, seconds), "from decoded pixels in memory to batches"))
+    progress("feeding")
+    loader = _loader(audited.source, samples, plan, cache=plan.experiment.data.cache)
+    stages.append(Stage("feeding", _feed_rate(loader, seconds), f"batches as training gets them ({loader.tier.name})"))
+    progress("step")
+    step = _step_rate(plan, audited.source.classes, seconds)
+    stages.append(Stage("step", step, "forward, backward and optimizer on synthetic pixels"))
+    progress("whole")
+    whole = _train_rate(plan.model, loader, config, seconds, from_epoch=1)
+    stages.append(Stage("whole", whole, "all of it, from the second epoch on"))
+    rates = {stage.name: stage.images_per_second for stage in stages}
+    bound = _bound(rates, loader.tier.name)
+    images = len(split.samples("train"))
+    facts = {**_facts(plan, loader), "images": images, "epoch_seconds": images / whole}
+    return Benchmark(tuple(stages), bound, _advice(bound, plan, loader.tier.name), facts)
+
+
+def _reading(source: Source, samples: Sequence[Sample], recipe: Recipe, seconds: float) -> list[Stage]:
+    reader = source.reader
+    if not isinstance(reader, FileReader):
+        return []
+    total = 0
+
+    def read(sample: Sample) -> None:
+        nonlocal total
+        with open(reader.path(sample.ref), "rb") as file:
+            total += len(file.read())
+
+    rate, spent = _thread_rate(read, samples, seconds)
+    return [Stage("reading", rate, f"the files' bytes, {total / max(spent, 1e-9) / 1e6:,.0f} MB/s")]
+
+
+def _decoding(source: Source, samples: Sequence[Sample], recipe: Recipe, seconds: float) -> list[Stage]:
+    if isinstance(source.reader, ArrayReader):
+        return []
+    size = decode_size(recipe)
+    rate, _ = _thread_rate(lambda sample: source.open(sample.ref, size), samples, seconds)
+    return [Stage("decoding", rate, f"files to pixels, in {cores()} threads")]
+
+
+def _thread_rate(work: Callable[[Sample], object], samples: Sequence[Sample], seconds: float) -> tuple[float, float]:
+    """Samples a second of `work` with a thread for every core, and the seconds that were measured."""
+    done, began = 0, time.perf_counter()
+    chunk = 8 * cores()
+    with ThreadPoolExecutor(cores()) as pool:
+        while time.perf_counter() - began < seconds:
+            start = done % len(samples)
+            done += len(list(pool.map(work, samples[start : start + chunk])))
+    spent = time.perf_counter() - began
+    return done / spent, spent
+
+
+def _loader(source: Source, samples: Sequence[Sample], plan: Plan, cache: str) -> Loader:
+    config = plan.experiment.train
+    return Loader(
+        source,
+        samples,
+        plan.recipe,
+        classes=source.classes,
+        batch_size=config.batch_size,
+        train=True,
+        seed=config.seed,
+        workers=config.workers,
+        cache=cache,
+        engine=config.engine,
+        device=pick_device(config.device),
+    )
+
+
+def _feed_rate(loader: Loader, seconds: float) -> float:
+    """Images a second of a loader on its own, once its cache is full."""
+    for _ in loader.epoch(0):
+        pass
+    began, images = time.perf_counter(), 0
+    for batch in _endless(loader):
+        images += len(batch)
+        if time.perf_counter() - began > seconds:
+            break
+    _wait(loader.device)
+    return images / (time.perf_counter() - began)
+
+
+def _endless(loader: Loader) -> Iterator[torch.Tensor]:
+    epoch = 1
+    while True:
+        yield from (batch.targets for batch in loader.epoch(epoch))
+        epoch += 1
+
+
+def _step_rate(plan: Plan, classes: Sequence[str], seconds: float) -> float:
+    """The rate of training on pixels that cost nothing: noise in memory, of the final size, without augmentation."""
+    recipe, config = replace(plan.recipe, steps=(), compose=None), plan.experiment.train
+    n = BATCHES * config.batch_size
+    noise = np.random.default_rng(0).integers(0, 256, (n, *recipe.size, recipe.channels), np.uint8)
+    reader = ArrayReader({"noise": noise})
+    samples = [Sample(f"noise/{i}", classes[i % len(classes)], sha256=f"{i:064x}") for i in range(n)]
+    source = Source("noise", tuple(classes), tuple(samples), reader)
+    loader = _loader(source, samples, replace(plan, recipe=recipe), cache="device")
+    return _train_rate(plan.model, loader, config, seconds)
+
+
+def _train_rate(model: nn.Module, loader: Loader, config: TrainConfig, seconds: float, from_epoch: int = 0) -> float:
+    """Images a second of `train`, after a few steps of warm-up; the model stays as it is."""
+    clock = _Clock(seconds, from_epoch)
+    with suppress(_Enough):
+        train(copy.deepcopy(model), loader, None, config, callbacks=[clock])
+    return clock.rate
+
+
+class _Clock:
+    """Counts the images of training, and ends it when the time is over: a callback."""
+
+    def __init__(self, seconds: float, from_epoch: int) -> None:
+        self._seconds = seconds
+        self._from_epoch = from_epoch
+        self._steps = self._images = 0
+        self._began = 0.0
+        self._before = 0
+        self.rate = 0.0
+
+    def __call__(self, event: str, subject: Any) -> None:
+        """Take note of a step; others are none of its business."""
+        if event != "step" or not isinstance(subject, TrainState) or subject.epoch < self._from_epoch:
+            return
+        new = subject.images - (self._before if subject.step > 1 else 0)
+        self._before = subject.images
+        self._steps += 1
+        if self._steps <= WARM_UP:
+            _wait(subject.device)
+            self._began = time.perf_counter()
+            return
+        self._images += new
+        if time.perf_counter() - self._began > self._seconds:
+            _wait(subject.device)
+            self.rate = self._images / (time.perf_counter() - self._began)
+            raise _Enough
+
+
+def _wait(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _bound(rates: Mapping[str, float], tier: str) -> str:
+    """The slowest part: the step, or that stage of the feeding which is the slowest of those that still happen."""
+    if rates["step"] <= rates["feeding"]:
+        return "step"
+    every_epoch = ["reading", "decoding", "augmenting"] if tier in ("off", "jpeg") else ["augmenting"]
+    return min((name for name in every_epoch if name in rates), key=rates.__getitem__)
+
+
+def _advice(bound: str, plan: Plan, tier: str) -> tuple[str, ...]:
+    height, width = plan.recipe.size
+    match bound:
+        case "step":
+            return tuple(_faster_steps(plan))
+        case "reading":
+            return ("copy the images to a faster disk, or keep them decoded: --cache disk",)
+        case "decoding":
+            smaller = f"imgclf prepare DATA OUT --size {height}x{width}"
+            return (f"decode once: --cache ram or --cache disk (now {tier})", f"make the images smaller: {smaller}")
+        case _:
+            return (
+                "use fewer or simpler augmentations: --augment light",
+                "let whole batches be augmented: --engine batch",
+            )
+
+
+def _faster_steps(plan: Plan) -> Iterable[str]:
+    config, (height, width) = plan.experiment.train, plan.recipe.size
+    if pick_device(config.device).type == "cpu":
+        yield "a GPU would help most: this is all computing"
+    if min(height, width) >= 64:
+        yield f"smaller images: --size {round(height * 0.7)}x{round(width * 0.7)} takes about half the time"
+    if config.precision == "fp32":
+        yield "half precision, where the processor has it: --precision auto"
+    yield "a smaller network: imgclf models lists them by size"
+
+
+def _facts(plan: Plan, loader: Loader) -> dict[str, Any]:
+    config = plan.experiment.train
+    return {
+        "arch": plan.spec.arch,
+        "size": list(plan.recipe.size),
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "device": str(pick_device(config.device)),
+        "cache": loader.tier.name,
+        **machine(),
+    }

@@ -1,0 +1,64 @@
+"""`imgclf cache`: what is kept in the user's cache folder to save time, and how to be rid of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import Json
+
+
+def cache_list(json: Json = False) -> None:
+    """List the pixels that are kept for the next run, and what is known of files that were checked."""
+    from dataclasses import asdict
+
+    from imgclf._files import cache_folder
+    from imgclf.data.pixelcache import in_units, list_cache
+
+    entries = list_cache()
+    total = sum(entry.bytes for entry in entries)
+    if json:
+        console.show_json({"folder": str(cache_folder()), "bytes": total, "entries": [asdict(e) for e in entries]})
+        return
+    rows = [
+        [entry.name, entry.about, _count(entry.images), in_units(entry.bytes), _day(entry.used)] for entry in entries
+    ]
+    if rows:
+        console.show_table(["name", "what", "images", "size", "last used"], rows)
+    console.show(f"{in_units(total)} in {cache_folder()}")
+
+
+def cache_clear(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Only this one, by its name in the list.", show_default=False)
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Remove what is kept, all of it or one entry of the list; the next run makes again what it needs."""
+    from imgclf._registry import unknown_name
+    from imgclf.data.pixelcache import clear_cache, in_units, list_cache
+
+    names = [entry.name for entry in list_cache()]
+    if name and name not in names:
+        raise unknown_name("cache entry", name, names)
+    freed = clear_cache(name)
+    if json:
+        console.show_json({"freed": freed})
+    else:
+        console.show(f"{in_units(freed)} freed")
+
+
+def _count(images: int | None) -> str | None:
+    return None if images is None else f"{images:,}"
+
+
+def _day(moment: float) -> str:
+    return datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+cache = typer.Typer(no_args_is_help=True, help="Show or clear the pixels that are kept to save time.")
+for _command, _name in ((cache_list, "list"), (cache_clear, "clear")):
+    cache.command(_name)(console.guarded(_command))

@@ -1,0 +1,175 @@
+"""From what a decoder gives to uint8 pixels: JPEGs straight from libjpeg-turbo, every mode of Pillow by a rule.
+
+Pillow and simplejpeg use the same decoder with the same settings (accurate DCT, smooth upsampling of the colours), so
+their pixels agree; simplejpeg does without the copies and works outside of the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from imgclf.data.source import Pixels, Sides
+
+_JPEG_START = b"\xff\xd8\xff"
+_MOST_BYTES = 2**28  # what is larger is not read into memory at once
+_SCALES = (8, 4, 2, 1)
+_FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded, of 8 bits where Pillow opens it; what else there is goes through Pillow
+_START_OF_SCAN = 0xDA
+_TABLES = (0xC4, 0xDB, 0xDD, 0xFE)  # Huffman and quantization tables, restart interval; a comment
+_APPLICATION = range(0xE0, 0xF0)
+_HARMLESS = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0"}
+_SHORTEST_HARMLESS = 14  # what Pillow reads of them
+SWAPS_SIDES = (5, 6, 7, 8)  # the EXIF orientations that turn an image by a quarter
+_BAND = 256
+
+
+class Jpeg(NamedTuple):
+    """The bytes of a JPEG in YCbCr or grey and what its header says: sides as stored, 1 or 3 channels.
+
+    `bare` says that the header holds nothing that could turn the image or that Pillow could refuse.
+    """
+
+    data: bytes
+    height: int
+    width: int
+    channels: int
+    bare: bool
+
+
+def find_jpeg(file: BinaryIO) -> Jpeg | None:
+    """The JPEG that a file is, where libjpeg-turbo alone can decode it; None is for Pillow to judge."""
+    import simplejpeg
+
+    file.seek(0)
+    if file.read(len(_JPEG_START)) != _JPEG_START or file.seek(0, 2) > _MOST_BYTES:
+        return None
+    file.seek(0)
+    data = file.read()
+    segments = list(_segments(data))
+    frames = [marker for marker, _ in segments if marker not in _TABLES and marker not in _APPLICATION]
+    if len(frames) != 2 or frames[0] not in _FRAMES or frames[1] != _START_OF_SCAN:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):  # damaged; a colour space or a subsampling without a name
+        return None
+    channels = {"YCbCr": 3, "Gray": 1}.get(space)
+    return Jpeg(data, height, width, channels, _is_bare(segments)) if channels else None
+
+
+def decode_jpeg(jpeg: Jpeg, at_least: Sides | None = None) -> Pixels | None:
+    """The pixels as stored, uint8 (height, width, 1 or 3), or None where there is any damage, however small.
+
+    With `at_least` (height, width, as stored) at 1/2, 1/4 or 1/8 of the size, the smallest that keeps both sides.
+    """
+    import simplejpeg
+
+    scale = _scale((jpeg.height, jpeg.width), at_least) if at_least else 1
+    sides = {"min_height": -(-jpeg.height // scale), "min_width": -(-jpeg.width // scale)} if scale > 1 else {}
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(jpeg.data, "RGB" if jpeg.channels == 3 else "GRAY", **sides)
+    except ValueError:
+        return None
+    return pixels
+
+
+def _scale(sides: Sides, at_least: Sides) -> int:
+    """The largest of 1, 2, 4, 8 that leaves both sides what they need; the rule of Pillow's `draft`."""
+    possible = min(side // max(1, least) for side, least in zip(sides, at_least, strict=True))
+    return next((scale for scale in _SCALES if scale <= possible), 1)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The marker segments of a JPEG up to its pixels, each with the start of its content; stops where one is odd."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if length < 2:
+            return
+        yield marker, data[at + 4 : at + 2 + min(length, 2 + _SHORTEST_HARMLESS)]
+        if marker == _START_OF_SCAN:
+            return
+        at += 2 + length
+
+
+def _is_bare(segments: list[tuple[int, bytes]]) -> bool:
+    """Whether the only metadata are those of which Pillow wants no more than their length."""
+    metadata = [(marker, content) for marker, content in segments if marker in _APPLICATION]
+    return all(
+        marker in _HARMLESS and content.startswith(_HARMLESS[marker]) and len(content) >= _SHORTEST_HARMLESS
+        for marker, content in metadata
+    )
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turned and mirrored as an EXIF orientation (1 to 8) wants it; contiguous, and the caller's own."""
+    if orientation in SWAPS_SIDES:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.require(pixels, requirements=("C", "W"))
+
+
+def to_uint8(image: Image.Image) -> Pixels:
+    """The pixels of a decoded image as uint8 (height, width, 1 or 3); see `images.read_image` for the rules."""
+    if image.mode.startswith("I;16"):
+        return _over_white_key(_scaled(np.asarray(image).astype(np.int64)), image)
+    if image.mode == "I":
+        return _scaled(np.asarray(image).astype(np.int64))
+    if image.mode == "F":
+        return _scaled_float(np.asarray(image))
+    if image.has_transparency_data:
+        grey = image.mode in ("1", "L", "LA", "La")
+        return _over_white(image, "LA" if grey else "RGBA")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return np.asarray(converted)
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[:, :, None]
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _over_white(image: Image.Image, mode: str) -> Pixels:
+    """Composite over white, in bands: a large image would otherwise need its memory several times over."""
+    width, height = image.size
+    mixed: Pixels = np.empty((height, width, len(mode) - 1), np.uint8)
+    for top in range(0, height, _BAND):
+        bottom = min(height, top + _BAND)
+        band = np.asarray(image.crop((0, top, width, bottom)).convert(mode)).astype(np.uint16)
+        colour, alpha = band[..., :-1], band[..., -1:]
+        mixed[top:bottom] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+    return mixed
+
+
+def _over_white_key(pixels: Pixels, image: Image.Image) -> Pixels:
+    """A 16-bit grey PNG may name one value as transparent."""
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        pixels[np.asarray(image) == key] = 255
+    return pixels
+
+
+def _scaled(values: np.ndarray[Any, np.dtype[np.int64]]) -> Pixels:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        values = (values - low) * 65535 // max(1, high - low)
+    return ((values + 128) // 257).astype(np.uint8)[:, :, None]
+
+
+def _scaled_float(raw: np.ndarray[Any, np.dtype[np.float32]]) -> Pixels:
+    values = np.nan_to_num(raw.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1:
+        values = values * 255
+    elif low < 0 or high > 255:
+        values = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+    scaled: Pixels = np.rint(values).astype(np.uint8)[:, :, None]
+    return scaled

@@ -1,0 +1,240 @@
+"""One optimizer step, in as many parts as the memory needs, and the largest batch whose step fits."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from imgclf.compute import autocast, ran_out_of_memory, release_memory
+from imgclf.data.loader import Batch, Mix
+from imgclf.errors import OutOfMemory
+from imgclf.specs import Recipe, TrainConfig
+from imgclf.training.callbacks import TrainState
+from imgclf.training.device import random_state, set_random_state
+from imgclf.training.optim import make_optimizer
+from imgclf.transforms.pixels import to_input
+
+MAX_PROBED = 256
+MEMORY_SHARE = 0.5  # of what the machine has free: on a CPU the system ends a program that takes too much
+
+
+class Rewind:
+    """Takes a network's buffers (batch statistics) and the random numbers back to where they were before a pass."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._buffers = list(model.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._device = device
+        self.note()
+
+    def note(self) -> None:
+        """Remember this moment."""
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+        self._random = random_state(self._device)
+
+    def back(self) -> None:
+        """Return to the moment remembered."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._kept)
+        set_random_state(self._random, self._device)
+
+
+def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> None:
+    """One optimizer step on a planned batch; adds its loss and hits to `state.sums`.
+
+    Where the memory does not suffice, the batch is cut into parts of half as many images, from the same random numbers
+    on, and their gradients are summed: the step is that of the whole batch, save for batch norm, which sees the parts.
+    `state.micro` remembers the size. Raises `OutOfMemory` where the smallest part does not fit.
+    """
+    batch = _on_device(batch, state.device)
+    rewind.note()
+    while True:
+        try:
+            sums = _accumulate(state, batch, recipe)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if _largest_part(state, len(batch.targets)) <= 1 + state.pairs:
+                raise OutOfMemory(_too_little(state.device)) from error
+        state.micro = max(1 + state.pairs, (min(state.micro, len(batch.targets)) + 1) // 2)
+        state.optimizer.zero_grad(set_to_none=True)
+        release_memory(state.device)
+        rewind.back()
+    try:
+        _update(state)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemory(_too_little(state.device)) from error
+    state.sums += sums
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its labels on the device; the pixels follow part by part."""
+    mix = batch.mix and Mix(*(tensor.to(device, non_blocking=True) for tensor in batch.mix))
+    return batch._replace(targets=batch.targets.to(device, non_blocking=True), mix=mix)
+
+
+def _too_little(device: torch.device) -> str:
+    return f"{device} has too little memory to train even on single images: use a smaller --size or --arch"
+
+
+def _accumulate(state: TrainState, batch: Batch, recipe: Recipe) -> torch.Tensor:
+    """Leave the gradient of the whole batch in the parameters; the summed loss and hits, float32 (2,)."""
+    state.optimizer.zero_grad(set_to_none=True)
+    weight, smoothing = state.class_weights, state.config.label_smoothing
+    share = batch_weight(batch.targets, batch.mix, weight)
+    loss, hits = torch.zeros((), device=state.device), torch.zeros((), device=state.device)
+    for part in split_batch(batch, state.micro, state.pairs):
+        with autocast(state.device, state.precision):
+            logits = state.model(to_input(part.pixels, recipe, state.device))
+        part_loss = summed_loss(logits.float(), part.targets, part.mix, weight, smoothing) / share
+        state.scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]
+        loss += part_loss.detach()
+        hits += (logits.argmax(1) == part.targets).sum()
+    return torch.stack([loss * len(batch.targets), hits])
+
+
+def _update(state: TrainState) -> None:
+    if state.config.clip_norm:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), state.config.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+
+
+def summed_loss(
+    logits: torch.Tensor, targets: torch.Tensor, mix: Mix | None, weight: torch.Tensor | None, smoothing: float
+) -> torch.Tensor:
+    """The cross-entropy summed over images; of blended images each of the two classes counts by its share."""
+    if mix is None:
+        return F.cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="sum")
+    own, other = (
+        F.cross_entropy(logits, classes, weight, label_smoothing=smoothing, reduction="none")
+        for classes in (targets, mix.targets)
+    )
+    return (mix.share * own + (1 - mix.share) * other).sum()
+
+
+def batch_weight(targets: torch.Tensor, mix: Mix | None, weight: torch.Tensor | None) -> torch.Tensor | int:
+    """What `summed_loss` is divided by to give the mean over a batch: its images, by the weights of their classes."""
+    if weight is None:
+        return len(targets)
+    if mix is None:
+        return weight[targets].sum()
+    return (mix.share * weight[targets] + (1 - mix.share) * weight[mix.targets]).sum()
+
+
+def split_batch(batch: Batch, most: int, pairs: bool = False) -> Iterator[Batch]:
+    """A batch in parts of at most `most` images; with `pairs` a last image alone joins the part before it."""
+    n = len(batch.targets)
+    if n <= most:
+        yield batch
+        return
+    for begin, end in _bounds(n, most, pairs):
+        mix = batch.mix and Mix(batch.mix.targets[begin:end], batch.mix.share[begin:end])
+        yield Batch(batch.pixels[begin:end], batch.targets[begin:end], batch.positions[begin:end], batch.whole, mix)
+
+
+def _bounds(n: int, most: int, pairs: bool) -> list[tuple[int, int]]:
+    begins = list(range(0, n, most))
+    if pairs and n - begins[-1] == 1:
+        begins.pop()
+    return list(zip(begins, [*begins[1:], n], strict=True))
+
+
+def _largest_part(state: TrainState, n: int) -> int:
+    return max(end - begin for begin, end in _bounds(n, min(state.micro, n), state.pairs))
+
+
+def needs_pairs(model: nn.Module, config: TrainConfig) -> bool:
+    """Whether batch norms compute their own statistics, which takes two images at least."""
+    return not config.freeze_norm and any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def probe_batch_size(
+    model: nn.Module, shape: Sequence[int], images: int, config: TrainConfig, device: torch.device, dtype: torch.dtype
+) -> int:
+    """The largest power of two, of at most 256 and a quarter of `images`, for which one real step fits.
+
+    The step is taken with a copy of `model`; `shape` is that of one input (channels, height, width), `dtype` that of
+    autocast. On a CPU the memory of a step is first computed from what it keeps for one image, since the system ends
+    a program that takes too much instead of telling it. Leaves the random numbers as they are.
+    """
+    smallest = 2 if needs_pairs(model, config) else 1
+    size = _power_of_two(min(MAX_PROBED, max(smallest, images // 4)))
+    network = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = make_optimizer(network, config, 1e-6)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if device.type == "cpu":
+            size = min(size, max(smallest, _power_of_two(_affordable(network, shape, dtype))))
+        while True:
+            try:
+                _trial(network, optimizer, torch.zeros(size, *shape, device=device), dtype)
+                return size
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                if size <= smallest:
+                    raise OutOfMemory(_too_little(device)) from error
+            optimizer.zero_grad(set_to_none=True)
+            release_memory(device)
+            size //= 2
+
+
+def _trial(network: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, dtype: torch.dtype) -> None:
+    with autocast(images.device, dtype):
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+    logits.float().logsumexp(1).mean().backward()
+    optimizer.step()
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+
+
+def _affordable(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> int:
+    """How many images' intermediate results fit in the share of the free memory that training may take."""
+    kept = 0
+
+    def weigh(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor)
+    try:
+        with hooks, autocast(torch.device("cpu"), dtype):
+            network(torch.zeros(2, *shape))
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return 1
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    needed = max(1, kept - weights)  # for one image: two were weighed, and backward keeps about as much again
+    return max(1, int((MEMORY_SHARE * min(_free_memory(), 2**50) - 4 * weights) / needed))
+
+
+def _free_memory() -> float:
+    """Bytes of memory that are free; without a limit where the system doesn't say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+        return kilobytes * 1024.0
+    except (OSError, StopIteration):
+        pass
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return float("inf")
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above `number`, which is 1 or more."""
+    return int(1 << (number.bit_length() - 1))

@@ -1,0 +1,274 @@
+"""Augmentation of whole batches on any device: the other engine beside albumentations (`augment.py`).
+
+A step draws the parameters of every image from (seed, epoch, sample), by the distributions of albumentations 2.0.8;
+then `ops_cpu.py` or `ops_torch.py` changes the pixels. What an image becomes does not depend on its neighbours, except
+where images are blended.
+
+mixup: Zhang et al., arXiv 1710.09412; cutmix: Yun et al., arXiv 1905.04899; alternating flip: Jordan, arXiv 2404.00498.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imgclf.errors import ConfigError
+from imgclf.specs import Recipe, Step
+from imgclf.transforms import ops_cpu, ops_torch
+from imgclf.transforms.augment import BORDERS, check_border, run_step
+from imgclf.transforms.draws import Draws
+
+Numbers = NDArray[np.float64]
+Shares = tuple[torch.Tensor, torch.Tensor]
+
+_TRIES = 10  # of a random resized crop, as in torchvision and albumentations
+_ERASED_RATIO = (0.3, 3.3)  # width to height; the default of albumentations
+_CROP_STEP, _FIRST_STEP = 0, 1  # whose streams: resized crops are made apart, wherever the step stands
+
+
+def pick_engine(recipe: Recipe, asked: str) -> str:
+    """`batch` or `albumentations`: what was asked for, and for `auto` batches wherever they can.
+
+    A user's own albumentations pipeline cannot run on batches: `ConfigError`.
+    """
+    if recipe.compose is None:
+        return "batch" if asked == "auto" else asked
+    if asked == "batch":
+        raise ConfigError("engine is 'batch', but the augmentation is an albumentations pipeline; leave the engine out")
+    return "albumentations"
+
+
+def crop_boxes(step: Step, seed: int, epoch: int, keys: NDArray[np.uint64], shapes: NDArray[np.int64]) -> Numbers:
+    """Where a `resized_crop` cuts each image: (top, left, height, width) as fractions of its sides, (n, 4).
+
+    `shapes` (n, 2) are (height, width). Only their ratio counts: an image gives the same part of it at any scale. The
+    first of ten boxes that fits is taken, or else the largest centred one whose aspect is allowed.
+    """
+    return run_step({step.op: _crop_boxes}, step, Draws(seed, epoch, keys, _CROP_STEP), shapes)
+
+
+def augment(pixels: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
+    """All steps of a recipe but `resized_crop` (see `crop_boxes`), `mixup` and `cutmix` (see `blend`).
+
+    Takes and gives uint8 (n, height, width, channels) on any device; the input is never written to, and is itself the
+    answer where there is nothing to do.
+    """
+    return _run(_STEPS, pixels, recipe, seed, epoch, keys)
+
+
+def alternate(pixels: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
+    """Of a recipe's steps only `alternating_flip`: albumentations, which draws each image anew, cannot alternate."""
+    return _run({"alternating_flip": _alternating_flip}, pixels, recipe, seed, epoch, keys)
+
+
+def blend(
+    pixels: torch.Tensor, targets: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: NDArray[np.uint64]
+) -> tuple[torch.Tensor, Shares | None]:
+    """Mix each image with the next one of its batch, by the recipe's `mixup` and `cutmix`: for both engines.
+
+    Each image is blended in one of the ways, with the chance `p` of each. Gives the pixels, and None where the recipe
+    blends nothing, or else the targets of the other images (n,) and each image's own share, float32 (n,) in 0…1.
+    """
+    steps = [(i, step) for i, step in enumerate(_steps(recipe), _FIRST_STEP) if step.op in _BLENDS]
+    if not steps:
+        return pixels, None
+    params = [run_step({step.op: _blend_params}, step) for _, step in steps]
+    edges = np.cumsum([0.0, *(p for _, p in params)])
+    if edges[-1] > 1 + 1e-9:
+        raise ConfigError(f"the chances p of mixup and cutmix sum to {edges[-1]:g}; allowed: up to 1")
+    ops, others, kept = _ops(pixels), pixels.roll(-1, 0), np.ones(len(keys))
+    turn = Draws(seed, epoch, keys, steps[0][0])(1)[0]
+    for (i, step), (alpha, _), low, high in zip(steps, params, edges[:-1], edges[1:], strict=True):
+        _, share, *centre = Draws(seed, epoch, keys, i)(4)
+        share = np.where((turn >= low) & (turn < high), _beta(share, alpha), 1.0)
+        pixels, share = _BLENDS[step.op](ops, pixels, others, share, centre)
+        kept *= share
+    return pixels, (targets.roll(-1, 0), torch.from_numpy(kept.astype(np.float32)).to(pixels.device))
+
+
+class _Ops(Protocol):
+    """What both modules of operations offer; see there."""
+
+    def mirror(self, pixels: torch.Tensor, chosen: NDArray[np.bool_]) -> torch.Tensor: ...
+    def crop(
+        self, pixels: torch.Tensor, padding: int, top: NDArray[np.int64], left: NDArray[np.int64], border: str
+    ) -> torch.Tensor: ...
+    def warp(self, pixels: torch.Tensor, matrices: Numbers) -> torch.Tensor: ...
+    def tone(self, pixels: torch.Tensor, gain: Numbers, offset: Numbers) -> torch.Tensor: ...
+    def colour(
+        self, pixels: torch.Tensor, brightness: Numbers, contrast: Numbers, saturation: Numbers
+    ) -> torch.Tensor: ...
+    def hue(self, pixels: torch.Tensor, turn: Numbers) -> torch.Tensor: ...
+    def paste(self, pixels: torch.Tensor, boxes: NDArray[np.int64], values: torch.Tensor) -> torch.Tensor: ...
+    def blend(self, pixels: torch.Tensor, others: torch.Tensor, share: Numbers) -> torch.Tensor: ...
+
+
+def _ops(pixels: torch.Tensor) -> _Ops:
+    return ops_cpu if pixels.device.type == "cpu" else ops_torch
+
+
+def _steps(recipe: Recipe) -> tuple[Step, ...]:
+    return recipe.steps if recipe.compose is None else ()
+
+
+def _run(
+    functions: Mapping[str, Callable[..., torch.Tensor]],
+    pixels: torch.Tensor,
+    recipe: Recipe,
+    seed: int,
+    epoch: int,
+    keys: NDArray[np.uint64],
+) -> torch.Tensor:
+    for i, step in enumerate(_steps(recipe), _FIRST_STEP):
+        if step.op in functions:
+            pixels = run_step(functions, step, _ops(pixels), pixels, Draws(seed, epoch, keys, i))
+    return pixels
+
+
+def _between(limits: Any, draw: Numbers) -> Numbers:
+    low, high = limits
+    between: Numbers = low + (high - low) * draw
+    return between
+
+
+def _crop_boxes(draws: Draws, shapes: NDArray[np.int64], scale: Any, ratio: Any) -> Numbers:
+    numbers = draws(2 * _TRIES + 2)
+    aspect = shapes[:, 1] / shapes[:, 0]
+    area = _between(scale, numbers[:_TRIES])
+    shape = np.exp(_between(np.log(ratio), numbers[_TRIES : 2 * _TRIES])) / aspect  # of the box, in fractions
+    sides = np.sqrt(np.stack([area / shape, area * shape]))  # height and width, (2, tries, n)
+    fits = (sides <= 1).all(0)
+    first = np.take_along_axis(sides, fits.argmax(0)[None, None], 1)[:, 0]
+    nearest = np.clip(aspect, *ratio) / aspect
+    centred = np.stack([np.minimum(1 / nearest, 1), np.minimum(nearest, 1)])
+    taken = np.where(fits.any(0), first, centred)
+    corner = (1 - taken) * np.where(fits.any(0), numbers[-2:], 0.5)
+    return np.concatenate([corner, taken]).T
+
+
+def _random_crop(ops: _Ops, pixels: torch.Tensor, draws: Draws, padding: int, border: str = BORDERS[0]) -> torch.Tensor:
+    check_border(border)
+    top, left = (draws(2) * (2 * padding + 1)).astype(np.int64)
+    return ops.crop(pixels, padding, top, left, border)
+
+
+def _affine(ops: _Ops, pixels: torch.Tensor, draws: Draws, shift: float, rotate: float, scale: Any) -> torch.Tensor:
+    return ops.warp(pixels, _affine_matrices(draws, pixels.shape[1:3], shift, rotate, scale))
+
+
+def _affine_matrices(draws: Draws, shape: tuple[int, ...], shift: float, rotate: float, scale: Any) -> Numbers:
+    """Scale (of x and of y on its own), then turn, about the centre; then shift by whole pixels: (n, 2, 3)."""
+    x, y, wide, high, angle = draws(5)
+    size = np.array(shape[::-1])
+    shifts = np.trunc(_between((-shift, shift), np.stack([x, y], 1)) * size)
+    angles = np.deg2rad(_between((-rotate, rotate), angle))
+    wide, high = _between(scale, wide), _between(scale, high)
+    sine, cosine = np.sin(angles), np.cos(angles)
+    linear = np.stack([cosine * wide, sine * high, -sine * wide, cosine * high], 1).reshape(-1, 2, 2)
+    centre = (size - 1) / 2
+    return np.concatenate([linear, (centre + shifts - linear @ centre)[..., None]], 2)
+
+
+def _flip(ops: _Ops, pixels: torch.Tensor, draws: Draws, p: float) -> torch.Tensor:
+    return ops.mirror(pixels, draws(1)[0] < p)
+
+
+def _alternating_flip(ops: _Ops, pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Mirrored in every second epoch: of two epochs, an image is seen from both sides."""
+    starts = Draws(draws.seed, 0, draws.keys, draws.step)(1)[0] < 0.5
+    return ops.mirror(pixels, starts ^ bool(draws.epoch % 2))
+
+
+def _color_jitter(
+    ops: _Ops, pixels: torch.Tensor, draws: Draws, brightness: float, contrast: float, saturation: float, hue: float
+) -> torch.Tensor:
+    numbers = draws(8)
+    if pixels.shape[3] != 3:  # there is no colour to change
+        offset = 255 * _between((-brightness, brightness), numbers[0])
+        return ops.tone(pixels, 1 + _between((-contrast, contrast), numbers[1]), offset)
+    parts = np.array([[brightness], [contrast], [saturation]])
+    factors = _between((np.maximum(1 - parts, 0), 1 + parts), numbers[:3])
+    if not hue:
+        return ops.colour(pixels, *factors)
+    # The four changes come in a random order. That of the three factors is indifferent, but to the hue each is either
+    # before or after.
+    before = numbers[4:7] < numbers[7]
+    pixels = ops.colour(pixels, *np.where(before, factors, 1.0))
+    pixels = ops.hue(pixels, _between((-hue, hue), numbers[3]))
+    return ops.colour(pixels, *np.where(before, 1.0, factors))
+
+
+def _erase(ops: _Ops, pixels: torch.Tensor, draws: Draws, scale: Any, p: float) -> torch.Tensor:
+    height, width, channels = pixels.shape[1:]
+    numbers = draws(5 + channels)
+    boxes = _erased_boxes(numbers[1:5], height, width, scale)
+    colours = (numbers[5:].T * 256).astype(np.uint8)
+    values = torch.from_numpy(colours).to(pixels.device, non_blocking=True)[:, None, None]
+    return ops.paste(pixels, np.where((numbers[0] < p)[:, None], boxes, 0), values)
+
+
+def _erased_boxes(numbers: Numbers, height: int, width: int, scale: Any) -> NDArray[np.int64]:
+    """(top, left, bottom, right) of what to erase, (n, 4), from four numbers an image; all 0 where nothing fits.
+
+    The largest rectangle is the one that has room at any ratio.
+    """
+    ratio_low, ratio_high = _ERASED_RATIO
+    least = scale[0] * height * width
+    most = min(scale[1] * height * width, ratio_low * height**2, width**2 / ratio_high)
+    if most < least:
+        return np.zeros((numbers.shape[1], 4), np.int64)
+    area = _between((least, most), numbers[0])
+    narrow, wide = np.maximum(ratio_low, area / height**2), np.minimum(ratio_high, width**2 / area)
+    ratio = narrow + (wide - narrow) * numbers[1]
+    sides = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], 1)))
+    corner = np.floor(numbers[2:4].T * (np.array([height, width]) - sides + 1))
+    return np.concatenate([corner, corner + sides], 1).astype(np.int64)
+
+
+def _blend_params(alpha: float, p: float) -> tuple[float, float]:
+    if not (alpha > 0 and 0 <= p <= 1):
+        raise ConfigError(f"mixup and cutmix take alpha above 0 and p in 0 to 1, not alpha {alpha!r} and p {p!r}")
+    return alpha, p
+
+
+def _beta(numbers: Numbers, alpha: float) -> Numbers:
+    """Draws of Beta(alpha, alpha) from uniform ones."""
+    if alpha == 1:
+        return numbers
+    from scipy.special import betaincinv
+
+    quantiles: Numbers = betaincinv(alpha, alpha, numbers)
+    return quantiles
+
+
+def _mixup(
+    ops: _Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
+) -> tuple[torch.Tensor, Numbers]:
+    return ops.blend(pixels, others, share), share
+
+
+def _cutmix(
+    ops: _Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
+) -> tuple[torch.Tensor, Numbers]:
+    """A box of the other's image, about a centre anywhere and cut at the edge; the share is what is left in truth."""
+    size = np.array(pixels.shape[1:3])
+    sides = (size * np.sqrt(1 - share)[:, None]).astype(np.int64)
+    middle = (size * np.stack(centre, 1)).astype(np.int64)
+    low = np.maximum(middle - sides // 2, 0)
+    high = np.minimum(middle - sides // 2 + sides, size)
+    return ops.paste(pixels, np.concatenate([low, high], 1), others), 1 - (high - low).prod(1) / size.prod()
+
+
+_STEPS: dict[str, Callable[..., torch.Tensor]] = {
+    "random_crop": _random_crop,
+    "affine": _affine,
+    "flip": _flip,
+    "alternating_flip": _alternating_flip,
+    "color_jitter": _color_jitter,
+    "erase": _erase,
+}
+_BLENDS = {"mixup": _mixup, "cutmix": _cutmix}

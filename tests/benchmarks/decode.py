@@ -1,0 +1,172 @@
+"""How fast JPEGs become augmented batches: ours in threads, against torchvision's ImageFolder in a DataLoader.
+
+Run by hand: `python tests/benchmarks/decode.py`. It makes its own photo-like JPEGs; the rounds of all ways are
+interleaved, and a ratio is the median of the ratios within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imgclf.data.images import read_image
+from imgclf.specs import Recipe
+from imgclf.transforms.crop import Box, crop_decode_size, crop_resize
+from imgclf.transforms.pixels import to_input
+
+SIDE = 224
+BATCH = 50
+RECIPE = Recipe(size=(SIDE, SIDE))
+Epoch = Callable[[], int]
+
+
+def photo(width: int, height: int, seed: int) -> Image.Image:
+    """Noise of all scales, the coarse strong and the fine weak, as in photos."""
+    rng = np.random.default_rng(seed)
+    total = np.full((height, width, 3), 127.0, np.float32)
+    for cell, strength in ((125, 45), (40, 22), (12, 12), (4, 6), (2, 3)):
+        small = rng.normal(0, 1, (max(2, height // cell), max(2, width // cell), 3))
+        grey = small.mean(axis=2, keepdims=True) + 0.3 * small
+        for channel in range(3):
+            plane = Image.fromarray(grey[..., channel].astype(np.float32))
+            total[..., channel] += strength * np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC))
+    return Image.fromarray(np.clip(total, 0, 255).astype(np.uint8))
+
+
+def make_photos(folder: Path, width: int, height: int, count: int) -> list[Path]:
+    """Two classes of JPEGs of quality 90, as a folder for each; a few photos are enough, each saved several times."""
+    few = [photo(width, height, seed) for seed in range(min(count, 24))]
+    paths = [folder / f"class{i % 2}" / f"{i:04d}.jpg" for i in range(count)]
+    for i, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        few[i % len(few)].save(path, quality=90)
+    return paths
+
+
+@contextmanager
+def torchvision_way(folder: Path, workers: int) -> Iterator[Epoch]:
+    """One epoch of the usual loader: float batches, normalised."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    steps = [
+        transforms.RandomResizedCrop(SIDE),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(RECIPE.mean, RECIPE.std),
+    ]
+    data = ImageFolder(str(folder), transforms.Compose(steps))
+    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
+    yield lambda: sum(len(images) for images, _ in loader)
+
+
+@contextmanager
+def our_way(paths: list[Path], workers: int, normalise: bool) -> Iterator[Epoch]:
+    """One epoch in threads: uint8 batches, which the device normalises; with `normalise` it is done here."""
+    device = torch.device("cpu")
+    rng = np.random.default_rng(0)
+
+    def fill(path: Path, seed: int, out: np.ndarray) -> None:
+        random_crop(path, np.random.default_rng(seed), out)
+
+    with ThreadPoolExecutor(workers) as pool:
+
+        def epoch() -> int:
+            order = rng.permutation(len(paths))
+            cuts = [order[i : i + BATCH] for i in range(0, len(paths), BATCH)]
+            batches = [np.empty((len(cut), SIDE, SIDE, 3), np.uint8) for cut in cuts]
+            jobs = [
+                [pool.submit(fill, paths[i], int(rng.integers(2**32)), row) for i, row in zip(cut, batch, strict=True)]
+                for cut, batch in zip(cuts, batches, strict=True)
+            ]
+            done = 0
+            for batch, pending in zip(batches, jobs, strict=True):
+                for job in pending:
+                    job.result()
+                if normalise:
+                    to_input(torch.from_numpy(batch), RECIPE, device)
+                done += len(batch)
+            return done
+
+        yield epoch
+
+
+def random_crop(path: Path, rng: np.random.Generator, out: np.ndarray) -> None:
+    """A random resized crop, mirrored half of the time, by the distribution of torchvision's defaults."""
+    box: list[Box] = []
+
+    def needed(shape: tuple[int, int]) -> tuple[int, int]:
+        box.append(random_box(rng, *shape))
+        return crop_decode_size(box[0], (SIDE, SIDE))
+
+    pixels = read_image(path, at_least=needed)
+    crop_resize(pixels, box[0], out)
+    if rng.random() < 0.5:
+        out[...] = out[:, ::-1].copy()
+
+
+def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
+    """Up to ten tries for a part of 8 to 100 % of the area with sides 3:4 to 4:3; then the whole."""
+    for _ in range(10):
+        area, ratio = rng.uniform(0.08, 1) * height * width, np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        rows, columns = np.sqrt(area / ratio) / height, np.sqrt(area * ratio) / width
+        if rows <= 1 and columns <= 1:
+            return rng.uniform(0, 1 - rows), rng.uniform(0, 1 - columns), float(rows), float(columns)
+    return 0.0, 0.0, 1.0, 1.0
+
+
+def rate(epoch: Epoch, epochs: int) -> float:
+    """Images a second over some epochs in a row."""
+    start = time.perf_counter()
+    done = sum(epoch() for _ in range(epochs))
+    return done / (time.perf_counter() - start)
+
+
+def compare(width: int, height: int, count: int, arguments: argparse.Namespace) -> None:
+    """Print one table for photos of one size."""
+    with tempfile.TemporaryDirectory() as name:
+        paths = make_photos(Path(name), width, height, count)
+        size = statistics.mean(path.stat().st_size for path in paths) / 1000
+        print(f"\n{count} JPEGs of {width}×{height}, {size:.0f} kB each, {arguments.workers} workers")
+        with (
+            torchvision_way(Path(name), arguments.workers) as reference,
+            our_way(paths, arguments.workers, normalise=False) as ours,
+            our_way(paths, arguments.workers, normalise=True) as normalised,
+        ):
+            ways = {"torchvision": reference, "imgclf, uint8 batches": ours, "imgclf, normalised here": normalised}
+            rates: dict[str, list[float]] = {label: [] for label in ways}
+            for label, epoch in ways.items():
+                assert epoch() == count, label
+            for _ in range(arguments.rounds):
+                for label, epoch in ways.items():
+                    rates[label].append(rate(epoch, arguments.epochs))
+    for label, found in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(found, rates["torchvision"], strict=True))
+        print(f"  {label:<26}{statistics.median(found):8.0f} images/s   {ratio:5.2f}×")
+
+
+def main() -> None:
+    """Compare for photos of a usual size and for those of a phone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=3, help="epochs in a row per timing")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the second core is a worker's
+    compare(500, 375, 400, arguments)
+    compare(3000, 2000, 50, arguments)
+
+
+if __name__ == "__main__":
+    main()

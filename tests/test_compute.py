@@ -1,0 +1,72 @@
+"""How a network computes: its precision, its threads, and a lack of memory."""
+
+import pytest
+import torch
+from torch import nn
+
+from imgclf.compute import autocast, enough_threads, ran_out_of_memory, release_memory, step_flops
+from imgclf.models.build import build_model
+from imgclf.specs import ModelSpec
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_forward_pass_runs_in_the_precision(dtype):
+    with autocast(CPU, dtype):
+        assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype is dtype
+
+
+def test_the_operations_of_a_step_are_counted():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    assert step_flops(linear, torch.zeros(1, 3, 2, 2), 7) == 2 * 12 * 5 * 7
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_leaves_the_model_as_it_was(training):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout()).train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    step_flops(model, torch.ones(1, 1, 4, 4), 8)
+    assert model.training is training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_small_steps_run_on_one_core_and_large_ones_on_all():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        lenet = build_model(ModelSpec("lenet", 10, 1, (28, 28)))
+        with enough_threads(step_flops(lenet, torch.zeros(1, 1, 28, 28), 32)):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with enough_threads(1e12):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(KeyboardInterrupt), enough_threads(1):
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_errors(error):
+    assert ran_out_of_memory(error)
+    release_memory(CPU)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("9"), OSError()]
+)
+def test_other_errors_are_no_lack_of_memory(error):
+    assert not ran_out_of_memory(error)

@@ -1,0 +1,266 @@
+"""One optimizer step: what fits at once and what does not have the same gradient."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from imgclf.data.loader import Batch, Mix
+from imgclf.errors import OutOfMemory
+from imgclf.specs import Recipe, TrainConfig
+from imgclf.training import step as module
+from imgclf.training.callbacks import TrainState
+from imgclf.training.optim import make_optimizer
+from imgclf.training.step import Rewind, batch_weight, learn, probe_batch_size, split_batch, summed_loss
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(size=(6, 6), channels=1)
+N = 10
+WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
+
+
+class Limited(nn.Module):
+    """A net that runs out of memory above `limit` images, in the middle of its pass."""
+
+    def __init__(self, limit=10**9, norm=False, dropout=0.0):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.features = nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4) if norm else nn.Tanh(), nn.Flatten(), nn.Dropout(dropout)
+            )
+            self.head = nn.Linear(64, 3)
+        self.limit, self.sizes = limit, []
+
+    def forward(self, images):
+        features = self.features(images)
+        self.sizes.append(len(images))
+        if len(images) > self.limit:
+            raise torch.OutOfMemoryError(f"{len(images)} images")
+        return self.head(features)
+
+
+def batch_of(n=N, mixed=False):
+    generator = torch.Generator().manual_seed(n)
+    pixels = torch.randint(0, 256, (n, 6, 6, 1), dtype=torch.uint8, generator=generator)
+    targets = torch.randint(0, 3, (n,), generator=generator)
+    mix = Mix(targets.roll(1), torch.rand(n, generator=generator)) if mixed else None
+    return Batch(pixels, targets, torch.arange(n), n, mix)
+
+
+def state_of(model, class_weights=None, **options):
+    plain = {"epochs": 1, "lr": 0.1, "batch_size": N, "device": "cpu", "precision": "fp32", "optimizer": "sgd"}
+    config = TrainConfig(**{**plain, "label_smoothing": 0.1, "momentum": 0.0, **options})
+    return TrainState(
+        model=model.train(),
+        optimizer=make_optimizer(model, config, config.lr),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        config=config,
+        device=CPU,
+        precision=torch.float32,
+        epochs=1,
+        steps_per_epoch=1,
+        drop_last=False,
+        pairs=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
+        micro=N,
+        sums=torch.zeros(2),
+        class_weights=class_weights,
+    )
+
+
+def gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+@pytest.mark.parametrize(("limit", "micro", "parts"), [(5, 5, 2), (4, 3, 4), (1, 1, 10)])
+def test_parts_have_the_gradient_of_the_whole(mixed, class_weights, limit, micro, parts):
+    whole, cut = state_of(Limited(), class_weights), state_of(Limited(limit), class_weights)
+    for state in (whole, cut):
+        learn(state, batch_of(mixed=mixed), RECIPE, Rewind(state.model, CPU))
+    assert (cut.micro, cut.model.sizes[-parts:]) == (micro, [min(micro, N - i * micro) for i in range(parts)])
+    for name, gradient in gradients(whole.model).items():
+        torch.testing.assert_close(cut.model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(cut.sums, whole.sums, atol=1e-4, rtol=1e-5)
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(cut.model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 0.01}, {"optimizer": "adamw"}, {"momentum": 0.9}])
+def test_the_update_is_made_once(options):
+    whole, cut = state_of(Limited(), **options), state_of(Limited(3), **options)
+    for state in (whole, cut):
+        for n in (N, 7):
+            learn(state, batch_of(n), RECIPE, Rewind(state.model, CPU))
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(cut.model.state_dict()[name], tensor, atol=1e-4, rtol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_mean_loss():
+    state = state_of(Limited(), WEIGHTS)
+    batch = batch_of()
+    with torch.no_grad():
+        before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    learn(state, batch, RECIPE, Rewind(state.model, CPU))
+    plain = Limited()
+    assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in before.items())
+    images = (batch.pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    loss = F.cross_entropy(plain(images), batch.targets, WEIGHTS, label_smoothing=0.1)
+    loss.backward()
+    for name, gradient in gradients(plain).items():
+        torch.testing.assert_close(state.model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
+    assert float(state.sums[0]) == pytest.approx(N * float(loss.detach()), rel=1e-5)
+
+
+def test_blended_images_count_for_both_of_their_classes():
+    logits, batch = torch.randn(N, 3), batch_of(mixed=True)
+    soft = F.one_hot(batch.targets, 3) * batch.mix.share[:, None]
+    soft = soft + F.one_hot(batch.mix.targets, 3) * (1 - batch.mix.share[:, None])
+    loss = summed_loss(logits, batch.targets, batch.mix, None, 0.1) / batch_weight(batch.targets, batch.mix, None)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, soft, label_smoothing=0.1))
+
+
+def test_a_pass_that_failed_leaves_no_trace():
+    """Batch statistics and dropout are those of a step that was planned in parts from the start."""
+    failed, planned = state_of(Limited(5, norm=True, dropout=0.5)), state_of(Limited(norm=True, dropout=0.5))
+    planned.micro = 5
+    for state in (failed, planned):
+        torch.manual_seed(1)
+        learn(state, batch_of(), RECIPE, Rewind(state.model, CPU))
+    assert failed.model.sizes == [10, 5, 5]
+    assert failed.micro == 5
+    for name, tensor in planned.model.state_dict().items():
+        assert torch.equal(failed.model.state_dict()[name], tensor)
+
+
+def test_the_smaller_part_is_kept():
+    state = state_of(Limited(5))
+    rewind = Rewind(state.model, CPU)
+    learn(state, batch_of(), RECIPE, rewind)
+    learn(state, batch_of(), RECIPE, rewind)
+    assert state.model.sizes == [10, 5, 5, 5, 5]
+
+
+@pytest.mark.parametrize(("norm", "limit"), [(False, 0), (True, 1)])
+def test_too_little_memory_for_the_smallest_part(norm, limit):
+    state = state_of(Limited(limit, norm))
+    with pytest.raises(OutOfMemory, match="use a smaller --size or --arch"):
+        learn(state, batch_of(), RECIPE, Rewind(state.model, CPU))
+    assert state.model.sizes[-1] == limit + 1
+
+
+def test_other_errors_are_not_replayed():
+    class Broken(Limited):
+        def forward(self, images):
+            self.sizes.append(len(images))
+            raise RuntimeError("shapes")
+
+    state = state_of(Broken())
+    with pytest.raises(RuntimeError, match="shapes"):
+        learn(state, batch_of(), RECIPE, Rewind(state.model, CPU))
+    assert state.model.sizes == [10]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.booleans(), st.booleans())
+def test_parts_are_the_batch(n, most, pairs, mixed):
+    batch = batch_of(n, mixed)
+    parts = list(split_batch(batch, most, pairs))
+    assert torch.equal(torch.cat([part.positions for part in parts]), batch.positions)
+    assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
+    sizes = [len(part.targets) for part in parts]
+    assert max(sizes) <= max(most + pairs, min(n, 1 + pairs))
+    if pairs and n > 1 and most > 1:
+        assert min(sizes) > 1
+    if mixed:
+        assert torch.equal(torch.cat([part.mix.share for part in parts]), batch.mix.share)
+    assert {part.whole for part in parts} == {n}
+
+
+@pytest.mark.parametrize(
+    ("limit", "images", "norm", "size"),
+    [
+        (10**9, 100, False, 16),
+        (10**9, 10**6, False, 256),
+        (5, 1000, False, 4),
+        (10**9, 3, False, 1),
+        (10**9, 3, True, 2),
+    ],
+)
+def test_the_largest_batch_that_fits(limit, images, norm, size):
+    model = Limited(limit, norm)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    found = probe_batch_size(model, (1, 6, 6), images, TrainConfig(), CPU, torch.float32)
+    assert found == size
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_batch_on_the_processor_is_no_larger_than_its_memory(monkeypatch):
+    kept = {"input": 36 * 4, "map": 4 * 16 * 4}
+    monkeypatch.setattr(module, "_free_memory", lambda: 1e6)
+    small = probe_batch_size(Limited(), (1, 6, 6), 10**6, TrainConfig(), CPU, torch.float32)
+    assert 64 <= small <= 256
+    monkeypatch.setattr(module, "_free_memory", lambda: 20 * sum(kept.values()) + 8 * 4 * (40 + 195))
+    assert 2 <= probe_batch_size(Limited(), (1, 6, 6), 10**6, TrainConfig(), CPU, torch.float32) <= 16
+
+
+def test_not_even_one_image_fits():
+    with pytest.raises(OutOfMemory, match="single images"):
+        probe_batch_size(Limited(0), (1, 6, 6), 100, TrainConfig(), CPU, torch.float32)
+
+
+STARVED = """
+import resource, sys, torch
+from torch import nn
+import test_step as t
+from dataclasses import replace
+torch.set_num_threads(1)
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head, self.sizes = nn.Conv2d(1, 64, 3, padding=1), nn.Linear(64, 3), []
+    def forward(self, images):
+        self.sizes.append(len(images))
+        for _ in range(4):  # 64 MB an image and pass, kept for backward
+            maps = torch.sigmoid(self.conv(images))
+        return self.head(maps.mean((2, 3)))
+state = t.state_of(Wide())
+state.config = replace(state.config, batch_size=16)
+state.micro = 16
+batch = t.batch_of(16)
+batch = batch._replace(pixels=torch.zeros(16, 512, 512, 1, dtype=torch.uint8))
+small = batch._replace(pixels=batch.pixels[:1], targets=batch.targets[:1], positions=batch.positions[:1])
+recipe = replace(t.RECIPE, size=(512, 512))
+rewind = t.Rewind(state.model, t.CPU)
+t.learn(state, small, recipe, rewind)  # all libraries are loaded now
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+limit = used + 1200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+t.learn(state, batch, recipe, rewind)
+print(state.micro, state.model.sizes[-1], torch.isfinite(state.sums).all().item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the address space")
+def test_a_real_lack_of_memory():
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED],
+        env={**module.os.environ, "PYTHONPATH": ":".join([str(path) for path in sys.path if path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    micro, last, finite = done.stdout.split()
+    assert 1 <= int(micro) < 16
+    assert int(last) <= int(micro)
+    assert finite == "True"
