@@ -83,6 +83,9 @@ class Classifier:
     left open) and `run_`.
     """
 
+    precision_ = "fp32"  # of evaluation and prediction
+    run_: Run | None = None
+
     def __init__(
         self,
         arch: str | Builder | None = None,
@@ -99,8 +102,6 @@ class Classifier:
         self.augment = augment
         self.recipe = recipe
         self.config = config
-        self.precision_ = "fp32"
-        self.run_: Run | None = None
 
     def __repr__(self) -> str:
         given = {name: value for name, value in vars(self).items() if not name.endswith("_") and value is not None}
@@ -243,7 +244,7 @@ class Classifier:
                 resume=state,
             )
         except KeyboardInterrupt:  # before the first step: there is nothing to keep
-            if run is not None and state is None:
+            if run is not None and state is None and not (run.path / CHECKPOINT).exists():
                 shutil.rmtree(run.path)
             raise
         except Exception as error:
@@ -251,7 +252,7 @@ class Classifier:
             if run is not None:
                 write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
-        if valid is not None:
+        if valid is not None and self.history_.ended != "interrupted":  # who interrupts does not want to wait
             self.metrics_["valid"] = evaluate(self.model_, valid)
         self.lost_ = {**loader.lost, **(valid.lost if valid is not None else {})}
         if run is not None:

@@ -1,6 +1,6 @@
 """Several processes that train one model, as `torchrun` starts them, on one machine or on many.
 
-Each process computes its share of every batch, and the gradients are averaged over all of them. In a single process
+Each process computes its share of every batch, and the gradients are summed over all of them. In a single process
 every function here does nothing, so that the same code serves both.
 """
 
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 MAIN = 0
 
@@ -63,11 +61,11 @@ def sum_over_all(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def any_of_all(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process: they must stop at the same step, or wait for each other for ever."""
+def any_of_all(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which of some flags are set in any process: all must stop at the same step, or wait for each other for ever."""
     if not dist.is_initialized():
-        return flag
-    return bool(sum_over_all(torch.tensor(float(flag), device=device)).item())
+        return list(flags)
+    return [total > 0 for total in sum_over_all(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
 
 
 def gather(value: Any) -> list[Any]:
@@ -79,31 +77,40 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def in_turn(shares: Sequence[Sequence[Any]]) -> list[Any]:
-    """One list again from the shares `items[rank::processes]` of all ranks."""
-    if len(shares) == 1:
-        return list(shares[0])
-    merged: list[Any] = [None] * sum(map(len, shares))
-    for rank, share in enumerate(shares):
-        merged[rank :: len(shares)] = share
-    return merged
+def sync_norms(model: nn.Module, device: torch.device) -> None:
+    """Make the batch norms of `model` see the whole batch, on CUDA.
+
+    On the processor torch has none that do: each process norms its own share.
+    """
+    if dist.is_initialized() and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model to call in training: one whose backward pass averages the gradients over all processes.
+def share(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every process the tensors of the main one, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            message = tensor.contiguous()  # a tensor in channels-last order can't be sent as it lies
+            dist.broadcast(message, MAIN)
+            tensor.copy_(message)
 
-    On CUDA the batch norms of `model` are made to see the whole batch as well. On the processor torch has none that
-    do, and each process norms its own share.
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over all processes, all in one message a type of number.
+
+    After the backward pass and not while it runs, as `DistributedDataParallel` would: a process may repeat its part in
+    smaller steps for want of memory, have no images of a batch, or train only the head for a while.
     """
     if not dist.is_initialized():
-        return model
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-
-
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the batch statistics of the main one, so that all of them validate the same model."""
-    if dist.is_initialized() and any(isinstance(m, _BatchNorm) for m in model.modules()):
-        for buffer in model.buffers():
-            dist.broadcast(buffer, MAIN)
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
+        same = [gradient for gradient in gradients if gradient.dtype == dtype]
+        message = torch.cat([gradient.flatten() for gradient in same])
+        dist.all_reduce(message)
+        parts = torch.split(message, [gradient.numel() for gradient in same])
+        torch._foreach_copy_(same, [part.view(gradient.shape) for part, gradient in zip(parts, same, strict=True)])

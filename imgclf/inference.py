@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from imgclf import distributed
 from imgclf.compute import autocast, enough_threads, ran_out_of_memory, release_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import DataError, OutOfMemory
@@ -33,19 +34,41 @@ def infer(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits (n, classes) and class indices (n,) of the loader's samples, in order, without those that are lost.
 
+    Where the loader gives a process its share, every process gets the figures of all.
+
     `progress` is told (images done, images in all); `precision` is the dtype of autocast. Raises `DataError` where no
     image at all can be read, and `OutOfMemory` where a single one does not fit.
     """
-    rows, targets, done = [], [], 0
+    rows, targets, positions, done = [], [], [], 0
     for batch, logits in _forward(model, loader, device, precision):
         rows.append(logits)
         targets.append(batch.targets.cpu().numpy())
+        positions.append(batch.positions.numpy())
         done += len(logits)
         if progress is not None:
             progress(done, len(loader))
+    if loader.shard[1] > 1:
+        rows, targets = _of_all(rows, targets, positions, loader.lost)
     if not rows:
         raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
     return np.concatenate(rows), np.concatenate(targets)
+
+
+def _of_all(
+    rows: list[NDArray[np.float32]],
+    targets: list[NDArray[np.int64]],
+    positions: list[NDArray[np.int64]],
+    lost: dict[str, str],
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
+    """What all processes found, in the order of the samples; `lost` is completed."""
+    shares = distributed.gather((rows, targets, positions, dict(lost)))
+    for share in shares:
+        lost.update(share[3])
+    if not any(share[0] for share in shares):
+        return [], []
+    logits, classes, places = (np.concatenate([part for share in shares for part in share[i]]) for i in range(3))
+    order = places.argsort()
+    return [logits[order]], [classes[order]]
 
 
 def evaluate(

@@ -27,8 +27,9 @@ def machine() -> dict[str, str | int]:
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The processor cores that this process may use: its part of them, where several train together on a machine."""
+    all_of_them = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, all_of_them // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _processor() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from imgclf import distributed
 from imgclf._files import printable
 from imgclf.data.audit import Audit, audit
 from imgclf.data.open import open_source
@@ -101,7 +102,7 @@ def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, 
         freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
         probed = replace(config, freeze_norm=freeze)
         size = probe_batch_size(model, (recipe.channels, *recipe.size), images, probed, device, dtype)
-        config = replace(config, batch_size=size)
+        config = replace(config, batch_size=sum(distributed.gather(size)))
     config = replace(config, precision=precision_name(dtype))
     return resolve_config(config, pretrained=pretrained, images=images)
 

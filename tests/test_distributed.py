@@ -1,8 +1,11 @@
 """Several processes that train one model give what one gives."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,22 +20,20 @@ distributed.join()
 rank, world = distributed.shard()
 total = distributed.sum_over_all(torch.tensor(float(rank + 1)))
 assert total == sum(range(1, world + 1)), total
-assert distributed.any_of_all(rank == 1, torch.device("cpu"))
-assert not distributed.any_of_all(False, torch.device("cpu"))
-shares = distributed.gather(list("abcde")[rank::world])
-assert distributed.in_turn(shares) == list("abcde"), shares
+assert distributed.any_of_all([rank == 1, False], torch.device("cpu")) == [True, False]
+assert distributed.gather(rank) == list(range(world))
 assert distributed.is_main() == (rank == 0)
 
 torch.manual_seed(rank)
 model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-wrapped = distributed.wrap(model, torch.device("cpu"))
-x = torch.arange(12.0).reshape(4, 3)[rank::world]
-wrapped(x).square().sum().backward()
-gradients = distributed.gather(model[0].weight.grad)
-assert all(torch.equal(gradients[0], other) for other in gradients)
-distributed.share_buffers(model)
-means = distributed.gather(model[1].running_mean)
-assert all(torch.equal(means[0], other) for other in means)
+distributed.share(model.state_dict().values())
+weights = distributed.gather(model[0].weight)
+assert all(torch.equal(weights[0], other) for other in weights)
+if rank == 0:
+    model[0](torch.ones(1, 3)).sum().backward()  # the other has no images of this batch
+distributed.sum_gradients(model.parameters())
+assert torch.equal(model[0].weight.grad, torch.ones(2, 3))
+assert torch.equal(model[1].weight.grad, torch.zeros(2))
 print("agreed")
 """
 
@@ -60,13 +61,41 @@ def test_a_process_on_its_own_has_nobody_to_ask():
     assert distributed.is_main()
     assert distributed.gather("x") == ["x"]
     assert distributed.sum_over_all(torch.tensor(2.0)) == 2
-    assert distributed.any_of_all(True, torch.device("cpu"))
+    assert distributed.any_of_all([True, False], torch.device("cpu")) == [True, False]
     model = torch.nn.Linear(1, 1)
-    assert distributed.wrap(model, torch.device("cpu")) is model
+    distributed.sum_gradients(model.parameters())
+    assert model.weight.grad is None
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("n", [0, 1, 4, 7])
-def test_shares_come_back_in_turn(n, world):
-    items = list(range(n))
-    assert distributed.in_turn([items[rank::world] for rank in range(world)]) == items
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(photos, in_folder):
+    """The same loss curve, the same figures over all images, one run folder."""
+    command = (
+        "train",
+        str(photos),
+        "--arch",
+        "lenet",
+        "--size",
+        "16",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "7",
+        "--seed",
+        "3",
+    )
+    options = ("--precision", "fp32", "--optimizer", "sgd", "--lr", "0.05", "--json", "--class-weights", "balanced")
+    results = {}
+    for processes in (1, 2):
+        runs = torchrun("-m", "imgclf", *command, *options, "--name", f"of-{processes}", processes=processes)
+        assert runs.returncode == 0, runs.stderr
+        results[processes] = json.loads(runs.stdout.splitlines()[-1])
+        assert len(runs.stdout.splitlines()) == 1
+    assert [path.name for path in sorted(Path("runs").iterdir())] == ["of-1", "of-2"]
+    texts = [Path("runs", f"of-{processes}", "history.csv").read_text() for processes in (1, 2)]
+    one, two = (list(csv.DictReader(text.splitlines())) for text in texts)
+    for a, b in zip(one, two, strict=True):
+        for name in ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy"):
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-4), name
+    assert results[1]["test"]["confusion"] == results[2]["test"]["confusion"]
+    assert results[1]["test"]["loss"] == pytest.approx(results[2]["test"]["loss"], abs=1e-4)

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from imgclf import distributed
 from imgclf._files import printable
 from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
@@ -34,6 +35,7 @@ UNEVEN = 5
 def run_training(data: str | None, changes: dict[str, Any], options: dict[str, Any]) -> None:
     """Train, test, save and show the result; ends with 130 or 143 where training was interrupted."""
     console.catch_termination()
+    distributed.join()
     began = time.perf_counter()
     view = TrainView()
     with view.progress:
@@ -51,7 +53,8 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         interrupted = classifier.history_.ended == "interrupted"
         if classifier.split_.samples("test") and not interrupted:
             test = classifier.evaluate(progress=view.evaluating)
-    _finish(classifier, view, test, time.perf_counter() - began, as_json=bool(options["json"]))
+    if distributed.is_main():
+        _finish(classifier, view, test, time.perf_counter() - began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
 
@@ -139,7 +142,7 @@ class TrainView:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        terminal = console.err().is_terminal
+        terminal = console.err().is_terminal and distributed.is_main()
         self.progress = Progress(*columns, console=console.err(), transient=True, disable=not terminal)
         self._task = self.progress.add_task("", visible=False, note="")
         self._began = 0.0
@@ -218,9 +221,10 @@ class TrainView:
     def _on_start(self, state: TrainState) -> None:
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
         self.resumed_after = state.epoch
-        if state.epoch:
-            self._best = state.best_loss
-            console.say(f"       going on after epoch {state.epoch}")
+        if state.epoch or state.position:
+            self._best = state.best_loss if state.epoch else None
+            within = f", step {state.position} of {state.steps_per_epoch}" if state.position else ""
+            console.say(f"       going on after epoch {state.epoch}{within}")
         console.say("")
         console.say(" epoch  train loss  accuracy  valid loss  accuracy       lr  seconds", "bold")
         self._began = time.perf_counter()

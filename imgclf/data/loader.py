@@ -98,7 +98,8 @@ class Loader:
         self.recipe = recipe
         self.batch_size = batch_size
         self.device = device or torch.device("cpu")
-        self._source, self._cache, self._shard = source, cache, shard
+        self.shard = shard
+        self._source, self._cache = source, cache
         self._form = Form.of(recipe, train)
         self._targets = [index[sample.label] for sample in self.samples]
         self._train, self._seed = train, seed
@@ -182,7 +183,7 @@ class Loader:
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def _plans(self, epoch: int, steps: range, threads: int) -> Iterator[tuple[_Plan, list[Job]]]:
-        n, (rank, world) = len(self.samples), self._shard
+        n, (rank, world) = len(self.samples), self.shard
         order = epoch_order(self._seed, epoch, n) if self._train else np.arange(n)
         memory = self._images.memory
         selects = isinstance(memory, Dense) and self._painter is paint_plain

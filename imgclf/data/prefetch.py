@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -16,6 +15,7 @@ import torch
 
 from imgclf._files import printable
 from imgclf.errors import ImgclfError
+from imgclf.machine import cores
 
 T = TypeVar("T")
 Job = Callable[[], None]
@@ -23,11 +23,6 @@ Job = Callable[[], None]
 AHEAD = 2
 PATIENCE = 120.0  # seconds that the reading of one image may take
 LEAVE = 5.0  # seconds that the end of an epoch waits for images that nobody wants any more
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_cores(device: torch.device) -> tuple[int, int]:

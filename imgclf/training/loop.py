@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imgclf import distributed
 from imgclf.compute import enough_threads, step_flops
 from imgclf.data.loader import Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
@@ -79,7 +80,7 @@ def train(
     device = pick_device(config.device)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + distributed.shard()[0])  # each process leaves out other units
         state = _begin(model, loader, config, device)
         flops = step_flops(model, _example(loader, device), config.batch_size)
         stack.enter_context(enough_threads(flops))
@@ -114,8 +115,11 @@ def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.
     pairs = needs_pairs(model, config)
     if pairs and config.batch_size == 1:
         raise ConfigError("batch_size is 1, and this network's batch norms need at least 2 images (or --freeze-norm)")
-    drop_last = config.drop_last or (pairs and len(loader) % config.batch_size == 1)
+    too_few = 1 if distributed.shard()[1] == 1 else 2 * distributed.shard()[1] - 1  # two for each process
+    drop_last = config.drop_last or (pairs and 0 < len(loader) % config.batch_size <= too_few)
+    distributed.sync_norms(model, device)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    distributed.share(model.state_dict().values())
     precision = pick_precision(config.precision, device)
     weights = class_weights(loader.targets, len(loader.classes)) if config.class_weights == "balanced" else None
     state = TrainState(
@@ -165,6 +169,7 @@ def _epoch(state: TrainState, run: _Run) -> None:
         state.sums.zero_()
     _set_mode(state.model, state.config, state.epoch)
     _steps(state, run)
+    distributed.share(state.model.buffers())  # each process has batch statistics of its own
     _require_finite(state)
     result = None if run.valid is None else _validate(state, run, run.valid)
     best = result is None or not state.best or result.loss < state.best_loss
@@ -191,33 +196,39 @@ def _steps(state: TrainState, run: _Run) -> None:
     """The optimizer steps of one epoch, from where the state stands; leaves the mean loss and accuracy in it."""
     loader = run.loader
     for batch in loader.epoch(state.epoch, start=state.position, drop_last=state.drop_last):
-        if len(batch.targets) > state.pairs:  # else none of its images could be read, or one where two are needed
-            state.lr = state.lr_scale * _scheduled_lr(state)
-            set_lr(state.optimizer, state.lr)
-            before = state.micro
-            learn(state, batch, loader.recipe, run.rewind)
-            if state.micro < before:
-                notify(run.callbacks, "memory", (state.config.batch_size, state.micro))
-            state.images += len(batch.targets)
+        state.lr = state.lr_scale * _scheduled_lr(state)
+        set_lr(state.optimizer, state.lr)
+        before = state.micro
+        state.images += learn(state, batch, loader.recipe, run.rewind)
+        if state.micro < before:
+            notify(run.callbacks, "memory", (state.config.batch_size, state.micro))
         state.position += 1
         state.step = state.position
         if state.device.type == "cpu" or state.step % LOOK_EVERY == 0:
             _look(state)
         notify(run.callbacks, "step", state)
-        if run.thrift.overdue():
+        stop, save = _agreed(state, run)
+        if save:
             _save(state, run)
-        if run.interrupts.count:
+        if stop:
             raise _Interrupted
     if state.images == 0:
         raise DataError("none of the training images can be read", [f"{r}: {why}" for r, why in loader.lost.items()])
     _look(state)
 
 
+def _agreed(state: TrainState, run: _Run) -> list[bool]:
+    """Whether to stop, and whether to save: all processes do so after the same step."""
+    if state.device.type != "cpu" and distributed.shard()[1] > 1 and state.step % LOOK_EVERY:
+        return [False, False]  # to ask makes the device wait
+    return distributed.any_of_all([run.interrupts.count > 0, run.thrift.overdue()], state.device)
+
+
 def _validate(state: TrainState, run: _Run, valid: Loader) -> Evaluation:
     """In the precision of training; a signal ends it where the epoch's steps are done."""
 
     def stop(done: int, n: int) -> None:
-        if run.interrupts.count:
+        if run.interrupts.count and distributed.shard()[1] == 1:  # else the others would wait
             raise _Interrupted
 
     logits, targets = infer(state.model, valid, state.device, stop, state.precision)
@@ -228,7 +239,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> Evaluation:
 
 def _look(state: TrainState) -> None:
     """Read the running figures from the device, and see that they are finite."""
-    loss, hits = state.sums.tolist()
+    loss, hits = distributed.sum_over_all(state.sums.clone()).tolist()
     state.loss, state.accuracy = loss / max(1, state.images), hits / max(1, state.images)
     if not math.isfinite(state.loss):
         raise _NotFinite
@@ -243,8 +254,8 @@ def _require_finite(state: TrainState) -> None:
 
 
 def _save(state: TrainState, run: _Run) -> None:
+    _require_finite(state)
     if run.checkpoint is not None:
-        _require_finite(state)
         with run.thrift.writing():
             save_checkpoint(state, run.checkpoint)
             notify(run.callbacks, "checkpoint", state)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imgclf import distributed
 from imgclf.compute import autocast, ran_out_of_memory, release_memory
 from imgclf.data.loader import Batch, Mix
 from imgclf.errors import OutOfMemory
@@ -46,35 +47,59 @@ class Rewind:
         set_random_state(self._random, self._device)
 
 
-def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> None:
-    """One optimizer step on a planned batch; adds its loss and hits to `state.sums`.
+def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> int:
+    """One optimizer step on a planned batch; adds its loss and hits to `state.sums`. Gives the number of its images.
+
+    No step is taken where none of them could be read, or one where batch norms need two. Several processes each add
+    the gradient of their share.
 
     Where the memory does not suffice, the batch is cut into parts of half as many images, from the same random numbers
     on, and their gradients are summed: the step is that of the whole batch, save for batch norm, which sees the parts.
     `state.micro` remembers the size. Raises `OutOfMemory` where the smallest part does not fit.
     """
     batch = _on_device(batch, state.device)
+    images, weight = _whole(state, batch)
+    if images <= state.pairs:
+        return 0
     rewind.note()
     while True:
         try:
-            sums = _accumulate(state, batch, recipe)
+            sums = _accumulate(state, batch, recipe, weight)
             break
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-            if _largest_part(state, len(batch.targets)) <= 1 + state.pairs:
+            alone = len(batch.targets) == 0 or _largest_part(state, len(batch.targets)) <= 1 + state.pairs
+            if alone or _norms_meet(state.device):
                 raise OutOfMemory(_too_little(state.device)) from error
         state.micro = max(1 + state.pairs, (min(state.micro, len(batch.targets)) + 1) // 2)
         state.optimizer.zero_grad(set_to_none=True)
         release_memory(state.device)
         rewind.back()
     try:
+        distributed.sum_gradients(state.model.parameters())
         _update(state)
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
         raise OutOfMemory(_too_little(state.device)) from error
-    state.sums += sums
+    state.sums += sums * sums.new_tensor([images, 1])
+    return images
+
+
+def _whole(state: TrainState, batch: Batch) -> tuple[int, torch.Tensor | int]:
+    """The images of a batch over all processes, and what its summed loss is divided by."""
+    weight = batch_weight(batch.targets, batch.mix, state.class_weights)
+    if distributed.shard()[1] == 1:
+        return len(batch.targets), weight
+    both = torch.tensor([float(len(batch.targets)), float(weight)], device=state.device)
+    images, weight = distributed.sum_over_all(both)
+    return int(images), weight
+
+
+def _norms_meet(device: torch.device) -> bool:
+    """Whether a forward pass waits for the other processes, so that one of them can't repeat it on its own."""
+    return device.type == "cuda" and distributed.shard()[1] > 1
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:
@@ -87,20 +112,19 @@ def _too_little(device: torch.device) -> str:
     return f"{device} has too little memory to train even on single images: use a smaller --size or --arch"
 
 
-def _accumulate(state: TrainState, batch: Batch, recipe: Recipe) -> torch.Tensor:
-    """Leave the gradient of the whole batch in the parameters; the summed loss and hits, float32 (2,)."""
+def _accumulate(state: TrainState, batch: Batch, recipe: Recipe, whole: torch.Tensor | int) -> torch.Tensor:
+    """Leave the gradient of a batch in the parameters; its part of the mean loss, and its hits, float32 (2,)."""
     state.optimizer.zero_grad(set_to_none=True)
     weight, smoothing = state.class_weights, state.config.label_smoothing
-    share = batch_weight(batch.targets, batch.mix, weight)
     loss, hits = torch.zeros((), device=state.device), torch.zeros((), device=state.device)
     for part in split_batch(batch, state.micro, state.pairs):
         with autocast(state.device, state.precision):
             logits = state.model(to_input(part.pixels, recipe, state.device))
-        part_loss = summed_loss(logits.float(), part.targets, part.mix, weight, smoothing) / share
+        part_loss = summed_loss(logits.float(), part.targets, part.mix, weight, smoothing) / whole
         state.scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]
         loss += part_loss.detach()
         hits += (logits.argmax(1) == part.targets).sum()
-    return torch.stack([loss * len(batch.targets), hits])
+    return torch.stack([loss, hits])
 
 
 def _update(state: TrainState) -> None:
@@ -137,7 +161,8 @@ def split_batch(batch: Batch, most: int, pairs: bool = False) -> Iterator[Batch]
     """A batch in parts of at most `most` images; with `pairs` a last image alone joins the part before it."""
     n = len(batch.targets)
     if n <= most:
-        yield batch
+        if n:
+            yield batch
         return
     for begin, end in _bounds(n, most, pairs):
         mix = batch.mix and Mix(batch.mix.targets[begin:end], batch.mix.share[begin:end])

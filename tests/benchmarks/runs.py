@@ -37,16 +37,19 @@ ROWS = {
     "d0": {
         "imgclf": (IMGCLF, "train mnist --data-dir {mnist} --recipe d0 --epochs {epochs:9}"),
         "tutorial": (OWN, "tutorial_mnist.py {mnist} --epochs {epochs:9}"),
-        "tutorial as in D0": (OWN, "tutorial_mnist.py {mnist} --epochs {epochs:9} --as-document"),
+        "tutorial, 0 workers": (OWN, "tutorial_mnist.py {mnist} --epochs {epochs:9} --workers 0"),
+        "tutorial as in D0": (OWN, "tutorial_mnist.py {mnist} --epochs {epochs:9} --workers 0 --as-document"),
         "keras": (PEER, "keras_mnist.py {mnist} --epochs {epochs:9}"),
     },
     "d4": {
         "imgclf": (IMGCLF, "train {cifar10} --recipe d4 --epochs {epochs:3}"),
         "tutorial": (OWN, "tutorial_cifar.py {cifar10} --epochs {epochs:3}"),
+        "tutorial, 0 workers": (OWN, "tutorial_cifar.py {cifar10} --epochs {epochs:3} --workers 0"),
     },
     "d4-128": {
         "imgclf": (IMGCLF, "train {cifar10} --recipe d4 --epochs {epochs:3} --batch-size 128"),
         "tutorial": (OWN, "tutorial_cifar.py {cifar10} --epochs {epochs:3} --batch-size 128"),
+        "tutorial, 0 workers": (OWN, "tutorial_cifar.py {cifar10} --epochs {epochs:3} --batch-size 128 --workers 0"),
         "keras": (PEER, "keras_cifar.py {cifar10} --epochs {epochs:3} --batch-size 128"),
     },
     "resnet18-224": {
@@ -137,7 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="holds mnist, cifar10, hymenoptera; gets `made`")
     parser.add_argument("--peers-python", help="the Python of an environment with keras, fastai, ultralytics and timm")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="names of programs, with commas")
+    parser.add_argument("--only", action="append", metavar="PROGRAM", help="this one only; more than once for more")
     parser.add_argument("--quick", action="store_true", help="one epoch of a tenth of the photos: shows that it runs")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
@@ -146,10 +149,9 @@ def _arguments() -> argparse.Namespace:
 def _runnable(args: argparse.Namespace, places: Places) -> dict[str, tuple[str, str]]:
     programs = dict(ROWS[args.row])
     if args.only:
-        asked = args.only.split(",")
-        if unknown := set(asked) - set(programs):
+        if unknown := set(args.only) - set(programs):
             raise SystemExit(f"--only: no {', '.join(sorted(unknown))} in this row; it has {', '.join(programs)}")
-        programs = {name: programs[name] for name in asked}
+        programs = {name: programs[name] for name in args.only}
     for name, (kind, _) in list(programs.items()):
         if places.pythons[kind] is None:
             _say(f"{name}: left out, since --peers-python is not given")
