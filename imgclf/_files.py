@@ -9,10 +9,11 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -21,7 +22,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write whose content gets to `path` when it is whole: a crash at any moment leaves the old or the new.
 
     A temporary file in the same folder is written, flushed to the disk and renamed, and the folder is flushed as well.
-    The file's mode follows the umask.
+    The file's mode follows the umask. An `OSError` of the system's calls names `path`.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -33,16 +34,24 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        sync_folder(target.parent)
+    except BaseException as error:
+        with suppress(OSError):  # what went wrong first is what is told
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
-    sync_folder(target.parent)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` through `atomic_file`."""
-    with atomic_file(path) as file:
-        file.write(data)
+    """Write `data` to `path` through `atomic_file`; the `OSError` of a full disk says how many bytes there are."""
+    try:
+        with atomic_file(path) as file:
+            file.write(data)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(error.errno, f"{error.strerror}, {len(data):,} bytes are needed", str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

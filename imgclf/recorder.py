@@ -13,6 +13,7 @@ from typing import Any
 from imgclf.bundle import Manifest, save_model
 from imgclf.data.audit import Audit
 from imgclf.data.split import Split, write_split
+from imgclf.machine import machine
 from imgclf.run import CONFIG, EVENTS, HISTORY, SPLIT, Run, append_event, create_run, write_config, write_history
 from imgclf.specs import Experiment, to_dict
 from imgclf.training.callbacks import TrainState
@@ -28,9 +29,16 @@ def start_run(
     audit: Audit,
 ) -> Run:
     """A new run folder with its config and split. `source` is the data as the user named them."""
+
+    def fill(folder: Path) -> None:
+        write_config(folder / CONFIG, experiment, source)
+        write_split(split, folder / SPLIT)
+
     info = {
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "status": "running",
+        "pid": os.getpid(),
+        "machine": machine(),
         "source": source,
         "location": os.path.abspath(source) if source is not None and os.path.exists(source) else None,
         "data": manifest.data,
@@ -43,10 +51,7 @@ def start_run(
         "ignored": list(audit.source.ignored),
         "findings": list(audit.findings),
     }
-    run = create_run(root, name or f"{manifest.data}-{manifest.spec.arch}", info, exact=name is not None)
-    write_config(run.path / CONFIG, experiment, source)
-    write_split(split, run.path / SPLIT)
-    return run
+    return create_run(root, name or f"{manifest.data}-{manifest.spec.arch}", info, exact=name is not None, fill=fill)
 
 
 class Recorder:
@@ -89,7 +94,8 @@ class Recorder:
                 return asdict(state.history[-1])
             case "retry":
                 return {"lr_scale": state.lr_scale}
-            case "end":
+            case "end":  # once more: a run that was killed after its last state has not written its last epoch
+                write_history(self._run.path / HISTORY, state.history)
                 return {"ended": state.ended}
         return {}
 

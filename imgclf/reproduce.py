@@ -34,7 +34,7 @@ class Figure:
         """Whether the two are within the tolerance for another machine or other versions."""
         if self.name.endswith("loss"):
             return abs(self.now - self.then) <= LOSS_TOLERANCE * max(abs(self.then), 0.1)
-        return abs(self.now - self.then) <= max(ACCURACY_TOLERANCE, 2 / max(1, self.n))
+        return abs(self.now - self.then) <= max(ACCURACY_TOLERANCE, 2 / max(1, self.n)) + 1e-9
 
 
 @dataclass(frozen=True)

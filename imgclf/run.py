@@ -11,16 +11,20 @@ checkpoint.pt       private: the state that `--resume` goes on from; may be dele
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from imgclf._files import csv_text, printable, read_text, write_text
+from imgclf._files import csv_text, printable, read_text, sync_folder, write_text
 from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord
 from imgclf.specs import Experiment, from_dict, to_dict
@@ -52,21 +56,34 @@ class Run:
         return self.path / MODEL
 
 
-def create_run(root: Path, name: str, info: Mapping[str, Any], *, exact: bool = False) -> Run:
-    """Make a new run folder: `root/name-1`, or the first number that is free; with `exact`, `root/name` or an error."""
+def create_run(
+    root: Path,
+    name: str,
+    info: Mapping[str, Any],
+    *,
+    exact: bool = False,
+    fill: Callable[[Path], None] | None = None,
+) -> Run:
+    """Make a new run folder: `root/name-1`, or the first number that is free; with `exact`, `root/name` or an error.
+
+    `fill` writes more files into it. The folder gets its name when it is whole: a crash leaves no half of a run.
+    """
     stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "run"
     require_free(root, name if exact else None)
+    draft = root / f".{stem[:100]}.{secrets.token_hex(4)}.tmp"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        path = _claim(root, name) if exact else _claim_numbered(root, stem)
-    except FileExistsError:  # another process was faster
-        raise ConfigError(f"{root / name} is there already; give another --name, or delete it") from None
+        draft.mkdir(parents=True)
+        number = 1 + max((run.number for run in list_runs(root)), default=0)
+        run = Run(draft, number, {"number": number, **info})
+        write_info(run)
+        if fill is not None:
+            fill(draft)
+        path = _claim(draft, [name] if exact else (f"{stem}-{count}" for count in itertools.count(1)))
     except OSError as error:
         raise ImgclfError(f"no run folder can be made in {root}: {error.strerror or error}") from error
-    number = 1 + max((run.number for run in list_runs(root)), default=0)
-    run = Run(path, number, {"number": number, **info})
-    write_info(run)
-    return run
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return replace(run, path=path)
 
 
 def require_free(root: Path, name: str | None) -> None:
@@ -84,19 +101,21 @@ def require_free(root: Path, name: str | None) -> None:
         raise ConfigError(f"{root / name} is there already; give another --name, or delete it")
 
 
-def _claim(root: Path, name: str) -> Path:
-    path = root / name
-    path.mkdir()
-    return path
-
-
-def _claim_numbered(root: Path, stem: str) -> Path:
-    number = 1
-    while True:
+def _claim(draft: Path, names: Iterable[str]) -> Path:
+    """Give a folder the first of the names that is free beside it."""
+    for name in names:
+        path = draft.with_name(name)
+        if path.exists():
+            continue
         try:
-            return _claim(root, f"{stem}-{number}")
-        except FileExistsError:  # also when another process was faster
-            number += 1
+            draft.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # then another process was faster
+                raise
+            continue
+        sync_folder(path.parent)
+        return path
+    raise ConfigError(f"{path} is there already; give another --name, or delete it")
 
 
 def write_info(run: Run, **more: Any) -> Run:
@@ -152,7 +171,7 @@ def _runs(root: Path) -> Iterator[Run]:
     if not root.is_dir():
         return
     for entry in root.iterdir():
-        if (entry / INFO).is_file():
+        if not entry.name.startswith(".") and (entry / INFO).is_file():
             try:
                 yield open_run(entry)
             except DataError:
@@ -214,6 +233,13 @@ def write_history(path: Path, history: list[EpochRecord]) -> None:
 
 
 def append_event(path: Path, event: str, **values: Any) -> None:
-    """Add one line to the events."""
-    with open(path, "a", encoding="ascii") as file:
-        file.write(json.dumps({"event": event, **values}) + "\n")
+    """Add one whole line to the events, or none."""
+    line = json.dumps({"event": event, **values}) + "\n"
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="ascii") as file:
+            file.write(line)
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(path, before)
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -43,10 +43,15 @@ def row(text, option):
     return found[0]
 
 
+def _params(command):
+    """The parameters of a command, and of those below it."""
+    return [*command.params, *(p for below in getattr(command, "commands", {}).values() for p in below.params)]
+
+
 OPTIONS = [
     (name, param)
     for name, command in [("", COMMAND), *COMMAND.commands.items()]
-    for param in command.params
+    for param in (command.params if not name else _params(command))
     if param.param_type_name == "option" and "--help" not in param.opts
 ]
 
@@ -62,7 +67,7 @@ def test_every_option_is_documented_with_its_default(command, param):
 
 def test_no_option_is_documented_that_there_is_not():
     for name, command in COMMAND.commands.items():
-        known = {option for param in command.params for option in [*param.opts, *param.secondary_opts]}
+        known = {option for param in _params(command) for option in [*param.opts, *param.secondary_opts]}
         cells = [line.split("|")[1] for line in section(name).splitlines() if line.startswith("|")]
         assert set(re.findall(r"`(--?[a-z-]+)`", " ".join(cells))) <= known
 

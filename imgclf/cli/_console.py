@@ -175,10 +175,12 @@ def _fail(message: str, code: int) -> None:
 
 
 def catch_termination() -> None:
-    """Make SIGTERM end training as Ctrl-C does: what was learnt is kept."""
+    """Make SIGTERM, and SIGHUP of a terminal that closes, end training as Ctrl-C does: what was learnt is kept."""
 
     def terminate(signum: int, frame: object) -> None:
         Interruption.code = 128 + signum
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` stays in force
+        signal.signal(signal.SIGHUP, terminate)

@@ -110,6 +110,11 @@ def remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Whether a state was ever written at `path`, readable or not."""
+    return path.exists() or path.with_name(PREVIOUS).exists()
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The newest readable state at `path` or, where that is damaged, the one before it."""
     problems = []

@@ -139,7 +139,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("row", choices=ROWS)
     parser.add_argument("--data", type=Path, required=True, help="holds mnist, cifar10, hymenoptera; gets `made`")
     parser.add_argument("--peers-python", help="the Python of an environment with keras, fastai, ultralytics and timm")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="timed ones; one more looks at the memory")
     parser.add_argument("--only", action="append", metavar="PROGRAM", help="this one only; more than once for more")
     parser.add_argument("--quick", action="store_true", help="one epoch of a tenth of the photos: shows that it runs")
     parser.add_argument("--json", action="store_true")
@@ -162,50 +162,53 @@ def _runnable(args: argparse.Namespace, places: Places) -> dict[str, tuple[str, 
 def _train_model(places: Places, model: Path) -> None:
     _say("training the model to evaluate")
     with tempfile.TemporaryDirectory() as scratch:
-        result = _measure(places, (IMGCLF, MODEL), Path(scratch))
+        result = _measure(places, (IMGCLF, MODEL), Path(scratch), memory=False)
         shutil.copyfile(Path(scratch) / result.answer["model"], model)
 
 
-def _measure(places: Places, program: tuple[str, str], scratch: Path) -> Measured:
+def _measure(places: Places, program: tuple[str, str], scratch: Path, *, memory: bool) -> Measured:
     """One run in an empty folder with an empty cache: nothing that an earlier run kept can help it."""
     env = {**QUIET, "IMGCLF_CACHE": str(scratch / "cache"), "YOLO_CONFIG_DIR": str(scratch)}
-    return measure(places.command(*program, runs=scratch / "runs"), folder=scratch, env=env)
+    return measure(places.command(*program, runs=scratch / "runs"), folder=scratch, env=env, memory=memory)
 
 
 def _rounds(programs: dict[str, tuple[str, str]], places: Places, rounds: int) -> dict[str, list[Measured]]:
-    """All programs in turn, so many times over; each round begins with another one."""
+    """All programs in turn, so many times over, and each round begins with another one; the memory comes in a round
+    of its own at the end, because looking at it slows a program down.
+    """
     if os.getloadavg()[0] > BUSY:
         _say(f"the machine is busy (load {os.getloadavg()[0]:.1f}): the figures are in doubt")
     results: dict[str, list[Measured]] = {name: [] for name in programs}
     order = list(programs)
-    for number in range(rounds):
+    for number in range(rounds + 1):
+        memory = number == rounds
         for name in order[number % len(order) :] + order[: number % len(order)]:
             with tempfile.TemporaryDirectory() as scratch:
                 try:
-                    result = _measure(places, programs[name], Path(scratch))
+                    result = _measure(places, programs[name], Path(scratch), memory=memory)
                 except RunFailed as error:
                     raise SystemExit(f"{name}: {error}") from None
             results[name].append(result)
-            _say(f"round {number + 1}, {name}: {result.seconds:.1f} s")
+            _say(f"{name}: " + ("memory" if memory else f"round {number + 1}, {result.seconds:.1f} s"))
     return results
 
 
 def _show(args: argparse.Namespace, programs: dict[str, tuple[str, str]], results: dict[str, list[Measured]]) -> None:
-    """A line a program; a ratio is the median of the rounds' own ratios."""
-    base = results.get("imgclf")
+    """A line a program; a ratio is the median of the rounds' own ratios, and the last run of each is for the memory."""
+    own = [run.seconds for run in results.get("imgclf", [])[:-1]]
     table = []
-    for name, runs in results.items():
-        ratios = [run.seconds / own.seconds for run, own in zip(runs, base or [], strict=False)]
-        peaks = [run.peak_mb for run in runs if run.peak_mb is not None]
+    for name, (*timed, watched) in results.items():
+        seconds = [run.seconds for run in timed]
+        ratios = [theirs / ours for theirs, ours in zip(seconds, own, strict=False)]
         table.append(
             {
                 "program": name,
                 "command": programs[name][1],
-                "seconds": statistics.median(run.seconds for run in runs),
+                "seconds": statistics.median(seconds),
                 "ratio": statistics.median(ratios) if ratios else None,
-                "peak_mb": statistics.median(peaks) if peaks else None,
-                "accuracy": runs[-1].answer.get("accuracy", (runs[-1].answer.get("test") or {}).get("accuracy")),
-                "rounds": [run.seconds for run in runs],
+                "peak_mb": watched.peak_mb,
+                "accuracy": _accuracy(watched),
+                "rounds": seconds,
             }
         )
     versions = {kind: _versions(python) for kind, python in (("imgclf", sys.executable), ("peers", args.peers_python))}
@@ -223,6 +226,11 @@ def _show(args: argparse.Namespace, programs: dict[str, tuple[str, str]], result
         print("{:20} {:>8} {:>9} {:>8} {:>9}".format(line["program"], *shown))
     for kind, found in versions.items():
         print(f"{kind}: " + ", ".join(f"{package} {version}" for package, version in found.items()))
+
+
+def _accuracy(run: Measured) -> float:
+    """On the test images: `imgclf train` answers with the figures of each part, the others with those alone."""
+    return run.answer["accuracy"] if "accuracy" in run.answer else run.answer["test"]["accuracy"]
 
 
 def _versions(python: str | None) -> dict[str, str]:

@@ -22,16 +22,17 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall time from the start of the process to its end, peak memory in MB (None without /proc), and the answer."""
+    """Wall time from the start of the process to its end, peak memory in MB (None where not looked at), the answer."""
 
     seconds: float
     peak_mb: float | None
     answer: dict[str, Any]
 
 
-def measure(command: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> Measured:
+def measure(command: Sequence[str], *, folder: Path, env: Mapping[str, str], memory: bool) -> Measured:
     """Run `command` in `folder`, with `env` over this environment. Raises `RunFailed`.
 
+    To look at the `memory` takes about 20 ms a process each time, and so belongs in a run that is not timed.
     The answer is JSON: all of stdout, or its last line where libraries write to stdout as well.
     """
     out, err = folder / "stdout.txt", folder / "stderr.txt"
@@ -41,7 +42,8 @@ def measure(command: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> 
             command, cwd=folder, env={**os.environ, **env}, stdout=stdout, stderr=stderr, start_new_session=True
         )
         peak = _Peak(process.pid)
-        peak.start()
+        if memory:
+            peak.start()
         try:
             code = process.wait()
         except BaseException:
@@ -50,7 +52,8 @@ def measure(command: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> 
             raise
         finally:
             seconds = time.perf_counter() - began
-            peak.finish()
+            if memory:
+                peak.finish()
     text = out.read_text(errors="replace")
     if code:
         said = (err.read_text(errors="replace") or text).strip()

@@ -1,0 +1,392 @@
+"""What a run survives: being killed, signals, disks that fail or fill up, a second process, a clock that is set back.
+
+The processes are real ones, forked from a server that has imported the libraries once; so are the signals.
+`IMGCLF_SLOW_FAULTS=1` kills twenty times instead of twice.
+"""
+
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from imgclf import recorder, run
+from imgclf.bundle import load_model
+from imgclf.cli import app
+from imgclf.data.split import read_split
+from imgclf.run import create_run, held, list_runs, open_run, read_config
+from imgclf.training import checkpoint, loop
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
+SLOW = bool(os.environ.get("IMGCLF_SLOW_FAULTS"))
+KILLS = 20 if SLOW else 2
+EVERY = 1.0  # seconds between states within an epoch, the least that may be asked for
+SIZE = ("cnn_keras", "--batch-size", "3", "--epochs", "5") if SLOW else ("lenet", "--batch-size", "2", "--epochs", "2")
+TRAIN = ("train", "digits", "--size", "16", "--checkpoint-every", f"{EVERY:g}s", "--arch", *SIZE)
+TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "32", "--augment", "none")
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["imgclf.cli._training", "sklearn.datasets", "filelock", "tomli_w", "cv2"])
+
+
+def command(args, folder, cache):
+    """`imgclf args` in a process group of its own, in `folder`; what it prints goes to `folder/log`."""
+    os.setsid()
+    os.chdir(folder)
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.environ.update(IMGCLF_CACHE=cache, HF_HUB_OFFLINE="1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["imgclf", *args]
+    app()
+
+
+@pytest.fixture
+def start(in_folder):
+    """Starts commands; none of them outlives the test."""
+    started = []
+
+    def start(*args):
+        (in_folder / "log").unlink(missing_ok=True)
+        process = SERVER.Process(target=command, args=(args, in_folder, os.environ["IMGCLF_CACHE"]))
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        kill(process)
+        process.join(10)
+
+
+def kill(process):
+    """End the whole process group without a warning."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()
+
+
+def ended(process, seconds=60):
+    """The exit code, and what was printed; nothing of the process group is left."""
+    process.join(seconds)
+    assert process.exitcode is not None, "it still runs"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    said = Path("log").read_text()
+    assert "Traceback" not in said
+    return process.exitcode, said
+
+
+def wait_for(happened, process, seconds=60):
+    until = time.monotonic() + seconds
+    while not happened():
+        assert process.is_alive(), Path("log").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def first_state(folder):
+    return (folder / "checkpoint.pt").exists
+
+
+def invoke(*args):
+    """A command in this process."""
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def history(folder):
+    """All columns but the time."""
+    with open(folder / "history.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def weights(folder):
+    """The bits of every tensor in a run's model."""
+    tensors = load_file(folder / "model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in sorted(tensors.items())}
+
+
+def same_result(one, other):
+    return weights(one) == weights(other) and history(one) == history(other)
+
+
+def check_whole(folder):
+    """Every file of a run that has its final name is whole; a run's folder that has its name has all it needs."""
+    open_run(folder)
+    read_config(folder / "config.toml")
+    assert read_split(folder / "split.csv")
+    for name in ("checkpoint.pt", "checkpoint-previous.pt"):
+        if (folder / name).exists():
+            content = torch.load(folder / name, weights_only=True)
+            assert all(tensor.isfinite().all() for tensor in content["model"].values())
+    if (folder / "model.safetensors").exists():
+        load_model(folder)
+    if (folder / "history.csv").exists():
+        assert [row["epoch"] for row in history(folder)] == [str(n + 1) for n in range(len(history(folder)))]
+    if (folder / "events.jsonl").exists():
+        assert all(json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines())
+
+
+def go_on(start, folder):
+    """Resume a run, or start it where it was killed before it had its folder."""
+    if (folder / "run.json").exists():
+        return start("train", "--resume", str(folder), "--json")
+    return start(*TRAIN, "--name", folder.name, "--json")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing interrupts, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    process = SERVER.Process(target=command, args=((*TRAIN, "--name", "whole"), folder, str(folder / "cache")))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0, (folder / "log").read_text()
+    check_whole(folder / "runs" / "whole")
+    return folder / "runs" / "whole", time.monotonic() - began
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start, whole):
+    expected, seconds = whole
+    folder, rng, within = Path("runs/killed"), random.Random(1), 0
+    # Each kill costs the work since the last state; a life is long enough to get on, and ends at any moment.
+    lives = [rng.uniform(0.1, 0.3 if SLOW else 0.6) * seconds for _ in range(KILLS)]
+    for life in lives:
+        if folder.exists() and open_run(folder).info["status"] == "done":  # once more from the start
+            shutil.rmtree(folder)
+        process = go_on(start, folder)
+        process.join(life)
+        if process.exitcode is not None:  # done before it could be killed
+            assert same_result(folder, expected)
+            continue
+        kill(process)
+        killed = time.time()
+        process.join(10)
+        if not folder.exists():
+            continue
+        check_whole(folder)
+        state = folder / "checkpoint.pt"
+        if state.exists():
+            content = torch.load(state, weights_only=True)
+            within += content["position"] > 0
+            writing = 1.0  # seconds: a step, what the disk takes, and a busy machine
+            assert killed - max(state.stat().st_mtime, killed - life) <= EVERY + writing
+    assert not SLOW or within >= 3, "no state within an epoch was tried"
+    if not folder.exists() or open_run(folder).info["status"] != "done":  # else it was killed while it was tested
+        code, said = ended(go_on(start, folder), 120)
+        assert code == 0, said
+    check_whole(folder)
+    assert same_result(folder, expected)
+    assert open_run(folder).info["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "share"),
+    [("SIGINT", 130, 0.35), ("SIGTERM", 143, 0.05), ("SIGHUP", 129, 0.7)]
+    + ([(name, 130, share) for name in ("SIGINT",) for share in (0.05, 0.5, 0.9)] if SLOW else []),
+)
+def test_a_signal_ends_a_run_politely(start, whole, name, code, share):
+    expected, seconds = whole
+    folder, number = Path("runs/told"), getattr(signal, name)
+    process = start(*TRAIN, "--name", "told")
+    wait_for((folder / "run.json").exists, process)
+    process.join(share * seconds * 0.5)
+    began = time.monotonic()
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    assert ended(process, 10)[0] == code
+    assert time.monotonic() - began <= 10
+    if not folder.exists():  # it came before the first step, when there is nothing to keep
+        assert share < 0.1
+        return
+    check_whole(folder)
+    assert open_run(folder).info["status"] == "interrupted"
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    if name != "SIGHUP" and not SLOW:  # one of them shows within the quick form that the same comes out
+        assert (state["epoch"], state["position"]) > (0, 0)
+        return
+    result, said = ended(go_on(start, folder), 120)
+    assert result == 0, said
+    assert same_result(folder, expected)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_run_goes_on(start):
+    folder = Path("runs/twice")
+    process = start(*TRAIN, "--name", "twice")
+    wait_for(first_state(folder), process)
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
+    code, _ = ended(process, 2)
+    assert code == 130
+    check_whole(folder)
+    events = folder / "events.jsonl"
+    before = events.read_text().count('"start"')
+    process = start("train", "--resume", str(folder))
+    wait_for(lambda: events.read_text().count('"start"') > before, process)
+
+
+def test_a_run_is_held_by_one_process_and_freed_when_it_is_killed(start):
+    folder = Path("runs/held")
+    first = start(*TRAIN, "--name", "held")
+    wait_for(first_state(folder), first)
+    info = open_run(folder).info
+    assert info["pid"] == first.pid
+    assert info["machine"]["cores"] >= 1
+    began = time.monotonic()
+    code, said = ended(start("train", "--resume", str(folder)))
+    assert (code, time.monotonic() - began <= 3) == (2, True)
+    assert f"is being trained by the process {first.pid}" in said
+    kill(first)
+    first.join(10)
+    with held(open_run(folder)):
+        pass
+
+
+class Disk:
+    """Stands in front of the system's calls that change a folder: the `k`-th one fails, or ends the process.
+
+    What was not flushed before its file got its final name is kept in `volatile`, as a power cut would take it.
+    """
+
+    NAMES = ("open", "fsync", "replace", "rename", "write")
+
+    def __init__(self, patch, folder, k=0, code=errno.ENOSPC):
+        self.calls, self.k, self.code, self.folder = 0, k, code, str(folder)
+        self.flushed, self.volatile = set(), set()
+        self.real = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
+        self.open = open
+        patch.setattr(os, "fsync", self._fsync)
+        patch.setattr(os, "replace", lambda *names: self._rename("replace", *names))
+        patch.setattr(os, "rename", lambda *names: self._rename("rename", *names))
+        patch.setattr("builtins.open", self._open)
+
+    def _count(self, path):
+        self.calls += 1
+        if self.calls == self.k:
+            raise OSError(self.code, os.strerror(self.code), path)
+
+    def _fsync(self, descriptor):
+        self._count(None)
+        self.flushed.add(os.fstat(descriptor).st_ino)
+        return self.real["fsync"](descriptor)
+
+    def _rename(self, name, old, new):
+        self._count(str(old))
+        if os.path.isfile(old) and os.stat(old).st_ino not in self.flushed:
+            self.volatile.add(str(new))
+        return self.real[name](old, new)
+
+    def _open(self, path, mode="r", *args, **options):
+        if not isinstance(path, int) and set(mode) & set("wax+") and self.folder in os.path.abspath(path):
+            self._count(str(path))
+            file = self.open(path, mode, *args, **options)
+            return _Counted(file, self)
+        return self.open(path, mode, *args, **options)
+
+
+class _Counted:
+    """A file each of whose writings may fail, having written half."""
+
+    def __init__(self, file, disk):
+        self._file, self._disk = file, disk
+
+    def write(self, data):
+        try:
+            self._disk._count(None)
+        except OSError:
+            self._file.write(data[: len(data) // 2])
+            raise
+        return self._file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        self._file.close()
+
+
+@pytest.fixture
+def every_state(monkeypatch):
+    """The state is written after every epoch, however little that takes; training leaves signals as they were."""
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
+    monkeypatch.setattr("imgclf.cli._console.catch_termination", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A tiny run without a fault, with the number of calls that it made; its data lie beside it."""
+    from conftest import save_photos
+
+    root = tmp_path_factory.mktemp("reference")
+    save_photos(root / "photos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGCLF_CACHE", str(root / "cache"))
+        patch.setattr(checkpoint, "MAX_SHARE", float("inf"))
+        patch.setattr("imgclf.cli._console.catch_termination", lambda: None)
+        disk = Disk(patch, root / "runs")
+        result = train_tiny(root, "whole")
+    assert result.exit_code == 0, result.stderr
+    return root, disk
+
+
+def train_tiny(root, name):
+    return invoke("train", root / "photos", *TINY, "--runs", root / "runs", "--name", name, "--cache", "ram")
+
+
+def resume_tiny(root, name, monkeypatch):
+    monkeypatch.undo()
+    folder = root / "runs" / name
+    return invoke("train", "--resume", folder) if folder.exists() else train_tiny(root, name)
+
+
+def test_nothing_gets_its_name_before_it_is_on_the_disk(reference):
+    """A power cut takes what was not flushed: nothing of that may have replaced what was there."""
+    root, disk = reference
+    assert disk.volatile == set()
+    assert len(disk.flushed) >= 8
+    check_whole(root / "runs" / "whole")
+
+
+SHARDS = 8
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_a_disk_that_fails_at_any_call_ends_the_run_cleanly(reference, every_state, monkeypatch, shard, code):
+    root, counted = reference
+    expected = root / "runs" / "whole"
+    calls = range(1 + shard, counted.calls + 1, SHARDS)
+    for k in calls if SLOW else list(calls)[:: 2 if code == errno.EIO else 1]:
+        name = f"{code}-{k}"
+        folder = root / "runs" / name
+        with monkeypatch.context() as patch:
+            Disk(patch, root / "runs", k, code)
+            result = train_tiny(root, name)
+        assert result.exit_code == 1, (k, result.output)
+        assert "Traceback" not in result.stderr
+        assert "bug" not in result.stderr, (k, result.stderr)
+        assert str(root / "runs") in result.stderr, (k, result.stderr)
+        if folder.exists():
+            check_whole(folder)
+        again = resume_tiny(root, name, monkeypatch)
+        assert again.exit_code == 0 or "has finished 2 epochs" in again.stderr, (k, result.stderr, again.stderr)
+        assert same_result(folder, expected), k
+        assert not [path for path in (root / "runs").rglob("*.tmp")], k
+        shutil.rmtree(folder)
