@@ -135,7 +135,7 @@ class Classifier:
         source = open_source(data, **reading_options(reading))
         experiment = choose_experiment(self.recipe, changes, source.default_recipe)
         check_experiment(experiment)
-        if runs is not None:
+        if runs is not None and distributed.is_main():
             require_outside(Path(runs), source)
             require_free(Path(runs), name)
         callbacks = (callbacks or (warn_of,)) if distributed.is_main() else ()
@@ -365,11 +365,12 @@ class Classifier:
 
     def _loader(self, source: Source, samples: Sequence[Sample], *, train: bool = False, **options: Any) -> Loader:
         """A loader with this model's classes and pixels; the batches of training where it is known."""
-        options = {"device": device_of(self._fitted()), "shard": distributed.shard(), **options}
+        own: dict[str, Any] = {"device": device_of(self._fitted()), "shard": distributed.shard()}
         if hasattr(self, "experiment_"):
             config = self.experiment_.train
-            own = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
-            options = {**own, "engine": config.engine, **options, "device": pick_device(config.device)}
+            own |= {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
+            own |= {"engine": config.engine, "device": pick_device(config.device)}
+        options = {**own, **options}
         return Loader(source, samples, self.recipe_, classes=self.classes_, train=train, **options)
 
     def _show_first(self) -> None:
@@ -379,8 +380,9 @@ class Classifier:
             return
         samples = self.split_.samples("train")
         most = max(1, FIRST_PIXELS // math.prod(self.recipe_.size))
-        loader = self._loader(self.source_, samples[:: -(-len(samples) // most)], shard=(0, 1))
-        batches = [to_input(batch.pixels, self.recipe_, torch.device("cpu")) for batch in loader.epoch()]
+        processor = torch.device("cpu")
+        loader = self._loader(self.source_, samples[:: -(-len(samples) // most)], shard=(0, 1), device=processor)
+        batches = [to_input(batch.pixels, self.recipe_, processor) for batch in loader.epoch()]
         start(torch.cat(batches))
 
     def _precision(self) -> torch.dtype:

@@ -83,7 +83,16 @@ def sync_norms(model: nn.Module, device: torch.device) -> None:
     On the processor torch has none that do: each process norms its own share.
     """
     if dist.is_initialized() and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        _convert(model)
+
+
+def _convert(model: nn.Module) -> None:
+    """timm's batch norms hold the activation that follows, which torch's conversion would lose."""
+    if any(isinstance(module, nn.BatchNorm2d) and hasattr(module, "act") for module in model.modules()):
+        from timm.layers.norm_act import convert_sync_batchnorm as convert
+    else:
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    convert(model)  # type: ignore[no-untyped-call]
 
 
 def share(tensors: Iterable[torch.Tensor]) -> None:

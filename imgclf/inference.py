@@ -46,7 +46,7 @@ def infer(
         positions.append(batch.positions.numpy())
         done += len(logits)
         if progress is not None:
-            progress(done, len(loader))
+            progress(min(done * loader.shard[1], len(loader)), len(loader))
     if loader.shard[1] > 1:
         rows, targets = _of_all(rows, targets, positions, loader.lost)
     if not rows:

@@ -12,6 +12,7 @@ import torch
 
 from imgclf.bundle import Manifest, load_model
 from imgclf.classifier import Classifier
+from imgclf.errors import ConfigError
 from imgclf.machine import machine
 from imgclf.run import open_run
 from imgclf.training.callbacks import Callback
@@ -74,6 +75,8 @@ def reproduce(
     not. `callbacks` and `progress` are those of `Classifier.fit` and `evaluate`.
     """
     folder = open_run(Path(run))
+    if folder.info.get("status") not in ("done", "stopped early"):
+        raise ConfigError(f"{run} has not ended: finish it first, with imgclf train --resume {run}")
     model, manifest = load_model(folder.model)
     again = Classifier().repeat(folder.path, callbacks=callbacks)
     if "test" in manifest.metrics:

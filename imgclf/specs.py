@@ -230,7 +230,7 @@ class DataConfig:
     """How data are read: where named sets lie, what happens to bad files, and a split file to follow.
 
     `allow_bad` is the share (0…1) of unreadable files above which training does not begin. `cache` says where decoded
-    pixels are kept (`data/store.py`).
+    pixels are kept (`data/tiers.py`).
     """
 
     data_dir: str | None = None

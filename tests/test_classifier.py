@@ -502,7 +502,7 @@ def test_no_run_folder_is_made_inside_the_data(photos, monkeypatch):
 
 def test_a_run_on_a_source_of_ones_own_cannot_be_resumed(make_source, in_folder):
     run = quick().fit(make_source(), epochs=1, runs="runs").run_
-    with pytest.raises(ConfigError, match="can.t be trained again"):
+    with pytest.raises(ConfigError, match=r"can.t be trained again"):
         Classifier().resume(run.path)
 
 

@@ -67,6 +67,17 @@ def test_a_process_on_its_own_has_nobody_to_ask():
     assert model.weight.grad is None
 
 
+def test_batch_norms_that_hold_an_activation_keep_it():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = model(images)
+        distributed._convert(model)
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+        assert torch.allclose(model(images), before, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(photos, in_folder):
     """The same loss curve, the same figures over all images, one run folder."""

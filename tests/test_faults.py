@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_photos
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -27,21 +28,21 @@ from imgclf import recorder, run
 from imgclf.bundle import load_model
 from imgclf.cli import app
 from imgclf.data.split import read_split
-from imgclf.run import create_run, held, list_runs, open_run, read_config
-from imgclf.training import checkpoint, loop
+from imgclf.run import held, list_runs, open_run, read_config
+from imgclf.training import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
 SLOW = bool(os.environ.get("IMGCLF_SLOW_FAULTS"))
 KILLS = 20 if SLOW else 2
 EVERY = 1.0  # seconds between states within an epoch, the least that may be asked for
-SIZE = ("cnn_keras", "--batch-size", "3", "--epochs", "5") if SLOW else ("lenet", "--batch-size", "2", "--epochs", "2")
+SIZE = ("cnn_keras", "--batch-size", "3", "--epochs", "5") if SLOW else ("lenet", "--batch-size", "3", "--epochs", "2")
 TRAIN = ("train", "digits", "--size", "16", "--checkpoint-every", f"{EVERY:g}s", "--arch", *SIZE)
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "32", "--augment", "none")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["imgclf.cli._training", "sklearn.datasets", "filelock", "tomli_w", "cv2"])
 
 
-def command(args, folder, cache):
+def command(args, folder, cache, kill_at=0):
     """`imgclf args` in a process group of its own, in `folder`; what it prints goes to `folder/log`."""
     os.setsid()
     os.chdir(folder)
@@ -51,7 +52,11 @@ def command(args, folder, cache):
     os.environ.update(IMGCLF_CACHE=cache, HF_HUB_OFFLINE="1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["imgclf", *args]
-    app()
+    with pytest.MonkeyPatch.context() as patch:
+        if kill_at:
+            patch.setattr(checkpoint, "MAX_SHARE", float("inf"))
+            Disk(patch, "runs", kill_at, lambda path: os.kill(os.getpid(), signal.SIGKILL))
+        app()
 
 
 @pytest.fixture
@@ -59,9 +64,9 @@ def start(in_folder):
     """Starts commands; none of them outlives the test."""
     started = []
 
-    def start(*args):
+    def start(*args, kill_at=0):
         (in_folder / "log").unlink(missing_ok=True)
-        process = SERVER.Process(target=command, args=(args, in_folder, os.environ["IMGCLF_CACHE"]))
+        process = SERVER.Process(target=command, args=(args, in_folder, os.environ["IMGCLF_CACHE"], kill_at))
         process.start()
         started.append(process)
         return process
@@ -152,9 +157,10 @@ def go_on(start, folder):
 def whole(tmp_path_factory):
     """The run that nothing interrupts, and the seconds it took."""
     folder = tmp_path_factory.mktemp("whole")
-    began = time.monotonic()
     process = SERVER.Process(target=command, args=((*TRAIN, "--name", "whole"), folder, str(folder / "cache")))
     process.start()
+    wait_for((folder / "log").exists, process)  # the server has imported what it needs
+    began = time.monotonic()
     process.join(120)
     assert process.exitcode == 0, (folder / "log").read_text()
     check_whole(folder / "runs" / "whole")
@@ -204,15 +210,12 @@ def test_a_signal_ends_a_run_politely(start, whole, name, code, share):
     expected, seconds = whole
     folder, number = Path("runs/told"), getattr(signal, name)
     process = start(*TRAIN, "--name", "told")
-    wait_for((folder / "run.json").exists, process)
-    process.join(share * seconds * 0.5)
+    wait_for((folder / "events.jsonl").exists, process)
+    process.join(share * seconds * 0.6)  # the rest is spent before and after training
     began = time.monotonic()
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     assert ended(process, 10)[0] == code
     assert time.monotonic() - began <= 10
-    if not folder.exists():  # it came before the first step, when there is nothing to keep
-        assert share < 0.1
-        return
     check_whole(folder)
     assert open_run(folder).info["status"] == "interrupted"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -257,15 +260,14 @@ def test_a_run_is_held_by_one_process_and_freed_when_it_is_killed(start):
 
 
 class Disk:
-    """Stands in front of the system's calls that change a folder: the `k`-th one fails, or ends the process.
+    """Stands in front of the system's calls that change a folder: `fault(path)` takes the place of the `k`-th one.
 
-    What was not flushed before its file got its final name is kept in `volatile`, as a power cut would take it.
+    Of the writings to one file only the first is counted, and all of them in the slow form. What was not flushed before
+    its file got its final name is kept in `volatile`, as a power cut would take it.
     """
 
-    NAMES = ("open", "fsync", "replace", "rename", "write")
-
-    def __init__(self, patch, folder, k=0, code=errno.ENOSPC):
-        self.calls, self.k, self.code, self.folder = 0, k, code, str(folder)
+    def __init__(self, patch, folder, k=0, fault=None):
+        self.calls, self.k, self.fault, self.folder = 0, k, fault, str(folder)
         self.flushed, self.volatile = set(), set()
         self.real = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
         self.open = open
@@ -274,42 +276,46 @@ class Disk:
         patch.setattr(os, "rename", lambda *names: self._rename("rename", *names))
         patch.setattr("builtins.open", self._open)
 
-    def _count(self, path):
+    def count(self, path, shown):
+        """One call about `path`, which the system's error names as `shown`."""
+        if self.folder not in os.path.abspath(path):
+            return
         self.calls += 1
         if self.calls == self.k:
-            raise OSError(self.code, os.strerror(self.code), path)
+            self.fault(shown)
 
     def _fsync(self, descriptor):
-        self._count(None)
+        self.count(os.readlink(f"/proc/self/fd/{descriptor}"), None)
         self.flushed.add(os.fstat(descriptor).st_ino)
         return self.real["fsync"](descriptor)
 
     def _rename(self, name, old, new):
-        self._count(str(old))
-        if os.path.isfile(old) and os.stat(old).st_ino not in self.flushed:
+        self.count(old, str(old))
+        if os.path.isfile(old) and self.folder in os.path.abspath(old) and os.stat(old).st_ino not in self.flushed:
             self.volatile.add(str(new))
         return self.real[name](old, new)
 
     def _open(self, path, mode="r", *args, **options):
-        if not isinstance(path, int) and set(mode) & set("wax+") and self.folder in os.path.abspath(path):
-            self._count(str(path))
-            file = self.open(path, mode, *args, **options)
-            return _Counted(file, self)
-        return self.open(path, mode, *args, **options)
+        if isinstance(path, int) or not set(mode) & set("wax+"):
+            return self.open(path, mode, *args, **options)
+        self.count(path, str(path))
+        return _Counted(self.open(path, mode, *args, **options), self, path)
 
 
 class _Counted:
-    """A file each of whose writings may fail, having written half."""
+    """A file that a writing may fail to, after half of the data."""
 
-    def __init__(self, file, disk):
-        self._file, self._disk = file, disk
+    def __init__(self, file, disk, path):
+        self._file, self._disk, self._path, self._writes = file, disk, path, 0
 
     def write(self, data):
-        try:
-            self._disk._count(None)
-        except OSError:
-            self._file.write(data[: len(data) // 2])
-            raise
+        self._writes += 1
+        if SLOW or self._writes == 1:
+            try:
+                self._disk.count(self._path, None)
+            except OSError:
+                self._file.write(data[: len(data) // 2])
+                raise
         return self._file.write(data)
 
     def __getattr__(self, name):
@@ -322,6 +328,13 @@ class _Counted:
         self._file.close()
 
 
+def failing(code):
+    def fail(path):
+        raise OSError(code, os.strerror(code), path)
+
+    return fail
+
+
 @pytest.fixture
 def every_state(monkeypatch):
     """The state is written after every epoch, however little that takes; training leaves signals as they were."""
@@ -332,8 +345,6 @@ def every_state(monkeypatch):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A tiny run without a fault, with the number of calls that it made; its data lie beside it."""
-    from conftest import save_photos
-
     root = tmp_path_factory.mktemp("reference")
     save_photos(root / "photos")
     with pytest.MonkeyPatch.context() as patch:
@@ -364,20 +375,20 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(reference):
     check_whole(root / "runs" / "whole")
 
 
-SHARDS = 8
+SHARDS = 8 if SLOW else 2
+STEP = 1 if SLOW else 10  # the quick form tries each tenth call
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_a_disk_that_fails_at_any_call_ends_the_run_cleanly(reference, every_state, monkeypatch, shard, code):
+def test_a_disk_that_fails_at_any_call_ends_the_run_cleanly(reference, every_state, shard, code):
     root, counted = reference
-    expected = root / "runs" / "whole"
-    calls = range(1 + shard, counted.calls + 1, SHARDS)
-    for k in calls if SLOW else list(calls)[:: 2 if code == errno.EIO else 1]:
+    first = 1 if code == errno.ENOSPC else 1 + STEP // 2
+    for k in range(first, counted.calls + 1, STEP)[shard::SHARDS]:
         name = f"{code}-{k}"
         folder = root / "runs" / name
-        with monkeypatch.context() as patch:
-            Disk(patch, root / "runs", k, code)
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(patch, root / "runs", k, failing(code))
             result = train_tiny(root, name)
         assert result.exit_code == 1, (k, result.output)
         assert "Traceback" not in result.stderr
@@ -385,8 +396,88 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_cleanly(reference, every_sta
         assert str(root / "runs") in result.stderr, (k, result.stderr)
         if folder.exists():
             check_whole(folder)
-        again = resume_tiny(root, name, monkeypatch)
+        again = invoke("train", "--resume", folder) if folder.exists() else train_tiny(root, name)
         assert again.exit_code == 0 or "has finished 2 epochs" in again.stderr, (k, result.stderr, again.stderr)
-        assert same_result(folder, expected), k
-        assert not [path for path in (root / "runs").rglob("*.tmp")], k
+        assert same_result(folder, root / "runs" / "whole"), k
+        assert not list((root / "runs").rglob("*.tmp")), k
         shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a disk")
+@pytest.mark.parametrize("kilobytes", [64, 400, 700] if not SLOW else range(50, 1100, 50))
+def test_a_disk_that_is_full_ends_the_run_cleanly(reference, every_state, tmp_path, kilobytes):
+    root, disk = reference[0], tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", disk], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"no disk can be mounted: {made.stderr.decode().strip()}")
+    folder = disk / "runs" / "small"
+    try:
+        result = invoke("train", root / "photos", *TINY, "--runs", disk / "runs", "--name", "small", "--cache", "ram")
+        if result.exit_code == 0:  # it was large enough
+            assert kilobytes > 400
+            assert same_result(folder, root / "runs" / "whole")
+            return
+        assert result.exit_code == 1, result.output
+        assert re.search(rf"error: .*{disk}", result.stderr), result.stderr
+        assert re.search(r"[\d,]+ bytes", result.stderr), result.stderr
+        if folder.exists():
+            check_whole(folder)
+        subprocess.run(["mount", "-o", "remount,size=9m", disk], check=True)
+        again = invoke("train", "--resume", folder) if folder.exists() else None
+        if again is not None:
+            assert again.exit_code == 0, again.stderr
+            assert same_result(folder, root / "runs" / "whole")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_clock_that_is_set_back_changes_neither_times_nor_the_newest_run(reference, every_state, tmp_path):
+    root, _ = reference
+    now = [2e9]
+
+    def back():
+        now[0] -= 3600.0
+        return now[0]
+
+    class Datetime(recorder.datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return cls.fromtimestamp(back(), zone)
+
+    runs = tmp_path / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", back)
+        patch.setattr(recorder, "datetime", Datetime)
+        for name in ("b", "a"):
+            result = invoke("train", root / "photos", *TINY, "--runs", runs, "--name", name, "--cache", "ram")
+            assert result.exit_code == 0, result.stderr
+            os.utime(runs / name / "run.json", (now[0], now[0]))
+    first, second = list_runs(runs)
+    assert (first.path.name, second.path.name) == ("b", "a")
+    assert first.info["created"] > second.info["created"]
+    assert run.find_model(root=runs) == second.model
+    for folder in (first.path, second.path):
+        assert same_result(folder, root / "runs" / "whole")
+        with open(folder / "history.csv", newline="") as file:
+            assert all(float(row["seconds"]) >= 0 for row in csv.DictReader(file))
+
+
+@pytest.mark.skipif(not SLOW, reason="IMGCLF_SLOW_FAULTS is not set")
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_a_kill_at_any_call_costs_nothing(reference, start, shard):
+    """Real kills, each at one call of the system, in a process of its own."""
+    root, counted = reference
+    args = ("train", str(root / "photos"), *TINY, "--name", "killed", "--cache", "ram")
+    folder = Path("runs/killed")
+    for k in range(1, counted.calls + 1, 5)[shard::SHARDS]:
+        process = start(*args, kill_at=k)
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, Path("log").read_text()
+        if folder.exists():
+            check_whole(folder)
+        if not folder.exists() or open_run(folder).info["status"] != "done":
+            code, said = ended(start("train", "--resume", str(folder)) if folder.exists() else start(*args))
+            assert code == 0, said
+        assert same_result(folder, root / "runs" / "whole"), k
+        shutil.rmtree("runs")

@@ -214,6 +214,7 @@ class TrainView:
 
     def _on_memory(self, parts: tuple[int, int]) -> None:
         planned, micro = parts
+        planned = -(-planned // distributed.shard()[1])  # of this process
         console.warn(
             f"too little memory for the whole batch: {planned} → {-(-planned // micro)} × {micro}, same gradient"
         )

@@ -140,9 +140,11 @@ class Loader:
         threads = free if self._workers is None else self._workers
         self._images.settle()
         plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
-        for plan in fetched(plans, threads, ahead, self._images.watch):
-            yield self._batch(plan, epoch)
-        self._images.settle()
+        try:
+            for plan in fetched(plans, threads, ahead, self._images.watch):
+                yield self._batch(plan, epoch)
+        finally:
+            self._images.settle()  # what was decoded is kept, also when the epoch is left early
         memory = self._images.memory
         if isinstance(memory, Dense) and start == 0:
             memory.settle(self.device if self._on_device else memory.device)
@@ -239,7 +241,7 @@ class Loader:
         if tensor.device == self.device or self.device.type == "cpu":
             return tensor
         if self.device.type != "cuda" or not tensor.is_pinned():
-            return tensor.to(self.device, non_blocking=True)
+            return tensor.to(self.device)
         with torch.cuda.stream(self._stream):
             there = tensor.to(self.device, non_blocking=True)
         now = torch.cuda.current_stream(self.device)

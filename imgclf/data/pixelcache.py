@@ -44,6 +44,7 @@ QUALITY = 95
 JPEG_SHARE = 0.3  # of the raw bytes: what photos take at this quality, with a margin
 SUFFIX = ".pixels"
 ABOUT = "form.json"
+KNOWN = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
 ORPHAN_AGE = 60.0  # seconds
 DECODERS = ("pillow", "simplejpeg")
 _FORMAT = 1
@@ -96,7 +97,7 @@ def disk_room() -> int:
 
     The variable `IMGCLF_CACHE_BUDGET` (bytes) takes the place of the 20 %.
     """
-    taken = sum(path.stat().st_size for path in pixel_folder().glob("*/*"))
+    taken = sum(found.st_size for found in _stats(pixel_folder().glob("*/*")))
     if own := os.environ.get("IMGCLF_CACHE_BUDGET"):
         return max(0, int(own) - taken)
     there = next(folder for folder in (pixel_folder(), *pixel_folder().parents) if folder.exists())
@@ -283,8 +284,8 @@ def _open_segment(path: Path) -> tuple[memoryview, np.ndarray[Any, np.dtype[np.v
     if magic != _MAGIC or begin < 0 or zlib.crc32(data[begin : -TAIL.size]) != crc:
         return nothing
     index = np.frombuffer(data[begin : -TAIL.size], ENTRY)
-    ends = index["offset"] + index["bytes"]
-    return (data, index) if not count or int(ends.max()) <= begin else nothing
+    ends = index["offset"].astype(np.float64) + index["bytes"]  # whole numbers might wrap
+    return (data, index) if not count or ends.max() <= begin else nothing
 
 
 def _encoded(pixels: Pixels) -> bytes:
@@ -307,29 +308,37 @@ def _decoded(payload: bytes | memoryview, shape: tuple[int, ...]) -> Pixels:
     return pixels
 
 
+def _stats(paths: Iterable[Path]) -> list[os.stat_result]:
+    """What the system says of files, without those that another process renames or removes meanwhile."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            found.append(path.stat())
+    return found
+
+
 def list_cache() -> list[CacheEntry]:
-    """What the cache holds: each form of pixels, the one used last first, and what the audit remembers."""
+    """What the cache holds: each form of pixels, the one used last first, and what is known of files and tars."""
     forms = [_form_entry(folder) for folder in pixel_folder().glob("*") if folder.is_dir()]
-    audits = [path.stat() for path in (cache_folder() / "audit").glob("*.json")]
-    checked = CacheEntry(
-        "audit",
-        "which files can be read",
-        None,
-        sum(found.st_size for found in audits),
-        max((found.st_mtime for found in audits), default=0.0),
-    )
-    return sorted(forms, key=lambda entry: (-entry.used, entry.name)) + [checked] * bool(audits)
+    entries = sorted(forms, key=lambda entry: (-entry.used, entry.name))
+    for name, about in KNOWN.items():
+        found = _stats((cache_folder() / name).glob("*.json"))
+        if found:
+            taken, used = sum(f.st_size for f in found), max(f.st_mtime for f in found)
+            entries.append(CacheEntry(name, about, None, taken, used))
+    return entries
 
 
 def _form_entry(folder: Path) -> CacheEntry:
-    files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
-    images = sum(len(_open_segment(path)[1]) for path, _ in files if path.suffix == SUFFIX)
+    files = [path for path in folder.glob("*") if path.is_file()]
+    images = sum(len(_open_segment(path)[1]) for path in files if path.suffix == SUFFIX)
     try:
         about = _in_words(json.loads((folder / ABOUT).read_bytes()))
     except (OSError, ValueError, TypeError, KeyError):
         about = "unknown"
-    taken = sum(found.st_size for _, found in files)
-    return CacheEntry(folder.name, about, images, taken, max((found.st_mtime for _, found in files), default=0.0))
+    found = _stats(files)
+    taken, used = sum(f.st_size for f in found), max((f.st_mtime for f in found), default=0.0)
+    return CacheEntry(folder.name, about, images, taken, used)
 
 
 def _in_words(settings: dict[str, Any]) -> str:
@@ -342,11 +351,11 @@ def _in_words(settings: dict[str, Any]) -> str:
 
 
 def clear_cache(name: str = "") -> int:
-    """Remove one form by its name, or "audit", or all of it; gives the bytes that became free."""
+    """Remove one entry of the list by its name, or all of it; gives the bytes that became free."""
     entries = [entry for entry in list_cache() if name in ("", entry.name)]
     before = sum(entry.bytes for entry in entries)
     for entry in entries:
-        folder = cache_folder() / "audit" if entry.images is None else pixel_folder() / entry.name
+        folder = cache_folder() / entry.name if entry.images is None else pixel_folder() / entry.name
         shutil.rmtree(folder, ignore_errors=True)  # Windows keeps what a run has open
     left = {entry.name: entry.bytes for entry in list_cache()}
     return before - sum(left.get(entry.name, 0) for entry in entries)

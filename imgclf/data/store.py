@@ -8,10 +8,8 @@ size of the model and lie in one tensor.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from imgclf.data.pixelcache import Kept
 from imgclf.data.source import ArrayReader, Pixels, Sample, Source
 from imgclf.errors import DataError
+from imgclf.machine import memory
 from imgclf.specs import Recipe
 from imgclf.transforms.augment import takes_whole_image
 from imgclf.transforms.crop import kept_side, shrink
@@ -31,20 +30,8 @@ WIDEST = 16 / 9  # assumed where no image tells its shape
 
 
 def memory_budget() -> int:
-    """The bytes that the pixels of one loader may take: an eighth of the machine's memory."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        total = 8 * 2**30
-    return int(min(total, _container_limit()) * RAM_SHARE)
-
-
-def _container_limit() -> float:
-    """The memory of a container (cgroup v2), which may be less than the machine's; infinite outside of one."""
-    try:
-        return float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # "max" is no number
-        return math.inf
+    """The bytes that the pixels of one loader may take: an eighth of the memory."""
+    return int(memory() * RAM_SHARE)
 
 
 @dataclass(frozen=True)
@@ -143,7 +130,9 @@ class Dense:
 
     def select(self, index: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The pixels at the positions, in new memory on the device of `self`."""
-        return torch.index_select(self._tensor, 0, index.to(self._tensor.device, non_blocking=True), out=out)
+        return torch.index_select(
+            self._tensor, 0, index.to(self._tensor.device, non_blocking=self._tensor.is_cuda), out=out
+        )
 
     def row(self, position: int) -> Kept | None:
         """The pixels at one position, not to be written to; None where it is still to be filled."""

@@ -132,6 +132,8 @@ def _entry(row: list[Any], tar_size: int) -> Entry:
         raise TypeError("an image is described by other types")
     if type(entry.label) not in (str, int) or min(numbers) < 0 or entry.offset + entry.size > tar_size:
         raise ValueError("an image has no label, or lies outside of the tar")
+    if entry.size > MAX_IMAGE and not entry.reason:
+        raise ValueError("an image is larger than any that is read")
     if not entry.sha256 and not entry.reason:
         raise ValueError("an image has no sha256")
     return entry

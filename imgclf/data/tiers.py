@@ -10,8 +10,10 @@ import torch
 from imgclf.data.pixelcache import JPEG_SHARE, PixelCache, disk_room, in_units
 from imgclf.data.source import Sample, Source
 from imgclf.data.store import Form, memory_budget
+from imgclf.machine import memory
 
 DEVICE_SHARE = 0.6  # of the free memory of an accelerator
+HOST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ def choose_tier(
     each = form.bytes_each(source, samples)
     needed = each * len(samples)
     size = f"{len(samples):,} image{'' if len(samples) == 1 else 's'}, {in_units(needed)}"
-    if device.type != "cpu" and not form.whole and needed < DEVICE_SHARE * _free_memory(device):
+    fits = needed < DEVICE_SHARE * _free_memory(device) and needed < HOST_SHARE * memory()  # which it passes through
+    if device.type != "cpu" and not form.whole and fits:
         return Tier("device", size)
     if needed <= memory_budget():
         return Tier("ram", size)
@@ -53,7 +56,8 @@ def choose_tier(
         if left * each * (JPEG_SHARE if lossy else 1) <= room:
             about = size if not lossy else f"{len(samples):,} images, about {in_units(needed * JPEG_SHARE)}"
             return Tier("jpeg" if lossy else "disk", about)
-    return Tier("off", f"{size}; memory has room for {in_units(memory_budget())}, the disk for {in_units(room)}")
+    have = f"memory has room for {in_units(memory_budget())}, the disk for {in_units(room)}"
+    return Tier("off", f"{size}; {have} (more after `imgclf cache clear`)")
 
 
 def _has_jpeg(form: Form) -> bool:

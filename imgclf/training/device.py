@@ -92,8 +92,10 @@ def should_compile(choice: str, device: torch.device, flops: float) -> bool:
 @contextmanager
 def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Run `model` compiled where that is wanted; its modules and the names of its weights stay as they are."""
-    if wanted:
-        model.compile()
+    if not wanted:
+        yield
+        return
+    model.compile()
     try:
         yield
     finally:

@@ -113,8 +113,13 @@ def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.
     if config.epochs is None or config.lr is None or config.batch_size == 0:
         raise ConfigError("train needs a config with epochs, lr and batch_size set; `resolve_config` chooses them")
     pairs = needs_pairs(model, config)
-    if pairs and config.batch_size == 1:
-        raise ConfigError("batch_size is 1, and this network's batch norms need at least 2 images (or --freeze-norm)")
+    if pairs and config.batch_size < 2 * distributed.shard()[1]:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, and this network's batch norms need at least 2 images in each process "
+            "(or --freeze-norm)"
+        )
+    if pairs and len(loader) < 2:
+        raise DataError("there is one image to train on, and this network's batch norms need at least 2")
     too_few = 1 if distributed.shard()[1] == 1 else 2 * distributed.shard()[1] - 1  # two for each process
     drop_last = config.drop_last or (pairs and 0 < len(loader) % config.batch_size <= too_few)
     distributed.sync_norms(model, device)
@@ -219,7 +224,8 @@ def _steps(state: TrainState, run: _Run) -> None:
 
 def _agreed(state: TrainState, run: _Run) -> list[bool]:
     """Whether to stop, and whether to save: all processes do so after the same step."""
-    if state.device.type != "cpu" and distributed.shard()[1] > 1 and state.step % LOOK_EVERY:
+    last = state.step == state.steps_per_epoch
+    if state.device.type != "cpu" and distributed.shard()[1] > 1 and state.step % LOOK_EVERY and not last:
         return [False, False]  # to ask makes the device wait
     return distributed.any_of_all([run.interrupts.count > 0, run.thrift.overdue()], state.device)
 
@@ -255,8 +261,8 @@ def _require_finite(state: TrainState) -> None:
 
 def _save(state: TrainState, run: _Run) -> None:
     _require_finite(state)
-    if run.checkpoint is not None:
-        with run.thrift.writing():
+    with run.thrift.writing():  # who writes nothing keeps the time as well, or it would be overdue for ever
+        if run.checkpoint is not None:
             save_checkpoint(state, run.checkpoint)
             notify(run.callbacks, "checkpoint", state)
 

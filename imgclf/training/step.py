@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from imgclf import distributed
 from imgclf.compute import autocast, ran_out_of_memory, release_memory
 from imgclf.data.loader import Batch, Mix
 from imgclf.errors import OutOfMemory
+from imgclf.machine import free_memory
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import TrainState
 from imgclf.training.device import random_state, set_random_state
@@ -70,7 +70,9 @@ def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> in
             if not ran_out_of_memory(error):
                 raise
             alone = len(batch.targets) == 0 or _largest_part(state, len(batch.targets)) <= 1 + state.pairs
-            if alone or _norms_meet(state.device):
+            if _norms_meet(state):
+                raise OutOfMemory(f"{state.device} has too little memory: use a smaller --batch-size") from error
+            if alone:
                 raise OutOfMemory(_too_little(state.device)) from error
         state.micro = max(1 + state.pairs, (min(state.micro, len(batch.targets)) + 1) // 2)
         state.optimizer.zero_grad(set_to_none=True)
@@ -83,7 +85,8 @@ def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> in
         if not ran_out_of_memory(error):
             raise
         raise OutOfMemory(_too_little(state.device)) from error
-    state.sums += sums * sums.new_tensor([images, 1])
+    sums[0].mul_(images)
+    state.sums += sums
     return images
 
 
@@ -97,9 +100,9 @@ def _whole(state: TrainState, batch: Batch) -> tuple[int, torch.Tensor | int]:
     return int(images), weight
 
 
-def _norms_meet(device: torch.device) -> bool:
+def _norms_meet(state: TrainState) -> bool:
     """Whether a forward pass waits for the other processes, so that one of them can't repeat it on its own."""
-    return device.type == "cuda" and distributed.shard()[1] > 1
+    return state.pairs and state.device.type == "cuda" and distributed.shard()[1] > 1
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:
@@ -243,21 +246,7 @@ def _affordable(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) ->
         return 1
     weights = sum(parameter.nbytes for parameter in network.parameters())
     needed = max(1, kept - weights)  # for one image: two were weighed, and backward keeps about as much again
-    return max(1, int((MEMORY_SHARE * min(_free_memory(), 2**50) - 4 * weights) / needed))
-
-
-def _free_memory() -> float:
-    """Bytes of memory that are free; without a limit where the system doesn't say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            kilobytes = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-        return kilobytes * 1024.0
-    except (OSError, StopIteration):
-        pass
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, OSError, ValueError):
-        return float("inf")
+    return max(1, int((MEMORY_SHARE * free_memory() - 4 * weights) / needed))
 
 
 def _power_of_two(number: int) -> int:

@@ -87,7 +87,10 @@ def blend(
         share = np.where((turn >= low) & (turn < high), _beta(share, alpha), 1.0)
         pixels, share = _BLENDS[step.op](ops, pixels, others, share, centre)
         kept *= share
-    return pixels, (targets.roll(-1, 0), torch.from_numpy(kept.astype(np.float32)).to(pixels.device))
+    return pixels, (
+        targets.roll(-1, 0),
+        torch.from_numpy(kept.astype(np.float32)).to(pixels.device, non_blocking=pixels.is_cuda),
+    )
 
 
 class _Ops(Protocol):
@@ -207,7 +210,7 @@ def _erase(ops: _Ops, pixels: torch.Tensor, draws: Draws, scale: Any, p: float) 
     numbers = draws(5 + channels)
     boxes = _erased_boxes(numbers[1:5], height, width, scale)
     colours = (numbers[5:].T * 256).astype(np.uint8)
-    values = torch.from_numpy(colours).to(pixels.device, non_blocking=True)[:, None, None]
+    values = torch.from_numpy(colours).to(pixels.device, non_blocking=pixels.is_cuda)[:, None, None]
     return ops.paste(pixels, np.where((numbers[0] < p)[:, None], boxes, 0), values)
 
 

@@ -50,8 +50,10 @@ def warp(pixels: torch.Tensor, matrices: NDArray[np.float64]) -> torch.Tensor:
     back = unit @ np.linalg.inv(square) @ np.linalg.inv(unit)
     shape = [n, channels, height, width]
     grid = torch.nn.functional.affine_grid(_moved(back[:, :2], pixels), shape, align_corners=False)
+    edge = _moved(np.array([1 - 1 / width, 1 - 1 / height]), pixels)  # the centres of the outermost pixels
+    grid = grid.clamp(-edge, edge)  # and no padding mode "border", which not every device has
     planes = pixels.permute(0, 3, 1, 2).float()
-    out = torch.nn.functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+    out = torch.nn.functional.grid_sample(planes, grid, align_corners=False)
     return _levels(out.permute(0, 2, 3, 1))
 
 
@@ -85,7 +87,7 @@ def hue(pixels: torch.Tensor, turn: NDArray[np.float64]) -> torch.Tensor:
     safe = span.clamp(min=1)
     sixth = torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     sixth = torch.where(high == red, (green - blue) / safe, sixth) + 6 * _each(turn, pixels)[..., 0]
-    place = (sixth[..., None] + torch.tensor([5.0, 3.0, 1.0], device=pixels.device)) % 6
+    place = (sixth[..., None] + (5 - 2 * torch.arange(3, device=pixels.device))) % 6
     return _levels(high[..., None] - span[..., None] * torch.minimum(place, 4 - place).clamp(0, 1))
 
 
@@ -106,7 +108,7 @@ def blend(pixels: torch.Tensor, others: torch.Tensor, share: NDArray[np.float64]
 def _moved(table: NDArray[np.generic], pixels: torch.Tensor) -> torch.Tensor:
     """Parameters beside the pixels; real numbers as float32, which every device has."""
     single = table.astype(np.float32) if table.dtype == np.float64 else table
-    return torch.from_numpy(single).to(pixels.device, non_blocking=True)
+    return torch.from_numpy(single).to(pixels.device, non_blocking=pixels.is_cuda)
 
 
 def _each(table: NDArray[np.float64], pixels: torch.Tensor) -> torch.Tensor:

@@ -70,7 +70,8 @@ def to_input(pixels: torch.Tensor, recipe: Recipe, device: torch.device) -> torc
     n, height, width, channels = pixels.shape
     # A row of pixels at a time: three channels alone are too short a run for vector instructions.
     scale, bias = _row_factors(recipe.mean, recipe.std, width if channels > 1 else 1, device)
-    rows = pixels.to(device, non_blocking=True).reshape(n * height, width * channels)
+    # Not towards the processor: it would read before all of it has arrived.
+    rows = pixels.to(device, non_blocking=device.type == "cuda").reshape(n * height, width * channels)
     return rows.float().mul_(scale).add_(bias).view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
