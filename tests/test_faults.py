@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,6 @@ def wait_for(happened, process, seconds=60):
         time.sleep(0.005)
 
 
-def first_state(folder):
-    return (folder / "checkpoint.pt").exists
-
-
 def invoke(*args):
     """A command in this process."""
     return CliRunner().invoke(app, [str(arg) for arg in args])
@@ -144,6 +141,13 @@ def check_whole(folder):
         assert [row["epoch"] for row in history(folder)] == [str(n + 1) for n in range(len(history(folder)))]
     if (folder / "events.jsonl").exists():
         assert all(json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines())
+
+
+def began(folder):
+    """When the latest process of a run took its first step, in seconds since 1970."""
+    told = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    times = [datetime.fromisoformat(event["time"]) for event in told if event["event"] == "start"]
+    return times[-1].timestamp()
 
 
 def go_on(start, folder):
@@ -190,8 +194,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
         if state.exists():
             content = torch.load(state, weights_only=True)
             within += content["position"] > 0
-            writing = 1.0  # seconds: a step, what the disk takes, and a busy machine
-            assert killed - max(state.stat().st_mtime, killed - life) <= EVERY + writing
+            trained = killed - max(began(folder), state.stat().st_mtime)  # and not kept
+            if began(folder) > killed - life and open_run(folder).info["status"] != "done":
+                assert trained <= EVERY + 1.0  # seconds: a step, what the disk takes, and a busy machine
     assert not SLOW or within >= 3, "no state within an epoch was tried"
     if not folder.exists() or open_run(folder).info["status"] != "done":  # else it was killed while it was tested
         code, said = ended(go_on(start, folder), 120)
@@ -202,50 +207,35 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "share"),
-    [("SIGINT", 130, 0.35), ("SIGTERM", 143, 0.05), ("SIGHUP", 129, 0.7)]
-    + ([(name, 130, share) for name in ("SIGINT",) for share in (0.05, 0.5, 0.9)] if SLOW else []),
+    ("name", "code", "moment"),
+    [
+        ("SIGTERM", 143, "events.jsonl"),  # before the first step, or in it
+        ("SIGINT", 130, "checkpoint.pt"),
+        ("SIGHUP", 129, "history.csv"),  # after the first epoch
+    ],
 )
-def test_a_signal_ends_a_run_politely(start, whole, name, code, share):
-    expected, seconds = whole
+@pytest.mark.parametrize("later", [0.0, 0.2, 0.7] if SLOW else [0.1])
+def test_a_signal_ends_a_run_politely(start, whole, name, code, moment, later):
     folder, number = Path("runs/told"), getattr(signal, name)
     process = start(*TRAIN, "--name", "told")
-    wait_for((folder / "events.jsonl").exists, process)
-    process.join(share * seconds * 0.6)  # the rest is spent before and after training
-    began = time.monotonic()
+    wait_for((folder / moment).exists, process)
+    process.join(later)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     assert ended(process, 10)[0] == code
-    assert time.monotonic() - began <= 10
     check_whole(folder)
     assert open_run(folder).info["status"] == "interrupted"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    if name != "SIGHUP" and not SLOW:  # one of them shows within the quick form that the same comes out
-        assert (state["epoch"], state["position"]) > (0, 0)
-        return
-    result, said = ended(go_on(start, folder), 120)
-    assert result == 0, said
-    assert same_result(folder, expected)
+    assert (state["epoch"], state["position"]) > (0, 0)
+    if SLOW or name == "SIGHUP":
+        result, said = ended(go_on(start, folder), 120)
+        assert result == 0, said
+        assert same_result(folder, whole[0])
 
 
-def test_a_second_ctrl_c_ends_at_once_and_the_run_goes_on(start):
-    folder = Path("runs/twice")
-    process = start(*TRAIN, "--name", "twice")
-    wait_for(first_state(folder), process)
-    os.killpg(process.pid, signal.SIGINT)
-    os.killpg(process.pid, signal.SIGINT)
-    code, _ = ended(process, 2)
-    assert code == 130
-    check_whole(folder)
-    events = folder / "events.jsonl"
-    before = events.read_text().count('"start"')
-    process = start("train", "--resume", str(folder))
-    wait_for(lambda: events.read_text().count('"start"') > before, process)
-
-
-def test_a_run_is_held_by_one_process_and_freed_when_it_is_killed(start):
+def test_a_run_is_held_by_one_process_and_a_second_ctrl_c_ends_it_at_once(start):
     folder = Path("runs/held")
     first = start(*TRAIN, "--name", "held")
-    wait_for(first_state(folder), first)
+    wait_for((folder / "checkpoint.pt").exists, first)
     info = open_run(folder).info
     assert info["pid"] == first.pid
     assert info["machine"]["cores"] >= 1
@@ -253,8 +243,16 @@ def test_a_run_is_held_by_one_process_and_freed_when_it_is_killed(start):
     code, said = ended(start("train", "--resume", str(folder)))
     assert (code, time.monotonic() - began <= 3) == (2, True)
     assert f"is being trained by the process {first.pid}" in said
-    kill(first)
-    first.join(10)
+    os.killpg(first.pid, signal.SIGINT)
+    os.killpg(first.pid, signal.SIGINT)
+    assert ended(first, 2)[0] == 130
+    check_whole(folder)
+    events = folder / "events.jsonl"
+    before = events.read_text().count('"start"')
+    second = start("train", "--resume", str(folder))
+    wait_for(lambda: events.read_text().count('"start"') > before, second)
+    kill(second)
+    second.join(10)
     with held(open_run(folder)):
         pass
 
@@ -376,7 +374,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(reference):
 
 
 SHARDS = 8 if SLOW else 2
-STEP = 1 if SLOW else 10  # the quick form tries each tenth call
+STEP = 1 if SLOW else 14  # the quick form tries each seventh call, with one error or the other
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])

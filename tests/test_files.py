@@ -1,5 +1,6 @@
 """The one way to save, and text that is safe to print or to open in a spreadsheet."""
 
+import errno
 import csv
 import io
 import os
@@ -135,3 +136,21 @@ def test_the_cache_lies_where_the_user_says(monkeypatch):
     assert cache_folder() == Path("shared/imgclf")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "imgclf"
+
+
+@pytest.mark.parametrize(("code", "more"), [(errno.ENOSPC, ", 1,000 bytes are needed"), (errno.EIO, "")])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch, call, code, more):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its parts are looked at
+        write_atomic(path, b"x" * 1000)
+    assert (caught.value.errno, caught.value.filename) == (code, str(path))
+    assert caught.value.strerror == os.strerror(code) + more
+    assert path.read_bytes() == b"old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]

@@ -1,15 +1,18 @@
 """The run folder: its name, its number, its files, and which model is used."""
 
 import csv
+import errno
 import json
 import os
+import resource
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.errors import ConfigError, DataError, ModelFileError
+from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord
 from imgclf.run import (
     INFO,
@@ -232,3 +235,39 @@ def test_each_event_is_one_line_of_ascii(tmp_path):
         {"event": "note", "text": "ä\n\x1b[1m"},
         {"event": "end", "epoch": 2},
     ]
+
+
+def test_a_run_has_its_name_only_when_it_is_whole(tmp_path):
+    def fail(folder):
+        assert list_runs(tmp_path) == []
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ImgclfError, match="no run folder can be made in .*: No space left on device"):
+        create_run(tmp_path, "set", {}, fill=fail)
+    assert list(tmp_path.iterdir()) == []
+    run = create_run(tmp_path, "set", {}, fill=lambda folder: (folder / "more").write_text("here"))
+    assert (run.path / "more").read_text() == "here"
+    assert [path.name for path in tmp_path.iterdir()] == ["set-1"]
+
+
+def test_what_a_killed_process_left_of_a_run_is_no_run(tmp_path):
+    run = create_run(tmp_path, "set", {})
+    draft = tmp_path / ".set.0123.tmp"
+    draft.mkdir()
+    (draft / INFO).write_bytes((run.path / INFO).read_bytes())
+    assert list_runs(tmp_path) == [run]
+
+
+def test_an_event_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "events.jsonl"
+    append_event(path, "start")
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"events\.jsonl"):
+            append_event(path, "epoch", loss=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before

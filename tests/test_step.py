@@ -1,5 +1,6 @@
 """One optimizer step: what fits at once and what does not have the same gradient."""
 
+import os
 import subprocess
 import sys
 
@@ -204,10 +205,10 @@ def test_the_largest_batch_that_fits(limit, images, norm, size):
 
 def test_a_batch_on_the_processor_is_no_larger_than_its_memory(monkeypatch):
     kept = {"input": 36 * 4, "map": 4 * 16 * 4}
-    monkeypatch.setattr(module, "_free_memory", lambda: 1e6)
+    monkeypatch.setattr(module, "free_memory", lambda: 1e6)
     small = probe_batch_size(Limited(), (1, 6, 6), 10**6, TrainConfig(), CPU, torch.float32)
     assert 64 <= small <= 256
-    monkeypatch.setattr(module, "_free_memory", lambda: 20 * sum(kept.values()) + 8 * 4 * (40 + 195))
+    monkeypatch.setattr(module, "free_memory", lambda: 20 * sum(kept.values()) + 8 * 4 * (40 + 195))
     assert 2 <= probe_batch_size(Limited(), (1, 6, 6), 10**6, TrainConfig(), CPU, torch.float32) <= 16
 
 
@@ -254,7 +255,7 @@ print(state.micro, state.model.sizes[-1], torch.isfinite(state.sums).all().item(
 def test_a_real_lack_of_memory():
     done = subprocess.run(
         [sys.executable, "-c", STARVED],
-        env={**module.os.environ, "PYTHONPATH": ":".join([str(path) for path in sys.path if path])},
+        env={**os.environ, "PYTHONPATH": ":".join([str(path) for path in sys.path if path])},
         capture_output=True,
         text=True,
         timeout=120,

@@ -219,6 +219,9 @@ class TrainView:
             f"too little memory for the whole batch: {planned} → {-(-planned // micro)} × {micro}, same gradient"
         )
 
+    def _on_uncaptured(self, reason: str) -> None:
+        console.warn(f"the step can't be captured as a CUDA graph, and is taken operation by operation: {reason}")
+
     def _on_start(self, state: TrainState) -> None:
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
         self.resumed_after = state.epoch

@@ -10,6 +10,7 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     model      Plan            the network is built, its weights are loaded, nothing is left open
     start      TrainState      before the first step
     step       TrainState      after every step: `state.step` of `state.steps_per_epoch`, running loss and accuracy
+    uncaptured str             the step can't be captured as a CUDA graph: why
     memory     (int, int)      a batch did not fit: images of a planned batch, and of each part that it is now cut into
     epoch      TrainState      after every epoch: `state.history[-1]`
     retry      TrainState      the loss was not finite: back to the last good weights with half the learning rate

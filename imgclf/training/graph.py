@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import torch
 
 from imgclf import distributed
-from imgclf.compute import release_memory
 from imgclf.data.loader import Batch
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import Callback, TrainState, notify
@@ -24,6 +23,8 @@ from imgclf.training.step import Rewind, _accumulate, _update, batch_weight, lea
 LAUNCH_SECONDS = 5e-4  # what launching a small step is assumed to take: about 60 kernels of 8 µs each
 WARM_UPS = 3
 
+Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]  # as `cuda_capture`
+
 
 def should_capture(config: TrainConfig, device: torch.device, precision: torch.dtype, flops: float) -> bool:
     """Whether to capture steps, `flops` being the floating-point operations of a batch's forward pass.
@@ -31,38 +32,27 @@ def should_capture(config: TrainConfig, device: torch.device, precision: torch.d
     Where `compile` is `on`, on CUDA, in one process, without fp16 (its scaler asks the device) and clipping, and where
     a step computes for less time than its launches take: others gain little, and a graph keeps all it computes.
     """
-    small = 3 * flops / CUDA_RATE < LAUNCH_SECONDS  # backward is twice as much as forward
-    plain = precision is not torch.float16 and not config.clip_norm and distributed.shard()[1] == 1
-    return config.compile == "on" and device.type == "cuda" and small and plain
+    wanted = config.compile == "on" and device.type == "cuda" and 3 * flops / CUDA_RATE < LAUNCH_SECONDS
+    return wanted and precision is not torch.float16 and not config.clip_norm and distributed.shard()[1] == 1
 
 
-class CudaCapture:
-    """A step as a CUDA graph on a device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._graph = torch.cuda.CUDAGraph()
-
-    def capture(self, step: Callable[[], None]) -> None:
-        """Run `step` `WARM_UPS` times, then record it without running it. RuntimeError where it can't be recorded."""
-        here = torch.cuda.current_stream(self._device)
-        # Back to `here` in any case: the context of a capture that fails doesn't leave its stream.
-        with torch.cuda.device(self._device), torch.cuda.stream(here):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(here)
-            try:
-                with torch.cuda.stream(side):
-                    for _ in range(WARM_UPS):
-                        step()
-            finally:
-                here.wait_stream(side)
-            # Only this thread's calls are watched: the loader's threads go on allocating and copying.
-            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
-                step()
-
-    def replay(self) -> None:
-        """Run the recorded step on what its tensors hold now."""
-        self._graph.replay()
+def cuda_capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Run `step` a few times, then record it without running it; gives what replays it. May raise RuntimeError."""
+    graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    # Back to `here` in any case: the context of a capture that fails doesn't leave its stream.
+    with torch.cuda.device(device), torch.cuda.stream(here):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(here)
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    step()
+        finally:
+            here.wait_stream(side)
+        # Only this thread's calls are watched: the loader's threads go on allocating and copying.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            step()
+    return graph.replay
 
 
 class GraphedStep:
@@ -71,7 +61,7 @@ class GraphedStep:
     Where capturing fails, callbacks get `uncaptured` with the reason, and all steps from this one on are ordinary.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], capture: Callable[[torch.device], CudaCapture] = CudaCapture):
+    def __init__(self, callbacks: Sequence[Callback], capture: Capture = cuda_capture) -> None:
         self._callbacks = callbacks
         self._capture = capture
         self._failed = False
@@ -95,17 +85,14 @@ class GraphedStep:
     def _record(self, state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> None:
         self._replay = None  # gives its memory back before the next one takes its own
         try:
-            self._replay = _recorded(self._capture(state.device), state, batch, recipe, rewind)
-            return
+            self._replay = _recorded(self._capture, state, batch, recipe, rewind)
         except (RuntimeError, MemoryError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-        self._failed = True
-        release_memory(state.device)
-        notify(self._callbacks, "uncaptured", reason)
+            self._failed = True
+            notify(self._callbacks, "uncaptured", f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 def _recorded(
-    capture: CudaCapture, state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind
+    capture: Capture, state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind
 ) -> Callable[[Batch], None]:
     """What takes a step on a batch of the same size; leaves the state as it is."""
     pixels, targets = (tensor.to(state.device, copy=True) for tensor in (batch.pixels, batch.targets))
@@ -125,25 +112,22 @@ def _recorded(
         targets.copy_(batch.targets, non_blocking=True)
         for lr, group in zip(lrs, state.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
-        capture.replay()
+        run()
 
     with _undone(state, rewind):
-        capture.capture(step)
+        run = capture(step, state.device)
     return replay
 
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer, lrs: Sequence[torch.Tensor]) -> Iterator[None]:
     """The optimizer reads its learning rates from tensors; outside, and where they are saved, they stay numbers."""
-    before = [dict(group) for group in optimizer.param_groups]
-    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-        group.update(lr=lr, capturable=True)
+    groups = optimizer.param_groups
+    optimizer.param_groups = [{**group, "lr": lr, "capturable": True} for group, lr in zip(groups, lrs, strict=True)]
     try:
         yield
     finally:
-        for group, was in zip(optimizer.param_groups, before, strict=True):
-            group.clear()
-            group.update(was)
+        optimizer.param_groups = groups
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
 from imgclf.compute import enough_threads, step_flops
-from imgclf.data.loader import Loader
+from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.inference import infer
 from imgclf.models.build import head_of
 from imgclf.results import EpochRecord, Evaluation, History
-from imgclf.specs import TrainConfig
+from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import Callback, TrainState, Weights, notify
 from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
 from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
+from imgclf.training.graph import GraphedStep, should_capture
 from imgclf.training.interrupt import Interrupts, polite_interrupts
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
 from imgclf.training.step import Rewind, learn, needs_pairs
@@ -55,6 +56,7 @@ class _Run:
     thrift: Thrift
     interrupts: Interrupts
     rewind: Rewind
+    step: Callable[[TrainState, Batch, Recipe, Rewind], int]
 
 
 def train(
@@ -86,7 +88,8 @@ def train(
         stack.enter_context(enough_threads(flops))
         stack.enter_context(tuned(device))
         whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
-        stack.enter_context(compiled(model, should_compile(config.compile, device, whole_run)))
+        captured = should_capture(config, device, state.precision, flops)
+        stack.enter_context(compiled(model, not captured and should_compile(config.compile, device, whole_run)))
         interrupts = stack.enter_context(polite_interrupts())
         if resume is not None:
             restore(state, resume)
@@ -94,7 +97,8 @@ def train(
             remove_leftovers(checkpoint)
             require_space(state, checkpoint.parent)
         thrift, rewind = Thrift(config.checkpoint_every), Rewind(model, device)
-        run = _Run(loader, valid, callbacks, checkpoint, thrift, interrupts, rewind)
+        step = GraphedStep(callbacks) if captured else learn
+        run = _Run(loader, valid, callbacks, checkpoint, thrift, interrupts, rewind, step)
         notify(callbacks, "start", state)
         try:
             _epochs(state, run)
@@ -204,7 +208,7 @@ def _steps(state: TrainState, run: _Run) -> None:
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
         before = state.micro
-        state.images += learn(state, batch, loader.recipe, run.rewind)
+        state.images += run.step(state, batch, loader.recipe, run.rewind)
         if state.micro < before:
             notify(run.callbacks, "memory", (state.config.batch_size, state.micro))
         state.position += 1
