@@ -58,7 +58,7 @@ from imgclf.run import (
 )
 from imgclf.specs import Experiment, Recipe, from_dict
 from imgclf.training.callbacks import Callback, notify
-from imgclf.training.checkpoint import load_checkpoint
+from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.loop import train
 from imgclf.transforms.pixels import to_input
@@ -152,19 +152,25 @@ class Classifier:
     def resume(
         self, run: str | os.PathLike[str], *, epochs: int | None = None, callbacks: Sequence[Callback] = ()
     ) -> Classifier:
-        """Go on with the training of a run where it stopped, on the same images, to `epochs` in all."""
+        """Go on with the training of a run where it stopped, on the same images, to `epochs` in all.
+
+        A run that ended before it had written its state begins again, in the same folder.
+        """
         distributed.join()
         folder = open_run(Path(run))
         with held(folder) if distributed.is_main() else nullcontext():
-            state = load_checkpoint(folder.path / CHECKPOINT)
+            fresh = folder.info["status"] in ("running", "failed") and not has_checkpoint(folder.path / CHECKPOINT)
+            state = None if fresh else load_checkpoint(folder.path / CHECKPOINT)
+            reached = 0 if state is None else state["epoch"]
             experiment, data = self._asked_of(folder)
             planned = experiment.train.epochs
             config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
-            if config.epochs is None or config.epochs <= state["epoch"]:
-                raise ConfigError(f"{folder.path} has finished {state['epoch']} epochs; go on to more with --epochs N")
+            ended = folder.info["status"] == "done"  # else it was killed before its result was written
+            if config.epochs is None or config.epochs < reached + ended:
+                raise ConfigError(f"{folder.path} has finished {reached} epochs; go on to more with --epochs N")
             experiment = replace(experiment, train=config)
             callbacks = callbacks if distributed.is_main() else ()
-            loaders = self._plan_as(folder, experiment, data, callbacks, weights=False)
+            loaders = self._plan_as(folder, experiment, data, callbacks, weights=fresh)
             if distributed.is_main():
                 extended = folder.info.get("extended", [])
                 if config.epochs != planned:
@@ -250,7 +256,8 @@ class Classifier:
         except Exception as error:
             del self.model_  # this classifier has not learnt anything
             if run is not None:
-                write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
+                with suppress(OSError):  # the first error is the one to tell
+                    write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
         if valid is not None and self.history_.ended != "interrupted":  # who interrupts does not want to wait
             self.metrics_["valid"] = evaluate(self.model_, valid)

@@ -72,6 +72,8 @@ class Recorder:
         if event == "memory":
             planned, part = subject
             self._note(event, planned=planned, part=part)
+        elif event == "uncaptured":
+            self._note(event, reason=subject)
         elif not isinstance(subject, TrainState) or event == "step":
             return
         elif event in ("checkpoint", "failed"):

@@ -1,7 +1,7 @@
 """The one way to save, and text that is safe to print or to open in a spreadsheet."""
 
-import errno
 import csv
+import errno
 import io
 import os
 import stat

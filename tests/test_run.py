@@ -242,7 +242,7 @@ def test_a_run_has_its_name_only_when_it_is_whole(tmp_path):
         assert list_runs(tmp_path) == []
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(ImgclfError, match="no run folder can be made in .*: No space left on device"):
+    with pytest.raises(ImgclfError, match=r"no run folder can be made in .*: No space left on device"):
         create_run(tmp_path, "set", {}, fill=fail)
     assert list(tmp_path.iterdir()) == []
     run = create_run(tmp_path, "set", {}, fill=lambda folder: (folder / "more").write_text("here"))

@@ -160,7 +160,8 @@ def train(
         str | None, _option(TRAINING, f"What augments images: {_choices(ENGINES)}.", TrainConfig.engine)
     ] = None,
     compile_: Annotated[
-        str | None, _option(TRAINING, f"torch.compile: {_choices(COMPILES)}.", TrainConfig.compile, "--compile")
+        str | None,
+        _option(TRAINING, f"torch.compile or CUDA graph: {_choices(COMPILES)}.", TrainConfig.compile, "--compile"),
     ] = None,
     seed: Annotated[
         int | None,
