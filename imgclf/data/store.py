@@ -128,11 +128,10 @@ class Dense:
             self._tensor[position] = torch.tensor(pixels, device=self._tensor.device)
         self._has[position] = True
 
-    def select(self, index: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def select(self, index: torch.Tensor) -> torch.Tensor:
         """The pixels at the positions, in new memory on the device of `self`."""
-        return torch.index_select(
-            self._tensor, 0, index.to(self._tensor.device, non_blocking=self._tensor.is_cuda), out=out
-        )
+        here = index.to(self._tensor.device, non_blocking=self._tensor.is_cuda)
+        return self._tensor.index_select(0, here)
 
     def row(self, position: int) -> Kept | None:
         """The pixels at one position, not to be written to; None where it is still to be filled."""
