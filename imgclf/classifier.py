@@ -29,16 +29,16 @@ from imgclf.data.split import Split, choose_samples, content_key, pack_contents,
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.inference import device_of, evaluate, predict
 from imgclf.inputs import inputs_source
-from imgclf.models.weights import WeightsUsed
 from imgclf.plan import (
     Plan,
     check_experiment,
     choose_experiment,
     labelled_source,
     make_plan,
+    plan_as,
     read_data,
+    read_experiment,
     reading_options,
-    require_same_data,
 )
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Evaluation, History, Prediction
@@ -50,13 +50,11 @@ from imgclf.run import (
     Run,
     held,
     open_run,
-    read_config,
     require_free,
-    run_source,
     write_config,
     write_info,
 )
-from imgclf.specs import Experiment, Recipe, from_dict
+from imgclf.specs import Experiment
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.device import pick_device, pick_precision
@@ -162,7 +160,7 @@ class Classifier:
             fresh = folder.info["status"] in ("running", "failed") and not has_checkpoint(folder.path / CHECKPOINT)
             state = None if fresh else load_checkpoint(folder.path / CHECKPOINT)
             reached = 0 if state is None else state["epoch"]
-            experiment, data = self._asked_of(folder)
+            experiment, data = read_experiment(folder)
             planned = experiment.train.epochs
             config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
             ended = folder.info["status"] == "done"  # else it was killed before its result was written
@@ -170,7 +168,8 @@ class Classifier:
                 raise ConfigError(f"{folder.path} has finished {reached} epochs; go on to more with --epochs N")
             experiment = replace(experiment, train=config)
             callbacks = callbacks if distributed.is_main() else ()
-            loaders = self._plan_as(folder, experiment, data, callbacks, weights=fresh)
+            planning = plan_as(folder, experiment, data, callbacks, weights=fresh)
+            loaders = self._learn_from(*planning, callbacks)
             if distributed.is_main():
                 extended = folder.info.get("extended", [])
                 if config.epochs != planned:
@@ -183,33 +182,10 @@ class Classifier:
         """Train again from the start as a run did, on the same images; nothing is written."""
         distributed.join()
         folder = open_run(Path(run))
-        experiment, data = self._asked_of(folder)
+        experiment, data = read_experiment(folder)
         callbacks = callbacks if distributed.is_main() else ()
-        return self._train(self._plan_as(folder, experiment, data, callbacks, weights=True), callbacks)
-
-    def _asked_of(self, run: Run) -> tuple[Experiment, str]:
-        values, data = read_config(run.path / CONFIG)
-        if data is None:
-            raise ConfigError(
-                f"{run.path / CONFIG} names no data: a run on a Source of your own can't be trained again"
-            )
-        return from_dict(Experiment, values), data
-
-    def _plan_as(
-        self, run: Run, experiment: Experiment, data: str, callbacks: Sequence[Callback], *, weights: bool
-    ) -> Loaders:
-        """Get ready to train as a run did: the same images in the same places, the same pixels, the same start."""
-        following = replace(experiment.data, split_file=str(run.path / SPLIT))
-        source = open_source(run_source(run, data), **reading_options(experiment.data))
-        audited, split = read_data(source, replace(experiment, data=following), callbacks)
-        require_same_data(split, read_split(run.path / SPLIT), str(run.path))
-        recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
-        asked = experiment if weights else replace(experiment, weights="none")
-        plan = make_plan(asked, audited.source, len(split.samples("train")), recipe.compose)
-        if weights and plan.weights.source != start.source:
-            raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
-        plan = replace(plan, experiment=experiment, recipe=recipe, weights=start)
-        return self._learn_from(plan, audited.source, split, callbacks)
+        planning = plan_as(folder, experiment, data, callbacks, weights=True)
+        return self._train(self._learn_from(*planning, callbacks), callbacks)
 
     def _learn_from(self, plan: Plan, source: Source, split: Split, callbacks: Sequence[Callback]) -> Loaders:
         """Take over what was planned; the loaders of training and of validation, if there are images for it."""

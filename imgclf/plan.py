@@ -15,13 +15,13 @@ from imgclf._files import printable
 from imgclf.data.audit import Audit, audit
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
-from imgclf.data.split import Split, make_split
-from imgclf.errors import DataError, NotFitted
+from imgclf.data.split import Split, make_split, read_split
+from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.models._arch import Arch
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights
-from imgclf.run import CONFIG, Run, read_config, run_source
+from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
 from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config
 from imgclf.training.callbacks import Callback, notify
@@ -173,6 +173,33 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
         raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
     notify(callbacks, "split", split)
     return audited, split
+
+
+def read_experiment(run: Run) -> tuple[Experiment, str]:
+    """What a run was asked to do, and the name of its data; `ConfigError` where they were a `Source` of the user's."""
+    values, data = read_config(run.path / CONFIG)
+    if data is None:
+        raise ConfigError(f"{run.path / CONFIG} names no data: a run on a Source of your own can't be trained again")
+    return from_dict(Experiment, values), data
+
+
+def plan_as(
+    run: Run, experiment: Experiment, data: str, callbacks: Sequence[Callback], *, weights: bool
+) -> tuple[Plan, Source, Split]:
+    """Get ready to train as a run did: the same images in the same places, the same pixels, the same start.
+
+    Without `weights` the network is left as it was made, for a state that is loaded later.
+    """
+    following = replace(experiment.data, split_file=str(run.path / SPLIT))
+    source = open_source(run_source(run, data), **reading_options(experiment.data))
+    audited, split = read_data(source, replace(experiment, data=following), callbacks)
+    require_same_data(split, read_split(run.path / SPLIT), str(run.path))
+    recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
+    asked = experiment if weights else replace(experiment, weights="none")
+    plan = make_plan(asked, audited.source, len(split.samples("train")), recipe.compose)
+    if weights and plan.weights.source != start.source:
+        raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
+    return replace(plan, experiment=experiment, recipe=recipe, weights=start), audited.source, split
 
 
 def require_same_data(split: Split, rows: Sequence[Sample], run: str) -> None:

@@ -102,7 +102,7 @@ def batch_of(n=N, seed=0, mixed=False):
     pixels = torch.randint(0, 256, (n, 6, 6, 1), dtype=torch.uint8, generator=generator)
     targets = torch.randint(0, 3, (n,), generator=generator)
     mix = Mix(targets.roll(1), torch.rand(n, generator=generator)) if mixed else None
-    return Batch(pixels, targets, torch.arange(n), n, mix)
+    return Batch(pixels, targets, torch.arange(n), mix)
 
 
 def state_of(model, class_weights=None, **options):

@@ -36,21 +36,16 @@ class Mix(NamedTuple):
 
 class Batch(NamedTuple):
     """Pixels as uint8 (n, height, width, channels) and class indices as int64 (n,), both on the loader's device;
-    positions in the loader's samples; the images of the planned batch over all processes; what was blended."""
+    positions in the loader's samples; what was blended."""
 
     pixels: torch.Tensor
     targets: torch.Tensor
     positions: torch.Tensor
-    whole: int
     mix: Mix | None = None
 
 
-class _Plan(NamedTuple):
-    """A batch under way: the images of the whole batch, and what gives this process's pixels when all jobs are done,
-    with the positions of those that could be read."""
-
-    whole: int
-    finish: Callable[[], tuple[torch.Tensor, NDArray[np.int64]]]
+# What gives a batch's pixels when all its jobs are done, with the positions of those images that could be read.
+Finish = Callable[[], tuple[torch.Tensor, NDArray[np.int64]]]
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
@@ -141,8 +136,8 @@ class Loader:
         self._images.settle()
         plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
         try:
-            for plan in fetched(plans, threads, ahead, self._images.watch):
-                yield self._batch(plan, epoch)
+            for finish in fetched(plans, threads, ahead, self._images.watch):
+                yield self._batch(*finish(), epoch)
         finally:
             self._images.settle()  # what was decoded is kept, also when the epoch is left early
         memory = self._images.memory
@@ -184,23 +179,22 @@ class Loader:
         """Batches travel on a stream of their own, while the device computes."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def _plans(self, epoch: int, steps: range, threads: int) -> Iterator[tuple[_Plan, list[Job]]]:
+    def _plans(self, epoch: int, steps: range, threads: int) -> Iterator[tuple[Finish, list[Job]]]:
         n, (rank, world) = len(self.samples), self.shard
         order = epoch_order(self._seed, epoch, n) if self._train else np.arange(n)
         memory = self._images.memory
         selects = isinstance(memory, Dense) and self._painter is paint_plain
         for step in steps:
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            index = batch[rank::world]
+            index = order[step * self.batch_size : (step + 1) * self.batch_size][rank::world]
             if selects and isinstance(memory, Dense):
                 missing = memory.missing(index)
                 jobs: list[Job] = [partial(self._fill, missing[cut]) for cut in chunks(missing, threads)]
-                yield _Plan(len(batch), partial(self._select, memory, index)), jobs
+                yield partial(self._select, memory, index), jobs
             else:
                 pixels = self._empty(len(index))
                 filled: NDArray[np.bool_] = np.zeros(len(index), np.bool_)
                 jobs = [partial(self._paint, index, epoch, pixels, filled, cut) for cut in chunks(index, threads)]
-                yield _Plan(len(batch), partial(_collected, pixels, index, filled)), jobs
+                yield partial(_collected, pixels, index, filled), jobs
 
     def _empty(self, n: int) -> torch.Tensor:
         shape = (n, *self._form.shape)
@@ -224,8 +218,7 @@ class Loader:
     ) -> None:
         filled[cut] = self._painter(self._images, index[cut], epoch, pixels.numpy()[cut])
 
-    def _batch(self, plan: _Plan, epoch: int) -> Batch:
-        pixels, index = plan.finish()
+    def _batch(self, pixels: torch.Tensor, index: NDArray[np.int64], epoch: int) -> Batch:
         positions = torch.from_numpy(index)
         pixels, mix = self._to_device(pixels), None
         targets = self._labels.index_select(0, self._to_device(positions))
@@ -235,7 +228,7 @@ class Loader:
             pixels = steps(pixels, self.recipe, self._seed, epoch, keys)
             pixels, blended = blend(pixels, targets, self.recipe, self._seed, epoch, keys)
             mix = None if blended is None else Mix(*blended)
-        return Batch(pixels, targets, positions, plan.whole, mix)
+        return Batch(pixels, targets, positions, mix)
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device == self.device or self.device.type == "cpu":

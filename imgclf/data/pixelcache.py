@@ -196,13 +196,6 @@ class PixelCache:
                 self._room = 0
             self.refresh()
 
-    def abandon(self) -> None:
-        """Throw away what was added and not sealed."""
-        with self._lock:
-            if self._writer is not None:
-                self._writer.abandon()
-                self._writer = None
-
 
 class _Writer:
     """A segment in the making: a temporary file, locked as long as its process lives."""
