@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 from io import BytesIO
 
 import numpy as np
@@ -204,3 +206,20 @@ def test_sets_in_memory_are_only_hashed():
 def test_unknown_choice(tmp_path):
     with pytest.raises(ValueError, match="skip, error"):
         audit(open_folder(photos(tmp_path)), on_bad="replace")
+
+
+def test_threads_take_over_where_files_are_slow(tmp_path, monkeypatch):
+    photos(tmp_path, 125)
+    quick = audit(open_folder(tmp_path))
+    seen = set()
+    look = module._look
+
+    def slow(reader, ref, known):
+        seen.add(threading.get_ident())
+        time.sleep(0.005)
+        return look(reader, ref, None)
+
+    monkeypatch.setattr(module, "_look", slow)
+    found = audit(open_folder(tmp_path), workers=4)
+    assert (found.source.samples, found.findings) == (quick.source.samples, quick.findings)
+    assert len(seen) > 1

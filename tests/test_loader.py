@@ -160,7 +160,6 @@ def test_the_shares_of_all_processes_are_the_whole(source, world, train):
     ranks = [list(loader_of(source, PLAIN, train=train, shard=(rank, world)).epoch(2)) for rank in range(world)]
     for step, batch in enumerate(whole):
         shares = [rank[step] for rank in ranks]
-        assert {share.whole for share in shares} == {batch.whole} == {len(batch.positions)}
         assert [int(share.positions[0]) for share in shares if len(share.positions)] == batch.positions[:world].tolist()
         assert sorted(i for share in shares for i in share.positions.tolist()) == sorted(batch.positions.tolist())
         assert all(len(share.pixels) == len(share.targets) == len(share.positions) for share in shares)
@@ -238,7 +237,6 @@ def test_a_batch_of_which_nothing_is_left_comes_empty(photos, cache):
         batches = list(loader_of(source, recipe, train=train, workers=0, cache=cache).epoch())
         assert batches[0].pixels.shape == (0, 8, 8, 3)
         assert len(batches[0].targets) == len(batches[0].positions) == 0
-        assert batches[0].whole == 7
         assert batches[1].positions.tolist() == list(range(7, 14))
 
 

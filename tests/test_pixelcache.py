@@ -78,6 +78,8 @@ def test_what_is_not_sealed_is_not_there():
     assert cache.find(name(1)) is None
     assert PixelCache(FORM).find(name(1)) is None
     assert not segments()
+    cache.seal()
+    assert same(PixelCache(FORM).find(name(1)), image(1))
 
 
 CHILD = """

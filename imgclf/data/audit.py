@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import file_digest, sha256
@@ -27,6 +28,8 @@ from imgclf.errors import DataError
 ALLOW_BAD = 0.05
 _CACHE_FORMAT = 1
 _CHUNK = 32
+_QUICK = 5e-4  # seconds for a file
+_TRIED = 4  # chunks over which a moment of waiting is no sign of slowness
 _SHOWN = 3
 _ODD_AMONG = 10
 
@@ -115,18 +118,34 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     refs = [sample.ref for sample in source.samples]
     chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
     facts: list[_Fact] = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for found in pool.map(lambda chunk: [_look(reader, ref, known.get(ref)) for ref in chunk], chunks):
-                facts += found
-                progress(len(facts), len(refs))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    for found in _mapped(lambda chunk: [_look(reader, ref, known.get(ref)) for ref in chunk], chunks, workers):
+        facts += found
+        progress(len(facts), len(refs))
     now = dict(zip(refs, facts, strict=True))
     if any(known.get(ref) != fact for ref, fact in now.items()):
         _write_cache(cache, {**known, **now})
     return facts
+
+
+def _mapped(look: Callable[[list[str]], list[_Fact]], chunks: list[list[str]], workers: int) -> Iterator[list[_Fact]]:
+    """What `look` finds in each chunk, in order. Threads take over where files are slow; else they would lose more time
+    to the interpreter's lock than they save.
+    """
+    spent = 0.0
+    for position, chunk in enumerate(chunks):
+        begun = time.perf_counter()
+        yield look(chunk)
+        spent += time.perf_counter() - begun if position else 0.0  # the first chunk loads the decoders
+        if position and spent > _QUICK * _CHUNK * max(position, _TRIED):
+            break
+    else:
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield from pool.map(look, chunks[position + 1 :])
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _indexed(entry: Entry) -> _Fact:

@@ -135,14 +135,21 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
     its content.
     """
     file = BytesIO(data) if isinstance(data, bytes) else data
+    with _as_bad_image():
+        jpeg = find_jpeg(file)
+    if jpeg is not None:
+        file = BytesIO(jpeg.data)
+        orientation = _jpeg_orientation(jpeg, max_pixels)
+        if decode_jpeg(jpeg, (_CHECK_SIDE, _CHECK_SIDE)) is not None:
+            height, width = _as_displayed((jpeg.height, jpeg.width), orientation)
+            return ImageFacts(width, height, "L" if jpeg.channels == 1 else "RGB", "JPEG")
     with _quiet_pillow(), _as_bad_image():
         image = _opened(file, suffix, max_pixels)
         width, height = image.size
         mode, kind = image.mode, _format(image)
         orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
         to_uint8(image.crop((0, 0, 1, 1)))  # whether these pixels can be converted does not depend on how many
-    if orientation in SWAPS_SIDES:
-        width, height = height, width
+    height, width = _as_displayed((height, width), orientation)
     return ImageFacts(width, height, mode, kind)
 
 
@@ -201,28 +208,29 @@ def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int) -> Pixe
 
 
 def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:
-    """The pixels without Pillow, or None where there is damage, which Pillow is to judge.
-
-    Only where the header could turn the image, or could be refused, does Pillow read the header too.
-    """
-    _check_size((jpeg.width, jpeg.height), max_pixels)
-    orientation = 1
-    if not jpeg.bare:
-        with _quiet_pillow(), _as_bad_image():
-            orientation = _orientation(_opened(BytesIO(jpeg.data), "", max_pixels))
+    """The pixels without Pillow, or None where there is damage, which Pillow is to judge."""
+    orientation = _jpeg_orientation(jpeg, max_pixels)
     pixels = decode_jpeg(jpeg, _as_stored((jpeg.height, jpeg.width), orientation, at_least))
     return None if pixels is None else upright(pixels, orientation)
 
 
+def _jpeg_orientation(jpeg: Jpeg, max_pixels: int) -> int:
+    """Pillow reads the header too only where something in it could turn the image, or could be refused."""
+    _check_size((jpeg.width, jpeg.height), max_pixels)
+    if jpeg.bare:
+        return 1
+    with _quiet_pillow(), _as_bad_image():
+        return _orientation(_opened(BytesIO(jpeg.data), "", max_pixels))
+
+
 def _as_stored(sides: Sides, orientation: int, at_least: AtLeast) -> Sides | None:
     """What is needed at least of the (height, width) in a file, before its orientation is applied."""
-    turned = orientation in SWAPS_SIDES
-    needed = at_least(_swapped(sides) if turned else sides) if callable(at_least) else at_least
-    return _swapped(needed) if needed is not None and turned else needed
+    needed = at_least(_as_displayed(sides, orientation)) if callable(at_least) else at_least
+    return needed and _as_displayed(needed, orientation)  # the way back is the same
 
 
-def _swapped(sides: Sides) -> Sides:
-    return sides[1], sides[0]
+def _as_displayed(sides: Sides, orientation: int) -> Sides:
+    return (sides[1], sides[0]) if orientation in SWAPS_SIDES else sides
 
 
 def _opened(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFile:
