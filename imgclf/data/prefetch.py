@@ -22,6 +22,8 @@ Job = Callable[[], None]
 
 AHEAD = 2
 PATIENCE = 120.0  # seconds that the reading of one image may take
+SHORT = 0.003  # seconds for a job of 4 images or more
+TRIED = 8  # jobs over which a moment of waiting is no sign of slowness
 LEAVE = 5.0  # seconds that the end of an epoch waits for images that nobody wants any more
 
 
@@ -63,17 +65,27 @@ class Watch:
 
 
 class _Pool:
-    """Threads that do jobs in their order. They are daemons: one that hangs does not keep the process from ending."""
+    """Threads that do jobs in their order. They are daemons: one that hangs does not keep the process from ending.
 
-    def __init__(self, threads: int) -> None:
+    There is one thread as long as jobs are short: several would lose more time to the interpreter's lock than they save.
+    """
+
+    def __init__(self, most: int) -> None:
         self._jobs: SimpleQueue[tuple[Future[None], Job] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"imgclf-loader-{i}", daemon=True) for i in range(threads)
-        ]
-        for thread in self._threads:
+        self._most = most
+        self._threads: list[threading.Thread] = []
+        self._submitted, self._done, self._spent = 0, -1, 0.0  # the first job loads the decoders, and does not count
+        self._grow(1)
+
+    def _grow(self, threads: int) -> None:
+        for i in range(len(self._threads), threads):
+            thread = threading.Thread(target=self._work, name=f"imgclf-loader-{i}", daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     def submit(self, job: Job) -> Future[None]:
+        if self._spent > SHORT * max(self._done, TRIED):
+            self._grow(self._most)
         future: Future[None] = Future()
         self._jobs.put((future, job))
         return future
@@ -90,12 +102,15 @@ class _Pool:
         while (item := self._jobs.get()) is not None:
             future, job = item
             if future.set_running_or_notify_cancel():
+                begun = time.perf_counter()
                 try:
                     job()
                 except BaseException as error:  # it is raised where the batch is waited for
                     future.set_exception(error)
                 else:
                     future.set_result(None)
+                self._spent += time.perf_counter() - begun if self._done >= 0 else 0.0
+                self._done += 1
 
 
 def fetched(plans: Iterable[tuple[T, Sequence[Job]]], threads: int, ahead: int, watch: Watch) -> Iterator[T]:
