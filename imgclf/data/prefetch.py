@@ -67,7 +67,7 @@ class Watch:
 class _Pool:
     """Threads that do jobs in their order. They are daemons: one that hangs does not keep the process from ending.
 
-    There is one thread as long as jobs are short: several would lose more time to the interpreter's lock than they save.
+    There is one as long as jobs are short: more would lose more time to the interpreter's lock than they save.
     """
 
     def __init__(self, most: int) -> None:
