@@ -51,7 +51,6 @@ PLAIN = {
     "patience": 0,
     "class_weights": "none",
     "drop_last": False,
-    "precision": "fp32",
 }
 
 
