@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from imgclf.models._arch import arch
     from imgclf.models.build import build_model
     from imgclf.models.weights import load_weights
-    from imgclf.results import EpochRecord, Evaluation, History, Prediction
+    from imgclf.results import EpochRecord, Evaluation, History, Prediction, Probe
     from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
     from imgclf.training.loop import train
+    from imgclf.training.probe import fit_probe
 
 _HOMES = {
     "_version": ("__version__",),
@@ -63,9 +64,10 @@ _HOMES = {
     "models._arch": ("arch",),
     "models.build": ("build_model",),
     "models.weights": ("load_weights",),
-    "results": ("EpochRecord", "Evaluation", "History", "Prediction"),
+    "results": ("EpochRecord", "Evaluation", "History", "Prediction", "Probe"),
     "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
     "training.loop": ("train",),
+    "training.probe": ("fit_probe",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -86,6 +88,7 @@ __all__ = [
     "NotFitted",
     "OutOfMemory",
     "Prediction",
+    "Probe",
     "Recipe",
     "Sample",
     "Source",
@@ -99,6 +102,7 @@ __all__ = [
     "audit",
     "build_model",
     "evaluate",
+    "fit_probe",
     "load_model",
     "load_weights",
     "make_split",

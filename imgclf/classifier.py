@@ -59,6 +59,8 @@ from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.loop import train
+from imgclf.training.optim import class_weights
+from imgclf.training.probe import fit_probe
 from imgclf.transforms.pixels import to_input
 
 Data = str | os.PathLike[str] | Source
@@ -210,10 +212,12 @@ class Classifier:
         self, loaders: Loaders, callbacks: Sequence[Callback], state: dict[str, Any] | None = None
     ) -> Classifier:
         run, (loader, valid) = self.run_, loaders
-        if state is None and self.weights_.used == "none":
-            self._show_first()
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
+        if state is None and self.weights_.used == "none":
+            self._show_first()
+        if state is None and self.experiment_.train.probe:
+            self._probe(callbacks)
         checkpoint = None if run is None else run.path / CHECKPOINT
         try:
             self.history_: History = train(
@@ -367,6 +371,23 @@ class Classifier:
         loader = self._loader(self.source_, samples[:: -(-len(samples) // most)], shard=(0, 1), device=processor)
         batches = [to_input(batch.pixels, self.recipe_, processor) for batch in loader.epoch()]
         start(torch.cat(batches))
+
+    def _probe(self, callbacks: Sequence[Callback]) -> None:
+        """Give the network the head of a logistic regression on its features of the training images."""
+        config = self.experiment_.train
+        device = pick_device(config.device)
+        samples = self.split_.samples("train")
+        loader = self._loader(self.source_, samples, cache=self.experiment_.data.cache)
+        weight = class_weights(loader.targets, len(self.classes_)) if config.class_weights == "balanced" else None
+        self.probe_ = fit_probe(
+            self.model_.to(device),
+            loader,
+            device,
+            pick_precision(config.precision, device),
+            weight=weight,
+            progress=lambda done, n: notify(callbacks, "probing", (done, n)),
+        )
+        notify(callbacks, "probe", self.probe_)
 
     def _precision(self) -> torch.dtype:
         """What evaluation and prediction compute in."""

@@ -27,6 +27,7 @@ from imgclf.training.auto import resolve_config
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS
+from imgclf.training.probe import linear_head
 from imgclf.training.step import probe_batch_size
 from imgclf.transforms.batch import pick_engine
 from imgclf.transforms.presets import preset_steps
@@ -88,14 +89,14 @@ def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapp
         experiment,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
         augment=CUSTOM if compose is not None else experiment.augment or DEFAULT_AUGMENT,
-        train=_settle(experiment.train, model, recipe, images, pretrained=weights.used != "none"),
+        train=_settle(experiment.train, model, recipe, images, weights),
     )
     return Plan(settled, spec, recipe, model, weights)
 
 
-def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, *, pretrained: bool) -> TrainConfig:
+def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, weights: WeightsUsed) -> TrainConfig:
     """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
-    device = pick_device(config.device)
+    device, pretrained = pick_device(config.device), weights.used != "none"
     dtype = pick_precision(config.precision, device)
     pick_engine(recipe, config.engine)  # refuses an engine that can't run the recipe, before any step
     if config.batch_size == AUTO_BATCH:
@@ -104,7 +105,8 @@ def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, 
         size = probe_batch_size(model, (recipe.channels, *recipe.size), images, probed, device, dtype)
         config = replace(config, batch_size=sum(distributed.gather(size)))
     config = replace(config, precision=precision_name(dtype))
-    return resolve_config(config, pretrained=pretrained, images=images)
+    probe = weights.used in ("pretrained", "hub") and linear_head(model) is not None
+    return resolve_config(config, pretrained=pretrained, images=images, probe=probe)
 
 
 def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None) -> Recipe:

@@ -14,6 +14,7 @@ from imgclf.bundle import Manifest, save_model
 from imgclf.data.audit import Audit
 from imgclf.data.split import Split, write_split
 from imgclf.machine import machine
+from imgclf.results import Probe
 from imgclf.run import CONFIG, EVENTS, HISTORY, SPLIT, Run, append_event, create_run, write_config, write_history
 from imgclf.specs import Experiment, to_dict
 from imgclf.training.callbacks import TrainState
@@ -65,13 +66,17 @@ class Recorder:
         self._run = run
         self._manifest = manifest
         self._keep = keep
-        self._written = 0
+        self._written = -1
 
     def __call__(self, event: str, subject: Any) -> None:
         """Take note of an event of training; others are none of its business."""
         if event == "memory":
             planned, part = subject
             self._note(event, planned=planned, part=part)
+        elif isinstance(subject, Probe):
+            self._note(event, **asdict(subject))
+        elif event == "baseline":
+            self._note(event, loss=subject.loss, accuracy=subject.accuracy)
         elif event == "uncaptured":
             self._note(event, reason=subject)
         elif not isinstance(subject, TrainState) or event == "step":
@@ -108,9 +113,10 @@ class Recorder:
     def _save_best(self, state: TrainState) -> None:
         """Write the best model, unless it is there."""
         best = state.result().best
-        if best is None or best.epoch == self._written:
+        epoch = best.epoch if best is not None else 0
+        if not state.best or epoch == self._written:
             return
         model = copy.deepcopy(state.model)
         model.load_state_dict(state.best)
         save_model(self._run.model, model, self._manifest)
-        self._written = best.epoch
+        self._written = epoch

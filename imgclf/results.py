@@ -23,6 +23,19 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A linear head on frozen features: mean accuracy (0…1, ± `error`, its standard error) and loss by cross-validation
+    on `images` training images, NaN where no class has two; the L2 strength that was chosen; seconds."""
+
+    accuracy: float
+    error: float
+    loss: float
+    strength: float
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class History:
     """The epochs of a training run, in order, and how it ended (`done`, `stopped early`, `interrupted`)."""
 

@@ -164,11 +164,13 @@ class ModelSpec:
 class TrainConfig:
     """Every choice of training. What is None is chosen from the start of the weights and the number of images.
 
-    `freeze_norm` keeps the batch statistics of pretrained weights: a few small batches are no better a basis for them.
-    A `batch_size` of 0 is the largest that fits, found by a real step. `engine` says what augments: whole batches, or
-    albumentations image by image. `checkpoint_every` is in seconds.
+    `probe` begins with a linear head on frozen features (`training/probe.py`), and 0 `epochs` end there. `freeze_norm`
+    keeps the batch statistics of pretrained weights: a few small batches are no better a basis for them. A `batch_size`
+    of 0 is the largest that fits, found by a real step. `engine` says what augments: whole batches, or albumentations
+    image by image. `checkpoint_every` is in seconds.
     """
 
+    probe: bool | None = None
     epochs: int | None = None
     batch_size: int = 32
     lr: float | None = None
@@ -196,7 +198,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.epochs is None or _is_int(self.epochs, 1, 100_000), self, "epochs", "1 to 100,000")
+        _check(self.probe is None or isinstance(self.probe, bool), self, "probe", "true or false")
+        _check(self.epochs is None or _is_int(self.epochs, 0, 100_000), self, "epochs", "0 (a probe alone) to 100,000")
+        _check(self.epochs != 0 or self.probe is not False, self, "epochs", "1 or more, as there is no probe")
         _check(_is_int(self.batch_size, 0, 1_000_000), self, "batch_size", "1 or more, or 0 (the largest that fits)")
         _check(self.lr is None or (_is_real(self.lr, 0, 1e3) and self.lr > 0), self, "lr", "above 0, to 1000")
         _check(self.optimizer in OPTIMIZERS, self, "optimizer", ", ".join(OPTIMIZERS))

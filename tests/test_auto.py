@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgclf.errors import ConfigError
 from imgclf.specs import OPTIMIZERS, TrainConfig
 from imgclf.training.auto import resolve_config
 
@@ -14,7 +15,8 @@ from imgclf.training.auto import resolve_config
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
     config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
-    assert resolve_config(config, pretrained=pretrained, images=100) == config
+    config = replace(config, probe=not pretrained)
+    assert resolve_config(config, pretrained=pretrained, images=100, probe=pretrained) == config
 
 
 @given(st.sampled_from(OPTIMIZERS), st.booleans(), st.integers(0, 10**6), st.integers(1, 4096))
@@ -26,7 +28,8 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
     assert found.lr > 0
     assert found.warmup_epochs == 1, "of a cosine schedule, which is the default"
     assert found.freeze_norm is pretrained
-    assert replace(found, epochs=None, lr=None, freeze_norm=None, warmup_epochs=None) == config
+    assert found.probe is False
+    assert replace(found, probe=None, epochs=None, lr=None, freeze_norm=None, warmup_epochs=None) == config
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
@@ -55,3 +58,12 @@ def test_no_other_schedule_warms_up_unasked(schedule):
     assert resolve_config(config, pretrained=True, images=100).warmup_epochs == 0
     asked = replace(config, warmup_epochs=2.0)
     assert resolve_config(asked, pretrained=True, images=100).warmup_epochs == 2
+
+
+def test_a_network_that_can_begins_with_a_probe():
+    assert resolve_config(TrainConfig(), pretrained=True, images=100, probe=True).probe
+
+
+def test_a_probe_alone_of_a_network_that_has_none_is_refused():
+    with pytest.raises(ConfigError, match="needs published weights"):
+        resolve_config(TrainConfig(epochs=0), pretrained=False, images=100)

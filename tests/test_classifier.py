@@ -534,3 +534,45 @@ def test_the_data_folder_is_never_touched(photos, in_folder):
     assert classifier.run_.info["bad"] == [["red/bad.png", "not an image of a known format"]]
     Classifier().resume(classifier.run_.path, epochs=2)
     assert state_of(photos) == before
+
+
+def probing(**train):
+    """A small network that begins with a probe, whatever its weights are."""
+    return Classifier("lenet", size=16, augment="none", config={"train": {"probe": True, **train}})
+
+
+def test_a_probe_alone_is_a_classifier(photos, tmp_path):
+    events = []
+    classifier = probing(epochs=0).fit(photos, runs=tmp_path / "runs", callbacks=[lambda *event: events.append(event)])
+    assert len(classifier.history_) == 0
+    assert classifier.probe_.images == len(classifier.split_.samples("train"))
+    assert classifier.evaluate(part="train").accuracy > 0.9
+    names = [name for name, _ in events if name in ("probe", "start", "baseline", "epoch", "end")]
+    assert names == ["probe", "start", "baseline", "end"]
+    assert Classifier.load(classifier.run_.path).evaluate().to_dict() == classifier.evaluate().to_dict()
+
+
+def test_training_goes_on_from_a_probe_alone(photos, tmp_path):
+    probe = probing(epochs=0).fit(photos, runs=tmp_path / "runs")
+    whole = probing(epochs=2, seed=0).fit(photos)
+    resumed = Classifier().resume(probe.run_.path, epochs=2)
+    assert len(resumed.history_) == 2
+    assert torch.equal(flat(resumed.model_), flat(whole.model_))
+
+
+def test_training_that_does_worse_than_the_probe_is_not_kept(photos):
+    probe = probing(epochs=0).fit(photos)
+    worse = probing(epochs=1, lr=10.0, optimizer="sgd", momentum=0.0).fit(photos)
+    assert not any(record.best for record in worse.history_)
+    assert torch.equal(flat(worse.model_), flat(probe.model_))
+    assert worse.metrics_["valid"].loss == probe.metrics_["valid"].loss
+
+
+def test_a_run_with_a_probe_is_repeated_to_the_bit(photos, tmp_path):
+    first = probing(epochs=1).fit(photos, runs=tmp_path / "runs")
+    assert torch.equal(flat(Classifier().repeat(first.run_.path).model_), flat(first.model_))
+
+
+def test_a_probe_needs_weights_to_stand_on(photos):
+    with pytest.raises(ConfigError, match="needs published weights"):
+        Classifier("lenet", size=16, recipe="probe").fit(photos)

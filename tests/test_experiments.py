@@ -108,11 +108,11 @@ def test_the_speed_recipe_shifts_and_flips_by_turns(make_source):
 def test_every_recipe_goes_to_a_file_and_back(name):
     experiment = EXPERIMENTS.get(name)
     assert from_dict(Experiment, to_dict(experiment)) == experiment
-    assert experiment.train.lr is not None
     assert experiment.train.epochs is not None
+    assert experiment.train.lr is not None or experiment.train.epochs == 0
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS.names())
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS.names() if EXPERIMENTS.get(name).train.epochs])
 def test_every_recipe_is_built_and_takes_a_step(make_source, name):
     source = make_source(n=2, classes=2)
     experiment = EXPERIMENTS.get(name)

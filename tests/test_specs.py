@@ -53,7 +53,8 @@ BAD = [
     (ModelSpec, "channels", [0], "1 to 64"),
     (ModelSpec, "size", [(0, 1)], "(height, width)"),
     (ModelSpec, "dropout", [1.0, -0.1], "0 to 0.99"),
-    (TrainConfig, "epochs", [0, 1.5, 100_001], "1 to 100,000"),
+    (TrainConfig, "epochs", [-1, 1.5, 100_001], "0 (a probe alone) to 100,000"),
+    (TrainConfig, "probe", [0, "yes"], "true or false"),
     (TrainConfig, "batch_size", [-1, "32"], "1 or more"),
     (TrainConfig, "lr", [0, -1.0, math.nan, math.inf], "above 0"),
     (TrainConfig, "optimizer", ["lion"], "sgd, adam, adamw"),
@@ -188,7 +189,7 @@ def test_every_field_with_a_default_may_be_left_out(kind):
         (Experiment, {"train": 3}, "TrainConfig is 3; allowed: named values"),
         (Experiment, {"split": None}, "Experiment does not fit the values"),
         (ModelSpec, {"arch": "lenet"}, "ModelSpec does not fit the values .*classes"),
-        (TrainConfig, {"epochs": 0}, r"TrainConfig\.epochs is 0"),
+        (TrainConfig, {"epochs": 0, "probe": False}, r"TrainConfig\.epochs is 0; allowed: 1 or more"),
     ],
 )
 def test_values_that_fit_no_spec(kind, data, message):

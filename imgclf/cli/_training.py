@@ -23,7 +23,7 @@ from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
-from imgclf.results import EpochRecord, Evaluation
+from imgclf.results import EpochRecord, Evaluation, Probe
 from imgclf.run import ROOT, find_model, read_config, write_info
 from imgclf.training.callbacks import TrainState
 
@@ -205,9 +205,24 @@ class TrainView:
         if plan.weights.note:
             console.warn(plan.weights.note)
         config = plan.experiment.train
+        if config.epochs == 0:
+            console.say("train: a linear head on frozen features")
+            return
         epochs, augment = console.plural(config.epochs or 0, "epoch"), plan.experiment.augment
         steps = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
         console.say(f"train: {epochs}, {steps}, augmentation {augment}, seed {config.seed}")
+
+    def _on_probing(self, progress: tuple[int, int]) -> None:
+        self._bar("features", *progress)
+
+    def _on_probe(self, probe: Probe) -> None:
+        images = console.plural(probe.images, "training image")
+        figures = f"{probe.accuracy:.1%} ± {100 * probe.error:.1f}" if probe.error == probe.error else "not measured"
+        console.say(f"baseline: {figures} after {probe.seconds:.0f} s (linear head on frozen features, {images}, CV)")
+
+    def _on_baseline(self, result: Evaluation) -> None:
+        self._best = result.loss
+        console.say(f"{'probe':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
 
     def _on_loader(self, loader: Loader) -> None:
         console.say(f"cache: {loader.tier}")
@@ -263,6 +278,8 @@ class TrainView:
         if state.ended == "stopped early":
             console.say(f"stopped early: no better epoch for {state.config.patience}")
         best = state.result().best
+        if best is None and state.best:
+            console.say(f"kept:  the probe (lowest valid loss, {state.best_loss:.4f})")
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
         console.say("")

@@ -45,9 +45,10 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsUsed
 
     `weights` is `auto` (published weights where they can be had, else none and a note), `pretrained` (published ones,
     or an error), `none`, a file (.safetensors, .pth, .pt: a state dict), a run folder (its model.safetensors), or a hub
-    name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name.
-    The head stays fresh, unless a file's head has the same shape. A first convolution for another number of channels
-    is adapted. Nothing is changed where an error is raised.
+    name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name. The head stays fresh, unless a
+    file's head has the same shape; the rows of a published linear head are left beside it in the buffer `prior`, for a
+    probe (`training/probe.py`), and are no part of its state. A first convolution for another number of channels is
+    adapted. Nothing is changed where an error is raised.
 
     Raises `ModelFileError` for weights that can't be had or don't fit, `MissingExtra` for packaged weights that are not
     installed, and `ConfigError` for any other `weights`.
@@ -231,6 +232,7 @@ def _transplant(model: nn.Module, state: Mapping[str, Tensor], source: str, *, k
     model.load_state_dict({**own, **new})
     if not any(key.startswith(heads) for key in new):
         _calm_head(model)
+        _leave_prior(model, head)
     return f"{source}: {'; '.join(notes)}" if notes else None
 
 
@@ -242,6 +244,13 @@ def _calm_head(model: nn.Module) -> None:
                 layer.weight.mul_(CALM / layer.weight.std().clamp_min(CALM))
                 if layer.bias is not None:
                     layer.bias.zero_()
+
+
+def _leave_prior(model: nn.Module, given: Mapping[str, Tensor]) -> None:
+    layer = head_of(model)
+    rows = [tensor for key, tensor in given.items() if key.endswith("weight") and tensor.ndim == 2]
+    if isinstance(layer, nn.Linear) and len(rows) == 1 and rows[0].shape[1] == layer.in_features:
+        layer.register_buffer("prior", rows[0].float(), persistent=False)
 
 
 def _require_fit(own: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Iterable[str], source: str) -> None:

@@ -15,6 +15,8 @@ from imgclf.specs import Experiment, TrainConfig
 EXPERIMENTS: Registry[Experiment] = Registry("recipe")
 TEST = 0.15
 
+EXPERIMENTS.add("probe", Experiment(train=TrainConfig(epochs=0)))
+
 
 def _hold_out(valid: float) -> tuple[float, float, float]:
     """A split that holds out this part of what is not test; the test part serves data that come without a test set."""

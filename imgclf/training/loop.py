@@ -101,6 +101,8 @@ def train(
         run = _Run(loader, valid, callbacks, checkpoint, thrift, interrupts, rewind, step)
         notify(callbacks, "start", state)
         try:
+            if config.probe and resume is None:
+                _weigh_start(state, run)
             _epochs(state, run)
         except (_Interrupted, KeyboardInterrupt) as error:
             _end_early(state, run, error)
@@ -153,6 +155,16 @@ def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.
 def _example(loader: Loader, device: torch.device) -> torch.Tensor:
     recipe = loader.recipe
     return torch.zeros(1, recipe.channels, *recipe.size, device=device)
+
+
+def _weigh_start(state: TrainState, run: _Run) -> None:
+    """The weights as they are given are the first to be kept: training must do better on valid."""
+    if run.valid is not None:
+        result = _validate(state, run, run.valid)
+        state.best, state.best_loss = state.good[0], result.loss
+        notify(run.callbacks, "baseline", result)
+    if state.epochs == 0:
+        _save(state, run)
 
 
 def _epochs(state: TrainState, run: _Run) -> None:
@@ -305,7 +317,7 @@ def _out_of_patience(state: TrainState) -> bool:
     """Whether `patience` epochs have passed since the best one."""
     if not state.config.patience or not state.history:
         return False
-    best = max(record.epoch for record in state.history if record.best)
+    best = max((record.epoch for record in state.history if record.best), default=0)
     return state.epoch - best >= state.config.patience
 
 
