@@ -198,7 +198,7 @@ def test_what_is_left_open_is_left_out_of_a_config(tmp_path):
     [
         ("arch = ", "is not TOML"),
         ("[train]\nepoch = 3\n", "no 'epoch'; did you mean epochs"),
-        ("[train]\nepochs = 0\n", "TrainConfig.epochs is 0; allowed: 1 to 100,000"),
+        ("[train]\nepochs = -1\n", "TrainConfig.epochs is -1; allowed: 0"),
         ("train = 3\n", "TrainConfig is 3"),
         ("split = [0.5, 0.1, 0.1]\n", "three fractions that sum to 1"),
     ],
