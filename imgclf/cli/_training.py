@@ -147,6 +147,7 @@ class TrainView:
         self._task = self.progress.add_task("", visible=False, note="")
         self._began = 0.0
         self._best: float | None = None
+        self._epochs = 0
         self.resumed_after = 0
 
     def __call__(self, event: str, subject: Any) -> None:
@@ -221,6 +222,9 @@ class TrainView:
         console.say(f"baseline: {figures} after {probe.seconds:.0f} s (linear head on frozen features, {images}, CV)")
 
     def _on_baseline(self, result: Evaluation) -> None:
+        if not self._epochs:
+            console.say(f"valid: {result.accuracy:.2%} of {console.plural(result.n, 'image')}, loss {result.loss:.4f}")
+            return
         self._best = result.loss
         console.say(f"{'probe':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
 
@@ -239,13 +243,14 @@ class TrainView:
 
     def _on_start(self, state: TrainState) -> None:
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
-        self.resumed_after = state.epoch
+        self.resumed_after, self._epochs = state.epoch, state.epochs
         if state.epoch or state.position:
             self._best = state.best_loss if state.epoch else None
             within = f", step {state.position} of {state.steps_per_epoch}" if state.position else ""
             console.say(f"       going on after epoch {state.epoch}{within}")
-        console.say("")
-        console.say(" epoch  train loss  accuracy  valid loss  accuracy       lr  seconds", "bold")
+        if state.epochs:
+            console.say("")
+            console.say(" epoch  train loss  accuracy  valid loss  accuracy       lr  seconds", "bold")
         self._began = time.perf_counter()
 
     def _on_step(self, state: TrainState) -> None:
@@ -278,7 +283,7 @@ class TrainView:
         if state.ended == "stopped early":
             console.say(f"stopped early: no better epoch for {state.config.patience}")
         best = state.result().best
-        if best is None and state.best:
+        if best is None and state.best and state.epochs:
             console.say(f"kept:  the probe (lowest valid loss, {state.best_loss:.4f})")
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
