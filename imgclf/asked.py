@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,6 +30,7 @@ def changes_of(given: Mapping[str, Any], knobs: Mapping[str, Any]) -> tuple[Mapp
     own = {
         "arch": register_builder(arch) if callable(arch) else arch,
         "weights": given["weights"],
+        "init": None if given["init"] is None else os.fspath(given["init"]),
         "size": (size, size) if isinstance(size, int) else size,
         "augment": augment if compose is None else None,
     }

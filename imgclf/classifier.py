@@ -73,7 +73,8 @@ class Classifier:
     """An image classifier by the contract of scikit-learn: the constructor stores, `fit` works and returns `self`.
 
     `arch` is the name of an architecture, or a function from a `ModelSpec` to a module; `weights` says what it starts
-    from (`auto`, `pretrained`, `none`, a path, a hub name); `size` is a side or (height, width) in pixels; `augment` is
+    from (`auto`, `pretrained`, `none`, a path, a hub name), `init` a run folder or model file to go on from, with its
+    network, pixels and classes; `size` is a side or (height, width) in pixels; `augment` is
     a preset's name or an `albumentations.Compose`. `recipe` is a named experiment, or an `Experiment`, which the others
     then change; `config` changes any other field of it, as in `{"fit": "pad", "train": {"weight_decay": 0.1}}`. What is
     left out is as it suits the data.
@@ -91,6 +92,7 @@ class Classifier:
         arch: str | Builder | None = None,
         *,
         weights: str | None = None,
+        init: str | os.PathLike[str] | None = None,
         size: int | tuple[int, int] | None = None,
         augment: Any = None,
         recipe: str | Experiment | None = None,
@@ -98,6 +100,7 @@ class Classifier:
     ) -> None:
         self.arch = arch
         self.weights = weights
+        self.init = init
         self.size = size
         self.augment = augment
         self.recipe = recipe
@@ -228,6 +231,7 @@ class Classifier:
                 callbacks=callbacks,
                 checkpoint=checkpoint,
                 resume=state,
+                keep_start=bool(self.experiment_.train.probe) or self.weights_.head == "whole",
             )
         except KeyboardInterrupt:  # before the first step: there is nothing to keep
             if run is not None and state is None and not (run.path / CHECKPOINT).exists():

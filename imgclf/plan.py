@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import nn
 
 from imgclf import distributed
 from imgclf._files import printable
+from imgclf.bundle import read_manifest
 from imgclf.data.audit import Audit, audit
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
-from imgclf.data.split import Split, make_split, read_split
+from imgclf.data.split import Split, content_key, make_split, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.models._arch import Arch
 from imgclf.models.backbones import find_arch
@@ -55,16 +57,33 @@ def choose_experiment(
 ) -> Experiment:
     """The experiment to run: `base` (a name or a value) with the user's changes, as plain values.
 
-    Without a base it is the one called `suited`, which goes with the data; a user who names an architecture gets the
-    defaults of fine-tuning, or of training from scratch, instead.
+    Without a base it is the one called `suited`, which goes with the data; a user who names an architecture, or a model
+    to go on from, gets the defaults of fine-tuning, or of training from scratch, instead.
     """
     if base is None:
-        base = suited if suited is not None and "arch" not in changes else Experiment()
+        base = suited if suited is not None and not changes.keys() & {"arch", "init"} else Experiment()
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
+    if changes.get("init") is not None:
+        values |= _like(str(changes["init"]))
     for key, value in changes.items():
         values[key] = {**values[key], **value} if key in ("train", "data") else value
     return from_dict(Experiment, values)
+
+
+def _like(path: str) -> dict[str, Any]:
+    """What an experiment shares with the run or model file that it goes on from."""
+    manifest = read_manifest(path)
+    pixels = to_dict(manifest.recipe)
+    shared = {name: pixels[name] for name in ("size", "channels", "fit", "mean", "std", "tta")}
+    return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}
+
+
+def _known_places(path: str) -> dict[str, str]:
+    """Where the images were that a model has seen, by content: as its run's split says, else in train."""
+    if Path(path, SPLIT).is_file():
+        return {content_key(row): str(row.split) for row in read_split(Path(path, SPLIT)) if row.sha256}
+    return dict.fromkeys(unpack_contents(read_manifest(path).seen), "train")
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -84,7 +103,7 @@ def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapp
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(experiment.train.seed)
         model = build_model(spec)
-        weights = load_weights(model, spec, experiment.weights)
+        weights = load_weights(model, spec, experiment.weights, source.classes)
     settled = replace(
         experiment,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
@@ -105,7 +124,7 @@ def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, 
         size = probe_batch_size(model, (recipe.channels, *recipe.size), images, probed, device, dtype)
         config = replace(config, batch_size=sum(distributed.gather(size)))
     config = replace(config, precision=precision_name(dtype))
-    probe = weights.used in ("pretrained", "hub") and linear_head(model) is not None
+    probe = weights.used != "none" and weights.head == "fresh" and linear_head(model) is not None
     return resolve_config(config, pretrained=pretrained, images=images, probe=probe)
 
 
@@ -169,7 +188,8 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
         progress=lambda done, n: notify(callbacks, "audited", (done, n)),
     )
     notify(callbacks, "audit", audited)
-    split = make_split(audited.source, experiment.split, experiment.train.seed, config.split_file)
+    known = _known_places(experiment.init) if experiment.init is not None else None
+    split = make_split(audited.source, experiment.split, experiment.train.seed, config.split_file, known)
     without = [printable(name) for name, counts in split.counts().items() if not counts["train"]]
     if without:
         raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)

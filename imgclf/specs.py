@@ -256,12 +256,14 @@ class Experiment:
     """All that a training run is asked to do, apart from the data: the value behind `--recipe` and `--config`.
 
     `None` means the architecture's own (size, channels, mean, std, fit) or the preset that suits the data (augment).
+    `init` is a run folder or a model file to go on from: its network and pixels, its weights, its head by class name.
     `augment` is a preset's name. `split` holds the fractions of train, valid and test. `keep="all"` saves a model file
     after every epoch beside the best one.
     """
 
     arch: str = "resnet18"
     weights: str = "auto"
+    init: str | None = None
     dropout: float | None = None
     size: tuple[int, int] | None = None
     channels: int | None = None
@@ -280,6 +282,8 @@ class Experiment:
         _check(
             isinstance(self.weights, str) and bool(self.weights), self, "weights", "auto, pretrained, none, a file …"
         )
+        init_ok = self.init is None or (isinstance(self.init, str) and bool(self.init))
+        _check(init_ok, self, "init", "a run folder or a model file")
         _check(self.augment is None or isinstance(self.augment, str), self, "augment", "the name of a preset")
         _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
         size_ok = self.size is None or _is_size(self.size)

@@ -6,7 +6,7 @@ from torch import nn
 from imgclf.asked import changes_of, register_builder
 from imgclf.errors import ConfigError
 
-NOTHING = dict.fromkeys(("arch", "weights", "size", "augment", "config"))
+NOTHING = dict.fromkeys(("arch", "weights", "init", "size", "augment", "config"))
 
 
 def test_what_is_left_out_changes_nothing():

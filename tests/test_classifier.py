@@ -18,6 +18,7 @@ from imgclf.bundle import read_manifest
 from imgclf.data.images import read_image
 from imgclf.data.source import Sample, Source
 from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
+from imgclf.models.build import head_of
 from imgclf.run import open_run
 from imgclf.specs import Experiment, TrainConfig
 from imgclf.training.experiments import EXPERIMENTS
@@ -77,6 +78,7 @@ def test_the_constructor_only_stores():
     assert vars(classifier) == {
         "arch": "no such net",
         "weights": "w",
+        "init": None,
         "size": (3, 4),
         "augment": augment,
         "recipe": "r",
@@ -576,3 +578,45 @@ def test_a_run_with_a_probe_is_repeated_to_the_bit(photos, tmp_path):
 def test_a_probe_needs_weights_to_stand_on(photos):
     with pytest.raises(ConfigError, match="needs published weights"):
         Classifier("lenet", size=16, recipe="probe").fit(photos)
+
+
+def only_run(root):
+    return next(path.parent for path in (root / "runs").glob("*/model.safetensors"))
+
+
+def test_a_class_is_added_to_a_trained_model(own, tmp_path):
+    run = only_run(own)
+    photos, before = tmp_path / "more", Classifier.load(run)
+    shutil.copytree(own / "photos", photos)
+    (photos / "white").mkdir()
+    for index in range(12):
+        Image.new("RGB", (32, 24), (255, 255, 240 + index)).save(photos / "white" / f"{index}.png")
+    classifier = Classifier(init=run, config={"train": EXACT}).fit(photos, epochs=1, lr=1e-9)
+    assert (classifier.spec_.arch, classifier.recipe_.size) == ("lenet", (16, 16))
+    assert classifier.classes_ == (*before.classes_, "white")
+    assert "its head keeps 3 classes by name, new: white" in classifier.weights_.note
+    known = {row.sha256: row.split for row in before.split_.rows}
+    assert all(row.split == known.get(row.sha256, row.split) for row in classifier.split_.rows)
+    row, old = classifier.classes_.index("red"), before.classes_.index("red")
+    torch.testing.assert_close(head_of(classifier.model_).weight[row], head_of(before.model_).weight[old])
+    assert not classifier.experiment_.train.probe
+
+
+def test_training_that_does_worse_than_the_model_it_goes_on_from_is_not_kept(own):
+    run = only_run(own)
+    photos, before = own / "photos", Classifier.load(run)
+    classifier = Classifier(init=run, config={"train": {**EXACT, "optimizer": "sgd"}}).fit(photos, epochs=1, lr=50)
+    assert torch.equal(flat(classifier.model_), flat(before.model_))
+
+
+def test_a_model_file_away_from_its_run_keeps_what_it_learnt_from_in_train(own, tmp_path):
+    run = only_run(own)
+    file = shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors")
+    learnt = {row.sha256 for row in Classifier.load(run).split_.rows if row.split != "test"}
+    classifier = Classifier(init=file, config={"train": EXACT}).fit(own / "photos", epochs=1)
+    assert {row.sha256 for row in classifier.split_.samples("train")} >= learnt
+
+
+def test_what_is_no_model_cannot_be_gone_on_from(photos, tmp_path):
+    with pytest.raises(ModelFileError, match="there is no such model file"):
+        Classifier(init=tmp_path / "nothing").fit(photos)

@@ -501,6 +501,30 @@ def test_a_run_folder_stands_for_its_model_file(tmp_path, monkeypatch):
     assert same(model.state_dict(), trained.state_dict())
 
 
+@pytest.mark.parametrize("classes", ["dcba", "abcd", "bd", "axb", "xyz"])
+def test_rows_of_a_head_follow_the_names_of_the_classes(tmp_path, classes):
+    given = head_of(save_run(tmp_path / "run"))
+    spec = ModelSpec("lenet", len(classes), 1, (28, 28))
+    model = build_model(spec)
+    fresh = head_of(model).weight.detach().clone()
+    used = load_weights(model, spec, str(tmp_path / "run"), tuple(classes))
+    new = fresh * (0.01 / fresh.std())
+    for row, name in enumerate(classes):
+        known = "abcd".find(name)
+        expected = given.weight[known] if known >= 0 else new[row]
+        torch.testing.assert_close(head_of(model).weight[row], expected, msg=name)
+        assert head_of(model).bias[row] == (given.bias[known] if known >= 0 else 0)
+    assert used.head == {"axb": "part", "xyz": "fresh"}.get(classes, "whole")
+    assert (used.note is None) == (set(classes) == set("abcd"))
+
+
+def test_what_becomes_of_a_head_is_said(tmp_path):
+    save_run(tmp_path / "run")
+    spec = ModelSpec("lenet", 3, 1, (28, 28))
+    note = load_weights(build_model(spec), spec, str(tmp_path / "run"), ("b", "a", "x")).note
+    assert note.endswith("its head keeps 2 classes by name, new: x, left out: c, d")
+
+
 def test_a_folder_without_a_model_file_is_no_hub_name(tmp_path, monkeypatch):
     (tmp_path / "runs" / "a").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgclf.data.source import SPLIT_NAMES, ArrayReader, Sample, Source
-from imgclf.data.split import Split, make_split, pack_contents, read_split, unpack_contents, write_split
+from imgclf.data.split import Split, content_key, make_split, pack_contents, read_split, unpack_contents, write_split
 from imgclf.errors import ConfigError, DataError
 
 NO_READER = ArrayReader({})
@@ -257,6 +257,22 @@ def test_what_changed_is_named(tmp_path):
     found = places(split)
     assert found["c0/renamed.png"] == home["c0/2.png"]
     assert found["c0/0.png"] == home["c0/0.png"]
+
+
+def test_known_content_keeps_its_place():
+    rows = singles((20, 20))
+    first = make_split(source(rows[:30]), seed=1)
+    known = {content_key(row): row.split for row in first.rows}
+    second = make_split(source(rows), seed=2, known=known)
+    before, now = by_content(first), by_content(second)
+    assert {key: now[key] for key in before} == before
+    assert "30 images keep the places that they had before" in second.notes
+
+
+def test_places_that_the_data_give_come_before_known_ones():
+    rows = [replace(row, split="test" if i % 2 else "train") for i, row in enumerate(singles((6, 6)))]
+    split = make_split(source(rows), (0.8, 0.0, 0.2), known={content_key(row): "train" for row in rows})
+    assert [row.split for row in split.rows] == [row.split for row in rows]
 
 
 def test_a_file_over_given_splits(tmp_path):

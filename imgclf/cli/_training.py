@@ -226,7 +226,7 @@ class TrainView:
             console.say(f"valid: {result.accuracy:.2%} of {console.plural(result.n, 'image')}, loss {result.loss:.4f}")
             return
         self._best = result.loss
-        console.say(f"{'probe':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
+        console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
 
     def _on_loader(self, loader: Loader) -> None:
         console.say(f"cache: {loader.tier}")
@@ -284,7 +284,7 @@ class TrainView:
             console.say(f"stopped early: no better epoch for {state.config.patience}")
         best = state.result().best
         if best is None and state.best and state.epochs:
-            console.say(f"kept:  the probe (lowest valid loss, {state.best_loss:.4f})")
+            console.say(f"kept:  the start (lowest valid loss, {state.best_loss:.4f}): no epoch was better")
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
         console.say("")

@@ -63,6 +63,9 @@ def train(
     weights: Annotated[
         str | None, _option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)
     ] = None,
+    init: Annotated[
+        str | None, _option(MODEL, "Go on from a run folder or model file: its network, pixels, weights and classes.")
+    ] = None,
     size: Annotated[str | None, _option(MODEL, "N or HxW in pixels; else the network's own.")] = None,
     channels: Annotated[
         int | None, _option(MODEL, "1 for grey, 3 for colour; else those of the network or the data.")
@@ -194,7 +197,7 @@ def changes_of(given: dict[str, Any]) -> dict[str, Any]:
     from imgclf.run import read_config
 
     changes: dict[str, Any] = read_config(given["config"])[0] if "config" in given else {}
-    own = _taken(given, ("arch", "weights", "channels", "fit", "augment", "dropout", "keep"))
+    own = _taken(given, ("arch", "weights", "init", "channels", "fit", "augment", "dropout", "keep"))
     reading = _taken(given, ("data_dir", "on_bad", "max_pixels", "cache"))
     training = _taken(given, tuple(TrainConfig.__dataclass_fields__))
     if "compile_" in given:

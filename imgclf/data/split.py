@@ -64,12 +64,14 @@ def make_split(
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
     file: str | os.PathLike[str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Split:
     """Assign every sample to train, valid or test.
 
     What the source itself assigns stays; a valid or test split that it lacks is cut from its train, with the share
     that `fractions` (train, valid, test; they sum to 1) gives it there. `file` is an earlier split.csv: its files keep
-    their place, new ones are assigned, and files that changed or are gone are named in `notes`.
+    their place, new ones are assigned, and files that changed or are gone are named in `notes`. `known` are the places
+    of images that a model has seen before, by `content_key`; they count where neither the source nor the file decides.
 
     Stratified: round(fraction × n) images go to test and to valid, and each class gives its share of them, by largest
     remainder. Within a class the units are ranked by a keyed hash (BLAKE2b, RFC 7693) of their content, so that the
@@ -86,6 +88,10 @@ def make_split(
     cut = {name for name, share in zip(SPLIT_NAMES, shares, strict=True) if share and name != "train"}
     notes: list[str] = []
     fixed: dict[str, str] = {s.ref: str(s.split) for s in rows if s.split and not (s.split == "train" and cut)}
+    if known and not given:
+        places = {s.ref: known[content_key(s)] for s in rows if content_key(s) in known}
+        fixed |= places
+        notes += [f"{len(places):,} images keep the places that they had before"] if places else []
     earlier: tuple[Sample, ...] = ()
     if file is not None:
         earlier = read_split(file)

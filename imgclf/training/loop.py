@@ -68,9 +68,10 @@ def train(
     callbacks: Sequence[Callback] = (),
     checkpoint: Path | None = None,
     resume: dict[str, Any] | None = None,
+    keep_start: bool = False,
 ) -> History:
     """Train `model` in place; it ends with the weights of the epoch of lowest valid loss (of the last epoch, where
-    `valid` is None).
+    `valid` is None). With `keep_start` the weights as they are given count as well: an epoch must be better on valid.
 
     `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
     every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
@@ -101,7 +102,7 @@ def train(
         run = _Run(loader, valid, callbacks, checkpoint, thrift, interrupts, rewind, step)
         notify(callbacks, "start", state)
         try:
-            if config.probe and resume is None:
+            if keep_start and resume is None:
                 _weigh_start(state, run)
             _epochs(state, run)
         except (_Interrupted, KeyboardInterrupt) as error:
