@@ -80,7 +80,7 @@ def benchmark(
     source = open_source(data, **reading_options(experiment.data))
     experiment = choose_experiment(recipe, changes, source.default_recipe)
     audited, split = read_data(source, experiment, callbacks)
-    plan = make_plan(experiment, audited.source, len(split.samples("train")))
+    plan = make_plan(experiment, audited.source, split.samples("train"), sizes=audited.sizes)
     samples = split.samples("train")[:MOST]
     config = replace(plan.experiment.train, epochs=ENDLESS, patience=0, class_weights="none")
     plan = replace(plan, experiment=replace(plan.experiment, train=config))

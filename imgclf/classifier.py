@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,18 +54,15 @@ from imgclf.run import (
     write_config,
     write_info,
 )
-from imgclf.specs import Experiment
+from imgclf.specs import Experiment, to_dict
+from imgclf.start import begin, knows_classes
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.loop import train
-from imgclf.training.optim import class_weights
-from imgclf.training.probe import fit_probe
-from imgclf.transforms.pixels import to_input
 
 Data = str | os.PathLike[str] | Source
 Loaders = tuple[Loader, Loader | None]
-FIRST_PIXELS = 5_000 * 32 * 32  # of each channel, for a network that starts from the data
 PARTS = ("all", *SPLIT_NAMES)
 
 
@@ -143,7 +140,7 @@ class Classifier:
             require_free(Path(runs), name)
         callbacks = (callbacks or (warn_of,)) if distributed.is_main() else ()
         audited, split = read_data(source, experiment, callbacks)
-        plan = make_plan(experiment, audited.source, len(split.samples("train")), compose)
+        plan = make_plan(experiment, audited.source, split.samples("train"), compose, audited.sizes)
         loaders = self._learn_from(plan, audited.source, split, callbacks)
         named = None if isinstance(data, Source) else os.fspath(data)
         if runs is not None and distributed.is_main():
@@ -194,7 +191,7 @@ class Classifier:
 
     def _learn_from(self, plan: Plan, source: Source, split: Split, callbacks: Sequence[Callback]) -> Loaders:
         """Take over what was planned; the loaders of training and of validation, if there are images for it."""
-        self.model_, self.spec_, self.recipe_ = plan.model, plan.spec, plan.recipe
+        self.plan_, self.model_, self.spec_, self.recipe_ = plan, plan.model, plan.spec, plan.recipe
         self.classes_, self.source_, self.split_ = source.classes, source, split
         self.experiment_, self.weights_ = plan.experiment, plan.weights
         self.run_ = None
@@ -208,6 +205,7 @@ class Classifier:
         held_out = split.samples("valid")
         valid = self._loader(source, held_out, cache=cache) if held_out else None
         self.experiment_ = replace(plan.experiment, data=replace(plan.experiment.data, cache=loader.tier.name))
+        self.plan_ = replace(plan, experiment=self.experiment_)
         notify(callbacks, "loader", loader)
         return loader, valid
 
@@ -215,12 +213,10 @@ class Classifier:
         self, loaders: Loaders, callbacks: Sequence[Callback], state: dict[str, Any] | None = None
     ) -> Classifier:
         run, (loader, valid) = self.run_, loaders
+        if state is None:
+            loader = self._begin(loader, valid, callbacks)
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
-        if state is None and self.weights_.used == "none":
-            self._show_first()
-        if state is None and self.experiment_.train.probe:
-            self._probe(callbacks)
         checkpoint = None if run is None else run.path / CHECKPOINT
         try:
             self.history_: History = train(
@@ -231,7 +227,7 @@ class Classifier:
                 callbacks=callbacks,
                 checkpoint=checkpoint,
                 resume=state,
-                keep_start=bool(self.experiment_.train.probe) or self.weights_.head == "whole",
+                keep_start=knows_classes(self.plan_),
             )
         except KeyboardInterrupt:  # before the first step: there is nothing to keep
             if run is not None and state is None and not (run.path / CHECKPOINT).exists():
@@ -349,6 +345,24 @@ class Classifier:
                     self.run_, self.split_ = run, split
         return self
 
+    def _begin(self, loader: Loader, valid: Loader | None, callbacks: Sequence[Callback]) -> Loader:
+        """Everything between the plan and the first step; the loader to train with."""
+        run = self.run_
+        if run is not None:
+            callbacks = (Recorder(run, self._manifest()), *callbacks)
+        start = begin(self.plan_, self.split_, (loader, valid), partial(self._loader, self.source_), callbacks)
+        self.plan_, self.probe_, self.choices_ = start.plan, start.probe, start.choices
+        self.experiment_ = start.plan.experiment
+        if start.plan.recipe != self.recipe_:
+            self.recipe_ = start.plan.recipe
+            loader = self._loader(self.source_, loader.samples, train=True, cache=self.experiment_.data.cache)
+        if run is not None:
+            write_config(run.path / CONFIG, self.experiment_, run.info["source"])
+            choices = [asdict(choice) for choice in start.choices]
+            self.run_ = write_info(run, recipe=to_dict(self.recipe_), choices=choices)
+        notify(callbacks, "choices", start.choices)
+        return loader
+
     def _fitted(self) -> nn.Module:
         if not hasattr(self, "model_"):
             raise NotFitted("this classifier is not fitted yet: call fit, or Classifier.load")
@@ -363,35 +377,6 @@ class Classifier:
             own |= {"engine": config.engine, "device": pick_device(config.device)}
         options = {**own, **options}
         return Loader(source, samples, self.recipe_, classes=self.classes_, train=train, **options)
-
-    def _show_first(self) -> None:
-        """Give a network that has an `init_from` some training images, from all over the set, to start from."""
-        start = getattr(self.model_, "init_from", None)
-        if start is None:
-            return
-        samples = self.split_.samples("train")
-        most = max(1, FIRST_PIXELS // math.prod(self.recipe_.size))
-        processor = torch.device("cpu")
-        loader = self._loader(self.source_, samples[:: -(-len(samples) // most)], shard=(0, 1), device=processor)
-        batches = [to_input(batch.pixels, self.recipe_, processor) for batch in loader.epoch()]
-        start(torch.cat(batches))
-
-    def _probe(self, callbacks: Sequence[Callback]) -> None:
-        """Give the network the head of a logistic regression on its features of the training images."""
-        config = self.experiment_.train
-        device = pick_device(config.device)
-        samples = self.split_.samples("train")
-        loader = self._loader(self.source_, samples, cache=self.experiment_.data.cache)
-        weight = class_weights(loader.targets, len(self.classes_)) if config.class_weights == "balanced" else None
-        self.probe_ = fit_probe(
-            self.model_.to(device),
-            loader,
-            device,
-            pick_precision(config.precision, device),
-            weight=weight,
-            progress=lambda done, n: notify(callbacks, "probing", (done, n)),
-        )
-        notify(callbacks, "probe", self.probe_)
 
     def _precision(self) -> torch.dtype:
         """What evaluation and prediction compute in."""

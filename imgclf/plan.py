@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 from imgclf import distributed
 from imgclf._files import printable
 from imgclf.bundle import read_manifest
-from imgclf.data.audit import Audit, audit
+from imgclf.data.audit import Audit, Sizes, audit
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
 from imgclf.data.split import Split, content_key, make_split, read_split, unpack_contents
@@ -25,17 +27,16 @@ from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights
 from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
 from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, TrainConfig, from_dict, to_dict
-from imgclf.training.auto import resolve_config
+from imgclf.training.auto import resolve_config, suited_fit, suited_size
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS
 from imgclf.training.probe import linear_head
 from imgclf.training.step import probe_batch_size
 from imgclf.transforms.batch import pick_engine
-from imgclf.transforms.presets import preset_steps
+from imgclf.transforms.presets import limited, preset_steps
 
 DEFAULT_AUGMENT = "standard"
-DEFAULT_FIT = "crop"
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 AUTO_BATCH = 0
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
@@ -43,13 +44,17 @@ LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
 @dataclass(frozen=True)
 class Plan:
-    """What training will do: the experiment with nothing left open, the model, its pixels and what it starts from."""
+    """What training will do: what was `asked`, the experiment with nothing left open, the model, its pixels, what it
+    starts from, how large the images are, and when it was `began`."""
 
+    asked: Experiment
     experiment: Experiment
     spec: ModelSpec
     recipe: Recipe
     model: nn.Module
     weights: WeightsUsed
+    sizes: Sizes | None = None
+    began: float = field(default_factory=time.perf_counter)
 
 
 def choose_experiment(
@@ -93,12 +98,18 @@ def check_experiment(experiment: Experiment) -> None:
     pick_precision(experiment.train.precision, pick_device(experiment.train.device))
 
 
-def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapping[str, Any] | None = None) -> Plan:
-    """Build the network, load its weights, and settle every open choice, for `images` training images of a source.
+def make_plan(
+    experiment: Experiment,
+    source: Source,
+    train: Sequence[Sample],
+    compose: Mapping[str, Any] | None = None,
+    sizes: Sizes | None = None,
+) -> Plan:
+    """Build the network, load its weights, and settle every open choice, for the `train` samples of a source.
 
-    `compose` is a user's own augmentation, which takes the place of the preset.
+    `compose` is a user's own augmentation, which takes the place of the preset; `sizes` are those of the images.
     """
-    recipe = plan_pixels(experiment, source, compose)
+    recipe = plan_pixels(experiment, source, compose, sizes)
     spec = ModelSpec(experiment.arch, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(experiment.train.seed)
@@ -108,12 +119,14 @@ def make_plan(experiment: Experiment, source: Source, images: int, compose: Mapp
         experiment,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
         augment=CUSTOM if compose is not None else experiment.augment or DEFAULT_AUGMENT,
-        train=_settle(experiment.train, model, recipe, images, weights),
+        train=_settle(experiment.train, model, recipe, train, weights),
     )
-    return Plan(settled, spec, recipe, model, weights)
+    return Plan(experiment, settled, spec, recipe, model, weights, sizes)
 
 
-def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, weights: WeightsUsed) -> TrainConfig:
+def _settle(
+    config: TrainConfig, model: nn.Module, recipe: Recipe, train: Sequence[Sample], weights: WeightsUsed
+) -> TrainConfig:
     """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
     device, pretrained = pick_device(config.device), weights.used != "none"
     dtype = pick_precision(config.precision, device)
@@ -121,27 +134,32 @@ def _settle(config: TrainConfig, model: nn.Module, recipe: Recipe, images: int, 
     if config.batch_size == AUTO_BATCH:
         freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
         probed = replace(config, freeze_norm=freeze)
-        size = probe_batch_size(model, (recipe.channels, *recipe.size), images, probed, device, dtype)
+        size = probe_batch_size(model, (recipe.channels, *recipe.size), len(train), probed, device, dtype)
         config = replace(config, batch_size=sum(distributed.gather(size)))
     config = replace(config, precision=precision_name(dtype))
     probe = weights.used != "none" and weights.head == "fresh" and linear_head(model) is not None
-    return resolve_config(config, pretrained=pretrained, images=images, probe=probe)
+    counts = list(Counter(sample.label for sample in train).values())
+    return resolve_config(config, pretrained=pretrained, images=len(train), probe=probe, counts=counts)
 
 
-def plan_pixels(experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None) -> Recipe:
+def plan_pixels(
+    experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None, sizes: Sizes | None = None
+) -> Recipe:
     """The pixels that an experiment trains on: its own choices, else those of the architecture and the data."""
     arch = find_arch(experiment.arch)
     channels = experiment.channels or _channels(experiment, arch, source)
     preset = experiment.augment or DEFAULT_AUGMENT
+    steps = preset_steps(preset, mirror=source.mirror) if compose is None else ()
+    size = experiment.size or suited_size(arch.size, sizes, resizable=arch.resizable)
     return Recipe(
-        size=experiment.size or arch.size,
+        size=size,
         channels=channels,
-        fit=experiment.fit or DEFAULT_FIT,
+        fit=experiment.fit or suited_fit(size, sizes),
         kernel=arch.kernel,
         crop_ratio=arch.crop_ratio,
         mean=experiment.mean or _statistics(arch.mean, channels),
         std=experiment.std or _statistics(arch.std, channels),
-        steps=preset_steps(preset, mirror=source.mirror) if compose is None else (),
+        steps=limited(steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False),
         compose=compose,
         tta=experiment.tta,
     )
@@ -218,7 +236,7 @@ def plan_as(
     require_same_data(split, read_split(run.path / SPLIT), str(run.path))
     recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
     asked = experiment if weights else replace(experiment, weights="none")
-    plan = make_plan(asked, audited.source, len(split.samples("train")), recipe.compose)
+    plan = make_plan(asked, audited.source, split.samples("train"), recipe.compose, audited.sizes)
     if weights and plan.weights.source != start.source:
         raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
     return replace(plan, experiment=experiment, recipe=recipe, weights=start), audited.source, split

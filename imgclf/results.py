@@ -23,6 +23,15 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One thing that was settled for a run: its name, the value in words, and the reason."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Probe:
     """A linear head on frozen features: mean accuracy (0…1, ± `error`, its standard error) and loss by cross-validation
     on `images` training images, NaN where no class has two; the L2 strength that was chosen; seconds."""

@@ -29,7 +29,7 @@ STEPS = (
 )
 ON_BAD = ("skip", "error")
 KEEPS = ("best", "all")
-CLASS_WEIGHTS = ("none", "balanced")
+CLASS_WEIGHTS = ("none", "effective", "balanced")
 CACHES = ("auto", "device", "ram", "disk", "jpeg", "off")
 ENGINES = ("auto", "batch", "albumentations")
 COMPILES = ("auto", "on", "off")
@@ -166,14 +166,20 @@ class TrainConfig:
 
     `probe` begins with a linear head on frozen features (`training/probe.py`), and 0 `epochs` end there. `freeze_norm`
     keeps the batch statistics of pretrained weights: a few small batches are no better a basis for them. A `batch_size`
-    of 0 is the largest that fits, found by a real step. `engine` says what augments: whole batches, or albumentations
+    of 0 is the largest that fits, found by a real step. `minutes` is the time that fitting takes at most; an epoch is
+    one pass over the training images, or `epoch_steps` steps. `layer_decay` is how much slower each twelfth of the
+    network's depth learns than the one after it. `class_weights` are by the effective number of images
+    (arXiv:1901.05555) or inverse to the number of images. `engine` says what augments: whole batches, or albumentations
     image by image. `checkpoint_every` is in seconds.
     """
 
     probe: bool | None = None
     epochs: int | None = None
+    epoch_steps: int | None = None
+    minutes: float | None = None
     batch_size: int = 32
     lr: float | None = None
+    layer_decay: float = 1.0
     optimizer: str = "adamw"
     momentum: float = 0.9
     nesterov: bool = False
@@ -187,7 +193,7 @@ class TrainConfig:
     freeze_epochs: int = 0
     freeze_norm: bool | None = None
     patience: int = 0
-    class_weights: str = "none"
+    class_weights: str | None = None
     drop_last: bool = False
     precision: str = "auto"
     device: str = "auto"
@@ -201,8 +207,12 @@ class TrainConfig:
         _check(self.probe is None or isinstance(self.probe, bool), self, "probe", "true or false")
         _check(self.epochs is None or _is_int(self.epochs, 0, 100_000), self, "epochs", "0 (a probe alone) to 100,000")
         _check(self.epochs != 0 or self.probe is not False, self, "epochs", "1 or more, as there is no probe")
+        _check(self.epoch_steps is None or _is_int(self.epoch_steps, 1), self, "epoch_steps", "1 or more")
+        minutes_ok = self.minutes is None or (_is_real(self.minutes, 0, 1e6) and self.minutes > 0)
+        _check(minutes_ok, self, "minutes", "above 0")
         _check(_is_int(self.batch_size, 0, 1_000_000), self, "batch_size", "1 or more, or 0 (the largest that fits)")
         _check(self.lr is None or (_is_real(self.lr, 0, 1e3) and self.lr > 0), self, "lr", "above 0, to 1000")
+        _check(_is_real(self.layer_decay, 0, 1) and self.layer_decay > 0, self, "layer_decay", "above 0, to 1 (off)")
         _check(self.optimizer in OPTIMIZERS, self, "optimizer", ", ".join(OPTIMIZERS))
         _check(_is_real(self.momentum, 0, 0.9999), self, "momentum", "0 to below 1")
         _check(isinstance(self.nesterov, bool), self, "nesterov", "true or false")
@@ -217,7 +227,8 @@ class TrainConfig:
         _check(_is_int(self.freeze_epochs, 0), self, "freeze_epochs", "0 or more")
         _check(self.freeze_norm is None or isinstance(self.freeze_norm, bool), self, "freeze_norm", "true or false")
         _check(_is_int(self.patience, 0), self, "patience", "0 (off) or more")
-        _check(self.class_weights in CLASS_WEIGHTS, self, "class_weights", ", ".join(CLASS_WEIGHTS))
+        weights_ok = self.class_weights is None or self.class_weights in CLASS_WEIGHTS
+        _check(weights_ok, self, "class_weights", ", ".join(CLASS_WEIGHTS))
         _check(isinstance(self.drop_last, bool), self, "drop_last", "true or false")
         _check(self.precision in PRECISIONS, self, "precision", ", ".join(PRECISIONS))
         device_ok = DEVICE_NAME.fullmatch(str(self.device)) is not None
@@ -255,7 +266,8 @@ class DataConfig:
 class Experiment:
     """All that a training run is asked to do, apart from the data: the value behind `--recipe` and `--config`.
 
-    `None` means the architecture's own (size, channels, mean, std, fit) or the preset that suits the data (augment).
+    `None` means the architecture's own (size, channels, mean, std, fit) or what suits the data (augment; `mirror`:
+    whether a mirrored image keeps its label; `recolour`: whether one with other colours does).
     `init` is a run folder or a model file to go on from: its network and pixels, its weights, its head by class name.
     `augment` is a preset's name. `split` holds the fractions of train, valid and test. `keep="all"` saves a model file
     after every epoch beside the best one.
@@ -271,6 +283,8 @@ class Experiment:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augment: str | None = None
+    mirror: bool | None = None
+    recolour: bool | None = None
     tta: str = "none"
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     keep: str = "best"
@@ -285,6 +299,8 @@ class Experiment:
         init_ok = self.init is None or (isinstance(self.init, str) and bool(self.init))
         _check(init_ok, self, "init", "a run folder or a model file")
         _check(self.augment is None or isinstance(self.augment, str), self, "augment", "the name of a preset")
+        for name in ("mirror", "recolour"):
+            _check(getattr(self, name) in (None, True, False), self, name, "true or false")
         _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
         size_ok = self.size is None or _is_size(self.size)
         _check(size_ok, self, "size", f"[height, width], each 1 to {MAX_SIDE}")

@@ -49,7 +49,7 @@ def test_a_clean_folder(tmp_path):
     assert (found.bad, found.findings) == ((), ())
     assert [s.ref for s in found.source.samples] == [s.ref for s in source.samples]
     assert all(s.sha256 == source.reader.digest(s.ref) for s in found.source.samples)
-    assert found.sizes == Sizes((4, 6), (4, 6), (4, 6))
+    assert found.sizes == Sizes((4, 6), (4, 6), (4, 6), (1.5, 1.5))
 
 
 def test_bad_files_are_left_out_by_name_and_reason(tmp_path):
@@ -133,7 +133,7 @@ def test_sizes(tmp_path):
     photos(tmp_path, count=3)
     image(tmp_path / "a/big.png", size=(50, 20))
     image(tmp_path / "a/small.png", size=(1, 2))
-    assert audit(open_folder(tmp_path)).sizes == Sizes(smallest=(2, 1), median=(4, 6), largest=(20, 50))
+    assert audit(open_folder(tmp_path)).sizes == Sizes((2, 1), (4, 6), (20, 50), aspects=(0.5, 2.5))
 
 
 def test_a_second_audit_reads_nothing_and_a_changed_file_is_read_again(tmp_path, monkeypatch):

@@ -6,16 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgclf.data.audit import Sizes
 from imgclf.errors import ConfigError
 from imgclf.specs import OPTIMIZERS, TrainConfig
-from imgclf.training.auto import resolve_config
+from imgclf.training.auto import resolve_config, suited_fit, suited_size
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
     config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
-    config = replace(config, probe=not pretrained)
+    config = replace(config, probe=not pretrained, class_weights="balanced")
     assert resolve_config(config, pretrained=pretrained, images=100, probe=pretrained) == config
 
 
@@ -29,7 +30,8 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
     assert found.warmup_epochs == 1, "of a cosine schedule, which is the default"
     assert found.freeze_norm is pretrained
     assert found.probe is False
-    assert replace(found, probe=None, epochs=None, lr=None, freeze_norm=None, warmup_epochs=None) == config
+    opened = {"probe": None, "epochs": None, "lr": None, "freeze_norm": None, "warmup_epochs": None}
+    assert replace(found, **opened, class_weights=None) == config
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
@@ -67,3 +69,31 @@ def test_a_network_that_can_begins_with_a_probe():
 def test_a_probe_alone_of_a_network_that_has_none_is_refused():
     with pytest.raises(ConfigError, match="needs published weights"):
         resolve_config(TrainConfig(epochs=0), pretrained=False, images=100)
+
+
+@pytest.mark.parametrize(("counts", "kind"), [((10, 10), "none"), ((10, 49), "none"), ((10, 50), "effective")])
+def test_rare_classes_weigh_more_where_classes_are_uneven(counts, kind):
+    assert resolve_config(TrainConfig(), pretrained=True, images=60, counts=counts).class_weights == kind
+
+
+def sizes(height, width, aspects=(1.0, 1.0)):
+    return Sizes((height, width), (height, width), (height, width), aspects)
+
+
+@pytest.mark.parametrize(("side", "size"), [(3, 96), (28, 128), (32, 160), (40, 192), (45, 224), (500, 224)])
+def test_small_images_are_worked_on_at_a_smaller_size(side, size):
+    assert suited_size((224, 224), sizes(side, 2 * side), resizable=True) == (size, size)
+    assert suited_size((224, 224), sizes(side, side), resizable=False) == (224, 224)
+    assert suited_size((224, 224), None, resizable=True) == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("aspects", "fit"), [((1, 1), "crop"), ((0.67, 1.5), "crop"), ((0.5, 1.0), "squash"), ((1.0, 3.0), "squash")]
+)
+def test_images_of_which_a_crop_would_leave_little_are_squashed(aspects, fit):
+    assert suited_fit((224, 224), sizes(100, 100, aspects)) == fit
+    assert suited_fit((224, 224), None) == "crop"
+
+
+def test_the_shape_that_the_network_sees_counts():
+    assert suited_fit((64, 128), sizes(64, 128, (2.0, 2.0))) == "crop"

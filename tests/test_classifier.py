@@ -591,7 +591,8 @@ def test_a_class_is_added_to_a_trained_model(own, tmp_path):
     (photos / "white").mkdir()
     for index in range(12):
         Image.new("RGB", (32, 24), (255, 255, 240 + index)).save(photos / "white" / f"{index}.png")
-    classifier = Classifier(init=run, config={"train": EXACT}).fit(photos, epochs=1, lr=1e-9)
+    with pytest.warns(UserWarning, match="new: white"):
+        classifier = Classifier(init=run, config={"train": EXACT}).fit(photos, epochs=1, lr=1e-9)
     assert (classifier.spec_.arch, classifier.recipe_.size) == ("lenet", (16, 16))
     assert classifier.classes_ == (*before.classes_, "white")
     assert "its head keeps 3 classes by name, new: white" in classifier.weights_.note

@@ -110,7 +110,7 @@ def test_progress_is_on_stderr(world):
     lines = result.stderr.splitlines()
     assert "data:  photos: 60 images, 3 classes (blue, green, red)" in lines
     assert "split: train 42, valid 9, test 9" in lines
-    table = lines[lines.index("") + 2 :]
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith(" epoch")) + 1 :]
     assert [int(line[:6]) for line in table[:12]] == list(range(1, 13))
     assert all("valid loss" in line and line.endswith(", saved") for line in table[:1])
     assert any("→" in line for line in table)

@@ -96,7 +96,8 @@ def test_the_speed_recipe_has_the_rates_of_its_paper():
 
 
 def test_the_speed_recipe_shifts_and_flips_by_turns(make_source):
-    recipe = make_plan(EXPERIMENTS.get("speedrun"), make_source(n=2, classes=2), images=4).recipe
+    source = make_source(n=2, classes=2)
+    recipe = make_plan(EXPERIMENTS.get("speedrun"), source, source.samples).recipe
     assert [(step.op, dict(step.params)) for step in recipe.steps] == [
         ("random_crop", {"padding": 2, "border": "reflect"}),
         ("alternating_flip", {}),
@@ -116,7 +117,7 @@ def test_every_recipe_goes_to_a_file_and_back(name):
 def test_every_recipe_is_built_and_takes_a_step(make_source, name):
     source = make_source(n=2, classes=2)
     experiment = EXPERIMENTS.get(name)
-    plan = make_plan(experiment, source, images=4)
+    plan = make_plan(experiment, source, source.samples)
     assert (plan.spec.arch, plan.recipe.size) == (experiment.arch, experiment.size)
     chosen = ("epochs", "lr", "optimizer", "schedule", "batch_size", "weight_decay", "seed", "drop_last")
     assert all(getattr(plan.experiment.train, name) == getattr(experiment.train, name) for name in chosen)

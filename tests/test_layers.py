@@ -29,6 +29,8 @@ LAYERS = (
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
     ("training.*", "bundle", "run"),
     ("plan", "recorder"),
+    ("choices",),
+    ("start",),
     ("asked",),
     ("classifier",),
     ("bench", "reproduce"),

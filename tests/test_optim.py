@@ -123,9 +123,31 @@ def test_every_factor_is_above_nothing_and_at_most_one(schedule, steps, epochs, 
 
 
 def test_rare_classes_weigh_more():
-    weights = class_weights([0] * 6 + [1] * 3 + [2], 3)
+    weights = class_weights([0] * 6 + [1] * 3 + [2], 3, "balanced")
     assert weights[1] == 2 * weights[0]
     assert weights[2] == pytest.approx(6 * weights[0])
     assert weights[torch.tensor([0] * 6 + [1] * 3 + [2])].mean() == pytest.approx(1)
-    assert torch.allclose(class_weights([0, 1, 0, 1], 2), torch.ones(2))
-    assert class_weights([0, 0], 2).isfinite().all(), "a class without images"
+    assert torch.allclose(class_weights([0, 1, 0, 1], 2, "balanced"), torch.ones(2))
+    assert class_weights([0, 0], 2, "balanced").isfinite().all(), "a class without images"
+
+
+def test_the_effective_number_weighs_rare_classes_less_than_their_share():
+    targets = [0] * 5000 + [1] * 500 + [2] * 5
+    effective, balanced = (class_weights(targets, 3, kind) for kind in ("effective", "balanced"))
+    assert 1 < effective[1] / effective[0] < balanced[1] / balanced[0]
+    assert effective[2] / effective[1] == pytest.approx((1 - 0.999**500) / (1 - 0.999**5), rel=1e-5)
+    assert effective[torch.tensor(targets)].mean() == pytest.approx(1)
+    assert class_weights(targets, 3, "none") is None
+
+
+def test_layers_near_the_input_learn_more_slowly():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(24)))
+    optimizer = make_optimizer(model, TrainConfig(layer_decay=0.5), 0.1)
+    set_lr(optimizer, 0.2)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = [rates[id(layer.weight)] for layer in model]
+    assert found == sorted(found)
+    assert found[-1] == 0.2
+    assert found[0] == pytest.approx(0.2 * 0.5**11)
+    assert [rates[id(layer.bias)] for layer in model] == found
+    assert len(optimizer.param_groups) == 24, "twelve depths, with and without decay"

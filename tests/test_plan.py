@@ -26,6 +26,10 @@ from imgclf.transforms.augment import compose_to_dict
 LENET = Experiment(arch="lenet", weights="none", size=(16, 16))
 
 
+def planned(experiment, source, **options):
+    return make_plan(experiment, source, source.samples, **options)
+
+
 def mixed_source(channels):
     """One image in memory for each number of channels."""
     reader = ArrayReader({f"{i}": np.zeros((1, 8, 8, n), np.uint8) for i, n in enumerate(channels)})
@@ -91,7 +95,7 @@ def test_what_mirroring_would_change_is_not_mirrored(make_source):
 
 
 def test_a_plan_leaves_nothing_open(make_source):
-    plan = make_plan(LENET, make_source(), images=24)
+    plan = planned(LENET, make_source())
     settled = plan.experiment
     opened = [getattr(settled, name) for name in ("size", "channels", "fit", "mean", "std", "augment")]
     assert None not in [*opened, settled.train.lr, settled.train.epochs]
@@ -101,13 +105,13 @@ def test_a_plan_leaves_nothing_open(make_source):
 
 
 def test_planning_what_was_settled_gives_the_same_plan(make_source):
-    first = make_plan(LENET, make_source(), images=24)
-    again = make_plan(first.experiment, make_source(), images=24)
+    first = planned(LENET, make_source())
+    again = planned(first.experiment, make_source())
     assert (again.experiment, again.recipe, again.spec) == (first.experiment, first.recipe, first.spec)
 
 
 def weights(seed, source):
-    plan = make_plan(replace(LENET, train=TrainConfig(seed=seed)), source, images=24)
+    plan = planned(replace(LENET, train=TrainConfig(seed=seed)), source)
     return torch.cat([p.detach().flatten() for p in plan.model.parameters()])
 
 
@@ -127,7 +131,7 @@ def test_a_pipeline_of_ones_own_takes_the_place_of_the_preset(make_source):
     import albumentations
 
     compose = compose_to_dict(albumentations.Compose([albumentations.HorizontalFlip(p=1.0)]))
-    plan = make_plan(LENET, make_source(), images=24, compose=compose)
+    plan = planned(LENET, make_source(), compose=compose)
     assert plan.recipe.compose == compose
     assert plan.recipe.steps == ()
     assert plan.experiment.augment == "custom"

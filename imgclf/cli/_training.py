@@ -23,7 +23,7 @@ from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
-from imgclf.results import EpochRecord, Evaluation, Probe
+from imgclf.results import Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import ROOT, find_model, read_config, write_info
 from imgclf.training.callbacks import TrainState
 
@@ -189,7 +189,7 @@ class TrainView:
         counts = sorted(audit.source.counts().items(), key=lambda item: item[1])
         (rarest, few), (_, many) = counts[0], counts[-1]
         if many >= UNEVEN * few:
-            console.warn(f"classes are uneven, from {few:,} ({rarest}) to {many:,}: try --class-weights balanced")
+            console.warn(f"classes are uneven, from {few:,} ({rarest}) to {many:,}: look at the balanced accuracy")
 
     def _on_split(self, split: Split) -> None:
         sizes = ", ".join(f"{name} {len(split.samples(name)):,}" for name in SPLIT_NAMES)
@@ -220,6 +220,12 @@ class TrainView:
         images = console.plural(probe.images, "training image")
         figures = f"{probe.accuracy:.1%} ± {100 * probe.error:.1f}" if probe.error == probe.error else "not measured"
         console.say(f"baseline: {figures} after {probe.seconds:.0f} s (linear head on frozen features, {images}, CV)")
+
+    def _on_choices(self, choices: tuple[Choice, ...]) -> None:
+        console.say("")
+        width = max(len(choice.value) for choice in choices)
+        for choice in choices:
+            console.say(f"       {choice.name:13}  {choice.value:{width}}  {choice.reason}")
 
     def _on_baseline(self, result: Evaluation) -> None:
         if not self._epochs:

@@ -71,6 +71,7 @@ def train(
         int | None, _option(MODEL, "1 for grey, 3 for colour; else those of the network or the data.")
     ] = None,
     fit: Annotated[str | None, _option(MODEL, f"How images get to that size: {_choices(FITS)}.", "crop")] = None,
+    mirror: Annotated[bool | None, _option(MODEL, "Whether a mirrored image keeps its label; else tried out.")] = None,
     augment: Annotated[
         str | None, _option(MODEL, "Changes to training images: none, light, standard, strong or mix.", "standard")
     ] = None,
@@ -95,6 +96,7 @@ def train(
     cache: Annotated[
         str | None, _option(DATA, f"Where decoded images are kept: {_choices(CACHES)}.", DataConfig.cache)
     ] = None,
+    minutes: Annotated[float | None, _option(TRAINING, "Fit in this time: it decides the number of epochs.")] = None,
     epochs: Annotated[
         int | None, _option(TRAINING, "Passes over the training images; else chosen by their number.")
     ] = None,
@@ -103,6 +105,10 @@ def train(
     ] = None,
     lr: Annotated[
         float | None, _option(TRAINING, "Learning rate; else chosen by the optimizer and the weights.")
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        _option(TRAINING, "How much slower each twelfth of the depth learns than the next.", TrainConfig.layer_decay),
     ] = None,
     optimizer: Annotated[
         str | None, _option(TRAINING, f"One of {_choices(OPTIMIZERS)}.", TrainConfig.optimizer)
@@ -148,7 +154,7 @@ def train(
         _option(TRAINING, "Stop after this many epochs without a better one; 0 is off.", TrainConfig.patience),
     ] = None,
     class_weights: Annotated[
-        str | None, _option(TRAINING, f"Weigh rare classes more: {_choices(CLASS_WEIGHTS)}.", TrainConfig.class_weights)
+        str | None, _option(TRAINING, f"Weigh rare classes more: {_choices(CLASS_WEIGHTS)}.")
     ] = None,
     precision: Annotated[
         str | None, _option(TRAINING, f"Numbers to compute in: {_choices(PRECISIONS)}.", TrainConfig.precision)
@@ -197,7 +203,7 @@ def changes_of(given: dict[str, Any]) -> dict[str, Any]:
     from imgclf.run import read_config
 
     changes: dict[str, Any] = read_config(given["config"])[0] if "config" in given else {}
-    own = _taken(given, ("arch", "weights", "init", "channels", "fit", "augment", "dropout", "keep"))
+    own = _taken(given, ("arch", "weights", "init", "channels", "fit", "augment", "mirror", "dropout", "keep"))
     reading = _taken(given, ("data_dir", "on_bad", "max_pixels", "cache"))
     training = _taken(given, tuple(TrainConfig.__dataclass_fields__))
     if "compile_" in given:

@@ -44,11 +44,15 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Sizes:
-    """(height, width) in pixels as displayed: the smallest and the largest image by area, and the median sides."""
+    """(height, width) in pixels as displayed: the smallest and the largest image by area, and the median sides.
+
+    `aspects` are width by height: of a tenth of the images it is below the first, of a tenth above the second.
+    """
 
     smallest: tuple[int, int]
     median: tuple[int, int]
     largest: tuple[int, int]
+    aspects: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,9 @@ def _sizes(facts: list[_Fact]) -> Sizes | None:
         return None
     sides = sorted(((fact.height, fact.width) for fact in facts), key=lambda side: (side[0] * side[1], side))
     middle = (round(median(height for height, _ in sides)), round(median(width for _, width in sides)))
-    return Sizes(sides[0], middle, sides[-1])
+    aspects = sorted(width / height for height, width in sides)
+    tenth = len(aspects) // 10
+    return Sizes(sides[0], middle, sides[-1], (aspects[tenth], aspects[-1 - tenth]))
 
 
 def _named(groups: list[list[Sample]]) -> str:

@@ -21,7 +21,8 @@ class Arch:
 
     `build` makes the module, whose output is (batch, classes) of logits. `size` is (height, width) in pixels; `mean`
     and `std` are of values in 0…1, one for all channels or one each; `kernel` and `crop_ratio` are those of `Recipe`.
-    `classes` is the number that the network was published with. `weights` says where pretrained weights come from, None
+    `classes` is the number that the network was published with; `resizable` says that its weights serve other sizes
+    as well. `weights` says where pretrained weights come from, None
     that there are none. `family` names the library or the group it belongs to.
     """
 
@@ -36,6 +37,7 @@ class Arch:
     crop_ratio: float = 1.0
     classes: int = 10
     weights: str | None = None
+    resizable: bool = False
     summary: str = ""
 
 

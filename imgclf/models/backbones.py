@@ -91,6 +91,7 @@ def _timm_arch(name: str, bare: str) -> Arch:
         crop_ratio=min(cfg.crop_pct, 1.0),  # a few nets ask for a border around the picture, which a crop can't give
         classes=IMAGENET_CLASSES,
         weights=cfg.hf_hub_id or (cfg.url if isinstance(cfg.url, str) and cfg.url else None),
+        resizable=not cfg.fixed_input_size,
         summary=f"timm's {bare}",
     )
 
@@ -127,6 +128,7 @@ def _torchvision_arch(name: str, bare: str) -> Arch:
         crop_ratio=side / resized,
         classes=IMAGENET_CLASSES,
         weights=weights.url,
+        resizable=not bare.startswith(("vit_", "swin_", "maxvit_")),
         summary=f"torchvision's {bare}",
     )
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from imgclf.data.audit import Sizes
 from imgclf.errors import ConfigError
 from imgclf.specs import TrainConfig
 
 # Learning rates by optimizer: (from pretrained weights, from scratch).
 _LR = {"sgd": (0.005, 0.05), "adam": (1e-4, 1e-3), "adamw": (1e-4, 2e-3)}
+STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
+SMALLEST, MAGNIFIED = 96, 5
+LEFT = 0.6  # of an image, at least, by a crop
+UNEVEN = 5  # times as many images in the largest class as in the smallest
 
 
-def resolve_config(config: TrainConfig, *, pretrained: bool, images: int, probe: bool = False) -> TrainConfig:
-    """The config with nothing left open, for `images` training images; `probe` says whether the network can begin so.
+def resolve_config(
+    config: TrainConfig, *, pretrained: bool, images: int, probe: bool = False, counts: Sequence[int] = ()
+) -> TrainConfig:
+    """The config with nothing left open, for `images` training images, of each class as many as `counts` says; `probe`
+    says whether the network can begin so.
 
     Fine-tuning takes about 100 steps, 4 to 8 epochs; training from scratch about 2,000 steps, 10 to 30 epochs. A
     cosine schedule warms up for one epoch, at most a quarter of all.
@@ -24,10 +33,11 @@ def resolve_config(config: TrainConfig, *, pretrained: bool, images: int, probe:
             "a probe alone needs published weights and a network with a linear head: choose another --arch or --recipe"
         )
     tuned, scratch = _LR[config.optimizer]
-    steps, low, high = (100, 4, 8) if pretrained else (2000, 10, 30)
-    suited = min(max(-(-steps * config.batch_size // max(1, images)), low), high)
+    low, high = EPOCHS[pretrained]
+    suited = min(max(-(-STEPS[pretrained] * config.batch_size // max(1, images)), low), high)
     epochs = config.epochs if config.epochs is not None else suited
     warmup = min(1.0, epochs / 4) if config.schedule == "cosine" else 0.0
+    weights = "effective" if counts and max(counts) >= UNEVEN * min(counts) else "none"
     return replace(
         config,
         probe=probe,
@@ -35,4 +45,25 @@ def resolve_config(config: TrainConfig, *, pretrained: bool, images: int, probe:
         lr=config.lr if config.lr is not None else (tuned if pretrained else scratch),
         warmup_epochs=config.warmup_epochs if config.warmup_epochs is not None else warmup,
         freeze_norm=config.freeze_norm if config.freeze_norm is not None else pretrained,
+        class_weights=config.class_weights or weights,
     )
+
+
+def suited_size(own: tuple[int, int], sizes: Sizes | None, *, resizable: bool) -> tuple[int, int]:
+    """(height, width) to work at: the network's `own` or, where it is resizable and the images are much smaller, five
+    times the median image's shorter side in steps of 32, at least 96.
+
+    With features of EfficientNet-Lite0, images of 32 pixels are told apart at 160 as well as at 224, in half the time.
+    """
+    if sizes is None or not resizable or own[0] != own[1]:
+        return own
+    side = max(SMALLEST, 32 * round(MAGNIFIED * min(sizes.median) / 32))
+    return (side, side) if side < own[0] else own
+
+
+def suited_fit(size: tuple[int, int], sizes: Sizes | None) -> str:
+    """`crop` or, where that would cut away much of more than a tenth of the images, `squash`."""
+    if sizes is None:
+        return "crop"
+    ratios = [aspect / (size[1] / size[0]) for aspect in sizes.aspects]
+    return "squash" if min(min(ratio, 1 / ratio) for ratio in ratios) < LEFT else "crop"

@@ -10,6 +10,7 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     model      Plan            the network is built, its weights are loaded, nothing is left open
     probing    (int, int)      images whose features are known so far, and in all
     probe      Probe           the linear head on frozen features is there
+    choices    (Choice, …)     what was settled, and why; all that follows is training
     start      TrainState      before the first step
     baseline   Evaluation      how the model does on valid before its first step, where its head knows the classes
     step       TrainState      after every step: `state.step` of `state.steps_per_epoch`, running loss and accuracy
@@ -26,6 +27,7 @@ It may read the state, and must not change it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,9 +50,9 @@ class TrainState:
 
     `pairs` says that a step needs two images at least, for batch norm; `lr_scale` is 1 until the loss diverges. `micro`
     is the largest number of images that go through the network at once. `position` counts the batches of the epoch that
-    are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `best` holds the weights kept so far,
-    `good` the weights and the state of the optimizer at the end of the last whole epoch; both are never changed in
-    place.
+    are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `spent` are the seconds before
+    training `began` anew. `best` holds the weights kept so far, `good` the weights and the state of the optimizer after
+    the last whole epoch; both are never changed in place.
     """
 
     model: nn.Module
@@ -76,10 +78,20 @@ class TrainState:
     lr_scale: float = 1.0
     retries: int = 0
     history: list[EpochRecord] = field(default_factory=list)
+    spent: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
     best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
     good: tuple[Weights, dict[str, Any]] = field(default_factory=lambda: ({}, {}))
     ended: str = "done"
+
+    def seconds(self) -> float:
+        """How long training has taken so far, with what came before it was resumed."""
+        return self.spent + time.perf_counter() - self.began
+
+    def time_used(self) -> float:
+        """The part of the config's `minutes` that is used; 0 where there is no limit."""
+        return 0.0 if self.config.minutes is None else self.seconds() / (60 * self.config.minutes)
 
     def result(self) -> History:
         """The history so far as a value."""

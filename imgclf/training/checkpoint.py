@@ -23,7 +23,7 @@ from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
 from imgclf.training.device import random_state, set_random_state
 
-FORMAT = 2
+FORMAT = 3
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing
@@ -66,6 +66,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
         "format": FORMAT,
         "config": asdict(state.config),
         **{name: getattr(state, name) for name in PLAIN},
+        "spent": state.seconds(),
         "sums": state.sums,
         "history": [asdict(record) for record in state.history],
         "best": state.best,
@@ -147,7 +148,7 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
     for name in set(PLAIN) - {"epochs", "steps_per_epoch"}:
         setattr(state, name, content[name])
     state.sums.copy_(content["sums"])
-    state.step = state.position
+    state.step, state.spent = state.position, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
     state.best, state.good = content["best"], content["good"]
     set_random_state(content["rng"], state.device)

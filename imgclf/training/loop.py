@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,9 @@ def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     distributed.share(model.state_dict().values())
     precision = pick_precision(config.precision, device)
-    weights = class_weights(loader.targets, len(loader.classes)) if config.class_weights == "balanced" else None
+    if config.minutes is not None and distributed.shard()[1] > 1:
+        raise ConfigError("minutes is for one process, as each has a clock of its own; set the epochs instead")
+    weights = class_weights(loader.targets, len(loader.classes), config.class_weights)
     state = TrainState(
         model=model,
         optimizer=make_optimizer(model, config, config.lr),
@@ -142,7 +146,7 @@ def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.
         device=device,
         precision=precision,
         epochs=config.epochs,
-        steps_per_epoch=loader.steps(drop_last),
+        steps_per_epoch=min(loader.steps(drop_last), config.epoch_steps or sys.maxsize),
         drop_last=drop_last,
         pairs=pairs,
         micro=config.batch_size,
@@ -169,18 +173,17 @@ def _weigh_start(state: TrainState, run: _Run) -> None:
 
 
 def _epochs(state: TrainState, run: _Run) -> None:
-    while state.epoch < state.epochs and not _out_of_patience(state):
+    while not _over(state):
         try:
             _epoch(state, run)
         except _NotFinite:
             _step_back(state)
             notify(run.callbacks, "retry", state)
             continue
-        last = state.epoch == state.epochs or _out_of_patience(state)
-        if last or run.thrift.affordable() or run.thrift.overdue():
+        if _over(state) or run.thrift.affordable() or run.thrift.overdue():
             _save(state, run)
         notify(run.callbacks, "epoch", state)
-    state.ended = "done" if state.epoch == state.epochs else "stopped early"
+    state.ended = "stopped early" if _out_of_patience(state) and state.epoch < state.epochs else "done"
 
 
 def _epoch(state: TrainState, run: _Run) -> None:
@@ -217,7 +220,8 @@ def _epoch(state: TrainState, run: _Run) -> None:
 def _steps(state: TrainState, run: _Run) -> None:
     """The optimizer steps of one epoch, from where the state stands; leaves the mean loss and accuracy in it."""
     loader = run.loader
-    for batch in loader.epoch(state.epoch, start=state.position, drop_last=state.drop_last):
+    batches = loader.epoch(state.epoch, start=state.position, drop_last=state.drop_last)
+    for batch in islice(batches, state.steps_per_epoch - state.position):
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
         before = state.micro
@@ -234,6 +238,8 @@ def _steps(state: TrainState, run: _Run) -> None:
             _save(state, run)
         if stop:
             raise _Interrupted
+        if state.time_used() >= 1:
+            break
     if state.images == 0:
         raise DataError("none of the training images can be read", [f"{r}: {why}" for r, why in loader.lost.items()])
     _look(state)
@@ -294,9 +300,15 @@ def _end_early(state: TrainState, run: _Run, error: BaseException) -> None:
     state.ended = "interrupted"
 
 
+def _over(state: TrainState) -> bool:
+    return state.epoch >= state.epochs or state.time_used() >= 1 or _out_of_patience(state)
+
+
 def _scheduled_lr(state: TrainState) -> float:
+    """By the steps that are done or, where that is more, by the time that is used: it falls to its end in any case."""
     assert state.config.lr is not None
     step = state.epoch * state.steps_per_epoch + state.position
+    step = max(step, int(state.time_used() * state.epochs * state.steps_per_epoch))
     return state.config.lr * lr_factor(state.config, step, state.steps_per_epoch, state.epochs)
 
 

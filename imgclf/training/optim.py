@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from imgclf.specs import TrainConfig
 
+BETA = 0.999
+DEPTHS = 12  # groups of layers that layer-wise decay tells apart, as many as a ViT-B has blocks
+
 
 def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
     """The optimizer of a config over all parameters; norms and biases get no weight decay.
 
-    Fused: one pass over all weights, in a few calls instead of many.
+    With a `layer_decay` below 1 the groups have rates of their own: the "scale" of each says what `lr` is multiplied
+    by. Fused: one pass over all weights of a group, in a few calls instead of many.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter, scale in _lr_scales(model, config.layer_decay):
+        groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+    decay = {True: config.weight_decay, False: 0.0}
+    options = [
+        {"params": params, "weight_decay": decay[decayed], "scale": scale, "lr": lr * scale}
+        for (scale, decayed), params in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+    ]
     match config.optimizer:
         case "sgd":
-            sgd = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+            sgd = torch.optim.SGD(options, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
             if config.momentum:  # fused, it can't begin with some weights later than with others
                 sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
             return sgd
         case "adam":
-            return torch.optim.Adam(groups, lr=lr, fused=True)
+            return torch.optim.Adam(options, lr=lr, fused=True)
         case _:
-            return torch.optim.AdamW(groups, lr=lr, fused=True)
+            return torch.optim.AdamW(options, lr=lr, fused=True)
 
 
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -53,13 +62,32 @@ def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int, epochs: int)
             return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def _lr_scales(model: nn.Module, decay: float) -> Iterator[tuple[nn.Parameter, float]]:
+    """Every parameter with its part of the learning rate: `decay` to the power of its distance from the last layer.
+
+    The distance is counted in twelfths of the layers that hold parameters, in the order in which they were made.
+    """
+    named = [(name.rpartition(".")[0], parameter) for name, parameter in model.named_parameters()]
+    depth = {layer: i for i, layer in enumerate(dict.fromkeys(layer for layer, _ in named))}
+    last = max(1, len(depth) - 1)
+    for layer, parameter in named:
+        yield parameter, decay ** round((DEPTHS - 1) * (len(depth) - 1 - depth[layer]) / last)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Set the learning rate of every parameter group, each by its "scale"."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
 
 
-def class_weights(targets: list[int], classes: int) -> torch.Tensor:
-    """Weights (classes,) inversely proportional to the number of images, with a mean of 1 over the images."""
-    counts = torch.bincount(torch.tensor(targets), minlength=classes).clamp(min=1)
-    return counts.sum() / (classes * counts.float())
+def class_weights(targets: Sequence[int], classes: int, kind: str | None) -> torch.Tensor | None:
+    """Weights (classes,) with a mean of 1 over the images, by `kind`: None where all images count alike.
+
+    `balanced` is inverse to the number of images of a class, `effective` to their effective number
+    (1 - b^n) / (1 - b) with b = 0.999 (Cui et al. 2019, arXiv:1901.05555), which grows more slowly than n.
+    """
+    if kind not in ("balanced", "effective"):
+        return None
+    counts = torch.bincount(torch.tensor(targets), minlength=classes).clamp(min=1).double()
+    weights = 1 / (counts if kind == "balanced" else 1 - BETA**counts)
+    return (weights * counts.sum() / (weights * counts).sum()).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from imgclf._registry import Registry
 from imgclf.specs import Step
@@ -14,6 +15,17 @@ PRESETS: Registry[Preset] = Registry("augmentation preset")
 def preset_steps(name: str, *, mirror: bool = True) -> tuple[Step, ...]:
     """The steps of the preset called `name`; `mirror=False` leaves out what would change a label, as of a digit."""
     return PRESETS.get(name)(mirror)
+
+
+def limited(steps: tuple[Step, ...], *, mirror: bool, recolour: bool) -> tuple[Step, ...]:
+    """The steps without mirroring, or without other hues and saturations, where these would change a label."""
+    kept = [step for step in steps if mirror or step.op not in ("flip", "alternating_flip")]
+    return tuple(kept if recolour else map(_keep_colour, kept))
+
+
+def _keep_colour(step: Step) -> Step:
+    keep = {"saturation": 0.0, "hue": 0.0}
+    return replace(step, params={**step.params, **keep}) if step.op == "color_jitter" else step
 
 
 def _preset(function: Preset) -> Preset:

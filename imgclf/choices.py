@@ -1,0 +1,57 @@
+"""What was settled for a run and why, in words: the table before training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from imgclf._files import printable
+from imgclf.data.source import Sample
+from imgclf.models.backbones import find_arch
+from imgclf.plan import Plan
+from imgclf.results import Choice
+
+ASKED = "as asked"
+
+
+def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tuple[Choice, ...]:
+    """One line for each thing that a user may want to choose otherwise; `found` are those that were measured."""
+    measured = {choice.name: choice for choice in found}
+    rows = [*_pixels(plan), *_training(plan, train)]
+    return tuple(measured.pop(row.name, row) for row in rows) + tuple(measured.values())
+
+
+def _pixels(plan: Plan) -> Iterator[Choice]:
+    asked, recipe, own = plan.asked, plan.recipe, find_arch(plan.spec.arch).size
+    (height, width), sizes = recipe.size, plan.sizes
+    small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
+    reason = "the network's own" if recipe.size == own else small
+    yield Choice("size", f"{height}×{width}", _reason(asked.size, reason))
+    wide = "" if sizes is None else f"a crop would cut too much: width by height is {sizes.aspects[0]:.2f} to "
+    wide += "" if sizes is None else f"{sizes.aspects[1]:.2f}"
+    yield Choice("fit", recipe.fit, _reason(asked.fit, wide if recipe.fit == "squash" else "keeps the shapes"))
+    yield Choice("augment", str(plan.experiment.augment), _reason(asked.augment, "the usual one"))
+
+
+def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
+    asked, config = plan.asked.train, plan.experiment.train
+    start = "from scratch" if plan.weights.used == "none" else "from pretrained weights"
+    images = f"{len(train):,} training images, {start}"
+    yield Choice("probe", _yes(config.probe), _reason(asked.probe, start))
+    yield Choice("epochs", str(config.epochs), _reason(asked.epochs, images))
+    yield Choice("lr", f"{config.lr:g}", _reason(asked.lr, f"{config.optimizer}, {start}"))
+    norms = "few small batches tell less than the weights' statistics" if config.freeze_norm else start
+    yield Choice("freeze_norm", _yes(config.freeze_norm), _reason(asked.freeze_norm, norms))
+    counts = Counter(sample.label for sample in train).most_common()
+    (most, many), (least, few) = counts[0], counts[-1]
+    spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images a class"
+    yield Choice("class_weights", str(config.class_weights), _reason(asked.class_weights, spread))
+
+
+def _reason(asked: Any, reason: str) -> str:
+    return reason if asked is None else ASKED
+
+
+def _yes(value: bool | None) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,232 @@
+"""Between the plan and the first step: first pixels, a probe, what the labels bear, how much time there is."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from imgclf.choices import describe
+from imgclf.data.loader import Loader
+from imgclf.data.split import Split
+from imgclf.errors import ConfigError
+from imgclf.inference import Progress, evaluate, infer
+from imgclf.plan import Plan
+from imgclf.results import Choice, Probe
+from imgclf.specs import Recipe, TrainConfig
+from imgclf.training.auto import EPOCHS
+from imgclf.training.callbacks import Callback, TrainState, notify
+from imgclf.training.device import pick_device, pick_precision
+from imgclf.training.loop import train
+from imgclf.training.optim import class_weights
+from imgclf.training.probe import fit_probe
+from imgclf.transforms.ops_cpu import LUMA
+from imgclf.transforms.pixels import to_input
+from imgclf.transforms.presets import limited
+
+FIRST_PIXELS = 5_000 * 32 * 32  # of each channel, for a network that starts from the data
+SEEN = 200  # valid images that are looked at in other ways
+WARM_UP = 2  # steps that are not measured
+MEASURED = 3.0  # seconds
+LONGER = 4  # times as many epochs as would be taken without a limit, at most
+Alteration = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The plan with what was found out, the probe if there is one, and every choice with its reason."""
+
+    plan: Plan
+    probe: Probe | None
+    choices: tuple[Choice, ...]
+
+
+def begin(
+    plan: Plan,
+    split: Split,
+    loaders: tuple[Loader, Loader | None],
+    load: Callable[..., Loader],
+    callbacks: Sequence[Callback],
+) -> Start:
+    """Bring the model of a plan to where training starts, and settle what its first answers tell.
+
+    `loaders` are those of training and of validation; `load` makes others, of samples and options. Tells the callbacks
+    of the probe. Raises what `fit_to_time` and `fit_probe` raise.
+    """
+    train_samples, config = split.samples("train"), plan.experiment.train
+    if plan.weights.used == "none":
+        most = max(1, FIRST_PIXELS // math.prod(plan.recipe.size))
+        few = train_samples[:: -(-len(train_samples) // most)]
+        show_first(plan.model, load(few, shard=(0, 1), device=torch.device("cpu")))
+    probe: Probe | None = None
+    found: tuple[Choice, ...] = ()
+    if config.probe:
+        plain = load(train_samples, cache=plan.experiment.data.cache)
+        probe = begin_with_probe(plan.model, plain, config, lambda *done: notify(callbacks, "probing", done))
+        notify(callbacks, "probe", probe)
+    if config.epochs and loaders[1] is not None and knows_classes(plan):
+        samples = loaders[1].samples
+        plan, found = try_alterations(plan, load(samples[:: -(-len(samples) // SEEN)]))
+    if config.epochs and config.minutes is not None:
+        config, choice = fit_to_time(plan, *loaders, tests=len(split.samples("test")))
+        plan = replace(plan, experiment=replace(plan.experiment, train=config))
+        found = (*found, choice)
+    return Start(plan, probe, describe(plan, train_samples, found))
+
+
+def knows_classes(plan: Plan) -> bool:
+    """Whether the head of a plan's model means something before the first step."""
+    return bool(plan.experiment.train.probe) or plan.weights.head == "whole"
+
+
+def show_first(model: nn.Module, loader: Loader) -> None:
+    """Give a network that has an `init_from` the images of a loader on the processor to start from."""
+    start = getattr(model, "init_from", None)
+    if start is not None:
+        start(torch.cat([to_input(batch.pixels, loader.recipe, loader.device) for batch in loader.epoch()]))
+
+
+def begin_with_probe(model: nn.Module, loader: Loader, config: TrainConfig, progress: Progress) -> Probe:
+    """Give the network the head of a logistic regression on its features of the loader's images, in place."""
+    device = pick_device(config.device)
+    weight = class_weights(loader.targets, len(loader.classes), config.class_weights)
+    precision = pick_precision(config.precision, device)
+    return fit_probe(model.to(device), loader, device, precision, weight=weight, progress=progress)
+
+
+def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]]:
+    """Whether mirrored images keep their labels, and images in grey, where that was left open.
+
+    A model whose head knows the classes is asked about valid images as they are and altered. An alteration changes
+    labels where, of the answers that turn from right to wrong or from wrong to right, significantly more turn wrong
+    (McNemar 1947, two standard errors). Gives the plan without augmentation that changes labels, and what was found.
+    """
+    experiment, recipe, model = plan.experiment, plan.recipe, plan.model
+    asked: list[tuple[str, str, Alteration]] = []
+    if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in recipe.steps):
+        asked.append(("mirror", "mirrored", lambda images: images.flip(3)))
+    if experiment.recolour is None and recipe.channels == 3 and any(s.op == "color_jitter" for s in recipe.steps):
+        asked.append(("recolour", "grey", _greying(recipe)))
+    if not asked:
+        return plan, ()
+    device = pick_device(experiment.train.device)
+    precision = pick_precision(experiment.train.precision, device)
+    right = _right(model, valid, device, precision)
+    choices = []
+    for field, word, alter in asked:
+        altered = _right(nn.Sequential(_Altered(alter), model), valid, device, precision)
+        harmless = _harmless(right, altered)
+        found: dict[str, Any] = {field: harmless}
+        experiment = replace(experiment, **found)
+        figures = f"of {len(right)} valid images {right.mean():.1%} are right, and {altered.mean():.1%} {word}"
+        choices.append(Choice(field, "yes" if harmless else "no", figures))
+    steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False)
+    return replace(plan, experiment=experiment, recipe=replace(recipe, steps=steps)), tuple(choices)
+
+
+class _Altered(nn.Module):
+    """A layer without weights."""
+
+    def __init__(self, alter: Alteration) -> None:
+        super().__init__()
+        self._alter = alter
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The altered images."""
+        return self._alter(images)
+
+
+def _greying(recipe: Recipe) -> Alteration:
+    """Normalised images (n, 3, height, width) as if they had been grey."""
+    luma, mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (LUMA, recipe.mean, recipe.std))
+
+    def grey(images: torch.Tensor) -> torch.Tensor:
+        centre, scale = mean.to(images.device), std.to(images.device)
+        level = ((images * scale + centre) * luma.to(images.device)).sum(1, keepdim=True)
+        altered: torch.Tensor = (level - centre) / scale
+        return altered
+
+    return grey
+
+
+def _right(model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype) -> np.ndarray[Any, Any]:
+    logits, targets = infer(model, loader, device, None, precision)
+    right: np.ndarray[Any, Any] = logits.argmax(1) == targets
+    return right
+
+
+def _harmless(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    return lost - won <= 2 * math.sqrt(lost + won)
+
+
+def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None, *, tests: int = 0) -> tuple[TrainConfig, Choice]:
+    """The config with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
+
+    A few steps of a copy of the model are measured, and one look at valid; time is left for the last look and for as
+    many `tests`. An epoch is cut where the time does not suffice for a whole one. Epochs that were asked for are the
+    most, else four times as many as without a limit. The config's `minutes` become those of training itself, which ends
+    then whatever was measured. Raises `ConfigError` where nothing remains.
+    """
+    config = plan.experiment.train
+    assert config.minutes is not None
+    step = _seconds_a_step(plan.model, loader, config)
+    check = 0.0 if valid is None else _seconds_of(valid, plan.model)
+    share = 0.0 if valid is None else tests / len(valid)
+    left = 60 * config.minutes - (time.perf_counter() - plan.began) - check * (1 + share)
+    if left <= step + check:
+        raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
+    steps = min(loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)
+    most = plan.asked.train.epochs or LONGER * EPOCHS[plan.weights.used != "none"][1]
+    epochs = min(most, max(1, round(left / (steps * step + check))))
+    cut = min(steps, max(1, int((left / epochs - check) / step)))
+    config = replace(config, epochs=epochs, epoch_steps=cut if cut < steps else config.epoch_steps, minutes=left / 60)
+    value = f"{epochs}" + (f", of {cut} of {steps} steps" if cut < steps else "")
+    return config, Choice("epochs", value, f"{left:.0f} s are left for training, a step takes {1000 * step:,.0f} ms")
+
+
+def _seconds_a_step(model: nn.Module, loader: Loader, config: TrainConfig) -> float:
+    clock = _StepClock()
+    trial = replace(config, epochs=100_000, epoch_steps=None, minutes=None, patience=0)
+    with suppress(_Enough):
+        train(copy.deepcopy(model), loader, None, trial, callbacks=[clock])
+    return clock.seconds
+
+
+class _Enough(Exception):
+    """Enough steps were measured."""
+
+
+class _StepClock:
+    """Measures the steps of training, and ends it: a callback."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+        self.seconds = 0.0
+
+    def __call__(self, event: str, subject: Any) -> None:
+        """Take note of a step; others are none of its business."""
+        if event != "step" or not isinstance(subject, TrainState):
+            return
+        subject.sums.tolist()  # waits for the device
+        self._ends.append(time.perf_counter())
+        measured = self._ends[WARM_UP:]
+        if len(measured) >= 2 and measured[-1] - measured[0] > MEASURED:
+            self.seconds = (measured[-1] - measured[0]) / (len(measured) - 1)
+            raise _Enough
+
+
+def _seconds_of(loader: Loader, model: nn.Module) -> float:
+    """How long it takes to evaluate."""
+    began = time.perf_counter()
+    evaluate(model, loader)
+    return time.perf_counter() - began
