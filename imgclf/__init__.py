@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imgclf.data.open import open_source
     from imgclf.data.source import Sample, Source
     from imgclf.data.split import Split, make_split
+    from imgclf.dryrun import DryRun, dry_run
     from imgclf.errors import (
         ConfigError,
         DataError,
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from imgclf.models._arch import arch
     from imgclf.models.build import build_model
     from imgclf.models.weights import load_weights
-    from imgclf.results import EpochRecord, Evaluation, History, Prediction, Probe
+    from imgclf.results import Choice, EpochRecord, Evaluation, History, LrCurve, Prediction, Probe
     from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
     from imgclf.training.loop import train
+    from imgclf.training.lr_finder import find_lr
     from imgclf.training.probe import fit_probe
+    from imgclf.tune import Tuning, tune
 
 _HOMES = {
     "_version": ("__version__",),
@@ -49,6 +52,7 @@ _HOMES = {
     "data.open": ("open_source",),
     "data.source": ("Sample", "Source"),
     "data.split": ("Split", "make_split"),
+    "dryrun": ("DryRun", "dry_run"),
     "errors": (
         "ConfigError",
         "DataError",
@@ -64,23 +68,28 @@ _HOMES = {
     "models._arch": ("arch",),
     "models.build": ("build_model",),
     "models.weights": ("load_weights",),
-    "results": ("EpochRecord", "Evaluation", "History", "Prediction", "Probe"),
+    "results": ("Choice", "EpochRecord", "Evaluation", "History", "LrCurve", "Prediction", "Probe"),
     "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
     "training.loop": ("train",),
+    "training.lr_finder": ("find_lr",),
     "training.probe": ("fit_probe",),
+    "tune": ("Tuning", "tune"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Choice",
     "Classifier",
     "ConfigError",
     "DataError",
+    "DryRun",
     "EpochRecord",
     "Evaluation",
     "Experiment",
     "History",
     "ImgclfError",
     "Loader",
+    "LrCurve",
     "Manifest",
     "MissingExtra",
     "ModelFileError",
@@ -96,12 +105,15 @@ __all__ = [
     "Step",
     "TrainConfig",
     "TrainingDiverged",
+    "Tuning",
     "UnknownName",
     "__version__",
     "arch",
     "audit",
     "build_model",
+    "dry_run",
     "evaluate",
+    "find_lr",
     "fit_probe",
     "load_model",
     "load_weights",
@@ -110,6 +122,7 @@ __all__ = [
     "predict",
     "save_model",
     "train",
+    "tune",
 ]
 
 

@@ -17,10 +17,9 @@ from torch import nn
 
 from imgclf.data.folder import FileReader
 from imgclf.data.loader import Loader
-from imgclf.data.open import open_source
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.machine import cores, machine
-from imgclf.plan import Plan, choose_experiment, make_plan, read_data, reading_options
+from imgclf.plan import Plan, plan_loader, plan_training
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import Callback, TrainState
 from imgclf.training.device import pick_device
@@ -76,11 +75,7 @@ def benchmark(
     pass is short; the files may lie in the system's file cache, as they do from the second epoch on. `progress` is told
     the name of each stage.
     """
-    experiment = choose_experiment(recipe, changes)
-    source = open_source(data, **reading_options(experiment.data))
-    experiment = choose_experiment(recipe, changes, source.default_recipe)
-    audited, split = read_data(source, experiment, callbacks)
-    plan = make_plan(experiment, audited.source, split.samples("train"), sizes=audited.sizes)
+    plan, source, split = plan_training(data, changes, recipe, callbacks)
     samples = split.samples("train")[:MOST]
     config = replace(plan.experiment.train, epochs=ENDLESS, patience=0, class_weights="none")
     plan = replace(plan, experiment=replace(plan.experiment, train=config))
@@ -88,15 +83,15 @@ def benchmark(
     stages: list[Stage] = []
     for name, measure in (("reading", _reading), ("decoding", _decoding)):
         progress(name)
-        stages += measure(audited.source, samples, plan.recipe, seconds)
+        stages += measure(source, samples, plan.recipe, seconds)
     progress("augmenting")
-    ram = _loader(audited.source, samples, plan, cache="ram")
+    ram = plan_loader(plan, source, samples, train=True, cache="ram")
     stages.append(Stage("augmenting", _feed_rate(ram, seconds), "from decoded pixels in memory to batches"))
     progress("feeding")
-    loader = _loader(audited.source, samples, plan, cache=plan.experiment.data.cache)
+    loader = plan_loader(plan, source, samples, train=True)
     stages.append(Stage("feeding", _feed_rate(loader, seconds), f"batches as training gets them ({loader.tier.name})"))
     progress("step")
-    step = _step_rate(plan, audited.source.classes, seconds)
+    step = _step_rate(plan, source.classes, seconds)
     stages.append(Stage("step", step, "forward, backward and optimizer on synthetic pixels"))
     progress("whole")
     whole = _train_rate(plan.model, loader, config, seconds, from_epoch=1)
@@ -143,23 +138,6 @@ def _thread_rate(work: Callable[[Sample], object], samples: Sequence[Sample], se
     return done / spent, spent
 
 
-def _loader(source: Source, samples: Sequence[Sample], plan: Plan, cache: str) -> Loader:
-    config = plan.experiment.train
-    return Loader(
-        source,
-        samples,
-        plan.recipe,
-        classes=source.classes,
-        batch_size=config.batch_size,
-        train=True,
-        seed=config.seed,
-        workers=config.workers,
-        cache=cache,
-        engine=config.engine,
-        device=pick_device(config.device),
-    )
-
-
 def _feed_rate(loader: Loader, seconds: float) -> float:
     """Images a second of a loader on its own, once its cache is full."""
     for _ in loader.epoch(0):
@@ -188,7 +166,7 @@ def _step_rate(plan: Plan, classes: Sequence[str], seconds: float) -> float:
     reader = ArrayReader({"noise": noise})
     samples = [Sample(f"noise/{i}", classes[i % len(classes)], sha256=f"{i:064x}") for i in range(n)]
     source = Source("noise", tuple(classes), tuple(samples), reader)
-    loader = _loader(source, samples, replace(plan, recipe=recipe), cache="device")
+    loader = plan_loader(replace(plan, recipe=recipe), source, samples, train=True, cache="device")
     return _train_rate(plan.model, loader, config, seconds)
 
 

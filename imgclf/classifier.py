@@ -214,7 +214,7 @@ class Classifier:
     ) -> Classifier:
         run, (loader, valid) = self.run_, loaders
         if state is None:
-            loader = self._begin(loader, valid, callbacks)
+            loader, run = self._begin(loader, valid, callbacks), self.run_
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
         checkpoint = None if run is None else run.path / CHECKPOINT

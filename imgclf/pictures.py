@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from imgclf._files import printable
 from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
+from imgclf.results import LrCurve
 from imgclf.specs import Recipe
 
 COLUMNS = 5
@@ -86,3 +87,25 @@ def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
 
 def _short(text: str, most: int = 28) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def save_lr_curve(curve: LrCurve, path: Path) -> None:
+    """Write the loss over the learning rate, with the suggestion."""
+    figure, axes = _figure(1, 1, 5.0)
+    axis = axes.flat[0]
+    axis.plot(curve.rates, curve.losses)
+    axis.set_xscale("log")
+    axis.axvline(curve.suggestion, linestyle="--", color="grey")
+    axis.annotate(f" {curve.suggestion:.2g}", (curve.suggestion, max(curve.losses)), va="top")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("training loss, smoothed")
+    _save(figure, path)
+
+
+def save_importances(importances: Mapping[str, float], path: Path) -> None:
+    """Write how much each thing that was tuned matters, as bars."""
+    figure, axes = _figure(1, 1, 5.0)
+    names = sorted(importances, key=importances.__getitem__)
+    axes.flat[0].barh(names, [importances[name] for name in names])
+    axes.flat[0].set_xlabel("share of the differences between trials")
+    _save(figure, path)

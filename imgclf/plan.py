@@ -17,6 +17,7 @@ from imgclf import distributed
 from imgclf._files import printable
 from imgclf.bundle import read_manifest
 from imgclf.data.audit import Audit, Sizes, audit
+from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
 from imgclf.data.split import Split, content_key, make_split, read_split, unpack_contents
@@ -176,6 +177,31 @@ def _channels(experiment: Experiment, arch: Arch, source: Source) -> int:
 def _statistics(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Mean or std for another number of channels than the backbone's: the average for each."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def plan_training(
+    data: str | os.PathLike[str] | Source,
+    changes: Mapping[str, Any],
+    recipe: str | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[Plan, Source, Split]:
+    """What training with these changes of an experiment would do, on which images; nothing is written."""
+    experiment = choose_experiment(recipe, changes)
+    source = open_source(data, **reading_options(experiment.data))
+    experiment = choose_experiment(recipe, changes, source.default_recipe)
+    check_experiment(experiment)
+    audited, split = read_data(source, experiment, callbacks)
+    plan = make_plan(experiment, audited.source, split.samples("train"), sizes=audited.sizes)
+    notify(callbacks, "model", plan)
+    return plan, audited.source, split
+
+
+def plan_loader(plan: Plan, source: Source, samples: Sequence[Sample], **options: Any) -> Loader:
+    """The loader of a plan's own training on some samples; `options` are those of `Loader` that shall differ."""
+    config = plan.experiment.train
+    own: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
+    own |= {"engine": config.engine, "device": pick_device(config.device), "cache": plan.experiment.data.cache}
+    return Loader(source, samples, plan.recipe, classes=source.classes, **{**own, **options})
 
 
 def reading_options(config: DataConfig) -> dict[str, Any]:

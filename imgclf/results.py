@@ -32,6 +32,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class LrCurve:
+    """Learning rates in rising order, the smoothed training loss at each, and the rate to train with."""
+
+    rates: tuple[float, ...] = field(repr=False)
+    losses: tuple[float, ...] = field(repr=False)
+    suggestion: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Probe:
     """A linear head on frozen features: mean accuracy (0…1, ± `error`, its standard error) and loss by cross-validation
     on `images` training images, NaN where no class has two; the L2 strength that was chosen; seconds."""

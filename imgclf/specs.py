@@ -179,7 +179,7 @@ class TrainConfig:
     minutes: float | None = None
     batch_size: int = 32
     lr: float | None = None
-    layer_decay: float = 1.0
+    layer_decay: float | None = None
     optimizer: str = "adamw"
     momentum: float = 0.9
     nesterov: bool = False
@@ -212,7 +212,8 @@ class TrainConfig:
         _check(minutes_ok, self, "minutes", "above 0")
         _check(_is_int(self.batch_size, 0, 1_000_000), self, "batch_size", "1 or more, or 0 (the largest that fits)")
         _check(self.lr is None or (_is_real(self.lr, 0, 1e3) and self.lr > 0), self, "lr", "above 0, to 1000")
-        _check(_is_real(self.layer_decay, 0, 1) and self.layer_decay > 0, self, "layer_decay", "above 0, to 1 (off)")
+        decay_ok = self.layer_decay is None or (_is_real(self.layer_decay, 0, 1) and self.layer_decay > 0)
+        _check(decay_ok, self, "layer_decay", "above 0, to 1 (off)")
         _check(self.optimizer in OPTIMIZERS, self, "optimizer", ", ".join(OPTIMIZERS))
         _check(_is_real(self.momentum, 0, 0.9999), self, "momentum", "0 to below 1")
         _check(isinstance(self.nesterov, bool), self, "nesterov", "true or false")

@@ -16,7 +16,7 @@ from imgclf.training.auto import resolve_config, suited_fit, suited_size
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
     config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
-    config = replace(config, probe=not pretrained, class_weights="balanced")
+    config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5)
     assert resolve_config(config, pretrained=pretrained, images=100, probe=pretrained) == config
 
 
@@ -30,7 +30,14 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
     assert found.warmup_epochs == 1, "of a cosine schedule, which is the default"
     assert found.freeze_norm is pretrained
     assert found.probe is False
-    opened = {"probe": None, "epochs": None, "lr": None, "freeze_norm": None, "warmup_epochs": None}
+    opened = {
+        "probe": None,
+        "epochs": None,
+        "lr": None,
+        "freeze_norm": None,
+        "warmup_epochs": None,
+        "layer_decay": None,
+    }
     assert replace(found, **opened, class_weights=None) == config
 
 

@@ -33,12 +33,23 @@ LAYERS = (
     ("start",),
     ("asked",),
     ("classifier",),
-    ("bench", "reproduce"),
+    ("bench", "dryrun", "reproduce", "tune"),
     ("cli", "cli.*"),
     ("__main__",),
 )
 ROOMS = ("data", "evaluation", "models", "training", "transforms")
-HEAVY = ("torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "scipy", "sklearn", "matplotlib")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "albumentations",
+    "cv2",
+    "simplejpeg",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "optuna",
+)
 
 
 def module_name(path):

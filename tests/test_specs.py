@@ -73,7 +73,7 @@ BAD = [
     (TrainConfig, "class_weights", ["auto"], "none, effective, balanced"),
     (TrainConfig, "epoch_steps", [0, 1.5], "1 or more"),
     (TrainConfig, "minutes", [0, -1, "10"], "above 0"),
-    (TrainConfig, "layer_decay", [0, 1.1, None], "above 0, to 1"),
+    (TrainConfig, "layer_decay", [0, 1.1], "above 0, to 1"),
     (TrainConfig, "drop_last", [0], "true or false"),
     (TrainConfig, "precision", ["fp8"], "auto, fp32, bf16, fp16"),
     (TrainConfig, "device", ["gpu", "cuda:", "cuda:x", None], "cuda:N"),

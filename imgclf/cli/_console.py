@@ -38,6 +38,9 @@ class Interruption:
     code = 130
 
 
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
+
+
 def out() -> Console:
     """The console of results."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -154,6 +157,13 @@ def require_output(path: Path, suffixes: tuple[str, ...], option: str) -> None:
         raise ConfigError(
             f"{option} is {str(path)!r}; expected the name of a file that ends in {' or '.join(suffixes)}"
         )
+
+
+def picture_path(out: Path | None, name: str) -> Path:
+    """Where a picture goes: `out`, or `name` in the folder `out`, or `name`; checked before any work is done."""
+    path = Path(name) if out is None else out / name if out.is_dir() else out
+    require_output(path, PICTURES, "--out")
+    return path
 
 
 def waiting(what: str) -> Status:

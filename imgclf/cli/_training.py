@@ -21,6 +21,7 @@ from imgclf.data.loader import Loader
 from imgclf.data.prepare import save_samples
 from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
+from imgclf.dryrun import DryRun, dry_run
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
@@ -47,6 +48,9 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
                 raise ConfigError(
                     "there is nothing to train on: name a folder, a CSV file or a data set, as in `imgclf train digits`"
                 )
+            if options.get("dry_run"):
+                _show_plan(dry_run(data, changes, recipe=options.get("recipe"), callbacks=[view]), options)
+                return
             classifier = Classifier(recipe=options.get("recipe"), config=changes)
             classifier.fit(data, runs=options.get("runs", ROOT), name=options.get("name"), callbacks=[view])
         test = None
@@ -57,6 +61,19 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         _finish(classifier, view, test, time.perf_counter() - began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
+
+
+def _show_plan(plan: DryRun, options: dict[str, Any]) -> None:
+    if options["json"]:
+        console.show_json(plan.to_dict())
+        return
+    console.show_table(["choice", "value", "reason"], [(c.name, c.value, c.reason) for c in plan.choices])
+    parts = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in plan.seconds.items())
+    console.show(f"time:   about {sum(plan.seconds.values()):,.0f} s after the images are checked ({parts})")
+    console.show(f"memory: about {plan.memory / 1e9:.1f} GB for a step, beside the images that are kept")
+    console.show("in Python:")
+    for line in plan.python.splitlines():
+        console.show(f"    {line}" if line else "")
 
 
 def _resume(data: str | None, options: dict[str, Any], view: TrainView) -> Classifier:
@@ -163,6 +180,10 @@ class TrainView:
     def evaluating(self, done: int, n: int) -> None:
         """Progress of the test."""
         self._bar("testing", done, n)
+
+    def searching(self, done: int, n: int) -> None:
+        """Progress of steps that are only tried."""
+        self._bar("trying", done, n)
 
     def _bar(self, what: str, done: int, n: int, note: str = "") -> None:
         self.progress.update(self._task, description=what, completed=done, total=n, note=note, visible=done < n)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from imgclf.data.source import Pixels, Source
     from imgclf.specs import Experiment
 
-PICTURES = (".png", ".jpg", ".pdf", ".svg")
 WHOLE = Recipe(size=(224, 224), fit="pad", kernel="bicubic", mean=(1.0,))  # the whole image, on white
 
 
@@ -45,7 +44,7 @@ def show(
     if (data is None) == (channels is None):
         raise ConfigError("show takes either DATA or --channels IMAGE")
     name = f"{channels.stem}-channels" if channels is not None else Path(data or "").name or "data"
-    path = _picture(out, f"{name}{'-augmented' if augmented else ''}.png")
+    path = console.picture_path(out, f"{name}{'-augmented' if augmented else ''}.png")
     if channels is not None:
         if path.exists() and path.samefile(channels):
             raise ConfigError(f"--out is the image itself, {str(path)!r}; name another file")
@@ -55,12 +54,6 @@ def show(
         given = {"arch": arch, "augment": augment, "fit": fit, "size": size}
         _show_grid(data, path, recipe, {k: v for k, v in given.items() if v is not None}, n, seed, augmented, data_dir)
     console.show(str(path))
-
-
-def _picture(out: Path | None, name: str) -> Path:
-    path = Path(name) if out is None else out / name if out.is_dir() else out
-    console.require_output(path, PICTURES, "--out")
-    return path
 
 
 def _show_channels(image: Path, path: Path) -> None:

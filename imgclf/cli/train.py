@@ -108,7 +108,7 @@ def train(
     ] = None,
     layer_decay: Annotated[
         float | None,
-        _option(TRAINING, "How much slower each twelfth of the depth learns than the next.", TrainConfig.layer_decay),
+        _option(TRAINING, "How much slower each twelfth of the depth learns than the next; 1 is off."),
     ] = None,
     optimizer: Annotated[
         str | None, _option(TRAINING, f"One of {_choices(OPTIMIZERS)}.", TrainConfig.optimizer)
@@ -175,6 +175,9 @@ def train(
     seed: Annotated[
         int | None,
         _option(TRAINING, "Decides the split, fresh weights, the order and the augmentation.", TrainConfig.seed),
+    ] = None,
+    dry_run: Annotated[
+        bool | None, _option(OUTPUT, "Show the plan, its time and memory, and the same in Python.", flag="--dry-run")
     ] = None,
     resume: Annotated[Path | None, _option(OUTPUT, "Go on with the training of this run folder.")] = None,
     checkpoint_every: Annotated[

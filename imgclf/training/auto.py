@@ -10,7 +10,8 @@ from imgclf.errors import ConfigError
 from imgclf.specs import TrainConfig
 
 # Learning rates by optimizer: (from pretrained weights, from scratch).
-_LR = {"sgd": (0.005, 0.05), "adam": (1e-4, 1e-3), "adamw": (1e-4, 2e-3)}
+_LR = {"sgd": (0.005, 0.05), "adam": (5e-4, 1e-3), "adamw": (5e-4, 2e-3)}
+_LAYER_DECAY = 0.75  # of pretrained weights by adam and adamw; see docs/recipe.md
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
 SMALLEST, MAGNIFIED = 96, 5
 LEFT = 0.6  # of an image, at least, by a crop
@@ -38,11 +39,13 @@ def resolve_config(
     epochs = config.epochs if config.epochs is not None else suited
     warmup = min(1.0, epochs / 4) if config.schedule == "cosine" else 0.0
     weights = "effective" if counts and max(counts) >= UNEVEN * min(counts) else "none"
+    decay = _LAYER_DECAY if pretrained and config.optimizer != "sgd" else 1.0
     return replace(
         config,
         probe=probe,
         epochs=epochs,
         lr=config.lr if config.lr is not None else (tuned if pretrained else scratch),
+        layer_decay=config.layer_decay if config.layer_decay is not None else decay,
         warmup_epochs=config.warmup_epochs if config.warmup_epochs is not None else warmup,
         freeze_norm=config.freeze_norm if config.freeze_norm is not None else pretrained,
         class_weights=config.class_weights or weights,

@@ -86,7 +86,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(config.seed + distributed.shard()[0])  # each process leaves out other units
-        state = _begin(model, loader, config, device)
+        state = initial_state(model, loader, config, device)
         flops = step_flops(model, _example(loader, device), config.batch_size)
         stack.enter_context(enough_threads(flops))
         stack.enter_context(tuned(device))
@@ -118,7 +118,8 @@ def train(
         return state.result()
 
 
-def _begin(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.device) -> TrainState:
+def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.device) -> TrainState:
+    """The state before the first step, with the model on the device; raises `ConfigError` for what can't be trained."""
     if config.epochs is None or config.lr is None or config.batch_size == 0:
         raise ConfigError("train needs a config with epochs, lr and batch_size set; `resolve_config` chooses them")
     pairs = needs_pairs(model, config)
@@ -192,7 +193,7 @@ def _epoch(state: TrainState, run: _Run) -> None:
     if state.position == 0:
         state.step = state.images = 0
         state.sums.zero_()
-    _set_mode(state.model, state.config, state.epoch)
+    set_mode(state.model, state.config, state.epoch)
     _steps(state, run)
     distributed.share(state.model.buffers())  # each process has batch statistics of its own
     _require_finite(state)
@@ -312,7 +313,7 @@ def _scheduled_lr(state: TrainState) -> float:
     return state.config.lr * lr_factor(state.config, step, state.steps_per_epoch, state.epochs)
 
 
-def _set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
+def set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
     """Train the whole model or, in the first epochs, only its head; what is frozen keeps its batch statistics."""
     frozen = epoch < config.freeze_epochs
     model.train(not frozen)

@@ -21,7 +21,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     by. Fused: one pass over all weights of a group, in a few calls instead of many.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter, scale in _lr_scales(model, config.layer_decay):
+    for parameter, scale in _lr_scales(model, config.layer_decay or 1.0):
         groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
     decay = {True: config.weight_decay, False: 0.0}
     options = [

@@ -229,24 +229,29 @@ def _trial(network: nn.Module, optimizer: torch.optim.Optimizer, images: torch.T
 
 def _affordable(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> int:
     """How many images' intermediate results fit in the share of the free memory that training may take."""
-    kept = 0
+    try:
+        weights, needed = step_memory(network, shape, dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return 1
+    return max(1, int((MEMORY_SHARE * free_memory() - weights) / needed))
+
+
+def step_memory(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+    """The bytes that a step takes: for the weights, their gradients and what an optimizer keeps of them; and for each
+    image of a batch. `shape` is that of one input on the network's device (channels, height, width)."""
+    kept, device = 0, next(network.parameters()).device
 
     def weigh(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal kept
         kept += tensor.nbytes
         return tensor
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor)
-    try:
-        with hooks, autocast(torch.device("cpu"), dtype):
-            network(torch.zeros(2, *shape))
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        return 1
+    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor), autocast(device, dtype):
+        network(torch.zeros(2, *shape, device=device))
     weights = sum(parameter.nbytes for parameter in network.parameters())
-    needed = max(1, kept - weights)  # for one image: two were weighed, and backward keeps about as much again
-    return max(1, int((MEMORY_SHARE * free_memory() - 4 * weights) / needed))
+    return 4 * weights, max(1, kept - weights)  # two images were weighed, and backward keeps about as much again
 
 
 def _power_of_two(number: int) -> int:

@@ -1,0 +1,143 @@
+"""Between the plan and the first step: what the labels bear, and how much time there is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from imgclf import Classifier
+from imgclf.data.loader import Loader
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.errors import ConfigError
+from imgclf.plan import make_plan
+from imgclf.specs import Experiment, TrainConfig
+from imgclf.start import fit_to_time, try_alterations
+
+EXACT = {"precision": "fp32", "device": "cpu"}
+PROBED = Experiment(arch="lenet", weights="none", size=(16, 16), channels=3, train=TrainConfig(probe=True, **EXACT))
+
+
+def halves(bright):
+    """Images of two classes that differ in what `bright` makes of (index, class): a mask or colour."""
+    rng = np.random.default_rng(0)
+    images = np.stack([bright(i % 2) for i in range(60)]) + rng.integers(0, 20, (60, 16, 16, 3))
+    reader = ArrayReader({"all": images.astype(np.uint8)})
+    samples = tuple(Sample(f"all/{i}", "ab"[i % 2], sha256=f"{i:064x}") for i in range(60))
+    return Source("halves", ("a", "b"), samples, reader)
+
+
+def sided(label):
+    """Bright on the left or on the right: a mirrored one is of the other class."""
+    image = np.zeros((16, 16, 3))
+    image[:, :8] = 200 * (1 - label)
+    image[:, 8:] = 200 * label
+    return image
+
+
+def coloured(label):
+    """Red or blue, equally bright in grey."""
+    return np.ones((16, 16, 1)) * ((200, 0, 0) if label else (0, 0, 200))
+
+
+class Sided(nn.Module):
+    """Right about `sided`, whatever the colours."""
+
+    def forward(self, x):
+        left, right = x[..., :8].mean((1, 2, 3)), x[..., 8:].mean((1, 2, 3))
+        return torch.stack([left, right], 1)
+
+
+class Coloured(nn.Module):
+    """Right about `coloured`, mirrored or not."""
+
+    def forward(self, x):
+        red, _, blue = x.mean((2, 3)).unbind(1)
+        return torch.stack([blue, red], 1)
+
+
+@pytest.mark.parametrize(
+    ("picture", "model", "found"),
+    [
+        (sided, Sided(), {"mirror": False, "recolour": True}),
+        (coloured, Coloured(), {"mirror": True, "recolour": False}),
+    ],
+)
+def test_what_changes_labels_is_left_out_of_the_augmentation(picture, model, found):
+    source = halves(picture)
+    plan = make_plan(replace(PROBED, augment="strong"), source, source.samples)
+    plan = replace(plan, model=model)
+    after, choices = try_alterations(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
+    assert {name: getattr(after.experiment, name) for name in found} == found
+    steps = {step.op: step.params for step in after.recipe.steps}
+    assert ("flip" in steps) == found["mirror"]
+    assert (steps["color_jitter"]["saturation"] > 0) == found["recolour"]
+    assert [choice.value for choice in choices] == ["yes" if found[choice.name] else "no" for choice in choices]
+
+
+def test_what_was_asked_for_is_not_tried():
+    source = halves(sided)
+    plan = make_plan(replace(PROBED, mirror=True, recolour=False), source, source.samples)
+    plan = replace(plan, model=Sided())
+    assert try_alterations(plan, Loader(source, source.samples, plan.recipe, classes=source.classes)) == (plan, ())
+
+
+def test_what_is_found_is_trained_with_and_written_down(tmp_path):
+    config = {"size": (16, 16), "train": {**EXACT, "probe": True}}
+    classifier = Classifier("lenet", config=config).fit(halves(sided), epochs=1, runs=tmp_path)
+    assert classifier.experiment_.mirror is False
+    assert not [step for step in classifier.recipe_.steps if step.op == "flip"]
+    info = classifier.run_.info
+    assert {choice["name"]: choice["value"] for choice in info["choices"]}["mirror"] == "no"
+    assert not [step for step in info["recipe"]["steps"] if step["op"] == "flip"]
+    assert "mirror = false" in (classifier.run_.path / "config.toml").read_text()
+
+
+def timed(minutes, **train):
+    source = halves(sided)
+    experiment = replace(PROBED, train=TrainConfig(minutes=minutes, batch_size=8, **EXACT, **train))
+    plan = make_plan(experiment, source, source.samples)
+    loader = Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=8, train=True)
+    return plan, loader
+
+
+def test_more_time_gives_more_epochs_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr("imgclf.start.seconds_a_step", lambda *_: 0.5)
+    epochs = [fit_to_time(*timed(minutes), None)[0].epochs for minutes in (0.1, 1, 5, 1000)]
+    assert epochs == sorted(epochs)
+    assert epochs[0] == 1
+    assert epochs[-1] == 120
+    assert fit_to_time(*timed(1000, epochs=3), None)[0].epochs == 3
+
+
+def test_an_epoch_is_cut_to_the_time(monkeypatch):
+    monkeypatch.setattr("imgclf.start.seconds_a_step", lambda *_: 1.0)
+    config, choice = fit_to_time(*timed(5 / 60), None)
+    assert config.epochs == 1
+    assert 3 <= config.epoch_steps <= 5
+    assert "of 8 steps" in choice.value
+
+
+def test_no_time_is_an_error(monkeypatch):
+    monkeypatch.setattr("imgclf.start.seconds_a_step", lambda *_: 100.0)
+    with pytest.raises(ConfigError, match="nothing of it remains for training"):
+        fit_to_time(*timed(0.5), None)
+
+
+def test_training_ends_with_its_time():
+    source = halves(sided)
+    config = {"size": (16, 16), "train": {**EXACT, "minutes": 4 / 60, "epochs": 100_000, "batch_size": 4}}
+    classifier = Classifier("lenet", weights="none", config=config).fit(source)
+    spent = sum(record.seconds for record in classifier.history_)
+    assert spent <= 4.4
+    assert classifier.history_.ended == "done"
+    assert classifier.history_.epochs[-1].lr < 0.1 * max(record.lr for record in classifier.history_)
+
+
+def test_an_epoch_of_a_few_steps():
+    config = {"size": (16, 16), "train": {**EXACT, "epoch_steps": 2, "batch_size": 4}}
+    steps = []
+    watch = lambda event, state: event == "step" and steps.append((state.epoch, state.position))  # noqa: E731
+    Classifier("lenet", weights="none", config=config).fit(halves(sided), epochs=3, callbacks=[watch])
+    assert steps == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
