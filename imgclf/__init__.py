@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from imgclf.training.loop import train
     from imgclf.training.lr_finder import find_lr
     from imgclf.training.probe import fit_probe
-    from imgclf.tune import Tuning, tune
+    from imgclf.tuning import Tuning, tune
 
 _HOMES = {
     "_version": ("__version__",),
@@ -73,7 +73,7 @@ _HOMES = {
     "training.loop": ("train",),
     "training.lr_finder": ("find_lr",),
     "training.probe": ("fit_probe",),
-    "tune": ("Tuning", "tune"),
+    "tuning": ("Tuning", "tune"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

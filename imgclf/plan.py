@@ -72,6 +72,8 @@ def choose_experiment(
     values = to_dict(experiment)
     if changes.get("init") is not None:
         values |= _like(str(changes["init"]))
+    if changes.get("train", {}).get("minutes") and values["train"]["epochs"]:
+        values["train"]["epochs"] = None  # the time decides, unless the user does
     for key, value in changes.items():
         values[key] = {**values[key], **value} if key in ("train", "data") else value
     return from_dict(Experiment, values)

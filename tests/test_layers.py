@@ -33,7 +33,7 @@ LAYERS = (
     ("start",),
     ("asked",),
     ("classifier",),
-    ("bench", "dryrun", "reproduce", "tune"),
+    ("bench", "dryrun", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )

@@ -39,8 +39,8 @@ def tune(
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
         from imgclf.pictures import save_importances
-        from imgclf.tune import Trial
-        from imgclf.tune import tune as search
+        from imgclf.tuning import Trial
+        from imgclf.tuning import tune as search
 
     def told(trial: Trial) -> None:
         loss = trial.ended if trial.loss is None else f"valid loss {trial.loss:.4f}"

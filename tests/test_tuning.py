@@ -8,7 +8,7 @@ from imgclf import Classifier
 from imgclf.errors import ConfigError, MissingExtra
 from imgclf.run import read_config
 from imgclf.specs import Experiment, from_dict
-from imgclf.tune import tune
+from imgclf.tuning import tune
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 3}}
 
