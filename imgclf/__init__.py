@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from imgclf.data.source import Sample, Source
     from imgclf.data.split import Split, make_split
     from imgclf.dryrun import DryRun, dry_run
+    from imgclf.ensemble import combine, fit_ensemble
     from imgclf.errors import (
         ConfigError,
         DataError,
@@ -53,6 +54,7 @@ _HOMES = {
     "data.source": ("Sample", "Source"),
     "data.split": ("Split", "make_split"),
     "dryrun": ("DryRun", "dry_run"),
+    "ensemble": ("combine", "fit_ensemble"),
     "errors": (
         "ConfigError",
         "DataError",
@@ -111,9 +113,11 @@ __all__ = [
     "arch",
     "audit",
     "build_model",
+    "combine",
     "dry_run",
     "evaluate",
     "find_lr",
+    "fit_ensemble",
     "fit_probe",
     "load_model",
     "load_weights",

@@ -132,6 +132,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
     from safetensors import torch as safetensors_torch
 
     from imgclf.models.backbones import find_arch
+    from imgclf.models.ensemble import assemble
 
     target = _model_path(path)
     with _naming(target), _open(target) as stream:
@@ -146,7 +147,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
         tensors = safetensors_torch.load(stream.read())
         _check_finite(tensors)
         with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
-            model = find_arch(manifest.spec.arch).build(manifest.spec)
+            model = assemble(find_arch(manifest.spec.arch), manifest.spec)
         model.load_state_dict(tensors, strict=True)
     return model.eval(), manifest
 
@@ -211,11 +212,14 @@ def _check_format(values: Mapping[str, Any]) -> None:
 def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     _check_format(values)
     _check_keys(Manifest, values, "manifest")
-    _check_keys(ModelSpec, values["spec"], "manifest.spec")
+    spec = values["spec"]
+    if isinstance(spec, dict):
+        spec = {"members": 1, **spec}  # not in the files that were written before there were ensembles
+    _check_keys(ModelSpec, spec, "manifest.spec")
     _check_keys(Recipe, values["recipe"], "manifest.recipe")
     classes = values["classes"]
     built = {
-        "spec": from_dict(ModelSpec, values["spec"]),
+        "spec": from_dict(ModelSpec, spec),
         "recipe": from_dict(Recipe, values["recipe"]),
         "classes": tuple(classes) if isinstance(classes, list) else classes,
     }

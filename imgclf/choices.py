@@ -12,7 +12,7 @@ from imgclf.models.backbones import find_arch
 from imgclf.plan import Plan
 from imgclf.results import Choice
 
-ASKED = "as asked"
+ASKED = "as given"
 
 
 def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tuple[Choice, ...]:

@@ -64,7 +64,7 @@ def dry_run(
     loader = plan_loader(plan, source, train, train=True)
     if config.epochs and config.minutes is not None:
         valid = plan_loader(plan, source, held_out) if held_out else None
-        config, choice = fit_to_time(plan, loader, valid, tests=len(split.samples("test")))
+        config, choice = fit_to_time(plan, loader, valid)
         found = (choice,)
         seconds["training"] = 60 * (config.minutes or 0)
     elif config.epochs:

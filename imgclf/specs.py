@@ -144,16 +144,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Enough to rebuild an empty network: architecture, classes, input and options. `size` is (height, width)."""
+    """Enough to rebuild an empty network: architecture, classes, input and options. `size` is (height, width).
+
+    `members` above 1 are so many networks that answer together (`models/ensemble.py`).
+    """
 
     arch: str
     classes: int
     channels: int = 3
     size: tuple[int, int] = (224, 224)
     dropout: float | None = None
+    members: int = 1
 
     def __post_init__(self) -> None:
         _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
+        _check(_is_int(self.members, 1, 100), self, "members", "1 to 100")
         _check(_is_int(self.classes, 1, 1_000_000), self, "classes", "1 to 1,000,000")
         _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
         _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")

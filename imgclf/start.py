@@ -77,7 +77,7 @@ def begin(
         samples = loaders[1].samples
         plan, found = try_alterations(plan, load(samples[:: -(-len(samples) // SEEN)]))
     if config.epochs and config.minutes is not None:
-        config, choice = fit_to_time(plan, *loaders, tests=len(split.samples("test")))
+        config, choice = fit_to_time(plan, *loaders)
         plan = replace(plan, experiment=replace(plan.experiment, train=config))
         found = (*found, choice)
     return Start(plan, probe, describe(plan, train_samples, found))
@@ -169,11 +169,10 @@ def _harmless(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool
     return lost - won <= 2 * math.sqrt(lost + won)
 
 
-def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None, *, tests: int = 0) -> tuple[TrainConfig, Choice]:
+def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[TrainConfig, Choice]:
     """The config with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
 
-    A few steps of a copy of the model are measured, and one look at valid; time is left for the last look and for as
-    many `tests`. An epoch is cut where the time does not suffice for a whole one. Epochs that were asked for are the
+    A few steps of a copy of the model are measured, and one look at valid; time is left for the last one. An epoch is cut where the time does not suffice for a whole one. Epochs that were asked for are the
     most, else four times as many as without a limit. The config's `minutes` become those of training itself, which ends
     then whatever was measured. Raises `ConfigError` where nothing remains.
     """
@@ -181,8 +180,7 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None, *, tests: int 
     assert config.minutes is not None
     step = seconds_a_step(plan.model, loader, config)
     check = 0.0 if valid is None else seconds_of(valid, plan.model)
-    share = 0.0 if valid is None else tests / len(valid)
-    left = 60 * config.minutes - (time.perf_counter() - plan.began) - check * (1 + share)
+    left = 60 * config.minutes - (time.perf_counter() - plan.began) - check
     if left <= step + check:
         raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
     steps = min(loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)

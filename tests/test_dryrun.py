@@ -12,8 +12,8 @@ def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):
     assert 0 < plan.seconds["training"] < 60
     assert plan.memory > 4 * 4 * 1000
     values = {choice.name: (choice.value, choice.reason) for choice in plan.choices}
-    assert values["epochs"] == ("2", "as asked")
-    assert values["size"] == ("16×16", "as asked")
+    assert values["epochs"] == ("2", "as given")
+    assert values["size"] == ("16×16", "as given")
     assert sorted(in_folder.rglob("*")) == before
 
 

@@ -33,7 +33,7 @@ LAYERS = (
     ("start",),
     ("asked",),
     ("classifier",),
-    ("bench", "dryrun", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )

@@ -87,6 +87,7 @@ BAD = [
     (DataConfig, "max_pixels", [0], "1 or more"),
     (DataConfig, "cache", ["gpu"], "auto, device, ram, disk, jpeg, off"),
     (Experiment, "arch", [""], "architecture"),
+    (ModelSpec, "members", [0, 101], "1 to 100"),
     (Experiment, "init", ["", 3], "a run folder or a model file"),
     (Experiment, "fit", ["stretch"], "crop, pad, squash"),
     (Experiment, "split", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0.0)], "sum to 1"),

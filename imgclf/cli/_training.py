@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from imgclf.data.prepare import save_samples
 from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
 from imgclf.dryrun import DryRun, dry_run
+from imgclf.ensemble import fit_ensemble
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
@@ -51,8 +53,11 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
             if options.get("dry_run"):
                 _show_plan(dry_run(data, changes, recipe=options.get("recipe"), callbacks=[view]), options)
                 return
-            classifier = Classifier(recipe=options.get("recipe"), config=changes)
-            classifier.fit(data, runs=options.get("runs", ROOT), name=options.get("name"), callbacks=[view])
+            where = {"runs": options.get("runs", ROOT), "name": options.get("name"), "callbacks": [view]}
+            if "ensemble" in options:
+                classifier = fit_ensemble(data, options["ensemble"], changes, recipe=options.get("recipe"), **where)
+            else:
+                classifier = Classifier(recipe=options.get("recipe"), config=changes).fit(data, **where)
         test = None
         interrupted = classifier.history_.ended == "interrupted"
         if classifier.split_.samples("test") and not interrupted:
@@ -64,6 +69,8 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
 
 
 def _show_plan(plan: DryRun, options: dict[str, Any]) -> None:
+    if "ensemble" in options:
+        plan = replace(plan, seconds={name: options["ensemble"] * seconds for name, seconds in plan.seconds.items()})
     if options["json"]:
         console.show_json(plan.to_dict())
         return
@@ -187,6 +194,17 @@ class TrainView:
 
     def _bar(self, what: str, done: int, n: int, note: str = "") -> None:
         self.progress.update(self._task, description=what, completed=done, total=n, note=note, visible=done < n)
+
+    def _on_member(self, place: tuple[int, int]) -> None:
+        number, members = place
+        console.say(f"member {number} of {members}", "bold")
+
+    def _on_ensemble(self, results: tuple[Evaluation, ...]) -> None:
+        *members, together = (f"{result.accuracy:.2%}" for result in results)
+        losses = ", ".join(f"{result.loss:.4f}" for result in results[:-1])
+        console.say(
+            f"valid: {', '.join(members)} alone (loss {losses}), {together} together (loss {results[-1].loss:.4f})"
+        )
 
     def _on_source(self, source: Source) -> None:
         images, classes = console.plural(len(source), "image"), console.plural(len(source.classes), "class")

@@ -176,6 +176,10 @@ def train(
         int | None,
         _option(TRAINING, "Decides the split, fresh weights, the order and the augmentation.", TrainConfig.seed),
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        _option(TRAINING, "Train so many networks with seeds of their own, joined in one model file."),
+    ] = None,
     dry_run: Annotated[
         bool | None, _option(OUTPUT, "Show the plan, its time and memory, and the same in Python.", flag="--dry-run")
     ] = None,

@@ -125,7 +125,12 @@ def choose_samples(source: Source, split: Split | None, seen: frozenset[str], pa
 
 def pack_contents(rows: Iterable[Sample]) -> str:
     """The contents of samples as one text: 8 bytes of each sha256, sorted, in base64; "" beyond 200,000 of them."""
-    keys = sorted({bytes.fromhex(row.sha256)[:KEY_BYTES] for row in rows if row.sha256})
+    return pack_keys(content_key(row) for row in rows if row.sha256)
+
+
+def pack_keys(contents: Iterable[str]) -> str:
+    """The same for contents that `content_key` names."""
+    keys = sorted({bytes.fromhex(key) for key in contents})
     return base64.b64encode(b"".join(keys)).decode() if len(keys) <= MAX_PACKED else ""
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from imgclf.errors import ConfigError
 from imgclf.models._arch import Arch
 from imgclf.models.backbones import find_arch
+from imgclf.models.ensemble import assemble
 from imgclf.specs import ModelSpec
 
 # What layers raise for an image that is too small or of a shape that they can't take.
@@ -72,10 +73,11 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 def _build(arch: Arch, spec: ModelSpec) -> nn.Module:
-    model = arch.build(spec)
+    model = assemble(arch, spec)
     if spec.size != arch.size:
         _pass_one_image(model, spec)
-    if spec.dropout and not (hasattr(model, "drop_rate") or any(isinstance(m, nn.Dropout) for m in model.modules())):
+    parts = list(model.modules())
+    if spec.dropout and not any(hasattr(part, "drop_rate") or isinstance(part, nn.Dropout) for part in parts):
         raise ConfigError(f"{spec.arch} has no dropout, and ModelSpec.dropout is {spec.dropout:g}; leave dropout out")
     return model
 

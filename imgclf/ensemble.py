@@ -1,0 +1,108 @@
+"""Several classifiers as one: their mean probabilities, in one model file."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from imgclf.classifier import Classifier
+from imgclf.data.split import pack_keys
+from imgclf.errors import ConfigError
+from imgclf.inference import evaluate
+from imgclf.models.ensemble import Ensemble
+from imgclf.plan import plan_loader
+from imgclf.results import History
+from imgclf.run import CONFIG, SPLIT, create_run, require_free
+from imgclf.training.callbacks import Callback, notify
+
+MOST = 100
+
+
+def combine(classifiers: Sequence[Classifier]) -> Classifier:
+    """One classifier that answers with the mean probabilities of several, which keep their own weights.
+
+    They have the same architecture, classes and pixels, as those of several seeds or folds do; `ConfigError` where they
+    differ. Images that any of them has seen count as seen. The history is theirs, one after the other.
+    """
+    first = classifiers[0]
+    for other in classifiers[1:]:
+        for name, one, two in (
+            ("networks", first.spec_, other.spec_),
+            ("classes", first.classes_, other.classes_),
+            ("pixels", replace(first.recipe_, steps=(), compose=None), replace(other.recipe_, steps=(), compose=None)),
+        ):
+            if one != two:
+                raise ConfigError(f"an ensemble needs equal {name}; these differ: {one} and {two}")
+    joined = copy.copy(first)
+    joined.model_ = Ensemble(copy.deepcopy(classifier.model_) for classifier in classifiers)
+    joined.spec_ = replace(first.spec_, members=len(classifiers))
+    joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
+    joined.metrics_, joined.run_, joined.lost_ = {}, None, {}
+    if first.manifest_ is not None:
+        joined.manifest_ = replace(first.manifest_, spec=joined.spec_, metrics={}, seen=pack_keys(joined.seen_))
+    if all(hasattr(classifier, "history_") for classifier in classifiers):
+        joined.history_ = History(tuple(record for classifier in classifiers for record in classifier.history_))
+    return joined
+
+
+def fit_ensemble(
+    data: str,
+    members: int,
+    changes: Mapping[str, Any],
+    *,
+    recipe: str | None = None,
+    runs: Path,
+    name: str | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Classifier:
+    """Train `members` classifiers that differ in their seed alone, on the same split, and join them.
+
+    Each has a run folder of its own, and so has the ensemble, `name` or DATA-ARCH-ensemble-1; a seed s stands for s,
+    s + 1, and so on. Where training is interrupted, that member is what comes back. Raises what `fit` raises.
+    """
+    if not 2 <= members <= MOST:
+        raise ConfigError(f"ensemble is {members}; allowed: 2 to {MOST} members")
+    require_free(runs, name)
+    trained: list[Classifier] = []
+    for number in range(members):
+        notify(callbacks, "member", (number + 1, members))
+        mine = dict(changes)
+        if trained:
+            first = trained[0]
+            assert first.run_ is not None
+            mine["train"] = {**mine.get("train", {}), "seed": first.experiment_.train.seed + number}
+            mine["data"] = {**mine.get("data", {}), "split_file": str(first.run_.path / SPLIT)}
+        classifier = Classifier(recipe=recipe, config=mine).fit(data, runs=runs, callbacks=callbacks)
+        if classifier.history_.ended == "interrupted":
+            return classifier
+        trained.append(classifier)
+    joined = combine(trained)
+    _write_run(joined, trained, runs, name)
+    valid = joined.split_.samples("valid")
+    if valid:
+        joined.metrics_["valid"] = evaluate(
+            joined.model_, plan_loader(joined.plan_, joined.source_, valid, cache="off")
+        )
+        results: list[Evaluation] = [member.metrics_["valid"] for member in trained]
+        notify(callbacks, "ensemble", (*results, joined.metrics_["valid"]))
+    return joined
+
+
+def _write_run(joined: Classifier, trained: Sequence[Classifier], runs: Path, name: str | None) -> None:
+    """A run folder with the split and the config of the first member."""
+    first = trained[0].run_
+    assert first is not None
+
+    def fill(folder: Path) -> None:
+        for file in (CONFIG, SPLIT):
+            shutil.copy(first.path / file, folder / file)
+
+    info = {key: value for key, value in first.info.items() if key not in ("number", "epochs")}
+    info["members"] = [str(member.run_.path) for member in trained if member.run_ is not None]
+    stem = name or f"{info['data']}-{info['arch']}-ensemble"
+    joined.run_ = create_run(runs, stem, info, exact=name is not None, fill=fill)
+    joined.save(joined.run_.model)
