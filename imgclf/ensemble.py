@@ -84,11 +84,9 @@ def fit_ensemble(
     _write_run(joined, trained, runs, name)
     valid = joined.split_.samples("valid")
     if valid:
-        joined.metrics_["valid"] = evaluate(
-            joined.model_, plan_loader(joined.plan_, joined.source_, valid, cache="off")
-        )
-        results: list[Evaluation] = [member.metrics_["valid"] for member in trained]
-        notify(callbacks, "ensemble", (*results, joined.metrics_["valid"]))
+        loader = plan_loader(joined.plan_, joined.source_, valid, cache="off")
+        together = joined.metrics_["valid"] = evaluate(joined.model_, loader)
+        notify(callbacks, "ensemble", (*(member.metrics_["valid"] for member in trained), together))
     return joined
 
 

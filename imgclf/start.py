@@ -172,9 +172,10 @@ def _harmless(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool
 def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[TrainConfig, Choice]:
     """The config with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
 
-    A few steps of a copy of the model are measured, and one look at valid; time is left for the last one. An epoch is cut where the time does not suffice for a whole one. Epochs that were asked for are the
-    most, else four times as many as without a limit. The config's `minutes` become those of training itself, which ends
-    then whatever was measured. Raises `ConfigError` where nothing remains.
+    A few steps of a copy of the model are measured, and one look at valid; time is left for the last one. An epoch is
+    cut where the time does not suffice for a whole one. Epochs that were asked for are the most, else four times as
+    many as without a limit. The config's `minutes` become those of training itself, which ends then whatever was
+    measured. Raises `ConfigError` where nothing remains.
     """
     config = plan.experiment.train
     assert config.minutes is not None
