@@ -92,7 +92,10 @@ def test_the_speed_recipe_has_the_rates_of_its_paper():
     assert (config.optimizer, config.momentum, config.nesterov) == ("sgd", 0.85, True)
     assert (config.schedule, config.label_smoothing, config.precision) == ("onecycle", 0.2, "auto")
     assert (experiment.arch, experiment.weights, experiment.size) == ("speednet", "none", (32, 32))
-    assert [name for name in EXPERIMENTS.names() if EXPERIMENTS.get(name).tta == "mirror"] == ["speedrun"]
+    assert [name for name in EXPERIMENTS.names() if EXPERIMENTS.get(name).tta == "mirror"] == [
+        "speedrun",
+        "speedrun-small",
+    ]
 
 
 def test_the_speed_recipe_shifts_and_flips_by_turns(make_source):
