@@ -24,7 +24,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 STEPS = (
-    *("resized_crop", "random_crop", "affine", "flip", "alternating_flip", "color_jitter", "erase"),
+    *("resized_crop", "random_crop", "affine", "flip", "alternating_flip", "color_jitter", "erase", "trivial"),
     *("mixup", "cutmix"),
 )
 ON_BAD = ("skip", "error")

@@ -31,7 +31,7 @@ from imgclf.training.optim import class_weights
 from imgclf.training.probe import fit_probe
 from imgclf.transforms.ops_cpu import LUMA
 from imgclf.transforms.pixels import to_input
-from imgclf.transforms.presets import limited
+from imgclf.transforms.presets import RECOLOURING, limited
 
 FIRST_PIXELS = 5_000 * 32 * 32  # of each channel, for a network that starts from the data
 SEEN = 200  # valid images that are looked at in other ways
@@ -114,7 +114,7 @@ def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]
     asked: list[tuple[str, str, Alteration]] = []
     if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in recipe.steps):
         asked.append(("mirror", "mirrored", lambda images: images.flip(3)))
-    if experiment.recolour is None and recipe.channels == 3 and any(s.op == "color_jitter" for s in recipe.steps):
+    if experiment.recolour is None and recipe.channels == 3 and any(s.op in RECOLOURING for s in recipe.steps):
         asked.append(("recolour", "grey", _greying(recipe)))
     if not asked:
         return plan, ()

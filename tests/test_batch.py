@@ -377,6 +377,7 @@ def test_every_preset_gives_new_pixels_of_the_same_shape(name, mirror, channels)
 EVERY = (
     *(Step("random_crop", {"padding": 2}), Step("affine", AFFINE), Step("flip", {"p": 0.5})),
     *(Step("alternating_flip"), Step("color_jitter", JITTER), Step("erase", {"scale": [0.02, 0.2], "p": 0.5})),
+    Step("trivial", {"shear": 0.3, "shift": 0.2, "rotate": 30, "factor": 0.9}),
 )
 
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from imgclf.errors import UnknownName
 from imgclf.specs import Recipe
 from imgclf.transforms.augment import Augmenter
-from imgclf.transforms.presets import PRESETS, preset_steps
+from imgclf.transforms.batch import augment
+from imgclf.transforms.presets import PRESETS, RECOLOURING, limited, preset_steps
 
 NAMES = PRESETS.names()
 MOVING = [name for name in NAMES if name != "none"]
@@ -50,7 +52,7 @@ def test_what_would_change_a_label_is_left_out(name):
     assert not {"flip", "resized_crop"} & {step.op for step in preset_steps(name, mirror=False)}
 
 
-@pytest.mark.parametrize("name", ["light", "standard", "strong", "shifts-flips", "mix"])
+@pytest.mark.parametrize("name", ["light", "standard", "strong", "shifts-flips", "mix", "trivial"])
 def test_photos_are_mirrored(name):
     assert "flip" in {step.op for step in preset_steps(name)}
 
@@ -61,6 +63,18 @@ def test_mix_is_strong_and_blends_every_image_in_one_of_two_ways(mirror):
     assert steps[:-2] == preset_steps("strong", mirror=mirror)
     assert [step.op for step in steps[-2:]] == ["mixup", "cutmix"]
     assert sum(step.params["p"] for step in steps[-2:]) == 1
+
+
+@pytest.mark.parametrize("name", ["strong", "trivial"])
+def test_where_colours_carry_meaning_they_are_kept(name):
+    steps = limited(preset_steps(name), mirror=True, recolour=False)
+    assert [step.op for step in steps] == [step.op for step in preset_steps(name)]
+    grey = np.repeat(image(1), 3, axis=2) // np.array([1, 2, 4], np.uint8)  # of one hue and saturation
+    batch = torch.from_numpy(grey[None].repeat(40, 0))
+    recipe = Recipe(size=(12, 16), steps=tuple(step for step in steps if step.op in RECOLOURING))
+    out = augment(batch, recipe, 0, 0, np.arange(40, dtype=np.uint64)).numpy().astype(int)
+    assert (out[..., 0] >= out[..., 1]).all()
+    assert (out[..., 1] >= out[..., 2]).all()
 
 
 def test_an_unknown_preset_is_answered_with_the_one_that_was_meant():

@@ -76,6 +76,13 @@ def test_what_changes_labels_is_left_out_of_the_augmentation(picture, model, fou
     assert [choice.value for choice in choices] == ["yes" if found[choice.name] else "no" for choice in choices]
 
 
+def test_a_random_operation_is_kept_from_recolouring_too():
+    source = halves(coloured)
+    plan = replace(make_plan(replace(PROBED, augment="trivial"), source, source.samples), model=Coloured())
+    after, _ = try_alterations(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
+    assert [step.params["recolour"] for step in after.recipe.steps if step.op == "trivial"] == [False]
+
+
 def test_what_was_asked_for_is_not_tried():
     source = halves(sided)
     plan = make_plan(replace(PROBED, mirror=True, recolour=False), source, source.samples)

@@ -30,7 +30,7 @@ def show(
     arch: Annotated[str | None, typer.Option(help="Whose size and pixels; see train.", show_default=False)] = None,
     recipe: Annotated[str | None, typer.Option(help="Whose augmentation; see train.", show_default=False)] = None,
     augment: Annotated[
-        str | None, typer.Option(help="none, light, standard, strong or mix.", show_default=False)
+        str | None, typer.Option(help="none, light, standard, strong, trivial or mix.", show_default=False)
     ] = None,
     size: Annotated[str | None, typer.Option(help="N or HxW in pixels.", show_default=False)] = None,
     fit: Annotated[str | None, typer.Option(help="crop, pad or squash.", show_default=False)] = None,

@@ -73,7 +73,8 @@ def train(
     fit: Annotated[str | None, _option(MODEL, f"How images get to that size: {_choices(FITS)}.", "crop")] = None,
     mirror: Annotated[bool | None, _option(MODEL, "Whether a mirrored image keeps its label; else tried out.")] = None,
     augment: Annotated[
-        str | None, _option(MODEL, "Changes to training images: none, light, standard, strong or mix.", "standard")
+        str | None,
+        _option(MODEL, "Changes to training images: none, light, standard, strong, trivial or mix.", "standard"),
     ] = None,
     dropout: Annotated[
         float | None, _option(MODEL, "The share of units left out in training, where the network has any drop-out.")

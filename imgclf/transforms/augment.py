@@ -16,10 +16,14 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from imgclf.errors import ConfigError
 from imgclf.specs import Recipe, Step
+from imgclf.transforms import ops_cpu
+from imgclf.transforms._ops import Numbers
 from imgclf.transforms.pixels import Pixels, to_channels
+from imgclf.transforms.trivial import DRAWS, Space, alter
 
 T = TypeVar("T")
 BORDERS = ("black", "reflect")  # of the frame that a random crop is taken from
@@ -159,6 +163,32 @@ def _erase(library: Any, recipe: Recipe, scale: Any, p: float) -> list[Any]:
     return [library.Erasing(scale=tuple(scale), fill="random_uniform", p=p)]
 
 
+@lru_cache(maxsize=1)
+def _trivial_transform() -> Any:
+    """The class of our own transform: what it derives from is there only when the library is."""
+
+    class Trivial(_library().ImageOnlyTransform):  # type: ignore[misc]  # it has no types
+        def __init__(self, space: Space) -> None:
+            super().__init__(p=1)
+            self._space = space
+
+        def get_params(self) -> dict[str, Any]:
+            """The numbers of one image."""
+            return {"numbers": self.random_generator.random((DRAWS, 1))}
+
+        def apply(self, img: Pixels, numbers: Numbers, **params: Any) -> Pixels:
+            """The image by the same operations as whole batches."""
+            batch = torch.from_numpy(np.ascontiguousarray(img)).reshape(1, *img.shape[:2], -1)
+            altered: Pixels = alter(ops_cpu, batch, numbers, self._space).numpy().reshape(img.shape)
+            return altered
+
+    return Trivial
+
+
+def _trivial(library: Any, recipe: Recipe, **space: Any) -> list[Any]:
+    return [_trivial_transform()(Space(**space))]
+
+
 _OPS: dict[str, Callable[..., list[Any]]] = {
     "resized_crop": _resized_crop,
     "random_crop": _random_crop,
@@ -166,4 +196,5 @@ _OPS: dict[str, Callable[..., list[Any]]] = {
     "flip": _flip,
     "color_jitter": _color_jitter,
     "erase": _erase,
+    "trivial": _trivial,
 }

@@ -10,7 +10,7 @@ mixup: Zhang et al., arXiv 1710.09412; cutmix: Yun et al., arXiv 1905.04899; alt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from imgclf.errors import ConfigError
 from imgclf.specs import Recipe, Step
 from imgclf.transforms import ops_cpu, ops_torch
+from imgclf.transforms._ops import Numbers, Ops
 from imgclf.transforms.augment import BORDERS, check_border, run_step
 from imgclf.transforms.draws import Draws
+from imgclf.transforms.trivial import DRAWS, Space, alter
 
-Numbers = NDArray[np.float64]
 Shares = tuple[torch.Tensor, torch.Tensor]
 
 _TRIES = 10  # of a random resized crop, as in torchvision and albumentations
@@ -93,24 +94,7 @@ def blend(
     )
 
 
-class _Ops(Protocol):
-    """What both modules of operations offer; see there."""
-
-    def mirror(self, pixels: torch.Tensor, chosen: NDArray[np.bool_]) -> torch.Tensor: ...
-    def crop(
-        self, pixels: torch.Tensor, padding: int, top: NDArray[np.int64], left: NDArray[np.int64], border: str
-    ) -> torch.Tensor: ...
-    def warp(self, pixels: torch.Tensor, matrices: Numbers) -> torch.Tensor: ...
-    def tone(self, pixels: torch.Tensor, gain: Numbers, offset: Numbers) -> torch.Tensor: ...
-    def colour(
-        self, pixels: torch.Tensor, brightness: Numbers, contrast: Numbers, saturation: Numbers
-    ) -> torch.Tensor: ...
-    def hue(self, pixels: torch.Tensor, turn: Numbers) -> torch.Tensor: ...
-    def paste(self, pixels: torch.Tensor, boxes: NDArray[np.int64], values: torch.Tensor) -> torch.Tensor: ...
-    def blend(self, pixels: torch.Tensor, others: torch.Tensor, share: Numbers) -> torch.Tensor: ...
-
-
-def _ops(pixels: torch.Tensor) -> _Ops:
+def _ops(pixels: torch.Tensor) -> Ops:
     return ops_cpu if pixels.device.type == "cpu" else ops_torch
 
 
@@ -153,13 +137,13 @@ def _crop_boxes(draws: Draws, shapes: NDArray[np.int64], scale: Any, ratio: Any)
     return np.concatenate([corner, taken]).T
 
 
-def _random_crop(ops: _Ops, pixels: torch.Tensor, draws: Draws, padding: int, border: str = BORDERS[0]) -> torch.Tensor:
+def _random_crop(ops: Ops, pixels: torch.Tensor, draws: Draws, padding: int, border: str = BORDERS[0]) -> torch.Tensor:
     check_border(border)
     top, left = (draws(2) * (2 * padding + 1)).astype(np.int64)
     return ops.crop(pixels, padding, top, left, border)
 
 
-def _affine(ops: _Ops, pixels: torch.Tensor, draws: Draws, shift: float, rotate: float, scale: Any) -> torch.Tensor:
+def _affine(ops: Ops, pixels: torch.Tensor, draws: Draws, shift: float, rotate: float, scale: Any) -> torch.Tensor:
     return ops.warp(pixels, _affine_matrices(draws, pixels.shape[1:3], shift, rotate, scale))
 
 
@@ -176,18 +160,18 @@ def _affine_matrices(draws: Draws, shape: tuple[int, ...], shift: float, rotate:
     return np.concatenate([linear, (centre + shifts - linear @ centre)[..., None]], 2)
 
 
-def _flip(ops: _Ops, pixels: torch.Tensor, draws: Draws, p: float) -> torch.Tensor:
+def _flip(ops: Ops, pixels: torch.Tensor, draws: Draws, p: float) -> torch.Tensor:
     return ops.mirror(pixels, draws(1)[0] < p)
 
 
-def _alternating_flip(ops: _Ops, pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _alternating_flip(ops: Ops, pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Mirrored in every second epoch: of two epochs, an image is seen from both sides."""
     starts = Draws(draws.seed, 0, draws.keys, draws.step)(1)[0] < 0.5
     return ops.mirror(pixels, starts ^ bool(draws.epoch % 2))
 
 
 def _color_jitter(
-    ops: _Ops, pixels: torch.Tensor, draws: Draws, brightness: float, contrast: float, saturation: float, hue: float
+    ops: Ops, pixels: torch.Tensor, draws: Draws, brightness: float, contrast: float, saturation: float, hue: float
 ) -> torch.Tensor:
     numbers = draws(8)
     if pixels.shape[3] != 3:  # there is no colour to change
@@ -205,7 +189,7 @@ def _color_jitter(
     return ops.colour(pixels, *np.where(before, 1.0, factors))
 
 
-def _erase(ops: _Ops, pixels: torch.Tensor, draws: Draws, scale: Any, p: float) -> torch.Tensor:
+def _erase(ops: Ops, pixels: torch.Tensor, draws: Draws, scale: Any, p: float) -> torch.Tensor:
     height, width, channels = pixels.shape[1:]
     numbers = draws(5 + channels)
     boxes = _erased_boxes(numbers[1:5], height, width, scale)
@@ -232,6 +216,10 @@ def _erased_boxes(numbers: Numbers, height: int, width: int, scale: Any) -> NDAr
     return np.concatenate([corner, corner + sides], 1).astype(np.int64)
 
 
+def _trivial(ops: Ops, pixels: torch.Tensor, draws: Draws, **space: Any) -> torch.Tensor:
+    return alter(ops, pixels, draws(DRAWS), Space(**space))
+
+
 def _blend_params(alpha: float, p: float) -> tuple[float, float]:
     if not (alpha > 0 and 0 <= p <= 1):
         raise ConfigError(f"mixup and cutmix take alpha above 0 and p in 0 to 1, not alpha {alpha!r} and p {p!r}")
@@ -249,13 +237,13 @@ def _beta(numbers: Numbers, alpha: float) -> Numbers:
 
 
 def _mixup(
-    ops: _Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
+    ops: Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
 ) -> tuple[torch.Tensor, Numbers]:
     return ops.blend(pixels, others, share), share
 
 
 def _cutmix(
-    ops: _Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
+    ops: Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
 ) -> tuple[torch.Tensor, Numbers]:
     """A box of the other's image, about a centre anywhere and cut at the edge; the share is what is left in truth."""
     size = np.array(pixels.shape[1:3])
@@ -273,5 +261,6 @@ _STEPS: dict[str, Callable[..., torch.Tensor]] = {
     "alternating_flip": _alternating_flip,
     "color_jitter": _color_jitter,
     "erase": _erase,
+    "trivial": _trivial,
 }
 _BLENDS = {"mixup": _mixup, "cutmix": _cutmix}

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 _OPENCV_CHANNELS = 4  # more than these, OpenCV does not warp
 
 
@@ -109,6 +110,42 @@ def hue(pixels: torch.Tensor, turn: NDArray[np.float64]) -> torch.Tensor:
         table = np.mod(np.arange(256) + 180 * part, 180).astype(np.uint8)
         cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, 0), table), hsv, 0)
         cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, target)
+    return torch.from_numpy(out)
+
+
+def sharpen(pixels: torch.Tensor, factor: NDArray[np.float64]) -> torch.Tensor:
+    """A factor (n,) of sharpness: 1 is no change, 0 is smoothed by PIL's filter of 3×3, more than 1 is sharper."""
+    import cv2
+
+    images = _array(pixels)
+    out = np.empty_like(images)
+    for target, source, part in zip(out, images, factor.tolist(), strict=True):
+        kernel = (1 - part) * SMOOTH
+        kernel[1, 1] += part
+        cv2.filter2D(source, -1, kernel, target, borderType=cv2.BORDER_REPLICATE)
+    return torch.from_numpy(out)
+
+
+def histograms(pixels: torch.Tensor) -> torch.Tensor:
+    """How many pixels have each level, int64 (n, channels, 256)."""
+    import cv2
+
+    images = _array(pixels)
+    counts = np.empty((len(images), images.shape[3], 256), np.int64)
+    for rows, image in zip(counts, images, strict=True):
+        for channel, row in enumerate(rows):
+            row[:] = cv2.calcHist([image], [channel], None, [256], [0, 256]).reshape(256)
+    return torch.from_numpy(counts)
+
+
+def lookup(pixels: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """Every level replaced by what a table of its image and channel, uint8 (n, channels, 256), holds for it."""
+    import cv2
+
+    images = _array(pixels)
+    out = np.empty_like(images)
+    for target, source, table in zip(out, images, _array(tables.transpose(1, 2)), strict=True):
+        cv2.LUT(source, table[None], target)
     return torch.from_numpy(out)
 
 

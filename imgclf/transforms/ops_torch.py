@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.transforms.ops_cpu import LUMA
+from imgclf.transforms.ops_cpu import LUMA, SMOOTH
 
 
 def mirror(pixels: torch.Tensor, chosen: NDArray[np.bool_]) -> torch.Tensor:
@@ -89,6 +89,36 @@ def hue(pixels: torch.Tensor, turn: NDArray[np.float64]) -> torch.Tensor:
     sixth = torch.where(high == red, (green - blue) / safe, sixth) + 6 * _each(turn, pixels)[..., 0]
     place = (sixth[..., None] + (5 - 2 * torch.arange(3, device=pixels.device))) % 6
     return _levels(high[..., None] - span[..., None] * torch.minimum(place, 4 - place).clamp(0, 1))
+
+
+def sharpen(pixels: torch.Tensor, factor: NDArray[np.float64]) -> torch.Tensor:
+    """A factor (n,) of sharpness: 1 is no change, 0 is smoothed by PIL's filter of 3×3, more than 1 is sharper."""
+    planes = pixels.permute(0, 3, 1, 2).float()
+    framed = torch.nn.functional.pad(planes, (1, 1, 1, 1), mode="replicate")
+    edge, centre = float(SMOOTH[0, 0]), float(SMOOTH[1, 1])
+    sums = 9 * torch.nn.functional.avg_pool2d(framed, 3, stride=1)
+    smooth = (edge * sums + (centre - edge) * planes).permute(0, 2, 3, 1)
+    part = _each(factor, pixels)
+    return _levels(part * pixels + (1 - part) * smooth)
+
+
+def histograms(pixels: torch.Tensor) -> torch.Tensor:
+    """How many pixels have each level, int64 (n, channels, 256)."""
+    levels = _flat(pixels)
+    counts = torch.zeros((*levels.shape[:2], 256), dtype=torch.int64, device=pixels.device)
+    return counts.scatter_add_(2, levels, torch.ones_like(counts[:, :, :1]).expand_as(levels))
+
+
+def lookup(pixels: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """Every level replaced by what a table of its image and channel, uint8 (n, channels, 256), holds for it."""
+    n, height, width, channels = pixels.shape
+    found = tables.gather(2, _flat(pixels)).view(n, channels, height, width)
+    return found.permute(0, 2, 3, 1).contiguous()
+
+
+def _flat(pixels: torch.Tensor) -> torch.Tensor:
+    """The levels as indices, int64 (n, channels, pixels)."""
+    return pixels.permute(0, 3, 1, 2).flatten(2).long()
 
 
 def paste(pixels: torch.Tensor, boxes: NDArray[np.int64], values: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from imgclf._registry import Registry
 from imgclf.specs import Step
 
 Preset = Callable[[bool], tuple[Step, ...]]
 PRESETS: Registry[Preset] = Registry("augmentation preset")
+# The operations that change hues and saturations, and the parameters with which they leave them.
+RECOLOURING: dict[str, dict[str, Any]] = {
+    "color_jitter": {"saturation": 0.0, "hue": 0.0},
+    "trivial": {"recolour": False},
+}
 
 
 def preset_steps(name: str, *, mirror: bool = True) -> tuple[Step, ...]:
@@ -24,8 +30,7 @@ def limited(steps: tuple[Step, ...], *, mirror: bool, recolour: bool) -> tuple[S
 
 
 def _keep_colour(step: Step) -> Step:
-    keep = {"saturation": 0.0, "hue": 0.0}
-    return replace(step, params={**step.params, **keep}) if step.op == "color_jitter" else step
+    return replace(step, params={**step.params, **RECOLOURING.get(step.op, {})})
 
 
 def _preset(function: Preset) -> Preset:
@@ -72,6 +77,13 @@ def _mix(mirror: bool) -> tuple[Step, ...]:
     """`strong`, and half of the images blended, half with a box of another: for long training from scratch."""
     mixup = Step("mixup", {"alpha": 0.2, "p": 0.5})
     return (*_strong(mirror), mixup, Step("cutmix", {"alpha": 1.0, "p": 0.5}))
+
+
+@_preset
+def _trivial(mirror: bool) -> tuple[Step, ...]:
+    """A crop, a mirror, and one change of a random kind and strength (TrivialAugment); digits are not solarized."""
+    far = {"shear": 0.3, "shift": 0.2, "rotate": 30} if mirror else {"shear": 0.15, "shift": 0.1, "rotate": 10}
+    return (_zoom(mirror, 0.5), *_flip(mirror), Step("trivial", {**far, "factor": 0.9, "recolour": mirror}))
 
 
 @_preset
