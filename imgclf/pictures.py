@@ -95,6 +95,7 @@ def save_lr_curve(curve: LrCurve, path: Path) -> None:
     axis = axes.flat[0]
     axis.plot(curve.rates, curve.losses)
     axis.set_xscale("log")
+    axis.set_ylim(top=min(max(curve.losses), 2 * curve.losses[0]))  # an explosion would hide the rest
     axis.axvline(curve.suggestion, linestyle="--", color="grey")
     axis.annotate(f" {curve.suggestion:.2g}", (curve.suggestion, max(curve.losses)), va="top")
     axis.set_xlabel("learning rate")
