@@ -43,7 +43,7 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
         return
     yield Choice("epochs", str(config.epochs), _reason(asked.epochs, images))
     yield Choice("lr", f"{config.lr:g}", _reason(asked.lr, f"{config.optimizer}, {start}"))
-    slower = f"each twelfth of the depth by that factor slower than the next, {start}"
+    slower = f"for each twelfth of the depth, {start}"
     yield Choice("layer_decay", f"{config.layer_decay:g}", _reason(asked.layer_decay, slower))
     norms = "few small batches tell less than the weights' statistics" if config.freeze_norm else start
     yield Choice("freeze_norm", _yes(config.freeze_norm), _reason(asked.freeze_norm, norms))

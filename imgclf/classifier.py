@@ -212,12 +212,12 @@ class Classifier:
     def _train(
         self, loaders: Loaders, callbacks: Sequence[Callback], state: dict[str, Any] | None = None
     ) -> Classifier:
-        run, (loader, valid) = self.run_, loaders
+        loader, valid = loaders
         if state is None:
-            loader, run = self._begin(loader, valid, callbacks), self.run_
+            loader = self._begin(loader, valid, callbacks)
+        run = self.run_
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
-        checkpoint = None if run is None else run.path / CHECKPOINT
         try:
             self.history_: History = train(
                 self.model_,
@@ -225,7 +225,7 @@ class Classifier:
                 valid,
                 self.experiment_.train,
                 callbacks=callbacks,
-                checkpoint=checkpoint,
+                checkpoint=None if run is None else run.path / CHECKPOINT,
                 resume=state,
                 keep_start=knows_classes(self.plan_),
             )
@@ -351,15 +351,14 @@ class Classifier:
         if run is not None:
             callbacks = (Recorder(run, self._manifest()), *callbacks)
         start = begin(self.plan_, self.split_, (loader, valid), partial(self._loader, self.source_), callbacks)
-        self.plan_, self.probe_, self.choices_ = start.plan, start.probe, start.choices
-        self.experiment_ = start.plan.experiment
+        self.plan_, self.experiment_ = start.plan, start.plan.experiment
+        self.probe_, self.choices_ = start.probe, start.choices
         if start.plan.recipe != self.recipe_:
             self.recipe_ = start.plan.recipe
             loader = self._loader(self.source_, loader.samples, train=True, cache=self.experiment_.data.cache)
         if run is not None:
             write_config(run.path / CONFIG, self.experiment_, run.info["source"])
-            choices = [asdict(choice) for choice in start.choices]
-            self.run_ = write_info(run, recipe=to_dict(self.recipe_), choices=choices)
+            self.run_ = write_info(run, recipe=to_dict(self.recipe_), choices=list(map(asdict, start.choices)))
         notify(callbacks, "choices", start.choices)
         return loader
 

@@ -90,10 +90,10 @@ def tune(
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTED, n_warmup_steps=1),
         load_if_exists=True,
     )
-    fixed = {"network": f"{plan.spec.arch} {plan.recipe.size} {split.digest}"}
-    if study.user_attrs and study.user_attrs != fixed:
-        raise ConfigError(f"{base.with_suffix('.db')} is of another network, size or split: move it away, or delete it")
-    study.set_user_attr("network", fixed["network"])
+    what = f"{plan.spec.arch} {plan.recipe.size} {usual.train.epochs} epochs {split.digest}"
+    if study.user_attrs.get("what", what) != what:
+        raise ConfigError(f"{base.with_suffix('.db')} is of another network, size, split or number of epochs: move it")
+    study.set_user_attr("what", what)
     if not study.trials:
         study.enqueue_trial(_usual_values(usual))
     while len(_counted(study)) < trials and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ def test_a_search_goes_on_where_it_stopped(photos, in_folder):
 
 def test_another_network_is_another_search(photos, in_folder):
     tune(str(photos), TINY, trials=1)
-    with pytest.raises(ConfigError, match="is of another network, size or split"):
+    with pytest.raises(ConfigError, match="is of another network, size, split"):
         tune(str(photos), {**TINY, "size": [20, 20]}, trials=1)
 
 

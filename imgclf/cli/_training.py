@@ -77,7 +77,7 @@ def _show_plan(plan: DryRun, options: dict[str, Any]) -> None:
     console.show_table(["choice", "value", "reason"], [(c.name, c.value, c.reason) for c in plan.choices])
     parts = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in plan.seconds.items())
     console.show(f"time:   about {sum(plan.seconds.values()):,.0f} s after the images are checked ({parts})")
-    console.show(f"memory: about {plan.memory / 1e9:.1f} GB for a step, beside the images that are kept")
+    console.show(f"memory: about {plan.memory / 1e6:,.0f} MB for a step, beside the images that are kept")
     console.show("in Python:")
     for line in plan.python.splitlines():
         console.show(f"    {line}" if line else "")
