@@ -159,10 +159,10 @@ class Classifier:
         distributed.join()
         folder = open_run(Path(run))
         with held(folder) if distributed.is_main() else nullcontext():
+            experiment, data = read_experiment(folder)
             fresh = folder.info["status"] in ("running", "failed") and not has_checkpoint(folder.path / CHECKPOINT)
             state = None if fresh else load_checkpoint(folder.path / CHECKPOINT)
             reached = 0 if state is None else state["epoch"]
-            experiment, data = read_experiment(folder)
             planned = experiment.train.epochs
             config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
             ended = folder.info["status"] == "done"  # else it was killed before its result was written

@@ -255,7 +255,15 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
 
 
 def read_experiment(run: Run) -> tuple[Experiment, str]:
-    """What a run was asked to do, and the name of its data; `ConfigError` where they were a `Source` of the user's."""
+    """What a run was asked to do, and the name of its data.
+
+    Raises `ConfigError` where these were a `Source` of the user's, and for an ensemble, which was never trained as one.
+    """
+    if "members" in run.info:
+        members = ", ".join(run.info["members"])
+        raise ConfigError(
+            f"{run.path} is an ensemble, which was not trained as one; name one of its members: {members}"
+        )
     values, data = read_config(run.path / CONFIG)
     if data is None:
         raise ConfigError(f"{run.path / CONFIG} names no data: a run on a Source of your own can't be trained again")

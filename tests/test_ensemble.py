@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from imgclf import Classifier
 from imgclf.bundle import load_model, read_manifest, save_model
+from imgclf.cli import _console, app
 from imgclf.ensemble import combine, fit_ensemble
 from imgclf.errors import ConfigError
 from imgclf.models.build import build_model
 from imgclf.models.ensemble import Ensemble
+from imgclf.reproduce import reproduce
 from imgclf.run import open_run
 from imgclf.specs import ModelSpec
 
@@ -104,3 +107,18 @@ def test_a_model_file_without_members_is_a_single_network(photos, tmp_path):
     del values["spec"]["members"]
     assert bundle._parse_manifest(values).spec.members == 1
     assert load_model(path)[1].spec.members == 1
+
+
+def test_an_ensemble_is_not_trained_again_as_one(three):
+    ensemble, _ = three
+    for again in (Classifier().resume, Classifier().repeat, reproduce):
+        with pytest.raises(ConfigError, match=r"is an ensemble.*name one of its members: .*, .*, "):
+            again(ensemble.run_.path)
+
+
+def test_what_is_better_is_said_of_each_member_alone(photos, in_folder, monkeypatch):
+    monkeypatch.setattr(_console, "catch_termination", lambda: None)  # it would outlive the test
+    arguments = "--ensemble 2 --arch lenet --size 16 --epochs 1 --weights none --device cpu"
+    said = CliRunner().invoke(app, ["train", str(photos), *arguments.split()]).stderr
+    assert said.count("member ") == 2
+    assert "\u2192" not in said, "each first epoch is better than none"

@@ -197,6 +197,7 @@ class TrainView:
 
     def _on_member(self, place: tuple[int, int]) -> None:
         number, members = place
+        self._best = None  # it is another network's
         console.say(f"member {number} of {members}", "bold")
 
     def _on_ensemble(self, results: tuple[Evaluation, ...]) -> None:
