@@ -71,8 +71,8 @@ class Classifier:
 
     `arch` is the name of an architecture, or a function from a `ModelSpec` to a module; `weights` says what it starts
     from (`auto`, `pretrained`, `none`, a path, a hub name), `init` a run folder or model file to go on from, with its
-    network, pixels and classes; `size` is a side or (height, width) in pixels; `augment` is
-    a preset's name or an `albumentations.Compose`. `recipe` is a named experiment, or an `Experiment`, which the others
+    network, pixels and classes; `size` is a side or (height, width) in pixels; `augment` is a preset's name or an
+    `albumentations.Compose`. `recipe` is a named experiment, or an `Experiment`, which the others
     then change; `config` changes any other field of it, as in `{"fit": "pad", "train": {"weight_decay": 0.1}}`. What is
     left out is as it suits the data.
 
@@ -214,7 +214,7 @@ class Classifier:
     ) -> Classifier:
         loader, valid = loaders
         if state is None:
-            loader = self._begin(loader, valid, callbacks)
+            loader = self._begin(*loaders, callbacks)
         run = self.run_
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
 from imgclf.compute import enough_threads, step_flops
 from imgclf.data.loader import Batch, Loader
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, DataError
 from imgclf.inference import Progress
 from imgclf.results import LrCurve
 from imgclf.specs import TrainConfig
+from imgclf.training.callbacks import TrainState
 from imgclf.training.device import pick_device
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
@@ -24,7 +24,7 @@ LOWEST, HIGHEST = 1e-7, 10.0
 STEPS = 100
 SMOOTHING = 0.9  # of the running mean of losses
 EXPLODED = 4  # times the lowest loss
-BELOW = 10  # the suggestion is so many times below the rate of the lowest loss
+FEWEST = STEPS // 10  # steps that a curve needs: before them the rate is still below 1e-6
 
 
 def find_lr(
@@ -33,40 +33,68 @@ def find_lr(
     """Train a copy of `model` for 100 steps while the learning rate rises from 1e-7 to 10, and watch the loss.
 
     `loader` gives training batches, as often as needed; of `config` the optimizer and what belongs to a step count. The
-    test ends where the smoothed loss is four times the lowest, or not finite. The suggestion is a tenth of the rate of
-    the lowest smoothed loss (Howard & Gugger 2020): at that rate itself, some steps already do harm. The model and all
-    random numbers stay as they are. Raises `ConfigError` where the first steps already diverge.
+    test ends where the smoothed loss is four times the lowest, or not finite. The suggestion is that of `valley`. The
+    model and all random numbers stay as they are. Raises `ConfigError` where the first steps already diverge or there
+    are no epochs, and `DataError` where the loader has no batch.
     """
+    if config.epochs == 0:
+        raise ConfigError("epochs is 0, and a probe alone has no learning rate to find: ask for 1 or more")
     device = pick_device(config.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         trial = copy.deepcopy(model)
         state = initial_state(trial, loader, config, device)
         example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
-        set_mode(trial, config, config.freeze_epochs)
-        rewind, mean = Rewind(trial, device), 0.0
-        rates: list[float] = []
-        losses: list[float] = []
+        set_mode(trial, config, 0)
         with enough_threads(step_flops(trial, example, config.batch_size)):
-            for i, batch in zip(range(STEPS), _endless(loader, state.drop_last), strict=False):
-                rate = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
-                set_lr(state.optimizer, rate)
-                state.sums.zero_()
-                images = learn(state, batch, loader.recipe, rewind)
-                loss = state.sums[0].item() / max(1, images)
-                mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-                smooth = mean / (1 - SMOOTHING ** (i + 1))
-                if not math.isfinite(loss) or (losses and smooth > EXPLODED * min(losses)):
-                    break
-                rates.append(rate)
-                losses.append(smooth)
-                progress(i + 1, STEPS)
-    if len(losses) < STEPS // 10:
-        raise ConfigError(f"the loss explodes at once, at a learning rate of {rate:.1g}: the start itself is broken")
-    return LrCurve(tuple(rates), tuple(losses), rates[int(np.argmin(losses))] / BELOW)
+            rates, losses = _rise(state, loader, progress)
+    if len(losses) < FEWEST:
+        raise ConfigError(
+            f"the loss explodes at once, after {len(losses)} of {STEPS} steps and below a learning rate of 1e-6: "
+            "the start itself is broken; try other --weights"
+        )
+    return LrCurve(tuple(rates), tuple(losses), valley(rates, losses))
+
+
+def valley(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate half-way down the longest descent of `losses`, counted in steps from its end.
+
+    The descent is the longest subsequence of falling losses, which a bump on the way does not end; at its foot some
+    steps already do harm. This is the rule `valley` of fastai's `lr_find` (docs.fast.ai/callback.schedule.html).
+    """
+    length: list[int] = []
+    for loss in losses:
+        length.append(1 + max((n for n, higher in zip(length, losses, strict=False) if higher > loss), default=0))
+    foot = length.index(max(length))
+    return rates[foot - length[foot] // 2]
+
+
+def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[float], list[float]]:
+    """The rates that were tried, and the smoothed loss at each."""
+    rates: list[float] = []
+    losses: list[float] = []
+    rewind, mean = Rewind(state.model, state.device), 0.0
+    for i, batch in zip(range(STEPS), _endless(loader, state.drop_last), strict=False):
+        rate = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
+        set_lr(state.optimizer, rate)
+        state.sums.zero_()
+        images = learn(state, batch, loader.recipe, rewind)
+        progress(i + 1, STEPS)
+        if images == 0:  # none of the batch could be read: no step was taken
+            continue
+        loss = state.sums[0].item() / images
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        smooth = mean / (1 - SMOOTHING ** (len(losses) + 1))
+        if not math.isfinite(loss) or (losses and smooth > EXPLODED * min(losses)):
+            break
+        rates.append(rate)
+        losses.append(smooth)
+    return rates, losses
 
 
 def _endless(loader: Loader, drop_last: bool) -> Iterator[Batch]:
+    if loader.steps(drop_last) == 0:
+        raise DataError(f"{len(loader)} images are less than one batch, and drop_last leaves it out: use a smaller one")
     epoch = 0
     while True:
         yield from loader.epoch(epoch, drop_last=drop_last)
