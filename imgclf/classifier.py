@@ -212,9 +212,7 @@ class Classifier:
     def _train(
         self, loaders: Loaders, callbacks: Sequence[Callback], state: dict[str, Any] | None = None
     ) -> Classifier:
-        loader, valid = loaders
-        if state is None:
-            loader = self._begin(*loaders, callbacks)
+        loader, valid = loaders if state is not None else (self._begin(*loaders, callbacks), loaders[1])
         run = self.run_
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
