@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from imgclf.data.folder import FileReader
 from imgclf.data.loader import Loader
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.machine import cores, machine
 from imgclf.plan import Plan, plan_loader, plan_training
-from imgclf.specs import Recipe, TrainConfig
-from imgclf.training.callbacks import Callback, TrainState
+from imgclf.specs import Recipe
+from imgclf.training.callbacks import Callback
 from imgclf.training.device import pick_device
-from imgclf.training.loop import train
+from imgclf.training.rate import train_rate, wait
 from imgclf.transforms.pixels import decode_size
 
 SECONDS = 3.0  # a stage
 MOST = 2000  # images that are looked at
-WARM_UP = 3  # steps that are not counted
 BATCHES = 4  # of synthetic pixels
-ENDLESS = 100_000  # epochs: the clock ends a stage
 
 
 @dataclass(frozen=True)
@@ -56,10 +51,6 @@ class Benchmark:
         return asdict(self)
 
 
-class _Enough(Exception):
-    """The stage has run for long enough."""
-
-
 def benchmark(
     data: str | os.PathLike[str] | Source,
     changes: Mapping[str, Any],
@@ -77,7 +68,7 @@ def benchmark(
     """
     plan, source, split = plan_training(data, changes, recipe, callbacks)
     samples = split.samples("train")[:MOST]
-    config = replace(plan.experiment.train, epochs=ENDLESS, patience=0, class_weights="none")
+    config = replace(plan.experiment.train, class_weights="none")
     plan = replace(plan, experiment=replace(plan.experiment, train=config))
 
     stages: list[Stage] = []
@@ -94,7 +85,7 @@ def benchmark(
     step = _step_rate(plan, source.classes, seconds)
     stages.append(Stage("step", step, "forward, backward and optimizer on synthetic pixels"))
     progress("whole")
-    whole = _train_rate(plan.model, loader, config, seconds, from_epoch=1)
+    whole = train_rate(plan.model, loader, config, seconds, from_epoch=1)
     stages.append(Stage("whole", whole, "all of it, from the second epoch on"))
     rates = {stage.name: stage.images_per_second for stage in stages}
     bound = _bound(rates, loader.tier.name)
@@ -147,7 +138,7 @@ def _feed_rate(loader: Loader, seconds: float) -> float:
         images += len(batch)
         if time.perf_counter() - began > seconds:
             break
-    _wait(loader.device)
+    wait(loader.device)
     return images / (time.perf_counter() - began)
 
 
@@ -167,52 +158,7 @@ def _step_rate(plan: Plan, classes: Sequence[str], seconds: float) -> float:
     samples = [Sample(f"noise/{i}", classes[i % len(classes)], sha256=f"{i:064x}") for i in range(n)]
     source = Source("noise", tuple(classes), tuple(samples), reader)
     loader = plan_loader(replace(plan, recipe=recipe), source, samples, train=True, cache="device")
-    return _train_rate(plan.model, loader, config, seconds)
-
-
-def _train_rate(model: nn.Module, loader: Loader, config: TrainConfig, seconds: float, from_epoch: int = 0) -> float:
-    """Images a second of `train`, after a few steps of warm-up; the model stays as it is."""
-    clock = _Clock(seconds, from_epoch)
-    with suppress(_Enough):
-        train(copy.deepcopy(model), loader, None, config, callbacks=[clock])
-    return clock.rate
-
-
-class _Clock:
-    """Counts the images of training, and ends it when the time is over: a callback."""
-
-    def __init__(self, seconds: float, from_epoch: int) -> None:
-        self._seconds = seconds
-        self._from_epoch = from_epoch
-        self._steps = self._images = 0
-        self._began = 0.0
-        self._before = 0
-        self.rate = 0.0
-
-    def __call__(self, event: str, subject: Any) -> None:
-        """Take note of a step; others are none of its business."""
-        if event != "step" or not isinstance(subject, TrainState) or subject.epoch < self._from_epoch:
-            return
-        new = subject.images - (self._before if subject.step > 1 else 0)
-        self._before = subject.images
-        self._steps += 1
-        if self._steps <= WARM_UP:
-            _wait(subject.device)
-            self._began = time.perf_counter()
-            return
-        self._images += new
-        if time.perf_counter() - self._began > self._seconds:
-            _wait(subject.device)
-            self.rate = self._images / (time.perf_counter() - self._began)
-            raise _Enough
-
-
-def _wait(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    return train_rate(plan.model, loader, config, seconds)
 
 
 def _bound(rates: Mapping[str, float], tier: str) -> str:

@@ -33,7 +33,7 @@ class DryRun:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
-        return {**asdict(self), "choices": [asdict(choice) for choice in self.choices]}
+        return asdict(self)
 
 
 def dry_run(

@@ -279,7 +279,7 @@ def plan_as(
     """
     following = replace(experiment.data, split_file=str(run.path / SPLIT))
     source = open_source(run_source(run, data), **reading_options(experiment.data))
-    audited, split = read_data(source, replace(experiment, data=following), callbacks)
+    audited, split = read_data(source, replace(experiment, data=following, init=None), callbacks)
     require_same_data(split, read_split(run.path / SPLIT), str(run.path))
     recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
     asked = experiment if weights else replace(experiment, weights="none")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,18 +22,17 @@ from imgclf.plan import Plan
 from imgclf.results import Choice, Probe
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.auto import EPOCHS
-from imgclf.training.callbacks import Callback, TrainState, notify
+from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import pick_device, pick_precision
-from imgclf.training.loop import train
 from imgclf.training.optim import class_weights
 from imgclf.training.probe import fit_probe
+from imgclf.training.rate import train_rate
 from imgclf.transforms.ops_cpu import LUMA
 from imgclf.transforms.pixels import to_input
 from imgclf.transforms.presets import RECOLOURING, limited
 
 FIRST_PIXELS = 5_000 * 32 * 32  # of each channel, for a network that starts from the data
 SEEN = 200  # valid images that are looked at in other ways
-WARM_UP = 2  # steps that are not measured
 MEASURED = 3.0  # seconds
 LONGER = 4  # times as many epochs as would be taken without a limit, at most
 Alteration = Callable[[torch.Tensor], torch.Tensor]
@@ -179,8 +176,9 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[Train
     """
     config = plan.experiment.train
     assert config.minutes is not None
-    step = seconds_a_step(plan.model, loader, config)
-    check = 0.0 if valid is None else seconds_of(valid, plan.model)
+    model = plan.model.to(pick_device(config.device))
+    step = seconds_a_step(model, loader, config)
+    check = 0.0 if valid is None else seconds_of(valid, model)
     left = 60 * config.minutes - (time.perf_counter() - plan.began) - check
     if left <= step + check:
         raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
@@ -195,34 +193,7 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[Train
 
 def seconds_a_step(model: nn.Module, loader: Loader, config: TrainConfig) -> float:
     """How long a step takes with what belongs to it, measured for about three seconds on a copy of the model."""
-    clock = _StepClock()
-    trial = replace(config, epochs=100_000, epoch_steps=None, minutes=None, patience=0)
-    with suppress(_Enough):
-        train(copy.deepcopy(model), loader, None, trial, callbacks=[clock])
-    return clock.seconds
-
-
-class _Enough(Exception):
-    """Enough steps were measured."""
-
-
-class _StepClock:
-    """Measures the steps of training, and ends it: a callback."""
-
-    def __init__(self) -> None:
-        self._ends: list[float] = []
-        self.seconds = 0.0
-
-    def __call__(self, event: str, subject: Any) -> None:
-        """Take note of a step; others are none of its business."""
-        if event != "step" or not isinstance(subject, TrainState):
-            return
-        subject.sums.tolist()  # waits for the device
-        self._ends.append(time.perf_counter())
-        measured = self._ends[WARM_UP:]
-        if len(measured) >= 2 and measured[-1] - measured[0] > MEASURED:
-            self.seconds = (measured[-1] - measured[0]) / (len(measured) - 1)
-            raise _Enough
+    return loader.batch_size / train_rate(model, loader, config, MEASURED)
 
 
 def seconds_of(loader: Loader, model: nn.Module) -> float:

@@ -621,3 +621,11 @@ def test_a_model_file_away_from_its_run_keeps_what_it_learnt_from_in_train(own, 
 def test_what_is_no_model_cannot_be_gone_on_from(photos, tmp_path):
     with pytest.raises(ModelFileError, match="there is no such model file"):
         Classifier(init=tmp_path / "nothing").fit(photos)
+
+
+def test_a_run_goes_on_without_the_model_that_it_began_from(own):
+    first = only_run(own)
+    file = shutil.copy(first / "model.safetensors", own / "start.safetensors")
+    second = Classifier(init=file, config={"train": EXACT}).fit(own / "photos", epochs=1, runs=own / "runs")
+    Path(file).unlink()
+    assert len(Classifier().resume(second.run_.path, epochs=2).history_) == 2
