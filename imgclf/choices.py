@@ -11,6 +11,7 @@ from imgclf.data.source import Sample
 from imgclf.models.backbones import find_arch
 from imgclf.plan import Plan
 from imgclf.results import Choice
+from imgclf.training.auto import JUDGES
 
 ASKED = "as given"
 
@@ -40,6 +41,9 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     images = f"{len(train):,} training images, {start}"
     yield Choice("probe", _yes(config.probe), _reason(asked.probe, start))
     if config.epochs == 0:
+        if asked.epochs is None:
+            why = f"{JUDGES} valid images or more could tell whether training does better; --epochs trains all the same"
+            yield Choice("epochs", "0", why)
         return
     yield Choice("epochs", str(config.epochs), _reason(asked.epochs, images))
     yield Choice("lr", f"{config.lr:g}", _reason(asked.lr, f"{config.optimizer}, {start}"))

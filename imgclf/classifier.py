@@ -140,7 +140,8 @@ class Classifier:
             require_free(Path(runs), name)
         callbacks = (callbacks or (warn_of,)) if distributed.is_main() else ()
         audited, split = read_data(source, experiment, callbacks)
-        plan = make_plan(experiment, audited.source, split.samples("train"), compose, audited.sizes)
+        train, valid = split.samples("train"), len(split.samples("valid"))
+        plan = make_plan(experiment, audited.source, train, compose, audited.sizes, valid)
         loaders = self._learn_from(plan, audited.source, split, callbacks)
         named = None if isinstance(data, Source) else os.fspath(data)
         if runs is not None and distributed.is_main():

@@ -118,10 +118,12 @@ def make_plan(
     train: Sequence[Sample],
     compose: Mapping[str, Any] | None = None,
     sizes: Sizes | None = None,
+    valid: int | None = None,
 ) -> Plan:
     """Build the network, load its weights, and settle every open choice, for the `train` samples of a source.
 
-    `compose` is a user's own augmentation, which takes the place of the preset; `sizes` are those of the images.
+    `compose` is a user's own augmentation, which takes the place of the preset; `sizes` are those of the images;
+    `valid` is how many of them there are to judge training by.
     """
     recipe = plan_pixels(experiment, source, compose, sizes)
     spec = ModelSpec(experiment.arch, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
@@ -133,13 +135,18 @@ def make_plan(
         experiment,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
         augment=CUSTOM if compose is not None else experiment.augment or DEFAULT_AUGMENT,
-        train=_settle(experiment.train, model, recipe, train, weights),
+        train=_settle(experiment.train, model, recipe, train, weights, valid),
     )
     return Plan(experiment, settled, spec, recipe, model, weights, sizes)
 
 
 def _settle(
-    config: TrainConfig, model: nn.Module, recipe: Recipe, train: Sequence[Sample], weights: WeightsUsed
+    config: TrainConfig,
+    model: nn.Module,
+    recipe: Recipe,
+    train: Sequence[Sample],
+    weights: WeightsUsed,
+    valid: int | None,
 ) -> TrainConfig:
     """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
     device, pretrained = pick_device(config.device), weights.used != "none"
@@ -153,7 +160,7 @@ def _settle(
     config = replace(config, precision=precision_name(dtype))
     probe = weights.used != "none" and weights.head == "fresh" and linear_head(model) is not None
     counts = list(Counter(sample.label for sample in train).values())
-    return resolve_config(config, pretrained=pretrained, images=len(train), probe=probe, counts=counts)
+    return resolve_config(config, pretrained=pretrained, images=len(train), valid=valid, probe=probe, counts=counts)
 
 
 def plan_pixels(
@@ -204,7 +211,9 @@ def plan_training(
     experiment = choose_experiment(recipe, changes, source.default_recipe)
     check_experiment(experiment)
     audited, split = read_data(source, experiment, callbacks)
-    plan = make_plan(experiment, audited.source, split.samples("train"), sizes=audited.sizes)
+    plan = make_plan(
+        experiment, audited.source, split.samples("train"), sizes=audited.sizes, valid=len(split.samples("valid"))
+    )
     notify(callbacks, "model", plan)
     return plan, audited.source, split
 
@@ -283,7 +292,9 @@ def plan_as(
     require_same_data(split, read_split(run.path / SPLIT), str(run.path))
     recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
     asked = experiment if weights else replace(experiment, weights="none")
-    plan = make_plan(asked, audited.source, split.samples("train"), recipe.compose, audited.sizes)
+    plan = make_plan(
+        asked, audited.source, split.samples("train"), recipe.compose, audited.sizes, len(split.samples("valid"))
+    )
     if weights and plan.weights.source != start.source:
         raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
     return replace(plan, experiment=experiment, recipe=recipe, weights=start), audited.source, split

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import nn
 
 from imgclf.choices import describe
 from imgclf.data.loader import Loader
+from imgclf.data.source import Sample
 from imgclf.data.split import Split
 from imgclf.errors import ConfigError
 from imgclf.inference import Progress, evaluate, infer
-from imgclf.plan import Plan
+from imgclf.plan import Plan, plan_loader, plan_training
 from imgclf.results import Choice, Probe
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.auto import EPOCHS
@@ -78,6 +80,26 @@ def begin(
         plan = replace(plan, experiment=replace(plan.experiment, train=config))
         found = (*found, choice)
     return Start(plan, probe, describe(plan, train_samples, found))
+
+
+def plan_start(
+    data: str | os.PathLike[str], changes: Mapping[str, Any], recipe: str | None, callbacks: Sequence[Callback]
+) -> tuple[Start, Loader]:
+    """Where training with these changes of an experiment takes its first step, and the loader of that step.
+
+    A limit of minutes is left aside: nothing is fitted to it. Raises what training would raise before its first step.
+    """
+    plan, source, split = plan_training(data, changes, recipe, callbacks)
+    experiment = plan.experiment
+    plan = replace(plan, experiment=replace(experiment, train=replace(experiment.train, minutes=None)))
+
+    def load(samples: Sequence[Sample], **options: Any) -> Loader:
+        return plan_loader(plan, source, samples, **options)
+
+    held_out = split.samples("valid")
+    loaders = (load(split.samples("train"), train=True), load(held_out) if held_out else None)
+    start = begin(plan, split, loaders, load, callbacks)
+    return start, plan_loader(start.plan, source, split.samples("train"), train=True)
 
 
 def knows_classes(plan: Plan) -> bool:
@@ -184,7 +206,7 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[Train
         raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
     steps = min(loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)
     most = plan.asked.train.epochs or LONGER * EPOCHS[plan.weights.used != "none"][1]
-    epochs = min(most, max(1, round(left / (steps * step + check))))
+    epochs = min(most, max(1, math.ceil(left / (steps * step + check))))
     cut = min(steps, max(1, int((left / epochs - check) / step)))
     config = replace(config, epochs=epochs, epoch_steps=cut if cut < steps else config.epoch_steps, minutes=left / 60)
     value = f"{epochs}" + (f", of {cut} of {steps} steps" if cut < steps else "")

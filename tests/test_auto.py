@@ -48,6 +48,14 @@ def test_more_images_need_fewer_epochs(pretrained):
     assert epochs[0] > epochs[-1]
 
 
+@pytest.mark.parametrize(("valid", "epochs"), [(0, 0), (19, 0), (20, 8), (None, 8)])
+def test_too_few_valid_images_leave_the_baseline_as_it_is(valid, epochs):
+    few = {"pretrained": True, "images": 50, "valid": valid}
+    assert resolve_config(TrainConfig(), probe=True, **few).epochs == epochs
+    assert resolve_config(TrainConfig(epochs=2), probe=True, **few).epochs == 2
+    assert resolve_config(TrainConfig(), **few).epochs == 8, "there is no baseline"
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_pretrained_weights_are_changed_more_slowly(optimizer):
     config = TrainConfig(optimizer=optimizer)

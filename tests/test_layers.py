@@ -21,7 +21,15 @@ ROOT = Path(imgclf.__file__).parent
 LAYERS = (
     ("errors", "_version", "distributed"),
     ("_registry", "_files", "_tensorfile", "specs", "results", "machine", "compute", "fold"),
-    ("data.source", "data.decode", "data.images", "models._arch", "models._layers", "evaluation.metrics"),
+    (
+        "data.source",
+        "data.decode",
+        "data.images",
+        "models._arch",
+        "models._layers",
+        "evaluation.calibration",
+        "evaluation.metrics",
+    ),
     (
         *("data.folder", "data.table", "data.tarindex", "data.shards", "data.download", "data.named", "data.open"),
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),

@@ -1,13 +1,21 @@
 """The learning-rate range test."""
 
+import copy
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from imgclf import Classifier
 from imgclf.data.loader import Loader
+from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import ConfigError
 from imgclf.plan import make_plan
-from imgclf.specs import Experiment, TrainConfig
-from imgclf.training.lr_finder import HIGHEST, LOWEST, find_lr, valley
+from imgclf.specs import Experiment, Recipe, TrainConfig
+from imgclf.start import plan_start
+from imgclf.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, valley
 
 
 def trial(source, **train):
@@ -28,14 +36,64 @@ def test_a_rate_is_suggested_and_everything_is_as_before(make_source, optimizer)
     done = []
     curve = find_lr(model, loader, config, progress=lambda *step: done.append(step))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     assert LOWEST < curve.suggestion < HIGHEST / 10
     assert list(curve.rates) == sorted(curve.rates)
-    assert len(curve.rates) == len(curve.losses)
-    assert [step for step, _ in done] == list(range(1, len(done) + 1))
-    assert len(done) - 1 <= len(curve.rates) <= len(done), "a step after which the loss explodes is not on the curve"
+    assert len(curve.rates) == len(curve.losses) <= len(done) <= STEPS
     assert min(curve.losses) < curve.losses[0]
     assert find_lr(model, loader, config) == curve
+
+
+def test_after_an_interrupt_everything_is_as_before(make_source):
+    model, loader, config = trial(make_source(n=24))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+
+    def interrupt(done, n):
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_lr(model, loader, config, progress=interrupt)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_suggestion_for_a_convex_problem_descends_and_does_not_diverge():
+    """Logistic regression on two bright or dark pixels: plain gradient steps at that rate must learn it."""
+    values = np.where(np.arange(64) % 2, 200, 55).astype(np.uint8)[:, None, None, None]
+    reader = ArrayReader({"all": values})
+    samples = tuple(Sample(f"all/{i:05d}", "ab"[i % 2], sha256=f"{i:064x}") for i in range(64))
+    source = Source("convex", ("a", "b"), samples, reader)
+    recipe = Recipe(size=(1, 1), channels=1, mean=(0.5,), std=(0.3,))
+    loader = Loader(source, samples, recipe, classes=source.classes, batch_size=16, train=True)
+    config = TrainConfig(epochs=1, lr=1.0, batch_size=16, device="cpu", precision="fp32", optimizer="sgd", momentum=0.0)
+    config = replace(config, weight_decay=0.0, label_smoothing=0.0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.zero_()
+    suggestion = find_lr(model, loader, config).suggestion
+    images = torch.tensor([[-0.95], [0.95]]).repeat(8, 1)
+    targets = torch.tensor([0, 1]).repeat(8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=suggestion)
+    losses = []
+    for _ in range(100):
+        loss = nn.functional.cross_entropy(model[1](images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_the_valley_is_half_way_down_the_longest_descent():
+    rates = [10.0**power for power in range(9)]
+    assert valley(rates, [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.0, 6.0, 9.0]) == 1e4  # 5 falling losses end at 1e6
+    bump = [5.0, 5.0, 5.0, 4.0, 4.5, 3.0, 1.0, 6.0, 9.0]
+    assert valley(rates, bump) == 1e4
+    assert valley(rates, list(map(float, range(9)))) == 1.0  # it never falls
 
 
 def test_a_start_that_explodes_is_an_error(make_source):
@@ -46,7 +104,36 @@ def test_a_start_that_explodes_is_an_error(make_source):
         find_lr(model, loader, config)
 
 
-def test_the_suggestion_lies_half_way_down_the_longest_descent():
-    rates = [10.0**i for i in range(-7, 2)]
-    assert valley(rates, [5, 5, 4, 4.2, 3, 2, 1, 2, 6]) == 1e-3
-    assert valley(rates, [1, 2, 3, 4, 5, 6, 7, 8, 9]) == 1e-7
+def test_few_images_are_seen_again_and_again(make_source):
+    model, loader, config = trial(make_source(n=3))
+    assert len(loader) == 9
+    assert len(find_lr(model, loader, config).rates) > STEPS // 2
+
+
+def test_a_probe_alone_has_no_rate(make_source):
+    model, loader, config = trial(make_source(n=3))
+    with pytest.raises(ConfigError, match="epochs is 0"):
+        find_lr(model, loader, replace(config, epochs=0, probe=True))
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_it_starts_where_training_starts(photos, probe):
+    """The same weights, also of the head of a probe, the same pixels and the same first batch."""
+    changes = {"arch": "lenet", "weights": "none", "size": [16, 16]}
+    changes["train"] = {"epochs": 1, "probe": probe, "device": "cpu", "minutes": 0.5}
+    first = {}
+
+    def watch(event, state):
+        if event == "start":
+            first["weights"] = copy.deepcopy(state.model.state_dict())
+
+    classifier = Classifier(config={**changes, "train": {**changes["train"], "minutes": None}})
+    classifier.fit(photos, callbacks=[watch])
+    start, loader = plan_start(str(photos), changes, None, [])
+    weights = start.plan.model.state_dict()
+    assert first["weights"].keys() == weights.keys()
+    assert all(torch.equal(first["weights"][name], tensor) for name, tensor in weights.items())
+    assert loader.recipe == classifier.recipe_
+    theirs = classifier._loader(classifier.source_, classifier.split_.samples("train"), train=True)
+    assert torch.equal(next(iter(loader.epoch(0))).pixels, next(iter(theirs.epoch(0))).pixels)
+    assert (start.probe is not None) == probe

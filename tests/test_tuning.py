@@ -1,11 +1,14 @@
 """Search for better settings."""
 
+import os
+import signal
 import sys
+import time
 
 import pytest
 
-from imgclf import Classifier
-from imgclf.errors import ConfigError, MissingExtra
+from imgclf import Classifier, tuning
+from imgclf.errors import ConfigError, DataError, MissingExtra
 from imgclf.run import read_config
 from imgclf.specs import Experiment, from_dict
 from imgclf.tuning import tune
@@ -13,14 +16,21 @@ from imgclf.tuning import tune
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 3}}
 
 
+def listener(heard, event):
+    """A callback that notes what comes with an event."""
+    return lambda name, subject: heard.append(subject) if name == event else None
+
+
 def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(photos, in_folder):
     told = []
-    result = tune(str(photos), TINY, trials=3, told=told.append)
+    result = tune(str(photos), TINY, trials=3, callbacks=[listener(told, "tried")])
     usual = Classifier(config=TINY).fit(photos)
     first = next(trial for trial in result.trials if trial.number == 0)
     assert first.loss == pytest.approx(usual.metrics_["valid"].loss)
     assert first.values["lr"] == usual.experiment_.train.lr
+    assert first.usual
     assert [trial.number for trial in told] == [0, 1, 2]
+    assert result.ended == "done"
     losses = [trial.loss for trial in result.trials if trial.loss is not None]
     assert losses == sorted(losses)
     values, source = read_config(in_folder / result.config)
@@ -32,30 +42,129 @@ def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(phot
 def test_a_search_goes_on_where_it_stopped(photos, in_folder):
     first = tune(str(photos), TINY, trials=2)
     told = []
-    second = tune(str(photos), TINY, trials=3, told=told.append)
+    second = tune(str(photos), TINY, trials=3, callbacks=[listener(told, "tried")])
     assert len(told) == 1
+    assert len({trial.values["lr"] for trial in second.trials}) == 3  # it does not draw the same again
     assert {trial.number for trial in first.trials} < {trial.number for trial in second.trials}
     assert tune(str(photos), TINY, trials=3).trials == second.trials
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["tune-photos.db", "tune-photos.toml"]
 
 
-def test_another_network_is_another_search(photos, in_folder):
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"size": [20, 20]}, "size"),
+        ({"augment": "mix"}, "augment"),
+        ({"train": {**TINY["train"], "epochs": 3}}, "epochs, warmup_epochs"),
+        ({"split": [0.6, 0.2, 0.2]}, "images, split"),
+    ],
+)
+def test_other_settings_are_another_search(photos, in_folder, change, name):
     tune(str(photos), TINY, trials=1)
-    with pytest.raises(ConfigError, match="is of another network, size, split"):
-        tune(str(photos), {**TINY, "size": [20, 20]}, trials=1)
+    with pytest.raises(ConfigError, match=rf"holds trials with other settings \({name}\)"):
+        tune(str(photos), {**TINY, **change}, trials=2)
+
+
+def test_a_file_that_holds_no_trials(photos, in_folder):
+    (in_folder / "runs").mkdir()
+    (in_folder / "runs" / "tune-photos.db").write_text("somebody's notes, which are no data base " * 10)
+    with pytest.raises(ConfigError, match="can't be used for the trials: file is not a database"):
+        tune(str(photos), TINY, trials=1)
+
+
+def test_a_name_with_signs_of_its_own(photos, in_folder):
+    odd = photos.rename(photos.parent / "my.photos?#1")
+    result = tune(str(odd), TINY, trials=1)
+    assert sorted(path.name for path in (in_folder / "runs").iterdir()) == [
+        "tune-my.photos-1.db",
+        "tune-my.photos-1.toml",
+    ]
+    assert result.config == "runs/tune-my.photos-1.toml"
+
+
+def test_nothing_is_written_into_the_data(photos, in_folder):
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(DataError, match="lies inside the data"):
+        tune(str(photos), TINY, trials=1, folder=photos / "runs")
+    assert sorted(photos.rglob("*")) == before
 
 
 def test_a_trial_that_does_badly_is_ended(photos, in_folder):
     result = tune(str(photos), {**TINY, "train": {**TINY["train"], "epochs": 4}}, trials=14)
     assert {trial.ended for trial in result.trials} >= {"complete", "pruned"}
-    assert set(result.importances) == {"lr", "weight_decay", "label_smoothing", "augment", "layer_decay"}
+    assert set(result.importances) == {"lr", "weight_decay", "label_smoothing", "augment"}
     assert sum(result.importances.values()) == pytest.approx(1)
+
+
+def test_the_usual_settings_are_never_cut_short(photos, in_folder, monkeypatch):
+    """Also where they come late, and the pruner would end every trial."""
+    import optuna
+
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: True)
+    result = tune(str(photos), TINY, trials=3)
+    assert [(trial.usual, trial.ended) for trial in result.trials] == [
+        (True, "complete"),
+        (False, "pruned"),
+        (False, "pruned"),
+    ]
 
 
 def test_no_trial_goes_on_when_the_time_is_up(photos, in_folder):
     endless = {**TINY, "train": {**TINY["train"], "epochs": 100_000}}
     with pytest.raises(ConfigError, match="no trial was finished"):
         tune(str(photos), endless, minutes=1 / 60)
+
+
+def cut(n, end):
+    """A callback that does `end` at the first step of the trial number `n`, from 1."""
+    at = []
+
+    def watch(event, subject):
+        if event == "trial":
+            at.append(subject[0])
+        if event == "step" and at == list(range(1, n + 1)):
+            at.append(0)
+            end()
+
+    return watch
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_trial_that_the_time_cuts_short_comes_first_when_the_search_goes_on(photos, in_folder, monkeypatch):
+    now = time.monotonic
+    late = cut(2, lambda: monkeypatch.setattr(tuning.time, "monotonic", lambda: now() + 3600))
+    first = tune(str(photos), TINY, trials=3, minutes=10, callbacks=[late])
+    assert (first.ended, len(first.trials)) == ("out of time", 1)
+    monkeypatch.undo()
+    monkeypatch.chdir(in_folder)
+    second = tune(str(photos), TINY, trials=3)
+    assert (second.ended, len(second.trials)) == ("done", 3)
+
+
+def test_the_usual_settings_come_even_after_an_interrupt(photos, in_folder):
+    with pytest.raises(KeyboardInterrupt):
+        tune(str(photos), TINY, trials=2, callbacks=[cut(1, interrupt)])
+    (only,) = tune(str(photos), TINY, trials=1).trials
+    assert only.usual
+
+
+def test_an_interrupt_ends_the_search_with_what_was_found(photos, in_folder):
+    told = []
+    result = tune(str(photos), TINY, trials=4, callbacks=[cut(2, interrupt), listener(told, "trial")])
+    assert told == [(1, 4), (2, 4)]
+    assert (result.ended, len(result.trials)) == ("interrupted", 1)
+    assert (in_folder / result.config).is_file()
+    assert len(tune(str(photos), TINY, trials=2).trials) == 2
+
+
+def test_no_trial_begins_that_would_not_fit(photos, in_folder, monkeypatch):
+    tune(str(photos), TINY, trials=1)
+    monkeypatch.setattr(tuning, "_expected_seconds", lambda study: 120.0)
+    result = tune(str(photos), TINY, trials=2, minutes=1)
+    assert (result.ended, len(result.trials)) == ("out of time", 1)
 
 
 def test_what_can_not_be_tuned(photos, in_folder, monkeypatch):

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from imgclf.specs import OPTIMIZERS, Experiment, TrainConfig
+from imgclf.training.experiments import EXPERIMENTS
+
+DATA, MODEL, TRAINING, OUTPUT = "Data", "Model and pixels", "Training", "Output"
+
+
+def option(panel: str, text: str, default: object = None, flag: str | None = None) -> Any:
+    """An option whose default is a field of the specs: shown in the help, and applied there and not here."""
+    shown = f"{text} [dim]\\[default: {default}][/dim]" if default is not None else text
+    return typer.Option(*([flag] if flag else []), help=shown, show_default=False, rich_help_panel=panel)
+
+
+def choices(names: tuple[str, ...]) -> str:
+    """Names as `a, b or c`."""
+    return ", ".join(names[:-1]) + " or " + names[-1]
+
+
+def command_line(command: str, data: str, given: Mapping[str, object]) -> str:
+    """A command to type, with DATA and options by the names of their parameters."""
+    options = [part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    return shlex.join(["imgclf", command, data, *options])
+
 
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 Model = Annotated[
@@ -19,3 +44,27 @@ DataDir = Annotated[
     typer.Option(help="Where mnist, fashion-mnist and cifar10 lie, or are downloaded to.", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
+
+# What the commands that train, or try it, have in common.
+Arch = Annotated[str | None, option(MODEL, "The network; see `imgclf models`.", Experiment.arch)]
+RecipeName = Annotated[str | None, option(TRAINING, f"A named experiment: {choices(tuple(EXPERIMENTS.names()))}.")]
+Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these, like the config.toml of a run.")]
+Weights = Annotated[str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)]
+Size = Annotated[str | None, option(MODEL, "N or HxW in pixels; else the network's own.")]
+Augment = Annotated[
+    str | None, option(MODEL, "Changes to training images: none, light, standard, strong or mix.", "standard")
+]
+Split = Annotated[str | None, option(DATA, "TRAIN/VALID/TEST in per cent, or a split.csv to follow.", "70/15/15")]
+TrainDataDir = Annotated[str | None, option(DATA, "Where mnist, fashion-mnist and cifar10 lie, or are downloaded to.")]
+Epochs = Annotated[int | None, option(TRAINING, "Passes over the training images; else chosen by their number.")]
+BatchSize = Annotated[
+    str | None, option(TRAINING, "Images per step; `auto` is the most that fit.", TrainConfig.batch_size)
+]
+Optimizer = Annotated[str | None, option(TRAINING, f"One of {choices(OPTIMIZERS)}.", TrainConfig.optimizer)]
+TrainDevice = Annotated[
+    str | None, option(TRAINING, "Where to compute: auto, cpu, cuda, cuda:1 or mps.", TrainConfig.device)
+]
+Seed = Annotated[
+    int | None,
+    option(TRAINING, "Decides the split, fresh weights, the order and the augmentation.", TrainConfig.seed),
+]

@@ -7,43 +7,68 @@ from typing import Annotated
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import DataDir, Json, Out
+from imgclf.cli._options import (
+    Arch,
+    Augment,
+    BatchSize,
+    Config,
+    Json,
+    Optimizer,
+    Out,
+    RecipeName,
+    Seed,
+    Size,
+    TrainDataDir,
+    TrainDevice,
+    Weights,
+    command_line,
+)
 from imgclf.cli.train import changes_of
+
+NEAR = 0.9  # times the first loss: where the lowest is above that, there is no descent to speak of
 
 
 def find_lr(
     data: Annotated[str, typer.Argument(metavar="DATA", help="What would be trained on, as for train.")],
-    arch: Annotated[str | None, typer.Option(help="The network; see `imgclf models`.", show_default=False)] = None,
-    recipe: Annotated[str | None, typer.Option(help="A named experiment, as for train.", show_default=False)] = None,
-    weights: Annotated[str | None, typer.Option(help="What it starts from, as for train.", show_default=False)] = None,
-    size: Annotated[str | None, typer.Option(help="N or HxW in pixels.", show_default=False)] = None,
-    augment: Annotated[str | None, typer.Option(help="Changes to training images.", show_default=False)] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Images per step.", show_default=False)] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="As for train.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute.", show_default=False)] = None,
-    data_dir: DataDir = None,
+    arch: Arch = None,
+    recipe: RecipeName = None,
+    config: Config = None,
+    weights: Weights = None,
+    size: Size = None,
+    augment: Augment = None,
+    batch_size: BatchSize = None,
+    optimizer: Optimizer = None,
+    seed: Seed = None,
+    device: TrainDevice = None,
+    data_dir: TrainDataDir = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Raise the learning rate over 100 steps, suggest one, and make a picture; nothing is kept of the training."""
-    given = {key: value for key, value in locals().items() if value is not None}
+    given = {key: value for key, value in locals().items() if value is not None and key not in ("data", "out", "json")}
     path = console.picture_path(out, "find-lr.png")
+    console.catch_termination()
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
+        from imgclf.data.open import open_source
+        from imgclf.data.prepare import require_outside
         from imgclf.pictures import save_lr_curve
-        from imgclf.plan import plan_loader, plan_training
+        from imgclf.start import plan_start
         from imgclf.training.lr_finder import find_lr as search
 
+    changes = changes_of(given)
+    require_outside(path, open_source(data, data_dir=changes["data"].get("data_dir")))
     view = TrainView()
     with view.progress:
-        plan, source, split = plan_training(data, changes_of(given), recipe, [view])
-        loader = plan_loader(plan, source, split.samples("train"), train=True)
-        curve = search(plan.model, loader, plan.experiment.train, progress=view.searching)
+        start, loader = plan_start(data, changes, recipe, [view])
+        curve = search(start.plan.model, loader, start.plan.experiment.train, progress=view.searching)
     save_lr_curve(curve, path)
+    if min(curve.losses) > NEAR * curve.losses[0]:
+        console.warn("no learning rate makes the loss much lower in so few steps: rather trust the usual one")
     if json:
         console.show_json({**curve.to_dict(), "picture": str(path)})
         return
-    console.show(f"suggested learning rate: {curve.suggestion:.2g}")
+    usual = start.plan.experiment.train.lr
+    console.show(f"suggested learning rate: {curve.suggestion:.2g}   (it would be {usual:.2g})")
     console.show(f"picture: {path}")
-    console.show(f"next:    imgclf train DATA --lr {curve.suggestion:.2g}   (with the same options)")
+    console.show(f"next:    {command_line('train', data, {**given, 'lr': f'{curve.suggestion:.2g}'})}")

@@ -15,17 +15,25 @@ _LAYER_DECAY = 0.8  # of pretrained weights by adam and adamw; see docs/recipe.m
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
 SMALLEST, MAGNIFIED = 96, 5
 LEFT = 0.6  # of an image, at least, by a crop
+JUDGES = 20  # valid images that it takes to tell whether fine-tuning does better than its start
 UNEVEN = 5  # times as many images in the largest class as in the smallest
 
 
 def resolve_config(
-    config: TrainConfig, *, pretrained: bool, images: int, probe: bool = False, counts: Sequence[int] = ()
+    config: TrainConfig,
+    *,
+    pretrained: bool,
+    images: int,
+    valid: int | None = None,
+    probe: bool = False,
+    counts: Sequence[int] = (),
 ) -> TrainConfig:
     """The config with nothing left open, for `images` training images, of each class as many as `counts` says; `probe`
-    says whether the network can begin so.
+    says whether the network can begin so, and `valid` how many images there are to judge it by.
 
-    Fine-tuning takes about 100 steps, 4 to 8 epochs; training from scratch about 2,000 steps, 10 to 30 epochs. A
-    cosine schedule warms up for one epoch, at most a quarter of all.
+    Fine-tuning takes about 100 steps, 4 to 8 epochs, and none after a probe where fewer than 20 valid images would have
+    to tell whether it does any good: with ten photos it did much harm. Training from scratch takes about 2,000 steps,
+    10 to 30 epochs. A cosine schedule warms up for one epoch, at most a quarter of all.
     """
     if config.probe is not None:
         probe = config.probe
@@ -36,6 +44,8 @@ def resolve_config(
     tuned, scratch = _LR[config.optimizer]
     low, high = EPOCHS[pretrained]
     suited = min(max(-(-STEPS[pretrained] * config.batch_size // max(1, images)), low), high)
+    if probe and valid is not None and valid < JUDGES:
+        suited = 0
     epochs = config.epochs if config.epochs is not None else suited
     warmup = min(1.0, epochs / 4) if config.schedule == "cosine" else 0.0
     weights = "effective" if counts and max(counts) >= UNEVEN * min(counts) else "none"

@@ -24,6 +24,11 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     failed     TrainState      an error ends training; `state.best` holds the best weights, if there are any
     end        TrainState      after the last step, the best weights being in the model
 
+`imgclf.tune` calls it with what comes before training, with each `step`, and with
+
+    trial      (int, int)      a trial begins: its number from 1, and how many there will be in all
+    tried      Trial           it has ended
+
 It may read the state, and must not change it.
 """
 

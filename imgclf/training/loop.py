@@ -22,6 +22,7 @@ from imgclf import distributed
 from imgclf.compute import enough_threads, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
+from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.inference import infer
 from imgclf.models.build import head_of
@@ -74,6 +75,7 @@ def train(
 ) -> History:
     """Train `model` in place; it ends with the weights of the epoch of lowest valid loss (of the last epoch, where
     `valid` is None). With `keep_start` the weights as they are given count as well: an epoch must be better on valid.
+    With label smoothing the loss on valid is that at the temperature which suits the valid images best.
 
     `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
     every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
@@ -264,6 +266,8 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> Evaluation:
     logits, targets = infer(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
+    if state.config.label_smoothing:  # asks for less certain answers than the plain loss does, more so as it succeeds
+        logits = logits / fit_temperature(logits, targets)
     return evaluate_logits(logits, targets, valid.classes)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from imgclf.compute import enough_threads, step_flops
 from imgclf.data.loader import Batch, Loader
-from imgclf.errors import ConfigError, DataError
+from imgclf.errors import ConfigError
 from imgclf.inference import Progress
 from imgclf.results import LrCurve
 from imgclf.specs import TrainConfig
@@ -35,7 +35,7 @@ def find_lr(
     `loader` gives training batches, as often as needed; of `config` the optimizer and what belongs to a step count. The
     test ends where the smoothed loss is four times the lowest, or not finite. The suggestion is that of `valley`. The
     model and all random numbers stay as they are. Raises `ConfigError` where the first steps already diverge or there
-    are no epochs, and `DataError` where the loader has no batch.
+    are no epochs.
     """
     if config.epochs == 0:
         raise ConfigError("epochs is 0, and a probe alone has no learning rate to find: ask for 1 or more")
@@ -93,8 +93,6 @@ def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[f
 
 
 def _endless(loader: Loader, drop_last: bool) -> Iterator[Batch]:
-    if loader.steps(drop_last) == 0:
-        raise DataError(f"{len(loader)} images are less than one batch, and drop_last leaves it out: use a smaller one")
     epoch = 0
     while True:
         yield from loader.epoch(epoch, drop_last=drop_last)
