@@ -62,7 +62,10 @@ def test_every_option_is_documented_with_its_default(command, param):
     assert len(rows) == 1
     written = DEFAULT.search((param.help or "").replace("\\", ""))
     default = written[1] if written else str(param.default) if param.show_default and param.default else ""
-    assert default in rows.pop().split("|")[-2]
+    found = rows.pop()
+    if "as for [`imgclf train`]" in found:
+        found = row(section("train"), param.opts[0])
+    assert default in found.split("|")[-2]
 
 
 def test_no_option_is_documented_that_there_is_not():

@@ -130,7 +130,7 @@ def test_the_random_state_and_the_threads_of_the_program_are_left_alone(source):
 
 
 def test_a_record_says_what_happened(source):
-    model, history = fit(source, epochs=2, schedule="step", step_epochs=1, gamma=0.5)
+    model, history = fit(source, epochs=2, schedule="step", step_epochs=1, gamma=0.5, label_smoothing=0.0)
     assert [record.epoch for record in history] == [1, 2]
     assert [record.lr for record in history] == [0.02, 0.01]
     for record in history:
