@@ -167,11 +167,22 @@ def _logits(
         parts = []
         for part in torch.split(pixels, most):
             images = to_input(part, recipe, device)
-            logits = model(images).float()
-            if recipe.tta == "mirror":
-                logits = (logits + model(images.flip(3)).float()) / 2
-            parts.append(logits)
+            parts.append(_averaged(model, images, recipe.tta))
         return torch.cat(parts)
+
+
+def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
+    """The logits of images or, with `tta`, the weighted mean over views of each (Jordan, arXiv:2404.00498)."""
+    if tta == "none":
+        logits: torch.Tensor = model(images).float()
+        return logits
+    mirrored = (model(images).float() + model(images.flip(3)).float()) / 2
+    if tta == "mirror":
+        return mirrored
+    height, width = images.shape[2:]
+    framed = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [_averaged(model, framed[:, :, i : i + height, i : i + width], "mirror") for i in (0, 2)]
+    return mirrored / 2 + (moved[0] + moved[1]) / 4
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:
