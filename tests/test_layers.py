@@ -41,6 +41,7 @@ LAYERS = (
     ("choices",),
     ("start",),
     ("asked",),
+    ("fitting",),
     ("classifier",),
     ("bench", "dryrun", "ensemble", "reproduce", "tuning"),
     ("cli", "cli.*"),
