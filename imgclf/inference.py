@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from imgclf.data.loader import Batch, Loader
 from imgclf.errors import DataError, OutOfMemory
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.metrics import softmax
+from imgclf.evaluation.unknown import Refusal
 from imgclf.fold import fold_batch_norms
+from imgclf.models.features import feature_layers, tapped
 from imgclf.results import Evaluation, Prediction
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
@@ -85,14 +88,39 @@ def answer(
     device: torch.device | None = None,
     progress: Progress | None = None,
     precision: torch.dtype = torch.float32,
+    temperature: float = 1.0,
 ) -> Answers:
     """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
     device = device or device_of(model)
     with quick(model, loader, device) as network:
         logits, targets, positions = _infer(network, loader, device, progress, precision)
+    return _answers(loader, logits, targets, positions, temperature)
+
+
+def answer_with_features(
+    model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
+) -> tuple[Answers, NDArray[np.float32]]:
+    """The same in one pass with the features (n, d) of the samples: what the last layer gets.
+
+    Raises `ConfigError` for a network without a known head, and what `infer` raises.
+    """
+    layers, device = feature_layers(model), device_of(model)
+    with quick(model, loader, device) as network, tapped(network, layers) as both:
+        rows, targets, positions = _infer(both, loader, device, progress, precision)
+    logits, features = np.split(rows, [len(loader.classes)], axis=1)
+    return _answers(loader, np.ascontiguousarray(logits), targets, positions, 1.0), features
+
+
+def _answers(
+    loader: Loader,
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    temperature: float,
+) -> Answers:
     samples = [loader.samples[position] for position in positions.tolist()]
     refs, contents = tuple(sample.ref for sample in samples), tuple(sample.sha256 for sample in samples)
-    return Answers(logits, targets, refs, contents, loader.classes)
+    return Answers(logits, targets, refs, contents, loader.classes, temperature)
 
 
 def evaluate(
@@ -113,18 +141,27 @@ def predict(
     top: int = 5,
     device: torch.device | None = None,
     precision: torch.dtype = torch.float32,
+    temperature: float = 1.0,
+    refusal: Refusal | None = None,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each sample of the loader, in order; one that cannot be read carries an error.
 
-    `top` is how many classes each prediction lists, the likeliest first. In float32 what stands beside an image in its
-    batch changes no answer.
+    `top` is how many classes each prediction lists, the likeliest first; the logits are divided by the `temperature`.
+    With a `refusal` each prediction says how unlike the training images its image is, and whether it is accepted. In
+    float32 what stands beside an image in its batch changes no answer.
     """
-    device, said = device or device_of(model), 0
-    with quick(model, loader, device) as network:
-        for batch, logits in _forward(network, loader, device, precision):
-            for index, probabilities in zip(batch.positions.tolist(), softmax(logits), strict=True):
+    device, said, k = device or device_of(model), 0, len(loader.classes)
+    with ExitStack() as stack:
+        network = stack.enter_context(quick(model, loader, device))
+        if refusal is not None:
+            network = stack.enter_context(tapped(network, feature_layers(model)))
+        for batch, rows in _forward(network, loader, device, precision):
+            likely = softmax(rows[:, :k].astype(np.float64) / temperature)
+            scores = itertools.repeat(None) if refusal is None else refusal.unknown.scores(rows[:, :k], rows[:, k:])
+            for index, probabilities, score in zip(batch.positions.tolist(), likely.tolist(), scores, strict=False):
                 yield from (_failed(loader, i) for i in range(said, index))
-                yield _prediction(loader.samples[index].ref, loader.classes, probabilities.tolist(), top)
+                answered = _prediction(loader.samples[index].ref, loader.classes, probabilities, top)
+                yield answered if refusal is None or score is None else refusal.judge(answered, float(score))
                 said = index + 1
     yield from (_failed(loader, i) for i in range(said, len(loader)))
 
