@@ -118,11 +118,22 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, se
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
         if test.n < FEW:
             console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
+    if classifier.history_.ended != "interrupted":
+        _say_claims(classifier)
     console.show(f"run:   {run.path}   ({seconds:.0f} s in all, {trained:.0f} s training)")
     console.show(f"model: {run.model}")
     if example is not None:
         other = "" if _is_newest(run.model) else f" --model {shlex.quote(str(run.path))}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
+
+
+def _say_claims(classifier: Classifier) -> None:
+    """What probabilities and refusals rest on, or why there are none."""
+    calibration, missing = classifier.manifest_.calibration, classifier.manifest_.unknown.get("missing")
+    if calibration["note"]:
+        console.say(f"probabilities are as the network gives them: {calibration['note']}")
+    if missing and missing != calibration["note"]:
+        console.say(f"predict --reject is not possible with this model: {missing}")
 
 
 def _warn_of_losses(classifier: Classifier) -> None:
@@ -187,6 +198,9 @@ class TrainView:
     def evaluating(self, done: int, n: int) -> None:
         """Progress of the test."""
         self._bar("testing", done, n)
+
+    def _on_examined(self, progress: tuple[int, int]) -> None:
+        self._bar("features, to know unlike images by", *progress)
 
     def searching(self, done: int, n: int) -> None:
         """Progress of steps that are only tried."""

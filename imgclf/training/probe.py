@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
 from imgclf.data.loader import Loader
 from imgclf.errors import ConfigError
-from imgclf.inference import Progress, infer, quick
+from imgclf.evaluation.unknown import choose_evenly
+from imgclf.inference import Progress, answer_with_features
 from imgclf.models.build import head_of
 from imgclf.results import Probe
 
@@ -50,13 +51,24 @@ def fit_probe(
     of each class. Every process gets the same head. Raises `ConfigError` for a network without a linear head, and what
     `infer` raises.
     """
+    return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)[0]
+
+
+def fit_probe_on_features(
+    model: nn.Module,
+    loader: Loader,
+    precision: torch.dtype,
+    *,
+    weight: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> tuple[Probe, NDArray[np.float32]]:
+    """The same on the model's own device, and the features (m, d) of as many images as `choose_evenly` takes."""
     began = time.perf_counter()
     head = linear_head(model)
     if head is None:
         raise ConfigError("a probe needs a network whose last layer is linear, with a bias; leave the probe out")
-    with _without(model, head), quick(model, loader, device) as body:
-        found, targets = infer(body, loader, device, progress, precision)
-    features, labels = torch.from_numpy(found), torch.from_numpy(targets)
+    answers, found = answer_with_features(model, loader, progress, precision)
+    features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
     if len(labels) <= MANY:
         features = features.double()
     prior = getattr(head, "prior", None)
@@ -66,7 +78,8 @@ def fit_probe(
         head.bias.copy_(bias)
     loss, accuracy, held_out = score
     error = math.sqrt(accuracy * (1 - accuracy) / held_out) if held_out else math.nan
-    return Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
+    probe = Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
+    return probe, found[choose_evenly(answers.targets)]
 
 
 def fit_logistic(
@@ -90,17 +103,6 @@ def fit_logistic(
     inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
     weights = inner @ mixing.T
     return weights, solution[:, -1] - weights @ centre, strength, score
-
-
-@contextmanager
-def _without(model: nn.Module, head: nn.Module) -> Iterator[None]:
-    """The network answers with the features that its head would get."""
-    name = next(name for name, module in model.named_modules() if module is head)
-    model.set_submodule(name, nn.Identity())
-    try:
-        yield
-    finally:
-        model.set_submodule(name, head)
 
 
 def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
