@@ -27,6 +27,7 @@ from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
+from imgclf.evaluation.explain import explain
 from imgclf.inference import device_of, evaluate, predict
 from imgclf.inputs import inputs_source
 from imgclf.plan import (
@@ -41,7 +42,7 @@ from imgclf.plan import (
     reading_options,
 )
 from imgclf.recorder import Recorder, start_run
-from imgclf.results import Evaluation, History, Prediction
+from imgclf.results import Evaluation, Explanation, History, Prediction
 from imgclf.run import (
     CHECKPOINT,
     CONFIG,
@@ -54,7 +55,7 @@ from imgclf.run import (
     write_config,
     write_info,
 )
-from imgclf.specs import Experiment, to_dict
+from imgclf.specs import EXPLAIN_METHODS, Experiment, to_dict
 from imgclf.start import begin, knows_classes
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
@@ -317,6 +318,12 @@ class Classifier:
         if bad:
             raise DataError("no probabilities for images that cannot be read", bad)
         return np.array([[p.probabilities[name] for name in self.classes_] for p in predictions])
+
+    def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
+        """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
+        source = inputs_source(images)
+        loader = self._loader(source, source.samples, cache="ram", shard=(0, 1))
+        return explain(self._fitted(), loader, method=method, label=label, precision=self._precision())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`."""

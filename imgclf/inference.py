@@ -139,7 +139,7 @@ def _forward(
                 continue
             while True:
                 try:
-                    logits = _logits(model, batch.pixels, loader.recipe, device, precision, most)
+                    logits = logits_of(model, batch.pixels, loader.recipe, device, precision, most)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not ran_out_of_memory(error):
@@ -153,9 +153,10 @@ def _forward(
         model.train(was_training)
 
 
-def _logits(
+def logits_of(
     model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
 ) -> NDArray[np.float32]:
+    """The logits (n, classes) of pixels, uint8 (n, height, width, channels), `most` at a time; for eval mode."""
     with torch.inference_mode(), autocast(device, precision):
         parts = []
         for part in torch.split(pixels, most):

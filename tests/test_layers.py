@@ -35,6 +35,7 @@ LAYERS = (
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
+    ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
     ("training.*", "bundle", "run"),
     ("plan", "recorder"),
     ("choices",),
