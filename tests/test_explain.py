@@ -132,7 +132,7 @@ def test_an_image_is_explained_alike_whatever_stands_beside_it(trained):
 
 def test_a_model_that_also_sees_the_mirrored_image_is_explained_by_both(trained):
     pixels, *_ = planted(1, seed=7)
-    both = replace(RECIPE, tta="mirror")
+    both = replace(RECIPE, tta="mirror-shift")
     one, other = (explain(trained, loader_of(p, both), label="rows")[0].heat for p in (pixels, pixels[:, :, ::-1]))
     np.testing.assert_allclose(one, other[:, ::-1], atol=1e-4)
 

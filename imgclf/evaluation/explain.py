@@ -83,7 +83,7 @@ def _heats(
     for part, wanted in zip(torch.split(pixels, AT_ONCE), torch.split(targets.to(device), AT_ONCE), strict=True):
         images = to_input(part, recipe, device)
         heats = [_cam(member, images, wanted, site, method) for member in members]
-        if recipe.tta == "mirror":
+        if recipe.tta != "none":  # the views of mirror-shift that are moved by one pixel show the same places
             heats += [_cam(member, images.flip(3), wanted, site, method).flip(2) for member in members]
         yield from map(_scaled, torch.stack(heats).mean(0).cpu().numpy())
 
@@ -150,10 +150,10 @@ def _cuts(side: int) -> list[slice]:
     return [slice(max(0, start), start + 2 * stride) for start in range(-stride, side, stride)]
 
 
-def _log_odds(logits: NDArray[np.float32], target: int) -> NDArray[np.float64]:
+def _log_odds(logits: Tensor, target: int) -> NDArray[np.float64]:
     """log p / (1 - p) of one class."""
-    others = np.delete(logits.astype(np.float64), target, axis=1)
-    odds: NDArray[np.float64] = logits[:, target] - np.logaddexp.reduce(others, axis=1)
+    values = logits.cpu().numpy().astype(np.float64)
+    odds: NDArray[np.float64] = values[:, target] - np.logaddexp.reduce(np.delete(values, target, axis=1), axis=1)
     return odds
 
 
