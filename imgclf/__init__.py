@@ -33,11 +33,13 @@ if TYPE_CHECKING:
         TrainingDiverged,
         UnknownName,
     )
+    from imgclf.evaluation.explain import explain
     from imgclf.inference import evaluate, predict
     from imgclf.models._arch import arch
     from imgclf.models.build import build_model
     from imgclf.models.weights import load_weights
-    from imgclf.results import Choice, EpochRecord, Evaluation, History, LrCurve, Prediction, Probe
+    from imgclf.pictures import save_explanation
+    from imgclf.results import Choice, EpochRecord, Evaluation, Explanation, History, LrCurve, Prediction, Probe
     from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
     from imgclf.training.loop import train
     from imgclf.training.lr_finder import find_lr
@@ -66,11 +68,13 @@ _HOMES = {
         "TrainingDiverged",
         "UnknownName",
     ),
+    "evaluation.explain": ("explain",),
     "inference": ("evaluate", "predict"),
     "models._arch": ("arch",),
     "models.build": ("build_model",),
     "models.weights": ("load_weights",),
-    "results": ("Choice", "EpochRecord", "Evaluation", "History", "LrCurve", "Prediction", "Probe"),
+    "pictures": ("save_explanation",),
+    "results": ("Choice", "EpochRecord", "Evaluation", "Explanation", "History", "LrCurve", "Prediction", "Probe"),
     "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
     "training.loop": ("train",),
     "training.lr_finder": ("find_lr",),
@@ -88,6 +92,7 @@ __all__ = [
     "EpochRecord",
     "Evaluation",
     "Experiment",
+    "Explanation",
     "History",
     "ImgclfError",
     "Loader",
@@ -116,6 +121,7 @@ __all__ = [
     "combine",
     "dry_run",
     "evaluate",
+    "explain",
     "find_lr",
     "fit_ensemble",
     "fit_probe",
@@ -124,6 +130,7 @@ __all__ = [
     "make_split",
     "open_source",
     "predict",
+    "save_explanation",
     "save_model",
     "train",
     "tune",

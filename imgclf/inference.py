@@ -205,7 +205,7 @@ def _forward(
                 continue
             while True:
                 try:
-                    logits = _logits(model, batch.pixels, loader.recipe, device, precision, most)
+                    logits = logits_of(model, batch.pixels, loader.recipe, device, precision, most)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not ran_out_of_memory(error):
@@ -219,9 +219,10 @@ def _forward(
         model.train(was_training)
 
 
-def _logits(
+def logits_of(
     model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
 ) -> torch.Tensor:
+    """The logits (n, classes) of pixels, uint8 (n, height, width, channels), `most` at a time; for eval mode."""
     with torch.inference_mode(), autocast(device, precision):
         parts = []
         for part in torch.split(pixels, most):
@@ -235,7 +236,7 @@ def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
     if tta == "none":
         logits: torch.Tensor = model(images).float()
         return logits
-    mirrored = (model(images).float() + model(images.flip(3)).float()) / 2
+    mirrored: torch.Tensor = (model(images).float() + model(images.flip(3)).float()) / 2
     if tta == "mirror":
         return mirrored
     height, width = images.shape[2:]

@@ -38,6 +38,7 @@ LAYERS = (
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
+    ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
     ("training.*", "bundle", "claims", "run"),
     ("plan", "recorder"),
     ("choices",),

@@ -14,6 +14,7 @@ from imgclf.cli._console import guarded
 from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
 from imgclf.cli.evaluate import evaluate
+from imgclf.cli.explain import explain
 from imgclf.cli.find_lr import find_lr
 from imgclf.cli.models import models
 from imgclf.cli.predict import predict
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, models, show, find_lr, tune, prepare, benchmark, reproduce):
+for command in (train, evaluate, predict, explain, models, show, find_lr, tune, prepare, benchmark, reproduce):
     app.command(no_args_is_help=command not in (train, evaluate, models))(guarded(command))
 app.add_typer(cache, name="cache")
 
