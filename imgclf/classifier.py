@@ -39,6 +39,7 @@ from imgclf.plan import (
     read_data,
     read_experiment,
     reading_options,
+    recipe_name,
 )
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Evaluation, History, Prediction
@@ -128,11 +129,9 @@ class Classifier:
         Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
         `train` raises.
         """
-        knobs = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
         distributed.join()
-        compose, changes = changes_of(vars(self), knobs)
-        reading = choose_experiment(self.recipe, changes).data
-        source = open_source(data, **reading_options(reading))
+        compose, changes = changes_of(vars(self), {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed})
+        source = open_source(data, **reading_options(choose_experiment(self.recipe, changes).data))
         experiment = choose_experiment(self.recipe, changes, source.default_recipe)
         check_experiment(experiment)
         if runs is not None and distributed.is_main():
@@ -145,7 +144,8 @@ class Classifier:
         loaders = self._learn_from(plan, audited.source, split, callbacks)
         named = None if isinstance(data, Source) else os.fspath(data)
         if runs is not None and distributed.is_main():
-            self.run_ = start_run(Path(runs), name, self._manifest(), self.experiment_, split, named, audited)
+            base = recipe_name(self.recipe, changes, source.default_recipe)
+            self.run_ = start_run(Path(runs), name, self._manifest(), self.experiment_, split, named, audited, base)
             with held(self.run_):
                 return self._train(loaders, callbacks)
         return self._train(loaders, callbacks)
