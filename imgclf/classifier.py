@@ -27,7 +27,8 @@ from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
-from imgclf.inference import device_of, evaluate, predict
+from imgclf.evaluation.answers import Answers, write_answers
+from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
 from imgclf.plan import (
     Plan,
@@ -44,6 +45,7 @@ from imgclf.plan import (
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Evaluation, History, Prediction
 from imgclf.run import (
+    ANSWERS,
     CHECKPOINT,
     CONFIG,
     MODEL,
@@ -78,8 +80,8 @@ class Classifier:
     left out is as it suits the data.
 
     After `fit` or `load` there are `classes_`, `model_` and `recipe_` (the pixels); after `fit` also `history_`,
-    `split_`, `source_`, `metrics_`, `weights_` (what training started from), `experiment_` (what was done, with nothing
-    left open) and `run_`.
+    `split_`, `source_`, `weights_` (what training started from), `experiment_` (what was done, with nothing left open)
+    and `run_`. What was found out of a part of the own images is in `metrics_` and, image by image, in `answers_`.
     """
 
     precision_ = "fp32"  # of evaluation and prediction
@@ -197,6 +199,7 @@ class Classifier:
         self.experiment_, self.weights_ = plan.experiment, plan.weights
         self.run_ = None
         self.metrics_: dict[str, Evaluation] = {}
+        self.answers_: dict[str, Answers] = {}
         self.manifest_: Manifest | None = None
         self.lost_: dict[str, str] = {}
         self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
@@ -239,9 +242,10 @@ class Classifier:
                     write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
         if valid is not None and self.history_.ended != "interrupted":  # who interrupts does not want to wait
-            self.metrics_["valid"] = evaluate(self.model_, valid)
+            self._keep("valid", answer(self.model_, valid))
         self.lost_ = {**loader.lost, **(valid.lost if valid is not None else {})}
         if run is not None:
+            (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
             self.save(run.model)
             self.run_ = write_info(run, status=self.history_.ended, epochs=len(self.history_))
         return self
@@ -260,19 +264,24 @@ class Classifier:
         away from its run folder still knows them by their content, up to 200,000 images (`seen_`). What could not be
         read is in `lost_` (path → reason).
         """
-        result = self.evaluate_samples(*self.samples_of(data, part), progress=progress)
-        if data is None:
-            self.metrics_[part or "test"] = result
-        return result
+        answers = self.answer(*self.samples_of(data, part), progress=progress)
+        return answers.evaluation if data is not None else self._keep(part or "test", answers)
 
-    def evaluate_samples(
+    def answer(
         self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
-    ) -> Evaluation:
-        """How good the model is on just these samples of a source."""
+    ) -> Answers:
+        """What the model says of just these samples of a source, one by one."""
         loader = self._loader(source, samples, cache="off")
-        result = evaluate(self._fitted(), loader, progress=progress, precision=self._precision())
+        answers = answer(self._fitted(), loader, progress=progress, precision=self._precision())
         self.lost_ = {**self.lost_, **loader.lost}
-        return result
+        return answers
+
+    def _keep(self, part: str, answers: Answers) -> Evaluation:
+        """How good the answers are to a part of the own images; those to test images are written into the own run."""
+        self.answers_[part], self.metrics_[part] = answers, answers.evaluation
+        if part == "test" and self.run_ is not None and hasattr(self, "history_"):
+            write_answers(self.run_.path / ANSWERS, answers)
+        return self.metrics_[part]
 
     def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
         """The images that `evaluate` uses for these arguments, and the source that opens them."""
@@ -334,7 +343,7 @@ class Classifier:
         self._precision()  # one that the device does not have is refused here
         self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
         self.manifest_ = manifest
-        self.metrics_, self.lost_, self.run_ = {}, {}, None
+        self.metrics_, self.answers_, self.lost_, self.run_ = {}, {}, {}, None
         self.seen_ = unpack_contents(manifest.seen)
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         if Path(path).is_dir() or Path(path).name == MODEL:

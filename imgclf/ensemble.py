@@ -12,7 +12,7 @@ from typing import Any
 from imgclf.classifier import Classifier
 from imgclf.data.split import pack_keys
 from imgclf.errors import ConfigError
-from imgclf.inference import evaluate
+from imgclf.inference import answer
 from imgclf.models.ensemble import Ensemble
 from imgclf.plan import plan_loader
 from imgclf.results import History
@@ -41,7 +41,7 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     joined.model_ = Ensemble(copy.deepcopy(classifier.model_) for classifier in classifiers)
     joined.spec_ = replace(first.spec_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
-    joined.metrics_, joined.run_, joined.lost_ = {}, None, {}
+    joined.metrics_, joined.answers_, joined.run_, joined.lost_ = {}, {}, None, {}
     if first.manifest_ is not None:
         joined.manifest_ = replace(first.manifest_, spec=joined.spec_, metrics={}, seen=pack_keys(joined.seen_))
     if all(hasattr(classifier, "history_") for classifier in classifiers):
@@ -85,7 +85,8 @@ def fit_ensemble(
     valid = joined.split_.samples("valid")
     if valid:
         loader = plan_loader(joined.plan_, joined.source_, valid, cache="off")
-        together = joined.metrics_["valid"] = evaluate(joined.model_, loader)
+        answers = joined.answers_["valid"] = answer(joined.model_, loader)
+        together = joined.metrics_["valid"] = answers.evaluation
         notify(callbacks, "ensemble", (*(member.metrics_["valid"] for member in trained), together))
     return joined
 

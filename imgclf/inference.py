@@ -14,7 +14,8 @@ from imgclf import distributed
 from imgclf.compute import autocast, enough_threads, ran_out_of_memory, release_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import DataError, OutOfMemory
-from imgclf.evaluation.metrics import evaluate_logits, softmax
+from imgclf.evaluation.answers import Answers
+from imgclf.evaluation.metrics import softmax
 from imgclf.fold import fold_batch_norms
 from imgclf.results import Evaluation, Prediction
 from imgclf.specs import Recipe
@@ -39,6 +40,13 @@ def infer(
     `progress` is told (images done, images in all); `precision` is the dtype of autocast. Raises `DataError` where no
     image at all can be read, and `OutOfMemory` where a single one does not fit.
     """
+    return _infer(model, loader, device, progress, precision)[:2]
+
+
+def _infer(
+    model: nn.Module, loader: Loader, device: torch.device, progress: Progress | None, precision: torch.dtype
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """What `infer` gives, and the positions of the samples."""
     rows, targets, positions, done = [], [], [], 0
     for batch, logits in _forward(model, loader, device, precision):
         rows.append(logits)
@@ -48,10 +56,10 @@ def infer(
         if progress is not None:
             progress(min(done * loader.shard[1], len(loader)), len(loader))
     if loader.shard[1] > 1:
-        rows, targets = _of_all(rows, targets, positions, loader.lost)
+        rows, targets, positions = _of_all(rows, targets, positions, loader.lost)
     if not rows:
         raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
-    return np.concatenate(rows), np.concatenate(targets)
+    return np.concatenate(rows), np.concatenate(targets), np.concatenate(positions)
 
 
 def _of_all(
@@ -59,16 +67,32 @@ def _of_all(
     targets: list[NDArray[np.int64]],
     positions: list[NDArray[np.int64]],
     lost: dict[str, str],
-) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """What all processes found, in the order of the samples; `lost` is completed."""
     shares = distributed.gather((rows, targets, positions, dict(lost)))
     for share in shares:
         lost.update(share[3])
     if not any(share[0] for share in shares):
-        return [], []
+        return [], [], []
     logits, classes, places = (np.concatenate([part for share in shares for part in share[i]]) for i in range(3))
     order = places.argsort()
-    return [logits[order]], [classes[order]]
+    return [logits[order]], [classes[order]], [places[order]]
+
+
+def answer(
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+    precision: torch.dtype = torch.float32,
+) -> Answers:
+    """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
+    device = device or device_of(model)
+    with quick(model, loader, device) as network:
+        logits, targets, positions = _infer(network, loader, device, progress, precision)
+    samples = [loader.samples[position] for position in positions.tolist()]
+    refs, contents = tuple(sample.ref for sample in samples), tuple(sample.sha256 for sample in samples)
+    return Answers(logits, targets, refs, contents, loader.classes)
 
 
 def evaluate(
@@ -79,10 +103,7 @@ def evaluate(
     precision: torch.dtype = torch.float32,
 ) -> Evaluation:
     """How a model does on the samples of a loader. Raises what `infer` raises."""
-    device = device or device_of(model)
-    with quick(model, loader, device) as network:
-        logits, targets = infer(network, loader, device, progress, precision)
-    return evaluate_logits(logits, targets, loader.classes)
+    return answer(model, loader, device, progress, precision).evaluation
 
 
 def predict(

@@ -5,6 +5,7 @@ config.toml         what was asked, complete: `imgclf train --config` does it ag
 split.csv           who was train, valid and test
 history.csv         one row an epoch                events.jsonl   the same and more, as it happened
 run.json            number, data, versions, how it ended, the result
+answers.safetensors what the model says of each test image
 checkpoint.pt       private: the state that `--resume` goes on from; may be deleted
 .lock               held by the process that trains
 """
@@ -30,7 +31,7 @@ from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord
 from imgclf.specs import Experiment, from_dict, to_dict
 
-MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT = (
+MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, ANSWERS = (
     "model.safetensors",
     "config.toml",
     "split.csv",
@@ -38,6 +39,7 @@ MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT = (
     "events.jsonl",
     "run.json",
     "checkpoint.pt",
+    "answers.safetensors",
 )
 LOCK = ".lock"
 ROOT = Path("runs")

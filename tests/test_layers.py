@@ -27,6 +27,7 @@ LAYERS = (
         "data.images",
         "models._arch",
         "models._layers",
+        "evaluation.answers",
         "evaluation.calibration",
         "evaluation.metrics",
     ),
