@@ -29,6 +29,7 @@ LAYERS = (
         "models._layers",
         "evaluation.answers",
         "evaluation.calibration",
+        "evaluation.intervals",
         "evaluation.metrics",
     ),
     (
@@ -37,7 +38,8 @@ LAYERS = (
     ),
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
     ("training.*", "bundle", "run"),
-    ("plan", "recorder"),
+    ("runlist",),
+    ("evaluation.compare", "plan", "recorder"),
     ("choices",),
     ("start",),
     ("asked",),

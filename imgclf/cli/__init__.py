@@ -13,12 +13,14 @@ import typer
 from imgclf.cli._console import guarded
 from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
+from imgclf.cli.compare import compare
 from imgclf.cli.evaluate import evaluate
 from imgclf.cli.find_lr import find_lr
 from imgclf.cli.models import models
 from imgclf.cli.predict import predict
 from imgclf.cli.prepare import prepare
 from imgclf.cli.reproduce import reproduce
+from imgclf.cli.runs import runs
 from imgclf.cli.show import show
 from imgclf.cli.train import train
 from imgclf.cli.tune import tune
@@ -31,8 +33,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, models, show, find_lr, tune, prepare, benchmark, reproduce):
-    app.command(no_args_is_help=command not in (train, evaluate, models))(guarded(command))
+COMMANDS = (train, evaluate, predict, runs, compare, models, show, find_lr, tune, prepare, benchmark, reproduce)
+for command in COMMANDS:
+    app.command(no_args_is_help=command not in (train, evaluate, runs, models))(guarded(command))
 app.add_typer(cache, name="cache")
 
 
