@@ -11,6 +11,7 @@ from imgclf._files import printable
 from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
+from imgclf.evaluation.curves import LearningCurve
 from imgclf.results import LrCurve
 from imgclf.specs import Recipe
 
@@ -109,4 +110,31 @@ def save_importances(importances: Mapping[str, float], path: Path) -> None:
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])
     axes.flat[0].set_xlabel("share of the differences between trials")
+    _save(figure, path)
+
+
+def save_learning_curve(curve: LearningCurve, path: Path) -> None:
+    """Write the accuracy over the number of training images: measured, and the law with its 95 % band up to twice as
+    many."""
+    from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
+
+    figure, axes = _figure(1, 1, 5.0)
+    axis, (band, points) = axes.flat[0], (curve.band, curve.points)
+    axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % of the law")
+    axis.plot(band.images, band.accuracy, label="law")
+    images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
+    ends = np.array([point.interval for point in points]).T
+    bars = np.abs(ends - accuracy)
+    axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
+    axis.axvline(images[-1], linestyle=":", color="grey")
+    axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_xlabel("training images")
+    axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
+    axis.set_title(_short(printable(f"{curve.data}, {curve.arch}"), 60), parse_math=False)
+    axis.legend(loc="lower right")
     _save(figure, path)

@@ -29,6 +29,7 @@ LAYERS = (
         "models._layers",
         "evaluation.answers",
         "evaluation.calibration",
+        "evaluation.curves",
         "evaluation.intervals",
         "evaluation.metrics",
     ),
@@ -44,7 +45,7 @@ LAYERS = (
     ("start",),
     ("asked",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "learning", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )

@@ -16,6 +16,7 @@ from imgclf.cli.cache import cache
 from imgclf.cli.compare import compare
 from imgclf.cli.evaluate import evaluate
 from imgclf.cli.find_lr import find_lr
+from imgclf.cli.learning_curve import learning_curve
 from imgclf.cli.models import models
 from imgclf.cli.predict import predict
 from imgclf.cli.prepare import prepare
@@ -33,7 +34,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-COMMANDS = (train, evaluate, predict, runs, compare, models, show, find_lr, tune, prepare, benchmark, reproduce)
+COMMANDS = (train, evaluate, predict, runs, compare, models, show, find_lr, learning_curve, tune, prepare)
+COMMANDS += (benchmark, reproduce)
 for command in COMMANDS:
     app.command(no_args_is_help=command not in (train, evaluate, runs, models))(guarded(command))
 app.add_typer(cache, name="cache")

@@ -54,11 +54,7 @@ def fit_probe(
     head = linear_head(model)
     if head is None:
         raise ConfigError("a probe needs a network whose last layer is linear, with a bias; leave the probe out")
-    with _without(model, head), quick(model, loader, device) as body:
-        found, targets = infer(body, loader, device, progress, precision)
-    features, labels = torch.from_numpy(found), torch.from_numpy(targets)
-    if len(labels) <= MANY:
-        features = features.double()
+    features, labels = features_of(model, loader, device, precision, progress)
     prior = getattr(head, "prior", None)
     weights, bias, strength, score = fit_logistic(features, labels, head.out_features, prior, weight)
     with torch.no_grad():
@@ -69,15 +65,36 @@ def fit_probe(
     return Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
 
 
+def features_of(
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    precision: torch.dtype,
+    progress: Progress | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the linear head of `model` would get for the loader's samples (n, d), and their labels, in order.
+
+    In float64 for so few images that it costs nothing.
+    """
+    head = linear_head(model)
+    assert head is not None
+    with _without(model, head), quick(model, loader, device) as body:
+        found, targets = infer(body, loader, device, progress, precision)
+    features = torch.from_numpy(found)
+    return features.double() if len(targets) <= MANY else features, torch.from_numpy(targets)
+
+
 def fit_logistic(
     features: torch.Tensor,
     labels: torch.Tensor,
     classes: int,
     prior: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
+    strength: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, float, tuple[float, float, int]]:
     """Weights (classes, d) and bias (classes,) for features (n, d), the strength of the L2 penalty that was chosen, and
-    the mean loss and accuracy on held-out images with their number; NaN and 0 where no class has two images.
+    the mean loss and accuracy on held-out images with their number; NaN and 0 where no class has two images, and where
+    a `strength` is given.
     """
     centre = features.mean(0)
     mixing = _mixing(features - centre, prior)
@@ -85,7 +102,9 @@ def fit_logistic(
     basis = torch.linalg.svd(points, full_matrices=False).Vh if len(points) < points.shape[1] else None
     points = points if basis is None else points @ basis.T
     weight = None if weight is None else weight.to(points)
-    strength, score = _choose(points, labels, classes, weight)
+    score = (math.nan, math.nan, 0)
+    if strength is None:
+        strength, score = _choose(points, labels, classes, weight)
     solution = _minimise(points, labels, classes, strength, weight)
     inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
     weights = inner @ mixing.T
