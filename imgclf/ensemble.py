@@ -42,8 +42,7 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     joined.spec_ = replace(first.spec_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
     joined.metrics_, joined.answers_, joined.run_, joined.lost_ = {}, {}, None, {}
-    if first.manifest_ is not None:
-        joined.manifest_ = replace(first.manifest_, spec=joined.spec_, metrics={}, seen=pack_keys(joined.seen_))
+    joined.manifest_ = replace(first.manifest_, spec=joined.spec_, metrics={}, seen=pack_keys(joined.seen_))
     if all(hasattr(classifier, "history_") for classifier in classifiers):
         joined.history_ = History(tuple(record for classifier in classifiers for record in classifier.history_))
     return joined

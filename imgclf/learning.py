@@ -121,6 +121,7 @@ def learning_curve(
         law=law.law,
         doubled=law.at(2 * last),
         gain=law.gain(last),
+        misfit=law.misfit,
         classes=gains,
         seconds=round(time.perf_counter() - began, 3),
         band=law.band(first, 2 * last),

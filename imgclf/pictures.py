@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +45,17 @@ def sample_pixels(
     return [shown[position] for position in range(len(samples))]
 
 
-def save_grid(images: Sequence[Pixels], titles: Sequence[str], path: Path) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title."""
+def save_grid(
+    images: Sequence[Pixels], titles: Sequence[str], path: Path, colours: Sequence[str] | None = None
+) -> None:
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour."""
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+    for axis, image, title, colour in zip(axes.flat, images, titles, colours or repeat("black"), strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(_short(printable(title)), fontsize=9, parse_math=False)
+        axis.set_title(_short(printable(title)), fontsize=9, parse_math=False, color=colour)
     _save(figure, path)
 
 
@@ -132,7 +135,7 @@ def save_learning_curve(curve: LearningCurve, path: Path) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axis.set_xlabel("training images")
     axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
     axis.set_title(_short(printable(f"{curve.data}, {curve.arch}"), 60), parse_math=False)

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from imgclf._registry import unknown_name
 from imgclf._files import csv_text, printable, read_text, sync_folder, write_text
+from imgclf._registry import unknown_name
 from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord
 from imgclf.specs import Experiment, from_dict, to_dict

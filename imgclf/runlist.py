@@ -91,7 +91,9 @@ def filtered(entries: Sequence[RunEntry], condition: str) -> list[RunEntry]:
     if not equals:
         return [entry for entry in entries if any(key in _text(entry, name) for name in FILTERS)]
     if key not in FILTERS:
-        raise ConfigError(f"--filter is {condition!r}; allowed: a text, or KEY=PATTERN with {', '.join(FILTERS)} as KEY")
+        raise ConfigError(
+            f"--filter is {condition!r}; allowed: a text, or KEY=PATTERN with {', '.join(FILTERS)} as KEY"
+        )
     return [entry for entry in entries if fnmatchcase(_text(entry, key), pattern)]
 
 

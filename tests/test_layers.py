@@ -44,6 +44,7 @@ LAYERS = (
     ("choices",),
     ("start",),
     ("asked",),
+    ("fitting",),
     ("classifier",),
     ("bench", "dryrun", "ensemble", "learning", "reproduce", "tuning"),
     ("cli", "cli.*"),

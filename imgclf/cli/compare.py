@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,11 @@ from imgclf.cli import _console as console
 from imgclf.cli._options import Json
 from imgclf.cli.runs import HEADER, cells
 from imgclf.cli.show import WHOLE
+from imgclf.errors import DataError, ImgclfError
 from imgclf.run import ROOT
 
 if TYPE_CHECKING:
+    from imgclf.data.source import Pixels, Source
     from imgclf.evaluation.compare import Change, Comparison
 
 SHOWN = 10  # images of each kind
@@ -89,40 +91,48 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
 
 
 def _draw(result: Comparison, path: Path) -> Path | None:
-    """A picture of the images that changed, those that got better first; None where there is none to show."""
-    from dataclasses import replace
-
-    from imgclf.data.images import BadImage
+    """A picture of the images that changed, those that b gets right first; None where there is none to show."""
     from imgclf.data.prepare import require_outside
-    from imgclf.pictures import sample_pixels, save_grid
+    from imgclf.pictures import save_grid
     from imgclf.plan import labelled_source
     from imgclf.run import open_run
 
-    if not result.changed:
-        console.say("no image changed, so there is no picture")
-        return None
     source = labelled_source(None, open_run(Path(result.a.path)))
     require_outside(path, source)
-    samples = {sample.ref: sample for sample in source.samples}
-    images: list[Any] = []
-    titles, gone = [], []
-    for change in (*result.fixed, *result.broken):
-        sample = samples.get(change.path)
+    better = max(MOST // 2, MOST - len(result.broken))
+    chosen = [*result.fixed[:better], *result.broken][:MOST]
+    shown, gone = [], []
+    for change in chosen:
         try:
-            if sample is None or (change.content and source.reader.digest(sample.ref) != change.content):
-                raise BadImage("gone or changed", change.path)
-            images += sample_pixels(source, [replace(sample, sha256=change.content)], WHOLE, augmented=False)
-            titles.append(f"{'✓' if change.better else '✗'} {change.a} → {change.b}")
-        except BadImage as error:
-            gone.append(f"{change.path}: {error.reason}")
-        if len(images) == MOST:
-            break
+            shown.append((_pixels(source, change), change))
+        except ImgclfError as error:
+            gone.append(str(error))
     if gone:
         console.warn(f"{console.plural(len(gone), 'image')} can't be shown:")
         console.say_list(gone)
-    if images:
-        save_grid(images, titles, path)
-    return path if images else None
+    if not shown:
+        console.say("there is no image that changed to show, so there is no picture")
+        return None
+    if len(chosen) < len(result.changed):
+        console.say(f"the picture shows {len(shown)} of the {len(result.changed):,} images that changed")
+    save_grid(
+        [pixels for pixels, _ in shown],
+        [f"{change.a} → {change.b}" for _, change in shown],
+        path,
+        ["green" if change.better else "red" for _, change in shown],
+    )
+    return path
+
+
+def _pixels(source: Source, change: Change) -> Pixels:
+    """The image as it was tested."""
+    from imgclf.data.source import Sample
+    from imgclf.pictures import sample_pixels
+
+    if change.content and source.reader.digest(change.path) != change.content:
+        raise DataError(f"{change.path} is not what it was")
+    (pixels,) = sample_pixels(source, [Sample(change.path, change.true, sha256=change.content)], WHOLE, augmented=False)
+    return pixels
 
 
 def _points(share: float) -> str:

@@ -77,7 +77,9 @@ def _show(curve: LearningCurve) -> None:
     console.show()
     console.show(f"law:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
     gain, doubled = curve.gain, curve.doubled
-    if 100 * gain.high < 0.05:
+    if not curve.lawful:
+        console.show("more:    the points don't follow the law, so what more images would bring can't be told from it")
+    elif 100 * gain.high < 0.05:
         console.show(f"more:    {2 * images:,} images, twice as many, would bring nothing that counts")
     else:
         console.show(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 COOLEST, HOTTEST = 0.1, 10.0
-ROUNDS, CLOSE = 50, 1e-9
+LOWEST, HIGHEST = -math.log(HOTTEST), -math.log(COOLEST)
+STARTS, ROUNDS, CLOSE = 13, 50, 1e-9
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
@@ -20,19 +21,38 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
     """
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(targets)
     scores = scores - scores.max(axis=1, keepdims=True)
-    n, own = len(truth), scores[np.arange(len(truth)), truth]
-    lowest, highest = -math.log(HOTTEST), -math.log(COOLEST)
-    log_scale = 0.0  # of the inverse temperature, in which the loss is nearly a parabola: Newton's method
+    own = scores[np.arange(len(truth)), truth]
+    # In the logarithm of the inverse temperature the loss is nearly a parabola around a minimum; there may be two.
+    places = np.linspace(LOWEST, HIGHEST, STARTS).tolist()
+    tried = [math.inf, *(_objective(place, scores, own)[0] for place in places), math.inf]
+    lows = [place for i, place in enumerate(places) if tried[i] >= tried[i + 1] <= tried[i + 2]]
+    return math.exp(-min(_descend(place, scores, own) for place in lows)[1])
+
+
+def _descend(place: float, scores: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, float]:
+    """The lowest loss near a place, and where: Newton's method, with half a step where a whole one leads uphill."""
+    value, step = _objective(place, scores, own)
     for _ in range(ROUNDS):
-        scale = math.exp(log_scale)
-        likely = np.exp(scale * scores)
-        likely /= likely.sum(axis=1, keepdims=True)
-        mean = (likely * scores).sum(axis=1)
-        spread = (likely * scores**2).sum(axis=1) - mean**2
-        slope = scale * float((mean - own).mean()) + log_scale / n
-        step = slope / (scale**2 * float(spread.mean()) + 1 / n)
-        moved = min(max(log_scale - min(max(step, -1.0), 1.0), lowest), highest)
-        if abs(moved - log_scale) < CLOSE:
+        moved = min(max(place + step, LOWEST), HIGHEST)
+        if abs(moved - place) < CLOSE:
             break
-        log_scale = moved
-    return math.exp(-log_scale)
+        there, onwards = _objective(moved, scores, own)
+        if there <= value:
+            place, value, step = moved, there, onwards
+        else:
+            step /= 2
+    return value, place
+
+
+def _objective(place: float, scores: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, float]:
+    """The loss with its prior, and Newton's step, at most 1 long."""
+    n, scale = len(own), math.exp(place)
+    likely = np.exp(scale * scores)
+    total = likely.sum(axis=1, keepdims=True)
+    value = float((np.log(total[:, 0]) - scale * own).mean()) + place**2 / (2 * n)
+    likely /= total
+    mean = (likely * scores).sum(axis=1)
+    spread = (likely * scores**2).sum(axis=1) - mean**2
+    slope = scale * float((mean - own).mean()) + place / n
+    step = -slope / (scale**2 * float(spread.mean()) + 1 / n)
+    return value, min(max(step, -1.0), 1.0)

@@ -163,12 +163,13 @@ def compare_answers(a: Answers, b: Answers) -> tuple[Paired, tuple[Change, ...]]
     right = np.array([(mine == true, theirs == true) for (true, mine, *_), (_, theirs, *_) in rows])
     both, only_a = int(right.all(1).sum()), int((right[:, 0] & ~right[:, 1]).sum())
     only_b = int((right[:, 1] & ~right[:, 0]).sum())
-    changed = tuple(
+    changed = [
         Change(path, content, true, mine, theirs)
         for (true, mine, path, content), (_, theirs, *_) in rows
         if (mine == true) != (theirs == true)
-    )
-    return Paired(both, only_a, only_b, len(rows) - both - only_a - only_b), changed
+    ]
+    changed.sort(key=lambda change: change.path)
+    return Paired(both, only_a, only_b, len(rows) - both - only_a - only_b), tuple(changed)
 
 
 def _rows(answers: Answers) -> Iterator[tuple[str, str, str, str]]:

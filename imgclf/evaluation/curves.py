@@ -18,8 +18,9 @@ from imgclf.evaluation.intervals import wilson
 EXPONENTS = np.linspace(0.05, 1.5, 59)
 SAMPLES = 2000  # of the bootstrap
 SMOOTHNESS = 33  # places at which the law is drawn
-FEWEST = 3  # sizes that a law can be fitted to
+PARAMETERS = FEWEST = 3  # of a law, and so the fewest sizes that it can be fitted to
 CONFIDENCE = 95
+UNLIKELY = 0.01
 
 Wrong = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
@@ -91,7 +92,9 @@ class LearningCurve:
     """Accuracy on `held_out` images by the number of training images; `full` says that the network itself was trained
     each time, and not a linear head on frozen features.
 
-    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is.
+    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is. `misfit` is
+    how often points that follow the law would lie at least as far from it by chance: where it is low, the law tells
+    nothing of more images.
     """
 
     data: str
@@ -102,9 +105,15 @@ class LearningCurve:
     law: PowerLaw
     doubled: Estimate
     gain: Estimate
+    misfit: float
     classes: tuple[ClassGain, ...]
     seconds: float
     band: Band = field(repr=False)
+
+    @property
+    def lawful(self) -> bool:
+        """Whether the points follow the law well enough to go by it."""
+        return self.misfit >= UNLIKELY
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
@@ -119,7 +128,7 @@ class FittedLaw:
     law: PowerLaw
     samples: Numbers = field(repr=False)
     weights: Numbers = field(repr=False)
-    spread: float
+    misfit: float
 
     def errors(self, images: float) -> Numbers:
         """The error after so many training images by each of the samples."""
@@ -181,7 +190,9 @@ def fit_law(images: Sequence[int], wrong: Sequence[Wrong], total: int | None = N
     weights = rng.multinomial(n, np.full(n, 1 / n), SAMPLES) / n
     others = np.clip(weights @ means.T + rng.normal(0, np.sqrt(noise), (SAMPLES, len(sizes))), 0, 1)
     best, *samples = _least_squares(sizes, np.vstack([errors, others]), precision)
-    return FittedLaw(PowerLaw(*map(float, best)), np.stack(samples), weights, spread)
+    law = PowerLaw(*map(float, best))
+    distance = float(sum(precision * (errors - [law.error(size) for size in sizes]) ** 2))
+    return FittedLaw(law, np.stack(samples), weights, _misfit(distance, len(sizes) - PARAMETERS))
 
 
 def class_gain(name: str, images: int, more: Wrong, fewer: Wrong, own: NDArray[np.bool_], law: FittedLaw) -> ClassGain:
@@ -214,6 +225,13 @@ def _gain(lost: Numbers, fewer: Wrong, of: NDArray[np.bool_], law: FittedLaw) ->
         float(lost[of].mean()) * 2**-law.law.exponent,
         (found + noise) * 2 ** -law.samples[:, 1],
     )
+
+
+def _misfit(distance: float, freedom: int) -> float:
+    """How often chance makes the squared distance, in standard deviations, at least as large; 1 where any law fits."""
+    from scipy.stats import chi2
+
+    return float(chi2.sf(distance, freedom)) if freedom > 0 else 1.0
 
 
 def _spread(sizes: Numbers, fractions: Numbers, wrong: Sequence[Wrong]) -> float:
