@@ -33,7 +33,10 @@ if TYPE_CHECKING:
         TrainingDiverged,
         UnknownName,
     )
+    from imgclf.evaluation.compare import Comparison, compare_runs
+    from imgclf.evaluation.curves import LearningCurve
     from imgclf.inference import evaluate, predict
+    from imgclf.learning import learning_curve
     from imgclf.models._arch import arch
     from imgclf.models.build import build_model
     from imgclf.models.weights import load_weights
@@ -66,7 +69,10 @@ _HOMES = {
         "TrainingDiverged",
         "UnknownName",
     ),
+    "evaluation.compare": ("Comparison", "compare_runs"),
+    "evaluation.curves": ("LearningCurve",),
     "inference": ("evaluate", "predict"),
+    "learning": ("learning_curve",),
     "models._arch": ("arch",),
     "models.build": ("build_model",),
     "models.weights": ("load_weights",),
@@ -82,6 +88,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Choice",
     "Classifier",
+    "Comparison",
     "ConfigError",
     "DataError",
     "DryRun",
@@ -90,6 +97,7 @@ __all__ = [
     "Experiment",
     "History",
     "ImgclfError",
+    "LearningCurve",
     "Loader",
     "LrCurve",
     "Manifest",
@@ -114,11 +122,13 @@ __all__ = [
     "audit",
     "build_model",
     "combine",
+    "compare_runs",
     "dry_run",
     "evaluate",
     "find_lr",
     "fit_ensemble",
     "fit_probe",
+    "learning_curve",
     "load_model",
     "load_weights",
     "make_split",

@@ -51,7 +51,7 @@ Parts = Mapping[float, Sequence[Places]]  # by fraction, for each draw the place
 
 @dataclass(frozen=True, eq=False)
 class _Features:
-    """What a linear head is fitted to and judged by: features (n, d) and labels (n,) of train and of held-out images."""
+    """What a linear head is fitted to and judged by: features (n, d) and labels (n,) of images to train and to test."""
 
     train: torch.Tensor
     labels: torch.Tensor

@@ -20,9 +20,10 @@ FALLING = "accuracy"  # the best first; all others rise
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One run. `accuracy` (0…1) is that of `n` images of the `part` test or, where there was no test, valid, with its 95 %
-    `interval`; `seconds` are those of the whole command, `size` is the model file's in bytes, `recipe` the name of the
-    experiment that it began with. What is not known is None. `default` says that commands without --model take it."""
+    """One run. `accuracy` (0…1) is that of `n` images of the `part` test or, where there was no test, valid, and
+    `interval` its 95 % interval; `seconds` are those of the whole command, `size` is the model file's in bytes, `recipe`
+    the name of the experiment that it began with. What is not known is None. `default` says that commands without
+    --model take it."""
 
     path: str
     number: int
@@ -89,7 +90,7 @@ def filtered(entries: Sequence[RunEntry], condition: str) -> list[RunEntry]:
     """
     key, equals, pattern = condition.lower().partition("=")
     if not equals:
-        return [entry for entry in entries if any(key in _text(entry, name) for name in FILTERS)]
+        return [entry for entry in entries if any(fnmatchcase(_text(entry, name), f"*{key}*") for name in FILTERS)]
     if key not in FILTERS:
         raise ConfigError(
             f"--filter is {condition!r}; allowed: a text, or KEY=PATTERN with {', '.join(FILTERS)} as KEY"

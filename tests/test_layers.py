@@ -164,6 +164,7 @@ sys.stderr.write(json.dumps([loaded, seen]))
         "from imgclf.cli import app; app(['--help'])",
         "from imgclf.cli import app; app(['train', '--help'])",
         "from imgclf.cli import app; app(['models', 'resnet'])",
+        "from imgclf.cli import app; app(['runs'])",
     ],
 )
 def test_nothing_heavy_is_loaded_nothing_is_written_no_connection_is_opened(statement, tmp_path):

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -34,8 +35,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-COMMANDS = (train, evaluate, predict, runs, compare, models, show, find_lr, learning_curve, tune, prepare)
-COMMANDS += (benchmark, reproduce)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(train, evaluate, predict, runs, compare, models, show),
+    *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
+)
 for command in COMMANDS:
     app.command(no_args_is_help=command not in (train, evaluate, runs, models))(guarded(command))
 app.add_typer(cache, name="cache")

@@ -46,7 +46,7 @@ def compare(
         result = compare_runs(a, b, runs=runs)
     drawn = None if picture is None else _draw(result, picture)
     if json:
-        console.show_json({**result.to_dict(), **({"picture": str(drawn)} if picture is not None else {})})
+        console.show_json({**result.to_dict(), "picture": None if drawn is None else str(drawn)})
         return
     _show(result)
     if drawn is not None:
@@ -62,8 +62,8 @@ def _show(result: Comparison) -> None:
         f"{console.plural(paired.n, 'image')}"
     )
     console.show(
-        f"right:  both {paired.both:,}, only a {paired.only_a:,}, only b {paired.only_b:,}, neither {paired.neither:,}; "
-        f"McNemar's exact test: p {_p(paired.p_value)}"
+        f"right:  both {paired.both:,}, only a {paired.only_a:,}, only b {paired.only_b:,}, neither {paired.neither:,}"
+        f"; McNemar's exact test: p {_p(paired.p_value)}"
     )
     console.show(f"so:     {_verdict(result)}")
     for title, differences in (("setting", result.settings), ("not the same", result.surroundings)):

@@ -22,7 +22,7 @@ def runs(
         list[str] | None,
         typer.Option(
             "--filter",
-            help=f"Only runs with this text, or KEY=PATTERN as arch=resnet*; KEY is {choices(FILTERS)}. May be repeated.",
+            help=f"Only runs with this text, or KEY=PATTERN as arch=resnet*, KEY being {choices(FILTERS)}.",
             show_default=False,
         ),
     ] = None,

@@ -78,8 +78,8 @@ class Paired:
 
 @dataclass(frozen=True)
 class Change:
-    """An image that one of two models gets right: its `path` and sha256 (`content`), its true class, and what each model
-    calls it."""
+    """An image that one of two models gets right: its `path`, the sha256 of its `content`, its `true` class, and what
+    each model calls it."""
 
     path: str
     content: str

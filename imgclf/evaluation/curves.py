@@ -92,8 +92,8 @@ class LearningCurve:
     """Accuracy on `held_out` images by the number of training images; `full` says that the network itself was trained
     each time, and not a linear head on frozen features.
 
-    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is. `misfit` is
-    how often points that follow the law would lie at least as far from it by chance: where it is low, the law tells
+    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is. `misfit`
+    is how often points that follow the law would lie at least as far from it by chance: where it is low, the law tells
     nothing of more images.
     """
 
