@@ -37,12 +37,13 @@ from imgclf.training.auto import resolve_config
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.optim import class_weights
-from imgclf.training.probe import features_of, fit_logistic, linear_head
+from imgclf.training.probe import STRENGTHS, features_of, fit_logistic, linear_head
 
 # How often each part of the training images is drawn; a full training costs much more than a head on features.
 DRAWS = {0.1: 10, 0.2: 8, 0.4: 5, 0.8: 3, 1.0: 1}
 FULL_DRAWS = {0.1: 3, 0.2: 2, 0.4: 1, 0.8: 1, 1.0: 1}
 CLASS_FITS = 40  # of all classes together, but for each from 2 to 10
+WEAKER = 3  # strengths that are tried where more images follow: half a power of ten apart
 ALONE = 2  # images of a class, at least, in every part
 
 Places = NDArray[np.int64]
@@ -61,13 +62,13 @@ class _Features:
     prior: torch.Tensor | None
     class_weights: str | None
 
-    def wrong(self, places: Places, strength: float | None) -> tuple[Wrong, float]:
-        """Which held-out images a head that is fitted to these training images calls something else, and its strength,
-        which is chosen where it is None."""
+    def wrong(self, places: Places, strengths: Sequence[float]) -> tuple[Wrong, float]:
+        """Which held-out images a head that is fitted to these training images calls something else, and the strength
+        of its penalty."""
         labels = self.labels[places]
         weight = class_weights(labels.tolist(), self.classes, self.class_weights)
         features = self.train[places]
-        weights, bias, strength, _ = fit_logistic(features, labels, self.classes, self.prior, weight, strength)
+        weights, bias, strength, _ = fit_logistic(features, labels, self.classes, self.prior, weight, strengths)
         return np.asarray((self.held @ weights.T + bias).argmax(1) != self.held_labels), strength
 
 
@@ -203,7 +204,7 @@ def _frozen(
     precision = pick_precision(config.precision, device)
     features, labels = features_of(model, loader, device, precision, lambda done, _: progress(done))
     _require_all(len(labels), samples, loader.lost)
-    return features.cpu(), labels
+    return features.cpu().float(), labels
 
 
 def _require_all(read: int, samples: Sequence[Sample], lost: Mapping[str, str]) -> None:
@@ -213,21 +214,25 @@ def _require_all(read: int, samples: Sequence[Sample], lost: Mapping[str, str]) 
 
 
 def _fit_each(features: _Features, parts: Parts, callbacks: Sequence[Callback]) -> tuple[dict[float, Wrong], float]:
-    """What heads on each part call something else, and the strength for all images; it is chosen by each part's first
-    draw."""
+    """What heads on each part call something else, and the strength of the penalty for all images.
+
+    It is chosen by each part's first draw: the more images there are, the weaker it is.
+    """
     wrong: dict[float, Wrong] = {}
-    strength: float | None = None
+    strength, choice = STRENGTHS[0], STRENGTHS
     done, total = 0, sum(map(len, parts.values()))
     for fraction, draws in parts.items():
-        rows, strength = [], None
+        rows = []
         for places in draws:
-            row, strength = features.wrong(places, strength)
+            row, strength = features.wrong(places, choice)
             rows.append(row)
+            choice = (strength,)
             done += 1
             notify(callbacks, "heads", (done, total))
         wrong[fraction] = np.stack(rows)
         notify(callbacks, "point", curve_point(fraction, len(draws[0]), wrong[fraction]))
-    assert strength is not None
+        weaker = STRENGTHS.index(strength)
+        choice = STRENGTHS[weaker : weaker + WEAKER]
     return wrong, strength
 
 
@@ -242,7 +247,7 @@ def _class_gains(
     """What each class's images bring, by leaving out half of them."""
     draws = min(10, max(2, CLASS_FITS // len(classes)))
     everything = np.arange(len(train))
-    more = features.wrong(everything, strength)[0][None]
+    more = features.wrong(everything, (strength,))[0][None]
     orders = [_order(train, 0, draw) for draw in range(draws)]
     held_labels = features.held_labels.numpy()
     gains = []
@@ -255,7 +260,7 @@ def _class_gains(
         for number, order in enumerate(orders):
             mine = order[name]
             without = np.setdiff1d(everything, mine[_share(len(mine), 0.5) :])
-            fewer.append(features.wrong(without, strength)[0])
+            fewer.append(features.wrong(without, (strength,))[0])
             notify(callbacks, "class_heads", (index * draws + number + 1, len(classes) * draws))
         gains.append(class_gain(name, len(mine), more, np.stack(fewer), held_labels == index, law))
     return tuple(gains)

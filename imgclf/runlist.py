@@ -21,9 +21,9 @@ FALLING = "accuracy"  # the best first; all others rise
 @dataclass(frozen=True)
 class RunEntry:
     """One run. `accuracy` (0…1) is that of `n` images of the `part` test or, where there was no test, valid, and
-    `interval` its 95 % interval; `seconds` are those of the whole command, `size` is the model file's in bytes, `recipe`
-    the name of the experiment that it began with. What is not known is None. `default` says that commands without
-    --model take it."""
+    `interval` its 95 % interval; `seconds` are those of the whole command, `size` is the model file's in bytes,
+    `recipe` the name of the experiment that it began with. What is not known is None. `default` says that commands
+    without --model take it."""
 
     path: str
     number: int

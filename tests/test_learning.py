@@ -1,5 +1,6 @@
 """Trainings on growing parts of the images: `learning_curve` and `imgclf learning-curve`."""
 
+import itertools
 import json
 import signal
 
@@ -67,7 +68,7 @@ def test_parts_are_nested_stratified_and_the_same_in_any_order(sizes, random):
     largest = parts[max(parts)]
     assert len(largest[0]) == len(samples)
     fractions = list(parts)
-    for smaller, larger in zip(fractions, fractions[1:], strict=False):
+    for smaller, larger in itertools.pairwise(fractions):
         assert len(parts[smaller][0]) < len(parts[larger][0])
         for small, large in zip(parts[smaller], parts[larger], strict=False):
             assert set(small) <= set(large)

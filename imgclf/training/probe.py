@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -90,11 +90,11 @@ def fit_logistic(
     classes: int,
     prior: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
-    strength: float | None = None,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[torch.Tensor, torch.Tensor, float, tuple[float, float, int]]:
-    """Weights (classes, d) and bias (classes,) for features (n, d), the strength of the L2 penalty that was chosen, and
-    the mean loss and accuracy on held-out images with their number; NaN and 0 where no class has two images, and where
-    a `strength` is given.
+    """Weights (classes, d) and bias (classes,) for features (n, d), the one of the `strengths` (falling) of the L2
+    penalty that was chosen, and the mean loss and accuracy on held-out images with their number; NaN and 0 where no
+    class has two images, and where there is nothing to choose.
     """
     centre = features.mean(0)
     mixing = _mixing(features - centre, prior)
@@ -102,9 +102,9 @@ def fit_logistic(
     basis = torch.linalg.svd(points, full_matrices=False).Vh if len(points) < points.shape[1] else None
     points = points if basis is None else points @ basis.T
     weight = None if weight is None else weight.to(points)
-    score = (math.nan, math.nan, 0)
-    if strength is None:
-        strength, score = _choose(points, labels, classes, weight)
+    strength, score = strengths[0], (math.nan, math.nan, 0)
+    if len(strengths) > 1:
+        strength, score = _choose(points, labels, classes, weight, strengths)
     solution = _minimise(points, labels, classes, strength, weight)
     inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
     weights = inner @ mixing.T
@@ -144,25 +144,29 @@ def _length(points: torch.Tensor) -> torch.Tensor:
 
 
 def _choose(
-    points: torch.Tensor, labels: torch.Tensor, classes: int, weight: torch.Tensor | None
+    points: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    weight: torch.Tensor | None,
+    strengths: Sequence[float],
 ) -> tuple[float, tuple[float, float, int]]:
     """The strength of least loss on images that are held out, each class spread evenly over the folds."""
     fold = _folds(labels)
     tried = range(1 if len(labels) > MANY else FOLDS)
     held_out = [fold == number for number in tried if (fold == number).any()]
     if not held_out:
-        return STRENGTHS[len(STRENGTHS) // 2], (math.nan, math.nan, 0)
-    sums = torch.zeros(len(STRENGTHS), 2)
+        return strengths[len(strengths) // 2], (math.nan, math.nan, 0)
+    sums = torch.zeros(len(strengths), 2)
     for out in held_out:
         start = None
-        for row, strength in zip(sums, STRENGTHS, strict=True):
+        for row, strength in zip(sums, strengths, strict=True):
             start = _minimise(points[~out], labels[~out], classes, strength, weight, start)
             logits = points[out] @ start[:, :-1].T + start[:, -1]
             row[0] += F.cross_entropy(logits, labels[out], reduction="sum")
             row[1] += (logits.argmax(1) == labels[out]).sum()
     best = int(sums[:, 0].argmin())
     n = int(torch.stack(held_out).sum())
-    return STRENGTHS[best], (float(sums[best, 0]) / n, float(sums[best, 1]) / n, n)
+    return strengths[best], (float(sums[best, 0]) / n, float(sums[best, 1]) / n, n)
 
 
 def _folds(labels: torch.Tensor) -> torch.Tensor:
