@@ -234,7 +234,7 @@ class Loader:
         if tensor.device == self.device or self.device.type == "cpu":
             return tensor
         if self.device.type != "cuda" or not tensor.is_pinned():
-            return tensor.to(self.device)
+            return tensor.to(self.device, non_blocking=self.device.type == "cuda")  # else it waits for the step before
         with torch.cuda.stream(self._stream):
             there = tensor.to(self.device, non_blocking=True)
         now = torch.cuda.current_stream(self.device)

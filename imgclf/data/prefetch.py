@@ -22,7 +22,7 @@ Job = Callable[[], None]
 
 AHEAD = 2
 PATIENCE = 120.0  # seconds that the reading of one image may take
-SHORT = 0.003  # seconds for a job of 4 images or more
+SHORT = 0.0005  # seconds for a job of 8 images or more
 TRIED = 8  # jobs over which a moment of waiting is no sign of slowness
 LEAVE = 5.0  # seconds that the end of an epoch waits for images that nobody wants any more
 
