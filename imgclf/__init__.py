@@ -33,8 +33,11 @@ if TYPE_CHECKING:
         TrainingDiverged,
         UnknownName,
     )
+    from imgclf.evaluation.compare import Comparison, compare_runs
+    from imgclf.evaluation.curves import LearningCurve
     from imgclf.evaluation.explain import explain
     from imgclf.inference import evaluate, predict
+    from imgclf.learning import learning_curve
     from imgclf.models._arch import arch
     from imgclf.models.build import build_model
     from imgclf.models.weights import load_weights
@@ -68,8 +71,11 @@ _HOMES = {
         "TrainingDiverged",
         "UnknownName",
     ),
+    "evaluation.compare": ("Comparison", "compare_runs"),
+    "evaluation.curves": ("LearningCurve",),
     "evaluation.explain": ("explain",),
     "inference": ("evaluate", "predict"),
+    "learning": ("learning_curve",),
     "models._arch": ("arch",),
     "models.build": ("build_model",),
     "models.weights": ("load_weights",),
@@ -86,6 +92,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Choice",
     "Classifier",
+    "Comparison",
     "ConfigError",
     "DataError",
     "DryRun",
@@ -95,6 +102,7 @@ __all__ = [
     "Explanation",
     "History",
     "ImgclfError",
+    "LearningCurve",
     "Loader",
     "LrCurve",
     "Manifest",
@@ -119,12 +127,14 @@ __all__ = [
     "audit",
     "build_model",
     "combine",
+    "compare_runs",
     "dry_run",
     "evaluate",
     "explain",
     "find_lr",
     "fit_ensemble",
     "fit_probe",
+    "learning_curve",
     "load_model",
     "load_weights",
     "make_split",

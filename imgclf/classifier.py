@@ -228,8 +228,8 @@ class Classifier:
         source = inputs_source(images)
         loader = self._loader(source, source.samples, cache="ram", shard=(0, 1))
         model = self._fitted()
-        options = {"precision": pick_precision(self.precision_, device_of(model)), "temperature": self.temperature_}
-        return explain(model, loader, method=method, label=label, **options)
+        precision = pick_precision(self.precision_, device_of(model))
+        return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`."""

@@ -31,6 +31,7 @@ from imgclf.plan import (
     read_data,
     read_experiment,
     reading_options,
+    recipe_name,
 )
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Choice, Evaluation, History, Probe
@@ -98,7 +99,8 @@ def fit_data(
     if runs is None or not distributed.is_main():
         return _learn(work, callbacks)
     named = None if isinstance(data, Source) else os.fspath(data)
-    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited)
+    base = recipe_name(recipe, changes, source.default_recipe)
+    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited, base)
     with held(run):
         return _learn(replace(work, run=run), callbacks)
 

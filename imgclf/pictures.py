@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Mapping, Sequence
-from itertools import chain, count
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
 from imgclf.errors import DataError
+from imgclf.evaluation.curves import LearningCurve
 from imgclf.results import Explanation, LrCurve
 from imgclf.specs import Recipe
 
@@ -53,15 +54,17 @@ def sample_pixels(
     return [shown[position] for position in range(len(samples))]
 
 
-def save_grid(images: Sequence[Pixels], titles: Sequence[str], path: Path) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title."""
+def save_grid(
+    images: Sequence[Pixels], titles: Sequence[str], path: Path, colours: Sequence[str] | None = None
+) -> None:
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour."""
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+    for axis, image, title, colour in zip(axes.flat, images, titles, colours or repeat("black"), strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title_of(title), fontsize=9, parse_math=False)
+        axis.set_title(title_of(title), fontsize=9, parse_math=False, color=colour)
     save_figure(figure, path)
 
 
@@ -178,4 +181,31 @@ def save_importances(importances: Mapping[str, float], path: Path) -> None:
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])
     axes.flat[0].set_xlabel("share of the differences between trials")
+    save_figure(figure, path)
+
+
+def save_learning_curve(curve: LearningCurve, path: Path) -> None:
+    """Write the accuracy over the number of training images: measured, and the law with its 95 % band up to twice as
+    many."""
+    from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
+
+    figure, axes = _figure(1, 1, 5.0)
+    axis, (band, points) = axes.flat[0], (curve.band, curve.points)
+    axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % of the law")
+    axis.plot(band.images, band.accuracy, label="law")
+    images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
+    ends = np.array([point.interval for point in points]).T
+    bars = np.abs(ends - accuracy)
+    axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
+    axis.axvline(images[-1], linestyle=":", color="grey")
+    axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.set_xlabel("training images")
+    axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
+    axis.set_title(title_of(f"{curve.data}, {curve.arch}", 60), parse_math=False)
+    axis.legend(loc="lower right")
     save_figure(figure, path)

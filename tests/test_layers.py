@@ -29,6 +29,7 @@ LAYERS = (
         "models._layers",
         "evaluation.answers",
         "evaluation.calibration",
+        "evaluation.curves",
         "evaluation.intervals",
         "evaluation.metrics",
         "evaluation.unknown",
@@ -40,13 +41,14 @@ LAYERS = (
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
     ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
     ("training.*", "bundle", "claims", "run"),
-    ("plan", "recorder"),
+    ("runlist",),
+    ("evaluation.compare", "plan", "recorder"),
     ("choices",),
     ("start",),
     ("asked",),
     ("fitting",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "learning", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )
@@ -164,6 +166,7 @@ sys.stderr.write(json.dumps([loaded, seen]))
         "from imgclf.cli import app; app(['--help'])",
         "from imgclf.cli import app; app(['train', '--help'])",
         "from imgclf.cli import app; app(['models', 'resnet'])",
+        "from imgclf.cli import app; app(['runs'])",
     ],
 )
 def test_nothing_heavy_is_loaded_nothing_is_written_no_connection_is_opened(statement, tmp_path):
