@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from imgclf.models.weights import load_weights
     from imgclf.results import Choice, EpochRecord, Evaluation, History, LrCurve, Prediction, Probe
     from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
+    from imgclf.tracking import tracker
     from imgclf.training.loop import train
     from imgclf.training.lr_finder import find_lr
     from imgclf.training.probe import fit_probe
@@ -72,6 +73,7 @@ _HOMES = {
     "models.weights": ("load_weights",),
     "results": ("Choice", "EpochRecord", "Evaluation", "History", "LrCurve", "Prediction", "Probe"),
     "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
+    "tracking": ("tracker",),
     "training.loop": ("train",),
     "training.lr_finder": ("find_lr",),
     "training.probe": ("fit_probe",),
@@ -125,6 +127,7 @@ __all__ = [
     "open_source",
     "predict",
     "save_model",
+    "tracker",
     "train",
     "tune",
 ]

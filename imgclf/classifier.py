@@ -56,6 +56,7 @@ from imgclf.run import (
 )
 from imgclf.specs import Experiment, to_dict
 from imgclf.start import begin, knows_classes
+from imgclf.tracking import tested
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.device import pick_device, pick_precision
@@ -217,6 +218,7 @@ class Classifier:
         run = self.run_
         if run is not None:
             callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
+        notify(callbacks, "ready", (run, self.plan_))
         try:
             self.history_: History = train(
                 self.model_,
@@ -239,11 +241,13 @@ class Classifier:
                     write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
             raise
         if valid is not None and self.history_.ended != "interrupted":  # who interrupts does not want to wait
-            self.metrics_["valid"] = evaluate(self.model_, valid)
+            result = self.metrics_["valid"] = evaluate(self.model_, valid)
+            notify(callbacks, "tested", tested(self.plan_, self.source_, self.split_, "valid", result))
         self.lost_ = {**loader.lost, **(valid.lost if valid is not None else {})}
         if run is not None:
             self.save(run.model)
             self.run_ = write_info(run, status=self.history_.ended, epochs=len(self.history_))
+        notify(callbacks, "fitted", self.history_.ended)
         return self
 
     def evaluate(

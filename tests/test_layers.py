@@ -36,7 +36,7 @@ LAYERS = (
     ),
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
     ("training.*", "bundle", "run"),
-    ("plan", "recorder"),
+    ("plan", "recorder", "tracking"),
     ("choices",),
     ("start",),
     ("asked",),
@@ -45,7 +45,7 @@ LAYERS = (
     ("cli", "cli.*"),
     ("__main__",),
 )
-ROOMS = ("data", "evaluation", "models", "training", "transforms")
+ROOMS = ("data", "evaluation", "models", "training", "training.trackers", "transforms")
 HEAVY = (
     "torch",
     "torchvision",
@@ -57,6 +57,10 @@ HEAVY = (
     "sklearn",
     "matplotlib",
     "optuna",
+    "tensorboard",
+    "visdom",
+    "mlflow",
+    "wandb",
 )
 
 
