@@ -261,6 +261,8 @@ def _session(run: Run | None, plan: Plan, source: Source, choices: Sequence[Choi
 
 
 def _plain(value: Any) -> str | int | float | bool:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 

@@ -7,17 +7,24 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from imgclf.errors import ConfigError, MissingExtra
 from imgclf.results import EpochRecord, Evaluation
 from imgclf.training.trackers.sink import Pictures, Session, Sink, shown_confusion
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 PORT = 8097
 PATIENCE = 5.0  # seconds to wait for an answer
 MOST_POINTS = 500  # of a line within epochs: more could not be told apart
+MOST_COUNTED = 20  # classes of a confusion matrix whose counts can be read
+WINDOWS = ("loss", "accuracy")
+LINES = ("train", "valid", "train, by steps")
 Line = list[tuple[float, float]]
 
 
@@ -46,13 +53,15 @@ class Visdom(Sink):
 
     def open(self, session: Session) -> None:
         """The settings as text."""
-        self._lines: dict[str, dict[str, Line]] = {"loss": {}, "accuracy": {}}
+        self._lines: dict[str, dict[str, Line]] = {window: {line: [] for line in LINES} for window in WINDOWS}
         self._drawn = 0
         options = {"server": self._server, "port": self._port, "base_url": self._base or "/", "env": session.name}
         self._vis = _client()(**options, raise_exceptions=True, use_incoming_socket=False)
         cells = ((html.escape(str(key)), html.escape(str(value))) for key, value in session.settings.items())
         rows = "".join(f"<tr><td>{key}</td><td><b>{value}</b></td></tr>" for key, value in cells)
-        self._vis.text(f"<table cellpadding=3>{rows}</table>", win="settings", opts={"title": "Settings"})
+        self._vis.text(
+            f"<table cellpadding=3>{rows}</table>", win="settings", opts={"title": "Settings", "height": 400}
+        )
 
     def start(self, history: Sequence[EpochRecord]) -> None:
         """Draw what was before."""
@@ -61,26 +70,23 @@ class Visdom(Sink):
 
     def baseline(self, result: Evaluation) -> None:
         """Epoch 0."""
-        self._point("loss", "valid", 0, result.loss)
-        self._point("accuracy", "valid", 0, result.accuracy)
+        for window in WINDOWS:
+            self._lines[window]["valid"].append((0, getattr(result, window)))
 
     def step(self, epoch: float, number: int, loss: float, lr: float) -> None:
         """A line within the epochs."""
-        self._point("loss", "train, by steps", epoch, loss)
-        line = self._lines["loss"]["train, by steps"]
+        line = self._lines["loss"][LINES[2]]
+        line.append((epoch, loss))
         if len(line) > MOST_POINTS:
             line[:] = [((x + u) / 2, (y + v) / 2) for (x, y), (u, v) in zip(line[::2], line[1::2], strict=False)]
 
     def epoch(self, record: EpochRecord) -> None:
         """One more point of each line."""
-        for part in ("train", "valid"):
-            for window in self._lines:
+        for window in WINDOWS:
+            for part in ("train", "valid"):
                 value = getattr(record, f"{part}_{window}")
                 if value is not None:
-                    self._point(window, part, record.epoch, value)
-
-    def _point(self, window: str, line: str, x: float, y: float) -> None:
-        self._lines[window].setdefault(line, []).append((x, y))
+                    self._lines[window][part].append((record.epoch, value))
 
     def flush(self) -> None:
         """Draw the lines again, where they have grown."""
@@ -88,8 +94,9 @@ class Visdom(Sink):
         if points == self._drawn:
             return
         for window, lines in self._lines.items():
-            if lines:
-                self._draw(window, lines)
+            begun = {name: line for name, line in lines.items() if line}
+            if begun:
+                self._draw(window, begun)
         self._drawn = points
 
     def _draw(self, window: str, lines: dict[str, Line]) -> None:
@@ -117,10 +124,12 @@ class Visdom(Sink):
         self._picture("sample", pictures)
         names, counts, note = shown_confusion(result)
         axes = {"type": "category", "automargin": True}
-        layout = {
+        layout: dict[str, Any] = {
             "xaxis": {"title": "predicted", **axes},
             "yaxis": {"title": "true", "autorange": "reversed", **axes},
         }
+        if len(names) <= MOST_COUNTED:
+            layout["annotations"] = list(_numbers(counts))
         options = {
             "title": f"Confusion matrix, {part} {result.accuracy:.1%}{note}",
             "columnnames": list(names),
@@ -150,6 +159,15 @@ def _address(given: str | None) -> tuple[str, int, str]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"visdom is to be at {server!r}; expected http://host:port")
     return f"{parts.scheme}://{parts.hostname}", port, parts.path.rstrip("/")
+
+
+def _numbers(counts: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+    """The counts of a heat map as texts on it, dark where it is bright."""
+    bright = counts.max() / 2
+    for row, line in enumerate(counts.tolist()):
+        for column, count in enumerate(line):
+            colour = "black" if count > bright else "white"
+            yield {"x": column, "y": row, "text": str(count), "showarrow": False, "font": {"color": colour}}
 
 
 def _client() -> Any:
