@@ -48,19 +48,23 @@ def infer(
     `progress` is told (images done, images in all); `precision` is the dtype of autocast. Raises `DataError` where no
     image at all can be read, and `OutOfMemory` where a single one does not fit.
     """
-    rows, targets, positions, done = [], [], [], 0
+    answers: list[torch.Tensor] = []  # they stay on the device until the last one: to fetch each would wait for it
+    labels: list[torch.Tensor] = []
+    positions, done = [], 0
     for batch, logits in _forward(model, loader, device, precision):
-        rows.append(logits)
-        targets.append(batch.targets.cpu().numpy())
+        answers.append(logits)
+        labels.append(batch.targets)
         positions.append(batch.positions.numpy())
         done += len(logits)
         if progress is not None:
             progress(min(done * loader.shard[1], len(loader)), len(loader))
+    rows = [torch.cat(answers).cpu().numpy()] if answers else []
+    targets = [torch.cat(labels).cpu().numpy()] if labels else []
     if loader.shard[1] > 1:
         rows, targets = _of_all(rows, targets, positions, loader.lost)
     if not rows:
         raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
-    return np.concatenate(rows), np.concatenate(targets)
+    return rows[0], targets[0]
 
 
 def _of_all(
@@ -110,7 +114,7 @@ def predict(
     device, said = device or device_of(model), 0
     with quick(model, loader, device) as network:
         for batch, logits in _forward(network, loader, device, precision):
-            for index, probabilities in zip(batch.positions.tolist(), softmax(logits), strict=True):
+            for index, probabilities in zip(batch.positions.tolist(), softmax(logits.cpu().numpy()), strict=True):
                 yield from (_failed(loader, i) for i in range(said, index))
                 yield _prediction(loader.samples[index].ref, loader.classes, probabilities.tolist(), top)
                 said = index + 1
@@ -147,8 +151,11 @@ def quick(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[nn
 
 def _forward(
     model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype
-) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-    """Batches with their logits; the parts in which a batch goes through the model stay as small as they had to be."""
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Batches with their logits, float32 (n, classes) on the device.
+
+    The parts in which a batch goes through the model stay as small as they had to be.
+    """
     was_training = model.training
     model.eval()
     most = loader.batch_size
@@ -174,17 +181,27 @@ def _forward(
 
 def _logits(
     model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
-) -> NDArray[np.float32]:
+) -> torch.Tensor:
     with torch.inference_mode(), autocast(device, precision):
         parts = []
         for part in torch.split(pixels, most):
             images = to_input(part, recipe, device)
-            logits = model(images).float()
-            if recipe.tta == "mirror":
-                logits = (logits + model(images.flip(3)).float()) / 2
-            parts.append(logits)
-        result: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return result
+            parts.append(_averaged(model, images, recipe.tta))
+        return torch.cat(parts)
+
+
+def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
+    """The logits of images or, with `tta`, the weighted mean over views of each (Jordan, arXiv:2404.00498)."""
+    if tta == "none":
+        logits: torch.Tensor = model(images).float()
+        return logits
+    mirrored = (model(images).float() + model(images.flip(3)).float()) / 2
+    if tta == "mirror":
+        return mirrored
+    height, width = images.shape[2:]
+    framed = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [_averaged(model, framed[:, :, i : i + height, i : i + width], "mirror") for i in (0, 2)]
+    return mirrored / 2 + (moved[0] + moved[1]) / 4
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:
