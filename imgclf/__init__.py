@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from imgclf.pictures import save_explanation
     from imgclf.results import Choice, EpochRecord, Evaluation, Explanation, History, LrCurve, Prediction, Probe
     from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
+    from imgclf.tracking import tracker
     from imgclf.training.loop import train
     from imgclf.training.lr_finder import find_lr
     from imgclf.training.probe import fit_probe
@@ -82,6 +83,7 @@ _HOMES = {
     "pictures": ("save_explanation",),
     "results": ("Choice", "EpochRecord", "Evaluation", "Explanation", "History", "LrCurve", "Prediction", "Probe"),
     "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
+    "tracking": ("tracker",),
     "training.loop": ("train",),
     "training.lr_finder": ("find_lr",),
     "training.probe": ("fit_probe",),
@@ -142,6 +144,7 @@ __all__ = [
     "predict",
     "save_explanation",
     "save_model",
+    "tracker",
     "train",
     "tune",
 ]

@@ -38,6 +38,7 @@ from imgclf.results import Choice, Evaluation, History, Probe
 from imgclf.run import ANSWERS, CHECKPOINT, CONFIG, Run, held, open_run, require_free, write_config, write_info
 from imgclf.specs import Experiment, to_dict
 from imgclf.start import Start, begin, knows_classes
+from imgclf.tracking import tested
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.loop import train
@@ -184,6 +185,7 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     run, model = work.run, work.plan.model
     if run is not None:
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
+    notify(callbacks, "ready", (run, work.plan))
     with _failing(run, fresh=state is None):
         history = train(
             model,
@@ -198,11 +200,14 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     claims = _examine(work, history, start, callbacks)
     lost = {**work.loader.lost, **(work.valid.lost if work.valid is not None else {})}
     metrics = {} if claims.answers is None else {"valid": claims.answers.evaluation}
+    for part, result in metrics.items():
+        notify(callbacks, "tested", tested(work.plan, work.source, work.split, part, result))
     manifest = claims.within(manifest_of(work, metrics))
     if run is not None:
         (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
         save_model(run.model, model, manifest, claims.unknown)
         work = replace(work, run=write_info(run, status=history.ended, epochs=len(history)))
+    notify(callbacks, "fitted", history.ended)
     probe, choices = (None, ()) if start is None else (start.probe, start.choices)
     return Learnt(work, history, manifest, claims, probe, choices, lost)
 

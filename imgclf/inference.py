@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,14 @@ from imgclf.transforms.pixels import to_input
 FEW = 64  # images for which to make a model faster costs more time than it saves
 
 Progress = Callable[[int, int], None]
+
+
+class Answered(NamedTuple):
+    """An image as the model sees it, uint8 (height, width, channels); its class, and what the model says."""
+
+    pixels: NDArray[np.uint8]
+    label: str
+    predicted: str
 
 
 def infer(
@@ -169,6 +178,16 @@ def predict(
                 yield answered if refusal is None or score is None else refusal.judge(answered, float(score))
                 said = index + 1
     yield from (_failed(loader, i) for i in range(said, len(loader)))
+
+
+def answered(model: nn.Module, loader: Loader) -> list[Answered]:
+    """The images of a loader that can be read, with the model's answers."""
+    answers = []
+    for batch, logits in _forward(model, loader, device_of(model), torch.float32):
+        pixels, classes = batch.pixels.cpu().numpy(), loader.classes
+        triples = zip(pixels, batch.targets.tolist(), logits.argmax(1).tolist(), strict=True)
+        answers += [Answered(image, classes[target], classes[found]) for image, target, found in triples]
+    return answers
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -38,11 +38,11 @@ LAYERS = (
         *("data.folder", "data.table", "data.tarindex", "data.shards", "data.download", "data.named", "data.open"),
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
-    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
+    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures", "drawing"),
     ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
     ("training.*", "bundle", "claims", "run"),
     ("runlist",),
-    ("evaluation.compare", "plan", "recorder"),
+    ("evaluation.compare", "plan", "recorder", "tracking"),
     ("choices",),
     ("start",),
     ("asked",),
@@ -52,7 +52,7 @@ LAYERS = (
     ("cli", "cli.*"),
     ("__main__",),
 )
-ROOMS = ("data", "evaluation", "models", "training", "transforms")
+ROOMS = ("data", "evaluation", "models", "training", "training.trackers", "transforms")
 HEAVY = (
     "torch",
     "torchvision",
@@ -64,6 +64,10 @@ HEAVY = (
     "sklearn",
     "matplotlib",
     "optuna",
+    "tensorboard",
+    "visdom",
+    "mlflow",
+    "wandb",
 )
 
 

@@ -39,6 +39,7 @@ def explain(
     method: str = EXPLAIN_METHODS[0],
     label: str | None = None,
     precision: torch.dtype = torch.float32,
+    temperature: float = 1.0,
 ) -> list[Explanation]:
     """Where in each image of the loader the class is that the model answers with, or `label`.
 
@@ -51,7 +52,7 @@ def explain(
     if label is not None and label not in loader.classes:
         raise unknown_name("class of the model", label, list(loader.classes))
     with torch.inference_mode(False), evaluating(model):  # a caller's inference mode would forbid gradients
-        predictions = list(predict(model, loader, top=1, precision=precision))
+        predictions = list(predict(model, loader, top=1, precision=precision, temperature=temperature))
         labels = [prediction.label if label is None else label for prediction in predictions]
         found: dict[int, tuple[NDArray[np.float32], NDArray[np.uint8]]] = {}
         for batch in filter(lambda batch: len(batch.targets), loader.epoch()):
