@@ -29,6 +29,7 @@ LAYERS = (
         "models._layers",
         "evaluation.answers",
         "evaluation.calibration",
+        "evaluation.intervals",
         "evaluation.metrics",
     ),
     (
@@ -36,13 +37,14 @@ LAYERS = (
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
+    ("evaluation.report", "evaluation.report.*"),
     ("training.*", "bundle", "run"),
     ("plan", "recorder"),
     ("choices",),
     ("start",),
     ("asked",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "reporting", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )
@@ -57,6 +59,7 @@ HEAVY = (
     "scipy",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "optuna",
 )
 
@@ -129,7 +132,7 @@ def test_a_heavy_library_is_loaded_only_where_it_is_used(module):
     tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", alias.name).split(".")[0] for node in top for alias in node.names}
-    assert names & {"timm", "torchvision", "sklearn", "matplotlib"} == set()
+    assert names & {"timm", "torchvision", "sklearn", "matplotlib", "jinja2"} == set()
 
 
 WATCHED = f"""

@@ -18,6 +18,7 @@ from imgclf.cli.find_lr import find_lr
 from imgclf.cli.models import models
 from imgclf.cli.predict import predict
 from imgclf.cli.prepare import prepare
+from imgclf.cli.report import report
 from imgclf.cli.reproduce import reproduce
 from imgclf.cli.show import show
 from imgclf.cli.train import train
@@ -31,8 +32,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, models, show, find_lr, tune, prepare, benchmark, reproduce):
-    app.command(no_args_is_help=command not in (train, evaluate, models))(guarded(command))
+for command in (train, evaluate, predict, models, show, report, find_lr, tune, prepare, benchmark, reproduce):
+    app.command(no_args_is_help=command not in (train, evaluate, models, report))(guarded(command))
 app.add_typer(cache, name="cache")
 
 
