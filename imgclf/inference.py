@@ -47,19 +47,23 @@ def _infer(
     model: nn.Module, loader: Loader, device: torch.device, progress: Progress | None, precision: torch.dtype
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """What `infer` gives, and the positions of the samples."""
-    rows, targets, positions, done = [], [], [], 0
+    answers: list[torch.Tensor] = []  # they stay on the device until the last one: to fetch each would wait for it
+    labels: list[torch.Tensor] = []
+    positions, done = [], 0
     for batch, logits in _forward(model, loader, device, precision):
-        rows.append(logits)
-        targets.append(batch.targets.cpu().numpy())
+        answers.append(logits)
+        labels.append(batch.targets)
         positions.append(batch.positions.numpy())
         done += len(logits)
         if progress is not None:
             progress(min(done * loader.shard[1], len(loader)), len(loader))
+    rows = [torch.cat(answers).cpu().numpy()] if answers else []
+    targets = [torch.cat(labels).cpu().numpy()] if labels else []
     if loader.shard[1] > 1:
         rows, targets, positions = _of_all(rows, targets, positions, loader.lost)
     if not rows:
         raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
-    return np.concatenate(rows), np.concatenate(targets), np.concatenate(positions)
+    return rows[0], targets[0], np.concatenate(positions)
 
 
 def _of_all(
@@ -122,7 +126,7 @@ def predict(
     device, said = device or device_of(model), 0
     with quick(model, loader, device) as network:
         for batch, logits in _forward(network, loader, device, precision):
-            for index, probabilities in zip(batch.positions.tolist(), softmax(logits), strict=True):
+            for index, probabilities in zip(batch.positions.tolist(), softmax(logits.cpu().numpy()), strict=True):
                 yield from (_failed(loader, i) for i in range(said, index))
                 yield _prediction(loader.samples[index].ref, loader.classes, probabilities.tolist(), top)
                 said = index + 1
@@ -149,8 +153,11 @@ def quick(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[nn
 
 def _forward(
     model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype
-) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-    """Batches with their logits; the parts in which a batch goes through the model stay as small as they had to be."""
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Batches with their logits, float32 (n, classes) on the device.
+
+    The parts in which a batch goes through the model stay as small as they had to be.
+    """
     was_training = model.training
     model.eval()
     most = loader.batch_size
@@ -176,7 +183,7 @@ def _forward(
 
 def _logits(
     model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
-) -> NDArray[np.float32]:
+) -> torch.Tensor:
     with torch.inference_mode(), autocast(device, precision):
         parts = []
         for part in torch.split(pixels, most):
@@ -185,8 +192,7 @@ def _logits(
             if recipe.tta == "mirror":
                 logits = (logits + model(images.flip(3)).float()) / 2
             parts.append(logits)
-        result: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return result
+        return torch.cat(parts)
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:

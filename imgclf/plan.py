@@ -17,6 +17,7 @@ from torch import nn
 from imgclf import distributed
 from imgclf._files import printable
 from imgclf.bundle import read_manifest
+from imgclf.compute import step_flops
 from imgclf.data.audit import Audit, Sizes, audit
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
@@ -31,7 +32,7 @@ from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
 from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config, suited_fit, suited_size
 from imgclf.training.callbacks import Callback, notify
-from imgclf.training.device import pick_device, pick_precision, precision_name
+from imgclf.training.device import launch_bound, pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS, QUICKER
 from imgclf.training.probe import linear_head
 from imgclf.training.step import probe_batch_size
@@ -157,6 +158,9 @@ def _settle(
         probed = replace(config, freeze_norm=freeze)
         size = probe_batch_size(model, (recipe.channels, *recipe.size), len(train), probed, device, dtype)
         config = replace(config, batch_size=sum(distributed.gather(size)))
+    if config.precision == "auto" and device.type == "cuda":
+        flops = step_flops(model, torch.zeros(1, recipe.channels, *recipe.size), config.batch_size)
+        dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
     config = replace(config, precision=precision_name(dtype))
     probe = weights.used != "none" and weights.head == "fresh" and linear_head(model) is not None
     counts = list(Counter(sample.label for sample in train).values())
