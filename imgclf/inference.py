@@ -246,7 +246,10 @@ def logits_of(
         parts = []
         for part in torch.split(pixels, most):
             images = to_input(part, recipe, device)
-            parts.append(_averaged(model, images, recipe.tta))
+            logits = model(images).float()
+            if recipe.tta == "mirror":
+                logits = (logits + model(images.flip(3)).float()) / 2
+            parts.append(logits)
         return torch.cat(parts)
 
 

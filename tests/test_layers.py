@@ -39,6 +39,7 @@ LAYERS = (
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures", "drawing"),
+    ("evaluation.report", "evaluation.report.*"),
     ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
     ("training.*", "bundle", "claims", "run"),
     ("runlist",),
@@ -48,7 +49,7 @@ LAYERS = (
     ("asked",),
     ("fitting",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "learning", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "learning", "reporting", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )
@@ -63,6 +64,7 @@ HEAVY = (
     "scipy",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "optuna",
     "tensorboard",
     "visdom",
@@ -139,7 +141,7 @@ def test_a_heavy_library_is_loaded_only_where_it_is_used(module):
     tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", alias.name).split(".")[0] for node in top for alias in node.names}
-    assert names & {"timm", "torchvision", "sklearn", "matplotlib"} == set()
+    assert names & {"timm", "torchvision", "sklearn", "matplotlib", "jinja2"} == set()
 
 
 WATCHED = f"""

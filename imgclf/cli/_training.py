@@ -16,7 +16,7 @@ from imgclf import distributed
 from imgclf._files import printable
 from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
-from imgclf.cli._results import show_evaluation
+from imgclf.cli._results import show_evaluation, write_page
 from imgclf.data.audit import Audit
 from imgclf.data.folder import FileReader
 from imgclf.data.loader import Loader
@@ -74,7 +74,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
             view.waiting("waiting for the trackers")
             notify(trackers, "fitted", classifier.history_.ended)
     if distributed.is_main():
-        _finish(classifier, view, test, time.perf_counter() - began, as_json=bool(options["json"]))
+        _finish(classifier, view, test, began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
 
@@ -119,7 +119,7 @@ def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callb
     return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=callbacks)
 
 
-def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, seconds: float, *, as_json: bool) -> None:
+def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, began: float, *, as_json: bool) -> None:
     run = classifier.run_
     assert run is not None
     classifier.save(run.model)  # once more, with the test result in it
@@ -131,11 +131,13 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, se
         "arch": classifier.spec_.arch,
         "classes": list(classifier.classes_),
         "epochs": len(classifier.history_),
-        "seconds": {"total": round(seconds, 3), "train": round(trained, 3)},
+        "seconds": {"total": round(time.perf_counter() - began, 3), "train": round(trained, 3)},
         "valid": None if valid is None else valid.to_dict(),
         "test": None if test is None else test.to_dict(),
     }
     write_info(run, result=summary)
+    page = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
+    summary |= {"report": None if page is None else str(page)}
     example = _example(classifier)
     _warn_of_losses(classifier)
     if as_json:
@@ -147,7 +149,9 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, se
             console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
     if classifier.history_.ended != "interrupted":
         _say_claims(classifier)
-    console.show(f"run:   {run.path}   ({seconds:.0f} s in all, {trained:.0f} s training)")
+    if page is not None:
+        console.show(f"report: {page}")
+    console.show(f"run:   {run.path}   ({time.perf_counter() - began:.0f} s in all, {trained:.0f} s training)")
     console.show(f"model: {run.model}")
     if example is not None:
         other = "" if _is_newest(run.model) else f" --model {shlex.quote(str(run.path))}"
