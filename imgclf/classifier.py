@@ -23,14 +23,15 @@ from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.evaluation.answers import Answers, write_answers
+from imgclf.evaluation.explain import explain
 from imgclf.evaluation.unknown import Refusal
 from imgclf.fitting import Data, Learnt, figures, fit_data, repeat_run, resume_run
 from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
 from imgclf.plan import labelled_source
-from imgclf.results import Evaluation, Prediction
+from imgclf.results import Evaluation, Explanation, Prediction
 from imgclf.run import ANSWERS, MODEL, SPLIT, Run, open_run
-from imgclf.specs import Experiment
+from imgclf.specs import EXPLAIN_METHODS, Experiment
 from imgclf.training.callbacks import Callback
 from imgclf.training.device import pick_device, pick_precision
 
@@ -221,6 +222,14 @@ class Classifier:
         if bad:
             raise DataError("no probabilities for images that cannot be read", bad)
         return np.array([[p.probabilities[name] for name in self.classes_] for p in predictions])
+
+    def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
+        """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
+        source = inputs_source(images)
+        loader = self._loader(source, source.samples, cache="ram", shard=(0, 1))
+        model = self._fitted()
+        precision = pick_precision(self.precision_, device_of(model))
+        return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`."""

@@ -31,12 +31,14 @@ from imgclf.plan import (
     read_data,
     read_experiment,
     reading_options,
+    recipe_name,
 )
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Choice, Evaluation, History, Probe
 from imgclf.run import ANSWERS, CHECKPOINT, CONFIG, Run, held, open_run, require_free, write_config, write_info
 from imgclf.specs import Experiment, to_dict
 from imgclf.start import Start, begin, knows_classes
+from imgclf.tracking import tested
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.loop import train
@@ -98,7 +100,8 @@ def fit_data(
     if runs is None or not distributed.is_main():
         return _learn(work, callbacks)
     named = None if isinstance(data, Source) else os.fspath(data)
-    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited)
+    base = recipe_name(recipe, changes, source.default_recipe)
+    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited, base)
     with held(run):
         return _learn(replace(work, run=run), callbacks)
 
@@ -182,6 +185,7 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     run, model = work.run, work.plan.model
     if run is not None:
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
+    notify(callbacks, "ready", (run, work.plan))
     with _failing(run, fresh=state is None):
         history = train(
             model,
@@ -196,11 +200,14 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     claims = _examine(work, history, start, callbacks)
     lost = {**work.loader.lost, **(work.valid.lost if work.valid is not None else {})}
     metrics = {} if claims.answers is None else {"valid": claims.answers.evaluation}
+    for part, result in metrics.items():
+        notify(callbacks, "tested", tested(work.plan, work.source, work.split, part, result))
     manifest = claims.within(manifest_of(work, metrics))
     if run is not None:
         (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
         save_model(run.model, model, manifest, claims.unknown)
         work = replace(work, run=write_info(run, status=history.ended, epochs=len(history)))
+    notify(callbacks, "fitted", history.ended)
     probe, choices = (None, ()) if start is None else (start.probe, start.choices)
     return Learnt(work, history, manifest, claims, probe, choices, lost)
 

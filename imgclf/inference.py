@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ FEW = 64  # images for which to make a model faster costs more time than it save
 Progress = Callable[[int, int], None]
 
 
+class Answered(NamedTuple):
+    """An image as the model sees it, uint8 (height, width, channels); its class, and what the model says."""
+
+    pixels: NDArray[np.uint8]
+    label: str
+    predicted: str
+
+
 def infer(
     model: nn.Module,
     loader: Loader,
@@ -50,19 +59,23 @@ def _infer(
     model: nn.Module, loader: Loader, device: torch.device, progress: Progress | None, precision: torch.dtype
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """What `infer` gives, and the positions of the samples."""
-    rows, targets, positions, done = [], [], [], 0
+    answers: list[torch.Tensor] = []  # they stay on the device until the last one: to fetch each would wait for it
+    labels: list[torch.Tensor] = []
+    positions, done = [], 0
     for batch, logits in _forward(model, loader, device, precision):
-        rows.append(logits)
-        targets.append(batch.targets.cpu().numpy())
+        answers.append(logits)
+        labels.append(batch.targets)
         positions.append(batch.positions.numpy())
         done += len(logits)
         if progress is not None:
             progress(min(done * loader.shard[1], len(loader)), len(loader))
+    rows = [torch.cat(answers).cpu().numpy()] if answers else []
+    targets = [torch.cat(labels).cpu().numpy()] if labels else []
     if loader.shard[1] > 1:
         rows, targets, positions = _of_all(rows, targets, positions, loader.lost)
     if not rows:
         raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
-    return np.concatenate(rows), np.concatenate(targets), np.concatenate(positions)
+    return rows[0], targets[0], np.concatenate(positions)
 
 
 def _of_all(
@@ -155,7 +168,8 @@ def predict(
         network = stack.enter_context(quick(model, loader, device))
         if refusal is not None:
             network = stack.enter_context(tapped(network, feature_layers(model)))
-        for batch, rows in _forward(network, loader, device, precision):
+        for batch, answers in _forward(network, loader, device, precision):
+            rows = answers.cpu().numpy()
             likely = softmax(rows[:, :k].astype(np.float64) / temperature)
             scores = itertools.repeat(None) if refusal is None else refusal.unknown.scores(rows[:, :k], rows[:, k:])
             for index, probabilities, score in zip(batch.positions.tolist(), likely.tolist(), scores, strict=False):
@@ -164,6 +178,16 @@ def predict(
                 yield answered if refusal is None or score is None else refusal.judge(answered, float(score))
                 said = index + 1
     yield from (_failed(loader, i) for i in range(said, len(loader)))
+
+
+def answered(model: nn.Module, loader: Loader) -> list[Answered]:
+    """The images of a loader that can be read, with the model's answers."""
+    answers = []
+    for batch, logits in _forward(model, loader, device_of(model), torch.float32):
+        pixels, classes = batch.pixels.cpu().numpy(), loader.classes
+        triples = zip(pixels, batch.targets.tolist(), logits.argmax(1).tolist(), strict=True)
+        answers += [Answered(image, classes[target], classes[found]) for image, target, found in triples]
+    return answers
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -186,8 +210,11 @@ def quick(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[nn
 
 def _forward(
     model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype
-) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-    """Batches with their logits; the parts in which a batch goes through the model stay as small as they had to be."""
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Batches with their logits, float32 (n, classes) on the device.
+
+    The parts in which a batch goes through the model stay as small as they had to be.
+    """
     was_training = model.training
     model.eval()
     most = loader.batch_size
@@ -197,7 +224,7 @@ def _forward(
                 continue
             while True:
                 try:
-                    logits = _logits(model, batch.pixels, loader.recipe, device, precision, most)
+                    logits = logits_of(model, batch.pixels, loader.recipe, device, precision, most)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not ran_out_of_memory(error):
@@ -211,9 +238,10 @@ def _forward(
         model.train(was_training)
 
 
-def _logits(
+def logits_of(
     model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
-) -> NDArray[np.float32]:
+) -> torch.Tensor:
+    """The logits (n, classes) of pixels, uint8 (n, height, width, channels), `most` at a time; for eval mode."""
     with torch.inference_mode(), autocast(device, precision):
         parts = []
         for part in torch.split(pixels, most):
@@ -222,8 +250,21 @@ def _logits(
             if recipe.tta == "mirror":
                 logits = (logits + model(images.flip(3)).float()) / 2
             parts.append(logits)
-        result: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return result
+        return torch.cat(parts)
+
+
+def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
+    """The logits of images or, with `tta`, the weighted mean over views of each (Jordan, arXiv:2404.00498)."""
+    if tta == "none":
+        logits: torch.Tensor = model(images).float()
+        return logits
+    mirrored: torch.Tensor = (model(images).float() + model(images.flip(3)).float()) / 2
+    if tta == "mirror":
+        return mirrored
+    height, width = images.shape[2:]
+    framed = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [_averaged(model, framed[:, :, i : i + height, i : i + width], "mirror") for i in (0, 2)]
+    return mirrored / 2 + (moved[0] + moved[1]) / 4
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:

@@ -17,6 +17,7 @@ from torch import nn
 from imgclf import distributed
 from imgclf._files import printable
 from imgclf.bundle import read_manifest
+from imgclf.compute import step_flops
 from imgclf.data.audit import Audit, Sizes, audit
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
@@ -31,7 +32,7 @@ from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
 from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config, suited_fit, suited_size
 from imgclf.training.callbacks import Callback, notify
-from imgclf.training.device import pick_device, pick_precision, precision_name
+from imgclf.training.device import launch_bound, pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS, QUICKER
 from imgclf.training.probe import linear_head
 from imgclf.training.step import probe_batch_size
@@ -68,8 +69,7 @@ def choose_experiment(
     Without a base it is the one called `suited`, which goes with the data; a user who names an architecture, or a model
     to go on from, gets the defaults of fine-tuning, or of training from scratch, instead.
     """
-    if base is None:
-        base = _suited(suited, changes) if suited is not None else Experiment()
+    base = _base(base, changes, suited)
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
     if changes.get("init") is not None:
@@ -81,13 +81,22 @@ def choose_experiment(
     return from_dict(Experiment, values)
 
 
-def _suited(name: str, changes: Mapping[str, Any]) -> str | Experiment:
-    """The recipe of a data set, or a quicker one where a processor has only a few minutes."""
-    if changes.keys() & {"arch", "init"}:
+def recipe_name(base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None = None) -> str | None:
+    """The name of the experiment that `choose_experiment` begins with, where it has one."""
+    base = _base(base, changes, suited)
+    return base if isinstance(base, str) else None
+
+
+def _base(base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None) -> str | Experiment:
+    """What was asked for or, without that, the recipe of the data set: a quicker one where a processor has only a few
+    minutes."""
+    if base is not None:
+        return base
+    if suited is None or changes.keys() & {"arch", "init"}:
         return Experiment()
     train = changes.get("train", {})
     hurry = (train.get("minutes") or math.inf) <= FEW_MINUTES and pick_device(train.get("device", "auto")).type == "cpu"
-    return QUICKER.get(name, name) if hurry else name
+    return QUICKER.get(suited, suited) if hurry else suited
 
 
 def _like(path: str) -> dict[str, Any]:
@@ -157,6 +166,9 @@ def _settle(
         probed = replace(config, freeze_norm=freeze)
         size = probe_batch_size(model, (recipe.channels, *recipe.size), len(train), probed, device, dtype)
         config = replace(config, batch_size=sum(distributed.gather(size)))
+    if config.precision == "auto" and device.type == "cuda":
+        flops = step_flops(model, torch.zeros(1, recipe.channels, *recipe.size), config.batch_size)
+        dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
     config = replace(config, precision=precision_name(dtype))
     probe = weights.used != "none" and weights.head == "fresh" and linear_head(model) is not None
     counts = list(Counter(sample.label for sample in train).values())

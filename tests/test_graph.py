@@ -360,7 +360,7 @@ CUDA = torch.device("cuda")
         ({}, CUDA, torch.float16, 1e9, False),
         ({}, CUDA, torch.bfloat16, 1e11, False),
         ({"clip_norm": 1.0}, CUDA, torch.bfloat16, 1e9, False),
-        ({"compile": "auto"}, CUDA, torch.bfloat16, 1e9, False),
+        ({"compile": "auto"}, CUDA, torch.bfloat16, 1e9, True),
         ({"compile": "off"}, CUDA, torch.bfloat16, 1e9, False),
     ],
 )

@@ -29,6 +29,7 @@ LAYERS = (
         "models._layers",
         "evaluation.answers",
         "evaluation.calibration",
+        "evaluation.curves",
         "evaluation.intervals",
         "evaluation.metrics",
         "evaluation.unknown",
@@ -37,19 +38,22 @@ LAYERS = (
         *("data.folder", "data.table", "data.tarindex", "data.shards", "data.download", "data.named", "data.open"),
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
-    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
+    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures", "drawing"),
+    ("evaluation.report", "evaluation.report.*"),
+    ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
     ("training.*", "bundle", "claims", "run"),
-    ("plan", "recorder"),
+    ("runlist",),
+    ("evaluation.compare", "plan", "recorder", "tracking"),
     ("choices",),
     ("start",),
     ("asked",),
     ("fitting",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "learning", "reporting", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )
-ROOMS = ("data", "evaluation", "models", "training", "transforms")
+ROOMS = ("data", "evaluation", "models", "training", "training.trackers", "transforms")
 HEAVY = (
     "torch",
     "torchvision",
@@ -60,7 +64,12 @@ HEAVY = (
     "scipy",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "optuna",
+    "tensorboard",
+    "visdom",
+    "mlflow",
+    "wandb",
 )
 
 
@@ -132,7 +141,7 @@ def test_a_heavy_library_is_loaded_only_where_it_is_used(module):
     tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", alias.name).split(".")[0] for node in top for alias in node.names}
-    assert names & {"timm", "torchvision", "sklearn", "matplotlib"} == set()
+    assert names & {"timm", "torchvision", "sklearn", "matplotlib", "jinja2"} == set()
 
 
 WATCHED = f"""
@@ -163,6 +172,7 @@ sys.stderr.write(json.dumps([loaded, seen]))
         "from imgclf.cli import app; app(['--help'])",
         "from imgclf.cli import app; app(['train', '--help'])",
         "from imgclf.cli import app; app(['models', 'resnet'])",
+        "from imgclf.cli import app; app(['runs'])",
     ],
 )
 def test_nothing_heavy_is_loaded_nothing_is_written_no_connection_is_opened(statement, tmp_path):

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from imgclf.cli import _console as console
 from imgclf.results import Calibration, Evaluation
+
+if TYPE_CHECKING:
+    from imgclf.data.source import Source
+    from imgclf.evaluation.answers import Answers
 
 MAX_CONFUSION = 12  # classes whose confusion matrix fits a terminal
 
@@ -52,3 +63,19 @@ def _calibration(found: Calibration) -> str:
     if found.temperature == 1:
         return line
     return f"{line} (at temperature {found.temperature:.2f}; without it {before.ece:.2%}, {before.brier:.4f})"
+
+
+def write_page(run: Path, model: Any, answers: Mapping[str, Answers], source: Source) -> Path | None:
+    """Write the report of a run. Where it fails that is a warning: the result does not depend on it."""
+    try:
+        from imgclf.reporting import Known, write_report
+
+        with console.progress("writing the report") as progress:
+            return write_report(run, known=Known(model, answers, source), progress=progress)
+    except Exception as error:
+        if os.environ.get("IMGCLF_DEBUG"):
+            for line in traceback.format_exc().splitlines():
+                console.say(line)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        console.warn(f"the report is not written: {reason}; for another try: imgclf report {shlex.quote(str(run))}")
+        return None

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import Images, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, Precision
 from imgclf.specs import DataConfig
 
@@ -21,12 +18,7 @@ JUDGEMENT = ("unknown_score", "accepted")
 
 
 def predict(
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGES", help="Files, folders, globs, or - for a list of paths on stdin.", show_default=False
-        ),
-    ],
+    images: Images,
     model: Model = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 3,
     json: Json = False,
@@ -52,21 +44,15 @@ def predict(
 ) -> None:
     """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
     from imgclf._files import csv_text, write_text
-    from imgclf.run import find_model
 
     if csv is not None:
         console.require_output(csv, (".csv",), "--csv")
         csv.parent.mkdir(parents=True, exist_ok=True)
-    path = find_model(model)
-    if model is None:
-        console.say(f"model: {path}", "dim")
-    paths = list(_expand(images))
-    with console.waiting("loading"):
-        from imgclf.classifier import Classifier
-        from imgclf.inputs import inputs_source
+    classifier = load_classifier(model, device, precision)
 
-        classifier = Classifier.load(path, device=device, precision=precision)
-    source = inputs_source(paths, max_pixels=max_pixels)
+    from imgclf.inputs import inputs_source
+
+    source = inputs_source(list(expand(images)), max_pixels=max_pixels)
     rows: list[list[object]] = []
     judged = reject is not None
     row_of = partial(_table_row, judged=judged) if csv is None else partial(_csv_row, top=top, judged=judged)
@@ -94,18 +80,6 @@ def predict(
     if failed:
         console.warn(f"{console.plural(failed, 'image')} of {len(source):,} could not be read")
         raise typer.Exit(1)
-
-
-def _expand(images: list[str]) -> Iterator[str]:
-    """Paths as given; globs that the shell left alone; the lines of stdin for `-`."""
-    for image in images:
-        if image == "-":
-            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            yield from (line for line in lines if line)
-        elif glob.has_magic(image) and not os.path.lexists(image):
-            yield from sorted(glob.glob(image, recursive=True)) or [image]
-        else:
-            yield image
 
 
 def _table_row(prediction: Any, judged: bool) -> list[object]:

@@ -26,7 +26,7 @@ Index = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 T = TypeVar("T")
 
-CHUNK = 4  # images that a thread takes at once, at least
+CHUNK = 8  # images that a thread takes at once, at least
 CUTS = 3  # pieces of a batch for each thread
 
 

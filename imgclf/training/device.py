@@ -15,6 +15,7 @@ PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch
 COMPILE_SECONDS = 60.0  # what a compiler is assumed to take before it pays
 COMPILE_GAIN = 10  # a run must be this many times as long
 CUDA_RATE = 1e14  # floating-point operations a second that training reaches: resnet18 at 224 on an H100-class device
+LAUNCH_SECONDS = 5e-4  # what launching a small step is assumed to take: about 60 kernels of 8 µs each
 
 
 def pick_device(name: str) -> torch.device:
@@ -48,6 +49,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if dtype is torch.float16 and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a CUDA device, this is {device}; use bf16, fp32 or auto")
     return dtype
+
+
+def launch_bound(device: torch.device, flops: float) -> bool:
+    """Whether a step on CUDA computes for less time than its launches take; `flops` are those of a forward pass."""
+    return device.type == "cuda" and 3 * flops / CUDA_RATE < LAUNCH_SECONDS
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -17,10 +17,9 @@ from imgclf import distributed
 from imgclf.data.loader import Batch
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import Callback, TrainState, notify
-from imgclf.training.device import CUDA_RATE
+from imgclf.training.device import launch_bound
 from imgclf.training.step import Rewind, _accumulate, _update, batch_weight, learn
 
-LAUNCH_SECONDS = 5e-4  # what launching a small step is assumed to take: about 60 kernels of 8 µs each
 WARM_UPS = 3
 
 Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]  # as `cuda_capture`
@@ -29,10 +28,10 @@ Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]  # as
 def should_capture(config: TrainConfig, device: torch.device, precision: torch.dtype, flops: float) -> bool:
     """Whether to capture steps, `flops` being the floating-point operations of a batch's forward pass.
 
-    Where `compile` is `on`, on CUDA, in one process, without fp16 (its scaler asks the device) and clipping, and where
-    a step computes for less time than its launches take: others gain little, and a graph keeps all it computes.
+    Unless `compile` is `off`, on CUDA, in one process, without fp16 (its scaler asks the device) and clipping, and
+    where a step computes for less time than its launches take: others gain little, and a graph keeps all it computes.
     """
-    wanted = config.compile == "on" and device.type == "cuda" and 3 * flops / CUDA_RATE < LAUNCH_SECONDS
+    wanted = config.compile != "off" and launch_bound(device, flops)
     return wanted and precision is not torch.float16 and not config.clip_norm and distributed.shard()[1] == 1
 
 

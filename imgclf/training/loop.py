@@ -72,10 +72,12 @@ def train(
     checkpoint: Path | None = None,
     resume: dict[str, Any] | None = None,
     keep_start: bool = False,
+    endless: bool = False,
 ) -> History:
     """Train `model` in place; it ends with the weights of the epoch of lowest valid loss (of the last epoch, where
     `valid` is None). With `keep_start` the weights as they are given count as well: an epoch must be better on valid.
-    With label smoothing the loss on valid is that at the temperature which suits the valid images best.
+    With label smoothing the loss on valid is that at the temperature which suits the valid images best. With `endless`
+    it goes on in the manner of the planned epochs until a callback raises.
 
     `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
     every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
@@ -93,6 +95,7 @@ def train(
         stack.enter_context(enough_threads(flops))
         stack.enter_context(tuned(device))
         whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
+        state.epochs = sys.maxsize if endless else state.epochs
         captured = should_capture(config, device, state.precision, flops)
         stack.enter_context(compiled(model, not captured and should_compile(config.compile, device, whole_run)))
         interrupts = stack.enter_context(polite_interrupts())
@@ -227,6 +230,7 @@ def _steps(state: TrainState, run: _Run) -> None:
     for batch in islice(batches, state.steps_per_epoch - state.position):
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
+        notify(run.callbacks, "batch", batch)
         before = state.micro
         state.images += run.step(state, batch, loader.recipe, run.rewind)
         if state.micro < before:

@@ -17,7 +17,6 @@ from imgclf.training.callbacks import TrainState
 from imgclf.training.loop import train
 
 WARM_UP = 3  # steps that are not counted
-ENDLESS = 100_000  # epochs: the clock ends it
 
 
 class _Enough(Exception):
@@ -27,9 +26,9 @@ class _Enough(Exception):
 def train_rate(model: nn.Module, loader: Loader, config: TrainConfig, seconds: float, from_epoch: int = 0) -> float:
     """Images a second of `train`, after a few steps of warm-up; the model stays as it is."""
     clock = _Clock(seconds, from_epoch)
-    config = replace(config, epochs=ENDLESS, epoch_steps=None, minutes=None, patience=0)
+    config = replace(config, epochs=config.epochs or 1, epoch_steps=None, minutes=None, patience=0)
     with suppress(_Enough):
-        train(copy.deepcopy(model), loader, None, config, callbacks=[clock])
+        train(copy.deepcopy(model), loader, None, config, callbacks=[clock], endless=True)
     return clock.rate
 
 
