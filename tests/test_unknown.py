@@ -157,7 +157,7 @@ def digits(tmp_path_factory):
         patch.setenv("IMGCLF_CACHE", str(root / "cache"))
         known = digits_of([name for name in open_source("digits").classes if name not in STRANGERS])
         classifier = Classifier("lenet", weights="none", config={**CPU, "split": (0.4, 0.3, 0.3)})
-        classifier.fit(known, epochs=8, runs=root / "runs")
+        classifier.fit(known, epochs=15, runs=root / "runs")
         classifier.evaluate()
         classifier.save(classifier.run_.model)
     return classifier
@@ -175,15 +175,15 @@ def test_digits_that_were_left_out_and_images_of_nothing_are_unknown(digits):
     assert refused == pytest.approx(0.05, abs=0.03)  # three standard errors of 400 images there and here
     others = digits_of(STRANGERS)
     left_out, refused = scores_of(digits, [others.open(sample.ref) for sample in others.samples])
-    assert auroc(inside, left_out) > 0.85
-    assert refused > 0.4
+    assert auroc(inside, left_out) > 0.9
+    assert refused > 0.5
     random = np.random.default_rng(0)
     noise = list(random.integers(0, 256, (50, 8, 8, 1), dtype=np.uint8))
     flat = [np.full((8, 8, 1), level, np.uint8) for level in range(0, 256, 5)]
-    for images in (noise, flat):
+    for images, least in ((noise, 0.75), (flat, 0.95)):
         scores, refused = scores_of(digits, images)
-        assert auroc(inside, scores) > 0.98
-        assert refused > 0.95
+        assert auroc(inside, scores) > 0.95
+        assert refused > least
 
 
 def test_saved_and_loaded_gives_equal_scores(digits, tmp_path):
@@ -236,13 +236,13 @@ def test_an_interrupted_training_claims_nothing(photos):
         cut.predict(photos, reject=0.05)
 
 
-def my_network(spec):
+def headless_network(spec):
     return nn.Sequential(nn.Flatten(), nn.Linear(spec.channels * spec.size[0] * spec.size[1], spec.classes))
 
 
 def test_a_network_without_a_known_head_says_what_to_do(photos):
     config = {**CPU, "split": (0.4, 0.4, 0.2)}
-    own = Classifier(my_network, size=8, config=config).fit(photos, epochs=1)
+    own = Classifier(headless_network, size=8, config=config).fit(photos, epochs=1)
     assert own.temperature_ != 1.0
     with pytest.raises(ConfigError, match="name its last layer `head`"):
         own.predict(photos, reject=0.05)

@@ -136,19 +136,18 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, be
         "test": None if test is None else test.to_dict(),
     }
     write_info(run, result=summary)
-    page = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
-    summary |= {"report": None if page is None else str(page)}
-    example = _example(classifier)
     _warn_of_losses(classifier)
-    if as_json:
-        console.show_json(summary)
-        return
-    if test is not None:
+    if test is not None and not as_json:  # before the report, for which nobody shall wait
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
         if test.n < FEW:
             console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
     if classifier.history_.ended != "interrupted":
         _say_claims(classifier)
+    page = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
+    example = _example(classifier)
+    if as_json:
+        console.show_json({**summary, "report": None if page is None else str(page)})
+        return
     if page is not None:
         console.show(f"report: {page}")
     console.show(f"run:   {run.path}   ({time.perf_counter() - began:.0f} s in all, {trained:.0f} s training)")

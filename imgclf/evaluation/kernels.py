@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imgclf.compute import evaluating
 from imgclf.data.source import Pixels
 from imgclf.errors import ConfigError
-from imgclf.evaluation.maps import Site, capture, evaluating, find_sites
+from imgclf.evaluation.maps import Site, capture, find_sites
 from imgclf.inference import device_of
 from imgclf.models.ensemble import Ensemble
 from imgclf.pictures import save_figure, title_of
