@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,11 @@ from imgclf import distributed
 from imgclf.compute import autocast, enough_threads, ran_out_of_memory, release_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import DataError, OutOfMemory
-from imgclf.evaluation.metrics import evaluate_logits, softmax
+from imgclf.evaluation.answers import Answers
+from imgclf.evaluation.metrics import softmax
+from imgclf.evaluation.unknown import Refusal
 from imgclf.fold import fold_batch_norms
+from imgclf.models.features import feature_layers, tapped
 from imgclf.results import Evaluation, Prediction
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
@@ -48,6 +52,13 @@ def infer(
     `progress` is told (images done, images in all); `precision` is the dtype of autocast. Raises `DataError` where no
     image at all can be read, and `OutOfMemory` where a single one does not fit.
     """
+    return _infer(model, loader, device, progress, precision)[:2]
+
+
+def _infer(
+    model: nn.Module, loader: Loader, device: torch.device, progress: Progress | None, precision: torch.dtype
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """What `infer` gives, and the positions of the samples."""
     answers: list[torch.Tensor] = []  # they stay on the device until the last one: to fetch each would wait for it
     labels: list[torch.Tensor] = []
     positions, done = [], 0
@@ -61,10 +72,10 @@ def infer(
     rows = [torch.cat(answers).cpu().numpy()] if answers else []
     targets = [torch.cat(labels).cpu().numpy()] if labels else []
     if loader.shard[1] > 1:
-        rows, targets = _of_all(rows, targets, positions, loader.lost)
+        rows, targets, positions = _of_all(rows, targets, positions, loader.lost)
     if not rows:
         raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
-    return rows[0], targets[0]
+    return rows[0], targets[0], np.concatenate(positions)
 
 
 def _of_all(
@@ -72,16 +83,57 @@ def _of_all(
     targets: list[NDArray[np.int64]],
     positions: list[NDArray[np.int64]],
     lost: dict[str, str],
-) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]]]:
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """What all processes found, in the order of the samples; `lost` is completed."""
     shares = distributed.gather((rows, targets, positions, dict(lost)))
     for share in shares:
         lost.update(share[3])
     if not any(share[0] for share in shares):
-        return [], []
+        return [], [], []
     logits, classes, places = (np.concatenate([part for share in shares for part in share[i]]) for i in range(3))
     order = places.argsort()
-    return [logits[order]], [classes[order]]
+    return [logits[order]], [classes[order]], [places[order]]
+
+
+def answer(
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+    precision: torch.dtype = torch.float32,
+    temperature: float = 1.0,
+) -> Answers:
+    """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
+    device = device or device_of(model)
+    with quick(model, loader, device) as network:
+        logits, targets, positions = _infer(network, loader, device, progress, precision)
+    return _answers(loader, logits, targets, positions, temperature)
+
+
+def answer_with_features(
+    model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
+) -> tuple[Answers, NDArray[np.float32]]:
+    """The same in one pass with the features (n, d) of the samples: what the last layer gets.
+
+    Raises `ConfigError` for a network without a known head, and what `infer` raises.
+    """
+    layers, device = feature_layers(model), device_of(model)
+    with quick(model, loader, device) as network, tapped(network, layers) as both:
+        rows, targets, positions = _infer(both, loader, device, progress, precision)
+    logits, features = np.split(rows, [len(loader.classes)], axis=1)
+    return _answers(loader, np.ascontiguousarray(logits), targets, positions, 1.0), features
+
+
+def _answers(
+    loader: Loader,
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    temperature: float,
+) -> Answers:
+    samples = [loader.samples[position] for position in positions.tolist()]
+    refs, contents = tuple(sample.ref for sample in samples), tuple(sample.sha256 for sample in samples)
+    return Answers(logits, targets, refs, contents, loader.classes, temperature)
 
 
 def evaluate(
@@ -92,10 +144,7 @@ def evaluate(
     precision: torch.dtype = torch.float32,
 ) -> Evaluation:
     """How a model does on the samples of a loader. Raises what `infer` raises."""
-    device = device or device_of(model)
-    with quick(model, loader, device) as network:
-        logits, targets = infer(network, loader, device, progress, precision)
-    return evaluate_logits(logits, targets, loader.classes)
+    return answer(model, loader, device, progress, precision).evaluation
 
 
 def predict(
@@ -105,18 +154,28 @@ def predict(
     top: int = 5,
     device: torch.device | None = None,
     precision: torch.dtype = torch.float32,
+    temperature: float = 1.0,
+    refusal: Refusal | None = None,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each sample of the loader, in order; one that cannot be read carries an error.
 
-    `top` is how many classes each prediction lists, the likeliest first. In float32 what stands beside an image in its
-    batch changes no answer.
+    `top` is how many classes each prediction lists, the likeliest first; the logits are divided by the `temperature`.
+    With a `refusal` each prediction says how unlike the training images its image is, and whether it is accepted. In
+    float32 what stands beside an image in its batch changes no answer.
     """
-    device, said = device or device_of(model), 0
-    with quick(model, loader, device) as network:
-        for batch, logits in _forward(network, loader, device, precision):
-            for index, probabilities in zip(batch.positions.tolist(), softmax(logits.cpu().numpy()), strict=True):
+    device, said, k = device or device_of(model), 0, len(loader.classes)
+    with ExitStack() as stack:
+        network = stack.enter_context(quick(model, loader, device))
+        if refusal is not None:
+            network = stack.enter_context(tapped(network, feature_layers(model)))
+        for batch, answers in _forward(network, loader, device, precision):
+            rows = answers.cpu().numpy()
+            likely = softmax(rows[:, :k].astype(np.float64) / temperature)
+            scores = itertools.repeat(None) if refusal is None else refusal.unknown.scores(rows[:, :k], rows[:, k:])
+            for index, probabilities, score in zip(batch.positions.tolist(), likely.tolist(), scores, strict=False):
                 yield from (_failed(loader, i) for i in range(said, index))
-                yield _prediction(loader.samples[index].ref, loader.classes, probabilities.tolist(), top)
+                answered = _prediction(loader.samples[index].ref, loader.classes, probabilities, top)
+                yield answered if refusal is None or score is None else refusal.judge(answered, float(score))
                 said = index + 1
     yield from (_failed(loader, i) for i in range(said, len(loader)))
 
@@ -165,7 +224,7 @@ def _forward(
                 continue
             while True:
                 try:
-                    logits = _logits(model, batch.pixels, loader.recipe, device, precision, most)
+                    logits = logits_of(model, batch.pixels, loader.recipe, device, precision, most)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not ran_out_of_memory(error):
@@ -179,9 +238,10 @@ def _forward(
         model.train(was_training)
 
 
-def _logits(
+def logits_of(
     model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
 ) -> torch.Tensor:
+    """The logits (n, classes) of pixels, uint8 (n, height, width, channels), `most` at a time; for eval mode."""
     with torch.inference_mode(), autocast(device, precision):
         parts = []
         for part in torch.split(pixels, most):
@@ -195,7 +255,7 @@ def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
     if tta == "none":
         logits: torch.Tensor = model(images).float()
         return logits
-    mirrored = (model(images).float() + model(images.flip(3)).float()) / 2
+    mirrored: torch.Tensor = (model(images).float() + model(images.flip(3)).float()) / 2
     if tta == "mirror":
         return mirrored
     height, width = images.shape[2:]

@@ -1,33 +1,33 @@
-"""Pictures to look at: a grid of images with their classes, and one image channel by channel with its values."""
+"""Pictures to look at: a grid of images with their classes, one image channel by channel with its values, and where in
+an image a class is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib.util import find_spec
+import os
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain, count, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from imgclf._files import printable
 from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
-from imgclf.results import LrCurve
+from imgclf.errors import DataError
+from imgclf.evaluation.curves import LearningCurve
+from imgclf.results import Explanation, LrCurve
 from imgclf.specs import Recipe
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageFont
 
 COLUMNS = 5
 ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
-SMALL, LARGE = 64, 128  # sides between which the images of a drawn grid are
-CELL, GAP, TEXT, MOST_TEXT = 96, 6, 18, 140  # pixels: the least width of a title, and so on
+SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
+MAX_STEM = 60  # of a file's name, which ends at 255 bytes
+EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image gets at least
+TITLE_HEIGHT, MARGIN = 34, 8
+HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
-
-Colour = tuple[int, int, int]
 
 
 def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
@@ -54,16 +54,18 @@ def sample_pixels(
     return [shown[position] for position in range(len(samples))]
 
 
-def save_grid(images: Sequence[Pixels], titles: Sequence[str], path: Path) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title."""
+def save_grid(
+    images: Sequence[Pixels], titles: Sequence[str], path: Path, colours: Sequence[str] | None = None
+) -> None:
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour."""
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+    for axis, image, title, colour in zip(axes.flat, images, titles, colours or repeat("black"), strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(_short(printable(title)), fontsize=9, parse_math=False)
-    _save(figure, path)
+        axis.set_title(title_of(title), fontsize=9, parse_math=False, color=colour)
+    save_figure(figure, path)
 
 
 def save_channels(pixels: Pixels, title: str, path: Path) -> None:
@@ -76,12 +78,42 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
     figure, axes = _figure(1, channels, 9.0)
     for axis, name, plane in zip(axes.flat, names, np.moveaxis(pixels, 2, 0), strict=True):
         axis.imshow(plane, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(f"{_short(printable(title))}: {name}", parse_math=False)
+        axis.set_title(f"{title_of(title)}: {name}", parse_math=False)
         axis.axis("off")
         for (y, x), value in np.ndenumerate(plane):
             colour = "black" if value > 127 else "white"
             axis.text(x, y, str(value), ha="center", va="center", fontsize=6, color=colour)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def save_explanation(explanation: Explanation, path: Path) -> None:
+    """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %".
+
+    Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    pixels, heat = explanation.pixels, explanation.heat
+    if pixels is None or heat is None or explanation.confidence is None:
+        raise DataError(f"{printable(explanation.path)} has no explanation: {explanation.error}")
+    colours = pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True).repeat(3, axis=2)
+    grey = colours.mean(2, keepdims=True) / 255
+    strength = HEAT_STRENGTH * heat[..., None]
+    hot = (1 - strength) * grey + strength * colormaps["turbo"](heat)[..., :3]
+    scale = -(-EXPLAINED_SIDE // max(heat.shape))
+    height, width = heat.shape[0] * scale, heat.shape[1] * scale
+    panel = max(width, EXPLAINED_SIDE) + MARGIN
+    dpi = 100
+    figure = Figure(figsize=((2 * panel + MARGIN) / dpi, (height + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi)
+    titles = (Path(explanation.path).name, f"{explanation.label} {100 * explanation.confidence:.0f} %")
+    for index, (shown, title) in enumerate(zip((colours / 255, hot), titles, strict=True)):
+        left = MARGIN + index * panel
+        enlarged = shown.repeat(scale, axis=0).repeat(scale, axis=1)
+        figure.figimage(enlarged, left + (panel - MARGIN - width) // 2, MARGIN, origin="upper")
+        where = ((left + (panel - MARGIN) / 2) / figure.bbox.width, 1 - TITLE_HEIGHT / 2 / figure.bbox.height)
+        figure.text(*where, title_of(title, 40), ha="center", va="center", fontsize=11, parse_math=False)
+    save_figure(figure, path, dpi, explanation.path)
 
 
 def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-def]
@@ -91,12 +123,41 @@ def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+def save_figure(figure, path: Path, dpi: int = 120, image: str = "") -> None:  # type: ignore[no-untyped-def]
+    """Write a figure of matplotlib; its folder is made. A PNG file remembers of which `image` it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    remembered = image and path.suffix.lower() == ".png"
+    figure.savefig(path, dpi=dpi, metadata={SOURCE_KEY: source_text(image)} if remembered else None)
 
 
-def _short(text: str, most: int = 28) -> str:
+def source_text(image: str) -> str:
+    """How a picture remembers the image."""
+    return printable(os.path.abspath(image))
+
+
+def free_path(folder: Path, image: str, kind: str, taken: Container[Path] = ()) -> Path:
+    """A name in `folder` for a picture of an image: NAME-kind.png or, where that is taken, NAME-kind-2.png, and so on.
+
+    An earlier picture of the same image may be written over; any other file counts as taken.
+    """
+    stem = f"{Path(image).stem[:MAX_STEM]}-{kind}"
+    names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
+    return next(path for path in map(folder.joinpath, names) if path not in taken and _is_free(path, image))
+
+
+def _is_free(path: Path, image: str) -> bool:
+    if not os.path.lexists(path):
+        return True
+    try:
+        with Image.open(path) as picture:
+            return bool(picture.info.get(SOURCE_KEY) == source_text(image))
+    except OSError:
+        return False
+
+
+def title_of(text: str, most: int = 28) -> str:
+    """A text that fits above a picture, with control characters spelt out."""
+    text = printable(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -111,7 +172,7 @@ def save_lr_curve(curve: LrCurve, path: Path) -> None:
     axis.annotate(f" {curve.suggestion:.2g}", (curve.suggestion, max(curve.losses)), va="top")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("training loss, smoothed")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_importances(importances: Mapping[str, float], path: Path) -> None:
@@ -120,88 +181,31 @@ def save_importances(importances: Mapping[str, float], path: Path) -> None:
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])
     axes.flat[0].set_xlabel("share of the differences between trials")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def draw_grid(images: Sequence[Pixels], titles: Sequence[str], colours: Sequence[Colour]) -> Pixels:
-    """A grid of five columns as pixels (height, width, 3), each image under its title: small, and quicker than
-    `save_grid`. The colours of the titles come round again."""
-    from PIL import Image, ImageDraw
+def save_learning_curve(curve: LearningCurve, path: Path) -> None:
+    """Write the accuracy over the number of training images: measured, and the law with its 95 % band up to twice as
+    many."""
+    from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
 
-    pictures = [_thumbnail(image) for image in images]
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-    cell_width, cell_height = max(width, CELL) + GAP, height + TEXT + GAP
-    columns = min(COLUMNS, len(pictures))
-    sheet = Image.new("RGB", (columns * cell_width + GAP, -(-len(pictures) // columns) * cell_height + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
-    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        x, y = GAP + index % columns * cell_width, GAP + index // columns * cell_height
-        shown = _fitting(printable(title), cell_width - GAP, font.getlength)
-        draw.text((x + (cell_width - GAP) / 2, y), shown, colours[index % len(colours)], font, anchor="ma")
-        sheet.paste(picture, (x + (cell_width - GAP - picture.width) // 2, y + TEXT))
-    return np.asarray(sheet)
-
-
-def draw_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Pixels:
-    """A confusion matrix as pixels (height, width, 3): a row for each true class, darker where a greater share of its
-    images is; with names and counts, where there is room for them."""
-    from PIL import Image, ImageDraw
-
-    font, n = _font(), len(names)
-    side = max(6, min(40, 800 // n))
-    shown = [_fitting(printable(name), MOST_TEXT, font.getlength) for name in names] if side >= TEXT else [""] * n
-    margin = GAP + int(max(font.getlength("called →"), *map(font.getlength, shown))) + TEXT
-    sheet = Image.new("RGB", (margin + n * side + GAP,) * 2, "white")
-    draw = ImageDraw.Draw(sheet)
-    shares = counts / counts.sum(1, keepdims=True).clip(1)
-    for (row, column), share in np.ndenumerate(shares):
-        x, y = margin + column * side, margin + row * side
-        light = int(255 * (1 - share))
-        draw.rectangle((x, y, x + side - 1, y + side - 1), (light, light, 255), "lightgrey" if side >= TEXT else None)
-        if counts[row, column] and side >= 30:
-            colour, text = "white" if share > 0.5 else "black", f"{counts[row, column]}"
-            draw.text((x + side / 2, y + side / 2), text if len(text) < 5 else "…", colour, font, anchor="mm")
-    for index, name in enumerate(shown):
-        middle = margin + index * side + side // 2
-        draw.text((margin - 3, middle), name, "black", font, anchor="rm")
-        upright = Image.new("RGB", (margin - 3, TEXT), "white")
-        ImageDraw.Draw(upright).text((0, TEXT / 2), name, "black", font, anchor="lm")
-        sheet.paste(upright.rotate(90, expand=True), (middle - TEXT // 2, 0))
-    draw.text((GAP, GAP), "true ↓", "grey", font)
-    draw.text((GAP, GAP + TEXT), "called →", "grey", font)
-    return np.asarray(sheet)
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic and more."""
-    from PIL import ImageFont
-
-    spec = find_spec("matplotlib")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    fonts = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
-    return ImageFont.truetype(fonts / "DejaVuSans.ttf", 12)
-
-
-def _thumbnail(pixels: Pixels) -> Image.Image:
-    """An image large enough to be seen, and not larger than that."""
-    from PIL import Image
-
-    colours = pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
-    picture = Image.fromarray(np.ascontiguousarray(colours))
-    side = max(picture.size)
-    if side < SMALL:
-        scale = -(-SMALL // side)
-        return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    picture.thumbnail((LARGE, LARGE))
-    return picture
-
-
-def _fitting(text: str, width: float, measure: Callable[[str], float]) -> str:
-    """As much of a text as fits, with an ellipsis for the rest."""
-    if measure(text) <= width:
-        return text
-    while text and measure(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    figure, axes = _figure(1, 1, 5.0)
+    axis, (band, points) = axes.flat[0], (curve.band, curve.points)
+    axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % of the law")
+    axis.plot(band.images, band.accuracy, label="law")
+    images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
+    ends = np.array([point.interval for point in points]).T
+    bars = np.abs(ends - accuracy)
+    axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
+    axis.axvline(images[-1], linestyle=":", color="grey")
+    axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.set_xlabel("training images")
+    axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
+    axis.set_title(title_of(f"{curve.data}, {curve.arch}", 60), parse_math=False)
+    axis.legend(loc="lower right")
+    save_figure(figure, path)

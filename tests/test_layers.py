@@ -27,21 +27,29 @@ LAYERS = (
         "data.images",
         "models._arch",
         "models._layers",
+        "evaluation.answers",
         "evaluation.calibration",
+        "evaluation.curves",
+        "evaluation.intervals",
         "evaluation.metrics",
+        "evaluation.unknown",
     ),
     (
         *("data.folder", "data.table", "data.tarindex", "data.shards", "data.download", "data.named", "data.open"),
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
-    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
-    ("training.*", "bundle", "run"),
-    ("plan", "recorder", "tracking"),
+    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures", "drawing"),
+    ("evaluation.report", "evaluation.report.*"),
+    ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
+    ("training.*", "bundle", "claims", "run"),
+    ("runlist",),
+    ("evaluation.compare", "plan", "recorder", "tracking"),
     ("choices",),
     ("start",),
     ("asked",),
+    ("fitting",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "learning", "reporting", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )
@@ -56,6 +64,7 @@ HEAVY = (
     "scipy",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "optuna",
     "tensorboard",
     "visdom",
@@ -132,7 +141,7 @@ def test_a_heavy_library_is_loaded_only_where_it_is_used(module):
     tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", alias.name).split(".")[0] for node in top for alias in node.names}
-    assert names & {"timm", "torchvision", "sklearn", "matplotlib"} == set()
+    assert names & {"timm", "torchvision", "sklearn", "matplotlib", "jinja2"} == set()
 
 
 WATCHED = f"""
@@ -163,6 +172,7 @@ sys.stderr.write(json.dumps([loaded, seen]))
         "from imgclf.cli import app; app(['--help'])",
         "from imgclf.cli import app; app(['train', '--help'])",
         "from imgclf.cli import app; app(['models', 'resnet'])",
+        "from imgclf.cli import app; app(['runs'])",
     ],
 )
 def test_nothing_heavy_is_loaded_nothing_is_written_no_connection_is_opened(statement, tmp_path):

@@ -16,7 +16,7 @@ from imgclf import distributed
 from imgclf._files import printable
 from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
-from imgclf.cli._results import show_evaluation
+from imgclf.cli._results import show_evaluation, write_page
 from imgclf.data.audit import Audit
 from imgclf.data.folder import FileReader
 from imgclf.data.loader import Loader
@@ -74,7 +74,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
             view.waiting("waiting for the trackers")
             notify(trackers, "fitted", classifier.history_.ended)
     if distributed.is_main():
-        _finish(classifier, view, test, time.perf_counter() - began, as_json=bool(options["json"]))
+        _finish(classifier, view, test, began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
 
@@ -119,7 +119,7 @@ def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callb
     return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=callbacks)
 
 
-def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, seconds: float, *, as_json: bool) -> None:
+def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, began: float, *, as_json: bool) -> None:
     run = classifier.run_
     assert run is not None
     classifier.save(run.model)  # once more, with the test result in it
@@ -131,25 +131,39 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, se
         "arch": classifier.spec_.arch,
         "classes": list(classifier.classes_),
         "epochs": len(classifier.history_),
-        "seconds": {"total": round(seconds, 3), "train": round(trained, 3)},
+        "seconds": {"total": round(time.perf_counter() - began, 3), "train": round(trained, 3)},
         "valid": None if valid is None else valid.to_dict(),
         "test": None if test is None else test.to_dict(),
     }
     write_info(run, result=summary)
-    example = _example(classifier)
     _warn_of_losses(classifier)
-    if as_json:
-        console.show_json(summary)
-        return
-    if test is not None:
+    if test is not None and not as_json:  # before the report, for which nobody shall wait
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
         if test.n < FEW:
             console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
-    console.show(f"run:   {run.path}   ({seconds:.0f} s in all, {trained:.0f} s training)")
+    if classifier.history_.ended != "interrupted":
+        _say_claims(classifier)
+    page = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
+    example = _example(classifier)
+    if as_json:
+        console.show_json({**summary, "report": None if page is None else str(page)})
+        return
+    if page is not None:
+        console.show(f"report: {page}")
+    console.show(f"run:   {run.path}   ({time.perf_counter() - began:.0f} s in all, {trained:.0f} s training)")
     console.show(f"model: {run.model}")
     if example is not None:
         other = "" if _is_newest(run.model) else f" --model {shlex.quote(str(run.path))}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
+
+
+def _say_claims(classifier: Classifier) -> None:
+    """What probabilities and refusals rest on, or why there are none."""
+    calibration, missing = classifier.manifest_.calibration, classifier.manifest_.unknown.get("missing")
+    if calibration["note"]:
+        console.say(f"probabilities are as the network gives them: {calibration['note']}")
+    if missing and missing != calibration["note"]:
+        console.say(f"predict --reject is not possible with this model: {missing}")
 
 
 def _warn_of_losses(classifier: Classifier) -> None:
@@ -214,6 +228,9 @@ class TrainView:
     def evaluating(self, done: int, n: int) -> None:
         """Progress of the test."""
         self._bar("testing", done, n)
+
+    def _on_examined(self, progress: tuple[int, int]) -> None:
+        self._bar("features, to know unlike images by", *progress)
 
     def searching(self, done: int, n: int) -> None:
         """Progress of steps that are only tried."""

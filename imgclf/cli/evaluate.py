@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import load_classifier
 from imgclf.cli._options import DataDir, Device, Json, Model, Precision
 
 
@@ -30,17 +32,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
-    from imgclf.cli._results import show_evaluation
+    from imgclf.cli._results import show_evaluation, write_page
     from imgclf.data.open import open_source
-    from imgclf.run import find_model
+    from imgclf.run import ANSWERS
 
-    path = find_model(model)
-    if model is None:
-        console.say(f"model: {path}", "dim")
-    with console.waiting("loading"):
-        from imgclf.classifier import Classifier
-
-        classifier = Classifier.load(path, device=device, precision=precision)
+    classifier = load_classifier(model, device, precision)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
     if data is not None:
@@ -51,16 +47,32 @@ def evaluate(
             f"{console.plural(passed_over, 'image')} left out: trained or validated on, or not in the test part"
         )
     with console.progress("testing") as progress:
-        result = classifier.evaluate_samples(used, samples, progress)
+        answers = classifier.answer(used, samples, progress)
+    result, page = answers.evaluation, None
     if classifier.lost_:
         console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, and not in the figures:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
     if data is None:
         _say_what_is_gone(classifier, samples, part or "test")
+        if part in (None, "test") and classifier.run_ is not None:
+            _keep(classifier.run_.path / ANSWERS, answers)
+            page = write_page(classifier.run_.path, classifier.model_, {"test": answers}, used)
     if json:
         console.show_json(result.to_dict())
     else:
         show_evaluation(result, f"{used.name}: {console.plural(result.n, 'image')}")
+        if page is not None:
+            console.show(f"report: {page}")
+
+
+def _keep(path: Path, answers: Any) -> None:
+    """Write the answers into the run's folder, which need not be the user's own: the figures are there without."""
+    from imgclf.evaluation.answers import write_answers
+
+    try:
+        write_answers(path, answers)
+    except OSError as error:
+        console.warn(f"the answers are not kept as {path}: {error.strerror}")
 
 
 def _say_what_was_seen(classifier: Any, samples: list[Any]) -> None:

@@ -25,6 +25,7 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     checkpoint TrainState      the state was written to the disk
     failed     TrainState      an error ends training; `state.best` holds the best weights, if there are any
     end        TrainState      after the last step, the best weights being in the model
+    examined   (int, int)      training images whose features are known, by which unlike images will be, and in all
     tested     Tested          how the weights that are kept do on valid
     fitted     str             `fit` has done all it does, and training ended so: nothing more comes
 

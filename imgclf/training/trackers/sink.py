@@ -46,7 +46,7 @@ class Pictures:
 
     def draw(self) -> Pixels:
         """All of them as one picture, uint8 (height, width, 3)."""
-        from imgclf.pictures import draw_grid
+        from imgclf.drawing import draw_grid
 
         return draw_grid(self.images, self.captions, [RIGHT if r else WRONG for r in self.right] or [NEUTRAL])
 
@@ -129,7 +129,7 @@ def shown_confusion(result: Evaluation) -> tuple[tuple[str, ...], NDArray[np.int
 
 def draw_confusion(result: Evaluation) -> Pixels:
     """A confusion matrix as a picture, uint8 (height, width, 3)."""
-    from imgclf.pictures import draw_matrix
+    from imgclf.drawing import draw_matrix
 
     names, counts, _ = shown_confusion(result)
     return draw_matrix(counts, names)

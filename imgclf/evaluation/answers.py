@@ -1,0 +1,148 @@
+"""What a model says of labelled images, as a value and as a file: figures, reports and comparisons begin with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf._files import printable, write_atomic
+from imgclf._tensorfile import parse_json
+from imgclf.errors import DataError, ImgclfError
+from imgclf.evaluation.calibration import measure_calibration
+from imgclf.evaluation.intervals import evaluation_intervals
+from imgclf.evaluation.metrics import evaluate_logits, softmax
+from imgclf.results import Evaluation
+
+FORMAT = 1
+TENSORS = {"logits": "float32", "targets": "int64", "texts": "uint8"}
+CONTENT = re.compile(r"([0-9a-f]{64})?")
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model says of labelled images, in their order.
+
+    `logits` are float32 (n, k), not divided by the temperature; `targets` the true class indices, int64 (n,). `refs`
+    and `contents` are n texts: the images' names in their source, and the sha256 (hex) of their content, "" where
+    unknown. `classes` are the k names, `temperature` what the probabilities are taken at. Raises `DataError` where
+    these do not fit each other.
+    """
+
+    logits: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    refs: tuple[str, ...]
+    contents: tuple[str, ...]
+    classes: tuple[str, ...]
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        n, k = len(self.refs), len(self.classes)
+        if self.logits.shape != (n, k) or self.targets.shape != (n,) or len(self.contents) != n:
+            raise DataError(
+                f"expected logits ({n}, {k}), {n} targets and {n} contents for {n} images and {k} classes; "
+                f"got logits {self.logits.shape}, targets {self.targets.shape} and {len(self.contents)} contents"
+            )
+        if n and not 0 <= self.targets.min() <= self.targets.max() < k:
+            raise DataError(
+                f"expected targets from 0 to {k - 1}; got some from {self.targets.min()} to {self.targets.max()}"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise DataError(f"the temperature is {self.temperature!r}; expected a number above 0")
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(n, k), each row summing to 1; `ImgclfError` where a logit is NaN or infinite."""
+        return softmax(self.logits.astype(np.float64) / self.temperature)
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The index of the likeliest class, (n,); the first one where several are equal."""
+        index: NDArray[np.int64] = self.logits.argmax(axis=1).astype(np.int64)
+        return index
+
+    @property
+    def digest(self) -> str:
+        """The sha256 (hex) of which images these are, by content where it is known, and of their classes' names: the
+        same for any model, and in any order."""
+        images = zip(self.refs, self.contents, self.targets.tolist(), strict=True)
+        lines = sorted(f"{content or ref}\0{self.classes[target]}" for ref, content, target in images)
+        return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """How good the answers are, with intervals; the loss is that of the probabilities."""
+        result = evaluate_logits(self.logits.astype(np.float64) / self.temperature, self.targets, self.classes)
+        intervals = evaluation_intervals(self.logits, self.targets, self.temperature)
+        calibration = measure_calibration(self.logits, self.targets, self.temperature)
+        return replace(result, intervals=intervals, calibration=calibration)
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Write answers as a safetensors file with the tensors `logits`, `targets` and `texts`: a JSON object in ASCII with
+    `format`, `temperature`, `classes`, `refs` and `contents`."""
+    from safetensors.numpy import save
+
+    named = {name: getattr(answers, name) for name in ("temperature", "classes", "refs", "contents")}
+    texts = json.dumps({"format": FORMAT, **named}).encode("ascii")
+    tensors: dict[str, NDArray[Any]] = {
+        "logits": np.ascontiguousarray(answers.logits, np.float32),
+        "targets": np.ascontiguousarray(answers.targets, np.int64),
+        "texts": np.frombuffer(texts, np.uint8),
+    }
+    write_atomic(path, save(tensors))
+
+
+def read_answers(path: Path) -> Answers:
+    """The answers in a file; `DataError`, which names it, where it is missing or broken."""
+    try:
+        return _parse(path.read_bytes())
+    except FileNotFoundError:
+        problem = (
+            "is not there: expected the answers to test images, as `imgclf train` and `imgclf evaluate` write them"
+        )
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except ImgclfError as error:
+        problem = f"holds no answers that can be used: {error}; write it again with `imgclf evaluate`"
+    raise DataError(f"{printable(str(path))} {problem}")
+
+
+def _parse(data: bytes) -> Answers:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise DataError(str(error)) from None
+    found = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+    if found != TENSORS:
+        raise DataError(f"expected the tensors {TENSORS}, got {found}")
+    texts = parse_json(tensors["texts"].tobytes(), "table of texts")
+    names, temperature = ("refs", "contents", "classes"), texts.get("temperature")
+    if texts.get("format") != FORMAT:
+        raise DataError(f"its format is {texts.get('format')!r}; this version reads {FORMAT}")
+    if not all(_are_texts(texts.get(name)) for name in names) or not isinstance(temperature, float):
+        raise DataError(f"expected a temperature and the texts {', '.join(names)}")
+    if not all(map(CONTENT.fullmatch, texts["contents"])):
+        raise DataError("expected each content as a sha256 in hexadecimal digits, or empty")
+    if not np.isfinite(tensors["logits"]).all():
+        raise DataError("a logit is NaN or infinite")
+    refs, contents, classes = (tuple(texts[name]) for name in names)
+    return Answers(tensors["logits"], tensors["targets"], refs, contents, classes, temperature)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
