@@ -16,20 +16,22 @@ from torch import nn
 from imgclf import distributed
 from imgclf._files import printable
 from imgclf.asked import Builder, changes_of
-from imgclf.bundle import load_model, save_model
+from imgclf.bundle import read_model, save_model
 from imgclf.data.audit import audit
 from imgclf.data.loader import Loader
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.evaluation.answers import Answers, write_answers
+from imgclf.evaluation.explain import explain
+from imgclf.evaluation.unknown import Refusal
 from imgclf.fitting import Data, Learnt, figures, fit_data, repeat_run, resume_run
 from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
 from imgclf.plan import labelled_source
-from imgclf.results import Evaluation, Prediction
+from imgclf.results import Evaluation, Explanation, Prediction
 from imgclf.run import ANSWERS, MODEL, SPLIT, Run, open_run
-from imgclf.specs import Experiment
+from imgclf.specs import EXPLAIN_METHODS, Experiment
 from imgclf.training.callbacks import Callback
 from imgclf.training.device import pick_device, pick_precision
 
@@ -128,9 +130,10 @@ class Classifier:
         self.classes_, self.source_, self.split_ = source.classes, source, split
         self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
         self.history_, self.probe_, self.choices_ = learnt.history, learnt.probe, learnt.choices
-        self.answers_, self.lost_ = dict(learnt.answers), dict(learnt.lost)
+        self.answers_ = {} if learnt.claims.answers is None else {"valid": learnt.claims.answers}
         self.metrics_ = {part: answers.evaluation for part, answers in self.answers_.items()}
-        self.manifest_, self.run_ = learnt.manifest, learnt.work.run
+        self.manifest_, self.unknown_ = learnt.manifest, learnt.claims.unknown
+        self.run_, self.lost_ = learnt.work.run, dict(learnt.lost)
         return self
 
     def evaluate(
@@ -160,7 +163,8 @@ class Classifier:
     ) -> Answers:
         """What the model says of just these samples of a source, one by one."""
         model, loader = self._fitted(), self._loader(source, samples, cache="off")
-        answers = answer(model, loader, progress=progress, precision=pick_precision(self.precision_, device_of(model)))
+        precision = pick_precision(self.precision_, device_of(model))
+        answers = answer(model, loader, progress=progress, precision=precision, temperature=self.temperature_)
         self.lost_ = {**self.lost_, **loader.lost}
         return answers
 
@@ -186,19 +190,30 @@ class Classifier:
             raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")
         return source, samples
 
-    def predict_each(self, images: Any, *, top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+    def predict_each(
+        self, images: Any, *, top: int = 5, reject: float | None = None, batch_size: int = 32
+    ) -> Iterator[Prediction]:
         """One `Prediction` after the other, for a path, a folder, a PIL image, an array, or a list of these.
 
         An array is uint8 of (height, width) or (height, width, channels). `top` is how many classes each prediction
-        lists. An image that cannot be read gives a prediction with an `error`.
+        lists. An image that cannot be read gives a prediction with an `error`. With `reject`, 0.05 for example, images
+        that look unlike anything in training are not `accepted`: so many that of images of the known classes about
+        that share is refused. `ConfigError` says why a model can't tell.
         """
         model, source = self._fitted(), inputs_source(images)
         loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
-        return predict(model, loader, top=top, precision=pick_precision(self.precision_, device_of(model)))
+        precision, refusal = pick_precision(self.precision_, device_of(model)), None
+        if reject is not None:
+            if self.unknown_ is None:
+                raise ConfigError(
+                    f"this model can't tell what is unlike its images: {self.manifest_.unknown['missing']}"
+                )
+            refusal = Refusal(self.unknown_, reject)
+        return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, refusal=refusal)
 
-    def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: Any, *, top: int = 5, reject: float | None = None) -> list[Prediction]:
         """The predictions of `predict_each`, all at once."""
-        return list(self.predict_each(images, top=top))
+        return list(self.predict_each(images, top=top, reject=reject))
 
     def predict_proba(self, images: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes), columns in the order of `classes_`; `DataError` where an image can't be read."""
@@ -208,12 +223,20 @@ class Classifier:
             raise DataError("no probabilities for images that cannot be read", bad)
         return np.array([[p.probabilities[name] for name in self.classes_] for p in predictions])
 
+    def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
+        """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
+        source = inputs_source(images)
+        loader = self._loader(source, source.samples, cache="ram", shard=(0, 1))
+        model = self._fitted()
+        precision = pick_precision(self.precision_, device_of(model))
+        return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`."""
         model, metrics = self._fitted(), dict(self.manifest_.metrics)
         if hasattr(self, "split_"):
             metrics |= figures(self.metrics_, self.split_)
-        save_model(path, model, replace(self.manifest_, metrics=metrics))
+        save_model(path, model, replace(self.manifest_, metrics=metrics), self.unknown_)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "auto", precision: str = "fp32") -> Classifier:
@@ -221,12 +244,12 @@ class Classifier:
 
         Where the file lies in its run folder, the classifier knows the split of its training too.
         """
-        model, manifest = load_model(path)
+        model, manifest, unknown = read_model(path)
         self = cls(manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
         self.model_, self.precision_ = model.to(pick_device(device)), precision
         pick_precision(precision, device_of(model))  # one that the device does not have is refused here
         self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
-        self.manifest_, self.seen_ = manifest, unpack_contents(manifest.seen)
+        self.manifest_, self.unknown_, self.seen_ = manifest, unknown, unpack_contents(manifest.seen)
         self.metrics_, self.answers_, self.lost_ = {}, {}, {}
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         if Path(path).is_dir() or Path(path).name == MODEL:
@@ -235,6 +258,11 @@ class Classifier:
                 if manifest.seen == pack_contents((*split.samples("train"), *split.samples("valid"))):
                     self.run_, self.split_ = run, split
         return self
+
+    @property
+    def temperature_(self) -> float:
+        """What the logits are divided by: fitted on the validation images, 1 where there were too few."""
+        return float(self.manifest_.calibration["temperature"])
 
     def _fitted(self) -> nn.Module:
         if not hasattr(self, "model_"):

@@ -14,14 +14,13 @@ from typing import Any
 from imgclf import distributed
 from imgclf.asked import warn_of
 from imgclf.bundle import Manifest, save_model
+from imgclf.claims import Claims, examine, features_of
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import Source
 from imgclf.data.split import Split, pack_contents
 from imgclf.errors import ConfigError
-from imgclf.evaluation.answers import Answers
-from imgclf.inference import answer
 from imgclf.plan import (
     Plan,
     check_experiment,
@@ -38,7 +37,8 @@ from imgclf.recorder import Recorder, start_run
 from imgclf.results import Choice, Evaluation, History, Probe
 from imgclf.run import ANSWERS, CHECKPOINT, CONFIG, Run, held, open_run, require_free, write_config, write_info
 from imgclf.specs import Experiment, to_dict
-from imgclf.start import begin, knows_classes
+from imgclf.start import Start, begin, knows_classes
+from imgclf.tracking import tested
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.loop import train
@@ -61,16 +61,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What came of training: the last state of the work, how it went, the answers to the valid images where there are
-    any, and the images that became unreadable meanwhile. `probe` is None where there was none, or it was made before
-    training was resumed."""
+    """What came of training: the last state of the work, how it went, what the network may claim, and the images that
+    became unreadable meanwhile. `probe` is None where there was none, or it was made before training was resumed."""
 
     work: Work
     history: History
     manifest: Manifest
+    claims: Claims
     probe: Probe | None = None
     choices: tuple[Choice, ...] = ()
-    answers: Mapping[str, Answers] = field(default_factory=dict)
     lost: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -180,13 +179,13 @@ def _prepare(plan: Plan, source: Source, split: Split, callbacks: Sequence[Callb
 
 def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | None = None) -> Learnt:
     """Train, from `state` on where there is one, and find out how good the result is."""
-    probe: Probe | None = None
-    choices: tuple[Choice, ...] = ()
+    start: Start | None = None
     if state is None:
-        work, probe, choices = _begin(work, callbacks)
+        work, start = _begin(work, callbacks)
     run, model = work.run, work.plan.model
     if run is not None:
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
+    notify(callbacks, "ready", (run, work.plan))
     with _failing(run, fresh=state is None):
         history = train(
             model,
@@ -198,19 +197,40 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
             resume=state,
             keep_start=knows_classes(work.plan),
         )
-    answers = {}
-    if work.valid is not None and history.ended != "interrupted":  # who interrupts does not want to wait
-        answers["valid"] = answer(model, work.valid)
+    claims = _examine(work, history, start, callbacks)
     lost = {**work.loader.lost, **(work.valid.lost if work.valid is not None else {})}
-    manifest = manifest_of(work, {part: given.evaluation for part, given in answers.items()})
+    metrics = {} if claims.answers is None else {"valid": claims.answers.evaluation}
+    for part, result in metrics.items():
+        notify(callbacks, "tested", tested(work.plan, work.source, work.split, part, result))
+    manifest = claims.within(manifest_of(work, metrics))
     if run is not None:
         (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
-        save_model(run.model, model, manifest)
+        save_model(run.model, model, manifest, claims.unknown)
         work = replace(work, run=write_info(run, status=history.ended, epochs=len(history)))
-    return Learnt(work, history, manifest, probe, choices, answers, lost)
+    notify(callbacks, "fitted", history.ended)
+    probe, choices = (None, ()) if start is None else (start.probe, start.choices)
+    return Learnt(work, history, manifest, claims, probe, choices, lost)
 
 
-def _begin(work: Work, callbacks: Sequence[Callback]) -> tuple[Work, Probe | None, tuple[Choice, ...]]:
+def _examine(work: Work, history: History, start: Start | None, callbacks: Sequence[Callback]) -> Claims:
+    """What the trained network may claim, by the images of validation; who interrupts does not want to wait."""
+    if history.ended == "interrupted":
+        return Claims(note="training was interrupted", missing="training was interrupted")
+    if work.valid is None:
+        return Claims(note="there are no validation images", missing="there are no validation images")
+    plan, model, known = work.plan, work.plan.model, None if start is None else start.features
+    if knows_classes(plan) and history.best is None and known is not None:  # nothing but the head was ever changed
+        return examine(model, work.valid, lambda: known)
+    load = partial(plan_loader, plan, work.source, shard=distributed.shard())
+    told = partial(_tell_examined, callbacks)
+    return examine(model, work.valid, lambda: features_of(model, work.split.samples("train"), load, told))
+
+
+def _tell_examined(callbacks: Sequence[Callback], done: int, n: int) -> None:
+    notify(callbacks, "examined", (done, n))
+
+
+def _begin(work: Work, callbacks: Sequence[Callback]) -> tuple[Work, Start]:
     """Everything between the plan and the first step."""
     plan, source, run = work.plan, work.source, work.run
     told: list[Callback] = [*callbacks] if run is None else [Recorder(run, manifest_of(work)), *callbacks]
@@ -225,7 +245,7 @@ def _begin(work: Work, callbacks: Sequence[Callback]) -> tuple[Work, Probe | Non
         choices = [asdict(choice) for choice in start.choices]
         work = replace(work, run=write_info(run, recipe=to_dict(start.plan.recipe), choices=choices))
     notify(told, "choices", start.choices)
-    return work, start.probe, start.choices
+    return work, start
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def _frozen(
     device = pick_device(config.device)
     model, loader = plan.model.to(device), plan_loader(plan, source, samples)
     precision = pick_precision(config.precision, device)
-    features, labels = features_of(model, loader, device, precision, lambda done, _: progress(done))
+    features, labels = features_of(model, loader, precision, lambda done, _: progress(done))
     _require_all(len(labels), samples, loader.lost)
     return features.cpu().float(), labels
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,44 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
+class Sureness:
+    """How honest probabilities are: the expected calibration error (0…1), the mean negative log-likelihood in nats and
+    the Brier score (0…2). Lower is better."""
+
+    ece: float
+    nll: float
+    brier: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a temperature does to the probabilities of `n` images: `before` as the network gives them, `after` as
+    `predict` does. On the validation images, which the temperature was fitted on, this flatters."""
+
+    temperature: float
+    n: int
+    before: Sureness
+    after: Sureness
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Where the figures of an evaluation may lie, (low, high) for each, with a confidence of 95 %."""
+
+    accuracy: tuple[float, float]
+    balanced_accuracy: tuple[float, float]
+    macro_f1: tuple[float, float]
+    loss: tuple[float, float]
+    top5: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How a model did on `n` labelled images. `confusion[i][j]` counts images of class i that were called j.
 
-    `loss` is the mean cross-entropy in nats; `top5` is None where there are at most 5 classes. `balanced_accuracy` is
-    the mean recall and `macro_f1` the mean F1 over the classes that have images.
+    `loss` is the mean cross-entropy in nats, that of a `Classifier` at its temperature; `top5` is None where there are
+    at most 5 classes. `balanced_accuracy` is the mean recall and `macro_f1` the mean F1 over the classes that have
+    images. The figures of an epoch have no `intervals` and no `calibration`.
     """
 
     n: int
@@ -103,12 +140,16 @@ class Evaluation:
     macro_f1: float
     per_class: tuple[ClassResult, ...]
     confusion: tuple[tuple[int, ...], ...] = field(repr=False)
+    intervals: Intervals | None = None
+    calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
         values = asdict(self)
         values["per_class"] = [{"class": row.pop("name"), **row} for row in values["per_class"]]
         values["confusion"] = [list(row) for row in self.confusion]
+        if self.intervals is not None:
+            values["intervals"] = {name: ends and list(ends) for name, ends in values["intervals"].items()}
         return values
 
 
@@ -116,7 +157,8 @@ class Evaluation:
 class Prediction:
     """The answer for one image: `label` and `confidence` (0…1), the `top` classes, or an `error` and no label.
 
-    `probabilities` maps every class to its probability; it is empty where there is an error.
+    `probabilities` maps every class to its probability; it is empty where there is an error. `unknown_score` says how
+    unlike the training images it is, and `accepted` whether it may be one of the classes; None where nothing was asked.
     """
 
     path: str
@@ -125,6 +167,8 @@ class Prediction:
     top: tuple[tuple[str, float], ...] = ()
     error: str | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict, repr=False)
+    unknown_score: float | None = None
+    accepted: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form: one object a line."""
@@ -133,5 +177,29 @@ class Prediction:
             "label": self.label,
             "confidence": self.confidence,
             "top": [{"label": label, "confidence": confidence} for label, confidence in self.top],
+            "unknown_score": self.unknown_score,
+            "accepted": self.accepted,
             "error": self.error,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in one image a class is: `label`, with its probability `confidence` (0…1); or an `error` and no label.
+
+    `pixels` is what the model saw, uint8 (height, width, channels), and `heat` says of each of these pixels how much it
+    speaks for the class, float32 (height, width) from 0 to 1. It is 0 everywhere where nothing speaks for it.
+    """
+
+    path: str
+    label: str | None
+    confidence: float | None
+    method: str
+    heat: NDArray[np.float32] | None = field(default=None, repr=False)
+    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form, without the pixels and the heat."""
+        names = ("path", "label", "confidence", "method", "error")
+        return {name: getattr(self, name) for name in names}

@@ -6,12 +6,14 @@ split.csv           who was train, valid and test
 history.csv         one row an epoch                events.jsonl   the same and more, as it happened
 run.json            number, data, versions, how it ended, the result
 answers.safetensors what the model says of each test image
+report.html         all of it as a page to read
 checkpoint.pt       private: the state that `--resume` goes on from; may be deleted
 .lock               held by the process that trains
 """
 
 from __future__ import annotations
 
+import csv
 import errno
 import itertools
 import json
@@ -28,10 +30,10 @@ from typing import Any
 from imgclf._files import csv_text, printable, read_text, sync_folder, write_text
 from imgclf._registry import unknown_name
 from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
-from imgclf.results import EpochRecord
+from imgclf.results import EpochRecord, History
 from imgclf.specs import Experiment, from_dict, to_dict
 
-MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, ANSWERS = (
+MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, ANSWERS, REPORT = (
     "model.safetensors",
     "config.toml",
     "split.csv",
@@ -40,6 +42,7 @@ MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, ANSWERS = (
     "run.json",
     "checkpoint.pt",
     "answers.safetensors",
+    "report.html",
 )
 LOCK = ".lock"
 ROOT = Path("runs")
@@ -207,6 +210,14 @@ def find_run(name: str | os.PathLike[str], root: Path = ROOT) -> Run:
     raise unknown_name("run", printable(str(name)), known[::-1])
 
 
+def newest_run(root: Path = ROOT) -> Run:
+    """The newest run in a folder, finished or not; `DataError` where there is none."""
+    runs = list_runs(root)
+    if not runs:
+        raise DataError(f"there is no run under {root.absolute()}: train one (imgclf train DATA) or name its folder")
+    return runs[-1]
+
+
 def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -> Path:
     """The model file to use: `model` (a file or a run folder) or, without it, that of the newest run with a result."""
     if model is not None:
@@ -259,6 +270,31 @@ def write_history(path: Path, history: list[EpochRecord]) -> None:
     header = [f.name for f in fields(EpochRecord)]
     rows = [["" if value is None else value for value in asdict(record).values()] for record in history]
     write_text(path, csv_text([header, *rows]))
+
+
+def read_history(path: Path) -> History:
+    """The epochs that `write_history` wrote; none where there is no file yet. `DataError` where it is damaged."""
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+        return History(tuple(_epoch(row) for row in rows))
+    except FileNotFoundError:
+        return History()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def _epoch(row: Mapping[str, str]) -> EpochRecord:
+    loss, accuracy = row["valid_loss"], row["valid_accuracy"]
+    return EpochRecord(
+        epoch=int(row["epoch"]),
+        train_loss=float(row["train_loss"]),
+        train_accuracy=float(row["train_accuracy"]),
+        valid_loss=float(loss) if loss else None,
+        valid_accuracy=float(accuracy) if accuracy else None,
+        lr=float(row["lr"]),
+        seconds=float(row["seconds"]),
+        best=row["best"] == "True",
+    )
 
 
 def append_event(path: Path, event: str, **values: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from imgclf.bundle import read_manifest
 from imgclf.errors import ConfigError, ModelFileError
-from imgclf.evaluation.intervals import wilson
+from imgclf.evaluation.intervals import wilson_interval
 from imgclf.run import INFO, Run, is_held, list_runs
 
 SORTS = ("number", "name", "data", "arch", "recipe", "status", "accuracy", "seconds", "size")
@@ -76,7 +76,7 @@ def entry_of(run: Run, *, default: bool = False) -> RunEntry:
         part=part,
         n=n,
         accuracy=accuracy,
-        interval=wilson(round(accuracy * n), n) if accuracy is not None and n else None,
+        interval=wilson_interval(round(accuracy * n), n) if accuracy is not None and n else None,
         seconds=seconds,
         size=run.model.stat().st_size if run.model.is_file() else None,
         default=default,

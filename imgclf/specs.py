@@ -33,7 +33,8 @@ CLASS_WEIGHTS = ("none", "effective", "balanced")
 CACHES = ("auto", "device", "ram", "disk", "jpeg", "off")
 ENGINES = ("auto", "batch", "albumentations")
 COMPILES = ("auto", "on", "off")
-TTAS = ("none", "mirror")
+TTAS = ("none", "mirror", "mirror-shift")
+EXPLAIN_METHODS = ("gradcam", "gradcam++", "occlusion")
 DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
 MAX_CHANNELS = 64
@@ -108,7 +109,7 @@ class Recipe:
     and fills up with the mean colour, `squash` changes the aspect. `crop_ratio` is the share of the resized side that
     a centre crop keeps (timm's crop_pct). `steps` augment training images only. `compose` is a user's own
     albumentations pipeline as `A.to_dict` gives it, and takes the place of `steps`. `tta` "mirror" averages the
-    logits of an image and of its mirror image.
+    logits of an image and of its mirror image, "mirror-shift" also those of both, moved by a pixel along the diagonal.
     """
 
     size: tuple[int, int] = (224, 224)

@@ -193,6 +193,32 @@ def test_an_image_and_its_mirror_image_are_averaged(model, source):
     np.testing.assert_allclose(infer(model, mirrored, CPU)[0], expected, atol=1e-5)
 
 
+def test_views_moved_along_the_diagonal_count_half(model, source):
+    moved = Loader(source, source.samples, replace(RECIPE, tta="mirror-shift"), classes=source.classes, workers=0)
+    views = [[Flip()], []]
+    centre = np.mean([infer(nn.Sequential(*view, model), loader_of(source), CPU)[0] for view in views], axis=0)
+    aside = np.mean(
+        [infer(nn.Sequential(Move(by), *view, model), loader_of(source), CPU)[0] for view in views for by in (-1, 1)],
+        axis=0,
+    )
+    np.testing.assert_allclose(infer(model, moved, CPU)[0], (centre + aside) / 2, atol=1e-5)
+
+
+class Move(nn.Module):
+    """Images moved by a pixel down and right, or up and left; what comes in is the row next to the edge."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, images):
+        for side in (2, 3):
+            last = images.shape[side] - 1
+            order = [1, *range(last)] if self.by > 0 else [*range(1, last + 1), last - 1]
+            images = images.index_select(side, torch.tensor(order))
+        return images
+
+
 class Flip(nn.Module):
     def forward(self, images):
         return images.flip(3)

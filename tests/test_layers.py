@@ -32,25 +32,28 @@ LAYERS = (
         "evaluation.curves",
         "evaluation.intervals",
         "evaluation.metrics",
+        "evaluation.unknown",
     ),
     (
         *("data.folder", "data.table", "data.tarindex", "data.shards", "data.download", "data.named", "data.open"),
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
-    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
-    ("training.*", "bundle", "run"),
+    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures", "drawing"),
+    ("evaluation.report", "evaluation.report.*"),
+    ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
+    ("training.*", "bundle", "claims", "run"),
     ("runlist",),
-    ("evaluation.compare", "plan", "recorder"),
+    ("evaluation.compare", "plan", "recorder", "tracking"),
     ("choices",),
     ("start",),
     ("asked",),
     ("fitting",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "learning", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "learning", "reporting", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )
-ROOMS = ("data", "evaluation", "models", "training", "transforms")
+ROOMS = ("data", "evaluation", "models", "training", "training.trackers", "transforms")
 HEAVY = (
     "torch",
     "torchvision",
@@ -61,7 +64,12 @@ HEAVY = (
     "scipy",
     "sklearn",
     "matplotlib",
+    "jinja2",
     "optuna",
+    "tensorboard",
+    "visdom",
+    "mlflow",
+    "wandb",
 )
 
 
@@ -133,7 +141,7 @@ def test_a_heavy_library_is_loaded_only_where_it_is_used(module):
     tree = ast.parse(PATHS[module].read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", alias.name).split(".")[0] for node in top for alias in node.names}
-    assert names & {"timm", "torchvision", "sklearn", "matplotlib"} == set()
+    assert names & {"timm", "torchvision", "sklearn", "matplotlib", "jinja2"} == set()
 
 
 WATCHED = f"""

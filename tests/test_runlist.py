@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imgclf.errors import ConfigError
-from imgclf.evaluation.intervals import wilson
+from imgclf.evaluation.intervals import wilson_interval
 from imgclf.run import INFO, create_run, held, write_info
 from imgclf.runlist import FILTERS, SORTS, RunEntry, entry_of, filtered, list_entries, ordered
 
@@ -32,7 +32,7 @@ def test_an_entry_tells_what_the_run_was_and_how_it_did(tmp_path):
     assert (found.name, found.number, found.data, found.arch) == ("one", 1, "set", "lenet")
     assert (found.recipe, found.status, found.seconds, found.size) == ("d1", "done", 12.5, len(b"weights"))
     assert (found.part, found.n, found.accuracy) == ("test", 50, 0.9)
-    assert found.interval == wilson(45, 50)
+    assert found.interval == wilson_interval(45, 50)
     assert json.loads(json.dumps(found.to_dict()))["name"] == "one"
 
 

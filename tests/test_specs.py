@@ -47,7 +47,7 @@ BAD = [
     (Recipe, "std", [(0.0,) * 3, (0.5, 0.5, -1.0), (0.5, 0.5)], "one number a channel (3)"),
     (Recipe, "steps", [[Step("flip")], ("flip",)], "a tuple of Step"),
     (Recipe, "compose", ["flip"], "named values"),
-    (Recipe, "tta", ["flip"], "none, mirror"),
+    (Recipe, "tta", ["flip"], "none, mirror, mirror-shift"),
     (ModelSpec, "arch", ["", 3], "architecture"),
     (ModelSpec, "classes", [0, 1.5, True], "1 to 1,000,000"),
     (ModelSpec, "channels", [0], "1 to 64"),
@@ -93,7 +93,7 @@ BAD = [
     (Experiment, "split", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0.0)], "sum to 1"),
     (Experiment, "mirror", ["no"], "true or false"),
     (Experiment, "recolour", [2], "true or false"),
-    (Experiment, "tta", ["flip"], "none, mirror"),
+    (Experiment, "tta", ["flip"], "none, mirror, mirror-shift"),
     (Experiment, "keep", ["none"], "best, all"),
 ]
 

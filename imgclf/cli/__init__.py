@@ -16,11 +16,13 @@ from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
 from imgclf.cli.compare import compare
 from imgclf.cli.evaluate import evaluate
+from imgclf.cli.explain import explain
 from imgclf.cli.find_lr import find_lr
 from imgclf.cli.learning_curve import learning_curve
 from imgclf.cli.models import models
 from imgclf.cli.predict import predict
 from imgclf.cli.prepare import prepare
+from imgclf.cli.report import report
 from imgclf.cli.reproduce import reproduce
 from imgclf.cli.runs import runs
 from imgclf.cli.show import show
@@ -36,11 +38,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(train, evaluate, predict, runs, compare, models, show),
+    *(train, evaluate, predict, explain, runs, compare, report, models, show),
     *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
 )
 for command in COMMANDS:
-    app.command(no_args_is_help=command not in (train, evaluate, runs, models))(guarded(command))
+    app.command(no_args_is_help=command not in (train, evaluate, runs, models, report))(guarded(command))
 app.add_typer(cache, name="cache")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import load_classifier
 from imgclf.cli._options import DataDir, Device, Json, Model, Precision
 
 
@@ -31,17 +32,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
-    from imgclf.cli._results import show_evaluation
+    from imgclf.cli._results import show_evaluation, write_page
     from imgclf.data.open import open_source
-    from imgclf.run import ANSWERS, find_model
+    from imgclf.run import ANSWERS
 
-    path = find_model(model)
-    if model is None:
-        console.say(f"model: {path}", "dim")
-    with console.waiting("loading"):
-        from imgclf.classifier import Classifier
-
-        classifier = Classifier.load(path, device=device, precision=precision)
+    classifier = load_classifier(model, device, precision)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
     if data is not None:
@@ -53,7 +48,7 @@ def evaluate(
         )
     with console.progress("testing") as progress:
         answers = classifier.answer(used, samples, progress)
-    result = answers.evaluation
+    result, page = answers.evaluation, None
     if classifier.lost_:
         console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, and not in the figures:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
@@ -61,10 +56,13 @@ def evaluate(
         _say_what_is_gone(classifier, samples, part or "test")
         if part in (None, "test") and classifier.run_ is not None:
             _keep(classifier.run_.path / ANSWERS, answers)
+            page = write_page(classifier.run_.path, classifier.model_, {"test": answers}, used)
     if json:
         console.show_json(result.to_dict())
     else:
         show_evaluation(result, f"{used.name}: {console.plural(result.n, 'image')}")
+        if page is not None:
+            console.show(f"report: {page}")
 
 
 def _keep(path: Path, answers: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.data.prefetch import Job, fetched, share_cores
+from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Job, fetched, share_cores
 from imgclf.data.rows import AlbumentationsPainter, CropPainter, Images, Painter, chunks, paint_plain
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.data.store import Dense, Form
@@ -135,8 +135,9 @@ class Loader:
         threads = free if self._workers is None else self._workers
         self._images.settle()
         plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
+        short = SHORT_NATIVE if isinstance(self._painter, CropPainter) else SHORT  # cuts are OpenCV's work
         try:
-            for finish in fetched(plans, threads, ahead, self._images.watch):
+            for finish in fetched(plans, threads, ahead, self._images.watch, short):
                 yield self._batch(*finish(), epoch)
         finally:
             self._images.settle()  # what was decoded is kept, also when the epoch is left early

@@ -22,7 +22,8 @@ Job = Callable[[], None]
 
 AHEAD = 2
 PATIENCE = 120.0  # seconds that the reading of one image may take
-SHORT = 0.0005  # seconds for a job of 8 images or more
+SHORT = 0.006  # seconds for a job of 8 images or more, of which much is Python's
+SHORT_NATIVE = 0.0005  # the same where hardly any of it is
 TRIED = 8  # jobs over which a moment of waiting is no sign of slowness
 LEAVE = 5.0  # seconds that the end of an epoch waits for images that nobody wants any more
 
@@ -70,9 +71,9 @@ class _Pool:
     There is one as long as jobs are short: more would lose more time to the interpreter's lock than they save.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, short: float) -> None:
         self._jobs: SimpleQueue[tuple[Future[None], Job] | None] = SimpleQueue()
-        self._most = most
+        self._most, self._short = most, short
         self._threads: list[threading.Thread] = []
         self._submitted, self._done, self._spent = 0, -1, 0.0  # the first job loads the decoders, and does not count
         self._grow(1)
@@ -84,7 +85,7 @@ class _Pool:
             thread.start()
 
     def submit(self, job: Job) -> Future[None]:
-        if self._spent > SHORT * max(self._done, TRIED):
+        if self._spent > self._short * max(self._done, TRIED):
             self._grow(self._most)
         future: Future[None] = Future()
         self._jobs.put((future, job))
@@ -113,10 +114,13 @@ class _Pool:
                 self._done += 1
 
 
-def fetched(plans: Iterable[tuple[T, Sequence[Job]]], threads: int, ahead: int, watch: Watch) -> Iterator[T]:
+def fetched(
+    plans: Iterable[tuple[T, Sequence[Job]]], threads: int, ahead: int, watch: Watch, short: float = SHORT
+) -> Iterator[T]:
     """Each plan once its jobs are done, while threads do those of the next `ahead` ones; 0 threads: no threads.
 
-    The threads begin with the first job and end with the iterator. What a job raises is raised here.
+    The threads begin with the first job and end with the iterator; there is one while jobs take less than `short`
+    seconds. What a job raises is raised here.
     """
     pool: _Pool | None = None
     pending: deque[tuple[T, list[Future[None]]]] = deque()
@@ -127,7 +131,7 @@ def fetched(plans: Iterable[tuple[T, Sequence[Job]]], threads: int, ahead: int, 
                     job()
                 yield plan
                 continue
-            pool = pool or (_Pool(threads) if jobs else None)
+            pool = pool or (_Pool(threads, short) if jobs else None)
             pending.append((plan, [pool.submit(job) for job in jobs] if pool is not None else []))
             if len(pending) > ahead:
                 yield _done(pending, watch)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imgclf.evaluation.metrics import softmax
+from imgclf.results import Calibration, Sureness
+
 COOLEST, HOTTEST = 0.1, 10.0
 LOWEST, HIGHEST = -math.log(HOTTEST), -math.log(COOLEST)
+ENOUGH = 20  # images for a temperature
+BINS = 15
 STARTS, ROUNDS, CLOSE = 13, 50, 1e-9
 
 
@@ -56,3 +62,71 @@ def _objective(place: float, scores: NDArray[np.float64], own: NDArray[np.float6
     slope = scale * float((mean - own).mean()) + place / n
     step = -slope / (scale**2 * float(spread.mean()) + 1 / n)
     return value, min(max(step, -1.0), 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """Answers by how sure they are, in bins of equal width: for each bin the mean confidence and the accuracy, NaN
+    where it is empty, and how many answers it holds."""
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+
+def reliability_bins(probabilities: ArrayLike, targets: ArrayLike, bins: int = BINS) -> Bins:
+    """The points of a reliability diagram, from probabilities (n, k) and the true class indices (n,).
+
+    A confidence on the edge of two bins is in the lower one, as in Guo et al. 2017.
+    """
+    likely = np.asarray(probabilities, dtype=np.float64)
+    confidence, right = likely.max(axis=1), likely.argmax(axis=1) == np.asarray(targets)
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+    sums = (np.bincount(index, values, bins) for values in (confidence, right.astype(np.float64)))
+    means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
+    return Bins(means[0], means[1], count)
+
+
+def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bins: int = BINS) -> float:
+    """How far confidence and accuracy are apart on the average, 0…1, in 15 bins of equal width (Guo et al. 2017)."""
+    found = reliability_bins(probabilities, targets, bins)
+    filled = found.count > 0
+    gaps = np.abs(found.confidence - found.accuracy)[filled]
+    return float((gaps * found.count[filled]).sum() / found.count.sum())
+
+
+def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> float:
+    """The mean of -ln p of the true class, in nats: the cross-entropy; what is below 1e-300 counts as that."""
+    likely, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
+    own = likely[np.arange(len(truth)), truth]
+    return float(-np.log(np.maximum(own, 1e-300)).mean()) + 0.0
+
+
+def brier_score(probabilities: ArrayLike, targets: ArrayLike) -> float:
+    """The mean squared distance, 0…2, between the probabilities and what is true (Brier 1950, over all classes)."""
+    likely, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
+    own = likely[np.arange(len(truth)), truth]
+    return float(((likely**2).sum(axis=1) - 2 * own + 1).mean())
+
+
+def measure_sureness(probabilities: ArrayLike, targets: ArrayLike) -> Sureness:
+    """All three figures of how honest probabilities are."""
+    measures = (expected_calibration_error, negative_log_likelihood, brier_score)
+    return Sureness(*(measure(probabilities, targets) for measure in measures))
+
+
+def measure_calibration(logits: ArrayLike, targets: ArrayLike, temperature: float) -> Calibration:
+    """How honest the probabilities of these images are as the network gives them, and at a temperature."""
+    scores = np.asarray(logits, dtype=np.float64)
+    before = measure_sureness(softmax(scores), targets)
+    after = before if temperature == 1 else measure_sureness(softmax(scores / temperature), targets)
+    return Calibration(temperature, len(scores), before, after)
+
+
+def choose_temperature(logits: ArrayLike, targets: ArrayLike) -> tuple[float, str]:
+    """The temperature for a model file and, where it stays 1, the reason: of too few images it would be a guess."""
+    n = len(np.asarray(targets))
+    if n < ENOUGH:
+        return 1.0, f"{n} validation image{'' if n == 1 else 's'}, and a temperature needs {ENOUGH}"
+    return fit_temperature(logits, targets), ""

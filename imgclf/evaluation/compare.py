@@ -14,7 +14,7 @@ import numpy as np
 from imgclf._files import printable
 from imgclf.errors import DataError
 from imgclf.evaluation.answers import Answers, read_answers
-from imgclf.evaluation.intervals import wilson
+from imgclf.evaluation.intervals import wilson_interval
 from imgclf.run import ANSWERS, CONFIG, ROOT, Run, find_run, read_config
 from imgclf.runlist import RunEntry, entry_of
 
@@ -45,7 +45,7 @@ class Paired:
         """The 95 % interval of the difference, by method 10 of Newcombe 1998 (Statistics in Medicine 17, 2635–2650):
         the Wilson intervals of the two accuracies, put together by how the models agree."""
         a, b = self.both + self.only_a, self.both + self.only_b
-        (low_a, high_a), (low_b, high_b) = wilson(a, self.n), wilson(b, self.n)
+        (low_a, high_a), (low_b, high_b) = wilson_interval(a, self.n), wilson_interval(b, self.n)
         down_a, up_a, down_b, up_b = a / self.n - low_a, high_a - a / self.n, b / self.n - low_b, high_b - b / self.n
         agreement = 2 * self._agreement
         low = self.difference - math.sqrt(max(0.0, down_b**2 - agreement * down_b * up_a + up_a**2))
@@ -210,7 +210,7 @@ def _require_same_images(a: Run, b: Run, first: Answers, second: Answers) -> Non
 def _tested(run: Run, answers: Answers) -> RunEntry:
     """The run with the figures of its answers."""
     hits, n = int((answers.predicted == answers.targets).sum()), len(answers)
-    return replace(entry_of(run), part="test", n=n, accuracy=hits / n, interval=wilson(hits, n))
+    return replace(entry_of(run), part="test", n=n, accuracy=hits / n, interval=wilson_interval(hits, n))
 
 
 def _settings(run: Run) -> dict[str, Any]:

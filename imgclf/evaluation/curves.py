@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.evaluation.intervals import wilson
+from imgclf.evaluation.intervals import wilson_interval
 
 EXPONENTS = np.linspace(0.05, 1.5, 59)
 SAMPLES = 2000  # of the bootstrap
@@ -179,7 +179,7 @@ def curve_point(fraction: float, images: int, wrong: Wrong) -> CurvePoint:
     """A point of the curve; `wrong` (draws, held-out images) says which of them were called something else."""
     draws, n = wrong.shape
     accuracy = float(1 - wrong.mean())
-    return CurvePoint(fraction, images, draws, accuracy, wilson(round(accuracy * n), n))
+    return CurvePoint(fraction, images, draws, accuracy, wilson_interval(round(accuracy * n), n))
 
 
 def fit_law(images: Sequence[int], wrong: Sequence[Wrong], total: int | None = None, seed: int = 0) -> FittedLaw:

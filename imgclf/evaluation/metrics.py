@@ -41,15 +41,14 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
     support, called = confusion.sum(axis=1), confusion.sum(axis=0)
     precision, recall = _ratio(hits, called), _ratio(hits, support)
     f1 = _ratio(2 * hits, support + called)
-    present = support > 0
     rows = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
     return Evaluation(
         n=n,
         loss=float(0.0 - log_probabilities[np.arange(n), truth].mean()),
         accuracy=float(hits.sum() / n),
-        top5=float((_rank(scores, truth) < 5).mean()) if k > 5 else None,
-        balanced_accuracy=float(recall[present].mean()),
-        macro_f1=float(f1[present].mean()),
+        top5=float((rank_of_truth(scores, truth) < 5).mean()) if k > 5 else None,
+        balanced_accuracy=float(mean_recall(hits, support)),
+        macro_f1=float(mean_f1(hits, support, called)),
         per_class=tuple(ClassResult(*row) for row in rows),
         confusion=tuple(map(tuple, confusion.tolist())),
     )
@@ -84,7 +83,24 @@ def _log_softmax(logits: ArrayLike) -> Floats:
     return result
 
 
-def _rank(scores: Floats, truth: Ints) -> Ints:
+def mean_recall(hits: Ints, support: Ints) -> Floats:
+    """The mean recall (…) over the classes that have images, from counts (…, classes) of the images that are right and
+    of all images."""
+    return _over_present(_ratio(hits, support), support)
+
+
+def mean_f1(hits: Ints, support: Ints, called: Ints) -> Floats:
+    """The mean F1 (…) over the classes that have images; `called` counts those that were said to be of each class."""
+    return _over_present(_ratio(2 * hits, support + called), support)
+
+
+def _over_present(values: Floats, support: Ints) -> Floats:
+    present = support > 0
+    means: Floats = np.where(present, values, 0).sum(axis=-1) / present.sum(axis=-1)
+    return means
+
+
+def rank_of_truth(scores: Floats, truth: Ints) -> Ints:
     """How many classes come before the true one."""
     own = np.take_along_axis(scores, truth[:, None], axis=1)
     earlier = np.arange(scores.shape[1]) < truth[:, None]
@@ -94,4 +110,4 @@ def _rank(scores: Floats, truth: Ints) -> Ints:
 
 def _ratio(part: Ints, whole: Ints) -> Floats:
     """part / whole, and 0 where the whole is 0."""
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)

@@ -96,7 +96,7 @@ def train(
         stack.enter_context(tuned(device))
         whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
         state.epochs = sys.maxsize if endless else state.epochs
-        captured = should_capture(config, device, state.precision, flops)
+        captured = should_capture(config, model, device, state.precision, flops)
         stack.enter_context(compiled(model, not captured and should_compile(config.compile, device, whole_run)))
         interrupts = stack.enter_context(polite_interrupts())
         if resume is not None:
@@ -230,6 +230,7 @@ def _steps(state: TrainState, run: _Run) -> None:
     for batch in islice(batches, state.steps_per_epoch - state.position):
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
+        notify(run.callbacks, "batch", batch)
         before = state.micro
         state.images += run.step(state, batch, loader.recipe, run.rewind)
         if state.micro < before:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
 from imgclf.data.loader import Loader
 from imgclf.errors import ConfigError
-from imgclf.inference import Progress, infer, quick
+from imgclf.evaluation.unknown import choose_evenly
+from imgclf.inference import Progress, answer_with_features
 from imgclf.models.build import head_of
 from imgclf.results import Probe
 
@@ -50,11 +52,24 @@ def fit_probe(
     of each class. Every process gets the same head. Raises `ConfigError` for a network without a linear head, and what
     `infer` raises.
     """
+    return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)[0]
+
+
+def fit_probe_on_features(
+    model: nn.Module,
+    loader: Loader,
+    precision: torch.dtype,
+    *,
+    weight: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> tuple[Probe, NDArray[np.float32]]:
+    """The same on the model's own device, and the features (m, d) of as many images as `choose_evenly` takes."""
     began = time.perf_counter()
     head = linear_head(model)
     if head is None:
         raise ConfigError("a probe needs a network whose last layer is linear, with a bias; leave the probe out")
-    features, labels = features_of(model, loader, device, precision, progress)
+    features, labels = features_of(model, loader, precision, progress)
+    found = features.numpy().astype(np.float32)
     prior = getattr(head, "prior", None)
     weights, bias, strength, score = fit_logistic(features, labels, head.out_features, prior, weight)
     with torch.no_grad():
@@ -62,26 +77,20 @@ def fit_probe(
         head.bias.copy_(bias)
     loss, accuracy, held_out = score
     error = math.sqrt(accuracy * (1 - accuracy) / held_out) if held_out else math.nan
-    return Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
+    probe = Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
+    return probe, found[choose_evenly(labels.numpy())]
 
 
 def features_of(
-    model: nn.Module,
-    loader: Loader,
-    device: torch.device,
-    precision: torch.dtype,
-    progress: Progress | None = None,
+    model: nn.Module, loader: Loader, precision: torch.dtype, progress: Progress | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the linear head of `model` would get for the loader's samples (n, d), and their labels, in order.
+    """What the last layer of `model` gets for the loader's samples (n, d), and their labels, in order.
 
     In float64 for so few images that it costs nothing.
     """
-    head = linear_head(model)
-    assert head is not None
-    with _without(model, head), quick(model, loader, device) as body:
-        found, targets = infer(body, loader, device, progress, precision)
-    features = torch.from_numpy(found)
-    return features.double() if len(targets) <= MANY else features, torch.from_numpy(targets)
+    answers, found = answer_with_features(model, loader, progress, precision)
+    features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
+    return (features.double() if len(labels) <= MANY else features), labels
 
 
 def fit_logistic(
@@ -109,17 +118,6 @@ def fit_logistic(
     inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
     weights = inner @ mixing.T
     return weights, solution[:, -1] - weights @ centre, strength, score
-
-
-@contextmanager
-def _without(model: nn.Module, head: nn.Module) -> Iterator[None]:
-    """The network answers with the features that its head would get."""
-    name = next(name for name, module in model.named_modules() if module is head)
-    model.set_submodule(name, nn.Identity())
-    try:
-        yield
-    finally:
-        model.set_submodule(name, head)
 
 
 def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:

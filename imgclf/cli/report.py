@@ -1,0 +1,35 @@
+"""`imgclf report`: the page of a run, written again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import Out
+
+PAGES = (".html", ".htm")
+
+
+def report(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="A run folder; without it the newest under ./runs.", show_default=False),
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Write the report of a run again: one page with figures, curves, confusions and pictures, to open in a browser."""
+    from imgclf.run import REPORT, newest_run, open_run
+
+    folder = newest_run() if run is None else open_run(run)
+    if run is None:
+        console.say(f"run: {folder.path}", "dim")
+    path = folder.path / REPORT if out is None else out / REPORT if out.is_dir() else out
+    console.require_output(path, PAGES, "--out")
+    with console.waiting("loading"):
+        from imgclf.reporting import write_report
+    with console.progress("writing the report") as progress:
+        write_report(folder.path, path, progress=progress)
+    console.show(str(path))

@@ -1,0 +1,269 @@
+"""The page of a run: from `ReportData` to one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf.data.source import SPLIT_NAMES
+from imgclf.evaluation.answers import Answers
+from imgclf.evaluation.calibration import measure_calibration
+from imgclf.evaluation.intervals import evaluation_intervals, wilson_interval
+from imgclf.evaluation.report import figures, words
+from imgclf.evaluation.report.confusion import (
+    Counts,
+    Pair,
+    by_cell,
+    confused_pairs,
+    confusion_counts,
+    most_confused_classes,
+    surest,
+    together,
+)
+from imgclf.evaluation.report.facts import Look, ReportData
+from imgclf.evaluation.report.slices import slice_images
+from imgclf.evaluation.report.thumbnails import picture_of, within
+from imgclf.evaluation.report.trust import filled_bins, risk_coverage, suggest_thresholds
+from imgclf.results import Evaluation, Intervals
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+MAX_BYTES = 8_000_000
+PICTURE_BUDGET = 3_600_000  # characters; some pictures stand in the page twice
+GALLERY = 24
+PAIRS, PER_PAIR = 6, 6
+PER_CELL, IN_CELLS = 12, 500
+MOST_ROWS = 1_000
+LONGEST = 200  # characters of a name
+UPRIGHT = 4  # characters of a name that fits above a column
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+Cells = Mapping[tuple[int, int], Sequence[int]]
+
+
+def pictures_to_show(answers: Answers) -> list[int]:
+    """The positions of the images that the page wants to show, the most important first."""
+    counts = confusion_counts(answers)
+    cells, shown = by_cell(answers), set(most_confused_classes(counts))
+    order = [*surest(answers, right=False, most=GALLERY), *surest(answers, right=True, most=GALLERY)]
+    for pair in confused_pairs(counts, PAIRS):
+        order += cells[pair.true, pair.called][:PER_PAIR]
+    inside = [(cell, rows) for cell, rows in sorted(cells.items()) if shown >= set(cell)]
+    inside.sort(key=lambda item: item[0][0] == item[0][1])  # confusions before hits
+    in_turn = [rows[turn] for turn in range(PER_CELL) for _, rows in inside if turn < len(rows)]
+    return list(dict.fromkeys([*order, *in_turn[:IN_CELLS]]))
+
+
+def render(data: ReportData) -> str:
+    """The page as HTML, below 8 MB: where pictures would make it larger, only the most important are in it."""
+    html = _render(data, PICTURE_BUDGET)
+    return html if len(html.encode()) <= MAX_BYTES else _render(data, 0)
+
+
+@functools.cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("imgclf.evaluation", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: _clean(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": words.percent, "plural": words.plural, "short": _short}
+    return environment.get_template("template.html.j2")
+
+
+def _render(data: ReportData, budget: int) -> str:
+    script = _file("script.js")
+    return _template().render(
+        data=data,
+        what=words.what_was_trained(data),
+        curves=figures.training_curves(data.history.epochs) if len(data.history) > 1 else [],
+        kernels=_pictures(figures.kernel_pixels(data.trained.kernels)) if data.trained.kernels is not None else [],
+        samples=list(zip(_pictures(data.samples.images), data.samples.titles, strict=True)),
+        parts=SPLIT_NAMES,
+        most_rows=MOST_ROWS,
+        result=None if data.answers is None else _of_answers(data, data.answers, budget),
+        script=script,
+        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
+        style=_file("style.css"),
+    )
+
+
+def _file(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _of_answers(data: ReportData, answers: Answers, budget: int) -> dict[str, Any]:
+    """What the template says of the answers."""
+    result = answers.evaluation
+    intervals = evaluation_intervals(answers.logits, answers.targets, answers.temperature)
+    counts, right = confusion_counts(answers), answers.predicted == answers.targets
+    pairs, cells = confused_pairs(counts, PAIRS), by_cell(answers)
+    labels = [answers.classes[i] for i in answers.targets.tolist()]
+    sampled = {ref: look for ref, look in data.looks.items() if ref in data.sampled}
+    slicings = slice_images(answers.refs, labels, right, sampled)
+    wanted = [answers.refs[i] for i in pictures_to_show(answers)]
+    looks = within(data.looks, wanted, budget)
+    accuracy = intervals.accuracy
+    return {
+        "n": result.n,
+        "accuracy": result.accuracy,
+        "interval": accuracy,
+        "expect": words.what_to_expect(data, result, accuracy),
+        "warnings": words.warnings(data, result, accuracy, pairs, slicings),
+        "measures": _measures(result, intervals),
+        "classes": _class_rows(result),
+        "matrix": _matrix(answers, counts, cells, looks),
+        "pairs": [_pair(answers, pair, cells, looks) for pair in pairs],
+        "mistakes": [_tile(answers, looks, i) for i in surest(answers, right=False, most=GALLERY)],
+        "hits": [_tile(answers, looks, i) for i in surest(answers, right=True, most=GALLERY)],
+        "wrong": int((~right).sum()),
+        "trust": _trust(answers, right),
+        "slicings": slicings,
+        "sampled": len(sampled),
+        "dropped": sum(1 for ref in wanted if ref in data.looks and not looks[ref].picture),
+    }
+
+
+def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
+    """Each figure with its interval and what it says."""
+    said = {
+        "accuracy": ("Accuracy", "the share of images named right"),
+        "balanced_accuracy": ("Balanced accuracy", "the mean over the classes, each counting the same"),
+        "macro_f1": ("Macro-F1", "the mean F1 over the classes: neither missed nor called by mistake"),
+        "top5": ("Top-5", "the right class is among the five likeliest"),
+        "loss": ("Loss", "mean cross-entropy in nats: low where it is right and sure; 0 at best"),
+    }
+    values = {name: getattr(result, name) for name in said}
+    return [
+        {
+            "name": said[name][0],
+            "value": value,
+            "interval": getattr(intervals, name),
+            "share": name != "loss",
+            "says": said[name][1],
+        }
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _class_rows(result: Evaluation) -> dict[str, Any]:
+    """The figures of the classes: of all, or of those with the lowest F1 that have images."""
+    rows = sorted(result.per_class, key=lambda row: (row.support == 0, row.f1))[:MOST_ROWS]
+    kept = {row.name for row in rows}
+    return {
+        "rows": [
+            {"row": row, "interval": wilson_interval(round(row.recall * row.support), row.support)}
+            for row in result.per_class
+            if row.name in kept
+        ],
+        "left_out": len(result.per_class) - len(rows),
+    }
+
+
+def _matrix(answers: Answers, counts: Counts, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
+    """The confusion matrix in its order, and the images of its cells: their pictures once, and where they belong."""
+    chosen = most_confused_classes(counts)
+    order = [chosen[i] for i in together(counts[np.ix_(chosen, chosen)])]
+    pictures: dict[str, int] = {}
+    images: dict[str, list[list[Any]]] = {}
+    for row, i in enumerate(order):
+        for column, j in enumerate(order):
+            for position in cells.get((i, j), ()):
+                ref = answers.refs[position]
+                if ref in looks and looks[ref].picture and len(images.get(f"{row},{column}", ())) < PER_CELL:
+                    number = pictures.setdefault(ref, len(pictures))
+                    confidence = round(float(answers.probabilities[position, j]), 4)
+                    images.setdefault(f"{row},{column}", []).append([number, confidence, _clean(ref)])
+    return {
+        "names": [_clean(answers.classes[i]) for i in order],
+        "counts": [[int(counts[i, j]) for j in order] for i in order],
+        "totals": [int(counts[i].sum()) for i in order],
+        "left_out": len(counts) - len(order),
+        "upright": max(len(answers.classes[i]) for i in order) <= UPRIGHT,
+        "data": {
+            "pictures": [looks[ref].picture for ref in pictures],
+            "tiny": [looks[ref].tiny for ref in pictures],
+            "cells": images,
+            "names": [_short(answers.classes[i]) for i in order],
+        },
+    }
+
+
+def _pair(answers: Answers, pair: Pair, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
+    tiles = [_tile(answers, looks, i) for i in cells[pair.true, pair.called][:PER_PAIR]]
+    return {
+        "true": answers.classes[pair.true],
+        "called": answers.classes[pair.called],
+        "pair": pair,
+        "tiles": tiles if any(tile["picture"] for tile in tiles) else [],
+    }
+
+
+def _tile(answers: Answers, looks: Mapping[str, Look], position: int) -> dict[str, Any]:
+    """One image with its title."""
+    ref, called, true = answers.refs[position], answers.logits[position].argmax(), answers.targets[position]
+    look = looks.get(ref)
+    return {
+        "picture": look.picture if look is not None else "",
+        "tiny": look is not None and look.tiny,
+        "ref": ref,
+        "called": answers.classes[called],
+        "true": answers.classes[true],
+        "right": bool(called == true),
+        "confidence": float(answers.probabilities[position, called]),
+    }
+
+
+def _trust(answers: Answers, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Calibration before and after the temperature, and what thresholds bring."""
+    measured = measure_calibration(answers.logits, answers.targets, answers.temperature)
+    rows = [("as the network says", measured.before)]
+    if answers.temperature != 1:
+        rows.append(("after the temperature", measured.after))
+    charts = [
+        figures.reliability(
+            f"trust-{number}", name.capitalize(), filled_bins(replace(answers, temperature=temperature))
+        )
+        for number, (temperature, (name, _)) in enumerate(zip((1.0, answers.temperature), rows, strict=False))
+    ]
+    confidence = answers.probabilities.max(axis=1)
+    answered, errors, _ = risk_coverage(confidence, right)
+    thresholds = suggest_thresholds(confidence, right)
+    return {
+        "temperature": answers.temperature,
+        "rows": rows,
+        "charts": charts,
+        "risk": figures.risk_chart(answered / len(answers), errors / answered, thresholds),
+        "thresholds": [{"it": it, "interval": wilson_interval(it.errors, it.answered)} for it in thresholds],
+    }
+
+
+def _pictures(images: Sequence[Any]) -> list[tuple[str, bool]]:
+    return [picture_of(pixels) for pixels in images]
+
+
+def _short(text: str) -> str:
+    """A name of bounded length."""
+    return _clean(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
+
+
+def _clean(text: str) -> str:
+    """`text` with what UTF-8 or a page can't hold spelt out."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -1,0 +1,237 @@
+"""The report of a run: gathers what its folder, its model and its images have to say, and writes the page."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from imgclf._files import printable, read_text, write_text
+from imgclf.classifier import Classifier
+from imgclf.data.images import BadImage
+from imgclf.data.prepare import require_outside
+from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
+from imgclf.data.split import Split, read_split
+from imgclf.errors import ImgclfError
+from imgclf.evaluation.answers import Answers, read_answers
+from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained
+from imgclf.evaluation.report.page import pictures_to_show, render
+from imgclf.evaluation.report.thumbnails import look_at
+from imgclf.evaluation.report.words import plural
+from imgclf.models.ensemble import Ensemble
+from imgclf.models.summary import layer_table
+from imgclf.pictures import pick_samples, sample_pixels
+from imgclf.plan import labelled_source
+from imgclf.results import Choice
+from imgclf.run import ANSWERS, CONFIG, HISTORY, REPORT, SPLIT, Run, open_run, read_config, read_history
+from imgclf.specs import Experiment, Recipe, from_dict
+
+SHOWN = 24  # training images
+SAMPLED = 2_000  # images whose size and brightness are looked at
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a run: its network and where its images are, if they are there; the answers by part."""
+
+    model: nn.Module | None = None
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    source: Source | None = None
+
+
+def write_report(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    known: Known | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the report of a run folder, to its `report.html` or to `out`, and give its path.
+
+    Where the answers to its test images are not there they are made, if the model and the images are; a run without
+    test images is reported on by its valid images. `progress` is told (images done, images in all).
+    Raises `DataError` where this is no run folder, or where `out` lies inside the data.
+    """
+    folder = open_run(Path(run))
+    path = Path(out) if out is not None else folder.path / REPORT
+    known = known or _find_out(folder, progress)
+    source, missing = _source(folder, known.source)
+    if source is not None:
+        require_outside(path, source)
+    write_text(path, render(gather(folder, replace(known, source=source), missing, progress)))
+    return path
+
+
+def _find_out(run: Run, progress: Progress | None) -> Known:
+    """The network of a run, and its answers: as they were kept, or given now."""
+    if not run.model.is_file():
+        return Known()
+    classifier = Classifier.load(run.path)
+    if (run.path / ANSWERS).is_file():
+        return Known(classifier.model_, {"test": read_answers(run.path / ANSWERS)})
+    parts = {row.split for row in read_split(run.path / SPLIT)}
+    part = next((name for name in ("test", "valid") if name in parts), None)
+    if part is None or not hasattr(classifier, "split_"):
+        return Known(classifier.model_)
+    try:
+        source, samples = classifier.samples_of(part=part)
+    except (ImgclfError, OSError):  # the images are gone: the page says so
+        return Known(classifier.model_)
+    return Known(classifier.model_, {part: classifier.answer(source, samples, progress)}, source)
+
+
+def gather(run: Run, known: Known, missing: str = "", progress: Progress | None = None) -> ReportData:
+    """Everything that the page of a run shows; `missing` says why there are no images where no source is known."""
+    source = known.source
+    part = "test" if "test" in known.answers else "valid"
+    answers = known.answers.get(part)
+    rows = read_split(run.path / SPLIT)
+    values, _ = read_config(run.path / CONFIG)
+    experiment, recipe = from_dict(Experiment, values), from_dict(Recipe, run.info["recipe"])
+    looks: Mapping[str, Look] = {}
+    sampled = frozenset(_sampled(answers.refs)) if answers is not None else frozenset()
+    if source is not None and answers is not None:
+        looks = _look(source, answers, sampled, progress)
+        missing = _gone(answers, looks)
+    status = str(run.info["status"])
+    return ReportData(
+        name=run.path.absolute().name,
+        created=_when(str(run.info.get("created", ""))),
+        status="not ended" if status == "running" else status,
+        trained=_trained(run, known.model, experiment, recipe),
+        data=_data(run, rows),
+        history=read_history(run.path / HISTORY),
+        answers=answers,
+        part=part,
+        looks=looks,
+        sampled=sampled,
+        missing=missing,
+        samples=Samples() if source is None else _samples(source, rows, recipe, experiment),
+        choices=tuple(Choice(**choice) for choice in run.info.get("choices", ())),
+        config=read_text(run.path / CONFIG),
+        commands=_commands(run),
+        facts=_facts(run, rows, experiment),
+    )
+
+
+def _source(run: Run, source: Source | None) -> tuple[Source | None, str]:
+    """Where a run's images are, or why there are none to show."""
+    if source is not None:
+        return source, ""
+    try:
+        return labelled_source(None, run), ""
+    except (ImgclfError, OSError) as error:
+        reason = printable(str(error).splitlines()[0])
+        return None, f"The images are not where they were ({reason}), so there are no pictures."
+
+
+def _sampled(refs: Sequence[str]) -> list[str]:
+    """Refs of images that stand for all."""
+    return [refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:SAMPLED].tolist()]
+
+
+def _look(source: Source, answers: Answers, sampled: Set[str], progress: Progress | None) -> dict[str, Look]:
+    """A look at the images that are to be shown, and at those by which sizes and brightness are known."""
+    pictured = {answers.refs[i] for i in pictures_to_show(answers)}
+    shown, named = pictured | sampled, zip(answers.refs, answers.contents, strict=True)
+    return look_at(source, [image for image in named if image[0] in shown], pictured, progress)
+
+
+def _gone(answers: Answers, looks: Mapping[str, Look]) -> str:
+    gone = sum(answers.refs[i] not in looks for i in pictures_to_show(answers))
+    if not gone:
+        return ""
+    return f"{plural(gone, 'image')} could not be opened, or changed since the answers were given: not shown."
+
+
+def _trained(run: Run, model: nn.Module | None, experiment: Experiment, recipe: Recipe) -> Trained:
+    members = len(run.info.get("members", ())) or 1
+    facts = Trained(
+        arch=str(run.info["arch"]),
+        weights=str(run.info["weights"]["source"]),
+        size=recipe.size,
+        channels=recipe.channels,
+        members=members,
+        probe=experiment.train.epochs == 0,
+    )
+    if model is None:
+        return facts
+    one = next(model.members.children()) if isinstance(model, Ensemble) else model
+    kernels = next((m.weight.detach().cpu().numpy() for m in one.modules() if isinstance(m, nn.Conv2d)), None)
+    parameters = sum(p.numel() for p in model.parameters())
+    return replace(facts, parameters=parameters, layers=layer_table(one, recipe.size, recipe.channels), kernels=kernels)
+
+
+def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
+    counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in run.info["classes"]}
+    for row in rows:
+        counts[row.label][str(row.split)] += 1
+    return DataFacts(
+        name=str(run.info["data"]),
+        counts=counts,
+        findings=tuple(run.info.get("findings", ())),
+        bad=tuple((ref, reason) for ref, reason in run.info.get("bad", ())),
+        ignored=tuple(run.info.get("ignored", ())),
+    )
+
+
+def _samples(source: Source, rows: Sequence[Sample], recipe: Recipe, experiment: Experiment) -> Samples:
+    """Training images with the pixels of the first epoch; a probe sees them without augmentation."""
+    train = source.with_samples(row for row in rows if row.split == "train")
+    chosen, seed, augmented = pick_samples(train, SHOWN), experiment.train.seed, experiment.train.epochs != 0
+    images: list[Pixels] = []
+    titles = []
+    for sample in chosen:
+        with suppress(BadImage):  # gone: `gather` says so of the images that count
+            images += sample_pixels(source, [sample], recipe, augmented=augmented, seed=seed)
+            titles.append(sample.label)
+    augmentation = str(experiment.augment or "none") if augmented else "none"
+    return Samples(tuple(images), tuple(titles), augmentation)
+
+
+def _commands(run: Run) -> tuple[tuple[str, str], ...]:
+    """What to type to train again, and what each is good for."""
+    folder = shlex.quote(str(run.path))
+    if run.info.get("source") is None:  # a source of the user's own, which no command can name
+        return ()
+    if run.info["status"] not in ("done", "stopped early"):
+        return ((f"imgclf train --resume {folder}", "Go on with the training of this run:"),)
+    if "members" in run.info:
+        purpose = "Train a member of this ensemble again, on the same images in the same places, and compare:"
+        return tuple((f"imgclf reproduce {shlex.quote(member)}", purpose) for member in run.info["members"])
+    return (
+        (
+            f"imgclf reproduce {folder}",
+            "Train again on the same images in the same places, and compare weights and figures:",
+        ),
+        (f"imgclf train --config {folder}/{CONFIG}", "Make a new run with the same configuration:"),
+    )
+
+
+def _facts(run: Run, rows: Sequence[Sample], experiment: Experiment) -> dict[str, str]:
+    info = run.info
+    machine = {name: str(value) for name, value in info.get("machine", {}).items() if name != "processes"}
+    named = {
+        "data": info.get("source") or info["data"],
+        "seed": experiment.train.seed,
+        "split (sha256)": Split(tuple(rows)).digest[:16],
+    }
+    facts = {name: str(value) for name, value in named.items() if value is not None}
+    return {**facts, **machine, **info.get("versions", {})}
+
+
+def _when(created: str) -> str:
+    """`26 November 2026, 09:36 UTC`."""
+    try:
+        return f"{datetime.fromisoformat(created):%-d %B %Y, %H:%M} UTC"
+    except ValueError:
+        return created
