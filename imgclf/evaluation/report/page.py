@@ -260,8 +260,8 @@ def _pictures(images: Sequence[Any]) -> list[tuple[str, bool]]:
 
 
 def _short(text: str) -> str:
-    """A name of bounded length."""
-    return _clean(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
+    """A name of a length that fits a table or a title."""
+    return _clean(words.short(text, LONGEST))
 
 
 def _clean(text: str) -> str:
