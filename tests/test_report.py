@@ -323,7 +323,7 @@ def test_a_thousand_classes_and_many_pictures_stay_below_8_mb():
     names = tuple(f"class {i} {'of a long name ' * 8}" for i in range(1000))
     targets = np.repeat(np.arange(1000), 5)
     answers = answers_of(targets, rng.permutation(targets), classes=names)
-    heavy = Look((100, 100), 50.0, "data:image/jpeg;base64," + "A" * 30_000)
+    heavy = Look((100, 100), 50.0, "data:image/jpeg;base64," + "A" * 60_000)
     wanted = [answers.refs[i] for i in page.pictures_to_show(answers)]
     html = page.render(report_data(answers, looks=dict.fromkeys(wanted, heavy)))
     assert 1_000_000 < len(html.encode()) < page.MAX_BYTES
