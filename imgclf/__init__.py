@@ -33,12 +33,18 @@ if TYPE_CHECKING:
         TrainingDiverged,
         UnknownName,
     )
+    from imgclf.evaluation.compare import Comparison, compare_runs
+    from imgclf.evaluation.curves import LearningCurve
+    from imgclf.evaluation.explain import explain
     from imgclf.inference import evaluate, predict
+    from imgclf.learning import learning_curve
     from imgclf.models._arch import arch
     from imgclf.models.build import build_model
     from imgclf.models.weights import load_weights
-    from imgclf.results import Choice, EpochRecord, Evaluation, History, LrCurve, Prediction, Probe
+    from imgclf.pictures import save_explanation
+    from imgclf.results import Choice, EpochRecord, Evaluation, Explanation, History, LrCurve, Prediction, Probe
     from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
+    from imgclf.tracking import tracker
     from imgclf.training.loop import train
     from imgclf.training.lr_finder import find_lr
     from imgclf.training.probe import fit_probe
@@ -66,12 +72,18 @@ _HOMES = {
         "TrainingDiverged",
         "UnknownName",
     ),
+    "evaluation.compare": ("Comparison", "compare_runs"),
+    "evaluation.curves": ("LearningCurve",),
+    "evaluation.explain": ("explain",),
     "inference": ("evaluate", "predict"),
+    "learning": ("learning_curve",),
     "models._arch": ("arch",),
     "models.build": ("build_model",),
     "models.weights": ("load_weights",),
-    "results": ("Choice", "EpochRecord", "Evaluation", "History", "LrCurve", "Prediction", "Probe"),
+    "pictures": ("save_explanation",),
+    "results": ("Choice", "EpochRecord", "Evaluation", "Explanation", "History", "LrCurve", "Prediction", "Probe"),
     "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
+    "tracking": ("tracker",),
     "training.loop": ("train",),
     "training.lr_finder": ("find_lr",),
     "training.probe": ("fit_probe",),
@@ -82,14 +94,17 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Choice",
     "Classifier",
+    "Comparison",
     "ConfigError",
     "DataError",
     "DryRun",
     "EpochRecord",
     "Evaluation",
     "Experiment",
+    "Explanation",
     "History",
     "ImgclfError",
+    "LearningCurve",
     "Loader",
     "LrCurve",
     "Manifest",
@@ -114,17 +129,22 @@ __all__ = [
     "audit",
     "build_model",
     "combine",
+    "compare_runs",
     "dry_run",
     "evaluate",
+    "explain",
     "find_lr",
     "fit_ensemble",
     "fit_probe",
+    "learning_curve",
     "load_model",
     "load_weights",
     "make_split",
     "open_source",
     "predict",
+    "save_explanation",
     "save_model",
+    "tracker",
     "train",
     "tune",
 ]

@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,10 +28,15 @@ from imgclf.specs import ModelSpec, Recipe, from_dict, to_dict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = 1
+    from imgclf.evaluation.unknown import Unknown
+
+FORMAT = 2
+OLDEST = 1
 FILE_NAME = "model.safetensors"
 ARCH_NAME = re.compile(r"((timm|torchvision):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
+PREFIX = "unknown:"  # of the tensors that are no weights; no layer's name has a colon
+UNKNOWN_TENSORS = ("centre", "basis", "points", "rest", "scale", "valid")
 SHOWN_TENSORS = 3
 MAX_MESSAGE = 600
 
@@ -42,6 +47,14 @@ def _installed_versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
+
+
+def _uncalibrated() -> dict[str, Any]:
+    return {"temperature": 1.0, "images": 0, "note": "no validation images were looked at"}
+
+
+def _not_known() -> dict[str, Any]:
+    return {"missing": "training has not come to its end"}
 
 
 def _now() -> str:
@@ -55,7 +68,9 @@ class Manifest:
     `spec` rebuilds the empty network, `classes` names its outputs in their order, `recipe` makes its pixels. `weights`
     says what training started from, `metrics` maps a split's name to its results and the split's digest, `data` is the
     name of the data set, `seen` the contents that were trained or validated on (`data.split.pack_contents`). `versions`
-    are those of the packages that wrote the file, `created` the time (ISO 8601, UTC).
+    are those of the packages that wrote the file, `created` the time (ISO 8601, UTC). `calibration` holds the
+    `temperature` that the logits are divided by, on how many `images` it was fitted and, as a `note`, why on none;
+    `unknown` the `shapes` of the tensors by which unlike images are known, or why they are `missing`.
     A wrong field raises `ModelFileError`, which names it.
     """
 
@@ -68,6 +83,8 @@ class Manifest:
     seen: str = ""
     versions: Mapping[str, str] = field(default_factory=_installed_versions)
     created: str = field(default_factory=_now)
+    calibration: Mapping[str, Any] = field(default_factory=_uncalibrated)
+    unknown: Mapping[str, Any] = field(default_factory=_not_known)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -83,6 +100,8 @@ class Manifest:
         self._require(versions_ok, "versions", "texts, imgclf among them")
         for name in ("data", "seen", "created"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
+        self._require(_is_calibration(self.calibration), "calibration", "temperature (0.01 to 100), images and note")
+        self._require(_is_unknown(self.unknown), "unknown", "the shapes of tensors, or why they are missing")
         self._check_agreement()
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
@@ -102,19 +121,47 @@ class Manifest:
             raise ModelFileError(f"manifest.recipe.channels is {channels}; expected spec.channels, {spec.channels}")
 
 
-def save_model(path: str | os.PathLike[str], model: nn.Module, manifest: Manifest) -> None:
+def _is_calibration(value: Any) -> bool:
+    if not isinstance(value, Mapping) or value.keys() != {"temperature", "images", "note"}:
+        return False
+    temperature, images = value["temperature"], value["images"]
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    return number and 0.01 <= temperature <= 100 and type(images) is int and isinstance(value["note"], str)
+
+
+def _is_unknown(value: Any) -> bool:
+    if not isinstance(value, Mapping) or len(value) != 1:
+        return False
+    if isinstance(value.get("missing"), str):
+        return True
+    shapes = value.get("shapes")
+    return (isinstance(shapes, Mapping) and shapes.keys() == set(UNKNOWN_TENSORS)) and all(
+        isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) for shape in shapes.values()
+    )
+
+
+def save_model(
+    path: str | os.PathLike[str], model: nn.Module, manifest: Manifest, unknown: Unknown | None = None
+) -> None:
     """Write the weights of `model` and the `manifest` to `path`: a file, or a folder that gets a `model.safetensors`.
+
+    `unknown` is what unlike images are known by; without it the manifest says why it is missing.
 
     A crash at any moment leaves the old file or the new one; equal weights and manifests give equal bytes. What is
     saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.spec` builds,
     where one is NaN or infinite, or where the manifest holds what JSON cannot.
     """
     from safetensors import torch as safetensors_torch
+    from torch import from_numpy
 
     target = _model_path(path)
     with _naming(target, "not saved: "):
         # a copy of its own for each tensor, since safetensors refuses those that share memory, as tied weights do
         tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+        if unknown is not None:
+            arrays = unknown.arrays()
+            manifest = replace(manifest, unknown={"shapes": {name: list(a.shape) for name, a in arrays.items()}})
+            tensors |= {PREFIX + name: from_numpy(array.copy()) for name, array in arrays.items()}
         _check_finite(tensors)
         data = with_metadata(safetensors_torch.save(tensors), _to_json(manifest))
         header = read_header(io.BytesIO(data))
@@ -128,9 +175,15 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
     Nothing in the file is run, and nothing is downloaded. Structure, checksum, manifest, architecture, the name, type
     and shape of every tensor, and its values are checked, in this order; `ModelFileError` says what is wrong.
     """
+    return read_model(path)[:2]
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unknown | None]:
+    """What `load_model` gives, and what unlike images are known by, where the file holds that."""
     import torch
     from safetensors import torch as safetensors_torch
 
+    from imgclf.evaluation.unknown import Unknown
     from imgclf.models.backbones import find_arch
     from imgclf.models.ensemble import assemble
 
@@ -146,10 +199,12 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
         stream.seek(0)
         tensors = safetensors_torch.load(stream.read())
         _check_finite(tensors)
+        arrays = {name: tensors.pop(PREFIX + name).numpy() for name in manifest.unknown.get("shapes", {})}
+        unknown = Unknown(**arrays) if arrays else None
         with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
             model = assemble(find_arch(manifest.spec.arch), manifest.spec)
         model.load_state_dict(tensors, strict=True)
-    return model.eval(), manifest
+    return model.eval(), manifest, unknown
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -211,6 +266,7 @@ def _check_format(values: Mapping[str, Any]) -> None:
 
 def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     _check_format(values)
+    values = _upgraded(values)
     _check_keys(Manifest, values, "manifest")
     spec = values["spec"]
     if isinstance(spec, dict):
@@ -224,6 +280,16 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
         "classes": tuple(classes) if isinstance(classes, list) else classes,
     }
     return Manifest(**{**values, **built})
+
+
+def _upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest of an older format as this one writes it."""
+    number = values.get("format")
+    if type(number) is not int or number != OLDEST or "calibration" in values or "unknown" in values:
+        return values
+    before = f"the file is of format {OLDEST}, which held none"
+    calibration, unknown = {**_uncalibrated(), "note": before}, {"missing": before}
+    return {**values, "calibration": calibration, "unknown": unknown, "format": FORMAT}
 
 
 def _check_keys(kind: type, values: Any, where: str) -> None:
@@ -246,6 +312,8 @@ def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
 
     state = empty_network(manifest.spec).state_dict()
     wanted = {name: _describe(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in state.items()}
+    shapes = manifest.unknown.get("shapes", {})
+    wanted |= {PREFIX + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
     found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"{short(name)} is not part of it" for name in sorted(found.keys() - wanted.keys())]

@@ -3,68 +3,38 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
-from functools import partial
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from imgclf import distributed
 from imgclf._files import printable
-from imgclf.asked import Builder, changes_of, warn_of
-from imgclf.bundle import Manifest, load_model, save_model
+from imgclf.asked import Builder, changes_of
+from imgclf.bundle import read_model, save_model
 from imgclf.data.audit import audit
 from imgclf.data.loader import Loader
-from imgclf.data.open import open_source
-from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.evaluation.answers import Answers, write_answers
+from imgclf.evaluation.explain import explain
+from imgclf.evaluation.unknown import Refusal
+from imgclf.fitting import Data, Learnt, figures, fit_data, repeat_run, resume_run
 from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
-from imgclf.plan import (
-    Plan,
-    check_experiment,
-    choose_experiment,
-    labelled_source,
-    make_plan,
-    plan_as,
-    read_data,
-    read_experiment,
-    reading_options,
-)
-from imgclf.recorder import Recorder, start_run
-from imgclf.results import Evaluation, History, Prediction
-from imgclf.run import (
-    ANSWERS,
-    CHECKPOINT,
-    CONFIG,
-    MODEL,
-    SPLIT,
-    Run,
-    held,
-    open_run,
-    require_free,
-    write_config,
-    write_info,
-)
-from imgclf.specs import Experiment, to_dict
-from imgclf.start import begin, knows_classes
-from imgclf.training.callbacks import Callback, notify
-from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
+from imgclf.plan import labelled_source
+from imgclf.results import Evaluation, Explanation, Prediction
+from imgclf.run import ANSWERS, MODEL, SPLIT, Run, open_run
+from imgclf.specs import EXPLAIN_METHODS, Experiment
+from imgclf.training.callbacks import Callback
 from imgclf.training.device import pick_device, pick_precision
-from imgclf.training.loop import train
 
-Data = str | os.PathLike[str] | Source
-Loaders = tuple[Loader, Loader | None]
 PARTS = ("all", *SPLIT_NAMES)
 
 
@@ -130,27 +100,11 @@ class Classifier:
         Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
         `train` raises.
         """
-        knobs = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-        distributed.join()
-        compose, changes = changes_of(vars(self), knobs)
-        reading = choose_experiment(self.recipe, changes).data
-        source = open_source(data, **reading_options(reading))
-        experiment = choose_experiment(self.recipe, changes, source.default_recipe)
-        check_experiment(experiment)
-        if runs is not None and distributed.is_main():
-            require_outside(Path(runs), source)
-            require_free(Path(runs), name)
-        callbacks = (callbacks or (warn_of,)) if distributed.is_main() else ()
-        audited, split = read_data(source, experiment, callbacks)
-        train, valid = split.samples("train"), len(split.samples("valid"))
-        plan = make_plan(experiment, audited.source, train, compose, audited.sizes, valid)
-        loaders = self._learn_from(plan, audited.source, split, callbacks)
-        named = None if isinstance(data, Source) else os.fspath(data)
-        if runs is not None and distributed.is_main():
-            self.run_ = start_run(Path(runs), name, self._manifest(), self.experiment_, split, named, audited)
-            with held(self.run_):
-                return self._train(loaders, callbacks)
-        return self._train(loaders, callbacks)
+        compose, changes = changes_of(vars(self), {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed})
+        folder = None if runs is None else Path(runs)
+        return self._take(
+            lambda: fit_data(data, self.recipe, changes, compose, runs=folder, name=name, callbacks=callbacks)
+        )
 
     def resume(
         self, run: str | os.PathLike[str], *, epochs: int | None = None, callbacks: Sequence[Callback] = ()
@@ -159,95 +113,27 @@ class Classifier:
 
         A run that ended before it had written its state begins again, in the same folder.
         """
-        distributed.join()
-        folder = open_run(Path(run))
-        with held(folder) if distributed.is_main() else nullcontext():
-            experiment, data = read_experiment(folder)
-            fresh = folder.info["status"] in ("running", "failed") and not has_checkpoint(folder.path / CHECKPOINT)
-            state = None if fresh else load_checkpoint(folder.path / CHECKPOINT)
-            reached = 0 if state is None else state["epoch"]
-            planned = experiment.train.epochs
-            config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
-            ended = folder.info["status"] == "done"  # else it was killed before its result was written
-            if config.epochs is None or config.epochs < reached + ended:
-                raise ConfigError(f"{folder.path} has finished {reached} epochs; go on to more with --epochs N")
-            experiment = replace(experiment, train=config)
-            callbacks = callbacks if distributed.is_main() else ()
-            planning = plan_as(folder, experiment, data, callbacks, weights=fresh)
-            loaders = self._learn_from(*planning, callbacks)
-            if distributed.is_main():
-                extended = folder.info.get("extended", [])
-                if config.epochs != planned:
-                    write_config(folder.path / CONFIG, experiment, data)
-                    extended = [*extended, planned]
-                self.run_ = write_info(folder, status="running", pid=os.getpid(), extended=extended)
-            return self._train(loaders, callbacks, state)
+        return self._take(lambda: resume_run(Path(run), epochs, callbacks))
 
     def repeat(self, run: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Classifier:
         """Train again from the start as a run did, on the same images; nothing is written."""
-        distributed.join()
-        folder = open_run(Path(run))
-        experiment, data = read_experiment(folder)
-        callbacks = callbacks if distributed.is_main() else ()
-        planning = plan_as(folder, experiment, data, callbacks, weights=True)
-        return self._train(self._learn_from(*planning, callbacks), callbacks)
+        return self._take(lambda: repeat_run(Path(run), callbacks))
 
-    def _learn_from(self, plan: Plan, source: Source, split: Split, callbacks: Sequence[Callback]) -> Loaders:
-        """Take over what was planned; the loaders of training and of validation, if there are images for it."""
+    def _take(self, work: Callable[[], Learnt]) -> Classifier:
+        """Forget what was learnt before and learn anew: after an error there is nothing."""
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+        learnt = work()
+        plan, source, split = learnt.work.plan, learnt.work.source, learnt.work.split
         self.plan_, self.model_, self.spec_, self.recipe_ = plan, plan.model, plan.spec, plan.recipe
-        self.classes_, self.source_, self.split_ = source.classes, source, split
         self.experiment_, self.weights_ = plan.experiment, plan.weights
-        self.run_ = None
-        self.metrics_: dict[str, Evaluation] = {}
-        self.answers_: dict[str, Answers] = {}
-        self.manifest_: Manifest | None = None
-        self.lost_: dict[str, str] = {}
+        self.classes_, self.source_, self.split_ = source.classes, source, split
         self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
-        notify(callbacks, "model", plan)
-        cache = plan.experiment.data.cache
-        loader = self._loader(source, split.samples("train"), train=True, cache=cache)
-        held_out = split.samples("valid")
-        valid = self._loader(source, held_out, cache=cache) if held_out else None
-        self.experiment_ = replace(plan.experiment, data=replace(plan.experiment.data, cache=loader.tier.name))
-        self.plan_ = replace(plan, experiment=self.experiment_)
-        notify(callbacks, "loader", loader)
-        return loader, valid
-
-    def _train(
-        self, loaders: Loaders, callbacks: Sequence[Callback], state: dict[str, Any] | None = None
-    ) -> Classifier:
-        loader, valid = loaders if state is not None else (self._begin(*loaders, callbacks), loaders[1])
-        run = self.run_
-        if run is not None:
-            callbacks = (Recorder(run, self._manifest(), self.experiment_.keep), *callbacks)
-        try:
-            self.history_: History = train(
-                self.model_,
-                loader,
-                valid,
-                self.experiment_.train,
-                callbacks=callbacks,
-                checkpoint=None if run is None else run.path / CHECKPOINT,
-                resume=state,
-                keep_start=knows_classes(self.plan_),
-            )
-        except KeyboardInterrupt:  # before the first step: there is nothing to keep
-            if run is not None and state is None and not (run.path / CHECKPOINT).exists():
-                shutil.rmtree(run.path)
-            raise
-        except Exception as error:
-            del self.model_  # this classifier has not learnt anything
-            if run is not None:
-                with suppress(OSError):  # the first error is the one to tell
-                    write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
-            raise
-        if valid is not None and self.history_.ended != "interrupted":  # who interrupts does not want to wait
-            self._keep("valid", answer(self.model_, valid))
-        self.lost_ = {**loader.lost, **(valid.lost if valid is not None else {})}
-        if run is not None:
-            (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
-            self.save(run.model)
-            self.run_ = write_info(run, status=self.history_.ended, epochs=len(self.history_))
+        self.history_, self.probe_, self.choices_ = learnt.history, learnt.probe, learnt.choices
+        self.answers_ = {} if learnt.claims.answers is None else {"valid": learnt.claims.answers}
+        self.metrics_ = {part: answers.evaluation for part, answers in self.answers_.items()}
+        self.manifest_, self.unknown_ = learnt.manifest, learnt.claims.unknown
+        self.run_, self.lost_ = learnt.work.run, dict(learnt.lost)
         return self
 
     def evaluate(
@@ -265,23 +151,22 @@ class Classifier:
         read is in `lost_` (path → reason).
         """
         answers = self.answer(*self.samples_of(data, part), progress=progress)
-        return answers.evaluation if data is not None else self._keep(part or "test", answers)
+        if data is None:
+            part = part or "test"
+            self.answers_[part], self.metrics_[part] = answers, answers.evaluation
+            if part == "test" and self.run_ is not None and hasattr(self, "history_"):
+                write_answers(self.run_.path / ANSWERS, answers)
+        return answers.evaluation
 
     def answer(
         self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
     ) -> Answers:
         """What the model says of just these samples of a source, one by one."""
-        loader = self._loader(source, samples, cache="off")
-        answers = answer(self._fitted(), loader, progress=progress, precision=self._precision())
+        model, loader = self._fitted(), self._loader(source, samples, cache="off")
+        precision = pick_precision(self.precision_, device_of(model))
+        answers = answer(model, loader, progress=progress, precision=precision, temperature=self.temperature_)
         self.lost_ = {**self.lost_, **loader.lost}
         return answers
-
-    def _keep(self, part: str, answers: Answers) -> Evaluation:
-        """How good the answers are to a part of the own images; those to test images are written into the own run."""
-        self.answers_[part], self.metrics_[part] = answers, answers.evaluation
-        if part == "test" and self.run_ is not None and hasattr(self, "history_"):
-            write_answers(self.run_.path / ANSWERS, answers)
-        return self.metrics_[part]
 
     def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
         """The images that `evaluate` uses for these arguments, and the source that opens them."""
@@ -305,19 +190,30 @@ class Classifier:
             raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")
         return source, samples
 
-    def predict_each(self, images: Any, *, top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+    def predict_each(
+        self, images: Any, *, top: int = 5, reject: float | None = None, batch_size: int = 32
+    ) -> Iterator[Prediction]:
         """One `Prediction` after the other, for a path, a folder, a PIL image, an array, or a list of these.
 
         An array is uint8 of (height, width) or (height, width, channels). `top` is how many classes each prediction
-        lists. An image that cannot be read gives a prediction with an `error`.
+        lists. An image that cannot be read gives a prediction with an `error`. With `reject`, 0.05 for example, images
+        that look unlike anything in training are not `accepted`: so many that of images of the known classes about
+        that share is refused. `ConfigError` says why a model can't tell.
         """
-        source = inputs_source(images)
+        model, source = self._fitted(), inputs_source(images)
         loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
-        return predict(self._fitted(), loader, top=top, precision=self._precision())
+        precision, refusal = pick_precision(self.precision_, device_of(model)), None
+        if reject is not None:
+            if self.unknown_ is None:
+                raise ConfigError(
+                    f"this model can't tell what is unlike its images: {self.manifest_.unknown['missing']}"
+                )
+            refusal = Refusal(self.unknown_, reject)
+        return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, refusal=refusal)
 
-    def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: Any, *, top: int = 5, reject: float | None = None) -> list[Prediction]:
         """The predictions of `predict_each`, all at once."""
-        return list(self.predict_each(images, top=top))
+        return list(self.predict_each(images, top=top, reject=reject))
 
     def predict_proba(self, images: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes), columns in the order of `classes_`; `DataError` where an image can't be read."""
@@ -327,9 +223,20 @@ class Classifier:
             raise DataError("no probabilities for images that cannot be read", bad)
         return np.array([[p.probabilities[name] for name in self.classes_] for p in predictions])
 
+    def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
+        """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
+        source = inputs_source(images)
+        loader = self._loader(source, source.samples, cache="ram", shard=(0, 1))
+        model = self._fitted()
+        precision = pick_precision(self.precision_, device_of(model))
+        return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`."""
-        save_model(path, self._fitted(), self._manifest())
+        model, metrics = self._fitted(), dict(self.manifest_.metrics)
+        if hasattr(self, "split_"):
+            metrics |= figures(self.metrics_, self.split_)
+        save_model(path, model, replace(self.manifest_, metrics=metrics), self.unknown_)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "auto", precision: str = "fp32") -> Classifier:
@@ -337,14 +244,13 @@ class Classifier:
 
         Where the file lies in its run folder, the classifier knows the split of its training too.
         """
-        model, manifest = load_model(path)
+        model, manifest, unknown = read_model(path)
         self = cls(manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
         self.model_, self.precision_ = model.to(pick_device(device)), precision
-        self._precision()  # one that the device does not have is refused here
+        pick_precision(precision, device_of(model))  # one that the device does not have is refused here
         self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
-        self.manifest_ = manifest
-        self.metrics_, self.answers_, self.lost_, self.run_ = {}, {}, {}, None
-        self.seen_ = unpack_contents(manifest.seen)
+        self.manifest_, self.unknown_, self.seen_ = manifest, unknown, unpack_contents(manifest.seen)
+        self.metrics_, self.answers_, self.lost_ = {}, {}, {}
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         if Path(path).is_dir() or Path(path).name == MODEL:
             with suppress(DataError, OSError):  # the file predicts, whatever lies beside it
@@ -353,22 +259,10 @@ class Classifier:
                     self.run_, self.split_ = run, split
         return self
 
-    def _begin(self, loader: Loader, valid: Loader | None, callbacks: Sequence[Callback]) -> Loader:
-        """Everything between the plan and the first step; the loader to train with."""
-        run = self.run_
-        if run is not None:
-            callbacks = (Recorder(run, self._manifest()), *callbacks)
-        start = begin(self.plan_, self.split_, (loader, valid), partial(self._loader, self.source_), callbacks)
-        self.plan_, self.experiment_ = start.plan, start.plan.experiment
-        self.probe_, self.choices_ = start.probe, start.choices
-        if start.plan.recipe != self.recipe_:
-            self.recipe_ = start.plan.recipe
-            loader = self._loader(self.source_, loader.samples, train=True, cache=self.experiment_.data.cache)
-        if run is not None:
-            write_config(run.path / CONFIG, self.experiment_, run.info["source"])
-            self.run_ = write_info(run, recipe=to_dict(self.recipe_), choices=list(map(asdict, start.choices)))
-        notify(callbacks, "choices", start.choices)
-        return loader
+    @property
+    def temperature_(self) -> float:
+        """What the logits are divided by: fitted on the validation images, 1 where there were too few."""
+        return float(self.manifest_.calibration["temperature"])
 
     def _fitted(self) -> nn.Module:
         if not hasattr(self, "model_"):
@@ -384,26 +278,3 @@ class Classifier:
             own |= {"engine": config.engine, "device": pick_device(config.device)}
         options = {**own, **options}
         return Loader(source, samples, self.recipe_, classes=self.classes_, train=train, **options)
-
-    def _precision(self) -> torch.dtype:
-        """What evaluation and prediction compute in."""
-        return pick_precision(self.precision_, device_of(self._fitted()))
-
-    def _manifest(self) -> Manifest:
-        if self.manifest_ is not None:
-            return self.manifest_
-        digest = self.split_.digest
-        return Manifest(
-            self.spec_,
-            self.classes_,
-            self.recipe_,
-            weights=asdict(self.weights_),
-            metrics={part: {**_figures(result), "split": digest} for part, result in self.metrics_.items()},
-            data=self.source_.name,
-            seen=pack_contents((*self.split_.samples("train"), *self.split_.samples("valid"))),
-        )
-
-
-def _figures(result: Evaluation) -> dict[str, Any]:
-    """An evaluation without the confusion matrix, whose size grows with the square of the classes."""
-    return {key: value for key, value in result.to_dict().items() if key != "confusion"}

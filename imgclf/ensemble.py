@@ -6,13 +6,15 @@ import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from imgclf import distributed
+from imgclf.claims import Claims, examine, features_of
 from imgclf.classifier import Classifier
 from imgclf.data.split import pack_keys
 from imgclf.errors import ConfigError
-from imgclf.inference import answer
 from imgclf.models.ensemble import Ensemble
 from imgclf.plan import plan_loader
 from imgclf.results import History
@@ -42,11 +44,28 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     joined.spec_ = replace(first.spec_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
     joined.metrics_, joined.answers_, joined.run_, joined.lost_ = {}, {}, None, {}
-    if first.manifest_ is not None:
-        joined.manifest_ = replace(first.manifest_, spec=joined.spec_, metrics={}, seen=pack_keys(joined.seen_))
+    claims = _examine(joined, classifiers)
+    if claims.answers is not None:
+        joined.answers_["valid"], joined.metrics_["valid"] = claims.answers, claims.answers.evaluation
+    joined.unknown_ = claims.unknown
+    manifest = replace(first.manifest_, spec=joined.spec_, metrics={}, seen=pack_keys(joined.seen_))
+    joined.manifest_ = claims.within(manifest)
     if all(hasattr(classifier, "history_") for classifier in classifiers):
         joined.history_ = History(tuple(record for classifier in classifiers for record in classifier.history_))
     return joined
+
+
+def _examine(joined: Classifier, classifiers: Sequence[Classifier]) -> Claims:
+    """What an ensemble may claim: where its members were fitted here, on one split, its validation images tell."""
+    fitted = all(hasattr(classifier, "source_") for classifier in classifiers)
+    if not fitted or len({classifier.split_.digest for classifier in classifiers}) > 1:
+        reason = "it was joined of models whose validation images are not at hand; `train --ensemble` has them"
+        return Claims(note=reason, missing=reason)
+    valid, train = joined.split_.samples("valid"), joined.split_.samples("train")
+    load = partial(plan_loader, joined.plan_, joined.source_, shard=distributed.shard())
+    if not valid:
+        return Claims(note="there are no validation images", missing="there are no validation images")
+    return examine(joined.model_, load(valid, cache="off"), lambda: features_of(joined.model_, train, load))
 
 
 def fit_ensemble(
@@ -82,12 +101,8 @@ def fit_ensemble(
         trained.append(classifier)
     joined = combine(trained)
     _write_run(joined, trained, runs, name)
-    valid = joined.split_.samples("valid")
-    if valid:
-        loader = plan_loader(joined.plan_, joined.source_, valid, cache="off")
-        answers = joined.answers_["valid"] = answer(joined.model_, loader)
-        together = joined.metrics_["valid"] = answers.evaluation
-        notify(callbacks, "ensemble", (*(member.metrics_["valid"] for member in trained), together))
+    if "valid" in joined.metrics_:
+        notify(callbacks, "ensemble", tuple(one.metrics_["valid"] for one in (*trained, joined)))
     return joined
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +18,9 @@ from imgclf.data.loader import Batch, Loader
 from imgclf.errors import DataError, OutOfMemory
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.metrics import softmax
+from imgclf.evaluation.unknown import Refusal
 from imgclf.fold import fold_batch_norms
+from imgclf.models.features import feature_layers, tapped
 from imgclf.results import Evaluation, Prediction
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
@@ -24,6 +28,14 @@ from imgclf.transforms.pixels import to_input
 FEW = 64  # images for which to make a model faster costs more time than it saves
 
 Progress = Callable[[int, int], None]
+
+
+class Answered(NamedTuple):
+    """An image as the model sees it, uint8 (height, width, channels); its class, and what the model says."""
+
+    pixels: NDArray[np.uint8]
+    label: str
+    predicted: str
 
 
 def infer(
@@ -89,14 +101,39 @@ def answer(
     device: torch.device | None = None,
     progress: Progress | None = None,
     precision: torch.dtype = torch.float32,
+    temperature: float = 1.0,
 ) -> Answers:
     """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
     device = device or device_of(model)
     with quick(model, loader, device) as network:
         logits, targets, positions = _infer(network, loader, device, progress, precision)
+    return _answers(loader, logits, targets, positions, temperature)
+
+
+def answer_with_features(
+    model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
+) -> tuple[Answers, NDArray[np.float32]]:
+    """The same in one pass with the features (n, d) of the samples: what the last layer gets.
+
+    Raises `ConfigError` for a network without a known head, and what `infer` raises.
+    """
+    layers, device = feature_layers(model), device_of(model)
+    with quick(model, loader, device) as network, tapped(network, layers) as both:
+        rows, targets, positions = _infer(both, loader, device, progress, precision)
+    logits, features = np.split(rows, [len(loader.classes)], axis=1)
+    return _answers(loader, np.ascontiguousarray(logits), targets, positions, 1.0), features
+
+
+def _answers(
+    loader: Loader,
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    temperature: float,
+) -> Answers:
     samples = [loader.samples[position] for position in positions.tolist()]
     refs, contents = tuple(sample.ref for sample in samples), tuple(sample.sha256 for sample in samples)
-    return Answers(logits, targets, refs, contents, loader.classes)
+    return Answers(logits, targets, refs, contents, loader.classes, temperature)
 
 
 def evaluate(
@@ -117,20 +154,40 @@ def predict(
     top: int = 5,
     device: torch.device | None = None,
     precision: torch.dtype = torch.float32,
+    temperature: float = 1.0,
+    refusal: Refusal | None = None,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each sample of the loader, in order; one that cannot be read carries an error.
 
-    `top` is how many classes each prediction lists, the likeliest first. In float32 what stands beside an image in its
-    batch changes no answer.
+    `top` is how many classes each prediction lists, the likeliest first; the logits are divided by the `temperature`.
+    With a `refusal` each prediction says how unlike the training images its image is, and whether it is accepted. In
+    float32 what stands beside an image in its batch changes no answer.
     """
-    device, said = device or device_of(model), 0
-    with quick(model, loader, device) as network:
-        for batch, logits in _forward(network, loader, device, precision):
-            for index, probabilities in zip(batch.positions.tolist(), softmax(logits.cpu().numpy()), strict=True):
+    device, said, k = device or device_of(model), 0, len(loader.classes)
+    with ExitStack() as stack:
+        network = stack.enter_context(quick(model, loader, device))
+        if refusal is not None:
+            network = stack.enter_context(tapped(network, feature_layers(model)))
+        for batch, answers in _forward(network, loader, device, precision):
+            rows = answers.cpu().numpy()
+            likely = softmax(rows[:, :k].astype(np.float64) / temperature)
+            scores = itertools.repeat(None) if refusal is None else refusal.unknown.scores(rows[:, :k], rows[:, k:])
+            for index, probabilities, score in zip(batch.positions.tolist(), likely.tolist(), scores, strict=False):
                 yield from (_failed(loader, i) for i in range(said, index))
-                yield _prediction(loader.samples[index].ref, loader.classes, probabilities.tolist(), top)
+                answered = _prediction(loader.samples[index].ref, loader.classes, probabilities, top)
+                yield answered if refusal is None or score is None else refusal.judge(answered, float(score))
                 said = index + 1
     yield from (_failed(loader, i) for i in range(said, len(loader)))
+
+
+def answered(model: nn.Module, loader: Loader) -> list[Answered]:
+    """The images of a loader that can be read, with the model's answers."""
+    answers = []
+    for batch, logits in _forward(model, loader, device_of(model), torch.float32):
+        pixels, classes = batch.pixels.cpu().numpy(), loader.classes
+        triples = zip(pixels, batch.targets.tolist(), logits.argmax(1).tolist(), strict=True)
+        answers += [Answered(image, classes[target], classes[found]) for image, target, found in triples]
+    return answers
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -167,7 +224,7 @@ def _forward(
                 continue
             while True:
                 try:
-                    logits = _logits(model, batch.pixels, loader.recipe, device, precision, most)
+                    logits = logits_of(model, batch.pixels, loader.recipe, device, precision, most)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not ran_out_of_memory(error):
@@ -181,9 +238,10 @@ def _forward(
         model.train(was_training)
 
 
-def _logits(
+def logits_of(
     model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
 ) -> torch.Tensor:
+    """The logits (n, classes) of pixels, uint8 (n, height, width, channels), `most` at a time; for eval mode."""
     with torch.inference_mode(), autocast(device, precision):
         parts = []
         for part in torch.split(pixels, most):
@@ -193,6 +251,20 @@ def _logits(
                 logits = (logits + model(images.flip(3)).float()) / 2
             parts.append(logits)
         return torch.cat(parts)
+
+
+def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
+    """The logits of images or, with `tta`, the weighted mean over views of each (Jordan, arXiv:2404.00498)."""
+    if tta == "none":
+        logits: torch.Tensor = model(images).float()
+        return logits
+    mirrored: torch.Tensor = (model(images).float() + model(images.flip(3)).float()) / 2
+    if tta == "mirror":
+        return mirrored
+    height, width = images.shape[2:]
+    framed = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [_averaged(model, framed[:, :, i : i + height, i : i + width], "mirror") for i in (0, 2)]
+    return mirrored / 2 + (moved[0] + moved[1]) / 4
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:

@@ -1,21 +1,32 @@
-"""Pictures to look at: a grid of images with their classes, and one image channel by channel with its values."""
+"""Pictures to look at: a grid of images with their classes, one image channel by channel with its values, and where in
+an image a class is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from imgclf._files import printable
 from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
-from imgclf.results import LrCurve
+from imgclf.errors import DataError
+from imgclf.evaluation.curves import LearningCurve
+from imgclf.results import Explanation, LrCurve
 from imgclf.specs import Recipe
 
 COLUMNS = 5
 ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
+SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
+MAX_STEM = 60  # of a file's name, which ends at 255 bytes
+EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image gets at least
+TITLE_HEIGHT, MARGIN = 34, 8
+HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
@@ -43,16 +54,18 @@ def sample_pixels(
     return [shown[position] for position in range(len(samples))]
 
 
-def save_grid(images: Sequence[Pixels], titles: Sequence[str], path: Path) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title."""
+def save_grid(
+    images: Sequence[Pixels], titles: Sequence[str], path: Path, colours: Sequence[str] | None = None
+) -> None:
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour."""
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+    for axis, image, title, colour in zip(axes.flat, images, titles, colours or repeat("black"), strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(_short(printable(title)), fontsize=9, parse_math=False)
-    _save(figure, path)
+        axis.set_title(title_of(title), fontsize=9, parse_math=False, color=colour)
+    save_figure(figure, path)
 
 
 def save_channels(pixels: Pixels, title: str, path: Path) -> None:
@@ -65,12 +78,42 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
     figure, axes = _figure(1, channels, 9.0)
     for axis, name, plane in zip(axes.flat, names, np.moveaxis(pixels, 2, 0), strict=True):
         axis.imshow(plane, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(f"{_short(printable(title))}: {name}", parse_math=False)
+        axis.set_title(f"{title_of(title)}: {name}", parse_math=False)
         axis.axis("off")
         for (y, x), value in np.ndenumerate(plane):
             colour = "black" if value > 127 else "white"
             axis.text(x, y, str(value), ha="center", va="center", fontsize=6, color=colour)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def save_explanation(explanation: Explanation, path: Path) -> None:
+    """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %".
+
+    Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    pixels, heat = explanation.pixels, explanation.heat
+    if pixels is None or heat is None or explanation.confidence is None:
+        raise DataError(f"{printable(explanation.path)} has no explanation: {explanation.error}")
+    colours = pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True).repeat(3, axis=2)
+    grey = colours.mean(2, keepdims=True) / 255
+    strength = HEAT_STRENGTH * heat[..., None]
+    hot = (1 - strength) * grey + strength * colormaps["turbo"](heat)[..., :3]
+    scale = -(-EXPLAINED_SIDE // max(heat.shape))
+    height, width = heat.shape[0] * scale, heat.shape[1] * scale
+    panel = max(width, EXPLAINED_SIDE) + MARGIN
+    dpi = 100
+    figure = Figure(figsize=((2 * panel + MARGIN) / dpi, (height + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi)
+    titles = (Path(explanation.path).name, f"{explanation.label} {100 * explanation.confidence:.0f} %")
+    for index, (shown, title) in enumerate(zip((colours / 255, hot), titles, strict=True)):
+        left = MARGIN + index * panel
+        enlarged = shown.repeat(scale, axis=0).repeat(scale, axis=1)
+        figure.figimage(enlarged, left + (panel - MARGIN - width) // 2, MARGIN, origin="upper")
+        where = ((left + (panel - MARGIN) / 2) / figure.bbox.width, 1 - TITLE_HEIGHT / 2 / figure.bbox.height)
+        figure.text(*where, title_of(title, 40), ha="center", va="center", fontsize=11, parse_math=False)
+    save_figure(figure, path, dpi, explanation.path)
 
 
 def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-def]
@@ -80,12 +123,41 @@ def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+def save_figure(figure, path: Path, dpi: int = 120, image: str = "") -> None:  # type: ignore[no-untyped-def]
+    """Write a figure of matplotlib; its folder is made. A PNG file remembers of which `image` it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    remembered = image and path.suffix.lower() == ".png"
+    figure.savefig(path, dpi=dpi, metadata={SOURCE_KEY: source_text(image)} if remembered else None)
 
 
-def _short(text: str, most: int = 28) -> str:
+def source_text(image: str) -> str:
+    """How a picture remembers the image."""
+    return printable(os.path.abspath(image))
+
+
+def free_path(folder: Path, image: str, kind: str, taken: Container[Path] = ()) -> Path:
+    """A name in `folder` for a picture of an image: NAME-kind.png or, where that is taken, NAME-kind-2.png, and so on.
+
+    An earlier picture of the same image may be written over; any other file counts as taken.
+    """
+    stem = f"{Path(image).stem[:MAX_STEM]}-{kind}"
+    names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
+    return next(path for path in map(folder.joinpath, names) if path not in taken and _is_free(path, image))
+
+
+def _is_free(path: Path, image: str) -> bool:
+    if not os.path.lexists(path):
+        return True
+    try:
+        with Image.open(path) as picture:
+            return bool(picture.info.get(SOURCE_KEY) == source_text(image))
+    except OSError:
+        return False
+
+
+def title_of(text: str, most: int = 28) -> str:
+    """A text that fits above a picture, with control characters spelt out."""
+    text = printable(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -100,7 +172,7 @@ def save_lr_curve(curve: LrCurve, path: Path) -> None:
     axis.annotate(f" {curve.suggestion:.2g}", (curve.suggestion, max(curve.losses)), va="top")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("training loss, smoothed")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_importances(importances: Mapping[str, float], path: Path) -> None:
@@ -109,4 +181,31 @@ def save_importances(importances: Mapping[str, float], path: Path) -> None:
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])
     axes.flat[0].set_xlabel("share of the differences between trials")
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def save_learning_curve(curve: LearningCurve, path: Path) -> None:
+    """Write the accuracy over the number of training images: measured, and the law with its 95 % band up to twice as
+    many."""
+    from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
+
+    figure, axes = _figure(1, 1, 5.0)
+    axis, (band, points) = axes.flat[0], (curve.band, curve.points)
+    axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % of the law")
+    axis.plot(band.images, band.accuracy, label="law")
+    images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
+    ends = np.array([point.interval for point in points]).T
+    bars = np.abs(ends - accuracy)
+    axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
+    axis.axvline(images[-1], linestyle=":", color="grey")
+    axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.set_xlabel("training images")
+    axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
+    axis.set_title(title_of(f"{curve.data}, {curve.arch}", 60), parse_math=False)
+    axis.legend(loc="lower right")
+    save_figure(figure, path)

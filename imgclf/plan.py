@@ -69,8 +69,7 @@ def choose_experiment(
     Without a base it is the one called `suited`, which goes with the data; a user who names an architecture, or a model
     to go on from, gets the defaults of fine-tuning, or of training from scratch, instead.
     """
-    if base is None:
-        base = _suited(suited, changes) if suited is not None else Experiment()
+    base = _base(base, changes, suited)
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
     if changes.get("init") is not None:
@@ -82,13 +81,22 @@ def choose_experiment(
     return from_dict(Experiment, values)
 
 
-def _suited(name: str, changes: Mapping[str, Any]) -> str | Experiment:
-    """The recipe of a data set, or a quicker one where a processor has only a few minutes."""
-    if changes.keys() & {"arch", "init"}:
+def recipe_name(base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None = None) -> str | None:
+    """The name of the experiment that `choose_experiment` begins with, where it has one."""
+    base = _base(base, changes, suited)
+    return base if isinstance(base, str) else None
+
+
+def _base(base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None) -> str | Experiment:
+    """What was asked for or, without that, the recipe of the data set: a quicker one where a processor has only a few
+    minutes."""
+    if base is not None:
+        return base
+    if suited is None or changes.keys() & {"arch", "init"}:
         return Experiment()
     train = changes.get("train", {})
     hurry = (train.get("minutes") or math.inf) <= FEW_MINUTES and pick_device(train.get("device", "auto")).type == "cpu"
-    return QUICKER.get(name, name) if hurry else name
+    return QUICKER.get(suited, suited) if hurry else suited
 
 
 def _like(path: str) -> dict[str, Any]:

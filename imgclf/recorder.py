@@ -28,8 +28,10 @@ def start_run(
     split: Split,
     source: str | None,
     audit: Audit,
+    experiment_name: str | None = None,
 ) -> Run:
-    """A new run folder with its config and split. `source` is the data as the user named them."""
+    """A new run folder with its config and split. `source` is the data as the user named them, `experiment_name` that
+    of the recipe which the experiment began with."""
 
     def fill(folder: Path) -> None:
         write_config(folder / CONFIG, experiment, source)
@@ -44,6 +46,7 @@ def start_run(
         "location": os.path.abspath(source) if source is not None and os.path.exists(source) else None,
         "data": manifest.data,
         "arch": manifest.spec.arch,
+        "experiment": experiment_name,
         "classes": list(manifest.classes),
         "recipe": to_dict(manifest.recipe),
         "weights": dict(manifest.weights),

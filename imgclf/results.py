@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -177,3 +181,25 @@ class Prediction:
             "accepted": self.accepted,
             "error": self.error,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in one image a class is: `label`, with its probability `confidence` (0…1); or an `error` and no label.
+
+    `pixels` is what the model saw, uint8 (height, width, channels), and `heat` says of each of these pixels how much it
+    speaks for the class, float32 (height, width) from 0 to 1. It is 0 everywhere where nothing speaks for it.
+    """
+
+    path: str
+    label: str | None
+    confidence: float | None
+    method: str
+    heat: NDArray[np.float32] | None = field(default=None, repr=False)
+    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form, without the pixels and the heat."""
+        names = ("path", "label", "confidence", "method", "error")
+        return {name: getattr(self, name) for name in names}

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from imgclf._files import csv_text, printable, read_text, sync_folder, write_text
+from imgclf._registry import unknown_name
 from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord, History
 from imgclf.specs import Experiment, from_dict, to_dict
@@ -161,6 +162,19 @@ def held(run: Run) -> Iterator[None]:
         lock.release()
 
 
+def is_held(run: Run) -> bool:
+    """Whether a process trains in a run folder just now."""
+    from filelock import FileLock, Timeout
+
+    if not (run.path / LOCK).exists():
+        return False
+    try:
+        with FileLock(run.path / LOCK, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 def run_source(run: Run, named: str) -> str:
     """The data of a run: as the user named them or, seen from another working folder, where they were."""
     location = run.info.get("location")
@@ -181,6 +195,19 @@ def _runs(root: Path) -> Iterator[Run]:
                 yield open_run(entry)
             except DataError:
                 continue  # not ours, or damaged: it is not the newest run
+
+
+def find_run(name: str | os.PathLike[str], root: Path = ROOT) -> Run:
+    """The run in the folder `name`, or the one of this name under `root`."""
+    for path in (Path(name), root / name):
+        if (path / INFO).is_file():
+            return open_run(path)
+    if Path(name).exists():
+        return open_run(Path(name))  # which says what is missing there
+    known = [run.path.name for run in list_runs(root)]
+    if not known:
+        raise DataError(f"{printable(str(name))} is not there, and there are no runs under {root.absolute()}")
+    raise unknown_name("run", printable(str(name)), known[::-1])
 
 
 def newest_run(root: Path = ROOT) -> Run:

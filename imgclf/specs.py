@@ -34,6 +34,7 @@ CACHES = ("auto", "device", "ram", "disk", "jpeg", "off")
 ENGINES = ("auto", "batch", "albumentations")
 COMPILES = ("auto", "on", "off")
 TTAS = ("none", "mirror", "mirror-shift")
+EXPLAIN_METHODS = ("gradcam", "gradcam++", "occlusion")
 DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
 MAX_CHANNELS = 64

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from imgclf.choices import describe
@@ -27,7 +28,7 @@ from imgclf.training.auto import EPOCHS
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.optim import class_weights
-from imgclf.training.probe import fit_probe
+from imgclf.training.probe import fit_probe_on_features
 from imgclf.training.rate import train_rate
 from imgclf.transforms.ops_cpu import LUMA
 from imgclf.transforms.pixels import to_input
@@ -42,11 +43,13 @@ Alteration = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Start:
-    """The plan with what was found out, the probe if there is one, and every choice with its reason."""
+    """The plan with what was found out, the probe if there is one, and every choice with its reason; and the features
+    (m, d) of training images by which the probe was fitted."""
 
     plan: Plan
     probe: Probe | None
     choices: tuple[Choice, ...]
+    features: NDArray[np.float32] | None = None
 
 
 def begin(
@@ -67,10 +70,11 @@ def begin(
         few = train_samples[:: -(-len(train_samples) // most)]
         show_first(plan.model, load(few, shard=(0, 1), device=torch.device("cpu")))
     probe: Probe | None = None
+    features: NDArray[np.float32] | None = None
     found: tuple[Choice, ...] = ()
     if config.probe:
         plain = load(train_samples, cache=plan.experiment.data.cache)
-        probe = begin_with_probe(plan.model, plain, config, lambda *done: notify(callbacks, "probing", done))
+        probe, features = begin_with_probe(plan.model, plain, config, lambda *done: notify(callbacks, "probing", done))
         notify(callbacks, "probe", probe)
     if config.epochs and loaders[1] is not None and knows_classes(plan):
         samples = loaders[1].samples
@@ -79,7 +83,7 @@ def begin(
         config, choice = fit_to_time(plan, *loaders)
         plan = replace(plan, experiment=replace(plan.experiment, train=config))
         found = (*found, choice)
-    return Start(plan, probe, describe(plan, train_samples, found))
+    return Start(plan, probe, describe(plan, train_samples, found), features)
 
 
 def plan_start(
@@ -114,12 +118,15 @@ def show_first(model: nn.Module, loader: Loader) -> None:
         start(torch.cat([to_input(batch.pixels, loader.recipe, loader.device) for batch in loader.epoch()]))
 
 
-def begin_with_probe(model: nn.Module, loader: Loader, config: TrainConfig, progress: Progress) -> Probe:
-    """Give the network the head of a logistic regression on its features of the loader's images, in place."""
+def begin_with_probe(
+    model: nn.Module, loader: Loader, config: TrainConfig, progress: Progress
+) -> tuple[Probe, NDArray[np.float32]]:
+    """Give the network the head of a logistic regression on its features of the loader's images, in place; those of
+    some of them come back."""
     device = pick_device(config.device)
     weight = class_weights(loader.targets, len(loader.classes), config.class_weights)
     precision = pick_precision(config.precision, device)
-    return fit_probe(model.to(device), loader, device, precision, weight=weight, progress=progress)
+    return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)
 
 
 def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]]:

@@ -27,7 +27,7 @@ from imgclf.results import Prediction
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
 EVALUATION_KEYS = {
     *("n", "loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"),
-    *("per_class", "confusion"),
+    *("per_class", "confusion", "intervals", "calibration"),
 }
 
 
@@ -134,7 +134,7 @@ def test_the_files_of_a_run(world):
     found = {path.name for path in folder.iterdir()}
     assert found - {"checkpoint-previous.pt"} == {  # which is there if the state was written twice
         *("model.safetensors", "config.toml", "split.csv", "history.csv", "events.jsonl", "run.json"),
-        *("checkpoint.pt", ".lock"),
+        *("checkpoint.pt", ".lock", "answers.safetensors"),
     }
     summary = json.loads(world[1].stdout)
     assert json.loads((folder / "run.json").read_text())["result"] == summary
@@ -542,7 +542,7 @@ def test_predict_refuses_images_of_too_many_pixels(here):
 def test_predictions_as_json_are_not_kept_in_memory(here, monkeypatch):
     known, alive = [], []
 
-    def predict_each(self, images, top):
+    def predict_each(self, images, top, reject):
         for index in range(50):
             prediction = Prediction(f"{index}.png", "red", 0.5, (("red", 0.5),), None, {"red": 0.5})
             known.append(weakref.ref(prediction))

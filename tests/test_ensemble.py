@@ -99,7 +99,7 @@ def test_an_interrupted_member_ends_it_and_those_before_stay(photos, in_folder):
 def test_a_model_file_without_members_is_a_single_network(photos, tmp_path):
     classifier = Classifier(config=TINY).fit(photos)
     path = tmp_path / "model.safetensors"
-    manifest = classifier._manifest()
+    manifest = classifier.manifest_
     save_model(path, classifier.model_, manifest)
     import imgclf.bundle as bundle
 

@@ -29,26 +29,31 @@ LAYERS = (
         "models._layers",
         "evaluation.answers",
         "evaluation.calibration",
+        "evaluation.curves",
         "evaluation.intervals",
         "evaluation.metrics",
+        "evaluation.unknown",
     ),
     (
         *("data.folder", "data.table", "data.tarindex", "data.shards", "data.download", "data.named", "data.open"),
         *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
     ),
-    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures"),
+    ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures", "drawing"),
     ("evaluation.report", "evaluation.report.*"),
-    ("training.*", "bundle", "run"),
-    ("plan", "recorder"),
+    ("evaluation.maps", "evaluation.explain", "evaluation.kernels"),
+    ("training.*", "bundle", "claims", "run"),
+    ("runlist",),
+    ("evaluation.compare", "plan", "recorder", "tracking"),
     ("choices",),
     ("start",),
     ("asked",),
+    ("fitting",),
     ("classifier",),
-    ("bench", "dryrun", "ensemble", "reporting", "reproduce", "tuning"),
+    ("bench", "dryrun", "ensemble", "learning", "reporting", "reproduce", "tuning"),
     ("cli", "cli.*"),
     ("__main__",),
 )
-ROOMS = ("data", "evaluation", "models", "training", "transforms")
+ROOMS = ("data", "evaluation", "models", "training", "training.trackers", "transforms")
 HEAVY = (
     "torch",
     "torchvision",
@@ -61,6 +66,10 @@ HEAVY = (
     "matplotlib",
     "jinja2",
     "optuna",
+    "tensorboard",
+    "visdom",
+    "mlflow",
+    "wandb",
 )
 
 
@@ -163,6 +172,7 @@ sys.stderr.write(json.dumps([loaded, seen]))
         "from imgclf.cli import app; app(['--help'])",
         "from imgclf.cli import app; app(['train', '--help'])",
         "from imgclf.cli import app; app(['models', 'resnet'])",
+        "from imgclf.cli import app; app(['runs'])",
     ],
 )
 def test_nothing_heavy_is_loaded_nothing_is_written_no_connection_is_opened(statement, tmp_path):

@@ -1,6 +1,7 @@
 """What came out, and its documented JSON form."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,8 @@ def test_an_evaluation_as_json():
         "macro_f1",
         "per_class",
         "confusion",
+        "intervals",
+        "calibration",
     ]
     assert values["per_class"] == [{"class": "cat", "precision": 1.0, "recall": 0.5, "f1": 0.6, "support": 2}]
     assert values["confusion"] == [[1, 1], [0, 1]]
@@ -44,7 +47,11 @@ def test_a_prediction_as_json():
         "label": "cat",
         "confidence": 0.75,
         "top": [{"label": "cat", "confidence": 0.75}, {"label": "dog", "confidence": 0.25}],
+        "unknown_score": None,
+        "accepted": None,
         "error": None,
     }
     bad = Prediction("b.png", None, None, error="no such file").to_dict()
-    assert bad == {"path": "b.png", "label": None, "confidence": None, "top": [], "error": "no such file"}
+    assert [name for name, value in bad.items() if value] == ["path", "error"]
+    refused = replace(good, unknown_score=7.5, accepted=False).to_dict()
+    assert (refused["label"], refused["unknown_score"], refused["accepted"]) == ("cat", 7.5, False)

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,13 +14,17 @@ import typer
 from imgclf.cli._console import guarded
 from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
+from imgclf.cli.compare import compare
 from imgclf.cli.evaluate import evaluate
+from imgclf.cli.explain import explain
 from imgclf.cli.find_lr import find_lr
+from imgclf.cli.learning_curve import learning_curve
 from imgclf.cli.models import models
 from imgclf.cli.predict import predict
 from imgclf.cli.prepare import prepare
 from imgclf.cli.report import report
 from imgclf.cli.reproduce import reproduce
+from imgclf.cli.runs import runs
 from imgclf.cli.show import show
 from imgclf.cli.train import train
 from imgclf.cli.tune import tune
@@ -32,8 +37,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, models, show, report, find_lr, tune, prepare, benchmark, reproduce):
-    app.command(no_args_is_help=command not in (train, evaluate, models, report))(guarded(command))
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(train, evaluate, predict, explain, runs, compare, report, models, show),
+    *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
+)
+for command in COMMANDS:
+    app.command(no_args_is_help=command not in (train, evaluate, runs, models, report))(guarded(command))
 app.add_typer(cache, name="cache")
 
 

@@ -11,6 +11,7 @@ import typer
 
 from imgclf.specs import OPTIMIZERS, Experiment, TrainConfig
 from imgclf.training.experiments import EXPERIMENTS
+from imgclf.training.trackers.names import TRACKERS
 
 DATA, MODEL, TRAINING, OUTPUT = "Data", "Model and pixels", "Training", "Output"
 
@@ -67,4 +68,8 @@ TrainDevice = Annotated[
 Seed = Annotated[
     int | None,
     option(TRAINING, "Decides the split, fresh weights, the order and the augmentation.", TrainConfig.seed),
+]
+Track = Annotated[
+    list[str] | None,
+    option(OUTPUT, f"Follow training live: {choices(tuple(TRACKERS.names()))}, or NAME=PLACE; as often as wanted."),
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgclf.cli import _console as console
-from imgclf.results import Evaluation
+from imgclf.results import Calibration, Evaluation
 
 if TYPE_CHECKING:
     from imgclf.data.source import Source
@@ -20,12 +20,19 @@ MAX_CONFUSION = 12  # classes whose confusion matrix fits a terminal
 
 
 def show_evaluation(result: Evaluation, title: str) -> None:
-    """Accuracy and loss, the per-class table and, for few classes, the confusion matrix, to stdout."""
+    """The figures with their intervals, the per-class table and, for few classes, the confusion matrix, to stdout."""
     console.show(title)
-    right = round(result.accuracy * result.n)
-    console.show(f"accuracy {result.accuracy:.2%} ({right:,}/{result.n:,}), loss {result.loss:.4f}")
-    more = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
-    console.show(f"balanced accuracy {result.balanced_accuracy:.2%}, macro-F1 {result.macro_f1:.4f}{more}")
+    right, ends = round(result.accuracy * result.n), result.intervals
+    assert ends is not None  # an epoch's evaluation has none, and is not shown here
+    interval = f", 95 % interval {_range(ends.accuracy, 100, 1)}"
+    console.show(f"accuracy {result.accuracy:.2%} ({right:,}/{result.n:,}){interval}")
+    shares = [f"balanced accuracy {result.balanced_accuracy:.2%}{_within(ends.balanced_accuracy, 100, 1)}"]
+    if result.top5 is not None:
+        shares.append(f"top-5 {result.top5:.2%}{_within(ends.top5, 100, 1)}")
+    f1, loss = _within(ends.macro_f1, 1, 3), _within(ends.loss, 1, 3)
+    console.show(f"{', '.join(shares)}, macro-F1 {result.macro_f1:.4f}{f1}, loss {result.loss:.4f}{loss}")
+    if result.calibration is not None:
+        console.show(_calibration(result.calibration))
     console.show()
     rows = [
         [row.name, f"{row.precision:.1%}", f"{row.recall:.1%}", f"{row.f1:.4f}", f"{row.support:,}"]
@@ -38,6 +45,24 @@ def show_evaluation(result: Evaluation, title: str) -> None:
         matrix = [[name, *counts] for name, counts in zip(names, result.confusion, strict=True)]
         console.show_table(["true ↓  called →", *names], matrix)
         console.show()
+
+
+def _within(ends: tuple[float, float] | None, scale: float, digits: int) -> str:
+    return "" if ends is None else f" ({_range(ends, scale, digits)})"
+
+
+def _range(ends: tuple[float, float], scale: float, digits: int) -> str:
+    low, high = ends
+    return f"{scale * low:.{digits}f}–{scale * high:.{digits}f}"
+
+
+def _calibration(found: Calibration) -> str:
+    """How far confidence is from accuracy and, where there is a temperature, what it was without."""
+    before = found.before
+    line = f"calibration error {found.after.ece:.2%}, Brier {found.after.brier:.4f}"
+    if found.temperature == 1:
+        return line
+    return f"{line} (at temperature {found.temperature:.2f}; without it {before.ece:.2%}, {before.brier:.4f})"
 
 
 def write_page(run: Path, model: Any, answers: Mapping[str, Answers], source: Source) -> Path | None:

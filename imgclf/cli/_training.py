@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import ROOT, find_model, read_config, write_info
-from imgclf.training.callbacks import TrainState
+from imgclf.tracking import Tracker, tested, tracker
+from imgclf.training.callbacks import Callback, TrainState, notify
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
@@ -42,8 +44,10 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
     began = time.perf_counter()
     view = TrainView()
     with view.progress:
+        trackers = _trackers(options)
+        callbacks: list[Callback] = [view, *map(_until_tested, trackers)]
         if "resume" in options:
-            classifier = _resume(data, options, view)
+            classifier = _resume(data, options, callbacks)
         else:
             data = data or (read_config(options["config"])[1] if "config" in options else None)
             if data is None:
@@ -53,19 +57,42 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
             if options.get("dry_run"):
                 _show_plan(dry_run(data, changes, recipe=options.get("recipe"), callbacks=[view]), options)
                 return
-            where = {"runs": options.get("runs", ROOT), "name": options.get("name"), "callbacks": [view]}
-            if "ensemble" in options:
+            where = {"runs": options.get("runs", ROOT), "name": options.get("name")}
+            if "ensemble" in options:  # what is followed is each of its members
+                where["callbacks"], trackers = [view, *trackers], []
                 classifier = fit_ensemble(data, options["ensemble"], changes, recipe=options.get("recipe"), **where)
             else:
+                where["callbacks"] = callbacks
                 classifier = Classifier(recipe=options.get("recipe"), config=changes).fit(data, **where)
         test = None
         interrupted = classifier.history_.ended == "interrupted"
         if classifier.split_.samples("test") and not interrupted:
             test = classifier.evaluate(progress=view.evaluating)
+            known = tested(classifier.plan_, classifier.source_, classifier.split_, "test", test)
+            notify(trackers, "tested", known)
+        if trackers:
+            view.waiting("waiting for the trackers")
+            notify(trackers, "fitted", classifier.history_.ended)
     if distributed.is_main():
         _finish(classifier, view, test, began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
+
+
+def _trackers(options: dict[str, Any]) -> list[Tracker]:
+    """One callback for all that --track names, or none."""
+    asked = dict.fromkeys(name for given in options.get("track", []) for name in given.split(","))
+    return [tracker(*asked, warn=console.warn, say=lambda text: console.say(f"track: {text}"))] if asked else []
+
+
+def _until_tested(tracker: Tracker) -> Callback:
+    """Tells a tracker of all but the end of `fit`: the test comes after it."""
+
+    def tell(event: str, subject: Any) -> None:
+        if event != "fitted":
+            tracker(event, subject)
+
+    return tell
 
 
 def _show_plan(plan: DryRun, options: dict[str, Any]) -> None:
@@ -83,13 +110,13 @@ def _show_plan(plan: DryRun, options: dict[str, Any]) -> None:
         console.show(f"    {line}" if line else "")
 
 
-def _resume(data: str | None, options: dict[str, Any], view: TrainView) -> Classifier:
-    allowed = {"resume", "epochs", "json"}
+def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callback]) -> Classifier:
+    allowed = {"resume", "epochs", "track", "json"}
     others = sorted(set(options) - allowed)
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
-        raise ConfigError(f"--resume goes on as the run began; only --epochs may be given with it, not {named}")
-    return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=[view])
+        raise ConfigError(f"--resume goes on as the run began; beside it only --epochs and --track, not {named}")
+    return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=callbacks)
 
 
 def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, began: float, *, as_json: bool) -> None:
@@ -109,17 +136,18 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, be
         "test": None if test is None else test.to_dict(),
     }
     write_info(run, result=summary)
-    page = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
-    summary |= {"report": None if page is None else str(page)}
-    example = _example(classifier)
     _warn_of_losses(classifier)
-    if as_json:
-        console.show_json(summary)
-        return
-    if test is not None:
+    if test is not None and not as_json:  # before the report, for which nobody shall wait
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
         if test.n < FEW:
             console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
+    if classifier.history_.ended != "interrupted":
+        _say_claims(classifier)
+    page = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
+    example = _example(classifier)
+    if as_json:
+        console.show_json({**summary, "report": None if page is None else str(page)})
+        return
     if page is not None:
         console.show(f"report: {page}")
     console.show(f"run:   {run.path}   ({time.perf_counter() - began:.0f} s in all, {trained:.0f} s training)")
@@ -127,6 +155,15 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, be
     if example is not None:
         other = "" if _is_newest(run.model) else f" --model {shlex.quote(str(run.path))}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
+
+
+def _say_claims(classifier: Classifier) -> None:
+    """What probabilities and refusals rest on, or why there are none."""
+    calibration, missing = classifier.manifest_.calibration, classifier.manifest_.unknown.get("missing")
+    if calibration["note"]:
+        console.say(f"probabilities are as the network gives them: {calibration['note']}")
+    if missing and missing != calibration["note"]:
+        console.say(f"predict --reject is not possible with this model: {missing}")
 
 
 def _warn_of_losses(classifier: Classifier) -> None:
@@ -191,6 +228,9 @@ class TrainView:
     def evaluating(self, done: int, n: int) -> None:
         """Progress of the test."""
         self._bar("testing", done, n)
+
+    def _on_examined(self, progress: tuple[int, int]) -> None:
+        self._bar("features, to know unlike images by", *progress)
 
     def searching(self, done: int, n: int) -> None:
         """Progress of steps that are only tried."""

@@ -60,17 +60,21 @@ def _word(value: Any) -> str:
 
 
 class TuneView(TrainView):
-    """Shows the events of `tune` on stderr as they come: a callback."""
+    """Shows the events of `tune` on stderr as they come: a callback. `word` is what one training of many is called."""
 
+    word = "trial"
     _place = (0, 0)
 
     def _on_trial(self, place: tuple[int, int]) -> None:
         self._place = place
-        self.waiting("trial {} of {}".format(*place))
+        self.waiting(self._which())
 
     def _on_step(self, state: TrainState) -> None:
         done, n = state.epoch * state.steps_per_epoch + state.step, state.epochs * state.steps_per_epoch
-        self._bar("trial {} of {}".format(*self._place), done, n, f"loss {state.loss:.4f}")
+        self._bar(self._which(), done, n, f"loss {state.loss:.4f}")
+
+    def _which(self) -> str:
+        return f"{self.word} {self._place[0]} of {self._place[1]}"
 
     def _on_tried(self, trial: Trial) -> None:
         loss = trial.ended if trial.loss is None else f"valid loss {trial.loss:.4f}"

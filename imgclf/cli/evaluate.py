@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import load_classifier
 from imgclf.cli._options import DataDir, Device, Json, Model, Precision
 
 
@@ -33,15 +34,9 @@ def evaluate(
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
     from imgclf.cli._results import show_evaluation, write_page
     from imgclf.data.open import open_source
-    from imgclf.run import ANSWERS, find_model
+    from imgclf.run import ANSWERS
 
-    path = find_model(model)
-    if model is None:
-        console.say(f"model: {path}", "dim")
-    with console.waiting("loading"):
-        from imgclf.classifier import Classifier
-
-        classifier = Classifier.load(path, device=device, precision=precision)
+    classifier = load_classifier(model, device, precision)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
     if data is not None:

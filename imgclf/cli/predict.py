@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,24 +9,27 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import Images, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, Precision
 from imgclf.specs import DataConfig
 
 COLUMNS = ("path", "label", "confidence")
+JUDGEMENT = ("unknown_score", "accepted")
 
 
 def predict(
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGES", help="Files, folders, globs, or - for a list of paths on stdin.", show_default=False
-        ),
-    ],
+    images: Images,
     model: Model = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 3,
     json: Json = False,
     csv: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file.", show_default=False)
+    ] = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            help="Call an image unknown where so few of the known classes are as odd, as 0.05.", show_default=False
+        ),
     ] = None,
     max_pixels: Annotated[
         int,
@@ -45,65 +44,61 @@ def predict(
 ) -> None:
     """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
     from imgclf._files import csv_text, write_text
-    from imgclf.run import find_model
 
     if csv is not None:
         console.require_output(csv, (".csv",), "--csv")
         csv.parent.mkdir(parents=True, exist_ok=True)
-    path = find_model(model)
-    if model is None:
-        console.say(f"model: {path}", "dim")
-    paths = list(_expand(images))
-    with console.waiting("loading"):
-        from imgclf.classifier import Classifier
-        from imgclf.inputs import inputs_source
+    classifier = load_classifier(model, device, precision)
 
-        classifier = Classifier.load(path, device=device, precision=precision)
-    source = inputs_source(paths, max_pixels=max_pixels)
+    from imgclf.inputs import inputs_source
+
+    source = inputs_source(list(expand(images)), max_pixels=max_pixels)
     rows: list[list[object]] = []
-    row_of = _table_row if csv is None else partial(_csv_row, top=top)
-    failed = 0
+    judged = reject is not None
+    row_of = partial(_table_row, judged=judged) if csv is None else partial(_csv_row, top=top, judged=judged)
+    failed = refused = 0
     with console.progress("predicting") as progress:
-        for done, prediction in enumerate(classifier.predict_each(source, top=top), 1):
+        for done, prediction in enumerate(classifier.predict_each(source, top=top, reject=reject), 1):
             failed += prediction.error is not None
+            refused += prediction.accepted is False
             if json:
                 console.show_json(prediction.to_dict())
             if csv is not None or not json:  # else nothing is kept: there may be millions
                 rows.append(row_of(prediction))
             progress(done, len(source))
     if csv is not None:
-        header = [*COLUMNS, *(name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}")), "error"]
+        ranked = (name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}"))
+        header = [*COLUMNS, *ranked, *(JUDGEMENT if judged else ()), "error"]
         write_text(csv, csv_text([header, *rows]))
         console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
     elif not json:
-        console.show_table(["image", "class", "sure", "or"], rows)
+        console.show_table(["image", "class", "sure", "or", *(["oddness"] if judged else [])], rows)
+    if judged:
+        console.say(
+            f"{refused:,} of {console.plural(len(source) - failed, 'image')} unknown: unlike the training images"
+        )
     if failed:
         console.warn(f"{console.plural(failed, 'image')} of {len(source):,} could not be read")
         raise typer.Exit(1)
 
 
-def _expand(images: list[str]) -> Iterator[str]:
-    """Paths as given; globs that the shell left alone; the lines of stdin for `-`."""
-    for image in images:
-        if image == "-":
-            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            yield from (line for line in lines if line)
-        elif glob.has_magic(image) and not os.path.lexists(image):
-            yield from sorted(glob.glob(image, recursive=True)) or [image]
-        else:
-            yield image
-
-
-def _table_row(prediction: Any) -> list[object]:
+def _table_row(prediction: Any, judged: bool) -> list[object]:
     if prediction.error is not None:
-        return [prediction.path, "error", None, prediction.error]
-    others = ", ".join(f"{label} {console.percent(share)}" for label, share in prediction.top[1:])
-    return [prediction.path, prediction.label, console.percent(prediction.confidence), others]
+        return [prediction.path, "error", None, prediction.error, *([None] if judged else [])]
+    likely = [f"{label} {console.percent(share)}" for label, share in prediction.top]
+    score = [f"{prediction.unknown_score:.2f}"] if judged else []
+    if prediction.accepted is False:
+        return [prediction.path, "unknown", None, ", ".join(likely), *score]
+    return [prediction.path, prediction.label, console.percent(prediction.confidence), ", ".join(likely[1:]), *score]
 
 
-def _csv_row(prediction: Any, top: int) -> list[object]:
+def _csv_row(prediction: Any, top: int, judged: bool) -> list[object]:
     cells: list[object] = [prediction.path]
     for label, share in prediction.top:
         cells += [label, f"{share:.6f}"]
     cells += [""] * (1 + 2 * top - len(cells))
+    if judged and prediction.error is not None:
+        cells += ["", ""]
+    elif judged:
+        cells += [f"{prediction.unknown_score:.6f}", "true" if prediction.accepted else "false"]
     return [*cells, prediction.error or ""]

@@ -24,6 +24,7 @@ from imgclf.cli._options import (
     Seed,
     Size,
     Split,
+    Track,
     TrainDataDir,
     TrainDevice,
     Weights,
@@ -176,6 +177,7 @@ def train(
     ] = None,
     runs: Annotated[Path | None, option(OUTPUT, "Where run folders are made.", ROOT)] = None,
     name: Annotated[str | None, option(OUTPUT, "The name of the run folder; else made of data and network.")] = None,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Train a classifier, test it, and keep everything in a run folder.

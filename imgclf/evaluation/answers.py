@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from imgclf._files import printable, write_atomic
 from imgclf._tensorfile import parse_json
 from imgclf.errors import DataError, ImgclfError
+from imgclf.evaluation.calibration import measure_calibration
+from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits, softmax
 from imgclf.results import Evaluation
 
@@ -78,10 +80,13 @@ class Answers:
         lines = sorted(f"{content or ref}\0{self.classes[target]}" for ref, content, target in images)
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
-    @property
+    @cached_property
     def evaluation(self) -> Evaluation:
-        """How good the answers are, the loss being that of the probabilities."""
-        return evaluate_logits(self.logits.astype(np.float64) / self.temperature, self.targets, self.classes)
+        """How good the answers are, with intervals; the loss is that of the probabilities."""
+        result = evaluate_logits(self.logits.astype(np.float64) / self.temperature, self.targets, self.classes)
+        intervals = evaluation_intervals(self.logits, self.targets, self.temperature)
+        calibration = measure_calibration(self.logits, self.targets, self.temperature)
+        return replace(result, intervals=intervals, calibration=calibration)
 
 
 def write_answers(path: Path, answers: Answers) -> None:

@@ -84,8 +84,8 @@ def reliability_bins(probabilities: ArrayLike, targets: ArrayLike, bins: int = B
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     count = np.bincount(index, minlength=bins)
     sums = (np.bincount(index, values, bins) for values in (confidence, right.astype(np.float64)))
-    means = (np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums)
-    return Bins(*means, count)
+    means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
+    return Bins(means[0], means[1], count)
 
 
 def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bins: int = BINS) -> float:

@@ -13,8 +13,10 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     probing    (int, int)      images whose features are known so far, and in all
     probe      Probe           the linear head on frozen features is there
     choices    (Choice, …)     what was settled, and why; all that follows is training
+    ready      (Run, Plan)     nothing is left open; the run is None where no run folder is written
     start      TrainState      before the first step
     baseline   Evaluation      how the model does on valid before its first step, where its head knows the classes
+    batch      Batch           before every step: what it learns from
     step       TrainState      after every step: `state.step` of `state.steps_per_epoch`, running loss and accuracy
     uncaptured str             the step can't be captured as a CUDA graph: why
     memory     (int, int)      a batch did not fit: images of a planned batch, and of each part that it is now cut into
@@ -23,6 +25,9 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     checkpoint TrainState      the state was written to the disk
     failed     TrainState      an error ends training; `state.best` holds the best weights, if there are any
     end        TrainState      after the last step, the best weights being in the model
+    examined   (int, int)      training images whose features are known, by which unlike images will be, and in all
+    tested     Tested          how the weights that are kept do on valid
+    fitted     str             `fit` has done all it does, and training ended so: nothing more comes
 
 `imgclf.tune` calls it with what comes before training, with each `step`, and with
 
@@ -35,14 +40,15 @@ It may read the state, and must not change it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from imgclf.results import EpochRecord, History
+from imgclf.inference import Answered
+from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import TrainConfig
 
 Callback = Callable[[str, Any], None]
@@ -103,6 +109,15 @@ class TrainState:
     def result(self) -> History:
         """The history so far as a value."""
         return History(tuple(self.history), self.ended)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """How a model does on a `part` of its data, with the answers for a few images, found when somebody asks."""
+
+    part: str
+    result: Evaluation
+    sample: Callable[[], Sequence[Answered]] = field(repr=False)
 
 
 def notify(callbacks: Iterable[Callback], event: str, subject: Any) -> None:

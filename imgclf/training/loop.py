@@ -230,6 +230,7 @@ def _steps(state: TrainState, run: _Run) -> None:
     for batch in islice(batches, state.steps_per_epoch - state.position):
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
+        notify(run.callbacks, "batch", batch)
         before = state.micro
         state.images += run.step(state, batch, loader.recipe, run.rewind)
         if state.micro < before:

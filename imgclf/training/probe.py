@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
 from imgclf.data.loader import Loader
 from imgclf.errors import ConfigError
-from imgclf.inference import Progress, infer, quick
+from imgclf.evaluation.unknown import choose_evenly
+from imgclf.inference import Progress, answer_with_features
 from imgclf.models.build import head_of
 from imgclf.results import Probe
 
@@ -50,15 +52,24 @@ def fit_probe(
     of each class. Every process gets the same head. Raises `ConfigError` for a network without a linear head, and what
     `infer` raises.
     """
+    return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)[0]
+
+
+def fit_probe_on_features(
+    model: nn.Module,
+    loader: Loader,
+    precision: torch.dtype,
+    *,
+    weight: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> tuple[Probe, NDArray[np.float32]]:
+    """The same on the model's own device, and the features (m, d) of as many images as `choose_evenly` takes."""
     began = time.perf_counter()
     head = linear_head(model)
     if head is None:
         raise ConfigError("a probe needs a network whose last layer is linear, with a bias; leave the probe out")
-    with _without(model, head), quick(model, loader, device) as body:
-        found, targets = infer(body, loader, device, progress, precision)
-    features, labels = torch.from_numpy(found), torch.from_numpy(targets)
-    if len(labels) <= MANY:
-        features = features.double()
+    features, labels = features_of(model, loader, precision, progress)
+    found = features.numpy().astype(np.float32)
     prior = getattr(head, "prior", None)
     weights, bias, strength, score = fit_logistic(features, labels, head.out_features, prior, weight)
     with torch.no_grad():
@@ -66,7 +77,20 @@ def fit_probe(
         head.bias.copy_(bias)
     loss, accuracy, held_out = score
     error = math.sqrt(accuracy * (1 - accuracy) / held_out) if held_out else math.nan
-    return Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
+    probe = Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
+    return probe, found[choose_evenly(labels.numpy())]
+
+
+def features_of(
+    model: nn.Module, loader: Loader, precision: torch.dtype, progress: Progress | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last layer of `model` gets for the loader's samples (n, d), and their labels, in order.
+
+    In float64 for so few images that it costs nothing.
+    """
+    answers, found = answer_with_features(model, loader, progress, precision)
+    features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
+    return (features.double() if len(labels) <= MANY else features), labels
 
 
 def fit_logistic(
@@ -75,9 +99,11 @@ def fit_logistic(
     classes: int,
     prior: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[torch.Tensor, torch.Tensor, float, tuple[float, float, int]]:
-    """Weights (classes, d) and bias (classes,) for features (n, d), the strength of the L2 penalty that was chosen, and
-    the mean loss and accuracy on held-out images with their number; NaN and 0 where no class has two images.
+    """Weights (classes, d) and bias (classes,) for features (n, d), the one of the `strengths` (falling) of the L2
+    penalty that was chosen, and the mean loss and accuracy on held-out images with their number; NaN and 0 where no
+    class has two images, and where there is nothing to choose.
     """
     centre = features.mean(0)
     mixing = _mixing(features - centre, prior)
@@ -85,22 +111,13 @@ def fit_logistic(
     basis = torch.linalg.svd(points, full_matrices=False).Vh if len(points) < points.shape[1] else None
     points = points if basis is None else points @ basis.T
     weight = None if weight is None else weight.to(points)
-    strength, score = _choose(points, labels, classes, weight)
+    strength, score = strengths[0], (math.nan, math.nan, 0)
+    if len(strengths) > 1:
+        strength, score = _choose(points, labels, classes, weight, strengths)
     solution = _minimise(points, labels, classes, strength, weight)
     inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
     weights = inner @ mixing.T
     return weights, solution[:, -1] - weights @ centre, strength, score
-
-
-@contextmanager
-def _without(model: nn.Module, head: nn.Module) -> Iterator[None]:
-    """The network answers with the features that its head would get."""
-    name = next(name for name, module in model.named_modules() if module is head)
-    model.set_submodule(name, nn.Identity())
-    try:
-        yield
-    finally:
-        model.set_submodule(name, head)
 
 
 def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
@@ -125,25 +142,29 @@ def _length(points: torch.Tensor) -> torch.Tensor:
 
 
 def _choose(
-    points: torch.Tensor, labels: torch.Tensor, classes: int, weight: torch.Tensor | None
+    points: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    weight: torch.Tensor | None,
+    strengths: Sequence[float],
 ) -> tuple[float, tuple[float, float, int]]:
     """The strength of least loss on images that are held out, each class spread evenly over the folds."""
     fold = _folds(labels)
     tried = range(1 if len(labels) > MANY else FOLDS)
     held_out = [fold == number for number in tried if (fold == number).any()]
     if not held_out:
-        return STRENGTHS[len(STRENGTHS) // 2], (math.nan, math.nan, 0)
-    sums = torch.zeros(len(STRENGTHS), 2)
+        return strengths[len(strengths) // 2], (math.nan, math.nan, 0)
+    sums = torch.zeros(len(strengths), 2)
     for out in held_out:
         start = None
-        for row, strength in zip(sums, STRENGTHS, strict=True):
+        for row, strength in zip(sums, strengths, strict=True):
             start = _minimise(points[~out], labels[~out], classes, strength, weight, start)
             logits = points[out] @ start[:, :-1].T + start[:, -1]
             row[0] += F.cross_entropy(logits, labels[out], reduction="sum")
             row[1] += (logits.argmax(1) == labels[out]).sum()
     best = int(sums[:, 0].argmin())
     n = int(torch.stack(held_out).sum())
-    return STRENGTHS[best], (float(sums[best, 0]) / n, float(sums[best, 1]) / n, n)
+    return strengths[best], (float(sums[best, 0]) / n, float(sums[best, 1]) / n, n)
 
 
 def _folds(labels: torch.Tensor) -> torch.Tensor:

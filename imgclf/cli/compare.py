@@ -1,0 +1,147 @@
+"""`imgclf compare`: which of two runs is better, and on which images they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import Json
+from imgclf.cli.runs import HEADER, cells
+from imgclf.cli.show import WHOLE
+from imgclf.errors import DataError, ImgclfError
+from imgclf.run import ROOT
+
+if TYPE_CHECKING:
+    from imgclf.data.source import Pixels, Source
+    from imgclf.evaluation.compare import Change, Comparison
+
+SHOWN = 10  # images of each kind
+MOST = 50  # images of a picture
+UNSURE = 0.05
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or its name.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False)],
+    runs: Annotated[Path, typer.Option(help="Where runs are that are given by their names.")] = ROOT,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help=f"Make a picture of the images that changed, up to {MOST}.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare two runs on the same test images: accuracy, settings, and the images that changed.
+
+    [dim]imgclf compare photos-resnet18-1 photos-resnet50-1[/dim]
+    """
+    if picture is not None:
+        console.require_output(picture, console.PICTURES, "--picture")
+    with console.waiting("loading"):
+        from imgclf.evaluation.compare import compare_runs
+
+        result = compare_runs(a, b, runs=runs)
+    drawn = None if picture is None else _draw(result, picture)
+    if json:
+        console.show_json({**result.to_dict(), "picture": None if drawn is None else str(drawn)})
+        return
+    _show(result)
+    if drawn is not None:
+        console.show(f"picture: {drawn}")
+
+
+def _show(result: Comparison) -> None:
+    console.show_table(("", *HEADER), [("a", *cells(result.a)), ("b", *cells(result.b))])
+    console.show()
+    paired, (low, high) = result.paired, result.paired.interval
+    console.show(
+        f"b − a:  {_points(paired.difference)} points, 95 % interval {_points(low)} to {_points(high)}, on the same "
+        f"{console.plural(paired.n, 'image')}"
+    )
+    console.show(
+        f"right:  both {paired.both:,}, only a {paired.only_a:,}, only b {paired.only_b:,}, neither {paired.neither:,}"
+        f"; McNemar's exact test: p {_p(paired.p_value)}"
+    )
+    console.show(f"so:     {_verdict(result)}")
+    for title, differences in (("setting", result.settings), ("not the same", result.surroundings)):
+        if differences:
+            console.show()
+            console.show_table((title, "a", "b"), [(name, *map(_word, pair)) for name, pair in differences.items()])
+    _show_changed("wrong in a, right in b", result.fixed)
+    _show_changed("right in a, wrong in b", result.broken)
+
+
+def _verdict(result: Comparison) -> str:
+    if result.paired.p_value >= UNSURE:
+        return f"these {console.plural(result.paired.n, 'image')} don't tell which of the two is better"
+    return f"{'b' if result.paired.difference > 0 else 'a'} is better on images like these"
+
+
+def _show_changed(title: str, changes: Sequence[Change]) -> None:
+    if not changes:
+        return
+    console.show()
+    more = f" (all of them: --json), the first {SHOWN}" if len(changes) > SHOWN else ""
+    console.show(f"{title}: {console.plural(len(changes), 'image')}{more}")
+    rows = [(change.path, change.true, change.a, change.b) for change in changes[:SHOWN]]
+    console.show_table(("image", "is", "a said", "b said"), rows)
+
+
+def _draw(result: Comparison, path: Path) -> Path | None:
+    """A picture of the images that changed, those that b gets right first; None where there is none to show."""
+    from imgclf.data.prepare import require_outside
+    from imgclf.pictures import save_grid
+    from imgclf.plan import labelled_source
+    from imgclf.run import open_run
+
+    source = labelled_source(None, open_run(Path(result.a.path)))
+    require_outside(path, source)
+    better = max(MOST // 2, MOST - len(result.broken))
+    chosen = [*result.fixed[:better], *result.broken][:MOST]
+    shown, gone = [], []
+    for change in chosen:
+        try:
+            shown.append((_pixels(source, change), change))
+        except ImgclfError as error:
+            gone.append(str(error))
+    if gone:
+        console.warn(f"{console.plural(len(gone), 'image')} can't be shown:")
+        console.say_list(gone)
+    if not shown:
+        console.say("there is no image that changed to show, so there is no picture")
+        return None
+    if len(chosen) < len(result.changed):
+        console.say(f"the picture shows {len(shown)} of the {len(result.changed):,} images that changed")
+    save_grid(
+        [pixels for pixels, _ in shown],
+        [f"{change.a} → {change.b}" for _, change in shown],
+        path,
+        ["green" if change.better else "red" for _, change in shown],
+    )
+    return path
+
+
+def _pixels(source: Source, change: Change) -> Pixels:
+    """The image as it was tested."""
+    from imgclf.data.source import Sample
+    from imgclf.pictures import sample_pixels
+
+    if change.content and source.reader.digest(change.path) != change.content:
+        raise DataError(f"{change.path} is not what it was")
+    (pixels,) = sample_pixels(source, [Sample(change.path, change.true, sha256=change.content)], WHOLE, augmented=False)
+    return pixels
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
+def _word(value: object) -> object:
+    return "×".join(map(str, value)) if isinstance(value, list) else value

@@ -1,0 +1,196 @@
+"""`imgclf explain`: where in an image a class is, and what the network's layers make of the image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._inputs import Images, expand, load_classifier
+from imgclf.cli._options import Device, Json, Model, choices
+from imgclf.specs import EXPLAIN_METHODS
+
+if TYPE_CHECKING:
+    from imgclf.classifier import Classifier
+    from imgclf.data.source import Pixels, Sample, Source
+
+    Naming = Callable[[str, str], Path]
+
+FOLDER = Path("explanations")
+AT_ONCE = 16  # images in memory together
+PLAIN_SIDE = 224  # of an image that no model looks at, at most
+
+
+def explain(
+    images: Images,
+    method: Annotated[str, typer.Option(help=f"One of {choices(EXPLAIN_METHODS)}.")] = EXPLAIN_METHODS[0],
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Explain this class, not the likeliest.", show_default=False)
+    ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Classic and learnt kernels, and what they make of the image.")
+    ] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="The feature maps of each stage of the network.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder for the pictures.")] = FOLDER,
+    model: Model = None,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Make a picture of what in an image speaks for the class. An image that can't be read is named."""
+    from imgclf._registry import unknown_name
+    from imgclf.errors import ConfigError
+
+    if method not in EXPLAIN_METHODS:
+        raise unknown_name("method", method, list(EXPLAIN_METHODS))
+    views = [name for name, wanted in (("kernels", kernels), ("layers", layers)) if wanted]
+    if views and (class_ is not None or method != EXPLAIN_METHODS[0]):
+        raise ConfigError(f"--{views[0]} looks at layers, whatever the class is; leave out --class and --method")
+    paths = list(expand(images))
+    if not paths:
+        raise ConfigError("there are no images to explain: name files, folders or globs")
+    classifier = None if views == ["kernels"] and _is_without_model(model) else load_classifier(model, device)
+
+    from imgclf.inputs import inputs_source
+
+    source = inputs_source(paths)
+    _require_own_folder(out, paths, source, classifier)
+    picture_of = _naming(out)
+    rows: Iterator[dict[str, Any]]
+    if views:
+        rows = (row for sample in source.samples for row in _looked_at(source, sample, views, classifier, picture_of))
+    else:
+        assert classifier is not None
+        rows = _explained(source, classifier, method, class_, picture_of)
+    _report(rows, len(source) * max(1, len(views)), json)
+
+
+def _explained(
+    source: Source, classifier: Classifier, method: str, label: str | None, picture_of: Naming
+) -> Iterator[dict[str, Any]]:
+    """A row for each image, whose picture is written then."""
+    from imgclf.pictures import save_explanation
+
+    for start in range(0, len(source), AT_ONCE):
+        part = source.with_samples(source.samples[start : start + AT_ONCE])
+        for explanation in classifier.explain(part, method=method, label=label):
+            picture = None
+            if explanation.heat is not None:
+                picture = picture_of(explanation.path, method)
+                save_explanation(explanation, picture)
+                if not explanation.heat.any():
+                    console.warn(
+                        f"{explanation.path}: nothing in it speaks for {explanation.label}, so there is no heat"
+                    )
+            yield _row(picture, **explanation.to_dict())
+
+
+def _looked_at(
+    source: Source, sample: Sample, views: Sequence[str], classifier: Classifier | None, picture_of: Naming
+) -> Iterator[dict[str, Any]]:
+    """A row for each view of an image, whose picture is written then."""
+    from imgclf.data.images import BadImage
+    from imgclf.evaluation.kernels import first_convolution, save_kernels, save_stages, stage_maps
+
+    for view in views:
+        picture, error = None, None
+        try:
+            pixels = _pixels(source, sample, classifier)
+        except BadImage as bad:
+            error = bad.reason
+        else:
+            picture = picture_of(sample.ref, view)
+            if view == "layers" and classifier is not None:
+                save_stages(stage_maps(classifier.model_, pixels, classifier.recipe_), sample.ref, picture)
+            else:
+                learnt = None
+                if classifier is not None:
+                    learnt = first_convolution(classifier.model_, pixels, classifier.recipe_)
+                save_kernels(pixels, sample.ref, picture, learnt)
+        yield _row(picture, path=sample.ref, method=view, error=error)
+
+
+def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pixels:
+    """What the model sees of an image or, without a model, the image no larger than a picture of it needs to be."""
+    from imgclf.pictures import sample_pixels
+    from imgclf.transforms.pixels import resize
+
+    if classifier is not None:
+        return sample_pixels(source, [sample], classifier.recipe_, augmented=False)[0]
+    pixels = source.open(sample.ref)
+    height, width = pixels.shape[:2]
+    scale = min(1, PLAIN_SIDE / max(height, width))
+    return resize(pixels, (max(3, round(height * scale)), max(3, round(width * scale))), "bicubic")
+
+
+def _naming(out: Path) -> Naming:
+    """What gives each picture of this command a name of its own."""
+    from imgclf.pictures import free_path
+
+    taken: set[Path] = set()
+
+    def name(image: str, kind: str) -> Path:
+        path = free_path(out, image, kind, taken)
+        taken.add(path)
+        return path
+
+    return name
+
+
+def _is_without_model(model: str | None) -> bool:
+    """Whether there is nothing but the classic kernels to show, which is said."""
+    from imgclf.errors import ModelFileError
+    from imgclf.run import find_model
+
+    if model is not None:
+        return False
+    try:
+        find_model()
+    except ModelFileError as error:
+        console.say(f"the classic kernels alone, without learnt ones: {error}", "dim")
+        return True
+    return False
+
+
+def _require_own_folder(out: Path, paths: Sequence[str], source: Source, classifier: Classifier | None) -> None:
+    """Raise an error for a folder of pictures that lies in one of images, or in the data that the model learnt from."""
+    from imgclf._files import printable
+    from imgclf.data.prepare import require_outside
+    from imgclf.errors import ConfigError
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out is {printable(str(out))!r}, a file; expected a folder")
+    run = None if classifier is None else classifier.run_
+    learnt_from = [] if run is None else [run.info.get("source"), run.info.get("location")]
+    for folder in filter(os.path.isdir, filter(None, (*paths, *learnt_from))):
+        require_outside(out, replace(source, location=folder))
+
+
+def _row(picture: Path | None, **values: Any) -> dict[str, Any]:
+    empty = {"path": None, "label": None, "confidence": None, "method": None, "picture": picture and str(picture)}
+    return {**empty, "error": None, **values}
+
+
+def _report(rows: Iterator[dict[str, Any]], count: int, json: bool) -> None:
+    """Show what was made, as a table or as JSON lines; the command ends with 1 where something was not."""
+    cells: list[list[object]] = []
+    failed = 0
+    with console.progress("explaining") as progress:
+        for done, row in enumerate(rows, 1):
+            failed += row["error"] is not None
+            if json:
+                console.show_json(row)
+            else:
+                sure = None if row["confidence"] is None else console.percent(row["confidence"])
+                label = "error" if row["error"] else row["label"]
+                cells.append([row["path"], label, sure, row["error"] or row["picture"]])
+            progress(done, count)
+    if not json:
+        console.show_table(["image", "class", "sure", "picture"], cells)
+    if failed:
+        console.warn(f"{console.plural(failed, 'picture')} of {count:,} could not be made")
+        raise typer.Exit(1)

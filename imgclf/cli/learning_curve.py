@@ -1,0 +1,119 @@
+"""`imgclf learning-curve`: would more images help?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import (
+    Arch,
+    Config,
+    Epochs,
+    Json,
+    Out,
+    RecipeName,
+    Seed,
+    Size,
+    Split,
+    TrainDataDir,
+    TrainDevice,
+    Weights,
+)
+from imgclf.cli.train import changes_of
+
+if TYPE_CHECKING:
+    from imgclf.evaluation.curves import Estimate, LearningCurve
+
+
+def learning_curve(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="What would be trained on, as for train.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Train the network itself each time, not a linear head on its features.")
+    ] = False,
+    arch: Arch = None,
+    recipe: RecipeName = None,
+    config: Config = None,
+    weights: Weights = None,
+    size: Size = None,
+    epochs: Epochs = None,
+    split: Split = None,
+    seed: Seed = None,
+    device: TrainDevice = None,
+    data_dir: TrainDataDir = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Show the accuracy with 10 to 100 % of the training images, and what twice as many would bring."""
+    own = ("data", "full", "out", "json")
+    given = {key: value for key, value in locals().items() if value is not None and key not in (*own, "own")}
+    path = console.picture_path(out, "learning-curve.png")
+    console.catch_termination()
+    with console.waiting("loading"):
+        from imgclf.cli._learning import CurveView
+        from imgclf.data.open import open_source
+        from imgclf.data.prepare import require_outside
+        from imgclf.learning import learning_curve as measure
+        from imgclf.pictures import save_learning_curve
+
+    changes = changes_of(given)
+    require_outside(path, open_source(data, data_dir=changes["data"].get("data_dir")))
+    view = CurveView(full=full)
+    with view.progress:
+        curve = measure(data, changes, recipe=recipe, full=full, callbacks=[view])
+    save_learning_curve(curve, path)
+    if json:
+        console.show_json({**curve.to_dict(), "picture": str(path)})
+        return
+    _show(curve)
+    console.show(f"picture: {path}")
+
+
+def _show(curve: LearningCurve) -> None:
+    law, images = curve.law, curve.points[-1].images
+    rows = [(f"{p.images:,}", console.percent(p.accuracy), _range(*p.interval), p.draws) for p in curve.points]
+    console.show_table(("images", "accuracy", "95 % interval", "draws"), rows)
+    console.show()
+    console.show(f"law:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
+    gain, doubled = curve.gain, curve.doubled
+    if not curve.lawful:
+        console.show("more:    the points don't follow the law, so what more images would bring can't be told from it")
+    elif 100 * gain.high < 0.05:
+        console.show(f"more:    {2 * images:,} images, twice as many, would bring nothing that counts")
+    else:
+        console.show(
+            f"more:    {2 * images:,} images, twice as many, would bring about {_gain(gain)} points, to "
+            f"{console.percent(doubled.value)} ({_range(doubled.low, doubled.high)})"
+        )
+    if not curve.full:
+        console.show()
+        console.show_table(
+            ("class", "images", "recall", "twice as many: recall", "accuracy"),
+            [
+                (
+                    row.name,
+                    f"{row.images:,}",
+                    None if row.recall is None else console.percent(row.recall),
+                    _told(row.recall_gain),
+                    _told(row.accuracy_gain),
+                )
+                for row in curve.classes
+            ],
+        )
+        console.show()
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.1f}–{100 * high:.1f}"
+
+
+def _gain(gain: Estimate) -> str:
+    value, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in (gain.value, gain.low, gain.high))
+    return f"{value} ({low} to {high})"
+
+
+def _told(gain: Estimate | None) -> str | None:
+    if gain is None:
+        return None
+    return _gain(gain) if gain.told else f"can't be told {_gain(gain).partition(' ')[2]}"

@@ -1,0 +1,74 @@
+"""`imgclf runs`: what was trained so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import Json, choices
+from imgclf.run import ROOT
+from imgclf.runlist import FILTERS, SORTS, RunEntry
+
+HEADER = ("run", "data", "arch", "recipe", "accuracy", "95 % interval", "of", "seconds", "MB", "status")
+
+
+def runs(
+    folder: Annotated[Path, typer.Option("--runs", help="Where the run folders are.")] = ROOT,
+    sort: Annotated[str, typer.Option(help=f"By what: {choices(SORTS)}.")] = "number",
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help=f"Only runs with this text, or KEY=PATTERN as arch=resnet*, KEY being {choices(FILTERS)}.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the runs with their accuracy, time and size; the newest stands last.
+
+    [dim]imgclf runs --filter data=cifar10 --sort accuracy[/dim]
+    """
+    from imgclf.errors import ConfigError
+    from imgclf.runlist import filtered, list_entries, ordered
+
+    if folder != ROOT and not folder.is_dir():
+        raise ConfigError(f"--runs is {str(folder)!r}; expected the folder that holds run folders")
+    entries, damaged = list_entries(folder)
+    shown = ordered(entries, sort)
+    for text in condition or ():
+        shown = filtered(shown, text)
+    if damaged:
+        console.warn(f"{console.plural(len(damaged), 'run')} left out, as run.json can't be read:")
+        console.say_list(map(str, damaged))
+    if json:
+        console.show_json({"runs": [entry.to_dict() for entry in shown]})
+        return
+    if not entries:
+        console.say(f"there are no runs under {folder.absolute()}: train one (imgclf train DATA)")
+    elif not shown:
+        console.say(f"none of {console.plural(len(entries), 'run')} is like that")
+    else:
+        console.show_table(("", *HEADER), [("*" if entry.default else "", *cells(entry)) for entry in shown])
+        if any(entry.default for entry in shown):
+            console.say("* what predict, evaluate and other commands take without --model", "dim")
+
+
+def cells(entry: RunEntry) -> tuple[object, ...]:
+    """A run as a row of a table, see `HEADER`."""
+    low, high = entry.interval or (None, None)
+    return (
+        entry.name,
+        entry.data,
+        entry.arch,
+        entry.recipe,
+        None if entry.accuracy is None else console.percent(entry.accuracy),
+        None if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
+        None if entry.n is None else f"{entry.n:,} {entry.part}",
+        None if entry.seconds is None else f"{entry.seconds:,.0f}",
+        None if entry.size is None else f"{entry.size / 1e6:,.1f}",
+        entry.status,
+    )

@@ -1,0 +1,239 @@
+"""Two runs side by side on the same test images: how far they differ, and on which images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imgclf._files import printable
+from imgclf.errors import DataError
+from imgclf.evaluation.answers import Answers, read_answers
+from imgclf.evaluation.intervals import wilson_interval
+from imgclf.run import ANSWERS, CONFIG, ROOT, Run, find_run, read_config
+from imgclf.runlist import RunEntry, entry_of
+
+Differences = Mapping[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How many of the same images two models get right: `both`, `only_a`, `only_b` or `neither`."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        """How many images there are."""
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def difference(self) -> float:
+        """The accuracy of b minus that of a."""
+        return (self.only_b - self.only_a) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference, by method 10 of Newcombe 1998 (Statistics in Medicine 17, 2635–2650):
+        the Wilson intervals of the two accuracies, put together by how the models agree."""
+        a, b = self.both + self.only_a, self.both + self.only_b
+        (low_a, high_a), (low_b, high_b) = wilson_interval(a, self.n), wilson_interval(b, self.n)
+        down_a, up_a, down_b, up_b = a / self.n - low_a, high_a - a / self.n, b / self.n - low_b, high_b - b / self.n
+        agreement = 2 * self._agreement
+        low = self.difference - math.sqrt(max(0.0, down_b**2 - agreement * down_b * up_a + up_a**2))
+        high = self.difference + math.sqrt(max(0.0, up_b**2 - agreement * up_b * down_a + down_a**2))
+        return low, high
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test: how often models that are equally good would differ at least as much by chance."""
+        from scipy.stats import binomtest
+
+        discordant = self.only_a + self.only_b
+        return float(binomtest(self.only_a, discordant).pvalue) if discordant else 1.0
+
+    @property
+    def _agreement(self) -> float:
+        """The correlation of right and wrong, with a correction for continuity where it is positive."""
+        a, b = self.both + self.only_a, self.both + self.only_b
+        scale = math.sqrt(a * (self.n - a) * b * (self.n - b))
+        if scale == 0:
+            return 0.0
+        excess = self.both * self.neither - self.only_a * self.only_b
+        return (excess if excess <= 0 else max(0.0, excess - self.n / 2)) / scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        figures = {name: getattr(self, name) for name in ("n", "difference", "interval", "p_value")}
+        return {**asdict(self), **figures, "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Change:
+    """An image that one of two models gets right: its `path`, the sha256 of its `content`, its `true` class, and what
+    each model calls it."""
+
+    path: str
+    content: str
+    true: str
+    a: str
+    b: str
+
+    @property
+    def better(self) -> bool:
+        """Whether it is b that is right."""
+        return self.b == self.true
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, `a` and `b`, by their answers to the same test images, which `digest` stands for.
+
+    `changed` are the images that one of them gets right. `settings` maps what differs in their configurations to the
+    values of a and b (None where there is none), `surroundings` what differs in versions, machine and first weights.
+    """
+
+    a: RunEntry
+    b: RunEntry
+    paired: Paired
+    changed: tuple[Change, ...] = field(repr=False)
+    settings: Differences
+    surroundings: Differences
+    digest: str
+
+    @property
+    def fixed(self) -> tuple[Change, ...]:
+        """The images that a gets wrong and b right."""
+        return tuple(change for change in self.changed if change.better)
+
+    @property
+    def broken(self) -> tuple[Change, ...]:
+        """The images that a gets right and b wrong."""
+        return tuple(change for change in self.changed if not change.better)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form."""
+        return {
+            "a": self.a.to_dict(),
+            "b": self.b.to_dict(),
+            **self.paired.to_dict(),
+            "fixed": [asdict(change) for change in self.fixed],
+            "broken": [asdict(change) for change in self.broken],
+            "settings": {name: list(pair) for name, pair in self.settings.items()},
+            "surroundings": {name: list(pair) for name, pair in self.surroundings.items()},
+            "digest": self.digest,
+        }
+
+
+def compare_runs(
+    a: str | os.PathLike[str], b: str | os.PathLike[str], *, runs: str | os.PathLike[str] = ROOT
+) -> Comparison:
+    """Compare two runs, given as folders or as names under `runs`, by their answers to the same test images.
+
+    Classes are matched by name, images by content. Raises `UnknownName` or `DataError` for what is no run, and
+    `DataError` for a run without answers and where the classes or the test images are not the same.
+    """
+    first, second = find_run(a, Path(runs)), find_run(b, Path(runs))
+    answers = _answers_of(first), _answers_of(second)
+    _require_same_images(first, second, *answers)
+    paired, changed = compare_answers(*answers)
+    surroundings = _different(_surroundings(first), _surroundings(second))
+    return Comparison(
+        a=_tested(first, answers[0]),
+        b=_tested(second, answers[1]),
+        paired=paired,
+        changed=changed,
+        settings=_different(_settings(first), _settings(second)),
+        surroundings=surroundings,
+        digest=answers[0].digest,
+    )
+
+
+def compare_answers(a: Answers, b: Answers) -> tuple[Paired, tuple[Change, ...]]:
+    """How two models do on the same images, which may stand in another order, and the images that one gets right."""
+    rows = list(zip(_rows(a), _rows(b), strict=True))
+    right = np.array([(mine == true, theirs == true) for (true, mine, *_), (_, theirs, *_) in rows])
+    both, only_a = int(right.all(1).sum()), int((right[:, 0] & ~right[:, 1]).sum())
+    only_b = int((right[:, 1] & ~right[:, 0]).sum())
+    changed = [
+        Change(path, content, true, mine, theirs)
+        for (true, mine, path, content), (_, theirs, *_) in rows
+        if (mine == true) != (theirs == true)
+    ]
+    changed.sort(key=lambda change: change.path)
+    return Paired(both, only_a, only_b, len(rows) - both - only_a - only_b), tuple(changed)
+
+
+def _rows(answers: Answers) -> Iterator[tuple[str, str, str, str]]:
+    """The true class, the answer, the name and the content of each image, in an order that depends on the images."""
+    names = [answers.classes[index] for index in answers.targets.tolist()]
+    called = [answers.classes[index] for index in answers.predicted.tolist()]
+    rows = zip(names, called, answers.refs, answers.contents, strict=True)
+    return iter(sorted(rows, key=lambda row: (row[3] or row[2], row[0], row[2])))
+
+
+def _answers_of(run: Run) -> Answers:
+    if not (run.path / ANSWERS).exists():
+        raise DataError(
+            f"{printable(str(run.path))} holds no answers to test images ({ANSWERS}): write them with "
+            f"`imgclf evaluate --model {printable(str(run.path))}`"
+        )
+    return read_answers(run.path / ANSWERS)
+
+
+def _require_same_images(a: Run, b: Run, first: Answers, second: Answers) -> None:
+    strangers = [f"{printable(str(a.path))} alone: {printable(name)}" for name in first.classes]
+    strangers = [line for line, name in zip(strangers, first.classes, strict=True) if name not in second.classes]
+    others = [name for name in second.classes if name not in first.classes]
+    strangers += [f"{printable(str(b.path))} alone: {printable(name)}" for name in others]
+    if strangers:
+        raise DataError("the two runs don't tell the same classes apart, so they can't be compared", strangers)
+    if first.digest != second.digest:
+        raise DataError(
+            "the two runs were tested on different images, so they can't be compared; train with the same test part: "
+            f"--split {printable(str(a.path))}/split.csv",
+            [
+                f"{printable(str(run.path))}: {len(answers):,} images, digest {answers.digest}"
+                for run, answers in ((a, first), (b, second))
+            ],
+        )
+
+
+def _tested(run: Run, answers: Answers) -> RunEntry:
+    """The run with the figures of its answers."""
+    hits, n = int((answers.predicted == answers.targets).sum()), len(answers)
+    return replace(entry_of(run), part="test", n=n, accuracy=hits / n, interval=wilson_interval(hits, n))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What the run was asked to do, the keys of tables joined by dots."""
+    values, source = read_config(run.path / CONFIG)
+    return {"source": source, **dict(_flat(values))}
+
+
+def _surroundings(run: Run) -> dict[str, Any]:
+    """What the run started from, and what it was trained with and on."""
+    weights = run.info.get("weights") or {}
+    facts = {**(run.info.get("versions") or {}), **(run.info.get("machine") or {})}
+    return {"weights": weights.get("source"), **facts}
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield above + key, value
+
+
+def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> Differences:
+    names = [*a, *(name for name in b if name not in a)]
+    return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}

@@ -1,0 +1,268 @@
+"""The learning curve: how the error falls with the number of training images, and what more of them would bring.
+
+The law is error = a · n^−b + c with a, c ≥ 0 (Hestness et al. 2017, arXiv:1712.00409). Its uncertainty comes from the
+held-out images, which are resampled, and from the choice of the training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf.evaluation.intervals import wilson_interval
+
+EXPONENTS = np.linspace(0.05, 1.5, 59)
+SAMPLES = 2000  # of the bootstrap
+SMOOTHNESS = 33  # places at which the law is drawn
+PARAMETERS = FEWEST = 3  # of a law, and so the fewest sizes that it can be fitted to
+CONFIDENCE = 95
+UNLIKELY = 0.01
+
+Wrong = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval leaves no doubt about the sign."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The accuracy (0…1) that `images` training images bring, `fraction` of all, the mean over `draws` of them; its
+    `interval` is for the number of held-out images."""
+
+    fraction: float
+    images: int
+    draws: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The error (0…1) after n training images: `scale` · n^−`exponent` + `floor`."""
+
+    scale: float
+    exponent: float
+    floor: float
+
+    def error(self, images: float) -> float:
+        """The error after so many training images."""
+        return float(self.scale * images**-self.exponent + self.floor)
+
+
+@dataclass(frozen=True)
+class Band:
+    """The law as a line: numbers of images, and the accuracy there with the ends of its interval."""
+
+    images: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """What twice as many training images of one class would bring: to the accuracy over all classes and to the `recall`
+    of its own, which is now that of `images` training images. None where that was not measured."""
+
+    name: str
+    images: int
+    recall: float | None
+    accuracy_gain: Estimate | None
+    recall_gain: Estimate | None
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Accuracy on `held_out` images by the number of training images; `full` says that the network itself was trained
+    each time, and not a linear head on frozen features.
+
+    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is. `misfit`
+    is how often points that follow the law would lie at least as far from it by chance: where it is low, the law tells
+    nothing of more images.
+    """
+
+    data: str
+    arch: str
+    full: bool
+    held_out: int
+    points: tuple[CurvePoint, ...]
+    law: PowerLaw
+    doubled: Estimate
+    gain: Estimate
+    misfit: float
+    classes: tuple[ClassGain, ...]
+    seconds: float
+    band: Band = field(repr=False)
+
+    @property
+    def lawful(self) -> bool:
+        """Whether the points follow the law well enough to go by it."""
+        return self.misfit >= UNLIKELY
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FittedLaw:
+    """A law, and what other held-out and training images might have made of it: one row (scale, exponent, floor) of
+    `samples` for each, with the held-out images that it counts (`weights`, one row each)."""
+
+    law: PowerLaw
+    samples: Numbers = field(repr=False)
+    weights: Numbers = field(repr=False)
+    misfit: float
+
+    def errors(self, images: float) -> Numbers:
+        """The error after so many training images by each of the samples."""
+        scale, exponent, floor = self.samples.T
+        return np.asarray(scale * images**-exponent + floor)
+
+    def at(self, images: float) -> Estimate:
+        """The accuracy after so many training images."""
+        return estimate(1 - self.law.error(images), 1 - self.errors(images))
+
+    def gain(self, images: float) -> Estimate:
+        """How much more accuracy twice as many training images would bring."""
+        value = self.law.error(images) - self.law.error(2 * images)
+        return estimate(value, self.errors(images) - self.errors(2 * images))
+
+    def band(self, first: float, last: float) -> Band:
+        """The law between two numbers of images."""
+        places = np.geomspace(first, last, SMOOTHNESS)
+        found = [self.at(images) for images in places]
+        return Band(
+            tuple(places.tolist()),
+            tuple(place.value for place in found),
+            tuple(place.low for place in found),
+            tuple(place.high for place in found),
+        )
+
+
+def estimate(value: float, samples: Numbers) -> Estimate:
+    """A figure with the interval that samples of it tell."""
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(samples, [tail, 100 - tail])
+    return Estimate(float(value), float(low), float(high))
+
+
+def curve_point(fraction: float, images: int, wrong: Wrong) -> CurvePoint:
+    """A point of the curve; `wrong` (draws, held-out images) says which of them were called something else."""
+    draws, n = wrong.shape
+    accuracy = float(1 - wrong.mean())
+    return CurvePoint(fraction, images, draws, accuracy, wilson_interval(round(accuracy * n), n))
+
+
+def fit_law(images: Sequence[int], wrong: Sequence[Wrong], total: int | None = None, seed: int = 0) -> FittedLaw:
+    """The law through the mean errors at some numbers of training images out of `total`.
+
+    `wrong` holds for each number which of the held-out images were called something else, (draws, held-out images).
+    Points are weighted by their variance: binomial for the held-out images, and that of the draws. Two draws of the
+    fraction f of all images have f of them in common, so that their mean is no better than one of all images is.
+    """
+    sizes, n = np.array(images, np.float64), wrong[0].shape[1]
+    fractions = sizes / (total or images[-1])
+    spread = _spread(sizes, fractions, wrong)
+    draws = np.array([len(rows) for rows in wrong])
+    noise = spread / sizes * (fractions + (1 - fractions) / draws)
+    means = np.stack([rows.mean(0) for rows in wrong])
+    errors = means.mean(1)
+    smoothed = (errors * n + 1) / (n + 2)
+    precision = 1 / (smoothed * (1 - smoothed) / n + noise)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, np.full(n, 1 / n), SAMPLES) / n
+    others = np.clip(weights @ means.T + rng.normal(0, np.sqrt(noise), (SAMPLES, len(sizes))), 0, 1)
+    best, *samples = _least_squares(sizes, np.vstack([errors, others]), precision)
+    law = PowerLaw(*map(float, best))
+    distance = float(sum(precision * (errors - [law.error(size) for size in sizes]) ** 2))
+    return FittedLaw(law, np.stack(samples), weights, _misfit(distance, len(sizes) - PARAMETERS))
+
+
+def class_gain(name: str, images: int, more: Wrong, fewer: Wrong, own: NDArray[np.bool_], law: FittedLaw) -> ClassGain:
+    """What twice as many images of a class would bring, as half of them were left out to see what that costs.
+
+    `more` and `fewer` (draws, held-out images) say what was called something else with all of them and with half, `own`
+    which held-out images are of the class. By a law of the curve's exponent b the next doubling brings 2^−b of it.
+    """
+    lost = fewer.mean(0) - more.mean(0)
+    known = too_few(name, images, more, own)
+    recall_gain = _gain(lost, fewer, own, law) if own.any() else None
+    return replace(known, accuracy_gain=_gain(lost, fewer, np.ones_like(own), law), recall_gain=recall_gain)
+
+
+def too_few(name: str, images: int, more: Wrong, own: NDArray[np.bool_]) -> ClassGain:
+    """What is known of a class that has too few images to leave out half of them."""
+    return ClassGain(name, images, float(1 - more[:, own].mean()) if own.any() else None, None, None)
+
+
+def _gain(lost: Numbers, fewer: Wrong, of: NDArray[np.bool_], law: FittedLaw) -> Estimate:
+    """What the next doubling brings to the images `of`, where the last one brought `lost` to each held-out image."""
+    draws = len(fewer)
+    between = fewer[:, of].mean(1).var(ddof=1) if draws > 1 else 0.0
+    weights = law.weights[:, of]
+    counts = weights.sum(1)
+    found = np.divide(weights @ lost[of], counts, out=np.full(len(counts), float(lost[of].mean())), where=counts > 0)
+    rng = np.random.default_rng(draws)
+    noise = rng.normal(0, np.sqrt(between * (1 + 1 / draws)), len(found))
+    return estimate(
+        float(lost[of].mean()) * 2**-law.law.exponent,
+        (found + noise) * 2 ** -law.samples[:, 1],
+    )
+
+
+def _misfit(distance: float, freedom: int) -> float:
+    """How often chance makes the squared distance, in standard deviations, at least as large; 1 where any law fits."""
+    from scipy.stats import chi2
+
+    return float(chi2.sf(distance, freedom)) if freedom > 0 else 1.0
+
+
+def _spread(sizes: Numbers, fractions: Numbers, wrong: Sequence[Wrong]) -> float:
+    """The variance of the error from one set of training images to another, times their number; 0 where no fraction was
+    drawn more than once. Among draws of a fraction f of the same images 1 − f of it is seen."""
+    found = [
+        size * rows.mean(1).var(ddof=1) / (1 - fraction)
+        for size, fraction, rows in zip(sizes, fractions, wrong, strict=True)
+        if len(rows) > 1 and fraction < 1
+    ]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _least_squares(sizes: Numbers, errors: Numbers, precision: Numbers) -> Numbers:
+    """The laws (rows: scale, exponent, floor) nearest to each row of errors (rows, sizes).
+
+    For each exponent of a grid the other two are a linear problem; where one of them would be negative it is 0.
+    """
+    unit = sizes[-1]
+    powers = (sizes / unit) ** -EXPONENTS[:, None]  # (exponents, sizes)
+    total = precision.sum()
+    mean_power = powers @ precision / total
+    mean_error = errors @ precision / total
+    centred = powers - mean_power[:, None]
+    slope = (errors * precision) @ centred.T / (centred**2 @ precision)
+    slope = np.maximum(slope, 0)
+    floor = mean_error[:, None] - slope * mean_power
+    through_zero = (errors * precision) @ powers.T / (powers**2 @ precision)
+    slope, floor = np.where(floor < 0, through_zero, slope), np.maximum(floor, 0)
+    residual = errors[:, None, :] - slope[..., None] * powers - floor[..., None]
+    best = (residual**2 @ precision).argmin(1)
+    rows = np.arange(len(errors))
+    scale = slope[rows, best] * unit ** EXPONENTS[best]
+    return np.column_stack([scale, EXPONENTS[best], floor[rows, best]])

@@ -1,0 +1,146 @@
+"""The list of runs: what each one was, how it ended, and how well it did. Without torch, so that it answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from imgclf.bundle import read_manifest
+from imgclf.errors import ConfigError, ModelFileError
+from imgclf.evaluation.intervals import wilson_interval
+from imgclf.run import INFO, Run, is_held, list_runs
+
+SORTS = ("number", "name", "data", "arch", "recipe", "status", "accuracy", "seconds", "size")
+FILTERS = ("name", "data", "arch", "recipe", "status")
+FALLING = "accuracy"  # the best first; all others rise
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run. `accuracy` (0…1) is that of `n` images of the `part` test or, where there was no test, valid, and
+    `interval` its 95 % interval; `seconds` are those of the whole command, `size` is the model file's in bytes,
+    `recipe` the name of the experiment that it began with. What is not known is None. `default` says that commands
+    without --model take it."""
+
+    path: str
+    number: int
+    status: str
+    data: str | None
+    arch: str | None
+    recipe: str | None
+    created: str | None
+    part: str | None = None
+    n: int | None = None
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    seconds: float | None = None
+    size: int | None = None
+    default: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return Path(self.path).name
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form."""
+        return {"name": self.name, **asdict(self)}
+
+
+def list_entries(root: Path) -> tuple[list[RunEntry], list[Path]]:
+    """The runs in a folder, oldest first, and the run folders whose `run.json` can't be read."""
+    runs = list_runs(root)
+    newest = next((run for run in reversed(runs) if run.model.is_file()), None)
+    entries = [entry_of(run, default=run is newest) for run in runs]
+    return entries, unreadable_runs(root, runs)
+
+
+def entry_of(run: Run, *, default: bool = False) -> RunEntry:
+    """What the list says of one run."""
+    part, figures = _figures(run)
+    n, accuracy = figures.get("n"), figures.get("accuracy")
+    seconds = _within(run.info, "result", "seconds").get("total")
+    arch = run.info.get("arch")
+    members = run.info.get("members")
+    return RunEntry(
+        path=str(run.path),
+        number=run.number,
+        status=_status(run),
+        data=run.info.get("data"),
+        arch=f"{len(members)} × {arch}" if members else arch,
+        recipe=run.info.get("experiment"),
+        created=run.info.get("created"),
+        part=part,
+        n=n,
+        accuracy=accuracy,
+        interval=wilson_interval(round(accuracy * n), n) if accuracy is not None and n else None,
+        seconds=seconds,
+        size=run.model.stat().st_size if run.model.is_file() else None,
+        default=default,
+    )
+
+
+def filtered(entries: Sequence[RunEntry], condition: str) -> list[RunEntry]:
+    """The entries for which a condition holds: `arch=resnet*` (a pattern of the whole) or a text that they contain.
+
+    Case does not matter. Raises `ConfigError` for a key that there is not.
+    """
+    key, equals, pattern = condition.lower().partition("=")
+    if not equals:
+        return [entry for entry in entries if any(fnmatchcase(_text(entry, name), f"*{key}*") for name in FILTERS)]
+    if key not in FILTERS:
+        raise ConfigError(
+            f"--filter is {condition!r}; allowed: a text, or KEY=PATTERN with {', '.join(FILTERS)} as KEY"
+        )
+    return [entry for entry in entries if fnmatchcase(_text(entry, key), pattern)]
+
+
+def ordered(entries: Sequence[RunEntry], key: str) -> list[RunEntry]:
+    """The entries by one of `SORTS`: the highest accuracy first, all others rising; what is not known comes last."""
+    if key not in SORTS:
+        raise ConfigError(f"--sort is {key!r}; allowed: {', '.join(SORTS)}")
+    known = [entry for entry in entries if getattr(entry, key) is not None]
+    known.sort(key=lambda entry: getattr(entry, key), reverse=key == FALLING)
+    return known + [entry for entry in entries if getattr(entry, key) is None]
+
+
+def unreadable_runs(root: Path, runs: Sequence[Run]) -> list[Path]:
+    """The folders that look like runs and are not among those that could be read."""
+    read = {run.path for run in runs}
+    folders = root.iterdir() if root.is_dir() else ()
+    return sorted(f for f in folders if f not in read and not f.name.startswith(".") and (f / INFO).is_file())
+
+
+def _text(entry: RunEntry, key: str) -> str:
+    return str(getattr(entry, key) or "").lower()
+
+
+def _status(run: Run) -> str:
+    """How the run ended; `killed` where it says that it is running and no process holds it."""
+    status = str(run.info.get("status", "–"))
+    return "killed" if status == "running" and not is_held(run) else status
+
+
+def _figures(run: Run) -> tuple[str | None, Mapping[str, Any]]:
+    """The part that the run was judged by, and its figures: as the command wrote them, else as its model file says."""
+    found: Mapping[str, Any] = _within(run.info, "result")
+    if not found and run.model.is_file():
+        try:
+            found = read_manifest(run.model).metrics
+        except ModelFileError:
+            found = {}
+    for part in ("test", "valid"):
+        if figures := _within(found, part):
+            return part, figures
+    return None, {}
+
+
+def _within(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The table below these keys, empty where there is none."""
+    for key in keys:
+        below = values.get(key)
+        values = below if isinstance(below, Mapping) else {}
+    return values

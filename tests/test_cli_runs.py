@@ -1,0 +1,169 @@
+"""`imgclf runs` and `imgclf compare`: what they answer, where, and how they end."""
+
+import json
+import shutil
+import signal
+
+import pytest
+from conftest import save_photos
+from typer.testing import CliRunner
+
+from imgclf.cli import app
+from imgclf.run import ANSWERS, list_runs
+
+TINY = ("--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def done(*args):
+    result = run(*args)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def answer(*args):
+    (line,) = done(*args, "--json").stdout.splitlines()
+    return json.loads(line)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A working folder with two runs on the same photos and one on digits."""
+    root = tmp_path_factory.mktemp("world")
+    save_photos(root / "photos")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGCLF_CACHE", str(root / "cache"))
+        patch.chdir(root)
+        done("train", "photos", *TINY, "--name", "first")
+        done("train", "photos", *TINY, "--name", "second", "--epochs", "12", "--augment", "none")
+        done("train", "digits", "--epochs", "1")
+    signal.signal(signal.SIGTERM, before)
+    return root
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch):
+    """A copy of that folder, as the working folder."""
+    root = shutil.copytree(world, tmp_path / "here", ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_the_list(here):
+    found = answer("runs")["runs"]
+    assert [(row["name"], row["data"], row["arch"], row["recipe"]) for row in found] == [
+        ("first", "photos", "lenet", None),
+        ("second", "photos", "lenet", None),
+        ("digits-lenet-1", "digits", "lenet", "digits"),
+    ]
+    assert [row["default"] for row in found] == [False, False, True]
+    assert [row["n"] for row in found] == [9, 9, 270]
+    for row in found:
+        low, high = row["interval"]
+        assert low <= row["accuracy"] <= high
+        assert row["seconds"] > 0
+        assert row["size"] == (here / row["path"] / "model.safetensors").stat().st_size
+
+
+def test_the_table_marks_what_predict_takes(here):
+    result = done("runs")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4
+    assert [line.startswith("*") for line in lines] == [False, False, False, True]
+    assert "* what predict" in result.stderr
+    assert "*" not in done("runs", "--filter", "first").stdout
+
+
+def test_sorted_and_filtered(here):
+    names = [row["name"] for row in answer("runs", "--sort", "accuracy", "--filter", "data=photos")["runs"]]
+    assert names == ["second", "first"]
+    assert [row["name"] for row in answer("runs", "--filter", "lenet", "--filter", "data=dig*")["runs"]] == [
+        "digits-lenet-1"
+    ]
+    nothing = done("runs", "--filter", "resnet")
+    assert (nothing.stdout, nothing.stderr.strip()) == ("", "none of 3 runs is like that")
+    wrong = run("runs", "--sort", "beauty")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+
+
+def test_no_runs_yet(in_folder):
+    result = done("runs")
+    assert result.stdout == ""
+    assert "train one" in result.stderr
+    assert answer("runs") == {"runs": []}
+    assert run("runs", "--runs", "nowhere").exit_code == 2
+
+
+def test_a_broken_run_is_named_and_the_others_are_listed(here):
+    (here / "runs" / "first" / "run.json").write_text("?")
+    result = done("runs")
+    assert "first" not in result.stdout
+    assert "1 run left out" in result.stderr
+    assert "runs/first" in result.stderr
+
+
+def test_two_runs_compared(here):
+    found = answer("compare", "first", "runs/second")
+    assert found["n"] == 9
+    assert found["difference"] == pytest.approx(found["b"]["accuracy"] - found["a"]["accuracy"])
+    assert found["only_b"] == len(found["fixed"])
+    assert found["settings"]["train.epochs"] == [1, 12]
+    assert found["surroundings"] == {}
+    for change in found["fixed"]:
+        assert (here / "photos" / change["path"]).is_file()
+        assert change["b"] == change["true"] != change["a"]
+    text = done("compare", "first", "second").stdout
+    assert "train.epochs" in text
+    assert f"wrong in a, right in b: {len(found['fixed'])} images" in text
+
+
+def test_a_picture_of_what_changed(here):
+    found = answer("compare", "first", "second", "--picture", "changed.png")
+    assert found["picture"] == "changed.png"
+    assert (here / "changed.png").stat().st_size > 5_000
+    same = answer("compare", "first", "first", "--picture", "same.png")
+    assert same["picture"] is None
+    assert not (here / "same.png").exists()
+    assert run("compare", "first", "second", "--picture", "notes.txt").exit_code == 2
+    inside = run("compare", "first", "second", "--picture", "photos/changed.png")
+    assert inside.exit_code == 2
+    assert "never written to" in inside.stderr
+
+
+def test_images_that_are_gone_are_named_and_the_others_are_shown(here):
+    gone = here / "photos" / answer("compare", "first", "second")["fixed"][0]["path"]
+    gone.unlink()
+    result = done("compare", "first", "second", "--picture", "changed.png")
+    assert "1 image can't be shown" in result.stderr
+    assert gone.name in result.stderr
+    assert (here / "changed.png").is_file()
+
+
+def test_other_data_are_refused(here):
+    result = run("compare", "first", "digits-lenet-1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "don't tell the same classes apart" in result.stderr
+    misspelt = run("compare", "first", "secnd")
+    assert misspelt.exit_code == 2
+    assert "did you mean second" in misspelt.stderr
+
+
+def test_a_run_without_answers_says_what_to_do(here):
+    (here / "runs" / "first" / ANSWERS).unlink()
+    result = run("compare", "first", "second")
+    assert result.exit_code == 2
+    assert "imgclf evaluate --model runs/first" in result.stderr
+    done("evaluate", "--model", "runs/first")
+    assert answer("compare", "first", "second")["n"] == 9
+
+
+def test_the_recipe_is_kept(here):
+    assert {run.path.name: run.info["experiment"] for run in list_runs(here / "runs")} == {
+        "first": None,
+        "second": None,
+        "digits-lenet-1": "digits",
+    }

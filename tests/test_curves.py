@@ -1,0 +1,142 @@
+"""The learning curve: the law, its interval, and what more images of a class would bring."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imgclf.evaluation.curves import (
+    ClassGain,
+    Estimate,
+    LearningCurve,
+    PowerLaw,
+    class_gain,
+    curve_point,
+    fit_law,
+    too_few,
+)
+
+SIZES = (100, 200, 400, 800, 1000)
+DRAWS = (5, 5, 3, 2, 1)
+
+
+def measured(law, n=400, seed=0, sizes=SIZES, draws=DRAWS):
+    """What a learner that follows a law gets wrong: hard images take many training images."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.random(n)
+    return [
+        np.stack([np.clip(difficulty + rng.normal(0, 0.01, n), 0, 1) < law.error(size) for _ in range(count)])
+        for size, count in zip(sizes, draws, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("law", [PowerLaw(2.0, 0.5, 0.05), PowerLaw(0.9, 0.25, 0.0), PowerLaw(0.0, 0.5, 0.2)])
+def test_a_law_without_noise_is_found(law):
+    fitted = fit_law(SIZES, measured(law, n=4_000))
+    for size in (*SIZES, 2000):
+        assert fitted.law.error(size) == pytest.approx(law.error(size), abs=0.02)
+    assert fitted.misfit > 0.01
+
+
+def test_the_interval_of_the_gain_holds_the_truth_as_often_as_it_says():
+    law = PowerLaw(2.0, 0.45, 0.05)
+    true = law.error(1000) - law.error(2000)
+    gains = [fit_law(SIZES, measured(law, seed=seed)).gain(1000) for seed in range(60)]
+    assert np.mean([gain.low <= true <= gain.high for gain in gains]) >= 0.9
+    assert np.mean([gain.value for gain in gains]) == pytest.approx(true, abs=0.01)
+
+
+def test_where_nothing_improves_nothing_is_gained():
+    wrong = [np.tile(np.arange(300) < 30, (3, 1)) for _ in SIZES]
+    fitted = fit_law(SIZES, wrong)
+    assert fitted.gain(1000).value == pytest.approx(0, abs=1e-3)
+    assert fitted.at(1000).value == pytest.approx(0.9, abs=1e-3)
+    assert fitted.at(1000).low < 0.88
+    never = fit_law(SIZES, [np.zeros((2, 50), bool) for _ in SIZES])
+    assert (never.law.error(10), never.gain(1000)) == (0.0, Estimate(0.0, 0.0, 0.0))
+
+
+def test_points_that_follow_no_law_are_told():
+    drop = (0.5, 0.5, 0.5, 0.02, 0.02)
+    wrong = [np.tile(np.arange(500) < 500 * share, (1, 1)) for share in drop]
+    assert fit_law(SIZES, wrong).misfit < 0.01
+
+
+def test_the_same_measurement_gives_the_same_law():
+    wrong = measured(PowerLaw(1.0, 0.3, 0.0))
+    one, two = (fit_law(SIZES, wrong) for _ in range(2))
+    assert one.law == two.law
+    assert one.gain(1000) == two.gain(1000)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=5), st.integers(1, 60), st.integers(1, 3))
+def test_any_measurement_gives_a_law_that_never_rises(shares, n, draws):
+    rng = np.random.default_rng(0)
+    sizes = [10 * 2**i for i in range(len(shares))]
+    fitted = fit_law(sizes, [rng.random((draws, n)) < share for share in shares])
+    assert min(fitted.law.scale, fitted.law.floor) >= 0
+    band = fitted.band(sizes[0], 2 * sizes[-1])
+    assert list(band.accuracy) == sorted(band.accuracy)
+    assert (band.images[0], band.images[-1]) == pytest.approx((sizes[0], 2 * sizes[-1]))
+    gain = fitted.gain(sizes[-1])
+    assert 0 <= gain.low <= gain.high <= 1
+    assert 0 <= fitted.misfit <= 1
+
+
+def test_a_point_has_the_mean_of_its_draws():
+    wrong = np.array([[True, False, False, False], [True, True, False, False]])
+    point = curve_point(0.1, 7, wrong)
+    assert (point.images, point.draws, point.accuracy) == (7, 2, 0.625)
+    low, high = point.interval
+    assert low < 0.625 < high
+
+
+def test_a_class_whose_images_matter():
+    fitted = fit_law(SIZES, measured(PowerLaw(2.0, 0.5, 0.05), n=900))
+    own = np.arange(900) < 300
+    more = (np.arange(900) % 10 == 0)[None]  # a tenth of all are wrong
+    fewer = np.stack([more[0] | (own & (np.arange(900) % 5 == turn)) for turn in (1, 2)])
+    gain = class_gain("ant", 100, more, fewer, own, fitted)
+    assert gain.recall == pytest.approx(0.9)
+    assert gain.recall_gain.told
+    assert gain.recall_gain.value == pytest.approx(0.2 * 2**-fitted.law.exponent, abs=0.01)
+    assert gain.accuracy_gain.value == pytest.approx(gain.recall_gain.value / 3)
+    assert gain.accuracy_gain.low <= gain.accuracy_gain.value <= gain.accuracy_gain.high
+
+
+def test_a_class_of_which_nothing_can_be_told():
+    fitted = fit_law(SIZES, measured(PowerLaw(2.0, 0.5, 0.05), n=40))
+    own, more = np.arange(40) < 3, np.zeros((1, 40), bool)
+    fewer = np.zeros((2, 40), bool)
+    fewer[0, 0] = True
+    gain = class_gain("ant", 100, more, fewer, own, fitted)
+    assert not gain.recall_gain.told
+    assert not gain.accuracy_gain.told
+    assert class_gain("bee", 9, more, fewer, np.zeros(40, bool), fitted).recall_gain is None
+    assert too_few("cat", 2, more, own) == ClassGain("cat", 2, 1.0, None, None)
+
+
+def test_the_value_is_json():
+    fitted = fit_law(SIZES, measured(PowerLaw(2.0, 0.5, 0.05)))
+    points = tuple(curve_point(0.5, 10, np.zeros((1, 5), bool)) for _ in SIZES)
+    curve = LearningCurve(
+        data="d",
+        arch="a",
+        full=False,
+        held_out=400,
+        points=points,
+        law=fitted.law,
+        doubled=fitted.at(2000),
+        gain=fitted.gain(1000),
+        misfit=fitted.misfit,
+        classes=(too_few("cat", 2, np.zeros((1, 4), bool), np.ones(4, bool)),),
+        seconds=1.0,
+        band=fitted.band(100, 2000),
+    )
+    value = json.loads(json.dumps(curve.to_dict()))
+    assert value["gain"].keys() == {"value", "low", "high"}
+    assert value["law"].keys() == {"scale", "exponent", "floor"}
+    assert len(value["band"]["images"]) == len(value["band"]["low"])

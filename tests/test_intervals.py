@@ -1,0 +1,96 @@
+"""The intervals of an evaluation's figures."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from imgclf.evaluation.intervals import _bootstrap, evaluation_intervals, wilson_interval
+from imgclf.evaluation.metrics import evaluate_logits
+
+
+def answers(seed, n, k, strength=2.0):
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, k, n)
+    return random.normal(size=(n, k)) + strength * np.eye(k)[targets], targets
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0)],
+)
+def test_wilson_as_published(hits, n, low, high):
+    """The first two and the third are the examples of Newcombe 1998, table I."""
+    assert wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(n=st.integers(1, 500), data=st.data())
+def test_wilson_holds_the_share(n, data):
+    hits = data.draw(st.integers(0, n))
+    low, high = wilson_interval(hits, n)
+    assert 0 <= low <= hits / n <= high <= 1
+    mirrored = wilson_interval(n - hits, n)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high))
+
+
+@given(seed=st.integers(0, 100), n=st.integers(1, 60), k=st.integers(2, 8))
+def test_every_interval_has_an_order_and_its_figure_in_reach(seed, n, k):
+    logits, targets = answers(seed, n, k)
+    found = evaluation_intervals(logits, targets)
+    result = evaluate_logits(logits, targets, [str(i) for i in range(k)])
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss", "top5"):
+        ends = getattr(found, name)
+        assert (ends is None) == (name == "top5" and k <= 5)
+        assert ends is None or ends[0] <= ends[1]
+    assert found.accuracy[0] <= result.accuracy <= found.accuracy[1]
+    assert found == evaluation_intervals(logits, targets)
+
+
+def test_draws_are_scored_as_scikit_learn_does():
+    logits, targets = answers(0, 40, 4)
+    called = logits.argmax(1)
+    drawn = _bootstrap(targets, called, np.arange(40.0), 4)
+    index = np.random.default_rng(0).integers(0, 40, (1000, 40))
+    for draw in (0, 1, 999):
+        truth, said = targets[index[draw]], called[index[draw]]
+        labels = np.unique(truth)
+        assert drawn[0, draw] == pytest.approx(balanced_accuracy_score(truth, said))
+        assert drawn[1, draw] == pytest.approx(f1_score(truth, said, average="macro", labels=labels))
+        assert drawn[2, draw] == pytest.approx(index[draw].mean())
+
+
+def test_they_hold_the_truth_nineteen_times_in_twenty():
+    """Of 300 samples of 100 images each; the limits are four standard errors."""
+    logits, targets = answers(1, 200_000, 3, strength=1.5)
+    truth = evaluate_logits(logits, targets, "abc")
+    held = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "loss"), 0)
+    for start in range(0, 30_000, 100):
+        found = evaluation_intervals(logits[start : start + 100], targets[start : start + 100])
+        for name in held:
+            low, high = getattr(found, name)
+            held[name] += low <= getattr(truth, name) <= high
+    assert all(0.89 < count / 300 <= 1 for count in held.values()), held
+
+
+def test_where_every_answer_is_right_nothing_is_certain():
+    found = evaluation_intervals(10 * np.eye(3)[[0, 1, 2] * 5], np.array([0, 1, 2] * 5))
+    assert found.accuracy == found.balanced_accuracy == found.macro_f1
+    assert 0.79 < found.accuracy[0] < 0.8
+
+
+def test_the_loss_is_that_of_the_temperature():
+    logits, targets = answers(2, 500, 3)
+    for temperature in (0.5, 2.0):
+        low, high = evaluation_intervals(logits, targets, temperature).loss
+        assert low < evaluate_logits(logits / temperature, targets, "abc").loss < high
+
+
+def test_many_images_and_classes_are_quick():
+    logits, targets = answers(0, 10_000, 1_000)
+    began = time.perf_counter()
+    found = evaluation_intervals(logits, targets)
+    assert time.perf_counter() - began < 20  # about one second, on a machine with nothing else to do
+    assert found.top5[1] - found.top5[0] < 0.03

@@ -1,0 +1,119 @@
+"""The list of runs: what is told of each, filtering and sorting."""
+
+import json
+
+import pytest
+
+from imgclf.errors import ConfigError
+from imgclf.evaluation.intervals import wilson_interval
+from imgclf.run import INFO, create_run, held, write_info
+from imgclf.runlist import FILTERS, SORTS, RunEntry, entry_of, filtered, list_entries, ordered
+
+
+def make(root, name="set-lenet", *, accuracy=0.9, n=50, seconds=12.5, model=b"weights", **info):
+    """A run as the command line leaves it."""
+    values = {"data": "set", "arch": "lenet", "status": "done", "experiment": "d1", **info}
+    run = create_run(root, name, values, exact=True)
+    if model:
+        run.model.write_bytes(model)
+    test = None if accuracy is None else {"accuracy": accuracy, "n": n}
+    return write_info(run, result={"test": test, "valid": {"accuracy": 0.5, "n": 4}, "seconds": {"total": seconds}})
+
+
+def entry(name="a", **values):
+    basic = {"path": f"runs/{name}", "number": 1, "status": "done", "data": "d", "arch": "x", "recipe": None}
+    return RunEntry(**{**basic, "created": None, **values})
+
+
+def test_an_entry_tells_what_the_run_was_and_how_it_did(tmp_path):
+    make(tmp_path, "one")
+    (found,), damaged = list_entries(tmp_path)
+    assert damaged == []
+    assert (found.name, found.number, found.data, found.arch) == ("one", 1, "set", "lenet")
+    assert (found.recipe, found.status, found.seconds, found.size) == ("d1", "done", 12.5, len(b"weights"))
+    assert (found.part, found.n, found.accuracy) == ("test", 50, 0.9)
+    assert found.interval == wilson_interval(45, 50)
+    assert json.loads(json.dumps(found.to_dict()))["name"] == "one"
+
+
+def test_without_a_test_part_the_valid_images_tell(tmp_path):
+    found = entry_of(make(tmp_path, accuracy=None))
+    assert (found.part, found.accuracy, found.n) == ("valid", 0.5, 4)
+
+
+def test_what_an_older_or_shorter_run_does_not_say_is_unknown(tmp_path):
+    run = create_run(tmp_path, "old", {"data": "set", "status": "failed"})
+    found = entry_of(run)
+    assert (found.recipe, found.arch, found.accuracy, found.interval, found.seconds, found.size) == (None,) * 6
+    assert found.status == "failed"
+
+
+def test_an_ensemble_says_how_many_networks_it_joins(tmp_path):
+    assert entry_of(make(tmp_path, members=["runs/a", "runs/b"])).arch == "2 × lenet"
+
+
+def test_the_default_is_the_newest_run_with_a_model(tmp_path):
+    for name, model in (("first", b"w"), ("second", b"w"), ("third", b"")):
+        make(tmp_path, name, model=model)
+    assert [(e.name, e.default) for e in list_entries(tmp_path)[0]] == [
+        ("first", False),
+        ("second", True),
+        ("third", False),
+    ]
+
+
+def test_a_run_that_no_process_holds_was_killed(tmp_path):
+    run = make(tmp_path, status="running")
+    with held(run):
+        assert entry_of(run).status == "running"
+    assert entry_of(run).status == "killed"
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    make(tmp_path, "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / INFO).write_text("{")
+    (tmp_path / "something else").mkdir()
+    entries, damaged = list_entries(tmp_path)
+    assert [e.name for e in entries] == ["good"]
+    assert damaged == [tmp_path / "bad"]
+    assert list_entries(tmp_path / "nowhere") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("condition", "names"),
+    [
+        ("data=cifar10", ["a"]),
+        ("data=cifar", []),  # a pattern of the whole
+        ("DATA=Cifar*", ["a"]),
+        ("arch=resnet*", ["a", "b"]),
+        ("resnet", ["a", "b"]),
+        ("res*18", ["a"]),
+        ("photos", ["b"]),
+        ("recipe=", ["a"]),
+        ("status=failed", ["b"]),
+        ("nothing like it", []),
+    ],
+)
+def test_conditions(condition, names):
+    entries = [
+        entry("a", data="cifar10", arch="resnet18"),
+        entry("b", data="photos", arch="resnet50", recipe="probe", status="failed"),
+    ]
+    assert [e.name for e in filtered(entries, condition)] == names
+
+
+def test_a_key_or_an_order_that_there_is_not():
+    with pytest.raises(ConfigError, match=f"'colour=red'; allowed: a text, or KEY=PATTERN .*{FILTERS[0]}"):
+        filtered([], "colour=red")
+    with pytest.raises(ConfigError, match=f"--sort is 'beauty'; allowed: {SORTS[0]}"):
+        ordered([], "beauty")
+
+
+def test_the_best_comes_first_and_the_unknown_last():
+    entries = [entry("a"), entry("b", accuracy=0.5, seconds=9.0), entry("c", accuracy=0.75, seconds=1.0)]
+    assert [e.name for e in ordered(entries, "accuracy")] == ["c", "b", "a"]
+    assert [e.name for e in ordered(entries, "seconds")] == ["c", "b", "a"]
+    assert [e.name for e in ordered(entries, "name")] == ["a", "b", "c"]
+    for key in SORTS:
+        assert sorted(e.name for e in ordered(entries, key)) == ["a", "b", "c"]

@@ -1,0 +1,358 @@
+"""What looks unlike anything in training: the score, the threshold, and how well both work."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from typer.testing import CliRunner
+
+from imgclf import Classifier, combine, fit_ensemble
+from imgclf._tensorfile import with_metadata
+from imgclf.bundle import UNKNOWN_TENSORS, read_manifest
+from imgclf.cli import app
+from imgclf.data.open import open_source
+from imgclf.errors import ConfigError, ModelFileError
+from imgclf.evaluation.unknown import MOST_VALUES, Unknown, choose_evenly, fit_unknown
+from imgclf.models.build import build_model
+from imgclf.models.features import feature_layers, tapped
+from imgclf.specs import ModelSpec, to_dict
+
+CPU = {"train": {"device": "cpu", "precision": "fp32"}}
+STRANGERS = ("8", "9")
+
+
+def blobs(n, seed, d=40, k=3):
+    """Features around k directions, and logits that follow them."""
+    random = np.random.default_rng(seed)
+    middles = 5 * np.random.default_rng(99).normal(size=(k, d))
+    features = middles[random.integers(0, k, n)] + random.normal(size=(n, d))
+    return (features @ middles.T / 20).astype(np.float32), features.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def unknown():
+    return fit_unknown(blobs(300, 0)[1], *blobs(500, 1))
+
+
+def auroc(inside, outside):
+    return float((np.asarray(outside)[:, None] > np.asarray(inside)[None]).mean())
+
+
+def test_what_is_elsewhere_scores_higher(unknown):
+    inside = unknown.scores(*blobs(2000, 2))
+    features = 20 * np.random.default_rng(3).normal(size=(500, 40)).astype(np.float32)
+    outside = unknown.scores(np.zeros((500, 3), np.float32), features)
+    assert auroc(inside, outside) > 0.999
+    assert abs(np.median(inside)) < 1
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2, 0.5])
+def test_the_threshold_refuses_that_share_of_other_images_of_the_kind(unknown, share):
+    refused = (unknown.scores(*blobs(5000, 4)) > unknown.threshold(share)).mean()
+    assert refused == pytest.approx(share, abs=0.01 + share / 4)
+
+
+@given(n=st.integers(1, 60), share=st.floats(0.001, 0.999))
+def test_the_threshold_is_the_conformal_quantile(unknown, n, share):
+    few = replace(unknown, valid=np.arange(n, dtype=np.float32))
+    if share * (n + 1) < 1 - 1e-6:
+        with pytest.raises(ConfigError, match=f"and {n} validation images tell of no share below"):
+            few.threshold(share)
+    elif abs(share * (n + 1) - round(share * (n + 1))) > 1e-6:  # a next image ranks anywhere among n + 1
+        above = n + 1 - (few.threshold(share) + 1)
+        assert above / (n + 1) <= share < (above + 1) / (n + 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 5.0, float("nan")])
+def test_a_share_that_is_none_is_refused(unknown, share):
+    with pytest.raises(ConfigError, match=r"allowed: a share between 0 and 1"):
+        unknown.threshold(share)
+
+
+def test_certainty_excuses_nothing(unknown):
+    logits, features = blobs(50, 5)
+    assert np.allclose(unknown.scores(logits + 100, features), unknown.scores(logits + 200, features))
+    assert (unknown.scores(logits - 100, features) > unknown.scores(logits, features)).all()
+
+
+def test_it_is_small_and_the_same_again(unknown):
+    again = fit_unknown(blobs(300, 0)[1], *blobs(500, 1))
+    assert all(np.array_equal(again.arrays()[name], array) for name, array in unknown.arrays().items())
+    assert {array.dtype for array in unknown.arrays().values()} == {np.dtype(np.float32)}
+    wide = np.random.default_rng(0).normal(size=(100, 30_000)).astype(np.float32)
+    large = fit_unknown(wide, np.zeros((20, 3), np.float32), wide[:20])
+    assert large.basis.size <= MOST_VALUES
+    with pytest.raises(ConfigError, match="and up to 500,000 are kept"):
+        fit_unknown(np.zeros((2, 500_001), np.float32), np.zeros((20, 3), np.float32), np.zeros((20, 1), np.float32))
+
+
+def test_few_or_equal_images_break_nothing():
+    logits, features = blobs(20, 1)
+    alone = fit_unknown(features[:1], logits, features)
+    assert np.isfinite(alone.scores(logits, features)).all()
+    flat = fit_unknown(features[:1].repeat(9, 0), logits[:1].repeat(20, 0), features[:1].repeat(20, 0))
+    assert np.isfinite(flat.scores(logits, features)).all()
+    with pytest.raises(ConfigError, match="19 validation images, and a threshold needs 20"):
+        fit_unknown(features, logits[:19], features[:19])
+
+
+def test_images_are_chosen_evenly():
+    targets = np.array([0] * 50 + [1] * 3 + [2] * 50)
+    chosen = choose_evenly(targets, 23)
+    assert np.bincount(targets[chosen]).tolist() == [10, 3, 10]
+    assert (np.diff(chosen) > 0).all()
+    assert choose_evenly(targets, 1000).tolist() == list(range(103))
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "width"),
+    [("lenet", 28, 84), ("torchvision:squeezenet1_1", 64, 512), ("deit_tiny_distilled_patch16_224", 32, 192)],
+)
+@pytest.mark.parametrize("members", [1, 2])
+def test_features_are_what_the_head_gets(arch, size, width, members):
+    model = build_model(ModelSpec(arch, 3, 3, (size, size), members=members)).eval()
+    images = torch.rand(2, 3, size, size)
+    with torch.inference_mode(), tapped(model, feature_layers(model)) as both:
+        rows = both(images)
+        plain = model(images)
+    assert rows.shape == (2, 3 + members * width)
+    assert torch.equal(rows[:, :3], plain)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_head_without_a_layer_is_refused():
+    class Odd(nn.Module):
+        def get_classifier(self):
+            return nn.Identity()
+
+    with pytest.raises(ConfigError, match="without a linear layer"):
+        feature_layers(Odd())
+
+
+# With a trained network
+
+
+def digits_of(names, reader=None):
+    source = open_source("digits")
+    return replace(
+        source,
+        name="some digits",
+        classes=tuple(name for name in source.classes if name in names),
+        samples=tuple(sample for sample in source.samples if sample.label in names),
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A network that knows eight of the ten digits, with its run."""
+    root = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGCLF_CACHE", str(root / "cache"))
+        known = digits_of([name for name in open_source("digits").classes if name not in STRANGERS])
+        classifier = Classifier("lenet", weights="none", config={**CPU, "split": (0.4, 0.3, 0.3)})
+        classifier.fit(known, epochs=15, runs=root / "runs")
+        classifier.evaluate()
+        classifier.save(classifier.run_.model)
+    return classifier
+
+
+def scores_of(classifier, images, reject=0.05):
+    answers = classifier.predict(images, reject=reject)
+    return np.array([answer.unknown_score for answer in answers]), np.mean([not answer.accepted for answer in answers])
+
+
+def test_digits_that_were_left_out_and_images_of_nothing_are_unknown(digits):
+    source = digits.source_
+    inside, refused = scores_of(digits, [source.open(sample.ref) for sample in digits.split_.samples("test")])
+    assert len(inside) > 400
+    assert refused == pytest.approx(0.05, abs=0.03)  # three standard errors of 400 images there and here
+    others = digits_of(STRANGERS)
+    left_out, refused = scores_of(digits, [others.open(sample.ref) for sample in others.samples])
+    assert auroc(inside, left_out) > 0.9
+    assert refused > 0.5
+    random = np.random.default_rng(0)
+    noise = list(random.integers(0, 256, (50, 8, 8, 1), dtype=np.uint8))
+    flat = [np.full((8, 8, 1), level, np.uint8) for level in range(0, 256, 5)]
+    for images, least in ((noise, 0.75), (flat, 0.95)):
+        scores, refused = scores_of(digits, images)
+        assert auroc(inside, scores) > 0.95
+        assert refused > least
+
+
+def test_saved_and_loaded_gives_equal_scores(digits, tmp_path):
+    images = [digits.source_.open(sample.ref) for sample in digits.split_.samples("test")[:70]]
+    digits.save(tmp_path / "model.safetensors")
+    loaded = Classifier.load(tmp_path / "model.safetensors", device="cpu")
+    assert np.array_equal(scores_of(loaded, images)[0], scores_of(digits, images)[0])
+    assert loaded.temperature_ == digits.temperature_ != 1.0
+    assert np.array_equal(loaded.predict_proba(images), digits.predict_proba(images))
+    assert set(read_manifest(tmp_path / "model.safetensors").unknown["shapes"]) == set(UNKNOWN_TENSORS)
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_the_names_in_the_file_are_those_of_the_value():
+    assert tuple(item.name for item in fields(Unknown)) == UNKNOWN_TENSORS
+
+
+def test_nothing_is_judged_where_nothing_was_asked(digits):
+    image = digits.source_.open(digits.split_.samples("test")[0].ref)
+    (plain,), (judged,) = digits.predict(image), digits.predict(image, reject=0.05)
+    assert (plain.unknown_score, plain.accepted) == (None, None)
+    assert judged.probabilities == pytest.approx(plain.probabilities)
+
+
+def test_a_lost_image_has_no_score(digits, tmp_path):
+    good = digits.source_.open(digits.split_.samples("test")[0].ref)
+    first, second = digits.predict([tmp_path / "gone.png", good], reject=0.05)
+    assert (first.error is None, first.unknown_score, first.accepted) == (False, None, None)
+    assert second.unknown_score is not None
+
+
+def test_too_few_validation_images_are_an_error_that_says_so(photos):
+    few = Classifier("lenet", size=16, weights="none", config=CPU).fit(photos, epochs=1)
+    assert few.temperature_ == 1.0
+    assert few.manifest_.calibration["note"] == "9 validation images, and a temperature needs 20"
+    with pytest.raises(ConfigError, match="9 validation images, and a threshold needs 20"):
+        few.predict(photos, reject=0.05)
+
+
+def test_an_interrupted_training_claims_nothing(photos):
+    def interrupt(event, subject):
+        if event == "epoch":
+            raise KeyboardInterrupt
+
+    config = {**CPU, "split": (0.4, 0.4, 0.2)}
+    cut = Classifier("lenet", size=16, weights="none", config=config).fit(photos, epochs=2, callbacks=[interrupt])
+    assert (cut.temperature_, cut.answers_) == (1.0, {})
+    with pytest.raises(ConfigError, match="training was interrupted"):
+        cut.predict(photos, reject=0.05)
+
+
+def my_network(spec):
+    return nn.Sequential(nn.Flatten(), nn.Linear(spec.channels * spec.size[0] * spec.size[1], spec.classes))
+
+
+def test_a_network_without_a_known_head_says_what_to_do(photos):
+    config = {**CPU, "split": (0.4, 0.4, 0.2)}
+    own = Classifier(my_network, size=8, config=config).fit(photos, epochs=1)
+    assert own.temperature_ != 1.0
+    with pytest.raises(ConfigError, match="name its last layer `head`"):
+        own.predict(photos, reject=0.05)
+
+
+def test_a_probe_looks_at_its_training_images_once(photos):
+    told = []
+    config = {"split": (0.4, 0.4, 0.2), "augment": "none", "train": {**CPU["train"], "probe": True}}
+    for epochs, looks in ((0, 0), (1, 1)):
+        told.clear()
+        classifier = Classifier("lenet", size=16, config=config)
+        classifier.fit(photos, epochs=epochs, lr=0.01, callbacks=[lambda event, subject: told.append(event)])
+        assert ("examined" in told) == (looks and any(record.best for record in classifier.history_))
+        assert classifier.unknown_ is not None
+        assert len(classifier.unknown_.points) == 24
+
+
+def test_an_ensemble_is_calibrated_and_knows_unlike_images(photos, tmp_path):
+    config = {"arch": "lenet", "size": (16, 16), "weights": "none", "split": (0.4, 0.4, 0.2)}
+    two = fit_ensemble(str(photos), 2, {**config, "train": {"epochs": 2, "device": "cpu"}}, runs=tmp_path / "runs")
+    assert two.unknown_.centre.shape == (2 * 84,)
+    assert two.temperature_ != 1.0
+    noise = list(np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))
+    assert scores_of(two, noise)[1] > 0.9
+    assert np.array_equal(scores_of(Classifier.load(two.run_.path), noise)[0], scores_of(two, noise)[0])
+    members = [Classifier.load(path) for path in two.run_.info["members"]]
+    with pytest.raises(ConfigError, match="whose validation images are not at hand"):
+        combine(members).predict(noise, reject=0.05)
+
+
+# On the command line
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def images(digits, tmp_path):
+    """A known digit, a flat image, and a file that is no image."""
+    from PIL import Image
+
+    first = digits.split_.samples("test")[0].ref
+    Image.fromarray(digits.source_.open(first)[..., 0]).save(tmp_path / "a-digit.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "flat.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def test_predict_calls_an_image_unknown(digits, images):
+    names, model = ("a-digit.png", "flat.png", "bad.png"), ("--model", digits.run_.path)
+    paths = [images / name for name in names]
+    result = run("predict", *paths, *model, "--reject", "0.05", "--json")
+    digit, flat, bad = map(json.loads, result.stdout.splitlines())
+    assert (digit["accepted"], flat["accepted"], bad["accepted"]) == (True, False, None)
+    assert flat["unknown_score"] > 3 > digit["unknown_score"]
+    assert bad["unknown_score"] is None
+    assert "1 of 2 images unknown: unlike the training images" in result.stderr
+    table = run("predict", *paths[:2], *model, "--reject", "0.05").stdout.splitlines()
+    assert table[0].split() == ["image", "class", "sure", "or", "oddness"]
+    assert "unknown" in table[2]
+    run("predict", *paths, *model, "--reject", "0.05", "--csv", images / "out.csv", "--top", "2")
+    header, *lines = (images / "out.csv").read_text().splitlines()
+    assert header == "path,label,confidence,label2,confidence2,unknown_score,accepted,error"
+    assert [line.split(",")[-2] for line in lines[:2]] == ["true", "false"]
+    assert all(line.count(",") == header.count(",") for line in lines)
+
+
+@pytest.mark.parametrize("share", ["0", "1", "-1", "5", "nan", "0.0001"])
+def test_predict_refuses_a_share_that_is_none(digits, images, share):
+    result = run("predict", images / "flat.png", "--model", digits.run_.path, "--reject", share)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "reject is" in result.stderr
+
+
+def test_a_model_file_of_the_format_before_predicts_and_says_why_it_refuses_nothing(digits, images):
+    from safetensors import torch as safetensors_torch
+
+    values = to_dict(digits.manifest_)
+    del values["calibration"], values["unknown"]
+    tensors = safetensors_torch.save({name: t.contiguous() for name, t in digits.model_.state_dict().items()})
+    old = images / "old.safetensors"
+    old.write_bytes(with_metadata(tensors, json.dumps({**values, "format": 1})))
+    loaded = Classifier.load(old, device="cpu")
+    assert loaded.temperature_ == 1.0
+    assert loaded.predict(images / "flat.png")[0].label is not None
+    result = run("predict", images / "flat.png", "--model", old, "--reject", "0.05")
+    assert result.exit_code == 2
+    assert "the file is of format 1, which held none" in result.stderr
+
+
+def test_arrays_that_do_not_fit_each_other_are_refused(unknown):
+    for changes in (
+        {"centre": unknown.centre[1:]},
+        {"points": unknown.points[:, 1:]},
+        {"rest": unknown.rest[1:]},
+        {"scale": unknown.scale[:3]},
+        {"scale": -unknown.scale},
+        {"valid": unknown.valid[::-1]},
+        {"valid": unknown.valid[:0]},
+    ):
+        with pytest.raises(ModelFileError, match="unknown"):
+            replace(unknown, **changes)
+
+
+def test_predicting_imports_no_more_than_it_needs(digits, images):
+    code = (
+        "import sys; from imgclf import Classifier; Classifier.load(sys.argv[1]).predict(sys.argv[2], reject=0.05);"
+        "sys.exit(', '.join({'sklearn', 'scipy', 'matplotlib', 'albumentations'} & set(sys.modules)) or 0)"
+    )
+    command = [sys.executable, "-c", code, str(digits.run_.path), str(images / "flat.png")]
+    assert subprocess.run(command, check=False).returncode == 0
