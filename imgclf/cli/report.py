@@ -21,9 +21,9 @@ def report(
     out: Out = None,
 ) -> None:
     """Write the report of a run again: one page with figures, curves, confusions and pictures, to open in a browser."""
-    from imgclf.run import REPORT, newest_run, open_run
+    from imgclf.run import REPORT, find_run, newest_run
 
-    folder = newest_run() if run is None else open_run(run)
+    folder = newest_run() if run is None else find_run(run)
     if run is None:
         console.say(f"run: {folder.path}", "dim")
     path = folder.path / REPORT if out is None else out / REPORT if out.is_dir() else out

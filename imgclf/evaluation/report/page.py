@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from imgclf.data.source import SPLIT_NAMES
 from imgclf.evaluation.answers import Answers
-from imgclf.evaluation.calibration import measure_calibration
-from imgclf.evaluation.intervals import evaluation_intervals, wilson_interval
+from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.report import figures, words
 from imgclf.evaluation.report.confusion import (
     Counts,
@@ -44,7 +43,7 @@ GALLERY = 24
 PAIRS, PER_PAIR = 6, 6
 PER_CELL, IN_CELLS = 12, 500
 MOST_ROWS = 1_000
-LONGEST = 200  # characters of a name
+LONGEST, BRIEF = 100, 40  # characters of a name; of one in a title
 UPRIGHT = 4  # characters of a name that fits above a column
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -83,7 +82,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "plural": words.plural, "short": _short}
+    environment.filters |= {"percent": words.percent, "plural": words.plural, "short": _short, "brief": _brief}
     return environment.get_template("template.html.j2")
 
 
@@ -110,8 +109,8 @@ def _file(name: str) -> str:
 
 def _of_answers(data: ReportData, answers: Answers, budget: int) -> dict[str, Any]:
     """What the template says of the answers."""
-    result = answers.evaluation
-    intervals = evaluation_intervals(answers.logits, answers.targets, answers.temperature)
+    result, intervals = answers.evaluation, answers.evaluation.intervals
+    assert intervals is not None  # as answers give them
     counts, right = confusion_counts(answers), answers.predicted == answers.targets
     pairs, cells = confused_pairs(counts, PAIRS), by_cell(answers)
     labels = [answers.classes[i] for i in answers.targets.tolist()]
@@ -233,15 +232,15 @@ def _tile(answers: Answers, looks: Mapping[str, Look], position: int) -> dict[st
 
 def _trust(answers: Answers, right: NDArray[np.bool_]) -> dict[str, Any]:
     """Calibration before and after the temperature, and what thresholds bring."""
-    measured = measure_calibration(answers.logits, answers.targets, answers.temperature)
+    measured = answers.evaluation.calibration
+    assert measured is not None  # as answers give it
     rows = [("as the network says", measured.before)]
     if answers.temperature != 1:
         rows.append(("after the temperature", measured.after))
+    taken = (replace(answers, temperature=1.0), answers)
     charts = [
-        figures.reliability(
-            f"trust-{number}", name.capitalize(), filled_bins(replace(answers, temperature=temperature))
-        )
-        for number, (temperature, (name, _)) in enumerate(zip((1.0, answers.temperature), rows, strict=False))
+        figures.reliability(f"trust-{number}", name.capitalize(), filled_bins(taken[number]))
+        for number, (name, _) in enumerate(rows)
     ]
     confidence = answers.probabilities.max(axis=1)
     answered, errors, _ = risk_coverage(confidence, right)
@@ -260,8 +259,13 @@ def _pictures(images: Sequence[Any]) -> list[tuple[str, bool]]:
 
 
 def _short(text: str) -> str:
-    """A name of bounded length."""
-    return _clean(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
+    """A name of a length that fits a table or a title."""
+    return _clean(words.short(text, LONGEST))
+
+
+def _brief(text: str) -> str:
+    """A name of a length that fits under a picture, beside another one."""
+    return _clean(words.short(text, BRIEF))
 
 
 def _clean(text: str) -> str:

@@ -13,6 +13,7 @@ from imgclf.evaluation.report.slices import Slicing
 from imgclf.results import ClassResult, Evaluation
 
 NAMED = 5
+LONGEST = 60  # characters of a name in a sentence
 WIDE = 0.06  # of an interval
 FEW_OF_A_CLASS = 10
 OFF = 0.05  # between confidence and accuracy
@@ -30,8 +31,19 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
 
 
+def quoted(name: str) -> str:
+    """A name as a part of a sentence."""
+    return f"“{short(name)}”"
+
+
+def short(name: str, most: int = LONGEST) -> str:
+    """A name of bounded length."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def listed(names: Sequence[str], most: int = NAMED) -> str:
     """`cat, dog and owl`, or `cat, dog, owl, hen, cow and 5 more`."""
+    names = list(map(short, names))
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most:,} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
@@ -50,7 +62,7 @@ def what_was_trained(data: ReportData) -> str:
     text = (
         f"{article} {network}{weights}, starting from {start}, {learnt} to tell "
         f"{plural(len(images.counts), 'class')} apart ({listed(list(images.counts))}) from "
-        f"{plural(images.total('train'), 'image')} of “{images.name}”, seen at {pixels}.{_epochs(data)}"
+        f"{plural(images.total('train'), 'image')} of {quoted(images.name)}, seen at {pixels}.{_epochs(data)}"
     )
     if images.total("valid"):
         text += f" {plural(images.total('valid'), 'other image')} served to choose during training."
@@ -86,7 +98,7 @@ def what_to_expect(data: ReportData, result: Evaluation, interval: tuple[float, 
     support = np.array([row.support for row in result.per_class])
     common = result.per_class[int(support.argmax())]
     always = common.support / result.n
-    return text + f" Always answering “{common.name}” would be right for {percent(always, 0)}."
+    return text + f" Always answering {quoted(common.name)} would be right for {percent(always, 0)}."
 
 
 def warnings(
@@ -143,11 +155,11 @@ def _of_classes(data: ReportData, result: Evaluation, pairs: Sequence[Pair]) -> 
         worst = min(weak, key=lambda row: row.recall)
         more = f", and {plural(len(weak) - 1, 'other class')} too" if len(weak) > 1 else ""
         right = f"{round(worst.recall * worst.support):,} of {worst.support:,} right"
-        found.append(f"It recognises “{worst.name}” less often than the rest: {right}{more}.")
+        found.append(f"It recognises {quoted(worst.name)} less often than the rest: {right}{more}.")
     if pairs and pairs[0].count > 1:
         pair = pairs[0]
         found.append(
-            f"Most often it takes “{names[pair.true]}” for “{names[pair.called]}”: {pair.count:,} of "
+            f"Most often it takes {quoted(names[pair.true])} for {quoted(names[pair.called])}: {pair.count:,} of "
             f"{plural(pair.support, 'image')}."
         )
     return found

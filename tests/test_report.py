@@ -1,0 +1,361 @@
+"""The page of a run, from values: order, parts, thresholds, pictures, words, escaping, size."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.evaluation.answers import Answers
+from imgclf.evaluation.report import figures, page
+from imgclf.evaluation.report.confusion import (
+    by_cell,
+    confused_pairs,
+    confusion_counts,
+    most_confused_classes,
+    surest,
+    together,
+)
+from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained
+from imgclf.evaluation.report.slices import slice_images
+from imgclf.evaluation.report.thumbnails import look_at, picture_of, within
+from imgclf.evaluation.report.trust import filled_bins, risk_coverage, suggest_thresholds
+from imgclf.results import EpochRecord, History
+
+NASTY = ('<script>alert("x")</script>', "say \"hi\" & 'bye'", "😀 שלום", "x" * 300, "back\\slash\x07\udcff")
+
+
+def answers_of(targets, called, sure=None, classes=None, temperature=1.0):
+    """Answers with the given classes, each with a confidence of about `sure`."""
+    targets, called = np.asarray(targets), np.asarray(called)
+    k = len(classes) if classes else int(max(targets.max(), called.max())) + 1
+    logits = np.zeros((len(targets), k), np.float32)
+    logits[np.arange(len(targets)), called] = 3.0 if sure is None else sure
+    refs = tuple(f"{i:04d}.png" for i in range(len(targets)))
+    names = tuple(classes) if classes else tuple(f"c{i}" for i in range(k))
+    return Answers(logits, targets.astype(np.int64), refs, ("",) * len(targets), names, temperature)
+
+
+def report_data(answers=None, epochs=3, **changes):
+    """A run with a page, as small as can be."""
+    classes = answers.classes if answers is not None else ("a", "b")
+    counts = {name: {"train": 5, "valid": 2, "test": 2} for name in classes}
+    records = tuple(EpochRecord(i + 1, 1 / (i + 1), 0.9, 1 / (i + 1), 0.7, 0.1, 1.0, i == 1) for i in range(epochs))
+    data = ReportData(
+        "first",
+        "26 November 2026, 09:36 UTC",
+        "done",
+        Trained("lenet", "from scratch", (28, 28), 1, parameters=44_426),
+        DataFacts("photos", counts),
+        History(records),
+        answers,
+    )
+    return replace(data, **changes)
+
+
+def looks_of(answers, side=64):
+    rng = np.random.default_rng(0)
+    looks = {}
+    for ref in answers.refs:
+        picture, tiny = picture_of(rng.integers(0, 255, (side, side, 3)).astype(np.uint8))
+        looks[ref] = Look((side, side), 100.0, picture, tiny)
+    return looks
+
+
+class Text(HTMLParser):
+    """The tags of a page, and its visible text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self._hidden = [], [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.text.append(data)
+
+    def __str__(self):
+        return re.sub(r"[ \n\t]+", " ", "".join(self.text))
+
+
+def test_classes_that_are_confused_stand_together():
+    counts = np.diag([50] * 6)
+    for i, j in ((0, 3), (1, 5), (2, 4)):
+        counts[i, j] = counts[j, i] = 20
+    counts[3, 5] = 2
+    place = {cls: position for position, cls in enumerate(together(counts))}
+    assert sorted(place) == list(range(6))
+    assert {abs(place[i] - place[j]) for i, j in ((0, 3), (1, 5), (2, 4))} == {1}
+    assert abs(place[3] - place[5]) == 1
+
+
+def test_the_order_of_classes_that_are_never_confused_stays():
+    assert together(np.diag([3, 2, 1])) == [0, 1, 2]
+    one = np.diag([5, 5, 5])
+    one[2, 1] = 1
+    assert together(one) == [1, 2, 0]
+
+
+def test_of_many_classes_the_most_confused_are_shown():
+    counts = np.diag(np.full(1000, 10))
+    counts[700, 3], counts[9, 8] = 7, 5
+    chosen = most_confused_classes(counts, most=5)
+    assert len(chosen) == 5
+    assert {3, 8, 9, 700} <= set(chosen)
+    assert most_confused_classes(counts[:4, :4]) == [0, 1, 2, 3]
+
+
+def test_pairs_cells_and_the_surest():
+    answers = answers_of([0, 0, 0, 1, 1, 2], [1, 1, 0, 0, 1, 2], sure=[1, 3, 2, 4, 5, 6])
+    counts = confusion_counts(answers)
+    pairs = [(p.true, p.called, p.count, p.support, p.back) for p in confused_pairs(counts, 9)]
+    assert pairs == [(0, 1, 2, 3, 1), (1, 0, 1, 2, 2)]
+    assert by_cell(answers)[0, 1] == [1, 0]
+    assert surest(answers, right=False) == [3, 1, 0]
+    assert surest(answers, right=True, most=2) == [5, 4]
+
+
+def test_a_slice_is_marked_only_where_chance_does_not_explain_it():
+    refs = [f"{'dim' if i < 50 else 'lit'}/{'cat'}/{i}.jpg" for i in range(100)]
+    right = np.array([i >= 30 for i in range(100)])
+    looks = {ref: Look((100 + i, 100), 20.0 if i < 50 else 200.0) for i, ref in enumerate(refs)}
+    found = {one.title: one for one in slice_images(refs, ["cat"] * 100, right, looks)}
+    folders = {one.name: one for one in found["Source folder"].slices}
+    assert {name: (one.n, one.right, one.odd) for name, one in folders.items()} == {
+        "dim": (50, 20, -1),
+        "lit": (50, 50, 1),
+    }
+    low, high = folders["dim"].interval
+    assert low == pytest.approx(0.276, abs=0.001)  # Wilson's interval of 20 of 50
+    assert high == pytest.approx(0.538, abs=0.001)
+    assert [(one.name, one.n) for one in found["Brightness, in % of white"].slices] == [("8", 50), ("78", 50)]
+    assert {one.name for one in found["Shape"].slices} == {"about square", "taller than wide"}
+    even = slice_images(refs, ["cat"] * 100, np.arange(100) % 2 == 0, looks)
+    assert {one.odd for slicing in even for one in slicing.slices} == {0}
+
+
+def test_the_folders_of_the_classes_are_no_slices():
+    refs, labels = ["train/a/1.jpg", "train/b/2.jpg"], ["a", "b"]
+    folder = slice_images(refs, labels, np.array([True, False]), {})[-1]
+    assert folder.slices == ()
+    assert "one folder" in folder.note
+
+
+def test_slices_of_alike_or_missing_images_say_so():
+    looks = {"x/1.png": Look((8, 8), 9.0), "x/2.png": Look((8, 8), 9.0)}
+    for known in (looks, {}):
+        for slicing in slice_images(list(looks), ["a", "a"], np.array([True, False]), known):
+            assert slicing.slices == ()
+            assert slicing.note
+
+
+def test_risk_falls_with_coverage_and_ties_go_together():
+    confidence = np.array([0.9, 0.5, 0.5, 0.7])
+    answered, errors, sure = risk_coverage(confidence, np.array([True, False, True, True]))
+    assert answered.tolist() == [1, 2, 4]
+    assert errors.tolist() == [0, 0, 1]
+    assert sure.tolist() == [0.9, 0.7, 0.5]
+
+
+def test_thresholds_keep_what_they_promise_and_are_not_suggested_by_too_few_images():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, 4000)
+    right = rng.uniform(0, 1, 4000) < confidence
+    found = suggest_thresholds(confidence, right)
+    assert [threshold.target for threshold in found] == [0.2, 0.1, 0.05]
+    for threshold in found:
+        kept = confidence >= threshold.confidence
+        assert (int(kept.sum()), int((kept & ~right).sum())) == (threshold.answered, threshold.errors)
+        assert threshold.risk <= threshold.target
+        lower = confidence >= np.sort(confidence[~kept])[-1] if (~kept).any() else kept
+        assert (lower & ~right).sum() > threshold.target * lower.sum()
+    few = np.linspace(0.5, 1, 30)
+    assert all(30 * threshold.target >= 1 for threshold in suggest_thresholds(few, few > 0.55))
+    assert suggest_thresholds(few, few > 0) == []
+
+
+def test_bins_hold_every_answer():
+    answers = answers_of([0] * 40, [0] * 30 + [1] * 10, sure=np.linspace(0.1, 5, 40))
+    bins = filled_bins(answers)
+    assert sum(one.n for one in bins) == 40
+    assert all(one.low <= one.confidence <= one.high for one in bins)
+    assert all(one.interval[0] <= one.accuracy <= one.interval[1] for one in bins)
+
+
+def test_a_photo_becomes_a_small_jpeg_and_a_tiny_image_keeps_its_pixels():
+    photo, tiny = picture_of(np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8))
+    shown = Image.open(BytesIO(base64.b64decode(photo.partition(",")[2])))
+    assert (shown.format, shown.size, tiny) == ("JPEG", (144, 108), False)
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    small, tiny = picture_of(pixels)
+    kept = np.asarray(Image.open(BytesIO(base64.b64decode(small.partition(",")[2]))))
+    assert tiny
+    assert (kept == pixels[..., 0]).all()
+
+
+def test_a_look_measures_and_leaves_out_what_is_gone_or_changed():
+    grey = np.full((2, 20, 30, 3), 51, np.uint8)
+    reader = ArrayReader({"all": grey})
+    source = Source("s", ("a",), (Sample("all/0", "a"), Sample("all/1", "a")), reader)
+    content = reader.digest("all/0")
+    told = []
+    looks = look_at(
+        source, [("all/0", content), ("all/1", "0" * 64), ("all/9", "")], {"all/0"}, lambda *done: told.append(done)
+    )
+    assert list(looks) == ["all/0"]
+    assert looks["all/0"].sides == (20, 30)
+    assert looks["all/0"].brightness == pytest.approx(51)
+    assert looks["all/0"].picture.startswith("data:image/png;base64,")
+    assert told[-1] == (3, 3)
+
+
+def test_pictures_stay_within_their_budget_the_first_first():
+    looks = {name: Look((1, 1), 0.0, "x" * 10) for name in "abc"}
+    kept = within(looks, ["c", "a", "b"], 25)
+    assert {name: bool(look.picture) for name, look in kept.items()} == {"a": True, "b": False, "c": True}
+
+
+def test_the_pictures_to_show_are_bounded():
+    rng = np.random.default_rng(0)
+    answers = answers_of(rng.integers(0, 100, 20_000), rng.integers(0, 100, 20_000))
+    wanted = page.pictures_to_show(answers)
+    assert len(wanted) == len(set(wanted)) <= page.IN_CELLS + 2 * page.GALLERY + page.PAIRS * page.PER_PAIR
+    assert wanted[: page.GALLERY] == surest(answers, right=False, most=page.GALLERY)
+
+
+def test_charts_take_the_colours_of_the_page_and_share_no_ids():
+    records = [EpochRecord(i, 1.0 / i, 0.5, None, None, 0.1, 1.0, False) for i in (1, 2)]
+    charts = figures.training_curves(records)
+    bins = filled_bins(answers_of([0, 1], [0, 0]))
+    charts += [figures.reliability("one", "One", bins), figures.reliability("two", "Two", bins)]
+    ids = [found for chart in charts for found in re.findall(r' id="([^"]+)"', chart)]
+    used = [found for chart in charts for found in re.findall(r'(?:url\(#|href="#)([^)"]+)', chart)]
+    assert len(set(ids)) == len(ids) > 0
+    assert set(used) == set(ids)
+    assert all("var(--blue)" in chart or "var(--orange)" in chart for chart in charts)
+    assert not any("<style" in chart or "<?xml" in chart or "#0" in chart for chart in charts)
+    assert charts == [*figures.training_curves(records), *charts[2:]]
+
+
+def test_kernels_are_drawn_between_their_least_and_their_largest_weight():
+    kernels = np.random.default_rng(0).normal(size=(70, 3, 5, 5)).astype(np.float32)
+    pixels = figures.kernel_pixels(kernels)
+    assert len(pixels) == 64
+    assert {(p.shape, int(p.min()), int(p.max())) for p in pixels} == {((5, 5, 3), 0, 255)}
+    assert figures.kernel_pixels(kernels[:, :2])[0].shape == (5, 5, 1)
+
+
+def test_a_page_says_everything_of_a_run():
+    answers = answers_of([0] * 30 + [1] * 30, [0] * 25 + [1] * 35, classes=("cat", "dog"), temperature=2.0)
+    data = report_data(
+        answers,
+        looks=looks_of(answers),
+        sampled=frozenset(answers.refs),
+        config='arch = "lenet"',
+        commands=(("imgclf reproduce runs/first", "Again:"),),
+        samples=Samples((np.zeros((8, 8, 1), np.uint8),), ("cat",), "standard"),
+    )
+    html = page.render(data)
+    text = str(Text(html))
+    for part in (
+        "91.7\u202f%",  # accuracy
+        "81.9\u202f%",  # the lower end of its interval
+        "Of 60 images that it had never seen, it named 55 right",
+        "cat called dog",
+        "5 of 30 images",
+        "dog (cat)",
+        "After the temperature",
+        "2.000",
+        "imgclf reproduce runs/first",
+        'arch = "lenet"',
+        "kept: epoch 2",
+        "“standard”",
+    ):
+        assert part in text, part
+    ids = [attrs["id"] for _, attrs in Text(html).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_needs_no_network_and_runs_only_its_own_script():
+    html = page.render(report_data(answers_of([0, 1], [0, 1])))
+    tags = Text(html).tags
+    policy = next(attrs["content"] for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2]
+    assert all(attrs.get("src", "data:").startswith("data:") for _, attrs in tags)
+    assert [tag for tag, attrs in tags if tag == "link" or any(name.startswith("on") for name in attrs)] == []
+    assert {attrs["href"][0] for tag, attrs in tags if tag == "a"} == {"#"}
+
+
+def test_names_can_be_anything():
+    answers = answers_of([0, 1, 2, 3, 4], [1, 0, 2, 4, 4], classes=NASTY)
+    refs = tuple(f"{name}.png" for name in NASTY)
+    answers = replace(answers, refs=refs)
+    data = report_data(answers, name=NASTY[0], config=NASTY[0], looks=looks_of(answers), sampled=frozenset(refs))
+    data = replace(data, data=replace(data.data, name=NASTY[0], bad=((NASTY[4], NASTY[0]),), findings=(NASTY[0],)))
+    html = page.render(data)
+    html.encode()  # no lone surrogates
+    parsed = Text(html)
+    assert [attrs for tag, attrs in parsed.tags if tag == "script"] == [{"type": "application/json", "id": "cells"}, {}]
+    assert NASTY[0] in str(parsed)
+    assert NASTY[2] in str(parsed)
+    assert "x" * 99 + "…" in str(parsed)
+    assert "x" * 101 not in str(parsed)
+    block = re.search(r'id="cells">(.*?)</script>', html, re.DOTALL)[1]
+    assert NASTY[0] in json.loads(block)["names"]
+
+
+def test_a_thousand_classes_and_many_pictures_stay_below_8_mb():
+    rng = np.random.default_rng(0)
+    names = tuple(f"class {i} {'of a long name ' * 8}" for i in range(1000))
+    targets = np.repeat(np.arange(1000), 5)
+    answers = answers_of(targets, rng.permutation(targets), classes=names)
+    heavy = Look((100, 100), 50.0, "data:image/jpeg;base64," + "A" * 60_000)
+    wanted = [answers.refs[i] for i in page.pictures_to_show(answers)]
+    html = page.render(report_data(answers, looks=dict.fromkeys(wanted, heavy)))
+    assert 1_000_000 < len(html.encode()) < page.MAX_BYTES
+    text = str(Text(html))
+    assert "The 60 classes that are confused most; 940 other classes are left out" in text
+    assert re.search(r"\d+ pictures left out, to keep this page small", text)
+    cells = json.loads(re.search(r'id="cells">(.*?)</script>', html, re.DOTALL)[1])
+    assert max(map(len, cells["cells"].values())) <= page.PER_CELL
+
+
+def test_without_answers_the_page_says_so():
+    data = report_data(None, epochs=0, status="interrupted", missing="The images are not where they were (gone).")
+    text = str(Text(page.render(data)))
+    assert "no answers to any images yet (interrupted)" in text
+    assert "The images are not where they were (gone)." in text
+    assert "the first one has not ended" in text
+    assert "Can its confidence be trusted" not in text
+
+
+def test_warnings_are_those_that_the_figures_give():
+    targets = [0] * 100 + [1] * 100
+    good = answers_of(targets, targets, sure=8.0, classes=("cat", "dog"))
+    assert "What to mind" not in str(Text(page.render(report_data(good, epochs=0))))
+    bad = answers_of(targets, [1] * 40 + [0] * 60 + [1] * 100, sure=9.0, classes=("cat", "dog"))
+    text = str(Text(page.render(report_data(bad, part="valid"))))
+    for warning in (
+        "There is no test part",
+        "It recognises “cat” less often than the rest: 60 of 100 right",
+        "Most often it takes “cat” for “dog”: 40 of 100 images",
+        "It is surer than it should be",
+        "It knows its training images much better (90\u202f% right) than others (70\u202f%)",
+    ):
+        assert warning in text, warning
+    few = answers_of([0, 1] * 4, [0, 1] * 4, classes=("cat", "dog"))
+    assert "8 images are few to test on" in str(Text(page.render(report_data(few))))

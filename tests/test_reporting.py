@@ -1,0 +1,170 @@
+"""The report of a run: from its folder, its model and its images; and the commands that write it."""
+
+import json
+import re
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+import imgclf.reporting
+from imgclf import Classifier
+from imgclf.cli import app
+from imgclf.errors import DataError
+from imgclf.evaluation.answers import read_answers
+from imgclf.reporting import write_report
+from imgclf.results import EpochRecord, History
+from imgclf.run import ANSWERS, HISTORY, INFO, MODEL, read_history, write_history
+
+TINY = {"epochs": 2, "batch_size": 16}
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def text_of(path):
+    html = path.read_text(encoding="utf-8")
+    return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", "", re.sub(r"(?s)<(script|style).*?</\1>", "", html)))
+
+
+@pytest.fixture
+def trained(photos, in_folder):
+    """A run on 60 photos in three folders, by the command."""
+    result = run("train", photos, "--arch", "lenet", "--size", 16, "--epochs", 2, "--batch-size", 16, "--name", "one")
+    assert result.exit_code == 0, result.stderr
+    return in_folder / "runs" / "one", result
+
+
+def test_training_ends_with_a_report(trained):
+    folder, result = trained
+    assert f"report: {'runs'}/one/report.html" in result.stdout
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert len(html) < 8_000_000
+    text = text_of(folder / "report.html")
+    answers = read_answers(folder / ANSWERS)
+    right = int((answers.predicted == answers.targets).sum())
+    assert f"Of {len(answers)} images that it had never seen, it named {right} right" in text
+    assert "imgclf reproduce runs/one" in text
+    assert "imgclf train --config runs/one/config.toml" in text
+    assert "kept: epoch" in text
+    assert "Kernels of the first layer" in text
+    cells = json.loads(re.search(r'(?s)id="cells">(.*?)</script>', html)[1])
+    assert len(cells["pictures"]) == len(answers)
+    assert {ref for rows in cells["cells"].values() for _, _, ref in rows} == set(answers.refs)
+
+
+def test_evaluation_and_the_command_write_it_again(trained, in_folder):
+    folder, _ = trained
+    page = folder / "report.html"
+    first = page.read_bytes()
+    page.unlink()
+    assert "report: runs/one/report.html" in run("evaluate").stdout
+    assert page.read_bytes() == first
+    page.unlink()
+    result = run("report")
+    assert result.stdout == "runs/one/report.html\n"
+    assert "run: runs/one" in result.stderr
+    assert page.read_bytes() == first
+    run("report", "one", "--out", "elsewhere.htm")
+    assert (in_folder / "elsewhere.htm").read_bytes() == first
+    page.unlink()
+    run("evaluate", "--part", "train")
+    assert not page.exists()
+
+
+def test_answers_that_were_not_kept_are_given_again(trained):
+    folder, _ = trained
+    before = text_of(folder / "report.html")
+    (folder / ANSWERS).unlink()
+    assert text_of(write_report("runs/one")) == before
+
+
+def test_without_the_images_there_are_figures_but_no_pictures(trained, photos, in_folder):
+    folder, _ = trained
+    shutil.move(photos, in_folder / "elsewhere")
+    text = text_of(write_report(folder))
+    assert "The images are not where they were" in text
+    assert "that it had never seen" in text
+    assert "no picture" in text
+    (folder / ANSWERS).unlink()
+    assert "no answers to any images yet" in text_of(write_report(folder))
+
+
+def test_an_image_that_changed_is_not_shown(trained, photos):
+    folder, _ = trained
+    refs = read_answers(folder / ANSWERS).refs
+    (photos / refs[0]).write_bytes((photos / refs[1]).read_bytes())
+    assert "1 image could not be opened, or changed since" in text_of(write_report(folder))
+
+
+def test_without_a_test_part_it_is_about_the_valid_images(photos, in_folder):
+    classifier = Classifier("lenet", size=16, config={"split": (0.6, 0.4, 0.0)}).fit(photos, runs="runs", **TINY)
+    text = text_of(write_report(classifier.run_.path))
+    assert "There is no test part: the figures are about validation images" in text
+    assert "of 24 images, of the validation part" in text
+
+
+def test_a_run_that_has_not_ended_shows_what_there_is(trained):
+    folder, _ = trained
+    for file in (MODEL, ANSWERS):
+        (folder / file).unlink()
+    info = json.loads((folder / INFO).read_text())
+    (folder / INFO).write_text(json.dumps({**info, "status": "failed"}))
+    text = text_of(write_report(folder))
+    assert "no answers to any images yet (failed)" in text
+    assert "imgclf train --resume runs/one" in text or "imgclf train --resume" in text
+    assert "kept: epoch" in text
+    (folder / HISTORY).unlink()
+    assert "the first one has not ended" in text_of(write_report(folder))
+
+
+def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(photos, in_folder, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(imgclf.reporting, "render", fail)
+    result = run("train", photos, "--arch", "lenet", "--size", 16, "--epochs", 1, "--name", "two")
+    assert result.exit_code == 0
+    assert "the report is not written: no ink" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "model: runs/two/model.safetensors" in result.stdout
+    assert "report:" not in result.stdout
+    monkeypatch.setenv("IMGCLF_DEBUG", "1")
+    assert "Traceback" in run("evaluate").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("report",), "there is no run under"),
+        (("report", "nowhere"), "nowhere is not there"),
+        (("report", "../photos"), "is no run folder"),
+    ],
+)
+def test_wrong_use_of_the_command(photos, in_folder, args, said):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_nothing_is_written_over_photos_or_into_the_data(trained, photos):
+    folder, _ = trained
+    result = run("report", folder, "--out", photos / "red" / "00.png")
+    assert result.exit_code == 2
+    assert "expected the name of a file that ends in .html" in result.stderr
+    with pytest.raises(DataError, match="never written to"):
+        write_report(folder, photos / "report.html")
+
+
+def test_the_history_comes_back_as_it_was_written(tmp_path):
+    epochs = [
+        EpochRecord(1, 2.5, 0.25, None, None, 0.1, 1.5, False),
+        EpochRecord(2, 1.0, 0.5, 0.75, 0.8, 0.01, 1.25, True),
+    ]
+    write_history(tmp_path / HISTORY, epochs)
+    assert read_history(tmp_path / HISTORY) == History(tuple(epochs))
+    assert read_history(tmp_path / "none.csv") == History()
+    (tmp_path / HISTORY).write_text("epoch,train_loss\n1,x\n")
+    with pytest.raises(DataError, match=r"history\.csv cannot be read"):
+        read_history(tmp_path / HISTORY)
