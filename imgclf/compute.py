@@ -41,6 +41,18 @@ def enough_threads(flops: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards each in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def ran_out_of_memory(error: Exception) -> bool:
     """Whether this is a lack of memory; some allocators say so in words only."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)

@@ -246,10 +246,7 @@ def logits_of(
         parts = []
         for part in torch.split(pixels, most):
             images = to_input(part, recipe, device)
-            logits = model(images).float()
-            if recipe.tta == "mirror":
-                logits = (logits + model(images.flip(3)).float()) / 2
-            parts.append(logits)
+            parts.append(_averaged(model, images, recipe.tta))
         return torch.cat(parts)
 
 

@@ -24,12 +24,12 @@ from imgclf.evaluation.curves import (
     FEWEST,
     ClassGain,
     FittedLaw,
+    HalvedClass,
     LearningCurve,
     Wrong,
-    class_gain,
+    class_gains,
     curve_point,
     fit_law,
-    too_few,
 )
 from imgclf.plan import Plan, plan_loader, plan_training
 from imgclf.start import seconds_a_step
@@ -42,7 +42,7 @@ from imgclf.training.probe import STRENGTHS, features_of, fit_logistic, linear_h
 # How often each part of the training images is drawn; a full training costs much more than a head on features.
 DRAWS = {0.1: 10, 0.2: 8, 0.4: 5, 0.8: 3, 1.0: 1}
 FULL_DRAWS = {0.1: 3, 0.2: 2, 0.4: 1, 0.8: 1, 1.0: 1}
-CLASS_FITS = 40  # of all classes together, but for each from 2 to 10
+CLASS_FITS = 40  # of all classes together, but for each from 4 to 10
 WEAKER = 3  # strengths that are tried where more images follow: half a power of ten apart
 ALONE = 2  # images of a class, at least, in every part
 
@@ -66,10 +66,20 @@ class _Features:
         """Which held-out images a head that is fitted to these training images calls something else, and the strength
         of its penalty."""
         labels = self.labels[places]
-        weight = class_weights(labels.tolist(), self.classes, self.class_weights)
+        weight = self._weight(labels)
         features = self.train[places]
         weights, bias, strength, _ = fit_logistic(features, labels, self.classes, self.prior, weight, strengths)
         return np.asarray((self.held @ weights.T + bias).argmax(1) != self.held_labels), strength
+
+    def _weight(self, labels: torch.Tensor) -> torch.Tensor:
+        """The weights of the classes, by which each counts in a part for as much as it does in the whole.
+
+        Else a class that lost some of its images would be called less often for that alone.
+        """
+        whole, part = (torch.bincount(some, minlength=self.classes).clamp(min=1) for some in (self.labels, labels))
+        weight = class_weights(self.labels.tolist(), self.classes, self.class_weights)
+        share = (1.0 if weight is None else weight) * whole / part
+        return share * part.sum() / (share * part).sum()
 
 
 def learning_curve(
@@ -244,26 +254,28 @@ def _class_gains(
     law: FittedLaw,
     callbacks: Sequence[Callback],
 ) -> tuple[ClassGain, ...]:
-    """What each class's images bring, by leaving out half of them."""
-    draws = min(10, max(2, CLASS_FITS // len(classes)))
-    everything = np.arange(len(train))
-    more = features.wrong(everything, (strength,))[0][None]
+    """What each class's images bring, by leaving out half of them and three quarters."""
+    draws = min(5, max(2, CLASS_FITS // (2 * len(classes))))
     orders = [_order(train, 0, draw) for draw in range(draws)]
-    held_labels = features.held_labels.numpy()
-    gains = []
+    everything, held_labels = np.arange(len(train)), features.held_labels.numpy()
+    halved = []
     for index, name in enumerate(classes):
-        fewer = []
-        mine = orders[0][name]
-        if len(mine) < 2 * ALONE:
-            gains.append(too_few(name, len(mine), more, held_labels == index))
-            continue
-        for number, order in enumerate(orders):
-            mine = order[name]
-            without = np.setdiff1d(everything, mine[_share(len(mine), 0.5) :])
-            fewer.append(features.wrong(without, (strength,))[0])
-            notify(callbacks, "class_heads", (index * draws + number + 1, len(classes) * draws))
-        gains.append(class_gain(name, len(mine), more, np.stack(fewer), held_labels == index, law))
-    return tuple(gains)
+        images = len(orders[0][name])
+        found = HalvedClass(name, images, held_labels == index)
+        if images >= 4 * ALONE:
+            half, quarter = (
+                np.stack([features.wrong(_without(order[name], share, everything), (strength,))[0] for order in orders])
+                for share in (0.5, 0.25)
+            )
+            found = replace(found, half=half, quarter=quarter)
+        halved.append(found)
+        notify(callbacks, "class_heads", (index + 1, len(classes)))
+    return class_gains(halved, features.wrong(everything, (strength,))[0][None], law.weights)
+
+
+def _without(places: Places, share: float, everything: Places) -> Places:
+    """All places, but of these ones only a share."""
+    return np.setdiff1d(everything, places[_share(len(places), share) :])
 
 
 def _train_each(

@@ -10,15 +10,14 @@ import hashlib
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
 import torch
-from torch import nn
 
+from imgclf.compute import evaluating
 from imgclf.data.loader import Batch
 from imgclf.data.source import Source
 from imgclf.data.split import Split
@@ -168,7 +167,7 @@ class Tracker:
             worker = Worker(sink)
             self._workers.append(worker)
             try:
-                with _at_rest(plan.model), torch.no_grad():
+                with evaluating(plan.model), torch.no_grad():
                     note = sink.prepare(session, plan.model, _example(plan))
             except Exception as error:
                 worker.end()
@@ -268,18 +267,6 @@ def _plain(value: Any) -> str | int | float | bool:
 
 def _example(plan: Plan) -> torch.Tensor:
     return torch.zeros(1, plan.recipe.channels, *plan.recipe.size, device=device_of(plan.model))
-
-
-@contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    """The model in the mode of evaluation, and afterwards each of its modules as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _captions(batch: Batch, classes: Sequence[str]) -> tuple[str, ...]:

@@ -134,9 +134,10 @@ def test_the_files_of_a_run(world):
     found = {path.name for path in folder.iterdir()}
     assert found - {"checkpoint-previous.pt"} == {  # which is there if the state was written twice
         *("model.safetensors", "config.toml", "split.csv", "history.csv", "events.jsonl", "run.json"),
-        *("checkpoint.pt", ".lock", "answers.safetensors"),
+        *("checkpoint.pt", ".lock", "answers.safetensors", "report.html"),
     }
     summary = json.loads(world[1].stdout)
+    assert summary.pop("report") == str(Path("runs", "photos-lenet-1", "report.html"))
     assert json.loads((folder / "run.json").read_text())["result"] == summary
     metrics = read_manifest(folder).metrics
     assert {part: metrics[part]["loss"] for part in metrics} == {

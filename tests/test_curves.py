@@ -1,6 +1,7 @@
 """The learning curve: the law, its interval, and what more images of a class would bring."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 from imgclf.evaluation.curves import (
     ClassGain,
     Estimate,
+    HalvedClass,
     LearningCurve,
     PowerLaw,
-    class_gain,
+    class_gains,
     curve_point,
     fit_law,
-    too_few,
 )
 
 SIZES = (100, 200, 400, 800, 1000)
@@ -94,29 +95,43 @@ def test_a_point_has_the_mean_of_its_draws():
     assert low < 0.625 < high
 
 
-def test_a_class_whose_images_matter():
-    fitted = fit_law(SIZES, measured(PowerLaw(2.0, 0.5, 0.05), n=900))
-    own = np.arange(900) < 300
-    more = (np.arange(900) % 10 == 0)[None]  # a tenth of all are wrong
-    fewer = np.stack([more[0] | (own & (np.arange(900) % 5 == turn)) for turn in (1, 2)])
-    gain = class_gain("ant", 100, more, fewer, own, fitted)
-    assert gain.recall == pytest.approx(0.9)
-    assert gain.recall_gain.told
-    assert gain.recall_gain.value == pytest.approx(0.2 * 2**-fitted.law.exponent, abs=0.01)
-    assert gain.accuracy_gain.value == pytest.approx(gain.recall_gain.value / 3)
-    assert gain.accuracy_gain.low <= gain.accuracy_gain.value <= gain.accuracy_gain.high
+def classes_of(*lost, n=900):
+    """Two classes, of whose held-out images half of the training images lose the first share, a quarter both."""
+    wrong, found = np.zeros(n, bool), []
+    for index, (last, before) in enumerate(lost):
+        own = np.arange(n) % len(lost) == index
+        rank = np.cumsum(own) / own.sum()
+        half, quarter = wrong | (own & (rank <= last)), wrong | (own & (rank <= last + before))
+        found.append(HalvedClass(f"class {index}", 100, own, np.stack([half] * 2), np.stack([quarter] * 2)))
+    return found, wrong[None], fit_law(SIZES, measured(PowerLaw(2.0, 0.5, 0.05), n=n)).weights
+
+
+def test_the_next_doubling_brings_less_as_the_last_did():
+    first, second = class_gains(*classes_of((0.1, 0.2), (0.2, 0.4)))
+    assert first.recall == 1.0
+    assert first.recall_gain.value == pytest.approx(0.05, abs=0.003)
+    assert second.recall_gain.value == pytest.approx(0.1, abs=0.003)
+    assert second.accuracy_gain.value == pytest.approx(0.05, abs=0.003)
+    for gain in (first.recall_gain, second.recall_gain, second.accuracy_gain):
+        assert gain.told
+        assert gain.low <= gain.value <= gain.high
+
+
+def test_a_doubling_is_never_taken_to_bring_more_than_the_last():
+    first, _ = class_gains(*classes_of((0.2, 0.1), (0.2, 0.1)))
+    assert first.recall_gain.value == pytest.approx(0.2, abs=0.003)
 
 
 def test_a_class_of_which_nothing_can_be_told():
-    fitted = fit_law(SIZES, measured(PowerLaw(2.0, 0.5, 0.05), n=40))
-    own, more = np.arange(40) < 3, np.zeros((1, 40), bool)
-    fewer = np.zeros((2, 40), bool)
-    fewer[0, 0] = True
-    gain = class_gain("ant", 100, more, fewer, own, fitted)
-    assert not gain.recall_gain.told
-    assert not gain.accuracy_gain.told
-    assert class_gain("bee", 9, more, fewer, np.zeros(40, bool), fitted).recall_gain is None
-    assert too_few("cat", 2, more, own) == ClassGain("cat", 2, 1.0, None, None)
+    few, whole, weights = classes_of((0.0, 0.0), (0.02, 0.1), n=60)
+    nothing, little = class_gains(few, whole, weights)
+    assert not nothing.recall_gain.told
+    assert not little.accuracy_gain.told
+    bare, unseen = HalvedClass("few", 3, few[0].own), replace(few[1], own=np.zeros(60, bool))
+    assert class_gains([bare, unseen], whole, weights) == (
+        ClassGain("few", 3, 1.0, None, None),
+        ClassGain("class 1", 100, None, None, None),
+    )
 
 
 def test_the_value_is_json():
@@ -132,7 +147,7 @@ def test_the_value_is_json():
         doubled=fitted.at(2000),
         gain=fitted.gain(1000),
         misfit=fitted.misfit,
-        classes=(too_few("cat", 2, np.zeros((1, 4), bool), np.ones(4, bool)),),
+        classes=(ClassGain("cat", 2, 1.0, None, fitted.gain(9)),),
         seconds=1.0,
         band=fitted.band(100, 2000),
     )

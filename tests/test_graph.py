@@ -365,12 +365,17 @@ CUDA = torch.device("cuda")
     ],
 )
 def test_which_steps_are_captured(change, device, precision, flops, expected):
-    assert should_capture(replace(ON, **change), device, precision, flops) is expected
+    assert should_capture(replace(ON, **change), net(), device, precision, flops) is expected
 
 
 def test_one_of_several_processes_does_not_capture(monkeypatch):
     monkeypatch.setattr(module.distributed, "shard", lambda: (0, 2))
-    assert not should_capture(ON, CUDA, torch.bfloat16, 1e9)
+    assert not should_capture(ON, net(), CUDA, torch.bfloat16, 1e9)
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("on", True), ("auto", False), ("off", False)])
+def test_a_network_with_drop_out_is_captured_when_asked(choice, expected):
+    assert should_capture(replace(ON, compile=choice), net(dropout=0.5), CUDA, torch.float32, 1e9) is expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

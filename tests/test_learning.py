@@ -40,6 +40,8 @@ def pooled(monkeypatch):
     arch = Arch("pooled", lambda spec: Pooled(spec.classes), size=(16, 16), channels=3, family="own", summary="")
     monkeypatch.setitem(ARCHS._items, "pooled", arch)
     used = WeightsUsed("auto", "pretrained", "from a test")
+    monkeypatch.setattr(learning, "DRAWS", {0.1: 3, 0.4: 2, 0.8: 2, 1.0: 1})
+    monkeypatch.setattr(learning, "CLASS_FITS", 0)
     monkeypatch.setattr("imgclf.plan.load_weights", lambda *args: used)
     return {"arch": "pooled", "train": {"device": "cpu"}, "split": [0.6, 0.2, 0.2]}
 
@@ -100,7 +102,7 @@ def test_a_curve_from_frozen_features(photos, pooled):
     curve = learning_curve(photos, pooled, callbacks=[lambda event, subject: heard.append((event, subject))])
     assert (curve.data, curve.arch, curve.full, curve.held_out) == ("photos", "pooled", False, 24)
     assert [point.images for point in curve.points] == [6, 15, 30, 36]
-    assert [point.draws for point in curve.points] == [10, 5, 3, 1]
+    assert [point.draws for point in curve.points] == [3, 2, 2, 1]
     assert curve.points[-1].accuracy == 1.0  # colours are easy
     assert 0 <= curve.gain.low <= curve.gain.value <= curve.gain.high
     assert [(row.name, row.images, row.recall) for row in curve.classes] == [
@@ -111,16 +113,30 @@ def test_a_curve_from_frozen_features(photos, pooled):
     assert not any(row.accuracy_gain.told for row in curve.classes)
     assert [subject for event, subject in heard if event == "point"] == list(curve.points)
     heads = [subject for event, subject in heard if event == "heads"]
-    assert heads == [(number + 1, 19) for number in range(19)]
+    assert heads == [(number + 1, 8) for number in range(8)]
     again = learning_curve(photos, pooled)
     assert (again.points, again.law, again.classes) == (curve.points, curve.law, curve.classes)
 
 
-def test_a_class_with_three_images_is_not_halved(photos, pooled):
+def test_each_part_weighs_the_classes_alike(photos, pooled, monkeypatch):
+    seen = []
+    fit = learning.fit_logistic
+
+    def watched(features, labels, classes, prior, weight, strengths):
+        seen.append((labels.bincount(minlength=classes) * weight).tolist())
+        return fit(features, labels, classes, prior, weight, strengths)
+
+    monkeypatch.setattr(learning, "fit_logistic", watched)
+    learning_curve(photos, pooled)
+    for counts in seen:
+        assert counts == pytest.approx([counts[0]] * 3)
+
+
+def test_a_class_with_few_images_is_not_halved(photos, pooled):
     for path in sorted((photos / "red").iterdir())[4:]:
         path.unlink()
     red = learning_curve(photos, pooled).classes[2]
-    assert red.images < 4
+    assert red.images < 8
     assert red.accuracy_gain is None
 
 

@@ -539,8 +539,8 @@ def test_events_come_in_order_and_the_end_has_the_best_weights(source):
     events, ends = [], []
     note = on("end", lambda state: ends.append(equal(weights(state.model), state.best)))
     fit(source, Net(bad={3}), epochs=2, callbacks=[lambda event, state: events.append(event), note])
-    steps = ["step"] * 5
-    assert events == ["start", *steps[:2], "retry", *steps, "epoch", *steps, "epoch", "end"]
+    steps = ["batch", "step"] * 5
+    assert events == ["start", *steps[:5], "retry", *steps, "epoch", *steps, "epoch", "end"]
     assert ends == [True]
 
 

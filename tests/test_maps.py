@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from imgclf.compute import evaluating
 from imgclf.errors import ConfigError
-from imgclf.evaluation.maps import Site, capture, evaluating, find_last_site, find_sites, spread
+from imgclf.evaluation.maps import Site, capture, find_last_site, find_sites, spread
 from imgclf.models.build import build_model, head_of
 from imgclf.specs import ModelSpec
 

@@ -203,4 +203,4 @@ def test_a_run_is_seen_while_it_goes_on_and_after_it_was_resumed(server, page, t
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     until(page, lambda: len(page.evaluate(PICTURES)) == 6)
-    assert page.errors == []
+    assert [text for text in page.errors if "favicon" not in text] == []  # which Visdom 0.3.0 does not have

@@ -23,6 +23,8 @@ from imgclf.cli._options import (
 )
 from imgclf.cli.train import changes_of
 
+NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
+
 if TYPE_CHECKING:
     from imgclf.evaluation.curves import Estimate, LearningCurve
 
@@ -79,7 +81,7 @@ def _show(curve: LearningCurve) -> None:
     gain, doubled = curve.gain, curve.doubled
     if not curve.lawful:
         console.show("more:    the points don't follow the law, so what more images would bring can't be told from it")
-    elif 100 * gain.high < 0.05:
+    elif gain.high < NOTHING:
         console.show(f"more:    {2 * images:,} images, twice as many, would bring nothing that counts")
     else:
         console.show(
@@ -89,7 +91,7 @@ def _show(curve: LearningCurve) -> None:
     if not curve.full:
         console.show()
         console.show_table(
-            ("class", "images", "recall", "twice as many: recall", "accuracy"),
+            ("class", "images", "recall", "twice as many: its recall", "accuracy of all"),
             [
                 (
                     row.name,
@@ -116,4 +118,6 @@ def _gain(gain: Estimate) -> str:
 def _told(gain: Estimate | None) -> str | None:
     if gain is None:
         return None
+    if max(abs(gain.low), abs(gain.high)) < NOTHING:
+        return "nothing that counts"
     return _gain(gain) if gain.told else f"can't be told {_gain(gain).partition(' ')[2]}"

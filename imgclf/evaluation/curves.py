@@ -87,6 +87,18 @@ class ClassGain:
     recall_gain: Estimate | None
 
 
+@dataclass(frozen=True, eq=False)
+class HalvedClass:
+    """A class and what was called something else, (draws, held-out images), after training with half and with a quarter
+    of its `images`, None where these are too few; `own` says which of the held-out images are of it."""
+
+    name: str
+    images: int
+    own: NDArray[np.bool_]
+    half: Wrong | None = None
+    quarter: Wrong | None = None
+
+
 @dataclass(frozen=True)
 class LearningCurve:
     """Accuracy on `held_out` images by the number of training images; `full` says that the network itself was trained
@@ -195,36 +207,54 @@ def fit_law(images: Sequence[int], wrong: Sequence[Wrong], total: int | None = N
     return FittedLaw(law, np.stack(samples), weights, _misfit(distance, len(sizes) - PARAMETERS))
 
 
-def class_gain(name: str, images: int, more: Wrong, fewer: Wrong, own: NDArray[np.bool_], law: FittedLaw) -> ClassGain:
-    """What twice as many images of a class would bring, as half of them were left out to see what that costs.
+def class_gains(classes: Sequence[HalvedClass], whole: Wrong, weights: Numbers) -> tuple[ClassGain, ...]:
+    """What twice as many images of each class would bring; `whole` (1, held-out images) is what all get wrong.
 
-    `more` and `fewer` (draws, held-out images) say what was called something else with all of them and with half, `own`
-    which held-out images are of the class. By a law of the curve's exponent b the next doubling brings 2^−b of it.
+    From a quarter to half of a class's images its recall rises, and less from half to all of them. By the ratio of the
+    two, over all classes, the next doubling brings less than the last one. `weights` are those of a `FittedLaw`.
     """
-    lost = fewer.mean(0) - more.mean(0)
-    known = too_few(name, images, more, own)
-    recall_gain = _gain(lost, fewer, own, law) if own.any() else None
-    return replace(known, accuracy_gain=_gain(lost, fewer, np.ones_like(own), law), recall_gain=recall_gain)
+    halved = [each for each in classes if each.half is not None and each.own.any()]
+    last = {each.name: _Step(each.half, whole, each.own, weights) for each in halved if each.half is not None}
+    before = [_Step(each.quarter, each.half, each.own, weights) for each in halved if each.quarter is not None]
+    ratio = _ratio(sum(step.value for step in last.values()), sum(step.value for step in before))
+    ratios = _ratio(sum(step.samples for step in last.values()), sum(step.samples for step in before))
+    gains = []
+    for each in classes:
+        recall = float(1 - whole[:, each.own].mean()) if each.own.any() else None
+        gain = ClassGain(each.name, each.images, recall, None, None)
+        if each.name in last and each.half is not None:
+            own, everyone = last[each.name], _Step(each.half, whole, np.ones_like(each.own), weights)
+            gain = replace(
+                gain,
+                accuracy_gain=estimate(everyone.value * float(ratio), everyone.noisy * ratios),
+                recall_gain=estimate(own.value * float(ratio), own.noisy * ratios),
+            )
+        gains.append(gain)
+    return tuple(gains)
 
 
-def too_few(name: str, images: int, more: Wrong, own: NDArray[np.bool_]) -> ClassGain:
-    """What is known of a class that has too few images to leave out half of them."""
-    return ClassGain(name, images, float(1 - more[:, own].mean()) if own.any() else None, None, None)
+def _ratio(last: Numbers | float, before: Numbers | float) -> Numbers:
+    """How much of a doubling the next one brings, 0…1; all of it where nothing else is known."""
+    sums, divisors = np.asarray(last, np.float64), np.asarray(before, np.float64)
+    return np.clip(np.divide(sums, divisors, out=np.ones_like(sums), where=divisors > 0), 0, 1)
 
 
-def _gain(lost: Numbers, fewer: Wrong, of: NDArray[np.bool_], law: FittedLaw) -> Estimate:
-    """What the next doubling brings to the images `of`, where the last one brought `lost` to each held-out image."""
-    draws = len(fewer)
-    between = fewer[:, of].mean(1).var(ddof=1) if draws > 1 else 0.0
-    weights = law.weights[:, of]
-    counts = weights.sum(1)
-    found = np.divide(weights @ lost[of], counts, out=np.full(len(counts), float(lost[of].mean())), where=counts > 0)
-    rng = np.random.default_rng(draws)
-    noise = rng.normal(0, np.sqrt(between * (1 + 1 / draws)), len(found))
-    return estimate(
-        float(lost[of].mean()) * 2**-law.law.exponent,
-        (found + noise) * 2 ** -law.samples[:, 1],
-    )
+class _Step:
+    """What more images bring to the held-out ones of a mask: the share that is right then and was wrong before.
+
+    `value` is measured, `samples` are what other held-out images would say, `noisy` what other draws might say as well.
+    """
+
+    def __init__(self, fewer: Wrong, more: Wrong | None, of: NDArray[np.bool_], weights: Numbers) -> None:
+        assert more is not None
+        won = (fewer.mean(0) - more.mean(0))[of]
+        shares = weights[:, of]
+        counts = shares.sum(1)
+        self.value = float(won.mean())
+        self.samples = np.divide(shares @ won, counts, out=np.full(len(counts), self.value), where=counts > 0)
+        draws = len(fewer)
+        between = fewer[:, of].mean(1).var(ddof=1) * (1 + 1 / draws) if draws > 1 else 0.0
+        self.noisy = self.samples + np.random.default_rng(draws).normal(0, np.sqrt(between), len(counts))
 
 
 def _misfit(distance: float, freedom: int) -> float:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imgclf._registry import unknown_name
+from imgclf.compute import evaluating
 from imgclf.data.loader import Loader
-from imgclf.evaluation.maps import Site, evaluating, find_last_site, spread
+from imgclf.evaluation.maps import Site, find_last_site, spread
 from imgclf.fold import fold_batch_norms
 from imgclf.inference import device_of, logits_of, predict
 from imgclf.models.ensemble import Ensemble

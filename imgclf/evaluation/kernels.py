@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imgclf.compute import evaluating
 from imgclf.data.source import Pixels
 from imgclf.errors import ConfigError
-from imgclf.evaluation.maps import Site, capture, evaluating, find_sites
+from imgclf.evaluation.maps import Site, capture, find_sites
 from imgclf.inference import device_of
 from imgclf.models.ensemble import Ensemble
 from imgclf.pictures import save_figure, title_of
@@ -90,9 +91,10 @@ def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tens
     learnt ones of `first_convolution`, each with its map at the same place to the right."""
     grey = (to_channels(pixels, 1) if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True))[..., 0]
     shown = 0 if learnt is None else min(len(learnt[1]), MOST_KERNELS)
-    rows = -(-shown // COLUMNS)
-    figure = _figure(2.8 + rows * 0.85)
-    grid = figure.add_gridspec(2 if shown else 1, 1, height_ratios=[3, 0.85 * rows] if shown else [1])
+    columns = max(1, min(shown, COLUMNS))
+    below = -(-shown // columns) * 6 / columns + 0.2  # inches: the picture is 12 wide, and the tiles have a half
+    figure = _figure(2.8 + below if shown else 2.8)
+    grid = figure.add_gridspec(2 if shown else 1, 1, height_ratios=[2.8, below] if shown else [1])
     classic = grid[0].subgridspec(1, 1 + 2 * len(CLASSIC)).subplots()
     _draw(classic[0], pixels if pixels.shape[2] == 3 else grey, f"{title_of(Path(image).name, 20)}, {_shape(grey)}")
     for index, (name, (kernel, divisor)) in enumerate(CLASSIC.items()):
@@ -155,15 +157,15 @@ def _kernel_colours(kernel: NDArray[np.float32]) -> NDArray[np.floating]:
 
 
 def _mosaic(tiles: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
-    """Pictures (height, width, 3) of one size, eight in a row, with white between them."""
-    height, width = tiles[0].shape[:2]
-    scale = -(-16 // width)  # else a gap of one pixel would be too wide for small ones
-    height, width = height * scale, width * scale
-    gap = width // 16
-    rows = -(-len(tiles) // COLUMNS)
-    canvas = np.ones((rows * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3))
+    """Pictures (height, width, 3) of one size, up to eight in a row, with white between them."""
+    columns = min(len(tiles), COLUMNS)
+    scale = -(-30 // tiles[0].shape[1])  # else a gap of one pixel would be too wide for small ones
+    height, width = tiles[0].shape[0] * scale, tiles[0].shape[1] * scale
+    gap = width // 10
+    rows = -(-len(tiles) // columns)
+    canvas = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3))
     for index, tile in enumerate(tiles):
-        top, left = index // COLUMNS * (height + gap), index % COLUMNS * (width + gap)
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = tile.repeat(scale, axis=0).repeat(scale, axis=1)
     return canvas
 

@@ -121,18 +121,6 @@ def spread(heat: Tensor, site: Site, size: Grid) -> Tensor:
     return F.grid_sample(heat[:, None], places.expand(len(heat), *places.shape), align_corners=True)[:, 0]
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards each in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 class _Tracer:
     """Watches one pass: the sites in their order, and which of them (`used`) had a gradient at their places."""
 

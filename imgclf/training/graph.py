@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from imgclf import distributed
 from imgclf.data.loader import Batch
@@ -25,13 +27,19 @@ WARM_UPS = 3
 Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]  # as `cuda_capture`
 
 
-def should_capture(config: TrainConfig, device: torch.device, precision: torch.dtype, flops: float) -> bool:
+def should_capture(
+    config: TrainConfig, model: nn.Module, device: torch.device, precision: torch.dtype, flops: float
+) -> bool:
     """Whether to capture steps, `flops` being the floating-point operations of a batch's forward pass.
 
     Unless `compile` is `off`, on CUDA, in one process, without fp16 (its scaler asks the device) and clipping, and
     where a step computes for less time than its launches take: others gain little, and a graph keeps all it computes.
+    A network with drop-out is captured only where `compile` is `on`: some versions of torch lose count of its random
+    numbers where a capture fails.
     """
-    wanted = config.compile != "off" and launch_bound(device, flops)
+    drops = any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())
+    wanted = config.compile == "on" or (config.compile == "auto" and not drops)
+    wanted = wanted and launch_bound(device, flops)
     return wanted and precision is not torch.float16 and not config.clip_norm and distributed.shard()[1] == 1
 
 

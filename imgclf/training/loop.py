@@ -96,7 +96,7 @@ def train(
         stack.enter_context(tuned(device))
         whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
         state.epochs = sys.maxsize if endless else state.epochs
-        captured = should_capture(config, device, state.precision, flops)
+        captured = should_capture(config, model, device, state.precision, flops)
         stack.enter_context(compiled(model, not captured and should_compile(config.compile, device, whole_run)))
         interrupts = stack.enter_context(polite_interrupts())
         if resume is not None:

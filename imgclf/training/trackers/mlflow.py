@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -28,6 +29,7 @@ class MLflow(Sink):
             import mlflow
         except ImportError:
             raise MissingExtra("mlflow", "MLflow runs") from None
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # of what it makes in its database it would tell
         self._uri = uri or mlflow.get_tracking_uri()
 
     def where(self, session: Session) -> str:
