@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from imgclf.models.build import build_model
     from imgclf.models.weights import load_weights
     from imgclf.pictures import save_explanation
+    from imgclf.reporting import write_report
     from imgclf.results import Choice, EpochRecord, Evaluation, Explanation, History, LrCurve, Prediction, Probe
     from imgclf.specs import Experiment, ModelSpec, Recipe, Step, TrainConfig
     from imgclf.tracking import tracker
@@ -81,6 +82,7 @@ _HOMES = {
     "models.build": ("build_model",),
     "models.weights": ("load_weights",),
     "pictures": ("save_explanation",),
+    "reporting": ("write_report",),
     "results": ("Choice", "EpochRecord", "Evaluation", "Explanation", "History", "LrCurve", "Prediction", "Probe"),
     "specs": ("Experiment", "ModelSpec", "Recipe", "Step", "TrainConfig"),
     "tracking": ("tracker",),
@@ -147,6 +149,7 @@ __all__ = [
     "tracker",
     "train",
     "tune",
+    "write_report",
 ]
 
 

@@ -334,6 +334,13 @@ def test_a_thousand_classes_and_many_pictures_stay_below_8_mb():
     assert max(map(len, cells["cells"].values())) <= page.PER_CELL
 
 
+def test_a_class_without_images_has_no_recall():
+    text = str(Text(page.render(report_data(answers_of([0, 0, 2], [0, 2, 2])))))
+    assert re.search(r"c1 0\.0\u202f% – – 0 ", text)
+    one = answers_of([0], [0], classes=("a", "b"))
+    assert "Of 1 image that it had never seen, it named 1 right" in str(Text(page.render(report_data(one))))
+
+
 def test_without_answers_the_page_says_so():
     data = report_data(None, epochs=0, status="interrupted", missing="The images are not where they were (gone).")
     text = str(Text(page.render(data)))

@@ -168,7 +168,7 @@ def _class_rows(result: Evaluation) -> dict[str, Any]:
     kept = {row.name for row in rows}
     return {
         "rows": [
-            {"row": row, "interval": wilson_interval(round(row.recall * row.support), row.support)}
+            {"row": row, "interval": row.support and wilson_interval(round(row.recall * row.support), row.support)}
             for row in result.per_class
             if row.name in kept
         ],
