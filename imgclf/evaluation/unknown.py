@@ -112,6 +112,9 @@ class Refusal:
     unknown: Unknown
     share: float
 
+    def __post_init__(self) -> None:
+        _ = self.threshold  # refuses a share before any image is read
+
     @cached_property
     def threshold(self) -> float:
         """The largest score that is accepted; `ConfigError` for a share that can't be had."""
