@@ -230,7 +230,9 @@ def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -
             problem = "a run without a result yet" if (path / INFO).is_file() else f"no run: it holds no {MODEL}"
             raise ModelFileError(f"{printable(str(path))} is {problem}; expected a model file or one run's folder")
         if not path.exists():
-            raise ModelFileError(f"{printable(str(path))} is not there: expected a model file, a run folder, or the name of one in {root}")
+            raise ModelFileError(
+                f"{printable(str(path))} is not there: expected a model file or a run folder, or the name of one in {root}"
+            )
         return path
     for run in reversed(list_runs(root)):
         if run.model.is_file():
