@@ -231,7 +231,7 @@ def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -
             raise ModelFileError(f"{printable(str(path))} is {problem}; expected a model file or one run's folder")
         if not path.exists():
             raise ModelFileError(
-                f"{printable(str(path))} is not there: expected a model file or a run folder, or the name of one in {root}"
+                f"{printable(str(path))} is not there: expected a model file or a run folder, or one by name in {root}"
             )
         return path
     for run in reversed(list_runs(root)):
