@@ -130,12 +130,13 @@ def _open_study(path: Path, plan: Plan, split: Split) -> optuna.Study:
     """The study in a file, which is made if it is not there; `ConfigError` for one of other settings or no study."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
     asked = json.loads(json.dumps({**_flat(to_dict(plan.experiment)), "images": split.digest}))
     try:
         study = optuna.create_study(
             study_name=path.stem,
-            storage=f"sqlite:///{path}",
+            storage=optuna.storages.RDBStorage(f"sqlite:///{path}", {"poolclass": NullPool}),  # else files stay open
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTED, n_warmup_steps=1),
             load_if_exists=True,
         )
