@@ -30,7 +30,19 @@ from imgclf.models.summary import layer_table
 from imgclf.pictures import pick_samples, sample_pixels
 from imgclf.plan import labelled_source
 from imgclf.results import Choice
-from imgclf.run import ANSWERS, CONFIG, HISTORY, REPORT, SPLIT, Run, open_run, read_config, read_history
+from imgclf.run import (
+    ANSWERS,
+    CONFIG,
+    EVENTS,
+    HISTORY,
+    REPORT,
+    SPLIT,
+    Run,
+    open_run,
+    read_config,
+    read_history,
+    read_start,
+)
 from imgclf.specs import Experiment, Recipe, from_dict
 
 SHOWN = 24  # training images
@@ -119,6 +131,7 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
         choices=tuple(Choice(**choice) for choice in run.info.get("choices", ())),
         config=read_text(run.path / CONFIG),
         commands=_commands(run),
+        start=read_start(run.path / EVENTS),
         facts=_facts(run, rows, experiment),
     )
 

@@ -222,13 +222,17 @@ def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -
     """The model file to use: `model` (a file or a run folder) or, without it, that of the newest run with a result."""
     if model is not None:
         path = Path(model)
+        if not path.exists() and (root / path / INFO).is_file():  # a run by its name
+            path = root / path
         if path.is_dir() and (path / MODEL).is_file():
             return path / MODEL
         if path.is_dir():
             problem = "a run without a result yet" if (path / INFO).is_file() else f"no run: it holds no {MODEL}"
             raise ModelFileError(f"{printable(str(path))} is {problem}; expected a model file or one run's folder")
         if not path.exists():
-            raise ModelFileError(f"{printable(str(path))} is not there: expected a model file or a run folder")
+            raise ModelFileError(
+                f"{printable(str(path))} is not there: expected a model file or a run folder, or one by name in {root}"
+            )
         return path
     for run in reversed(list_runs(root)):
         if run.model.is_file():
@@ -279,6 +283,18 @@ def read_history(path: Path) -> History:
         return History(tuple(_epoch(row) for row in rows))
     except FileNotFoundError:
         return History()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def read_start(path: Path) -> tuple[float, float] | None:
+    """The loss and the accuracy on valid before the first step, from a run's events; None where they don't say."""
+    try:
+        events = [json.loads(line) for line in read_text(path).splitlines()]
+        found = [event for event in events if event["event"] == "baseline"]
+        return (float(found[-1]["loss"]), float(found[-1]["accuracy"])) if found else None
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
 

@@ -22,6 +22,7 @@ from imgclf.run import (
     list_runs,
     open_run,
     read_config,
+    read_start,
     require_free,
     write_config,
     write_history,
@@ -271,3 +272,21 @@ def test_an_event_is_written_whole_or_not_at_all(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
+
+
+def test_the_start_is_read_from_the_events(tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert read_start(path) is None
+    append_event(path, "start", device="cpu")
+    assert read_start(path) is None
+    append_event(path, "baseline", loss=0.5, accuracy=0.75)
+    assert read_start(path) == (0.5, 0.75)
+    path.write_text("{", encoding="ascii")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_start(path)
+
+
+def test_a_model_is_found_by_the_name_of_its_run(tmp_path):
+    run = create_run(tmp_path / "runs", "photos", {"created": "now"}, exact=True)
+    run.model.write_bytes(b"")
+    assert find_model("photos", tmp_path / "runs") == run.model

@@ -302,7 +302,7 @@ def test_predict_calls_an_image_unknown(digits, images):
     assert bad["unknown_score"] is None
     assert "1 of 2 images unknown: unlike the training images" in result.stderr
     table = run("predict", *paths[:2], *model, "--reject", "0.05").stdout.splitlines()
-    assert table[0].split() == ["image", "class", "sure", "or", "oddness"]
+    assert table[0].split() == ["image", "class", "sure", "or", "unknown", "score"]
     assert "unknown" in table[2]
     run("predict", *paths, *model, "--reject", "0.05", "--csv", images / "out.csv", "--top", "2")
     header, *lines = (images / "out.csv").read_text().splitlines()

@@ -36,7 +36,7 @@ def command_line(command: str, data: str, given: Mapping[str, object]) -> str:
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="A model file or a run folder; without it the newest run under ./runs.", show_default=False),
+    typer.Option(help="A model file, a run folder or its name; else the newest run under ./runs.", show_default=False),
 ]
 Precision = Annotated[str, typer.Option(help="Numbers to compute in: fp32, bf16 or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]

@@ -213,6 +213,7 @@ class TrainView:
         self._began = 0.0
         self._best: float | None = None
         self._epochs = 0
+        self._guess = 0.0  # the share of the commonest class
         self.resumed_after = 0
 
     def __call__(self, event: str, subject: Any) -> None:
@@ -272,6 +273,7 @@ class TrainView:
             console.warn(finding)
         counts = sorted(audit.source.counts().items(), key=lambda item: item[1])
         (rarest, few), (_, many) = counts[0], counts[-1]
+        self._guess = many / len(audit.source)
         if many >= UNEVEN * few:
             console.warn(f"classes are uneven, from {few:,} ({rarest}) to {many:,}: look at the balanced accuracy")
 
@@ -304,6 +306,11 @@ class TrainView:
         images = console.plural(probe.images, "training image")
         figures = f"{probe.accuracy:.1%} ± {100 * probe.error:.1f}" if probe.error == probe.error else "not measured"
         console.say(f"baseline: {figures} after {probe.seconds:.0f} s (linear head on frozen features, {images}, CV)")
+        if probe.accuracy - 2 * probe.error <= self._guess:
+            console.warn(
+                f"no better than to call every image the commonest class ({self._guess:.1%}): "
+                "are the images large enough (--size), and the labels right?"
+            )
 
     def _on_choices(self, choices: tuple[Choice, ...]) -> None:
         console.say("")

@@ -28,7 +28,8 @@ def predict(
     reject: Annotated[
         float | None,
         typer.Option(
-            help="Call an image unknown where so few of the known classes are as odd, as 0.05.", show_default=False
+            help="Call images of other things unknown; the share of known images to lose by it, as 0.05.",
+            show_default=False,
         ),
     ] = None,
     max_pixels: Annotated[
@@ -72,8 +73,8 @@ def predict(
         write_text(csv, csv_text([header, *rows]))
         console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
     elif not json:
-        console.show_table(["image", "class", "sure", "or", *(["oddness"] if judged else [])], rows)
-    if judged:
+        console.show_table(["image", "class", "sure", "or", *(["unknown score"] if judged else [])], rows)
+    if judged and failed < len(source):
         console.say(
             f"{refused:,} of {console.plural(len(source) - failed, 'image')} unknown: unlike the training images"
         )

@@ -81,7 +81,7 @@ class Unknown:
         rank = math.ceil((n + 1) * (1 - share) - 1e-9)
         if rank > n:
             raise ConfigError(
-                f"reject is {share:g}, and {n} validation images tell of no share below {1 / (n + 1):.2g}: give more"
+                f"reject is {share:g}, and {n} validation images tell of no share below {1 / (n + 1):.2g}: ask for more"
             )
         return float(self.valid[rank - 1])
 
@@ -111,6 +111,9 @@ class Refusal:
 
     unknown: Unknown
     share: float
+
+    def __post_init__(self) -> None:
+        _ = self.threshold  # refuses a share before any image is read
 
     @cached_property
     def threshold(self) -> float:

@@ -75,7 +75,7 @@ class ReportData:
     `answers` are those to the images of `part`, None where there are none yet; `looks` are what was seen of these, by
     their ref, and `sampled` those of them that were not chosen for what they show; `missing` says why there are no
     pictures, "" where there are. `commands` reproduce the run, each with what it is good for; `facts` are named texts
-    about the run.
+    about the run. `start` is the loss and the accuracy on valid before the first epoch, where the head knew classes.
     """
 
     name: str
@@ -93,4 +93,5 @@ class ReportData:
     choices: tuple[Choice, ...] = ()
     config: str = ""
     commands: tuple[tuple[str, str], ...] = ()
+    start: tuple[float, float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -87,10 +87,12 @@ def _inline(svg: str, name: str, said: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", head + svg[svg.index(">") + 1 :])
 
 
-def training_curves(history: Sequence[EpochRecord]) -> list[str]:
-    """Loss and accuracy over the epochs, of train and valid, with the kept epoch marked."""
+def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] | None = None) -> list[str]:
+    """Loss and accuracy over the epochs, of train and valid, with the kept epoch marked: the start, where no epoch was
+    better. `start` is the loss and the accuracy on valid before the first epoch, where these mean something."""
     epochs = [record.epoch for record in history]
-    kept = next((record.epoch for record in reversed(history) if record.best), None)
+    kept = next((record.epoch for record in reversed(history) if record.best), None if start is None else 0)
+    what = "the start" if kept == 0 else f"epoch {kept}"
     from matplotlib.ticker import MaxNLocator
 
     charts = []
@@ -100,10 +102,12 @@ def training_curves(history: Sequence[EpochRecord]) -> list[str]:
             for part, colour in (("train", ORANGE), ("valid", BLUE)):
                 values = [getattr(record, f"{part}_{name}") for record in history]
                 if None not in values:
-                    marker = "o" if len(epochs) <= 30 else ""
-                    axes.plot(epochs, [scale * v for v in values], color=colour, label=part, marker=marker, ms=3)
+                    marker, places = "o" if len(epochs) <= 30 else "", epochs
+                    if start is not None and part == "valid":
+                        places, values = [0, *epochs], [start[name == "accuracy"], *values]
+                    axes.plot(places, [scale * v for v in values], color=colour, label=part, marker=marker, ms=3)
             if kept is not None:
-                axes.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"kept: epoch {kept}")
+                axes.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"kept: {what}")
             axes.set_title(title if name == "loss" else f"{title}, %")
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -91,7 +91,7 @@ def _render(data: ReportData, budget: int) -> str:
     return _template().render(
         data=data,
         what=words.what_was_trained(data),
-        curves=figures.training_curves(data.history.epochs) if len(data.history) > 1 else [],
+        curves=figures.training_curves(data.history.epochs, data.start) if len(data.history) > 1 else [],
         kernels=_pictures(figures.kernel_pixels(data.trained.kernels)) if data.trained.kernels is not None else [],
         samples=list(zip(_pictures(data.samples.images), data.samples.titles, strict=True)),
         parts=SPLIT_NAMES,
