@@ -178,6 +178,8 @@ def test_on_paper_everything_is_open_and_the_buttons_are_gone(open_page):
     page.wait_for_function("!document.querySelector('details:not([open])')")
     assert page.locator("nav").is_hidden()
     assert page.locator("#theme").is_hidden()
+    page.set_viewport_size({"width": 680, "height": 1000})  # A4 within its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
     assert len(page.pdf(format="A4")) > 10_000
     page.emulate_media(media="screen")
     page.wait_for_function("document.querySelector('details:not([open])')")
