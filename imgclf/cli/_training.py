@@ -80,9 +80,11 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
 
 
 def _trackers(options: dict[str, Any]) -> list[Tracker]:
-    """One callback for all that --track names, or none."""
+    """One callback for all that --track names, or none; of several processes the first one tracks."""
     asked = dict.fromkeys(name for given in options.get("track", []) for name in given.split(","))
-    return [tracker(*asked, warn=console.warn, say=lambda text: console.say(f"track: {text}"))] if asked else []
+    if not asked or not distributed.is_main():
+        return []
+    return [tracker(*asked, warn=console.warn, say=lambda text: console.say(f"track: {text}"))]
 
 
 def _until_tested(tracker: Tracker) -> Callback:

@@ -29,8 +29,6 @@ from PIL import Image
 from imgclf.bench import benchmark
 from imgclf.classifier import Classifier
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.specs import to_dict
-from imgclf.training.experiments import EXPERIMENTS
 
 HERE = Path(__file__).parent
 BATCH = 256
@@ -105,10 +103,9 @@ def speedrun(args: argparse.Namespace) -> dict[str, Any]:
     source = _in_memory(args.data / "cifar10")
     results = []
     for seed in range(args.seeds):
-        config = {**to_dict(EXPERIMENTS.get("speedrun")), **json.loads(args.change)}
-        config["train"] = {**config["train"], "compile": args.compile, **json.loads(args.train)}
         began = time.perf_counter()
-        classifier = Classifier(config=config).fit(source, seed=seed)
+        config = {"train": {"compile": args.compile}}
+        classifier = Classifier(recipe="speedrun", config=config).fit(source, seed=seed)
         accuracy = classifier.evaluate().accuracy
         training = sum(record.seconds for record in classifier.history_)
         results.append((accuracy, training, time.perf_counter() - began))
@@ -157,8 +154,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--compile", default="auto")
     parser.add_argument("--command", action="store_true", help="speedrun: time the whole command once as well")
-    parser.add_argument("--change", default="{}", help="speedrun: JSON of fields of the experiment")
-    parser.add_argument("--train", default="{}", help="speedrun: JSON of fields of its training")
     args = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     print(json.dumps(ways[args.what](args)))
