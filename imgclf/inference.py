@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imgclf import distributed
-from imgclf.compute import autocast, enough_threads, ran_out_of_memory, release_memory, step_flops
+from imgclf.compute import (
+    autocast,
+    enough_threads,
+    evaluating,
+    kept_memory,
+    ran_out_of_memory,
+    release_memory,
+    step_flops,
+)
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import DataError, OutOfMemory
 from imgclf.evaluation.answers import Answers
@@ -215,10 +223,8 @@ def _forward(
 
     The parts in which a batch goes through the model stay as small as they had to be.
     """
-    was_training = model.training
-    model.eval()
     most = loader.batch_size
-    try:
+    with kept_memory(device), evaluating(model):
         for batch in loader.epoch():
             if not len(batch.targets):
                 continue
@@ -234,8 +240,6 @@ def _forward(
                 most = (min(most, len(batch.pixels)) + 1) // 2
                 release_memory(device)
             yield batch, logits
-    finally:
-        model.train(was_training)
 
 
 def logits_of(

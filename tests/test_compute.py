@@ -1,10 +1,14 @@
-"""How a network computes: its precision, its threads, and a lack of memory."""
+"""How a network computes: its precision, its threads, its memory, and a lack of it."""
+
+import ctypes
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from imgclf.compute import autocast, enough_threads, ran_out_of_memory, release_memory, step_flops
+from imgclf.compute import autocast, enough_threads, kept_memory, ran_out_of_memory, release_memory, step_flops
 from imgclf.models.build import build_model
 from imgclf.specs import ModelSpec
 
@@ -70,3 +74,56 @@ def test_a_lack_of_memory_is_told_from_other_errors(error):
 )
 def test_other_errors_are_no_lack_of_memory(error):
     assert not ran_out_of_memory(error)
+
+
+GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
+LARGE = 24_000_000  # floats: more than the C library keeps by itself
+PAGES = 4 * LARGE // 4096
+# In a process of its own, since what others have freed before could serve; it prints the new pages of each time.
+ASKING = f"""
+import resource, torch
+from imgclf.compute import kept_memory
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones({LARGE})
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+cpu = torch.device("cpu")
+torch.ones(1)
+pages()
+small = resident()
+with kept_memory(cpu):
+    pages()
+    with kept_memory(cpu):
+        print(pages())
+    print(pages())
+print(pages())
+print(resident() - small)
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
+def test_freed_memory_serves_the_next_step_and_is_given_back():
+    run = subprocess.run([sys.executable, "-c", ASKING], capture_output=True, text=True, check=True)
+    inner, outer, after, left = map(int, run.stdout.split())
+    assert inner < PAGES / 100
+    assert outer < PAGES / 100
+    # Pages may be huge ones: of 2 MiB instead of 4 KiB.
+    assert after >= PAGES / 512
+    assert left < 4 * LARGE / 1e6 / 2
+
+
+def test_an_accelerator_keeps_its_memory_itself(monkeypatch):
+    monkeypatch.setattr("imgclf.compute._glibc", lambda: pytest.fail("nothing is to be set"))
+    with kept_memory(torch.device("cuda")):
+        pass
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr("imgclf.compute._glibc", lambda: None)
+    with kept_memory(CPU):
+        pass

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
-from imgclf.compute import enough_threads, step_flops
+from imgclf.compute import enough_threads, kept_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.evaluation.calibration import fit_temperature
@@ -89,6 +89,7 @@ def train(
     device = pick_device(config.device)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(kept_memory(device))
         torch.manual_seed(config.seed + distributed.shard()[0])  # each process leaves out other units
         state = initial_state(model, loader, config, device)
         flops = step_flops(model, _example(loader, device), config.batch_size)
