@@ -35,7 +35,7 @@ from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import launch_bound, pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS, QUICKER
 from imgclf.training.probe import linear_head
-from imgclf.training.step import probe_batch_size
+from imgclf.training.step import has_batch_norms, probe_batch_size
 from imgclf.transforms.batch import pick_engine
 from imgclf.transforms.presets import limited, preset_steps
 
@@ -172,7 +172,15 @@ def _settle(
     config = replace(config, precision=precision_name(dtype))
     probe = weights.used != "none" and weights.head == "fresh" and linear_head(model) is not None
     counts = list(Counter(sample.label for sample in train).values())
-    return resolve_config(config, pretrained=pretrained, images=len(train), valid=valid, probe=probe, counts=counts)
+    return resolve_config(
+        config,
+        pretrained=pretrained,
+        images=len(train),
+        valid=valid,
+        probe=probe,
+        batch_norms=has_batch_norms(model),
+        counts=counts,
+    )
 
 
 def plan_pixels(

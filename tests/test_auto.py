@@ -16,7 +16,7 @@ from imgclf.training.auto import resolve_config, suited_fit, suited_size
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
     config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
-    config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5)
+    config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5, soup=not pretrained)
     assert resolve_config(config, pretrained=pretrained, images=100, probe=pretrained) == config
 
 
@@ -37,7 +37,9 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
         "freeze_norm": None,
         "warmup_epochs": None,
         "layer_decay": None,
+        "soup": None,
     }
+    assert found.soup is pretrained
     assert replace(found, **opened, class_weights=None) == config
 
 
@@ -61,6 +63,18 @@ def test_pretrained_weights_are_changed_more_slowly(optimizer):
     config = TrainConfig(optimizer=optimizer)
     tuned, scratch = (resolve_config(config, pretrained=p, images=100).lr for p in (True, False))
     assert tuned < scratch
+
+
+def test_a_network_without_batch_norms_gets_a_lower_rate_from_pretrained_weights():
+    rates = {
+        (optimizer, norms): resolve_config(
+            TrainConfig(optimizer=optimizer), pretrained=True, images=100, batch_norms=norms
+        ).lr
+        for optimizer in ("adamw", "sgd")
+        for norms in (True, False)
+    }
+    assert rates["adamw", False] < rates["adamw", True]
+    assert rates["sgd", False] == rates["sgd", True]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 4, 30])

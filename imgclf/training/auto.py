@@ -10,7 +10,8 @@ from imgclf.errors import ConfigError
 from imgclf.specs import TrainConfig
 
 # Learning rates by optimizer: (from pretrained weights, from scratch).
-_LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (3e-4, 2e-3)}
+_LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (1e-3, 2e-3)}
+_LR_WITHOUT_NORMS = 3e-4  # at most, from pretrained weights: transformers bear less than networks with batch norms
 _LAYER_DECAY = 0.8  # of pretrained weights by adam and adamw; see docs/recipe.md
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
 SMALLEST, MAGNIFIED = 96, 5
@@ -26,10 +27,12 @@ def resolve_config(
     images: int,
     valid: int | None = None,
     probe: bool = False,
+    batch_norms: bool = True,
     counts: Sequence[int] = (),
 ) -> TrainConfig:
     """The config with nothing left open, for `images` training images, of each class as many as `counts` says; `probe`
-    says whether the network can begin so, and `valid` how many images there are to judge it by.
+    says whether the network can begin so, `batch_norms` whether it has any, and `valid` how many images there are to
+    judge it by.
 
     Fine-tuning takes about 100 steps, 4 to 8 epochs, and none after a probe where fewer than 20 valid images would have
     to tell whether it does any good: with ten photos it did much harm. Training from scratch takes about 2,000 steps,
@@ -42,6 +45,7 @@ def resolve_config(
             "a probe alone needs published weights and a network with a linear head: choose another --arch or --recipe"
         )
     tuned, scratch = _LR[config.optimizer]
+    tuned = tuned if batch_norms or config.optimizer == "sgd" else min(tuned, _LR_WITHOUT_NORMS)
     low, high = EPOCHS[pretrained]
     suited = min(max(-(-STEPS[pretrained] * config.batch_size // max(1, images)), low), high)
     if probe and valid is not None and valid < JUDGES:
@@ -58,6 +62,7 @@ def resolve_config(
         layer_decay=config.layer_decay if config.layer_decay is not None else decay,
         warmup_epochs=config.warmup_epochs if config.warmup_epochs is not None else warmup,
         freeze_norm=config.freeze_norm if config.freeze_norm is not None else pretrained,
+        soup=config.soup if config.soup is not None else pretrained,
         class_weights=config.class_weights or weights,
     )
 

@@ -23,11 +23,23 @@ from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
 from imgclf.training.device import random_state, set_random_state
 
-FORMAT = 3
+FORMAT = 4
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing
-PLAIN = ("epoch", "position", "images", "epochs", "steps_per_epoch", "micro", "lr", "lr_scale", "retries", "best_loss")
+PLAIN = (
+    "epoch",
+    "position",
+    "images",
+    "epochs",
+    "steps_per_epoch",
+    "micro",
+    "lr",
+    "lr_scale",
+    "retries",
+    "best_loss",
+    "mean_of",
+)
 
 
 class Thrift:
@@ -70,6 +82,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
         "sums": state.sums,
         "history": [asdict(record) for record in state.history],
         "best": state.best,
+        "start_losses": state.start_losses,
         "good": state.good,
         "model": state.good[0] if between else state.model.state_dict(),
         "optimizer": state.good[1] if between else state.optimizer.state_dict(),
@@ -150,5 +163,5 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
     state.sums.copy_(content["sums"])
     state.step, state.spent = state.position, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
-    state.best, state.good = content["best"], content["good"]
+    state.best, state.good, state.start_losses = content["best"], content["good"], content["start_losses"]
     set_random_state(content["rng"], state.device)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
@@ -33,6 +34,7 @@ from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, 
 from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
 from imgclf.training.graph import GraphedStep, should_capture
 from imgclf.training.interrupt import Interrupts, polite_interrupts
+from imgclf.training.keep import beats_best, mean_with_best
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
 from imgclf.training.step import Rewind, learn, needs_pairs
 
@@ -75,9 +77,10 @@ def train(
     endless: bool = False,
 ) -> History:
     """Train `model` in place; it ends with the weights of the epoch of lowest valid loss (of the last epoch, where
-    `valid` is None). With `keep_start` the weights as they are given count as well: an epoch must be better on valid.
-    With label smoothing the loss on valid is that at the temperature which suits the valid images best. With `endless`
-    it goes on in the manner of the planned epochs until a callback raises.
+    `valid` is None) or, with `config.soup`, the mean of good ones. With `keep_start` the weights as they are given
+    count as well: others must be better on valid, by more than chance. With label smoothing the loss on valid is that
+    at the temperature which suits the valid images best. With `endless` it goes on in the manner of the planned epochs
+    until a callback raises.
 
     `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
     every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
@@ -172,8 +175,8 @@ def _example(loader: Loader, device: torch.device) -> torch.Tensor:
 def _weigh_start(state: TrainState, run: _Run) -> None:
     """The weights as they are given are the first to be kept: training must do better on valid."""
     if run.valid is not None:
-        result = _validate(state, run, run.valid)
-        state.best, state.best_loss = state.good[0], result.loss
+        result, state.start_losses = _validate(state, run, run.valid)
+        state.best, state.best_loss, state.mean_of = state.good[0], result.loss, (0,)
         notify(run.callbacks, "baseline", result)
     if state.epochs == 0:
         _save(state, run)
@@ -203,12 +206,9 @@ def _epoch(state: TrainState, run: _Run) -> None:
     _steps(state, run)
     distributed.share(state.model.buffers())  # each process has batch statistics of its own
     _require_finite(state)
-    result = None if run.valid is None else _validate(state, run, run.valid)
-    best = result is None or not state.best or result.loss < state.best_loss
+    result, losses = (None, None) if run.valid is None else _validate(state, run, run.valid)
     state.good = _snapshot(state)
-    if best:  # one copy serves both, as neither is ever changed
-        state.best = state.good[0]
-        state.best_loss = math.inf if result is None else result.loss
+    best = _keep_better(state, run, losses)
     state.epoch += 1
     state.position = 0
     record = EpochRecord(
@@ -220,8 +220,36 @@ def _epoch(state: TrainState, run: _Run) -> None:
         lr=state.lr,
         seconds=time.perf_counter() - began,
         best=best,
+        mean_of=state.mean_of if best else (),
     )
     state.history.append(record)
+
+
+def _keep_better(state: TrainState, run: _Run, losses: torch.Tensor | None) -> bool:
+    """Keep the weights of the epoch that ends, with these losses on valid, or their mean with the best ones, where that
+    is better than these; whether it is."""
+    number, own = state.epoch + 1, math.inf if losses is None else float(losses.mean())
+    if state.config.soup and state.best and run.valid is not None:
+        mean = mean_with_best(state)
+        mean_losses = _losses_of(mean, state, run, run.valid)
+        loss = float(mean_losses.mean())
+        if loss < own and beats_best(state, mean_losses):
+            state.best, state.best_loss, state.mean_of = mean, loss, (*state.mean_of, number)
+            return True
+    if losses is None or not state.best or beats_best(state, losses):
+        # One copy serves both, as neither is ever changed.
+        state.best, state.best_loss, state.mean_of = state.good[0], own, (number,)
+        return True
+    return False
+
+
+def _losses_of(weights: Weights, state: TrainState, run: _Run, valid: Loader) -> torch.Tensor:
+    """The losses on valid of other weights than the model's."""
+    state.model.load_state_dict(weights)
+    try:
+        return _validate(state, run, valid)[1]
+    finally:
+        state.model.load_state_dict(state.good[0])
 
 
 def _steps(state: TrainState, run: _Run) -> None:
@@ -261,8 +289,11 @@ def _agreed(state: TrainState, run: _Run) -> list[bool]:
     return distributed.any_of_all([run.interrupts.count > 0, run.thrift.overdue()], state.device)
 
 
-def _validate(state: TrainState, run: _Run, valid: Loader) -> Evaluation:
-    """In the precision of training; a signal ends it where the epoch's steps are done."""
+def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, torch.Tensor]:
+    """The figures, and the loss on each image, float64 (n,); in the precision of training.
+
+    A signal ends it where the epoch's steps are done.
+    """
 
     def stop(done: int, n: int) -> None:
         if run.interrupts.count and distributed.shard()[1] == 1:  # else the others would wait
@@ -273,7 +304,8 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> Evaluation:
         raise _NotFinite
     if state.config.label_smoothing:  # asks for less certain answers than the plain loss does, more so as it succeeds
         logits = logits / fit_temperature(logits, targets)
-    return evaluate_logits(logits, targets, valid.classes)
+    losses = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets), reduction="none")
+    return evaluate_logits(logits, targets, valid.classes), losses
 
 
 def _look(state: TrainState) -> None:

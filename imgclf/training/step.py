@@ -185,7 +185,12 @@ def _largest_part(state: TrainState, n: int) -> int:
 
 def needs_pairs(model: nn.Module, config: TrainConfig) -> bool:
     """Whether batch norms compute their own statistics, which takes two images at least."""
-    return not config.freeze_norm and any(isinstance(module, _BatchNorm) for module in model.modules())
+    return not config.freeze_norm and has_batch_norms(model)
+
+
+def has_batch_norms(model: nn.Module) -> bool:
+    """Whether a network has batch norms of any kind."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def probe_batch_size(

@@ -24,7 +24,7 @@ def synthetic(folder: Path, counts: tuple[int, int, int]) -> Path:
     jobs = []
     for part, count in zip(PARTS, counts, strict=True):
         jobs += [(f"{part}/class{n % CLASSES}/{n:05}.jpg", (PARTS.index(part), n)) for n in range(count)]
-    return _once(folder, lambda partial: _draw_all(partial, jobs))
+    return once(folder, lambda partial: _draw_all(partial, jobs))
 
 
 def hymenoptera(folder: Path, source: Path, counts: tuple[int, int, int]) -> Path:
@@ -36,7 +36,7 @@ def hymenoptera(folder: Path, source: Path, counts: tuple[int, int, int]) -> Pat
                 taken, photos = photos[: count // 2], photos[count // 2 :]
                 _copy(taken, partial / part / label, count // 2)
 
-    return _once(folder, fill)
+    return once(folder, fill)
 
 
 def flat_hymenoptera(folder: Path, source: Path, count: int) -> Path:
@@ -46,7 +46,7 @@ def flat_hymenoptera(folder: Path, source: Path, count: int) -> Path:
         for label, photos in _ants_and_bees(source).items():
             _copy(photos[: count // 2], partial / label, count // 2)
 
-    return _once(folder, fill)
+    return once(folder, fill)
 
 
 def unpacked_mnist(folder: Path, source: Path) -> Path:
@@ -59,7 +59,7 @@ def unpacked_mnist(folder: Path, source: Path) -> Path:
             shutil.copyfile(path, raw / path.name)
             (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
 
-    return _once(folder, fill)
+    return once(folder, fill)
 
 
 def read_through(folder: Path) -> None:
@@ -69,7 +69,7 @@ def read_through(folder: Path) -> None:
             path.read_bytes()
 
 
-def _once(folder: Path, fill: Callable[[Path], None]) -> Path:
+def once(folder: Path, fill: Callable[[Path], None]) -> Path:
     """`folder`, made by `fill` where it is not there yet; a folder by that name is always a whole one."""
     if not folder.exists():
         partial = folder.with_name(folder.name + ".part")
