@@ -51,8 +51,8 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     yield Choice("layer_decay", f"{config.layer_decay:g}", _reason(asked.layer_decay, slower))
     norms = "few small batches tell less than the weights' statistics" if config.freeze_norm else start
     yield Choice("freeze_norm", _yes(config.freeze_norm), _reason(asked.freeze_norm, norms))
-    average = "the mean of good epochs, where valid says so" if config.soup else start
-    yield Choice("soup", _yes(config.soup), _reason(asked.soup, average))
+    average = "the running mean of the weights is kept" if config.ema else start
+    yield Choice("ema", f"{config.ema:g}", _reason(asked.ema, average))
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images a class"

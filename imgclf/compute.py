@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 from torch import nn
@@ -15,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 SMALL_STEP = 5e7  # floating-point operations of a forward pass: LeNet takes 2e7 for 32 images
 # Of mallopt(3): from which size on the C library takes a block from the system and returns it as soon as it is free,
-# and how much it holds back of what is free; then what is set within `kept_memory`, and after it.
+# and how much it holds back of what is free; then both within `kept_memory`, and after it.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-KEPT, USUAL = {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1}, {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26}
+KEPT, USUAL = (2**30, 2**31 - 1), (2**25, 2**26)
 # What libraries below torch say in a plain RuntimeError.
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory")
 
@@ -51,7 +52,7 @@ def enough_threads(flops: float) -> Iterator[None]:
 class _Keepers:
     """How many computations of this process want its freed memory kept at the moment."""
 
-    lock = threading.Lock()
+    lock = threading.RLock()  # a garbage collection within may close a generator that keeps memory as well
     count = 0
 
 
@@ -60,7 +61,7 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     """Keep what is freed for the next step, and give it back at the end: with glibc on Linux, for a CPU.
 
     Left to itself it returns each large result of a layer to the system and asks for it anew, page by page, at every
-    step: a fifth of the time of a step on photos. (PyTorch's Performance Tuning Guide: "Switch memory allocator".)
+    step: a sixth of the time of a step on photos. (PyTorch's Performance Tuning Guide: "Switch memory allocator".)
     """
     libc = _glibc() if device.type == "cpu" else None
     if libc is None:
@@ -77,12 +78,15 @@ def _keep(libc: ctypes.CDLL, more: int) -> None:
     with _Keepers.lock:
         before, _Keepers.count = _Keepers.count, _Keepers.count + more
         if min(before, _Keepers.count) == 0:  # the first one came, or the last one went
-            for parameter, value in (KEPT if _Keepers.count else USUAL).items():
-                libc.mallopt(parameter, value)
+            block, held = KEPT if _Keepers.count else USUAL
+            if not libc.mallopt(M_MMAP_THRESHOLD, block):  # older versions take no more than this
+                libc.mallopt(M_MMAP_THRESHOLD, USUAL[0])
+            libc.mallopt(M_TRIM_THRESHOLD, held)
             if not _Keepers.count:
                 libc.malloc_trim(0)
 
 
+@cache
 def _glibc() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None

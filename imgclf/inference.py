@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -224,7 +224,8 @@ def _forward(
     The parts in which a batch goes through the model stay as small as they had to be.
     """
     most = loader.batch_size
-    with kept_memory(device), evaluating(model):
+    keeping = kept_memory(device) if len(loader) >= FEW else nullcontext()
+    with keeping, evaluating(model):
         for batch in loader.epoch():
             if not len(batch.targets):
                 continue

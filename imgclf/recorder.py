@@ -18,6 +18,7 @@ from imgclf.results import Probe
 from imgclf.run import CONFIG, EVENTS, HISTORY, SPLIT, Run, append_event, create_run, write_config, write_history
 from imgclf.specs import Experiment, to_dict
 from imgclf.training.callbacks import TrainState
+from imgclf.training.keep import lent
 
 
 def start_run(
@@ -100,7 +101,8 @@ class Recorder:
                 if self._keep == "all":
                     folder = self._run.path / "epochs"
                     folder.mkdir(exist_ok=True)
-                    save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, self._manifest)
+                    with lent(state.model, state.mean):
+                        save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, self._manifest)
                 return asdict(state.history[-1])
             case "retry":
                 return {"lr_scale": state.lr_scale}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class EpochRecord:
     """One epoch: mean loss and accuracy (0…1) of train and, where there is one, of valid; the learning rate at its
-    end; seconds; whether the best weights so far came with it, and of which epochs these are the mean (0 is the start).
-    """
+    end; seconds; whether its weights are the best so far."""
 
     epoch: int
     train_loss: float
@@ -25,16 +24,6 @@ class EpochRecord:
     lr: float
     seconds: float
     best: bool
-    mean_of: tuple[int, ...] = ()
-
-
-def weights_in_words(mean_of: Sequence[int]) -> str:
-    """Which weights these are: "the start", "epoch 3", "the mean of the start and epochs 2, 5"."""
-    epochs = [str(epoch) for epoch in mean_of if epoch]
-    words = ["the start"] * (0 in mean_of)
-    if epochs:
-        words.append(f"epoch{'s' * (len(epochs) > 1)} {', '.join(epochs)}")
-    return ("the mean of " if len(mean_of) > 1 else "") + " and ".join(words)
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ class History:
 
     @property
     def best(self) -> EpochRecord | None:
-        """The epoch with which the weights that are kept came; None where no epoch did better than the start."""
+        """The epoch whose weights were kept; None before the first epoch has ended."""
         return next((record for record in reversed(self.epochs) if record.best), None)
 
 

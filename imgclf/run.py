@@ -272,14 +272,8 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 def write_history(path: Path, history: list[EpochRecord]) -> None:
     """Write the epochs so far as CSV."""
     header = [f.name for f in fields(EpochRecord)]
-    rows = [[_cell(value) for value in asdict(record).values()] for record in history]
+    rows = [["" if value is None else value for value in asdict(record).values()] for record in history]
     write_text(path, csv_text([header, *rows]))
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return "" if value is None else value
 
 
 def read_history(path: Path) -> History:
@@ -316,7 +310,6 @@ def _epoch(row: Mapping[str, str]) -> EpochRecord:
         lr=float(row["lr"]),
         seconds=float(row["seconds"]),
         best=row["best"] == "True",
-        mean_of=tuple(int(epoch) for epoch in (row.get("mean_of") or "").split()),  # earlier versions don't have it
     )
 
 

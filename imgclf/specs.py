@@ -176,8 +176,8 @@ class TrainConfig:
     one pass over the training images, or `epoch_steps` steps. `layer_decay` is how much slower each twelfth of the
     network's depth learns than the one after it. `class_weights` are by the effective number of images
     (arXiv:1901.05555) or inverse to the number of images. `engine` says what augments: whole batches, or albumentations
-    image by image. `soup` keeps the mean of good weights where that does better on valid (arXiv:2203.05482).
-    `checkpoint_every` is in seconds.
+    image by image. `ema` is the decay of the running mean of weights that is judged and kept in the place of
+    the weights themselves. `checkpoint_every` is in seconds.
     """
 
     probe: bool | None = None
@@ -200,7 +200,7 @@ class TrainConfig:
     freeze_epochs: int = 0
     freeze_norm: bool | None = None
     patience: int = 0
-    soup: bool | None = None
+    ema: float | None = None
     class_weights: str | None = None
     drop_last: bool = False
     precision: str = "auto"
@@ -236,7 +236,7 @@ class TrainConfig:
         _check(_is_int(self.freeze_epochs, 0), self, "freeze_epochs", "0 or more")
         _check(self.freeze_norm is None or isinstance(self.freeze_norm, bool), self, "freeze_norm", "true or false")
         _check(_is_int(self.patience, 0), self, "patience", "0 (off) or more")
-        _check(self.soup is None or isinstance(self.soup, bool), self, "soup", "true or false")
+        _check(self.ema is None or _is_real(self.ema, 0, 0.99999), self, "ema", "0 (off) to below 1")
         weights_ok = self.class_weights is None or self.class_weights in CLASS_WEIGHTS
         _check(weights_ok, self, "class_weights", ", ".join(CLASS_WEIGHTS))
         _check(isinstance(self.drop_last, bool), self, "drop_last", "true or false")

@@ -208,8 +208,7 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[Train
     model = plan.model.to(pick_device(config.device))
     step = seconds_a_step(model, loader, config)
     check = 0.0 if valid is None else seconds_of(valid, model)
-    last, check = check, check * (2 if config.soup else 1)  # a mean of weights is looked at as well
-    left = 60 * config.minutes - (time.perf_counter() - plan.began) - last
+    left = 60 * config.minutes - (time.perf_counter() - plan.began) - check
     if left <= step + check:
         raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
     steps = min(loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)

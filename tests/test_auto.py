@@ -16,7 +16,7 @@ from imgclf.training.auto import resolve_config, suited_fit, suited_size
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
     config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
-    config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5, soup=not pretrained)
+    config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5, ema=0.5)
     assert resolve_config(config, pretrained=pretrained, images=100, probe=pretrained) == config
 
 
@@ -37,9 +37,9 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
         "freeze_norm": None,
         "warmup_epochs": None,
         "layer_decay": None,
-        "soup": None,
+        "ema": None,
     }
-    assert found.soup is pretrained
+    assert bool(found.ema) is pretrained
     assert replace(found, **opened, class_weights=None) == config
 
 

@@ -1,6 +1,6 @@
 """How a network computes: its precision, its threads, its memory, and a lack of it."""
 
-import ctypes
+import platform
 import subprocess
 import sys
 
@@ -76,7 +76,8 @@ def test_other_errors_are_no_lack_of_memory(error):
     assert not ran_out_of_memory(error)
 
 
-GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
+# mallopt takes the C library's largest threshold from version 2.35 on.
+GLIBC = platform.libc_ver()[0] == "glibc" and tuple(map(int, platform.libc_ver()[1].split("."))) >= (2, 35)
 LARGE = 24_000_000  # floats: more than the C library keeps by itself
 PAGES = 4 * LARGE // 4096
 # In a process of its own, since what others have freed before could serve; it prints the new pages of each time.

@@ -1,19 +1,21 @@
-"""Which weights are kept: chance must not decide, and a mean is a mean."""
+"""Which weights are kept: chance must not decide, and the running mean is what its definition says."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from imgclf.training.keep import beats_best, mean_with_best
+from imgclf.training.keep import beats_best, lent, start_mean, update_mean
 
 
-def state_of(start, mean_of=(0,), best_loss=None):
+def state_of(start, left=False, best_loss=None):
     losses = None if start is None else torch.tensor(start, dtype=torch.float64)
     best_loss = float(losses.mean()) if best_loss is None else best_loss
-    return SimpleNamespace(start_losses=losses, mean_of=mean_of, best_loss=best_loss)
+    history = [SimpleNamespace(best=False), SimpleNamespace(best=left)]
+    return SimpleNamespace(start_losses=losses, history=history, best_loss=best_loss)
 
 
 def losses_of(*values):
@@ -36,18 +38,64 @@ def test_what_is_better_on_every_image_by_as_much_takes_the_place_of_the_start(s
     assert not beats_best(state_of(start), losses_of(*start) + fall)
 
 
-@pytest.mark.parametrize("state", [state_of([1.0, 3.0], (2,)), state_of(None, (0,), 2.0), state_of([9.0], (0,), 2.0)])
+@pytest.mark.parametrize(
+    "state", [state_of([1.0, 3.0], left=True), state_of(None, best_loss=2.0), state_of([9.0], best_loss=2.0)]
+)
 def test_among_epochs_the_lower_loss_wins(state):
     """And where the losses of the start are not known, or not of the same images."""
     assert beats_best(state, losses_of(3.9, 0.0))
     assert not beats_best(state, losses_of(4.1, 0.0))
 
 
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
-def test_a_mean_that_grows_is_the_mean_of_all(values):
-    best = {"weight": torch.tensor([values[0]]), "count": torch.tensor(0)}
-    for i, value in enumerate(values[1:], 1):
-        own = {"weight": torch.tensor([value]), "count": torch.tensor(i)}
-        best = mean_with_best(SimpleNamespace(best=best, good=(own, {}), mean_of=tuple(range(i))))
-    assert best["weight"].item() == pytest.approx(sum(values) / len(values), abs=1e-3)
-    assert best["count"].item() == len(values) - 1, "whole numbers are those of the last"
+def training(ema, epochs=10, steps=100):
+    model = nn.BatchNorm1d(2)
+    state = SimpleNamespace(model=model, config=SimpleNamespace(ema=ema), epochs=epochs, steps_per_epoch=steps)
+    state.mean = start_mean(state)
+    return state
+
+
+def learn(state, value):
+    with torch.no_grad():
+        state.model.weight.fill_(value)
+        state.model.num_batches_tracked.fill_(7)
+    update_mean(state)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.sampled_from([0.5, 0.9]))
+def test_the_mean_follows_the_weights_exponentially(values, decay):
+    state, expected = training(decay), 1.0
+    for value in values:
+        learn(state, value)
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(state.mean["weight"], torch.full((2,), expected), rtol=1e-4, atol=1e-4)
+    assert state.mean["num_batches_tracked"] == 7, "whole numbers are those of the last step"
+    assert (state.model.weight == torch.tensor(values[-1])).all(), "the weights themselves go on as they are"
+
+
+def test_in_a_short_run_the_mean_runs_over_a_third_of_the_steps():
+    short, single = training(0.98, epochs=2, steps=3), training(0.98, epochs=1, steps=1)
+    learn(short, 3.0)
+    assert short.mean["weight"][0].item() == pytest.approx(1 + (3 - 1) / 2)
+    learn(single, 3.0)
+    assert single.mean["weight"][0].item() == 3
+
+
+def test_no_mean_where_none_is_wanted():
+    assert training(0.0).mean == {}
+    assert training(None).mean == {}
+
+
+def test_a_model_gets_its_own_weights_back_whatever_happens():
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    own, place = model.weight.detach().clone(), model.weight.data_ptr()
+
+    def use():
+        with lent(model, other.state_dict()):
+            assert torch.equal(model.weight, other.weight)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use()
+    assert torch.equal(model.weight, own)
+    assert model.weight.data_ptr() == place

@@ -155,27 +155,23 @@ def test_the_weights_of_the_lowest_valid_loss_are_kept(source):
     assert [record.best for record in history] == flags
 
 
-def test_the_mean_of_epochs_is_kept_where_valid_says_so(source):
+def test_the_running_mean_is_what_is_judged_and_kept(source):
     seen = []
-    note = on("epoch", lambda state: seen.append((weights(state.model), state.best_loss)))
-    options = {"epochs": 6, "lr": 0.1, "schedule": "constant", "label_smoothing": 0.0, "seed": 1}
-    model, history = fit(source, soup=True, callbacks=[note], **options)
-    best = history.best
-    assert len(best.mean_of) > 1
-    assert best.epoch == best.mean_of[-1]
-    kept = weights(model)
-    for name, tensor in kept.items():
-        if tensor.is_floating_point():
-            mean = torch.stack([seen[epoch - 1][0][name] for epoch in best.mean_of]).mean(0)
-            torch.testing.assert_close(tensor, mean)
-    assert evaluate(model, loader_of(source)).loss == pytest.approx(seen[best.epoch - 1][1])
-    assert seen[best.epoch - 1][1] < min(record.valid_loss for record in history)
+    note = on("epoch", lambda state: seen.append(({k: v.clone() for k, v in state.mean.items()}, weights(state.model))))
+    options = {"epochs": 4, "lr": 0.1, "schedule": "constant", "label_smoothing": 0.0}
+    model, history = fit(source, ema=0.9, callbacks=[note], **options)
+    mean, raw = seen[history.best.epoch - 1]
+    assert equal(weights(model), mean)
+    assert not equal(weights(model), raw)
+    assert evaluate(model, loader_of(source)).loss == pytest.approx(history.best.valid_loss)
 
 
-def test_to_look_at_means_changes_nothing_else(source):
-    plain, soup = ({"epochs": 4, "lr": 0.1, "schedule": "constant", "soup": soup} for soup in (False, True))
-    losses = [[record.valid_loss for record in fit(source, **options)[1]] for options in (plain, soup)]
-    assert losses[0] == losses[1]
+def test_a_mean_changes_nothing_of_what_is_learnt(source):
+    learnt = []
+    for ema in (0.0, 0.9):
+        note = on("end", lambda state: learnt.append(state.good[0]))
+        fit(source, epochs=4, lr=0.1, ema=ema, callbacks=[note])
+    assert equal(*learnt)
 
 
 def test_a_start_that_chance_alone_would_replace_is_kept(source):
@@ -185,7 +181,7 @@ def test_a_start_that_chance_alone_would_replace_is_kept(source):
     # What is learnt makes the loss of half of these images lower, and that of the other half higher.
     labels = {"a": "b", "b": "c", "c": "a"}
     mixed = [replace(s, label=labels[s.label]) if i % 2 else s for i, s in enumerate(source.samples)]
-    options = {"epochs": 2, "lr": 1e-4, "optimizer": "sgd", "soup": True, "valid": loader_of(source, samples=mixed)}
+    options = {"epochs": 2, "lr": 1e-4, "optimizer": "sgd", "ema": 0.5, "valid": loader_of(source, samples=mixed)}
     _, history = fit(source, model, keep={"keep_start": True}, **options)
     assert history.best is None
     assert equal(weights(model), before)
@@ -317,7 +313,7 @@ OPTIONS = {
     "step": {"optimizer": "sgd", "schedule": "step", "step_epochs": 2, "momentum": 0.9, "clip_norm": 0.1},
     "frozen": {"optimizer": "sgd", "freeze_epochs": 2, "momentum": 0.9, "nesterov": True},
     "adam": {"optimizer": "adam", "schedule": "constant", "class_weights": "balanced"},
-    "soup": {"schedule": "constant", "lr": 0.1, "soup": True},
+    "mean": {"schedule": "constant", "lr": 0.1, "ema": 0.9},
 }
 
 

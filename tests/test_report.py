@@ -257,8 +257,6 @@ def test_where_no_epoch_was_better_the_start_is_marked():
     assert "kept" not in "".join(figures.training_curves(records))
     better = [*records, EpochRecord(3, 0.1, 0.9, 0.1, 0.9, 0.1, 1.0, True)]
     assert "kept: epoch 3" in figures.training_curves(better, start=(0.25, 0.75))[0]
-    better[-1] = replace(better[-1], mean_of=(0, 2, 3))
-    assert "kept: a mean, to epoch 3" in figures.training_curves(better, start=(0.25, 0.75))[0]
 
 
 def test_kernels_are_drawn_between_their_least_and_their_largest_weight():

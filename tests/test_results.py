@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from imgclf.results import ClassResult, EpochRecord, Evaluation, History, Prediction, weights_in_words
+from imgclf.results import ClassResult, EpochRecord, Evaluation, History, Prediction
 
 
 def record(epoch, best):
@@ -18,20 +18,6 @@ def test_the_best_epoch_is_the_last_that_was_best(flags, best):
     assert len(history) == len(flags)
     assert [r.epoch for r in history] == list(range(1, len(flags) + 1))
     assert (history.best and history.best.epoch) == best
-
-
-@pytest.mark.parametrize(
-    ("mean_of", "words"),
-    [
-        ((0,), "the start"),
-        ((3,), "epoch 3"),
-        ((0, 2), "the mean of the start and epoch 2"),
-        ((0, 2, 5), "the mean of the start and epochs 2, 5"),
-        ((1, 2), "the mean of epochs 1, 2"),
-    ],
-)
-def test_kept_weights_in_words(mean_of, words):
-    assert weights_in_words(mean_of) == words
 
 
 def test_an_evaluation_as_json():

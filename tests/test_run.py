@@ -22,7 +22,6 @@ from imgclf.run import (
     list_runs,
     open_run,
     read_config,
-    read_history,
     read_start,
     require_free,
     write_config,
@@ -217,10 +216,7 @@ def test_a_config_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_history_is_a_table_with_empty_cells_for_what_there_was_not(tmp_path):
-    epochs = [
-        EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, True, (0, 1)),
-        EpochRecord(2, 0.4, 0.9, 0.6, 0.7, 0.1, 2.0, False),
-    ]
+    epochs = [EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, True), EpochRecord(2, 0.4, 0.9, 0.6, 0.7, 0.1, 2.0, False)]
     write_history(tmp_path / "history.csv", epochs)
     with open(tmp_path / "history.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -229,15 +225,6 @@ def test_the_history_is_a_table_with_empty_cells_for_what_there_was_not(tmp_path
         ("1", "0.5", "True"),
         ("2", "0.4", "False"),
     ]
-    assert [row["mean_of"] for row in rows] == ["0 1", ""]
-    assert read_history(tmp_path / "history.csv").epochs == tuple(epochs)
-
-
-def test_a_history_of_an_earlier_version_is_read(tmp_path):
-    (tmp_path / "history.csv").write_text(
-        "epoch,train_loss,train_accuracy,valid_loss,valid_accuracy,lr,seconds,best\n1,0.5,0.8,,,0.1,2.0,True\n"
-    )
-    assert read_history(tmp_path / "history.csv").epochs == (EpochRecord(1, 0.5, 0.8, None, None, 0.1, 2.0, True),)
 
 
 def test_each_event_is_one_line_of_ascii(tmp_path):

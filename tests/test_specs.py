@@ -70,7 +70,7 @@ BAD = [
     (TrainConfig, "freeze_epochs", [-1, 0.5], "0 or more"),
     (TrainConfig, "freeze_norm", [0, "yes"], "true or false"),
     (TrainConfig, "patience", [-1], "0 (off) or more"),
-    (TrainConfig, "soup", ["yes", 1], "true or false"),
+    (TrainConfig, "ema", [-0.1, 1.0, "much"], "0 (off) to below 1"),
     (TrainConfig, "class_weights", ["auto"], "none, effective, balanced"),
     (TrainConfig, "epoch_steps", [0, 1.5], "1 or more"),
     (TrainConfig, "minutes", [0, -1, "10"], "above 0"),

@@ -27,7 +27,7 @@ from imgclf.dryrun import DryRun, dry_run
 from imgclf.ensemble import fit_ensemble
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
-from imgclf.results import Choice, EpochRecord, Evaluation, Probe, weights_in_words
+from imgclf.results import Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import ROOT, find_model, read_config, write_info
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, TrainState, notify
@@ -358,10 +358,10 @@ class TrainView:
         self._bar(f"epoch {state.epoch + 1}/{state.epochs}", state.step, state.steps_per_epoch, note)
 
     def _on_epoch(self, state: TrainState) -> None:
-        console.say(self._row(state.history[-1], state.best_loss))
+        console.say(self._row(state.history[-1]))
         self._began = time.perf_counter()
 
-    def _row(self, record: EpochRecord, best_loss: float) -> str:
+    def _row(self, record: EpochRecord) -> str:
         row = f"{record.epoch:6d}  {record.train_loss:10.4f}  {record.train_accuracy:8.2%}"
         if record.valid_loss is None or record.valid_accuracy is None:
             return f"{row}  {'–':>10}  {'–':>8}  {record.lr:7.2g}  {record.seconds:7.1f}"
@@ -369,9 +369,8 @@ class TrainView:
         if not record.best:
             return row
         before = "" if self._best is None else f"{self._best:.4f} → "
-        self._best = best_loss
-        how = f" as the mean of {len(record.mean_of)}" if len(record.mean_of) > 1 else ""
-        return f"{row}  valid loss {before}{best_loss:.4f}{how}, saved"
+        self._best = record.valid_loss
+        return f"{row}  valid loss {before}{record.valid_loss:.4f}, saved"
 
     def _on_retry(self, state: TrainState) -> None:
         console.warn(
@@ -384,7 +383,7 @@ class TrainView:
             console.say(f"stopped early: no better epoch for {state.config.patience}")
         best = state.result().best
         if best is None and state.best and state.epochs:
-            console.say(f"kept:  the start (lowest valid loss, {state.best_loss:.4f}): no epoch was better")
+            console.say(f"kept:  the start (valid loss {state.best_loss:.4f}): no epoch was better by more than chance")
         if best is not None and best.valid_loss is not None:
-            console.say(f"kept:  {weights_in_words(best.mean_of)} (lowest valid loss, {state.best_loss:.4f})")
+            console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
         console.say("")

@@ -143,9 +143,8 @@ def train(
         int | None,
         option(TRAINING, "Stop after this many epochs without a better one; 0 is off.", TrainConfig.patience),
     ] = None,
-    soup: Annotated[
-        bool | None,
-        option(TRAINING, "Keep the mean of good epochs where it does better on valid; else when fine-tuning."),
+    ema: Annotated[
+        float | None, option(TRAINING, "Decay of the running mean of the weights, which is what is kept; 0 is off.")
     ] = None,
     class_weights: Annotated[
         str | None, option(TRAINING, f"Weigh rare classes more: {choices(CLASS_WEIGHTS)}.")

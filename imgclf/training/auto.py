@@ -12,6 +12,7 @@ from imgclf.specs import TrainConfig
 # Learning rates by optimizer: (from pretrained weights, from scratch).
 _LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (1e-3, 2e-3)}
 _LR_WITHOUT_NORMS = 3e-4  # at most, from pretrained weights: transformers bear less than networks with batch norms
+_EMA = 0.98
 _LAYER_DECAY = 0.8  # of pretrained weights by adam and adamw; see docs/recipe.md
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
 SMALLEST, MAGNIFIED = 96, 5
@@ -62,7 +63,7 @@ def resolve_config(
         layer_decay=config.layer_decay if config.layer_decay is not None else decay,
         warmup_epochs=config.warmup_epochs if config.warmup_epochs is not None else warmup,
         freeze_norm=config.freeze_norm if config.freeze_norm is not None else pretrained,
-        soup=config.soup if config.soup is not None else pretrained,
+        ema=config.ema if config.ema is not None else (_EMA if pretrained else 0.0),
         class_weights=config.class_weights or weights,
     )
 

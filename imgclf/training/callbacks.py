@@ -64,9 +64,9 @@ class TrainState:
     `pairs` says that a step needs two images at least, for batch norm; `lr_scale` is 1 until the loss diverges. `micro`
     is the largest number of images that go through the network at once. `position` counts the batches of the epoch that
     are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `spent` are the seconds before
-    training `began` anew. `best` holds the weights kept so far, the mean of those after the epochs `mean_of`; `good`
-    the weights and the state of the optimizer after the last whole epoch; both are never changed in place.
-    `start_losses` are those of the start on the valid images, float64 (n,), where it counts.
+    training `began` anew. `mean` is the running mean of the weights, where there is one. `best` holds the weights kept
+    so far, `good` the weights, the state of the optimizer and the mean after the last whole epoch; both are never
+    changed in place. `start_losses` are those of the start on the valid images, float64 (n,), where it counts.
     """
 
     model: nn.Module
@@ -94,11 +94,11 @@ class TrainState:
     history: list[EpochRecord] = field(default_factory=list)
     spent: float = 0.0
     began: float = field(default_factory=time.perf_counter)
+    mean: Weights = field(default_factory=dict)
     best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
-    mean_of: tuple[int, ...] = ()
     start_losses: torch.Tensor | None = None
-    good: tuple[Weights, dict[str, Any]] = field(default_factory=lambda: ({}, {}))
+    good: tuple[Weights, dict[str, Any], Weights] = field(default_factory=lambda: ({}, {}, {}))
     ended: str = "done"
 
     def seconds(self) -> float:

@@ -27,19 +27,7 @@ FORMAT = 4
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing
-PLAIN = (
-    "epoch",
-    "position",
-    "images",
-    "epochs",
-    "steps_per_epoch",
-    "micro",
-    "lr",
-    "lr_scale",
-    "retries",
-    "best_loss",
-    "mean_of",
-)
+PLAIN = ("epoch", "position", "images", "epochs", "steps_per_epoch", "micro", "lr", "lr_scale", "retries", "best_loss")
 
 
 class Thrift:
@@ -86,6 +74,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
         "good": state.good,
         "model": state.good[0] if between else state.model.state_dict(),
         "optimizer": state.good[1] if between else state.optimizer.state_dict(),
+        "mean": state.good[2] if between else state.mean,
         "scaler": state.scaler.state_dict(),
         "rng": random_state(state.device),
     }
@@ -105,10 +94,10 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
 
 
 def checkpoint_bytes(state: TrainState) -> int:
-    """About how large a written state gets: the weights three times, what the optimizer keeps of them twice."""
+    """About how large a written state gets: the weights three times, their mean and what the optimizer keeps twice."""
     weights: int = sum(tensor.nbytes for tensor in state.model.state_dict().values())
     kept = 2 if state.config.optimizer != "sgd" else int(state.config.momentum > 0)
-    return weights * (3 + 2 * kept)
+    return weights * (3 + 2 * kept + 2 * bool(state.mean))
 
 
 def require_space(state: TrainState, folder: Path) -> None:
@@ -161,6 +150,8 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
     for name in set(PLAIN) - {"epochs", "steps_per_epoch"}:
         setattr(state, name, content[name])
     state.sums.copy_(content["sums"])
+    for name, tensor in state.mean.items():
+        tensor.copy_(content["mean"][name])
     state.step, state.spent = state.position, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
     state.best, state.good, state.start_losses = content["best"], content["good"], content["start_losses"]

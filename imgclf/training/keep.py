@@ -1,31 +1,64 @@
-"""Which weights are kept: those that do best on valid, where that is more than chance, or a mean of good ones."""
+"""Which weights are kept: the running mean of those that are learnt, where valid says so and chance does not."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from imgclf.training.callbacks import TrainState, Weights
 
+SPAN = 1 / 3  # of all steps, at most, over which the mean runs
+
+
+def start_mean(state: TrainState) -> Weights:
+    """The running mean before the first step; nothing where none is wanted."""
+    return copied(state.model.state_dict()) if state.config.ema else {}
+
+
+def update_mean(state: TrainState) -> None:
+    """Let the running mean follow the weights by one step: exponentially, over the last 1 / (1 - decay) steps, and in a
+    short run over a third of them, lest it be the start."""
+    steps = max(1.0, SPAN * state.steps_per_epoch * state.epochs)
+    decay = min(state.config.ema or 0.0, 1 - 1 / steps)
+    weights = state.model.state_dict()
+    moving = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([state.mean[name] for name in moving], [weights[name] for name in moving], 1 - decay)
+    for name in weights.keys() - moving:
+        state.mean[name].copy_(weights[name])
+
+
+def copied(weights: Weights) -> Weights:
+    """A copy that training does not change."""
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+@contextmanager
+def lent(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """The model with these weights, if there are any, and afterwards with its own again, in the same tensors."""
+    if not weights:
+        yield
+        return
+    own = copied(model.state_dict())
+    model.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
 
 def beats_best(state: TrainState, losses: torch.Tensor) -> bool:
-    """Whether weights with these losses on the valid images take the place of the best ones.
+    """Whether weights with these losses on the valid images, float64 (n,), take the place of the best ones.
 
     That of the start they take only where the losses fell by more than the standard error of their fall: on a few
     images, some of many weights do better by chance.
     """
     start = state.start_losses
-    if state.mean_of != (0,) or start is None or len(start) != len(losses):  # an image may have got lost since
+    left = any(record.best for record in state.history)
+    if left or start is None or len(start) != len(losses):  # an image may have got lost since
         return float(losses.mean()) < state.best_loss
     fall = start - losses
     return float(fall.mean()) > float(fall.std(correction=0)) / math.sqrt(len(fall))
-
-
-def mean_with_best(state: TrainState) -> Weights:
-    """The mean of the last epoch's weights and of all that the best ones are the mean of.
-
-    So a greedy soup (Wortsman et al. 2022, arXiv:2203.05482) is made of what is learnt, as it comes.
-    """
-    own, share = state.good[0], 1 / (len(state.mean_of) + 1)
-    return {k: best.lerp(own[k], share) if best.is_floating_point() else own[k] for k, best in state.best.items()}

@@ -34,7 +34,7 @@ from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, 
 from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
 from imgclf.training.graph import GraphedStep, should_capture
 from imgclf.training.interrupt import Interrupts, polite_interrupts
-from imgclf.training.keep import beats_best, mean_with_best
+from imgclf.training.keep import beats_best, copied, lent, start_mean, update_mean
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
 from imgclf.training.step import Rewind, learn, needs_pairs
 
@@ -77,7 +77,7 @@ def train(
     endless: bool = False,
 ) -> History:
     """Train `model` in place; it ends with the weights of the epoch of lowest valid loss (of the last epoch, where
-    `valid` is None) or, with `config.soup`, the mean of good ones. With `keep_start` the weights as they are given
+    `valid` is None) or, with `config.ema`, their running mean. With `keep_start` the weights as they are given
     count as well: others must be better on valid, by more than chance. With label smoothing the loss on valid is that
     at the temperature which suits the valid images best. With `endless` it goes on in the manner of the planned epochs
     until a callback raises.
@@ -163,6 +163,7 @@ def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device:
         sums=torch.zeros(2, device=device),
         class_weights=None if weights is None else weights.to(device),
     )
+    state.mean = start_mean(state)
     state.good = _snapshot(state)
     return state
 
@@ -175,8 +176,8 @@ def _example(loader: Loader, device: torch.device) -> torch.Tensor:
 def _weigh_start(state: TrainState, run: _Run) -> None:
     """The weights as they are given are the first to be kept: training must do better on valid."""
     if run.valid is not None:
-        result, state.start_losses = _validate(state, run, run.valid)
-        state.best, state.best_loss, state.mean_of = state.good[0], result.loss, (0,)
+        result, state.start_losses = _validate(state, run, run.valid, {})
+        state.best, state.best_loss = state.good[0], result.loss
         notify(run.callbacks, "baseline", result)
     if state.epochs == 0:
         _save(state, run)
@@ -204,11 +205,15 @@ def _epoch(state: TrainState, run: _Run) -> None:
         state.sums.zero_()
     set_mode(state.model, state.config, state.epoch)
     _steps(state, run)
-    distributed.share(state.model.buffers())  # each process has batch statistics of its own
+    distributed.share([*state.model.buffers(), *state.mean.values()])  # each process has batch statistics of its own
     _require_finite(state)
-    result, losses = (None, None) if run.valid is None else _validate(state, run, run.valid)
-    state.good = _snapshot(state)
-    best = _keep_better(state, run, losses)
+    now = _snapshot(state)
+    kept = now[2] or now[0]  # the mean, where there is one; both are copies that are never changed
+    result, losses = (None, None) if run.valid is None else _validate(state, run, run.valid, now[2])
+    state.good = now
+    best = losses is None or not state.best or beats_best(state, losses)
+    if best:
+        state.best, state.best_loss = kept, math.inf if result is None else result.loss
     state.epoch += 1
     state.position = 0
     record = EpochRecord(
@@ -220,36 +225,8 @@ def _epoch(state: TrainState, run: _Run) -> None:
         lr=state.lr,
         seconds=time.perf_counter() - began,
         best=best,
-        mean_of=state.mean_of if best else (),
     )
     state.history.append(record)
-
-
-def _keep_better(state: TrainState, run: _Run, losses: torch.Tensor | None) -> bool:
-    """Keep the weights of the epoch that ends, with these losses on valid, or their mean with the best ones, where that
-    is better than these; whether it is."""
-    number, own = state.epoch + 1, math.inf if losses is None else float(losses.mean())
-    if state.config.soup and state.best and run.valid is not None:
-        mean = mean_with_best(state)
-        mean_losses = _losses_of(mean, state, run, run.valid)
-        loss = float(mean_losses.mean())
-        if loss < own and beats_best(state, mean_losses):
-            state.best, state.best_loss, state.mean_of = mean, loss, (*state.mean_of, number)
-            return True
-    if losses is None or not state.best or beats_best(state, losses):
-        # One copy serves both, as neither is ever changed.
-        state.best, state.best_loss, state.mean_of = state.good[0], own, (number,)
-        return True
-    return False
-
-
-def _losses_of(weights: Weights, state: TrainState, run: _Run, valid: Loader) -> torch.Tensor:
-    """The losses on valid of other weights than the model's."""
-    state.model.load_state_dict(weights)
-    try:
-        return _validate(state, run, valid)[1]
-    finally:
-        state.model.load_state_dict(state.good[0])
 
 
 def _steps(state: TrainState, run: _Run) -> None:
@@ -262,6 +239,8 @@ def _steps(state: TrainState, run: _Run) -> None:
         notify(run.callbacks, "batch", batch)
         before = state.micro
         state.images += run.step(state, batch, loader.recipe, run.rewind)
+        if state.mean:
+            update_mean(state)
         if state.micro < before:
             notify(run.callbacks, "memory", (state.config.batch_size, state.micro))
         state.position += 1
@@ -289,17 +268,18 @@ def _agreed(state: TrainState, run: _Run) -> list[bool]:
     return distributed.any_of_all([run.interrupts.count > 0, run.thrift.overdue()], state.device)
 
 
-def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, torch.Tensor]:
-    """The figures, and the loss on each image, float64 (n,); in the precision of training.
+def _validate(state: TrainState, run: _Run, valid: Loader, mean: Weights) -> tuple[Evaluation, torch.Tensor]:
+    """The figures of the mean or, where there is none, of the model, and the loss on each image, float64 (n,).
 
-    A signal ends it where the epoch's steps are done.
+    In the precision of training; a signal ends it where the epoch's steps are done.
     """
 
     def stop(done: int, n: int) -> None:
         if run.interrupts.count and distributed.shard()[1] == 1:  # else the others would wait
             raise _Interrupted
 
-    logits, targets = infer(state.model, valid, state.device, stop, state.precision)
+    with lent(state.model, mean):
+        logits, targets = infer(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
     if state.config.label_smoothing:  # asks for less certain answers than the plain loss does, more so as it succeeds
@@ -318,7 +298,7 @@ def _look(state: TrainState) -> None:
 
 def _require_finite(state: TrainState) -> None:
     """What is kept or written holds no NaN: neither the weights nor what the optimizer knows of them."""
-    tensors = list(state.model.state_dict().values())
+    tensors = [*state.model.state_dict().values(), *state.mean.values()]
     tensors += [value for known in state.optimizer.state.values() for value in known.values()]
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise _NotFinite
@@ -376,16 +356,17 @@ def _out_of_patience(state: TrainState) -> bool:
     return state.epoch - best >= state.config.patience
 
 
-def _snapshot(state: TrainState) -> tuple[Weights, dict[str, Any]]:
-    weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
-    return weights, copy.deepcopy(state.optimizer.state_dict())
+def _snapshot(state: TrainState) -> tuple[Weights, dict[str, Any], Weights]:
+    return copied(state.model.state_dict()), copy.deepcopy(state.optimizer.state_dict()), copied(state.mean)
 
 
 def _step_back(state: TrainState) -> None:
     """Return to the last good weights with half the learning rate, or give up."""
-    weights, optimizer = state.good
+    weights, optimizer, mean = state.good
     state.model.load_state_dict(weights)
     state.optimizer.load_state_dict(copy.deepcopy(optimizer))  # it trains on in the tensors that it is given
+    for name, tensor in state.mean.items():  # in place: after a resumption `good` lies on the processor
+        tensor.copy_(mean[name])
     state.position = 0
     state.retries += 1
     if state.retries > MAX_RETRIES:

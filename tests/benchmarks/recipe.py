@@ -19,12 +19,10 @@ from typing import Any
 
 import torch
 from folders import once
-from torch import nn
 
 from imgclf.classifier import Classifier
 
 ARCH = "efficientnet_lite0"
-EMA = 0.98
 Weights = dict[str, torch.Tensor]
 # What is changed of the experiment for each part that is off, or another.
 OFF: dict[str, dict[str, Any]] = {
@@ -37,7 +35,7 @@ OFF: dict[str, dict[str, Any]] = {
     "no warm-up": {"train": {"warmup_epochs": 0.0}},
     "a constant rate": {"train": {"schedule": "constant"}},
     "no weight decay": {"train": {"weight_decay": 0.0}},
-    "no mean of good epochs": {"train": {"soup": False}},
+    "no running mean": {"train": {"ema": 0.0}},
     "learning rate 3e-4": {"train": {"lr": 3e-4}},
 }
 
@@ -73,36 +71,28 @@ SETS: dict[str, Callable[[Path, Path], Path]] = {
 
 
 class Watcher:
-    """A callback that keeps the weights of the start and of the last epoch, and the exponential mean over the steps."""
+    """A callback that keeps the weights of the start, those of the last epoch and the running mean."""
 
     def __init__(self) -> None:
-        self.start: Weights = {}
-        self.last: Weights = {}
-        self.mean: Weights = {}
+        self.weights: dict[str, Weights] = {}
 
     def __call__(self, event: str, subject: Any) -> None:
-        if event == "start":
-            self.start, self.mean = _copied(subject.model), _copied(subject.model)
-        elif event == "step":
-            for name, value in subject.model.state_dict().items():
-                if value.is_floating_point():
-                    self.mean[name].lerp_(value, 1 - EMA)
-        elif event == "epoch":
-            self.last = _copied(subject.model)
+        if event in ("start", "epoch"):
+            self.weights["start" if event == "start" else "last"] = _copied(subject.model.state_dict())
+            self.weights["mean"] = _copied(subject.mean or subject.model.state_dict())
 
 
-def _copied(model: nn.Module) -> Weights:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+def _copied(weights: Weights) -> Weights:
+    return {name: value.detach().clone() for name, value in weights.items()}
 
 
 def run(folder: Path, changes: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Accuracies on the test images: of the start, of the last epoch, of the mean, of what is kept; the seconds."""
+    """Accuracies on the test images: of the start, of the last epoch, of its mean, of what is kept; the seconds."""
     watcher = Watcher()
     classifier = Classifier(ARCH, config={"split": (0.85, 0.15, 0.0), **changes})
     classifier.fit(folder, seed=seed, callbacks=[watcher])
-    best = classifier.history_.best
-    figures: dict[str, Any] = {"kept": classifier.evaluate().accuracy, "mean of": best.mean_of if best else (0,)}
-    for name, weights in {"start": watcher.start, "last": watcher.last, "ema": watcher.mean}.items():
+    figures: dict[str, Any] = {"kept": classifier.evaluate().accuracy, "start kept": classifier.history_.best is None}
+    for name, weights in watcher.weights.items():
         classifier.model_.load_state_dict(weights)
         figures[name] = classifier.evaluate().accuracy
     return {**figures, "training": sum(record.seconds for record in classifier.history_.epochs)}
@@ -134,13 +124,13 @@ def main() -> None:
 
 def _show(known: dict[tuple[str, str, int], dict[str, Any]]) -> None:
     """A line for each set and part: mean accuracies over the seeds, and how often the start was kept."""
-    columns = ("start", "last", "ema", "kept")
+    columns = ("start", "last", "mean", "kept")
     heads = "".join(f"{column:>7}" for column in columns)
     print(f"{'set':10} {'':26} {heads} {'start kept':>10} {'training s':>10} {'runs':>5}")
     for name, off in dict.fromkeys((name, off) for name, off, _ in known):
         runs = [line for (n, o, _), line in known.items() if (n, o) == (name, off)]
         means = "".join(f"{100 * statistics.mean(line[column] for line in runs):7.1f}" for column in columns)
-        starts, training = sum(list(r["mean of"]) == [0] for r in runs), statistics.mean(r["training"] for r in runs)
+        starts, training = sum(r["start kept"] for r in runs), statistics.mean(r["training"] for r in runs)
         print(f"{name:10} {off:26} {means} {starts:10} {training:10.0f} {len(runs):5}")
 
 

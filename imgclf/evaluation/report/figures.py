@@ -91,11 +91,8 @@ def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] |
     """Loss and accuracy over the epochs, of train and valid, with the kept epoch marked: the start, where no epoch was
     better. `start` is the loss and the accuracy on valid before the first epoch, where these mean something."""
     epochs = [record.epoch for record in history]
-    best = next((record for record in reversed(history) if record.best), None)
-    kept = best.epoch if best is not None else None if start is None else 0
+    kept = next((record.epoch for record in reversed(history) if record.best), None if start is None else 0)
     what = "the start" if kept == 0 else f"epoch {kept}"
-    if best is not None and len(best.mean_of) > 1:
-        what = f"a mean, to {what}"
     from matplotlib.ticker import MaxNLocator
 
     charts = []

@@ -10,7 +10,7 @@ from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.report.confusion import Pair
 from imgclf.evaluation.report.facts import ReportData
 from imgclf.evaluation.report.slices import Slicing
-from imgclf.results import ClassResult, Evaluation, weights_in_words
+from imgclf.results import ClassResult, Evaluation
 
 NAMED = 5
 LONGEST = 60  # characters of a name in a sentence
@@ -79,9 +79,8 @@ def _epochs(data: ReportData) -> str:
         return ""
     times = "once" if epochs == 1 else f"{epochs:,} times"
     if best is None:
-        return f" It went through them {times}, but was never better than at the start, which was kept."
-    if len(best.mean_of) > 1:
-        return f" It went through them {times}; {weights_in_words(best.mean_of)} did best and was kept."
+        never = "was never better than at the start by more than chance"
+        return f" It went through them {times}, but {never}; so the start was kept."
     return (
         f" It went through them {times}{f' and was best after {best.epoch:,}, which was kept' if epochs > 1 else ''}."
     )
