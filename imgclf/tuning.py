@@ -257,8 +257,10 @@ def _run_trial(search: _Search, trial: optuna.Trial) -> tuple[str, float | None]
         return "FAIL", None
     if classifier.history_.ended == "interrupted":
         raise KeyboardInterrupt
-    # Not that of what is kept: a start that no epoch betters would make all such trials alike.
-    return "COMPLETE", min(record.valid_loss for record in classifier.history_ if record.valid_loss is not None)
+    history = classifier.history_
+    if history.best is None:  # the start was kept: its loss would make all such trials alike
+        return "COMPLETE", min(record.valid_loss for record in history if record.valid_loss is not None)
+    return "COMPLETE", classifier.metrics_["valid"].loss
 
 
 def _counts(trial: Any) -> bool:

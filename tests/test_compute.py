@@ -79,42 +79,39 @@ def test_other_errors_are_no_lack_of_memory(error):
 # mallopt takes the C library's largest threshold from version 2.35 on.
 GLIBC = platform.libc_ver()[0] == "glibc" and tuple(map(int, platform.libc_ver()[1].split("."))) >= (2, 35)
 LARGE = 24_000_000  # floats: more than the C library keeps by itself
-PAGES = 4 * LARGE // 4096
-# In a process of its own, since what others have freed before could serve; it prints the new pages of each time.
+# In a process of its own, since what others have freed before could serve; it prints the new pages of ten times each.
 ASKING = f"""
 import resource, torch
 from imgclf.compute import kept_memory
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones({LARGE})
+    for _ in range(10):
+        torch.ones({LARGE})
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
 cpu = torch.device("cpu")
-torch.ones(1)
-pages()
+before = pages()
 small = resident()
 with kept_memory(cpu):
     pages()
     with kept_memory(cpu):
-        print(pages())
-    print(pages())
-print(pages())
-print(resident() - small)
+        inner = pages()
+    outer = pages()
+print(before, inner, outer, pages(), resident() - small)
 """
 
 
-@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
+@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc, or an old one")
 def test_freed_memory_serves_the_next_step_and_is_given_back():
     run = subprocess.run([sys.executable, "-c", ASKING], capture_output=True, text=True, check=True)
-    inner, outer, after, left = map(int, run.stdout.split())
-    assert inner < PAGES / 100
-    assert outer < PAGES / 100
-    # Pages may be huge ones: of 2 MiB instead of 4 KiB.
-    assert after >= PAGES / 512
+    before, inner, outer, after, left = map(int, run.stdout.split())
+    # Not nothing: a block may have to find a place beside another one first.
+    assert max(inner, outer) < before / 2
+    assert after > before / 2
     assert left < 4 * LARGE / 1e6 / 2
 
 
