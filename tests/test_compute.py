@@ -101,17 +101,16 @@ with kept_memory(cpu):
     with kept_memory(cpu):
         inner = pages()
     outer = pages()
-print(before, inner, outer, pages(), resident() - small)
+print(before, inner, outer, resident() - small)
 """
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc, or an old one")
 def test_freed_memory_serves_the_next_step_and_is_given_back():
     run = subprocess.run([sys.executable, "-c", ASKING], capture_output=True, text=True, check=True)
-    before, inner, outer, after, left = map(int, run.stdout.split())
+    before, inner, outer, left = map(int, run.stdout.split())
     # Not nothing: a block may have to find a place beside another one first.
     assert max(inner, outer) < before / 2
-    assert after > before / 2
     assert left < 4 * LARGE / 1e6 / 2
 
 
