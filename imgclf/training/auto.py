@@ -11,7 +11,7 @@ from imgclf.specs import TrainConfig
 
 # Learning rates by optimizer: (from pretrained weights, from scratch).
 _LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (1e-3, 2e-3)}
-_LR_WITHOUT_NORMS = 3e-4  # at most, from pretrained weights: transformers bear less than networks with batch norms
+_LR_WITHOUT_NORMS = 3e-4  # at most, from pretrained weights: the higher rate was measured with batch norms only
 _EMA = 0.98
 _LAYER_DECAY = 0.8  # of pretrained weights by adam and adamw; see docs/recipe.md
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch

@@ -176,7 +176,7 @@ def _example(loader: Loader, device: torch.device) -> torch.Tensor:
 def _weigh_start(state: TrainState, run: _Run) -> None:
     """The weights as they are given are the first to be kept: training must do better on valid."""
     if run.valid is not None:
-        result, state.start_losses = _validate(state, run, run.valid, {})
+        result, state.start_losses = _validate(state, run, run.valid)
         state.best, state.best_loss = state.good[0], result.loss
         notify(run.callbacks, "baseline", result)
     if state.epochs == 0:
@@ -209,7 +209,7 @@ def _epoch(state: TrainState, run: _Run) -> None:
     _require_finite(state)
     now = _snapshot(state)
     kept = now[2] or now[0]  # the mean, where there is one; both are copies that are never changed
-    result, losses = (None, None) if run.valid is None else _validate(state, run, run.valid, now[2])
+    result, losses = (None, None) if run.valid is None else _validate(state, run, run.valid)
     state.good = now
     best = losses is None or not state.best or beats_best(state, losses)
     if best:
@@ -268,8 +268,8 @@ def _agreed(state: TrainState, run: _Run) -> list[bool]:
     return distributed.any_of_all([run.interrupts.count > 0, run.thrift.overdue()], state.device)
 
 
-def _validate(state: TrainState, run: _Run, valid: Loader, mean: Weights) -> tuple[Evaluation, torch.Tensor]:
-    """The figures of the mean or, where there is none, of the model, and the loss on each image, float64 (n,).
+def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, torch.Tensor]:
+    """The figures of the running mean, else of the weights themselves, and the loss on each image, float64 (n,).
 
     In the precision of training; a signal ends it where the epoch's steps are done.
     """
@@ -278,7 +278,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader, mean: Weights) -> tup
         if run.interrupts.count and distributed.shard()[1] == 1:  # else the others would wait
             raise _Interrupted
 
-    with lent(state.model, mean):
+    with lent(state.model, state.mean):
         logits, targets = infer(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite

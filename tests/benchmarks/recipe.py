@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from folders import once
 
 from imgclf.classifier import Classifier
+from imgclf.training.callbacks import Weights
+from imgclf.training.keep import copied
 
 ARCH = "efficientnet_lite0"
-Weights = dict[str, torch.Tensor]
 # What is changed of the experiment for each part that is off, or another.
 OFF: dict[str, dict[str, Any]] = {
     "the recipe": {},
@@ -78,12 +78,8 @@ class Watcher:
 
     def __call__(self, event: str, subject: Any) -> None:
         if event in ("start", "epoch"):
-            self.weights["start" if event == "start" else "last"] = _copied(subject.model.state_dict())
-            self.weights["mean"] = _copied(subject.mean or subject.model.state_dict())
-
-
-def _copied(weights: Weights) -> Weights:
-    return {name: value.detach().clone() for name, value in weights.items()}
+            self.weights["start" if event == "start" else "last"] = copied(subject.model.state_dict())
+            self.weights["mean"] = copied(subject.mean or subject.model.state_dict())
 
 
 def run(folder: Path, changes: dict[str, Any], seed: int) -> dict[str, Any]:
