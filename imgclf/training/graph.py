@@ -128,9 +128,13 @@ def _recorded(
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer, lrs: Sequence[torch.Tensor]) -> Iterator[None]:
-    """The optimizer reads its learning rates from tensors; outside, and where they are saved, they stay numbers."""
+    """The optimizer reads its learning rates from tensors; outside, and where they are saved, they stay numbers.
+
+    It is told of the capture in the capture only: in the runs before it, Adam would warn that nothing is captured.
+    """
     groups = optimizer.param_groups
-    optimizer.param_groups = [{**group, "lr": lr, "capturable": True} for group, lr in zip(groups, lrs, strict=True)]
+    told = {"capturable": torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()}
+    optimizer.param_groups = [{**group, **told, "lr": lr} for group, lr in zip(groups, lrs, strict=True)]
     try:
         yield
     finally:

@@ -1,0 +1,123 @@
+"""What holds on every device: each test runs on the processor, and on a CUDA device where there is one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from imgclf.data.loader import Loader
+from imgclf.inference import predict
+from imgclf.specs import OPTIMIZERS, Recipe, TrainConfig
+from imgclf.training.checkpoint import load_checkpoint
+from imgclf.training.loop import train
+
+RECIPE = Recipe(size=(8, 8), channels=1)
+BATCH = 8
+CLOSE = {"cpu": {"atol": 0, "rtol": 0}, "cuda": {"atol": 1e-3, "rtol": 1e-2}}  # a GPU adds up in any order
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    return request.param
+
+
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 3)
+        )
+
+
+def fit(source, device, callbacks=(), keep=None, **options):
+    plain = {"epochs": 3, "lr": 0.01, "batch_size": BATCH, "precision": "fp32", "optimizer": "sgd"}
+    config = TrainConfig(**plain | {"device": device} | options)
+    model = net()
+    loaders = [loader_of(source, device, train=part) for part in (True, False)]
+    return model, train(model, *loaders, config, callbacks=callbacks, **(keep or {}))
+
+
+def loader_of(source, device, recipe=RECIPE, batch=BATCH, train=False):
+    where = torch.device(device)
+    return Loader(source, source.samples, recipe, classes=source.classes, batch_size=batch, train=train, device=where)
+
+
+def assert_close(model, other, device):
+    mine, others = model.state_dict(), other.state_dict()
+    for name in mine:
+        torch.testing.assert_close(mine[name], others[name], **CLOSE[device], msg=name)
+
+
+def told(events, *names):
+    return lambda event, subject: events.append((event, subject)) if event in names else None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_tiny_set_is_learnt_without_a_warning(make_source, device, optimizer, precision):
+    source, events = make_source(), []
+    lr = 0.05 if optimizer == "sgd" else 0.01
+    model, history = fit(
+        source, device, [told(events, "uncaptured")], epochs=12, lr=lr, optimizer=optimizer, precision=precision
+    )
+    assert history.epochs[-1].valid_accuracy > 0.95
+    assert next(model.parameters()).device.type == device
+    assert events == []
+
+
+def test_probabilities_are_those_of_the_processor(make_source, device):
+    source = make_source()
+    model, _ = fit(source, device)
+
+    def answers(where):
+        return list(predict(model.to(where), loader_of(source, where), device=torch.device(where)))
+
+    here, there = answers(device), answers("cpu")
+    assert len(here) == len(source.samples)
+    for mine, other in zip(here, there, strict=True):
+        assert mine.probabilities == pytest.approx(other.probabilities, abs=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_goes_on_where_it_stopped(make_source, device, tmp_path, optimizer):
+    source, path = make_source(), tmp_path / "last.pt"
+    whole, _ = fit(source, device, optimizer=optimizer)
+
+    def stop(event, state):
+        if event == "epoch" and state.epoch == 2:
+            raise KeyboardInterrupt
+
+    fit(source, device, [stop], {"checkpoint": path}, optimizer=optimizer)
+    resumed, history = fit(source, device, keep={"resume": load_checkpoint(path)}, optimizer=optimizer)
+    assert history.ended == "done"
+    assert_close(resumed, whole, device)
+
+
+def test_a_loss_that_is_nan_goes_back(make_source, device):
+    source, events = make_source(), []
+
+    def spoil(event, state):
+        if event == "step" and state.epoch == 1 and state.step == 2 and not events:
+            with torch.no_grad():
+                next(state.model.parameters()).fill_(torch.nan)
+
+    model, _ = fit(source, device, [spoil, told(events, "retry")], optimizer="adamw", ema=0.9)
+    assert len(events) == 1
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.cuda
+def test_a_batch_that_the_memory_of_the_device_cannot_hold_is_cut(make_source):
+    source, events = make_source(n=200), []
+    wide = replace(RECIPE, size=(256, 256))
+    model = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
+    config = TrainConfig(epochs=1, lr=0.01, batch_size=512, device="cuda", precision="fp32", compile="off")
+    loader = loader_of(source, "cuda", wide, 512, train=True)
+    torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        history = train(model, loader, None, config, callbacks=[told(events, "memory")])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert events[0][0] == "memory"
+    assert torch.isfinite(torch.tensor(history.epochs[0].train_loss))
