@@ -7,6 +7,7 @@ import os
 from collections.abc import Container, Mapping, Sequence
 from itertools import chain, count, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ MAX_STEM = 60  # of a file's name, which ends at 255 bytes
 EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image gets at least
 TITLE_HEIGHT, MARGIN = 34, 8
 HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
+BELOW: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": "dimgrey", "parse_math": False}
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
@@ -55,16 +57,27 @@ def sample_pixels(
 
 
 def save_grid(
-    images: Sequence[Pixels], titles: Sequence[str], path: Path, colours: Sequence[str] | None = None
+    images: Sequence[Pixels],
+    titles: Sequence[str],
+    path: Path,
+    colours: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    legend: str = "",
 ) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour."""
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour,
+    and over its name; the `legend` stands above all of them."""
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, title, colour in zip(axes.flat, images, titles, colours or repeat("black"), strict=False):
+    texts = zip(titles, colours or repeat("black"), names or repeat(""), strict=False)
+    for axis, image, (title, colour, name) in zip(axes.flat, images, texts, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         axis.set_title(title_of(title), fontsize=9, parse_math=False, color=colour)
+        axis.text(0.5, -0.03, title_of(name), **BELOW, transform=axis.transAxes)
+    if legend:
+        figure.set_layout_engine("constrained")  # which leaves room for it
+        figure.suptitle(printable(legend), fontsize=10, parse_math=False, x=0.02, ha="left")
     save_figure(figure, path)
 
 
@@ -87,7 +100,8 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
 
 
 def save_explanation(explanation: Explanation, path: Path) -> None:
-    """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %".
+    """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %, by
+    gradcam".
 
     Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
     """
@@ -106,7 +120,8 @@ def save_explanation(explanation: Explanation, path: Path) -> None:
     panel = max(width, EXPLAINED_SIDE) + MARGIN
     dpi = 100
     figure = Figure(figsize=((2 * panel + MARGIN) / dpi, (height + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi)
-    titles = (Path(explanation.path).name, f"{explanation.label} {100 * explanation.confidence:.0f} %")
+    answer = f"{title_of(explanation.label or '', 22)} {100 * explanation.confidence:.0f} %, by {explanation.method}"
+    titles = (Path(explanation.path).name, answer)
     for index, (shown, title) in enumerate(zip((colours / 255, hot), titles, strict=True)):
         left = MARGIN + index * panel
         enlarged = shown.repeat(scale, axis=0).repeat(scale, axis=1)

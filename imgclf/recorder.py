@@ -14,10 +14,10 @@ from imgclf.bundle import Manifest, save_model
 from imgclf.data.audit import Audit
 from imgclf.data.split import Split, write_split
 from imgclf.machine import machine
-from imgclf.results import Probe
+from imgclf.results import Evaluation, Probe
 from imgclf.run import CONFIG, EVENTS, HISTORY, SPLIT, Run, append_event, create_run, write_config, write_history
 from imgclf.specs import Experiment, to_dict
-from imgclf.training.callbacks import TrainState
+from imgclf.training.callbacks import Tested, TrainState
 from imgclf.training.keep import lent
 
 
@@ -59,6 +59,16 @@ def start_run(
     return create_run(root, name or f"{manifest.data}-{manifest.spec.arch}", info, exact=name is not None, fill=fill)
 
 
+def note_test(run: Run, part: str, result: Evaluation) -> None:
+    """Add to a run's events how its model does on a part of its data."""
+    figures = {"part": part, "n": result.n, "loss": result.loss, "accuracy": result.accuracy}
+    append_event(run.path / EVENTS, "tested", time=_now(), **figures)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 class Recorder:
     """Keeps `history.csv` and `events.jsonl` of a run up to date and, with `keep="all"`, a model file of each epoch.
 
@@ -83,6 +93,8 @@ class Recorder:
             self._note(event, loss=subject.loss, accuracy=subject.accuracy)
         elif event == "uncaptured":
             self._note(event, reason=subject)
+        elif isinstance(subject, Tested):
+            note_test(self._run, subject.part, subject.result)
         elif not isinstance(subject, TrainState) or event == "step":
             return
         elif event in ("checkpoint", "failed"):
@@ -112,8 +124,7 @@ class Recorder:
         return {}
 
     def _note(self, event: str, **values: Any) -> None:
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        append_event(self._run.path / EVENTS, event, time=time, **values)
+        append_event(self._run.path / EVENTS, event, time=_now(), **values)
 
     def _save_best(self, state: TrainState) -> None:
         """Write the best model, unless it is there."""

@@ -139,6 +139,10 @@ def test_the_files_of_a_run(world):
     summary = json.loads(world[1].stdout)
     assert summary.pop("report") == str(Path("runs", "photos-lenet-1", "report.html"))
     assert json.loads((folder / "run.json").read_text())["result"] == summary
+    told = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    assert {event["part"]: event["accuracy"] for event in told if event["event"] == "tested"} == {
+        part: summary[part]["accuracy"] for part in ("valid", "test")
+    }
     metrics = read_manifest(folder).metrics
     assert {part: metrics[part]["loss"] for part in metrics} == {
         part: summary[part]["loss"] for part in ("valid", "test")

@@ -50,6 +50,15 @@ def test_augmented_pixels_are_those_of_the_first_epoch(make_source, preset, rati
         assert (shown[position] == pixels.numpy()).all()
 
 
+def test_legend_title_image_and_name_stand_under_each_other(tmp_path):
+    images = [np.full((8, 8, 3), 90, np.uint8)] * 7
+    save_grid(images, ["a → b"] * 7, tmp_path / "grid.png", names=["photo"] * 7, legend="a said → b said")
+    with Image.open(tmp_path / "grid.png") as picture:
+        ink = (np.asarray(picture.convert("L")) < 200).any(axis=1)
+    lines = np.flatnonzero(np.diff(ink.astype(int)) == 1)
+    assert len(lines) == 7  # the legend, and for each of two rows of images titles, images and names
+
+
 @pytest.mark.parametrize(("n", "rows"), [(1, 1), (5, 1), (6, 2)])
 def test_a_grid_has_five_columns(tmp_path, n, rows):
     images = [np.full((4, 4, 3 if i % 2 else 1), 40 * i, np.uint8) for i in range(n)]

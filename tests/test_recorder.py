@@ -38,10 +38,15 @@ def test_a_run_folder_tells_the_whole_story(photos, in_folder):
     assert [float(row["valid_loss"]) for row in rows] == [record.valid_loss for record in history]
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     told = events(run)
-    assert [event["event"] for event in told] == ["start", "epoch", "epoch", "epoch", "end"]
+    assert [event["event"] for event in told] == ["start", "epoch", "epoch", "epoch", "end", "tested"]
     assert (told[0]["device"], told[0]["precision"]) == ("cpu", "float32")
     assert [event["train_loss"] for event in told if event["event"] == "epoch"] == [r.train_loss for r in history]
-    assert told[-1]["ended"] == "done"
+    assert told[-2]["ended"] == "done"
+    figures = classifier.metrics_["valid"]
+    assert told[-1] == {
+        **{"event": "tested", "time": told[-1]["time"], "part": "valid"},
+        **{"n": figures.n, "loss": figures.loss, "accuracy": figures.accuracy},
+    }
     assert {sample.ref: sample.split for sample in read_split(run.path / "split.csv")} == {
         sample.ref: sample.split for sample in classifier.split_.rows
     }
@@ -85,7 +90,7 @@ def test_each_step_back_is_recorded(photos, in_folder):
 
     classifier = fit(photos, in_folder, callbacks=[spoil])
     told = events(classifier.run_)
-    assert [event["event"] for event in told] == ["start", "retry", "epoch", "epoch", "epoch", "end"]
+    assert [event["event"] for event in told] == ["start", "retry", "epoch", "epoch", "epoch", "end", "tested"]
     assert told[1]["lr_scale"] == 0.5
     assert all(value.isfinite().all() for value in classifier.model_.state_dict().values())
 

@@ -27,6 +27,7 @@ from imgclf.dryrun import DryRun, dry_run
 from imgclf.ensemble import fit_ensemble
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
+from imgclf.recorder import note_test
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import ROOT, find_model, read_config, write_info
 from imgclf.tracking import Tracker, tested, tracker
@@ -138,6 +139,8 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, be
         "test": None if test is None else test.to_dict(),
     }
     write_info(run, result=summary)
+    if test is not None:
+        note_test(run, "test", test)
     _warn_of_losses(classifier)
     if test is not None and not as_json:  # before the report, for which nobody shall wait
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")

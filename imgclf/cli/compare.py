@@ -120,6 +120,8 @@ def _draw(result: Comparison, path: Path) -> Path | None:
         [f"{change.a} → {change.b}" for _, change in shown],
         path,
         ["green" if change.better else "red" for _, change in shown],
+        [Path(change.path).name for _, change in shown],
+        f"{result.a.name} said → {result.b.name} said; green: the second is right, red: the first",
     )
     return path
 
