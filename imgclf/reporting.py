@@ -132,6 +132,11 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
         config=read_text(run.path / CONFIG),
         commands=_commands(run),
         start=read_start(run.path / EVENTS),
+        probed=bool(experiment.train.probe),
+        path=shlex.quote(str(run.path)),
+        source=shlex.quote(run.info["source"]) if run.info.get("source") else "",
+        members=tuple(shlex.quote(member) for member in run.info.get("members", ())),
+        minutes=experiment.train.minutes,
         facts=_facts(run, rows, experiment),
     )
 

@@ -375,3 +375,82 @@ def test_warnings_are_those_that_the_figures_give():
         assert warning in text, warning
     few = answers_of([0, 1] * 4, [0, 1] * 4, classes=("cat", "dog"))
     assert "8 images are few to test on" in str(Text(page.render(report_data(few))))
+
+
+def minded(data):
+    """What the page of a run says under What to mind."""
+    return str(Text(page.render(data))).partition("What to mind")[2].partition("Figures")[0]
+
+
+def test_every_warning_says_what_to_do():
+    targets = [0] * 100 + [1] * 100
+    bad = answers_of(targets, [1] * 60 + [0] * 40 + [1] * 100, sure=9.0, classes=("cat", "dog"))
+    data = report_data(bad, part="valid", status="interrupted", path="runs/first", source="./photos")
+    text = minded(replace(data, data=replace(data.data, findings=("a.gif is odd",), bad=(("b.jpg", "broken"),))))
+    for advice in (
+        "Go on with it: imgclf train --resume runs/first",
+        "Hold out images for a test, and train again: imgclf train ./photos --split 70/15/15",
+        "Add test images, or hold out more (as --split 60/10/30), before you compare models.",
+        "to see how much: imgclf learning-curve ./photos --config runs/first/config.toml --full",
+        "Look at them under Most confused pairs",
+        "Train with 20 or more validation images",
+        "Repair or remove them",
+        "Something is odd about the data: a.gif is odd. Remove copies and what does not belong there",
+    ):
+        assert advice in text, advice
+    nameless = minded(replace(data, source=""))
+    assert "More images of it should help most." in nameless
+    assert "learning-curve" not in nameless
+
+
+def test_a_model_that_is_hardly_better_than_chance_is_called_that():
+    targets = np.repeat(np.arange(4), 50)
+    called = np.where(np.arange(200) % 10 == 0, targets, 3)
+    data = report_data(answers_of(targets, called), source="./photos")
+    text = minded(data)
+    assert "It is barely better than always answering “c0”: 32.5\u202f% against 25.0\u202f%." in text
+    assert "imgclf train ./photos --recipe probe" in text
+    pretrained = replace(data, trained=replace(data.trained, weights="imgclf[offline]"))
+    assert "imgclf show ./photos --size 28x28" in minded(pretrained)
+    chance = answers_of(targets, np.full(200, 3))
+    assert "It is not better than always answering “c0”" in minded(report_data(chance))
+    good = answers_of(targets, np.where(np.arange(200) % 5 == 0, 3, targets))
+    assert "always answering" not in minded(report_data(good))
+
+
+def test_weak_classes_are_named_with_what_they_reach():
+    targets = np.repeat(np.arange(10), 40)
+    called = np.where((targets < 7) & (np.arange(400) % 40 >= targets), 9, targets)
+    text = minded(report_data(answers_of(targets, called)))
+    assert (
+        "It recognises “c0” less often than the rest: 0 of 40 right; so also “c1” (1 of 40), “c2” (2 of 40), "
+        "“c3” (3 of 40), “c4” (4 of 40), 2 more. More images of them should help most"
+    ) in text
+
+
+def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
+    answers = answers_of([0, 1] * 50, [0, 1] * 50)
+    losses = (0.9, 0.8, 0.7, 0.6)
+
+    def history(*best):
+        return History(
+            tuple(EpochRecord(i, 0.5, 0.7, loss, 0.7, 0.1, 1.0, i in best) for i, loss in enumerate(losses, 1))
+        )
+
+    data = report_data(answers, path="runs/first", source="./photos")
+    better = replace(data, history=history(1, 2, 3, 4))
+    assert "the last of 4 epochs was the best (valid loss 0.600, and 0.800 at half time)" in minded(better)
+    assert "Train longer: imgclf train --resume runs/first --epochs 8" in minded(better)
+    assert "Train longer: imgclf train ./photos --minutes 5" in minded(replace(better, minutes=2.5))
+    assert "still getting better" not in minded(replace(data, history=history(1, 2, 3)))
+    worse = minded(replace(data, history=history(), start=(0.5, 0.9), probed=True))
+    assert "Training brought nothing: all 4 epochs were worse than the start, which was kept." in worse
+    assert "--recipe probe is enough here; more images or a larger --size may bring more" in worse
+    unsure = minded(replace(data, history=history(), start=(0.7, 0.9)))
+    assert "no epoch of 4 was surely better than the start" in unsure
+    assert "probe" not in unsure
+
+
+def test_an_ensemble_names_its_members():
+    text = str(Text(page.render(report_data(None, epochs=0, members=("runs/a", "'runs/b c'")))))
+    assert "the members have reports of their own. imgclf report runs/a imgclf report 'runs/b c'" in text

@@ -75,7 +75,9 @@ class ReportData:
     `answers` are those to the images of `part`, None where there are none yet; `looks` are what was seen of these, by
     their ref, and `sampled` those of them that were not chosen for what they show; `missing` says why there are no
     pictures, "" where there are. `commands` reproduce the run, each with what it is good for; `facts` are named texts
-    about the run. `start` is the loss and the accuracy on valid before the first epoch, where the head knew classes.
+    about the run. `start` is the loss and the accuracy on valid before the first epoch, where the head knew classes;
+    `probed` says that this head had been fitted to frozen features. `path`, `source` and `members` are how commands
+    name the run, its data ("" where none can) and the runs that an ensemble joins; `minutes` were the limit.
     """
 
     name: str
@@ -94,4 +96,9 @@ class ReportData:
     config: str = ""
     commands: tuple[tuple[str, str], ...] = ()
     start: tuple[float, float] | None = None
+    probed: bool = False
+    path: str = ""
+    source: str = ""
+    members: tuple[str, ...] = ()
+    minutes: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)

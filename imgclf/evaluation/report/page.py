@@ -18,6 +18,7 @@ from imgclf.data.source import SPLIT_NAMES
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.report import figures, words
+from imgclf.evaluation.report.advice import warnings, without_answers
 from imgclf.evaluation.report.confusion import (
     Counts,
     Pair,
@@ -97,6 +98,7 @@ def _render(data: ReportData, budget: int) -> str:
         parts=SPLIT_NAMES,
         most_rows=MOST_ROWS,
         result=None if data.answers is None else _of_answers(data, data.answers, budget),
+        unanswered=without_answers(data),
         script=script,
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
         style=_file("style.css"),
@@ -124,7 +126,7 @@ def _of_answers(data: ReportData, answers: Answers, budget: int) -> dict[str, An
         "accuracy": result.accuracy,
         "interval": accuracy,
         "expect": words.what_to_expect(data, result, accuracy),
-        "warnings": words.warnings(data, result, accuracy, pairs, slicings),
+        "warnings": warnings(data, result, accuracy, pairs, slicings),
         "measures": _measures(result, intervals),
         "classes": _class_rows(result),
         "matrix": _matrix(answers, counts, cells, looks),

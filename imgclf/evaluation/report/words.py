@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from imgclf.evaluation.intervals import wilson_interval
-from imgclf.evaluation.report.confusion import Pair
 from imgclf.evaluation.report.facts import ReportData
-from imgclf.evaluation.report.slices import Slicing
-from imgclf.results import ClassResult, Evaluation
+from imgclf.results import ClassResult, Evaluation, History
 
 NAMED = 5
 LONGEST = 60  # characters of a name in a sentence
-WIDE = 0.06  # of an interval
-FEW_OF_A_CLASS = 10
-OFF = 0.05  # between confidence and accuracy
-GAP = 0.1  # between train and valid
-MANY_BAD = 0.01
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -80,6 +70,8 @@ def _epochs(data: ReportData) -> str:
     times = "once" if epochs == 1 else f"{epochs:,} times"
     if best is None:
         never = "was never better than at the start by more than chance"
+        if (losses := valid_losses(data.history)) and data.start is not None:
+            never = f"{never_better(losses, data.start[0])} than the start"
         return f" It went through them {times}, but {never}; so the start was kept."
     return (
         f" It went through them {times}{f' and was best after {best.epoch:,}, which was kept' if epochs > 1 else ''}."
@@ -96,112 +88,33 @@ def what_to_expect(data: ReportData, result: Evaluation, interval: tuple[float, 
         f"Of {plural(result.n, 'image')} {held}, it named {right:,} right. For new images of the same kind and origin, "
         f"expect {often} to be right."
     )
-    support = np.array([row.support for row in result.per_class])
-    common = result.per_class[int(support.argmax())]
+    common = commonest(result)
     always = common.support / result.n
     return text + f" Always answering {quoted(common.name)} would be right for {percent(always, 0)}."
 
 
-def warnings(
-    data: ReportData,
-    result: Evaluation,
-    interval: tuple[float, float],
-    pairs: Sequence[Pair],
-    slicings: Sequence[Slicing],
-) -> list[str]:
-    """What a reader should mind, the gravest first."""
-    found = [*_of_the_run(data), *_of_the_number(data, result, interval), *_of_classes(data, result, pairs)]
-    found += _of_confidence(data)
-    for slicing in slicings:
-        found += [
-            f"It is worse on some images ({slicing.title.lower()}: {one.name}): {percent(one.right / one.n)} of "
-            f"{plural(one.n, 'image')} are right."
-            for one in slicing.slices
-            if one.odd < 0
-        ]
-    return [*found, *_of_training(data), *_of_data(data)]
+def never_better(losses: Sequence[float], start: float) -> str:
+    """How epochs with these losses on valid did, of which none was kept against that of the start."""
+    if min(losses) > start:
+        return "the only epoch was worse" if len(losses) == 1 else f"all {len(losses):,} epochs were worse"
+    return (
+        "the only epoch was not surely better" if len(losses) == 1 else f"no epoch of {len(losses):,} was surely better"
+    )
 
 
-def _of_the_run(data: ReportData) -> list[str]:
-    found = []
-    if data.status not in ("done", "stopped early"):
-        found.append(f"This run has not ended as planned ({data.status}): the model may be worse than it could be.")
-    if data.answers is not None and data.part != "test":
-        found.append(
-            "There is no test part: the figures are about validation images, which already served to choose the best "
-            "epoch, so they look better than they are."
-        )
-    return found
+def instead_of_epochs(*, probed: bool) -> str:
+    """What to do where training brings nothing: the start is a head on frozen features (`probed`), or a model."""
+    if probed:
+        return "--recipe probe is enough here; more images or a larger --size may bring more"
+    return "the model may stay as it was; more images may bring more"
 
 
-def _of_the_number(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> list[str]:
-    low, high = interval
-    found = []
-    if high - low > WIDE:
-        found.append(
-            f"{plural(result.n, 'image')} are few to test on: chance alone can move accuracy from {percent(low, 0)} "
-            f"to {percent(high, 0)}. Hold out more before you compare models."
-        )
-    few = [row.name for row in result.per_class if row.support < FEW_OF_A_CLASS]
-    if few:
-        classes = f"{plural(len(few), 'class')} ({listed(few)})"
-        found.append(f"{classes} were tested on fewer than {FEW_OF_A_CLASS} images: their own figures say little.")
-    return found
+def valid_losses(history: History) -> list[float]:
+    """Those of all epochs, or none where there is no valid part."""
+    losses = [record.valid_loss for record in history if record.valid_loss is not None]
+    return losses if len(losses) == len(history) else []
 
 
-def _of_classes(data: ReportData, result: Evaluation, pairs: Sequence[Pair]) -> list[str]:
-    found, names = [], list(data.data.counts)
-    weak = [row for row in result.per_class if _is_weak(row, result)]
-    if weak:
-        worst = min(weak, key=lambda row: row.recall)
-        more = f", and {plural(len(weak) - 1, 'other class')} too" if len(weak) > 1 else ""
-        right = f"{round(worst.recall * worst.support):,} of {worst.support:,} right"
-        found.append(f"It recognises {quoted(worst.name)} less often than the rest: {right}{more}.")
-    if pairs and pairs[0].count > 1:
-        pair = pairs[0]
-        found.append(
-            f"Most often it takes {quoted(names[pair.true])} for {quoted(names[pair.called])}: {pair.count:,} of "
-            f"{plural(pair.support, 'image')}."
-        )
-    return found
-
-
-def _is_weak(row: ClassResult, result: Evaluation) -> bool:
-    """Whether a class is recognised less often than the others, by more than chance explains."""
-    if not 0 < row.support < result.n:
-        return False
-    hits, others = round(row.recall * row.support), round(result.accuracy * result.n)
-    return wilson_interval(hits, row.support)[1] < wilson_interval(others - hits, result.n - row.support)[0]
-
-
-def _of_confidence(data: ReportData) -> list[str]:
-    if data.answers is None:
-        return []
-    answers = data.answers
-    right = answers.predicted == answers.targets
-    sure, hits = float(answers.probabilities.max(axis=1).mean()), float(right.mean())
-    low, high = wilson_interval(int(right.sum()), len(answers))
-    if abs(sure - hits) < OFF or low <= sure <= high:
-        return []
-    how = "surer than it should be" if sure > hits else "less sure than it could be"
-    return [f"It is {how}: its confidence is {percent(sure, 0)} on average, and {percent(hits, 0)} are right."]
-
-
-def _of_training(data: ReportData) -> list[str]:
-    best = data.history.best
-    if best is None or best.valid_accuracy is None or best.train_accuracy - best.valid_accuracy < GAP:
-        return []
-    return [
-        f"It knows its training images much better ({percent(best.train_accuracy, 0)} right) than others "
-        f"({percent(best.valid_accuracy, 0)}): more images, or more augmentation, should help."
-    ]
-
-
-def _of_data(data: ReportData) -> list[str]:
-    bad, images = len(data.data.bad), sum(map(data.data.total, ("train", "valid", "test")))
-    found = []
-    if bad > MANY_BAD * images:
-        found.append(f"{plural(bad, 'file')} could not be read and took no part.")
-    if data.data.findings:
-        found.append(f"Something is odd about the data: see {plural(len(data.data.findings), 'finding')} below.")
-    return found
+def commonest(result: Evaluation) -> ClassResult:
+    """The class with the most images."""
+    return max(result.per_class, key=lambda row: row.support)
