@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from typer.testing import CliRunner
 import imgclf
 from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import app
+from imgclf.cli._training import TrainView
 from imgclf.data.split import read_split
-from imgclf.results import Prediction
+from imgclf.results import EpochRecord, History, Prediction
+from imgclf.specs import TrainConfig
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
 EVALUATION_KEYS = {
@@ -607,3 +610,23 @@ def test_prepared_digits_lie_in_their_class_folders(in_folder):
     done("prepare", "digits", "out", "--size", "8", "--format", "png")
     assert {len(path.relative_to("out").parts) for path in Path("out").rglob("*.png")} == {2}
     assert sorted(path.name for path in Path("out").iterdir()) == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("losses", "how"),
+    [
+        ((0.3, 0.4), "all 2 epochs were worse"),
+        ((0.2, 0.4), "no epoch of 2 was surely better"),
+        ((0.3,), "the only epoch was worse"),
+        ((), "no epoch has ended"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("probed", "todo"), [(True, "--recipe probe is enough here"), (False, "the model may stay as it was")]
+)
+def test_a_kept_start_says_how_the_epochs_did_and_what_next(capsys, losses, how, probed, todo):
+    history = History(tuple(EpochRecord(i, 0.5, 0.8, loss, 0.8, 0.1, 1.0, False) for i, loss in enumerate(losses, 1)))
+    kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "done", "config": TrainConfig(probe=probed)}
+    TrainView()("end", SimpleNamespace(result=lambda: history, **kept))
+    (line,) = filter(None, capsys.readouterr().err.splitlines())
+    assert line.startswith(f"kept:  the start (valid loss 0.2500): {how} ({todo}")

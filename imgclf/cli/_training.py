@@ -26,6 +26,7 @@ from imgclf.data.split import Split
 from imgclf.dryrun import DryRun, dry_run
 from imgclf.ensemble import fit_ensemble
 from imgclf.errors import ConfigError, ImgclfError
+from imgclf.evaluation.report.words import instead_of_epochs, never_better, valid_losses
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
@@ -386,7 +387,9 @@ class TrainView:
             console.say(f"stopped early: no better epoch for {state.config.patience}")
         best = state.result().best
         if best is None and state.best and state.epochs:
-            console.say(f"kept:  the start (valid loss {state.best_loss:.4f}): no epoch was better by more than chance")
+            how = never_better(valid_losses(state.result()), state.best_loss)
+            todo = instead_of_epochs(probed=bool(state.config.probe))
+            console.say(f"kept:  the start (valid loss {state.best_loss:.4f}): {how} ({todo})")
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
         console.say("")

@@ -95,11 +95,12 @@ def what_to_expect(data: ReportData, result: Evaluation, interval: tuple[float, 
 
 def never_better(losses: Sequence[float], start: float) -> str:
     """How epochs with these losses on valid did, of which none was kept against that of the start."""
-    if min(losses) > start:
-        return "the only epoch was worse" if len(losses) == 1 else f"all {len(losses):,} epochs were worse"
-    return (
-        "the only epoch was not surely better" if len(losses) == 1 else f"no epoch of {len(losses):,} was surely better"
-    )
+    if not losses:
+        return "no epoch has ended"
+    worse = min(losses) > start
+    if len(losses) == 1:
+        return f"the only epoch was {'worse' if worse else 'not surely better'}"
+    return f"all {len(losses):,} epochs were worse" if worse else f"no epoch of {len(losses):,} was surely better"
 
 
 def instead_of_epochs(*, probed: bool) -> str:
