@@ -115,7 +115,7 @@ def _write_run(joined: Classifier, trained: Sequence[Classifier], runs: Path, na
         for file in (CONFIG, SPLIT):
             shutil.copy(first.path / file, folder / file)
 
-    info = {key: value for key, value in first.info.items() if key not in ("number", "epochs")}
+    info = {key: value for key, value in first.info.items() if key not in ("number", "epochs", "seconds")}
     info["members"] = [str(member.run_.path) for member in trained if member.run_ is not None]
     stem = name or f"{info['data']}-{info['arch']}-ensemble"
     joined.run_ = create_run(runs, stem, info, exact=name is not None, fill=fill)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -206,7 +207,8 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     if run is not None:
         (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
         save_model(run.model, model, manifest, claims.unknown)
-        work = replace(work, run=write_info(run, status=history.ended, epochs=len(history)))
+        seconds = round(time.perf_counter() - work.plan.began, 3)
+        work = replace(work, run=write_info(run, status=history.ended, epochs=len(history), seconds=seconds))
     notify(callbacks, "fitted", history.ended)
     probe, choices = (None, ()) if start is None else (start.probe, start.choices)
     return Learnt(work, history, manifest, claims, probe, choices, lost)

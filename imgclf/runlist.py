@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.bundle import read_manifest
-from imgclf.errors import ConfigError, ModelFileError
+from imgclf.errors import ConfigError, DataError, ModelFileError
+from imgclf.evaluation.answers import read_answers
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import INFO, Run, is_held, list_runs
+from imgclf.run import ANSWERS, INFO, Run, is_held, list_runs
 
 SORTS = ("number", "name", "data", "arch", "recipe", "status", "accuracy", "seconds", "size")
 FILTERS = ("name", "data", "arch", "recipe", "status")
@@ -21,9 +22,9 @@ FALLING = "accuracy"  # the best first; all others rise
 @dataclass(frozen=True)
 class RunEntry:
     """One run. `accuracy` (0…1) is that of `n` images of the `part` test or, where there was no test, valid, and
-    `interval` its 95 % interval; `seconds` are those of the whole command, `size` is the model file's in bytes,
-    `recipe` the name of the experiment that it began with. What is not known is None. `default` says that commands
-    without --model take it."""
+    `interval` its 95 % interval; `seconds` are those of the whole command or, where it was trained in Python, of `fit`
+    after the images were checked; `size` is the model file's in bytes, `recipe` the name of the experiment that it
+    began with. What is not known is None. `default` says that commands without --model take it."""
 
     path: str
     number: int
@@ -62,7 +63,7 @@ def entry_of(run: Run, *, default: bool = False) -> RunEntry:
     """What the list says of one run."""
     part, figures = _figures(run)
     n, accuracy = figures.get("n"), figures.get("accuracy")
-    seconds = _within(run.info, "result", "seconds").get("total")
+    seconds = _within(run.info, "result", "seconds").get("total", run.info.get("seconds"))
     arch = run.info.get("arch")
     members = run.info.get("members")
     return RunEntry(
@@ -125,17 +126,36 @@ def _status(run: Run) -> str:
 
 
 def _figures(run: Run) -> tuple[str | None, Mapping[str, Any]]:
-    """The part that the run was judged by, and its figures: as the command wrote them, else as its model file says."""
-    found: Mapping[str, Any] = _within(run.info, "result")
-    if not found and run.model.is_file():
-        try:
-            found = read_manifest(run.model).metrics
-        except ModelFileError:
-            found = {}
+    """The part that the run was judged by, and its figures: as the command wrote them or as its answers give them, else
+    as its model file says."""
+    told = _within(run.info, "result")
+    if tested := _within(told, "test") or _answered(run):
+        return "test", tested
+    found = told or _of_model(run)
     for part in ("test", "valid"):
         if figures := _within(found, part):
             return part, figures
     return None, {}
+
+
+def _answered(run: Run) -> Mapping[str, Any]:
+    """The figures of the answers to test images that the run folder holds; none where there are no such answers."""
+    if not (run.path / ANSWERS).is_file():
+        return {}
+    try:
+        answers = read_answers(run.path / ANSWERS)
+    except DataError:
+        return {}
+    hits, n = int((answers.predicted == answers.targets).sum()), len(answers)
+    return {"n": n, "accuracy": hits / n} if n else {}
+
+
+def _of_model(run: Run) -> Mapping[str, Any]:
+    """The figures in the model file of a run; none where it can't be read."""
+    try:
+        return read_manifest(run.model).metrics if run.model.is_file() else {}
+    except ModelFileError:
+        return {}
 
 
 def _within(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from conftest import save_photos
 from typer.testing import CliRunner
 
+from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.run import ANSWERS, list_runs
 
@@ -167,3 +168,16 @@ def test_the_recipe_is_kept(here):
         "second": None,
         "digits-lenet-1": "digits",
     }
+
+
+def test_a_run_of_python_has_the_figures_that_compare_has(here):
+    classifier = Classifier("lenet", size=16, config={"train": {"precision": "fp32"}})
+    classifier.fit("photos", epochs=1, runs="runs", name="python").evaluate()
+    listed = answer("runs", "--filter", "name=python")["runs"][0]
+    compared = answer("compare", "first", "python")["b"]
+    assert {name: listed[name] for name in ("part", "n", "accuracy")} == {
+        "part": "test",
+        "n": 9,
+        "accuracy": compared["accuracy"],
+    }
+    assert 0 < listed["seconds"] == compared["seconds"]

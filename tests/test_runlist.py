@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from imgclf.errors import ConfigError
+from imgclf.evaluation.answers import Answers, write_answers
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import INFO, create_run, held, write_info
+from imgclf.run import ANSWERS, INFO, create_run, held, write_info
 from imgclf.runlist import FILTERS, SORTS, RunEntry, entry_of, filtered, list_entries, ordered
 
 
@@ -39,6 +41,18 @@ def test_an_entry_tells_what_the_run_was_and_how_it_did(tmp_path):
 def test_without_a_test_part_the_valid_images_tell(tmp_path):
     found = entry_of(make(tmp_path, accuracy=None))
     assert (found.part, found.accuracy, found.n) == ("valid", 0.5, 4)
+
+
+def test_the_answers_to_test_images_tell_where_no_command_did(tmp_path):
+    answers = Answers(np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0]), tuple("abcd"), ("",) * 4, tuple("wxyz"))
+    run = create_run(tmp_path, "python", {"status": "done", "seconds": 3.5})
+    write_answers(run.path / ANSWERS, answers)
+    for one in (run, write_info(run, result={"test": None, "valid": {"accuracy": 0.5, "n": 6}})):
+        found = entry_of(one)
+        assert (found.part, found.accuracy, found.n, found.seconds) == ("test", 0.75, 4, 3.5)
+        assert found.interval == wilson_interval(3, 4)
+    (run.path / ANSWERS).write_bytes(b"?")
+    assert entry_of(run).accuracy is None
 
 
 def test_what_an_older_or_shorter_run_does_not_say_is_unknown(tmp_path):
