@@ -169,6 +169,16 @@ def save_model(
     write_atomic(target, data)
 
 
+def weights_digest(path: str | os.PathLike[str]) -> str:
+    """The sha256 (hex) of the weights in a model file, or in that of a run folder: the same for equal weights,
+    whatever else the file holds."""
+    target = _model_path(path)
+    with _naming(target), _open(target) as stream:
+        header = read_header(stream)
+        own = {name: tensor for name, tensor in header.tensors.items() if not name.startswith(PREFIX)}
+        return checksum(stream, replace(header, manifest="", tensors=own))
+
+
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
     """The model (on the CPU, in eval mode) and the manifest of a model file, or of the one in a run folder.
 

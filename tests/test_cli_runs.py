@@ -126,6 +126,10 @@ def test_a_picture_of_what_changed(here):
     found = answer("compare", "first", "second", "--picture", "changed.png")
     assert found["picture"] == "changed.png"
     assert (here / "changed.png").stat().st_size > 5_000
+    assert (
+        "so:     both give the same answer to every image: the weights are equal"
+        in done(*("compare", "first", "first")).stdout
+    )
     same = answer("compare", "first", "first", "--picture", "same.png")
     assert same["picture"] is None
     assert not (here / "same.png").exists()

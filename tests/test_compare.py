@@ -2,19 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imgclf.bundle import Manifest, save_model
 from imgclf.errors import DataError, UnknownName
 from imgclf.evaluation.answers import Answers, write_answers
-from imgclf.evaluation.compare import Paired, compare_answers, compare_runs
+from imgclf.evaluation.compare import Comparison, Paired, compare_answers, compare_runs
+from imgclf.models.build import build_model
 from imgclf.run import ANSWERS, create_run, write_config
-from imgclf.specs import Experiment, TrainConfig
+from imgclf.runlist import RunEntry
+from imgclf.specs import Experiment, ModelSpec, Recipe, TrainConfig
 
 CLASSES = ("ant", "bee", "cat")
+ENTRY = RunEntry("a", 1, "done", None, None, None, None)
 counts = st.integers(0, 60)
 paired = st.builds(Paired, counts, counts, counts, counts).filter(lambda p: p.n > 0)
 
@@ -126,11 +132,47 @@ def test_two_runs(tmp_path):
     assert found.surroundings == {"torch": ("1-a", "1-b")}
     value = json.loads(json.dumps(found.to_dict()))
     assert value["settings"]["train.lr"] == [None, 0.01]
-    assert value["fixed"][0] == {"path": "bee/1.jpg", "content": "", "true": "bee", "a": "ant", "b": "bee"}
+    gain = round((np.e - 1) / (np.e + 2), 6)
+    assert value["fixed"][0] == {
+        "path": "bee/1.jpg",
+        "content": "",
+        "true": "bee",
+        "a": "ant",
+        "b": "bee",
+        "gain": gain,
+    }
     assert (value["n"], value["digest"]) == (4, found.digest)
     same = compare_runs(tmp_path / "a", tmp_path / "a")
     assert (same.paired.difference, same.changed, same.settings, same.surroundings) == (0.0, (), {}, {})
     assert same.paired.p_value == 1.0
+    assert (same.same_answers, found.same_answers, found.same_weights) == (True, False, False)
+
+
+def test_changed_images_come_by_turns_from_each_class_the_largest_change_first():
+    true = ["ant", "ant", "ant", "bee", "bee", "cat"]
+    before, after = answers_of(true, ["cat"] * 5 + ["bee"]), answers_of(true, true)
+    sure = np.array([1, 3, 2, 1, 2, 1], np.float32)[:, None]
+    paired, changed = compare_answers(before, replace(after, logits=after.logits * sure))
+    found = Comparison(ENTRY, ENTRY, paired, changed, {}, {}, "")
+    names = ["ant/1.jpg", "bee/4.jpg", "cat/5.jpg", "ant/2.jpg", "bee/3.jpg", "ant/0.jpg"]
+    assert [change.path for change in found.fixed] == names
+    assert found.fixed[0].gain > found.fixed[3].gain > found.fixed[5].gain > 0
+    turned, changed = compare_answers(replace(after, logits=after.logits * sure), before)
+    assert [change.path for change in Comparison(ENTRY, ENTRY, turned, changed, {}, {}, "").broken] == names
+
+
+def test_equal_weights_are_known_whatever_else_the_files_hold(tmp_path):
+    answers = answers_of(["ant", "bee"], ["ant", "ant"])
+    spec = ModelSpec("lenet", classes=3, channels=1, size=(16, 16))
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(seed)
+        manifest = Manifest(spec, CLASSES, Recipe(size=(16, 16), channels=1), data=name)
+        save_model(make_run(tmp_path, name, answers).model, build_model(spec), manifest)
+    assert compare_runs("a", "b", runs=tmp_path).same_weights
+    assert not compare_runs("a", "c", runs=tmp_path).same_weights
+    assert compare_runs("a", "c", runs=tmp_path).same_answers
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"?")
+    assert not compare_runs("a", "b", runs=tmp_path).same_weights
 
 
 def test_other_test_images_are_refused_with_both_digests(tmp_path):

@@ -75,6 +75,8 @@ def _show(result: Comparison) -> None:
 
 
 def _verdict(result: Comparison) -> str:
+    if result.same_answers:
+        return f"both give the same answer to every image{': the weights are equal' if result.same_weights else ''}"
     if result.paired.p_value >= UNSURE:
         return f"these {console.plural(result.paired.n, 'image')} don't tell which of the two is better"
     return f"{'b' if result.paired.difference > 0 else 'a'} is better on images like these"
@@ -84,7 +86,7 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
     if not changes:
         return
     console.show()
-    more = f" (all of them: --json), the first {SHOWN}" if len(changes) > SHOWN else ""
+    more = f", of which {SHOWN} are here, the classes in turn (all: --json)" if len(changes) > SHOWN else ""
     console.show(f"{title}: {console.plural(len(changes), 'image')}{more}")
     rows = [(change.path, change.true, change.a, change.b) for change in changes[:SHOWN]]
     console.show_table(("image", "is", "a said", "b said"), rows)
@@ -120,7 +122,7 @@ def _draw(result: Comparison, path: Path) -> Path | None:
         [f"{change.a} → {change.b}" for _, change in shown],
         path,
         ["green" if change.better else "red" for _, change in shown],
-        [Path(change.path).name for _, change in shown],
+        ["/".join(Path(change.path).parts[-2:]) for _, change in shown],
         f"{result.a.name} said → {result.b.name} said; green: the second is right, red: the first",
     )
     return path

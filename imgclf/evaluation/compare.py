@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgclf._files import printable
-from imgclf.errors import DataError
+from imgclf.bundle import weights_digest
+from imgclf.errors import DataError, ModelFileError
 from imgclf.evaluation.answers import Answers, read_answers
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.run import ANSWERS, CONFIG, ROOT, Run, find_run, read_config
@@ -78,14 +80,15 @@ class Paired:
 
 @dataclass(frozen=True)
 class Change:
-    """An image that one of two models gets right: its `path`, the sha256 of its `content`, its `true` class, and what
-    each model calls it."""
+    """An image that one of two models gets right: its `path`, the sha256 of its `content`, its `true` class, what each
+    model calls it, and the `gain`: by how much the probability (0…1) that b gives to the true class is above a's."""
 
     path: str
     content: str
     true: str
     a: str
     b: str
+    gain: float = 0.0
 
     @property
     def better(self) -> bool:
@@ -99,6 +102,7 @@ class Comparison:
 
     `changed` are the images that one of them gets right. `settings` maps what differs in their configurations to the
     values of a and b (None where there is none), `surroundings` what differs in versions, machine and first weights.
+    `same_answers` says that both answer the same to every image, and `same_weights` that their weights are equal, too.
     """
 
     a: RunEntry
@@ -108,16 +112,18 @@ class Comparison:
     settings: Differences
     surroundings: Differences
     digest: str
+    same_answers: bool = False
+    same_weights: bool = False
 
     @property
     def fixed(self) -> tuple[Change, ...]:
-        """The images that a gets wrong and b right."""
-        return tuple(change for change in self.changed if change.better)
+        """The images that a gets wrong and b right: the classes in turn, the largest gain of each first."""
+        return _in_turn(change for change in self.changed if change.better)
 
     @property
     def broken(self) -> tuple[Change, ...]:
-        """The images that a gets right and b wrong."""
-        return tuple(change for change in self.changed if not change.better)
+        """The images that a gets right and b wrong: the classes in turn, the largest loss of each first."""
+        return _in_turn(change for change in self.changed if not change.better)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
@@ -130,6 +136,8 @@ class Comparison:
             "settings": {name: list(pair) for name, pair in self.settings.items()},
             "surroundings": {name: list(pair) for name, pair in self.surroundings.items()},
             "digest": self.digest,
+            "same_answers": self.same_answers,
+            "same_weights": self.same_weights,
         }
 
 
@@ -145,6 +153,7 @@ def compare_runs(
     answers = _answers_of(first), _answers_of(second)
     _require_same_images(first, second, *answers)
     paired, changed = compare_answers(*answers)
+    same = all(one.called == other.called for one, other in zip(*map(_rows, answers), strict=True))
     surroundings = _different(_surroundings(first), _surroundings(second))
     return Comparison(
         a=_tested(first, answers[0]),
@@ -154,30 +163,62 @@ def compare_runs(
         settings=_different(_settings(first), _settings(second)),
         surroundings=surroundings,
         digest=answers[0].digest,
+        same_answers=same,
+        same_weights=same and _have_equal_weights(first, second),
     )
 
 
 def compare_answers(a: Answers, b: Answers) -> tuple[Paired, tuple[Change, ...]]:
     """How two models do on the same images, which may stand in another order, and the images that one gets right."""
     rows = list(zip(_rows(a), _rows(b), strict=True))
-    right = np.array([(mine == true, theirs == true) for (true, mine, *_), (_, theirs, *_) in rows])
+    right = np.array([(one.called == one.true, other.called == other.true) for one, other in rows])
     both, only_a = int(right.all(1).sum()), int((right[:, 0] & ~right[:, 1]).sum())
     only_b = int((right[:, 1] & ~right[:, 0]).sum())
     changed = [
-        Change(path, content, true, mine, theirs)
-        for (true, mine, path, content), (_, theirs, *_) in rows
-        if (mine == true) != (theirs == true)
+        Change(one.path, one.content, one.true, one.called, other.called, round(other.sure - one.sure, 6))
+        for (one, other), (hit, other_hit) in zip(rows, right, strict=True)
+        if hit != other_hit
     ]
     changed.sort(key=lambda change: change.path)
     return Paired(both, only_a, only_b, len(rows) - both - only_a - only_b), tuple(changed)
 
 
-def _rows(answers: Answers) -> Iterator[tuple[str, str, str, str]]:
-    """The true class, the answer, the name and the content of each image, in an order that depends on the images."""
+class _Row(NamedTuple):
+    """What a model says of an image, and the probability that it gives to the true class."""
+
+    content: str
+    true: str
+    path: str
+    called: str
+    sure: float
+
+
+def _rows(answers: Answers) -> list[_Row]:
+    """The answer to each image, in an order that depends on the images."""
     names = [answers.classes[index] for index in answers.targets.tolist()]
     called = [answers.classes[index] for index in answers.predicted.tolist()]
-    rows = zip(names, called, answers.refs, answers.contents, strict=True)
-    return iter(sorted(rows, key=lambda row: (row[3] or row[2], row[0], row[2])))
+    sure = answers.probabilities[np.arange(len(answers)), answers.targets].tolist()
+    rows = map(_Row, answers.contents, names, answers.refs, called, sure)
+    return sorted(rows, key=lambda row: (row.content or row.path, row.true, row.path))
+
+
+def _in_turn(changes: Iterable[Change]) -> tuple[Change, ...]:
+    """By turns one of each true class, those first whose probability changed most."""
+    ranked = sorted(changes, key=lambda change: (-abs(change.gain), change.path))
+    seen: Counter[str] = Counter()
+    turns = []
+    for change in ranked:
+        turns.append((seen[change.true], change.true))
+        seen[change.true] += 1
+    return tuple(ranked[i] for i in sorted(range(len(ranked)), key=turns.__getitem__))
+
+
+def _have_equal_weights(a: Run, b: Run) -> bool:
+    """Whether both have a model file that can be read, with the same weights."""
+    try:
+        return a.model.is_file() and b.model.is_file() and weights_digest(a.model) == weights_digest(b.model)
+    except ModelFileError:
+        return False
 
 
 def _answers_of(run: Run) -> Answers:
