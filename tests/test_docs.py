@@ -68,6 +68,11 @@ def test_every_option_is_documented_with_its_default(command, param):
     assert default in found.split("|")[-2]
 
 
+@pytest.mark.parametrize("name", COMMAND.commands)
+def test_every_command_is_in_the_table_of_commands(name):
+    assert f"| [`imgclf {name}`](#imgclf-{name}) |" in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
 def test_no_option_is_documented_that_there_is_not():
     for name, command in COMMAND.commands.items():
         known = {option for param in _params(command) for option in [*param.opts, *param.secondary_opts]}

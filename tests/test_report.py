@@ -13,6 +13,7 @@ from PIL import Image
 
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.evaluation.answers import Answers
+from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.report import figures, page
 from imgclf.evaluation.report.confusion import (
     by_cell,
@@ -179,12 +180,14 @@ def test_thresholds_keep_what_they_promise_and_are_not_suggested_by_too_few_imag
     for threshold in found:
         kept = confidence >= threshold.confidence
         assert (int(kept.sum()), int((kept & ~right).sum())) == (threshold.answered, threshold.errors)
-        assert threshold.risk <= threshold.target
-        lower = confidence >= np.sort(confidence[~kept])[-1] if (~kept).any() else kept
-        assert (lower & ~right).sum() > threshold.target * lower.sum()
-    few = np.linspace(0.5, 1, 30)
-    assert all(30 * threshold.target >= 1 for threshold in suggest_thresholds(few, few > 0.55))
+        assert wilson_interval(threshold.errors, threshold.answered)[1] <= threshold.target
+        lower = confidence >= np.sort(confidence[~kept])[-1]
+        assert wilson_interval(int((lower & ~right).sum()), int(lower.sum()))[1] > threshold.target
+    few = np.linspace(0.5, 1, 19)
     assert suggest_thresholds(few, few > 0) == []
+    assert suggest_thresholds(few, few > 0.62) == []  # 14 answers without a mistake could be 22 % wrong
+    many = np.linspace(0.3, 1, 160)
+    assert [(t.target, t.errors) for t in suggest_thresholds(many, many > 0.65)] == [(0.2, 10), (0.1, 2), (0.05, 0)]
 
 
 def test_bins_hold_every_answer():

@@ -171,6 +171,17 @@ def test_a_narrow_page_is_not_wider_than_the_screen(open_page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [390, 800, 1100, 1280])
+def test_the_suggested_thresholds_are_seen_whole(open_page, width):
+    page = open_page(viewport={"width": width, "height": 800})
+    table = page.locator("#confidence .beside .scroll")
+    assert table.locator("tbody tr").count() > 0
+    assert table.evaluate("part => part.scrollWidth <= part.clientWidth")
+    assert table.evaluate(
+        "part => part.getBoundingClientRect().right <= part.closest('section').getBoundingClientRect().right"
+    )
+
+
 def test_on_paper_everything_is_open_and_the_buttons_are_gone(open_page):
     page = open_page()
     assert page.locator("details:not([open])").count() > 0

@@ -78,12 +78,13 @@ def suggest_thresholds(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], targets: Sequence[float] = TARGETS
 ) -> list[Threshold]:
     """The lowest thresholds with which at most a share of the answers is wrong: each of the next three targets below
-    the share without one. A target is left out where the answers are too few to tell: one mistake would be above it."""
+    the share without one. A target is left out where the answers don't tell: the 95 % interval must lie below it."""
     answered, errors, sure = risk_coverage(confidence, right)
     n, overall = int(answered[-1]), errors[-1] / answered[-1]
+    highest = np.array([wilson_interval(*counts)[1] for counts in zip(errors.tolist(), answered.tolist(), strict=True)])
     found = []
     for target in sorted((t for t in targets if t < overall), reverse=True)[:SHOWN]:
-        kept = np.flatnonzero((errors <= target * answered) & (target * answered >= 1))
+        kept = np.flatnonzero(highest <= target)
         if len(kept):
             last = kept[-1]
             found.append(Threshold(target, float(sure[last]), int(answered[last]), int(errors[last]), n))
