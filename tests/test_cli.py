@@ -204,7 +204,7 @@ def test_predict_shows_a_table_and_says_which_model(here):
     result = done("predict", "photos/red/00.png")
     assert result.stderr == "model: runs/photos-lenet-1/model.safetensors\n"
     header, line = result.stdout.splitlines()
-    assert header.split() == ["image", "class", "sure", "or"]
+    assert header.split() == ["image", "class", "sure", "next", "likeliest"]
     assert line.split()[:2] == ["photos/red/00.png", "red"]
 
 

@@ -73,10 +73,11 @@ def predict(
         write_text(csv, csv_text([header, *rows]))
         console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
     elif not json:
-        console.show_table(["image", "class", "sure", "or", *(["unknown score"] if judged else [])], rows)
+        console.show_table(["image", "class", "sure", "next likeliest", *(["unknown score"] if judged else [])], rows)
     if judged and failed < len(source):
+        known, threshold = console.plural(len(source) - failed, "image"), classifier.unknown_.threshold(reject)
         console.say(
-            f"{refused:,} of {console.plural(len(source) - failed, 'image')} unknown: unlike the training images"
+            f"{refused:,} of {known} unknown: unlike the training images (unknown above a score of {threshold:.2f})"
         )
     if failed:
         console.warn(f"{console.plural(failed, 'image')} of {len(source):,} could not be read")
