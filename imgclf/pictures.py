@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from imgclf._files import printable
@@ -26,7 +27,8 @@ ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be 
 SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
 MAX_STEM = 60  # of a file's name, which ends at 255 bytes
 EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image gets at least
-TITLE_HEIGHT, MARGIN = 34, 8
+TITLE_HEIGHT, SCALE_HEIGHT, MARGIN = 34, 18, 8
+SCALE = (9, 64)  # height and width of the colours of the heat, in output pixels
 HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
 BELOW: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": "dimgrey", "parse_math": False}
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
@@ -101,25 +103,24 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
 
 def save_explanation(explanation: Explanation, path: Path) -> None:
     """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %, by
-    gradcam".
+    gradcam", with its colours and what red means.
 
     Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     pixels, heat = explanation.pixels, explanation.heat
     if pixels is None or heat is None or explanation.confidence is None:
         raise DataError(f"{printable(explanation.path)} has no explanation: {explanation.error}")
     colours = pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True).repeat(3, axis=2)
-    grey = colours.mean(2, keepdims=True) / 255
-    strength = HEAT_STRENGTH * heat[..., None]
-    hot = (1 - strength) * grey + strength * colormaps["turbo"](heat)[..., :3]
+    hot = _heated(colours.mean(2, keepdims=True) / 255, heat)
     scale = -(-EXPLAINED_SIDE // max(heat.shape))
     height, width = heat.shape[0] * scale, heat.shape[1] * scale
     panel = max(width, EXPLAINED_SIDE) + MARGIN
     dpi = 100
-    figure = Figure(figsize=((2 * panel + MARGIN) / dpi, (height + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi)
+    figure = Figure(
+        figsize=((2 * panel + MARGIN) / dpi, (height + SCALE_HEIGHT + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi
+    )
     answer = f"{title_of(explanation.label or '', 22)} {100 * explanation.confidence:.0f} %, by {explanation.method}"
     titles = (Path(explanation.path).name, answer)
     for index, (shown, title) in enumerate(zip((colours / 255, hot), titles, strict=True)):
@@ -128,7 +129,27 @@ def save_explanation(explanation: Explanation, path: Path) -> None:
         figure.figimage(enlarged, left + (panel - MARGIN - width) // 2, MARGIN, origin="upper")
         where = ((left + (panel - MARGIN) / 2) / figure.bbox.width, 1 - TITLE_HEIGHT / 2 / figure.bbox.height)
         figure.text(*where, title_of(title, 40), ha="center", va="center", fontsize=11, parse_math=False)
+    _draw_scale(figure, MARGIN + panel, MARGIN + height, explanation.label or "")
     save_figure(figure, path, dpi, explanation.path)
+
+
+def _heated(grey: NDArray[Any], heat: NDArray[Any]) -> NDArray[Any]:
+    """Pixels 0…1 (height, width, 3): `grey` ones with the colours of the heat over them, the stronger the hotter."""
+    from matplotlib import colormaps
+
+    strength = HEAT_STRENGTH * heat[..., None]
+    heated: NDArray[Any] = (1 - strength) * grey + strength * colormaps["turbo"](heat)[..., :3]
+    return heated
+
+
+def _draw_scale(figure, left: int, bottom: int, label: str) -> None:  # type: ignore[no-untyped-def]
+    """The colours of the heat from none to the hottest, and what the last one means, from output pixels on."""
+    height, width = SCALE
+    colours = _heated(np.array(0.5), np.tile(np.linspace(0, 1, width), (height, 1)))
+    figure.figimage(colours, left, bottom + (SCALE_HEIGHT - height) // 2, origin="upper")
+    where = ((left + width + MARGIN) / figure.bbox.width, (bottom + SCALE_HEIGHT / 2) / figure.bbox.height)
+    text = f"red speaks most for {title_of(label, 18)}"
+    figure.text(*where, text, ha="left", va="center", fontsize=8, color="dimgrey", parse_math=False)
 
 
 def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-def]

@@ -230,3 +230,6 @@ def test_the_picture_shows_the_very_pixels_of_the_model(tmp_path, shape):
     assert np.abs(shown - expected).max() <= 1
     hot = seen[-8 - height :, left + max(width, 300) + 8 :][scale + scale // 2, 2 * scale + scale // 2].astype(int)
     assert hot[0] > hot[2] + 30  # red
+    colours = seen[len(seen) - 8 - height - 9, 16 + max(width, 300) :].astype(int)  # what they mean stands above them
+    assert np.ptp(colours[0]) <= 2
+    assert colours[63][0] > colours[63][2] + 30

@@ -74,7 +74,8 @@ def predict(
         console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
     elif not json:
         console.show_table(["image", "class", "sure", "next likeliest", *(["unknown score"] if judged else [])], rows)
-    if judged and failed < len(source):
+    if reject is not None and failed < len(source):
+        assert classifier.unknown_ is not None  # else it could not judge
         known, threshold = console.plural(len(source) - failed, "image"), classifier.unknown_.threshold(reject)
         console.say(
             f"{refused:,} of {known} unknown: unlike the training images (unknown above a score of {threshold:.2f})"
