@@ -394,7 +394,7 @@ def test_every_warning_says_what_to_do():
         "Go on with it: imgclf train --resume runs/first",
         "Hold out images for a test, and train again: imgclf train ./photos --split 70/15/15",
         "Add test images, or hold out more (as --split 60/10/30), before you compare models.",
-        "to see how much: imgclf learning-curve ./photos --config runs/first/config.toml --full",
+        "to see how much: imgclf learning-curve ./photos --arch lenet --size 28x28 --full",
         "Look at them under Most confused pairs",
         "Train with 20 or more validation images",
         "Repair or remove them",
@@ -412,7 +412,7 @@ def test_a_model_that_is_hardly_better_than_chance_is_called_that():
     data = report_data(answers_of(targets, called), source="./photos")
     text = minded(data)
     assert "It is barely better than always answering “c0”: 32.5\u202f% against 25.0\u202f%." in text
-    assert "imgclf train ./photos --recipe probe" in text
+    assert "imgclf train ./photos --recipe probe --arch efficientnet_lite0" in text
     pretrained = replace(data, trained=replace(data.trained, weights="imgclf[offline]"))
     assert "imgclf show ./photos --size 28x28" in minded(pretrained)
     chance = answers_of(targets, np.full(200, 3))

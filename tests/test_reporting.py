@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -12,9 +13,9 @@ from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.errors import DataError
 from imgclf.evaluation.answers import read_answers
-from imgclf.reporting import write_report
+from imgclf.reporting import Known, gather, write_report
 from imgclf.results import EpochRecord, History
-from imgclf.run import ANSWERS, HISTORY, INFO, MODEL, read_history, write_history
+from imgclf.run import ANSWERS, HISTORY, INFO, MODEL, open_run, read_history, write_history
 
 TINY = {"epochs": 2, "batch_size": 16}
 
@@ -52,6 +53,17 @@ def test_training_ends_with_a_report(trained):
     cells = json.loads(re.search(r'(?s)id="cells">(.*?)</script>', html)[1])
     assert len(cells["pictures"]) == len(answers)
     assert {ref for rows in cells["cells"].values() for _, _, ref in rows} == set(answers.refs)
+
+
+def test_what_commands_call_the_run_and_its_data_is_known(trained, photos):
+    folder, _ = trained
+    data = gather(open_run(folder), Known())
+    assert (data.path, data.source) == (shlex.quote(str(folder)), shlex.quote(str(photos)))
+    assert (data.members, data.minutes, data.probed) == ((), None, False)
+    info = json.loads((folder / INFO).read_text())
+    (folder / INFO).write_text(json.dumps({**info, "source": None, "members": ["runs/a b", "runs/c"]}))
+    data = gather(open_run(folder), Known())
+    assert (data.source, data.members) == ("", ("'runs/a b'", "runs/c"))
 
 
 def test_evaluation_and_the_command_write_it_again(trained, in_folder):
@@ -113,6 +125,7 @@ def test_a_run_that_has_not_ended_shows_what_there_is(trained):
     (folder / INFO).write_text(json.dumps({**info, "status": "failed"}))
     text = text_of(write_report(folder))
     assert "no answers to any images yet (failed)" in text
+    assert "Go on with it: imgclf train --resume" in text
     assert "imgclf train --resume runs/one" in text or "imgclf train --resume" in text
     assert "kept: epoch" in text
     (folder / HISTORY).unlink()

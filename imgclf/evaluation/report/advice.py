@@ -32,6 +32,7 @@ MANY_BAD = 0.01
 BARELY = 0.2  # of the way from always the same answer to no mistake
 FALL = 0.02  # of the valid loss in the second half of training, in nats
 LONGER = 2
+PRETRAINED = "efficientnet_lite0"  # its weights can also be had without a network
 BRIEF = 160  # characters of a finding
 ENDED = ("done", "stopped early")
 
@@ -105,7 +106,7 @@ def _of_chance(data: ReportData, result: Evaluation, interval: tuple[float, floa
     )
     if _from_scratch(data):
         todo = "See what a pretrained network makes of these images, which is quick"
-        return [Advice(text, todo, _on_data(data, "train", "--recipe probe"))]
+        return [Advice(text, todo, _on_data(data, "train", f"--recipe probe --arch {PRETRAINED}"))]
     height, width = data.trained.size
     todo = (
         "Look whether you could tell these classes apart at that size (else --size), and whether the labels are right"
@@ -248,6 +249,7 @@ def _longer(data: ReportData) -> str:
 
 def _with_curve(data: ReportData, text: str, todo: str) -> Advice:
     """Advice that ends in `…; to see how much` the learning curve, whose command is there if the data have a name."""
+    height, width = data.trained.size
     full = " --full" if _from_scratch(data) else ""
-    command = _on_data(data, "learning-curve", f"--config {data.path}/config.toml{full}")
+    command = _on_data(data, "learning-curve", f"--arch {data.trained.arch} --size {height}x{width}{full}")
     return Advice(text, todo if command else todo.partition(";")[0], command)
