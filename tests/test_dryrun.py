@@ -1,5 +1,6 @@
 """What training would do and take."""
 
+from imgclf.choices import ASKED
 from imgclf.dryrun import dry_run, python_of
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu"}}
@@ -12,8 +13,8 @@ def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):
     assert 0 < plan.seconds["training"] < 60
     assert plan.memory > 4 * 4 * 1000
     values = {choice.name: (choice.value, choice.reason) for choice in plan.choices}
-    assert values["epochs"] == ("2", "as given")
-    assert values["size"] == ("16×16", "as given")
+    assert values["epochs"] == ("2", ASKED)
+    assert values["size"] == ("16×16", ASKED)
     assert sorted(in_folder.rglob("*")) == before
 
 

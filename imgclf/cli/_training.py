@@ -29,7 +29,7 @@ from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
-from imgclf.run import ROOT, find_model, read_config, write_info
+from imgclf.run import ROOT, by_name, find_model, read_config, write_info
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, TrainState, notify
 
@@ -119,7 +119,7 @@ def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callb
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
         raise ConfigError(f"--resume goes on as the run began; beside it only --epochs and --track, not {named}")
-    return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=callbacks)
+    return Classifier().resume(by_name(options["resume"]), epochs=options.get("epochs"), callbacks=callbacks)
 
 
 def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, began: float, *, as_json: bool) -> None:
@@ -294,8 +294,8 @@ class TrainView:
         pixels = f"{height}×{width}, {'grey' if plan.recipe.channels == 1 else f'{plan.recipe.channels} channels'}"
         start = plan.weights.source.removeprefix("from ")
         console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, from {start}")
-        if plan.weights.note:
-            console.warn(plan.weights.note)
+        if plan.weights.note:  # only what is not as it was asked for is an alarm
+            (console.warn if plan.weights.head == "fresh" else console.say)(plan.weights.note)
         config = plan.experiment.train
         if config.epochs == 0:
             console.say("train: a linear head on frozen features")
