@@ -576,7 +576,7 @@ def test_a_run_with_a_probe_is_repeated_to_the_bit(photos, tmp_path):
 
 
 def test_a_probe_needs_weights_to_stand_on(photos):
-    with pytest.raises(ConfigError, match="needs published weights"):
+    with pytest.raises(ConfigError, match="0 epochs are a probe alone"):
         Classifier("lenet", size=16, recipe="probe").fit(photos)
 
 
