@@ -190,12 +190,13 @@ def save_lr_curve(curve: LrCurve, path: Path) -> None:
     save_figure(figure, path)
 
 
-def save_importances(importances: Mapping[str, float], path: Path) -> None:
+def save_importances(importances: Mapping[str, float], path: Path, title: str) -> None:
     """Write how much each thing that was tuned matters, as bars."""
     figure, axes = _figure(1, 1, 5.0)
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])
     axes.flat[0].set_xlabel("share of the differences between trials")
+    axes.flat[0].set_title(title_of(title, 60), parse_math=False, fontsize=10)
     save_figure(figure, path)
 
 
