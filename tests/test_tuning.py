@@ -103,11 +103,11 @@ def test_the_command_says_that_the_start_would_be_kept(photos, in_folder, monkey
 
 def test_the_picture_of_what_matters_says_of_what(photos, in_folder, monkeypatch):
     titles = []
-    monkeypatch.setattr(_tuning, "save_importances", lambda *values: titles.append(values[2]))
+    monkeypatch.setattr(_tuning, "save_importances", lambda *values: titles.append(values[2:]))
     options = {"recipe": None, "trials": 6, "minutes": None, "folder": in_folder / "runs"}
     monkeypatch.setattr(tuning.Classifier, "fit", _no_training)
     _tuning.run_search(str(photos), TINY, options, as_json=False)
-    assert titles == ["photos, lenet: what matters, by 6 trials"]
+    assert titles == [("photos, lenet", 6)]
 
 
 def _no_training(classifier, data, callbacks):

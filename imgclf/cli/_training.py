@@ -36,6 +36,7 @@ from imgclf.training.callbacks import Callback, TrainState, notify
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
 UNEVEN = 5
+RARELY = 20  # steps
 
 
 def run_training(data: str | None, changes: dict[str, Any], options: dict[str, Any]) -> None:
@@ -239,8 +240,10 @@ class TrainView:
         self._bar("features, to know unlike images by", *progress)
 
     def searching(self, done: int, n: int) -> None:
-        """Progress of steps that are only tried."""
-        self._bar("trying", done, n)
+        """Progress of steps that are only tried; where there is no bar, lines now and then."""
+        self._bar("trying rates", done, n)
+        if self.progress.disable and done % RARELY == 0:
+            console.say(f"       {done} of {n} steps")
 
     def _bar(self, what: str, done: int, n: int, note: str = "") -> None:
         self.progress.update(self._task, description=what, completed=done, total=n, note=note, visible=done < n)

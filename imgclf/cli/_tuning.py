@@ -27,8 +27,7 @@ def run_search(data: str, changes: Mapping[str, Any], options: Mapping[str, Any]
     picture = str(Path(result.config).with_suffix(".png")) if result.importances else None
     if picture is not None:
         count = sum(trial.loss is not None for trial in result.trials)
-        title = f"{result.data}, {result.arch}: what matters, by {console.plural(count, 'trial')}"
-        save_importances(result.importances, Path(picture), title)
+        save_importances(result.importances, Path(picture), f"{result.data}, {result.arch}", count)
     if result.ended != "done":
         console.warn(f"{result.ended}; the same command goes on, with the trial that was under way")
     if as_json:
