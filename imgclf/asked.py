@@ -68,3 +68,5 @@ def warn_of(event: str, subject: Any) -> None:
             warnings.warn(f"{len(bad)} images can't be read and are left out: {shown}", stacklevel=2)
     elif event == "model" and subject.weights.note:
         warnings.warn(subject.weights.note, stacklevel=2)
+    elif event == "equal":
+        warnings.warn(subject, stacklevel=2)
