@@ -10,6 +10,7 @@ from imgclf.errors import UnknownName
 
 T = TypeVar("T")
 CLOSE = 0.6
+FEW, SHOWN = 6, 12  # names: all are listed, some are
 
 
 def close_matches(name: str, known: list[str]) -> list[str]:
@@ -27,11 +28,10 @@ def close_matches(name: str, known: list[str]) -> list[str]:
 def unknown_name(kind: str, name: str, known: list[str]) -> UnknownName:
     """The error for a name that is not known, with close matches or, failing these, what there is."""
     close = close_matches(name, known)
-    if close:
-        hint = f"did you mean {' or '.join(close)}?"
-    else:
-        shown = ", ".join(known[:12])
-        hint = f"there is {shown}{', …' if len(known) > 12 else ''}"
+    there = f"there is {', '.join(known[:SHOWN])}{', …' if len(known) > SHOWN else ''}"
+    hint = f"did you mean {' or '.join(close)}?" if close else there
+    if close and len(known) <= FEW:
+        hint += f" ({there})"
     return UnknownName(f"no {kind} is called {name!r}; {hint}")
 
 

@@ -19,6 +19,7 @@ from imgclf.errors import ModelFileError
 
 MAX_HEADER = 8_000_000  # bytes; a network with 1,000 classes and 1,000 tensors needs some 200,000
 FORMAT_MAX_HEADER = 100_000_000  # what the safetensors format itself allows
+BESIDE = "unknown:"  # how the tensors are called that are no weights; no layer's name has a colon
 MAX_AXES = 8
 CHUNK = 1 << 20
 DTYPES = {  # the name in the file: (the name in torch, bytes an element)

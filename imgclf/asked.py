@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from imgclf._files import printable
 from imgclf.bundle import ARCH_NAME
-from imgclf.errors import SHOWN_PROBLEMS, ConfigError
+from imgclf.errors import SHOWN_PROBLEMS, ConfigError, warn_caller
 from imgclf.models._arch import ARCHS, Arch
 from imgclf.plan import AUTO_BATCH
 from imgclf.specs import ModelSpec
@@ -65,6 +64,9 @@ def warn_of(event: str, subject: Any) -> None:
         bad = [f"{printable(file.ref)}: {file.reason}" for file in subject.bad]
         shown = "; ".join(bad[:SHOWN_PROBLEMS]) + ("; …" if len(bad) > SHOWN_PROBLEMS else "")
         if bad:
-            warnings.warn(f"{len(bad)} images can't be read and are left out: {shown}", stacklevel=2)
+            images = "1 image" if len(bad) == 1 else f"{len(bad)} images"
+            warn_caller(f"{images} left out that can't be read: {shown}")
     elif event == "model" and subject.weights.note:
-        warnings.warn(subject.weights.note, stacklevel=2)
+        warn_caller(subject.weights.note)
+    elif event == "equal":
+        warn_caller(subject)

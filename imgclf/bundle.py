@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from imgclf._files import printable, write_atomic
-from imgclf._tensorfile import DTYPES, Stored, checksum, parse_json, read_header, short, with_metadata
+from imgclf._tensorfile import BESIDE, DTYPES, Stored, checksum, parse_json, read_header, short, with_metadata
 from imgclf._version import __version__
 from imgclf.errors import ImgclfError, ModelFileError
 from imgclf.specs import ModelSpec, Recipe, from_dict, to_dict
@@ -35,7 +35,6 @@ OLDEST = 1
 FILE_NAME = "model.safetensors"
 ARCH_NAME = re.compile(r"((timm|torchvision):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
-PREFIX = "unknown:"  # of the tensors that are no weights; no layer's name has a colon
 UNKNOWN_TENSORS = ("centre", "basis", "points", "rest", "scale", "valid")
 SHOWN_TENSORS = 3
 MAX_MESSAGE = 600
@@ -161,7 +160,7 @@ def save_model(
         if unknown is not None:
             arrays = unknown.arrays()
             manifest = replace(manifest, unknown={"shapes": {name: list(a.shape) for name, a in arrays.items()}})
-            tensors |= {PREFIX + name: from_numpy(array.copy()) for name, array in arrays.items()}
+            tensors |= {BESIDE + name: from_numpy(array.copy()) for name, array in arrays.items()}
         _check_finite(tensors)
         data = with_metadata(safetensors_torch.save(tensors), _to_json(manifest))
         header = read_header(io.BytesIO(data))
@@ -175,7 +174,7 @@ def weights_digest(path: str | os.PathLike[str]) -> str:
     target = _model_path(path)
     with _naming(target), _open(target) as stream:
         header = read_header(stream)
-        own = {name: tensor for name, tensor in header.tensors.items() if not name.startswith(PREFIX)}
+        own = {name: tensor for name, tensor in header.tensors.items() if not name.startswith(BESIDE)}
         return checksum(stream, replace(header, manifest="", tensors=own))
 
 
@@ -209,7 +208,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unkno
         stream.seek(0)
         tensors = safetensors_torch.load(stream.read())
         _check_finite(tensors)
-        arrays = {name: tensors.pop(PREFIX + name).numpy() for name in manifest.unknown.get("shapes", {})}
+        arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.unknown.get("shapes", {})}
         unknown = Unknown(**arrays) if arrays else None
         with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
             model = assemble(find_arch(manifest.spec.arch), manifest.spec)
@@ -323,7 +322,7 @@ def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
     state = empty_network(manifest.spec).state_dict()
     wanted = {name: _describe(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in state.items()}
     shapes = manifest.unknown.get("shapes", {})
-    wanted |= {PREFIX + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
+    wanted |= {BESIDE + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
     found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"{short(name)} is not part of it" for name in sorted(found.keys() - wanted.keys())]

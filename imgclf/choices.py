@@ -13,7 +13,8 @@ from imgclf.plan import Plan
 from imgclf.results import Choice
 from imgclf.training.auto import JUDGES
 
-ASKED = "as given"
+ASKED = "set by an option, a config or the recipe"
+SHARED = "that of the model which is gone on from"
 
 
 def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tuple[Choice, ...]:
@@ -28,10 +29,12 @@ def _pixels(plan: Plan) -> Iterator[Choice]:
     (height, width), sizes = recipe.size, plan.sizes
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
     reason = "the network's own" if recipe.size == own else small
-    yield Choice("size", f"{height}×{width}", _reason(asked.size, reason))
+    size = reason if asked.size is None else SHARED if asked.init else ASKED
+    yield Choice("size", f"{height}×{width}", size)
     wide = "" if sizes is None else f"a crop would cut too much: width by height is {sizes.aspects[0]:.2f} to "
     wide += "" if sizes is None else f"{sizes.aspects[1]:.2f}"
-    yield Choice("fit", recipe.fit, _reason(asked.fit, wide if recipe.fit == "squash" else "keeps the shapes"))
+    fit = wide if recipe.fit == "squash" else "keeps the shapes"
+    yield Choice("fit", recipe.fit, fit if asked.fit is None else SHARED if asked.init else ASKED)
     yield Choice("augment", str(plan.experiment.augment), _reason(asked.augment, "the usual one"))
 
 
@@ -39,7 +42,7 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     asked, config = plan.asked.train, plan.experiment.train
     start = "from scratch" if plan.weights.used == "none" else "from pretrained weights"
     images = f"{len(train):,} training images, {start}"
-    yield Choice("probe", _yes(config.probe), _reason(asked.probe, start))
+    yield Choice("probe", _yes(config.probe), _reason(asked.probe, _why_probe(plan)))
     if config.epochs == 0:
         if asked.epochs is None:
             why = f"{JUDGES} valid images or more could tell whether training does better; --epochs trains all the same"
@@ -57,6 +60,17 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     (most, many), (least, few) = counts[0], counts[-1]
     spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images a class"
     yield Choice("class_weights", str(config.class_weights), _reason(asked.class_weights, spread))
+
+
+def _why_probe(plan: Plan) -> str:
+    """Why training begins with a linear head on frozen features, or why it does not."""
+    if plan.weights.used == "none":
+        return "from scratch"
+    if plan.weights.head == "whole":
+        return "the head knows the classes already"
+    if not plan.experiment.train.probe:
+        return "the last layer is not linear"
+    return "some classes are new to the head" if plan.weights.head == "part" else "from pretrained weights"
 
 
 def _reason(asked: Any, reason: str) -> str:

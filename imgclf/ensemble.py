@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from imgclf import distributed
+from imgclf._files import read_text, write_text
+from imgclf.asked import warn_of
 from imgclf.claims import Claims, examine, features_of
 from imgclf.classifier import Classifier
 from imgclf.data.split import pack_keys
@@ -22,10 +28,20 @@ from imgclf.run import CONFIG, SPLIT, create_run, require_free
 from imgclf.training.callbacks import Callback, notify
 
 MOST = 100
+AS_ONE = """\
+# One of the {members} networks of this ensemble, the one with seed {seed}. With --config alone one network is trained;
+# all of them are trained again by adding --ensemble {members}.
+"""
+
+
+def require_members(members: int, name: str = "members") -> None:
+    """Raise `ConfigError` for a number of networks that is no ensemble; `name` is what the user calls it."""
+    if not 2 <= members <= MOST:
+        raise ConfigError(f"{name} is {members}; allowed: 2 to {MOST} networks")
 
 
 def combine(classifiers: Sequence[Classifier]) -> Classifier:
-    """One classifier that answers with the mean probabilities of several, which keep their own weights.
+    """One classifier that answers with the mean probabilities of several, which keep their own weights; of one, a copy.
 
     They have the same architecture, classes and pixels, as those of several seeds or folds do; `ConfigError` where they
     differ. Images that any of them has seen count as seen. The history is theirs, one after the other.
@@ -40,7 +56,8 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
             if one != two:
                 raise ConfigError(f"an ensemble needs equal {name}; these differ: {one} and {two}")
     joined = copy.copy(first)
-    joined.model_ = Ensemble(copy.deepcopy(classifier.model_) for classifier in classifiers)
+    networks = [copy.deepcopy(classifier.model_) for classifier in classifiers]
+    joined.model_ = Ensemble(networks) if len(networks) > 1 else networks[0]
     joined.spec_ = replace(first.spec_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
     joined.metrics_, joined.answers_, joined.run_, joined.lost_ = {}, {}, None, {}
@@ -74,20 +91,24 @@ def fit_ensemble(
     changes: Mapping[str, Any],
     *,
     recipe: str | None = None,
-    runs: Path,
+    runs: str | os.PathLike[str],
     name: str | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Classifier:
     """Train `members` classifiers that differ in their seed alone, on the same split, and join them.
 
-    Each has a run folder of its own, and so has the ensemble, `name` or DATA-ARCH-ensemble-1; a seed s stands for s,
-    s + 1, and so on. Where training is interrupted, that member is what comes back. Raises what `fit` raises.
+    Each has a run folder of its own, and so has the ensemble: NAME-member-1 and so on and NAME, or without a `name`
+    DATA-ARCH-1 and so on and DATA-ARCH-ensemble-1. A seed s stands for s, s + 1, and so on. Of members that end with
+    equal weights one is joined, as where all keep the same start; that is said. Where training is interrupted, that
+    member is what comes back. Raises what `fit` raises.
     """
-    if not 2 <= members <= MOST:
-        raise ConfigError(f"ensemble is {members}; allowed: 2 to {MOST} members")
-    require_free(runs, name)
+    require_members(members)
+    runs = Path(runs)
+    names = [None if name is None else f"{name}-member-{number + 1}" for number in range(members)]
+    for taken in (name, *names):
+        require_free(runs, taken)
     trained: list[Classifier] = []
-    for number in range(members):
+    for number, own_name in enumerate(names):
         notify(callbacks, "member", (number + 1, members))
         mine = dict(changes)
         if trained:
@@ -95,25 +116,50 @@ def fit_ensemble(
             assert first.run_ is not None
             mine["train"] = {**mine.get("train", {}), "seed": first.experiment_.train.seed + number}
             mine["data"] = {**mine.get("data", {}), "split_file": str(first.run_.path / SPLIT)}
-        classifier = Classifier(recipe=recipe, config=mine).fit(data, runs=runs, callbacks=callbacks)
+        classifier = Classifier(recipe=recipe, config=mine).fit(data, runs=runs, name=own_name, callbacks=callbacks)
         if classifier.history_.ended == "interrupted":
             return classifier
         trained.append(classifier)
-    joined = combine(trained)
-    _write_run(joined, trained, runs, name)
-    if "valid" in joined.metrics_:
+    different = _different(trained)
+    if len(different) < members:
+        notify(callbacks or (warn_of,), "equal", _about_equals(members, len(different)))
+    joined = combine(different)
+    _write_run(joined, members, different, runs, name)
+    if "valid" in joined.metrics_ and len(different) > 1:
         notify(callbacks, "ensemble", tuple(one.metrics_["valid"] for one in (*trained, joined)))
     return joined
 
 
-def _write_run(joined: Classifier, trained: Sequence[Classifier], runs: Path, name: str | None) -> None:
-    """A run folder with the split and the config of the first member."""
-    first = trained[0].run_
+def _different(trained: Sequence[Classifier]) -> list[Classifier]:
+    """Those whose weights no one before them has."""
+    found: list[Classifier] = []
+    for classifier in trained:
+        if not any(_equal(classifier.model_, other.model_) for other in found):
+            found.append(classifier)
+    return found
+
+
+def _equal(one: nn.Module, two: nn.Module) -> bool:
+    weights, others = one.state_dict(), two.state_dict()
+    return all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+
+
+def _about_equals(members: int, different: int) -> str:
+    """Weights that are equal in spite of other seeds are those that all had before the first step."""
+    who, what = f"{members - different + 1} of {members}", "joined with the others"
+    if different == 1:
+        who, what = f"all {members}", "saved"
+    return f"{who} members kept the same start: one of them is {what}: equal networks would only be slower"
+
+
+def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], runs: Path, name: str | None) -> None:
+    """A run folder with the split and the config of the first of `members`, of which those `trained` were joined."""
+    first, seed = trained[0].run_, trained[0].experiment_.train.seed
     assert first is not None
 
     def fill(folder: Path) -> None:
-        for file in (CONFIG, SPLIT):
-            shutil.copy(first.path / file, folder / file)
+        shutil.copy(first.path / SPLIT, folder / SPLIT)
+        write_text(folder / CONFIG, AS_ONE.format(members=members, seed=seed) + read_text(first.path / CONFIG))
 
     info = {key: value for key, value in first.info.items() if key not in ("number", "epochs", "seconds")}
     info["members"] = [str(member.run_.path) for member in trained if member.run_ is not None]

@@ -1,4 +1,4 @@
-"""Every error that imgclf raises on purpose.
+"""Every error that imgclf raises on purpose, and its warnings.
 
     ImgclfError             something failed while running              exit 1
     ├── DataError           images, folders, splits or labels           exit 2
@@ -15,6 +15,8 @@ A message says what was expected, what came, and what to do next.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 
 SHOWN_PROBLEMS = 5
@@ -86,3 +88,11 @@ class TrainingDiverged(ImgclfError):
     """The loss became NaN or infinite, also after every retry with a lower learning rate."""
 
     exit_code = 4
+
+
+def warn_caller(text: str) -> None:
+    """A Python warning about the line outside of imgclf that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)

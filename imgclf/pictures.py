@@ -197,26 +197,29 @@ def title_of(text: str, most: int = 28) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def save_lr_curve(curve: LrCurve, path: Path) -> None:
-    """Write the loss over the learning rate, with the suggestion."""
+def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
+    """Write the loss over the learning rate, with the suggestion and the `usual` rate, which training would use."""
     figure, axes = _figure(1, 1, 5.0)
     axis = axes.flat[0]
     axis.plot(curve.rates, curve.losses)
     axis.set_xscale("log")
     axis.set_ylim(top=min(max(curve.losses), 2 * curve.losses[0]))  # an explosion would hide the rest
-    axis.axvline(curve.suggestion, linestyle="--", color="grey")
-    axis.annotate(f" {curve.suggestion:.2g}", (curve.suggestion, max(curve.losses)), va="top")
+    axis.axvline(curve.suggestion, linestyle="--", color="C1", label=f"suggested: {curve.suggestion:.2g}")
+    axis.axvline(usual, linestyle=":", color="black", label=f"train would use {usual:.2g}")
+    axis.legend()
     axis.set_xlabel("learning rate")
     axis.set_ylabel("training loss, smoothed")
+    figure.suptitle(title_of(title, 60), parse_math=False, fontsize=11)
     save_figure(figure, path)
 
 
-def save_importances(importances: Mapping[str, float], path: Path) -> None:
-    """Write how much each thing that was tuned matters, as bars."""
+def save_importances(importances: Mapping[str, float], path: Path, title: str, trials: int) -> None:
+    """Write how much each thing that was tuned matters, by so many trials, as bars."""
     figure, axes = _figure(1, 1, 5.0)
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])
-    axes.flat[0].set_xlabel("share of the differences between trials")
+    axes.flat[0].set_xlabel(f"share of the differences between {trials} trials")
+    figure.suptitle(title_of(title, 60), parse_math=False, fontsize=11)
     save_figure(figure, path)
 
 

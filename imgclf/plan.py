@@ -73,7 +73,7 @@ def choose_experiment(
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
     if changes.get("init") is not None:
-        values |= _like(str(changes["init"]))
+        values |= _like(str(changes["init"]), changes.get("arch"))
     if changes.get("train", {}).get("minutes") and values["train"]["epochs"]:
         values["train"]["epochs"] = None  # the time decides, unless the user does
     for key, value in changes.items():
@@ -99,9 +99,11 @@ def _base(base: str | Experiment | None, changes: Mapping[str, Any], suited: str
     return QUICKER.get(suited, suited) if hurry else suited
 
 
-def _like(path: str) -> dict[str, Any]:
-    """What an experiment shares with the run or model file that it goes on from."""
+def _like(path: str, arch: str | None) -> dict[str, Any]:
+    """What an experiment shares with the run or model file that it goes on from; `arch` is what the user names."""
     manifest = read_manifest(path)
+    if arch not in (None, manifest.spec.arch):
+        raise ConfigError(f"arch is {arch!r}, and {path} is a {manifest.spec.arch}: leave out one of --arch and --init")
     pixels = to_dict(manifest.recipe)
     shared = {name: pixels[name] for name in ("size", "channels", "fit", "mean", "std", "tta")}
     return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}
@@ -170,7 +172,7 @@ def _settle(
         flops = step_flops(model, torch.zeros(1, recipe.channels, *recipe.size), config.batch_size)
         dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
     config = replace(config, precision=precision_name(dtype))
-    probe = weights.used != "none" and weights.head == "fresh" and linear_head(model) is not None
+    probe = weights.used != "none" and weights.head != "whole" and linear_head(model) is not None
     counts = list(Counter(sample.label for sample in train).values())
     return resolve_config(
         config,

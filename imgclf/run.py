@@ -210,6 +210,11 @@ def find_run(name: str | os.PathLike[str], root: Path = ROOT) -> Run:
     raise unknown_name("run", printable(str(name)), known[::-1])
 
 
+def by_name(path: Path, root: Path = ROOT) -> Path:
+    """The path itself or, where nothing is there, the run of this name under `root`, if there is one."""
+    return root / path if not path.exists() and (root / path / INFO).is_file() else path
+
+
 def newest_run(root: Path = ROOT) -> Run:
     """The newest run in a folder, finished or not; `DataError` where there is none."""
     runs = list_runs(root)
@@ -221,9 +226,7 @@ def newest_run(root: Path = ROOT) -> Run:
 def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -> Path:
     """The model file to use: `model` (a file or a run folder) or, without it, that of the newest run with a result."""
     if model is not None:
-        path = Path(model)
-        if not path.exists() and (root / path / INFO).is_file():  # a run by its name
-            path = root / path
+        path = by_name(Path(model), root)
         if path.is_dir() and (path / MODEL).is_file():
             return path / MODEL
         if path.is_dir():
@@ -261,7 +264,10 @@ def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the config {path} is not TOML: {error}") from None
     source = values.pop("source", None)
-    from_dict(Experiment, values)  # every key and value is checked here, where the file can be named
+    try:
+        from_dict(Experiment, values)  # every key and value is checked here, where the file can be named
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return values, source
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from queue import Empty, Queue
 from threading import Thread
@@ -21,6 +20,7 @@ from imgclf.compute import evaluating
 from imgclf.data.loader import Batch
 from imgclf.data.source import Source
 from imgclf.data.split import Split
+from imgclf.errors import warn_caller
 from imgclf.inference import answered, device_of
 from imgclf.pictures import pick_samples
 from imgclf.plan import Plan, plan_loader
@@ -47,11 +47,7 @@ def tracker(*sinks: str | Sink, warn: Say | None = None, say: Say | None = None)
     Raises `UnknownName`, `MissingExtra` where a package is not installed, and `ConfigError` for a wrong place.
     """
     found = [find_sink(sink) if isinstance(sink, str) else sink for sink in sinks]
-    return Tracker(found, warn or _warning, say or _quiet)
-
-
-def _warning(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
+    return Tracker(found, warn or warn_caller, say or _quiet)
 
 
 def _quiet(text: str) -> None:

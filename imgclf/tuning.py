@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FACTOR = 10  # of the usual learning rate and weight decay, up and down
 AUGMENTS = ("none", "light", "standard", "strong")
 STARTED = 5  # trials that are drawn at random and never cut short
+ENOUGH = STARTED + 1  # complete trials, to tell what matters
 ENDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "diverged"}
 # What may differ when a search goes on: where and how fast it computes, and not what.
 MACHINERY = {"keep", "data", "checkpoint_every", "workers", "device", "precision", "compile", "engine"}
@@ -35,25 +36,42 @@ MACHINERY = {"keep", "data", "checkpoint_every", "workers", "device", "precision
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number from 0, how it ended (complete, pruned, diverged), its valid loss if complete, the settings
-    that were tried, and whether they are the `usual` ones, of training without a search."""
+    """One trial: its number from 0, how it ended (complete, pruned, diverged), the valid loss of its best epoch if
+    complete, the settings that were tried, and whether they are the `usual` ones, of training without a search.
+
+    `start_kept` says that no epoch was better than the start by more than chance: training would keep the start.
+    """
 
     number: int
     ended: str
     loss: float | None
     values: Mapping[str, Any]
     usual: bool = False
+    start_kept: bool = False
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials with the best first, how much each setting matters (0…1, empty with too few trials), the file of the
-    best settings, and how the search ended (`done`, `out of time`, `interrupted`)."""
+    """All trials of a network on some data, the best first; how much each setting matters (0…1, empty with too few
+    trials), the file of the best settings, and how the search ended (`done`, `out of time`, `interrupted`).
 
+    `start` is the valid loss before the first step, where the head knows the classes by then (as that of the baseline
+    does): training keeps this start unless an epoch is better by more than chance. Else it is None.
+    """
+
+    data: str
+    arch: str
     trials: tuple[Trial, ...]
+    start: float | None
     importances: Mapping[str, float]
     config: str
     ended: str = "done"
+
+    @property
+    def usual_loss(self) -> float | None:
+        """The valid loss that training has without a search: of the start, where that is kept."""
+        usual = next((trial for trial in self.trials if trial.usual), None)
+        return None if usual is None else self.start if usual.start_kept else usual.loss
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
@@ -62,10 +80,11 @@ class Tuning:
 
 @dataclass(frozen=True)
 class _Search:
-    """What the trials have in common. `settings` are the usual values of what is tuned."""
+    """What the trials have in common. `settings` are the usual values of what is tuned, `name` is that of the data."""
 
     study: optuna.Study
     data: str
+    name: str
     usual: Experiment
     settings: Mapping[str, Any]
     deadline: float
@@ -89,7 +108,8 @@ def tune(
     """Try `trials` settings of the training of `data`, in all, and write the best one to `folder`/tune-NAME.toml.
 
     The first trial is training as it would be without a search, and is never cut short. All have the same split, and
-    are judged by their lowest valid loss; the test part is not looked at. A trial that is worse than half of the others
+    are judged by their lowest valid loss; the test part is not looked at. Trials that
+    beat the start come before all others. A trial that is worse than half of the others
     after as many epochs is ended. `folder`/tune-NAME.db remembers the trials: the same call goes on. No trial begins
     that would not end within `minutes`, as long as others took; one that is under way then, or at Ctrl-C, is not
     counted, and comes first when the search goes on. `callbacks` hear of the plan, of each trial and of its steps.
@@ -111,7 +131,7 @@ def tune(
     base.parent.mkdir(parents=True, exist_ok=True)
     settings = _usual_settings(plan)
     study = _open_study(Path(f"{base}.db"), plan, split)
-    search = _Search(study, data, plan.experiment, settings, deadline, callbacks)
+    search = _Search(study, data, source.name, plan.experiment, settings, deadline, callbacks)
     if not any(t.user_attrs.get("usual") and (t.state.name == "WAITING" or _counts(t)) for t in study.trials):
         study.enqueue_trial(settings, user_attrs={"usual": True})
     return _result(search, Path(f"{base}.toml"), _go_on(search, trials))
@@ -244,6 +264,8 @@ def _run_trial(search: _Search, trial: optuna.Trial) -> tuple[str, float | None]
             notify(search.callbacks, event, subject)
             if time.monotonic() > search.deadline:
                 raise _TimeIsUp
+        if event == "baseline" and "start" not in search.study.user_attrs:
+            search.study.set_user_attr("start", subject.loss)
         if event == "epoch" and isinstance(subject, TrainState) and subject.history[-1].valid_loss is not None:
             trial.report(subject.history[-1].valid_loss, subject.epoch)
             if subject.epoch < subject.epochs and not trial.user_attrs.get("usual") and trial.should_prune():
@@ -259,6 +281,7 @@ def _run_trial(search: _Search, trial: optuna.Trial) -> tuple[str, float | None]
         raise KeyboardInterrupt
     history = classifier.history_
     if history.best is None:  # the start was kept: its loss would make all such trials alike
+        trial.set_user_attr("start_kept", True)
         return "COMPLETE", min(record.valid_loss for record in history if record.valid_loss is not None)
     return "COMPLETE", classifier.metrics_["valid"].loss
 
@@ -270,22 +293,24 @@ def _counts(trial: Any) -> bool:
 
 def _as_value(trial: Any, number: int) -> Trial:
     loss = trial.value if trial.state.name == "COMPLETE" else None
-    return Trial(number, ENDS[trial.state.name], loss, dict(trial.params), bool(trial.user_attrs.get("usual")))
+    marks = {name: bool(trial.user_attrs.get(name)) for name in ("usual", "start_kept")}
+    return Trial(number, ENDS[trial.state.name], loss, dict(trial.params), **marks)
 
 
 def _result(search: _Search, path: Path, ended: str) -> Tuning:
     import optuna
 
     trials = [_as_value(trial, number) for number, trial in enumerate(filter(_counts, search.study.trials))]
-    done = sorted((t for t in trials if t.loss is not None), key=lambda t: (t.loss or 0.0, t.number))
+    done = sorted((t for t in trials if t.loss is not None), key=lambda t: (t.start_kept, t.loss or 0.0, t.number))
     if not done and ended == "interrupted":
         raise KeyboardInterrupt
     if not done:
         raise ConfigError("no trial was finished: give more --minutes, or fewer --epochs")
     importances: dict[str, float] = {}
-    if len(done) > STARTED and len({trial.loss for trial in done}) > 1:
+    if len(done) >= ENOUGH and len({trial.loss for trial in done}) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         importances = optuna.importance.get_param_importances(search.study, evaluator=evaluator)
     write_config(path, from_dict(Experiment, to_dict(_with(search.usual, done[0].values))), search.data)
     others = [trial for trial in trials if trial.loss is None]
-    return Tuning((*done, *others), importances, str(path), ended)
+    arch, start = search.usual.arch, search.study.user_attrs.get("start")
+    return Tuning(search.name, arch, (*done, *others), start, importances, str(path), ended)

@@ -96,7 +96,7 @@ def test_a_network_that_can_begins_with_a_probe():
 
 
 def test_a_probe_alone_of_a_network_that_has_none_is_refused():
-    with pytest.raises(ConfigError, match="needs published weights"):
+    with pytest.raises(ConfigError, match="0 epochs are a probe alone"):
         resolve_config(TrainConfig(epochs=0), pretrained=False, images=100)
 
 

@@ -347,7 +347,7 @@ def test_training_that_never_began_leaves_no_run(photos, in_folder):
 
 def test_what_should_not_be_missed_is_a_warning_in_python(photos):
     (photos / "red" / "bad.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="1 images can't be read and are left out: red/bad.png"):
+    with pytest.warns(UserWarning, match="1 image left out that can't be read: red/bad.png"):
         quick().fit(photos, epochs=1)
     (photos / "red" / "bad.png").unlink()
     with pytest.warns(UserWarning, match="resnet18 is NOT pretrained"):
@@ -576,7 +576,7 @@ def test_a_run_with_a_probe_is_repeated_to_the_bit(photos, tmp_path):
 
 
 def test_a_probe_needs_weights_to_stand_on(photos):
-    with pytest.raises(ConfigError, match="needs published weights"):
+    with pytest.raises(ConfigError, match="0 epochs are a probe alone"):
         Classifier("lenet", size=16, recipe="probe").fit(photos)
 
 
@@ -592,15 +592,30 @@ def test_a_class_is_added_to_a_trained_model(own, tmp_path):
     for index in range(12):
         Image.new("RGB", (32, 24), (255, 255, 240 + index)).save(photos / "white" / f"{index}.png")
     with pytest.warns(UserWarning, match="new: white"):
-        classifier = Classifier(init=run, config={"train": EXACT}).fit(photos, epochs=1, lr=1e-9)
+        classifier = Classifier(init=run, config={"train": {**EXACT, "probe": False}}).fit(photos, epochs=1, lr=1e-9)
     assert (classifier.spec_.arch, classifier.recipe_.size) == ("lenet", (16, 16))
     assert classifier.classes_ == (*before.classes_, "white")
-    assert "its head keeps 3 classes by name, new: white" in classifier.weights_.note
+    assert "its head knows 3 of the classes by name, new: white" in classifier.weights_.note
     known = {row.sha256: row.split for row in before.split_.rows}
     assert all(row.split == known.get(row.sha256, row.split) for row in classifier.split_.rows)
     row, old = classifier.classes_.index("red"), before.classes_.index("red")
     torch.testing.assert_close(head_of(classifier.model_).weight[row], head_of(before.model_).weight[old])
-    assert not classifier.experiment_.train.probe
+    with pytest.warns(UserWarning, match="new: white"):
+        baseline = Classifier(init=run, config={"train": EXACT}).fit(photos, epochs=0)
+    assert baseline.probe_.images == len(baseline.split_.samples("train"))
+    assert {row.name: row.recall for row in baseline.evaluate().per_class} == dict.fromkeys(classifier.classes_, 1.0)
+
+
+def test_what_is_gone_on_from_decides_the_network(own):
+    with pytest.raises(ConfigError, match="leave out one of --arch and --init"):
+        Classifier("cnn_cifar", init=only_run(own)).fit(own / "photos")
+
+
+def test_a_warning_is_about_the_line_of_the_user(photos):
+    (photos / "red" / "bad.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"red/bad\.png") as caught:
+        quick().fit(photos, epochs=1)
+    assert caught[0].filename == __file__
 
 
 def test_training_that_does_worse_than_the_model_it_goes_on_from_is_not_kept(own):

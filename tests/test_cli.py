@@ -354,7 +354,7 @@ WRONG_USE = [
     (("train", "nearly", *TINY, "--on-bad", "error"), "red/00.png"),
     (("train", "photos", "--arch", "lennet"), "did you mean lenet"),
     (("train", "photos", *TINY, "--optimizer", "sdg"), "allowed: sgd, adam, adamw"),
-    (("train", "photos", *TINY, "--epochs", "0"), "a probe alone needs published weights"),
+    (("train", "photos", *TINY, "--epochs", "0"), "0 epochs are a probe alone"),
     (("train", "photos", *TINY, "--epochs", "many"), "unable to parse string as an integer"),
     (("train", "photos", *TINY, "--size", "0x3"), "size is '0x3'"),
     (("train", "photos", *TINY, "--split", "50/40"), "allowed: TRAIN/VALID/TEST"),

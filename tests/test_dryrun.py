@@ -1,6 +1,11 @@
 """What training would do and take."""
 
-from imgclf.dryrun import dry_run, python_of
+import pytest
+
+from imgclf.choices import ASKED
+from imgclf.dryrun import WIDTH, dry_run, needed, python_of
+from imgclf.plan import choose_experiment
+from imgclf.run import read_config, write_config
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu"}}
 
@@ -12,8 +17,8 @@ def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):
     assert 0 < plan.seconds["training"] < 60
     assert plan.memory > 4 * 4 * 1000
     values = {choice.name: (choice.value, choice.reason) for choice in plan.choices}
-    assert values["epochs"] == ("2", "as given")
-    assert values["size"] == ("16×16", "as given")
+    assert values["epochs"] == ("2", ASKED)
+    assert values["size"] == ("16×16", ASKED)
     assert sorted(in_folder.rglob("*")) == before
 
 
@@ -23,9 +28,46 @@ def test_a_plan_for_a_time(photos):
     assert 0 < plan.seconds["training"] <= 12
 
 
-def test_the_python_of_a_plan_trains(photos, in_folder):
-    code = python_of(str(photos), {**TINY, "data": {}}, None)
+def trained(code):
+    """The classifier that a piece of Python trains."""
     scope = {}
     exec(code, scope)
-    assert len(scope["classifier"].history_) == 2
-    assert "data" not in code
+    return scope["classifier"]
+
+
+def test_the_python_of_a_plan_trains(photos, in_folder, capsys):
+    code = dry_run(photos, {**TINY, "data": {}}, runs="mine", name="second", track=["tensorboard=logs"]).python
+    classifier = trained(code)
+    assert len(classifier.history_) == 2
+    assert str(classifier.run_.path) == "mine/second"
+    assert list(in_folder.glob("logs/second*"))
+    assert capsys.readouterr().out == f"{classifier.evaluate().accuracy}\n"
+    assert "data" not in code.replace(str(photos), "")
+
+
+def test_the_python_of_an_ensemble_trains_all_of_it(photos, in_folder):
+    one, two = dry_run(photos, TINY), dry_run(photos, TINY, members=2, name="both")
+    classifier = trained(two.python)
+    assert classifier.spec_.members == 2
+    assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["both", "both-member-1", "both-member-2"]
+    assert two.seconds.keys() == one.seconds.keys()
+
+
+def test_the_python_leaves_out_what_changes_nothing():
+    changes = {"arch": "resnet18", "fit": "pad", "keep": "best", "train": {"lr": 0.1, "momentum": 0.9}, "data": {}}
+    assert needed(changes, None, None) == {"fit": "pad", "train": {"lr": 0.1}}
+    assert needed({"train": {"epochs": 50, "minutes": 1}}, "d0", None) == {"train": {"epochs": 50, "minutes": 1}}
+    assert needed({"train": {"momentum": 0.0, "nesterov": False}}, None, None) == {"train": {"momentum": 0.0}}
+
+
+@pytest.mark.parametrize("recipe", ["digits", "d0", "lab10-4"])
+def test_the_python_of_a_config_says_the_same_in_short(recipe, in_folder):
+    """A config holds every value, also those of the recipe that suits the data by itself."""
+    asked = choose_experiment(recipe, {"arch": "lenet", "train": {"lr": 0.03}})
+    write_config(in_folder / "all.toml", asked, "digits")
+    values, _ = read_config(in_folder / "all.toml")
+    short = needed(values, None, "digits")
+    assert choose_experiment(None, short, "digits") == choose_experiment(None, values, "digits")
+    if recipe == "digits":
+        assert short == {"train": {"lr": 0.03}}
+    assert max(map(len, python_of("digits", short, name="n" * 30, track=["tensorboard"]).splitlines())) <= WIDTH

@@ -1,6 +1,8 @@
 """Several classifiers as one."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from imgclf.errors import ConfigError
 from imgclf.models.build import build_model
 from imgclf.models.ensemble import Ensemble
 from imgclf.reproduce import reproduce
-from imgclf.run import open_run
+from imgclf.run import open_run, read_config
 from imgclf.specs import ModelSpec
 
 TINY = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 5}}
@@ -36,6 +38,58 @@ def three(photos, in_folder):
     events = []
     told = lambda event, subject: events.append((event, subject))  # noqa: E731
     return fit_ensemble(str(photos), 3, TINY, runs=in_folder / "runs", callbacks=[told]), events
+
+
+def test_members_are_called_after_their_ensemble(photos, in_folder):
+    fit_ensemble(str(photos), 2, TINY, runs="runs", name="ens")
+    names = ["ens", "ens-member-1", "ens-member-2"]
+    assert sorted(path.name for path in (in_folder / "runs").iterdir()) == names
+    shutil.rmtree("runs/ens")
+    shutil.rmtree("runs/ens-member-1")
+    with pytest.raises(ConfigError, match="ens-member-2 is there already"):
+        fit_ensemble(str(photos), 2, TINY, runs="runs", name="ens")
+    assert not (in_folder / "runs" / "ens-member-1").exists(), "nothing is trained before"
+
+
+def test_the_config_of_an_ensemble_says_how_all_of_it_is_trained_again(three, photos, in_folder):
+    ensemble, _ = three
+    config = ensemble.run_.path / "config.toml"
+    first, second = config.read_text().splitlines()[:2]
+    assert first.startswith("# One of the 3 networks of this ensemble, the one with seed 5.")
+    assert second == "# all of them are trained again by adding --ensemble 3."
+    again = fit_ensemble(str(photos), 3, read_config(config)[0], runs="again")
+    weights, others = ensemble.model_.state_dict(), again.model_.state_dict()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+
+
+def test_of_members_that_kept_the_same_start_one_is_saved(photos, in_folder):
+    Classifier(config=TINY).fit(photos, epochs=20, runs="runs", name="start")
+    kept = {"init": "runs/start", "train": {"epochs": 1, "lr": 100.0, "device": "cpu"}}  # no epoch does any good
+    with pytest.warns(UserWarning, match="all 2 members kept the same start: one of them is saved"):
+        one = fit_ensemble(str(photos), 2, kept, runs="runs", name="ens")
+    first = Classifier.load("runs/ens-member-1")
+    saved = Classifier.load("runs/ens")
+    assert one.spec_.members == saved.spec_.members == 1
+    assert open_run(in_folder / "runs" / "ens").info["members"] == ["runs/ens-member-1"]
+    assert saved.run_.model.stat().st_size < 1.1 * first.run_.model.stat().st_size
+    np.testing.assert_array_equal(saved.predict_proba(photos), first.predict_proba(photos))
+
+
+def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypatch):
+    fit, told = Classifier.fit, []
+
+    def with_two_seeds(self, data, **options):
+        train = self.config["train"]
+        self.config = {**self.config, "train": {**train, "seed": min(train["seed"], 6)}}
+        return fit(self, data, **options)
+
+    monkeypatch.setattr(Classifier, "fit", with_two_seeds)
+    listen = lambda event, subject: told.append(subject) if event == "equal" else None  # noqa: E731
+    joined = fit_ensemble(str(photos), 3, TINY, runs="runs", callbacks=[listen])
+    assert joined.spec_.members == 2
+    assert told == [
+        "2 of 3 members kept the same start: one of them is joined with the others: equal networks would only be slower"
+    ]
 
 
 def test_members_differ_in_their_seed_and_share_a_split(three, photos, in_folder):
@@ -79,7 +133,7 @@ def test_what_is_not_alike_is_not_combined(photos):
 
 @pytest.mark.parametrize("members", [0, 1, 101])
 def test_an_ensemble_has_several_members(photos, in_folder, members):
-    with pytest.raises(ConfigError, match="2 to 100 members"):
+    with pytest.raises(ConfigError, match=f"members is {members}; allowed: 2 to 100 networks"):
         fit_ensemble(str(photos), members, TINY, runs=in_folder / "runs")
 
 
@@ -120,5 +174,17 @@ def test_what_is_better_is_said_of_each_member_alone(photos, in_folder, monkeypa
     monkeypatch.setattr(_console, "catch_termination", lambda: None)  # it would outlive the test
     arguments = "--ensemble 2 --arch lenet --size 16 --epochs 1 --weights none --device cpu"
     said = CliRunner().invoke(app, ["train", str(photos), *arguments.split()]).stderr
-    assert said.count("member ") == 2
+    assert said.count("\nmember 2 of 2\n") == 1
+    for once in ("data: ", "split: ", "\nmodel: ", "cache: ", "  augment  ", "member 1      "):
+        assert said.count(once) == 1, once
+    assert "       the same images and network, seed 1\n" in said
+    assert re.search(r"\n +together +\d+\.\d\d% right, loss \d\.\d{4}\n", said)
     assert "\u2192" not in said, "each first epoch is better than none"
+
+
+@pytest.mark.parametrize("members", [0, -2, 1, 101])
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_number_that_is_no_ensemble_is_refused_at_once(in_folder, members, more):
+    found = CliRunner().invoke(app, ["train", "no such folder", "--ensemble", str(members), *more])
+    assert found.exit_code == 2
+    assert found.stderr == f"error: --ensemble is {members}; allowed: 2 to 100 networks\n"

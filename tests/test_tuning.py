@@ -1,14 +1,21 @@
 """Search for better settings."""
 
+import json
+import math
 import os
+import re
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from imgclf import Classifier, tuning
+from imgclf.cli import _console, _tuning, app
 from imgclf.errors import ConfigError, DataError, MissingExtra
+from imgclf.results import EpochRecord, History
 from imgclf.run import read_config
 from imgclf.specs import Experiment, from_dict
 from imgclf.tuning import tune
@@ -37,6 +44,78 @@ def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(phot
     assert source == str(photos)
     best = Classifier(recipe=from_dict(Experiment, values)).fit(photos)
     assert best.metrics_["valid"].loss == pytest.approx(losses[0])
+
+
+PROBED = {**TINY, "train": {"epochs": 1, "probe": True, "device": "cpu", "lr": 100.0}}  # no epoch does it any good
+
+
+def test_trials_know_the_start_that_training_would_keep(photos, in_folder):
+    heard = []
+    usual = Classifier(config=PROBED).fit(photos, callbacks=[listener(heard, "baseline")])
+    assert usual.history_.best is None
+    result = tune(str(photos), PROBED, trials=2)
+    assert all(trial.start_kept for trial in result.trials)
+    assert result.start == result.usual_loss == heard[0].loss
+    assert min(trial.loss for trial in result.trials) > result.start
+    assert (result.data, result.arch) == ("photos", "lenet")
+    assert tune(str(photos), PROBED, trials=2) == result, "a search that goes on knows it still"
+
+
+def test_a_trial_that_beats_the_start_is_better_than_one_that_does_not(photos, in_folder, monkeypatch):
+    """Whatever the losses are: that of an epoch that is better by chance is not what training would have."""
+    outcomes = iter([("COMPLETE", 0.1), ("COMPLETE", 0.2)])
+
+    def run(search, trial):
+        tuning._suggest(trial, search.settings)
+        outcome = next(outcomes)
+        trial.set_user_attr("start_kept", outcome[1] == 0.1)
+        search.study.set_user_attr("start", 0.3)
+        return outcome
+
+    monkeypatch.setattr(tuning, "_run_trial", run)
+    result = tune(str(photos), PROBED, trials=2)
+    assert [trial.loss for trial in result.trials] == [0.2, 0.1]
+    assert result.usual_loss == 0.3
+
+
+def test_without_a_probe_there_is_no_start_to_beat(photos, in_folder):
+    result = tune(str(photos), TINY, trials=1)
+    assert result.start is None
+    assert result.usual_loss == result.trials[0].loss
+
+
+PROBED_TOML = "arch = 'lenet'\nsize = [16, 16]\nweights = 'none'\n[train]\nprobe = true\nlr = 100.0\nepochs = 1\n"
+
+
+def test_the_command_says_that_the_start_would_be_kept(photos, in_folder, monkeypatch):
+    monkeypatch.setattr(_console, "catch_termination", lambda: None)  # it would outlive the test
+    (in_folder / "probed.toml").write_text(PROBED_TOML)
+    command = ["tune", str(photos), "--trials", "2", "--config", "probed.toml", "--device", "cpu"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.stderr
+    assert found.stderr.count(", start kept") == 2
+    assert re.search(r"best: +no trial beats the start \(valid loss \d.\d{4}\), which train would keep\n", found.stdout)
+    assert "need 6 complete trials" in found.stdout
+    answer = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert answer["start"] < answer["trials"][0]["loss"]
+    assert answer["trials"][0]["start_kept"]
+
+
+def test_the_picture_of_what_matters_says_of_what(photos, in_folder, monkeypatch):
+    titles = []
+    monkeypatch.setattr(_tuning, "save_importances", lambda *values: titles.append(values[2:]))
+    options = {"recipe": None, "trials": 6, "minutes": None, "folder": in_folder / "runs"}
+    monkeypatch.setattr(tuning.Classifier, "fit", _no_training)
+    _tuning.run_search(str(photos), TINY, options, as_json=False)
+    assert titles == [("photos, lenet", 6)]
+
+
+def _no_training(classifier, data, callbacks):
+    """Stands in for `fit`: a loss that depends on the learning rate."""
+    loss = abs(math.log(classifier.recipe.train.lr) + 5)
+    record = EpochRecord(1, loss, 0.5, loss, 0.5, 0.1, 1.0, best=True)
+    classifier.history_, classifier.metrics_ = History((record,)), {"valid": SimpleNamespace(loss=loss)}
+    return classifier
 
 
 def test_a_search_goes_on_where_it_stopped(photos, in_folder):

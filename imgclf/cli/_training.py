@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from imgclf import distributed
 from imgclf._files import printable
 from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
+from imgclf.cli._plan import show_plan
 from imgclf.cli._results import show_evaluation, write_page
 from imgclf.data.audit import Audit
 from imgclf.data.folder import FileReader
@@ -23,24 +23,27 @@ from imgclf.data.loader import Loader
 from imgclf.data.prepare import save_samples
 from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
-from imgclf.dryrun import DryRun, dry_run
-from imgclf.ensemble import fit_ensemble
+from imgclf.ensemble import fit_ensemble, require_members
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.evaluation.report.words import instead_of_epochs, never_better, valid_losses
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
-from imgclf.run import ROOT, find_model, read_config, write_info
+from imgclf.run import ROOT, by_name, find_model, read_config, write_info
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, TrainState, notify
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
 UNEVEN = 5
+RARELY = 20  # steps
+SHARED = ("source", "audit", "split", "loader")  # of the members of an ensemble
 
 
 def run_training(data: str | None, changes: dict[str, Any], options: dict[str, Any]) -> None:
     """Train, test, save and show the result; ends with 130 or 143 where training was interrupted."""
+    if "ensemble" in options:
+        require_members(options["ensemble"], "--ensemble")
     console.catch_termination()
     distributed.join()
     began = time.perf_counter()
@@ -57,7 +60,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
                     "there is nothing to train on: name a folder, a CSV file or a data set, as in `imgclf train digits`"
                 )
             if options.get("dry_run"):
-                _show_plan(dry_run(data, changes, recipe=options.get("recipe"), callbacks=[view]), options)
+                show_plan(data, changes, options, view)
                 return
             where = {"runs": options.get("runs", ROOT), "name": options.get("name")}
             if "ensemble" in options:  # what is followed is each of its members
@@ -99,28 +102,13 @@ def _until_tested(tracker: Tracker) -> Callback:
     return tell
 
 
-def _show_plan(plan: DryRun, options: dict[str, Any]) -> None:
-    if "ensemble" in options:
-        plan = replace(plan, seconds={name: options["ensemble"] * seconds for name, seconds in plan.seconds.items()})
-    if options["json"]:
-        console.show_json(plan.to_dict())
-        return
-    console.show_table(["choice", "value", "reason"], [(c.name, c.value, c.reason) for c in plan.choices])
-    parts = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in plan.seconds.items())
-    console.show(f"time:   about {sum(plan.seconds.values()):,.0f} s after the images are checked ({parts})")
-    console.show(f"memory: about {plan.memory / 1e6:,.0f} MB for a step, beside the images that are kept")
-    console.show("in Python:")
-    for line in plan.python.splitlines():
-        console.show(f"    {line}" if line else "")
-
-
 def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callback]) -> Classifier:
     allowed = {"resume", "epochs", "track", "json"}
     others = sorted(set(options) - allowed)
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
         raise ConfigError(f"--resume goes on as the run began; beside it only --epochs and --track, not {named}")
-    return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=callbacks)
+    return Classifier().resume(by_name(options["resume"]), epochs=options.get("epochs"), callbacks=callbacks)
 
 
 def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, began: float, *, as_json: bool) -> None:
@@ -220,12 +208,14 @@ class TrainView:
         self._best: float | None = None
         self._epochs = 0
         self._guess = 0.0  # the share of the commonest class
+        self._member = 0
+        self._choices: tuple[Choice, ...] = ()
         self.resumed_after = 0
 
     def __call__(self, event: str, subject: Any) -> None:
         """Show one event; each has a method of its name."""
         show = getattr(self, f"_on_{event}", None)
-        if show is not None:
+        if show is not None and not (self._member > 1 and event in SHARED):
             show(subject)
 
     def waiting(self, what: str) -> None:
@@ -240,23 +230,27 @@ class TrainView:
         self._bar("features, to know unlike images by", *progress)
 
     def searching(self, done: int, n: int) -> None:
-        """Progress of steps that are only tried."""
-        self._bar("trying", done, n)
+        """Progress of steps that are only tried; where there is no bar, lines now and then."""
+        self._bar("trying rates", done, n)
+        if self.progress.disable and done % RARELY == 0:
+            console.say(f"       {done} of {n} steps")
 
     def _bar(self, what: str, done: int, n: int, note: str = "") -> None:
         self.progress.update(self._task, description=what, completed=done, total=n, note=note, visible=done < n)
 
     def _on_member(self, place: tuple[int, int]) -> None:
-        number, members = place
+        self._member, members = place
         self._best = None  # it is another network's
-        console.say(f"member {number} of {members}", "bold")
+        console.say(f"member {self._member} of {members}", "bold")
 
     def _on_ensemble(self, results: tuple[Evaluation, ...]) -> None:
-        *members, together = (f"{result.accuracy:.2%}" for result in results)
-        losses = ", ".join(f"{result.loss:.4f}" for result in results[:-1])
-        console.say(
-            f"valid: {', '.join(members)} alone (loss {losses}), {together} together (loss {results[-1].loss:.4f})"
-        )
+        names = [*(f"member {number}" for number in range(1, len(results))), "together"]
+        console.say("on the validation images", "bold")
+        for name, result in zip(names, results, strict=True):
+            console.say(f"       {name:10}  {result.accuracy:8.2%} right, loss {result.loss:.4f}")
+
+    def _on_equal(self, text: str) -> None:
+        console.warn(text)
 
     def _on_source(self, source: Source) -> None:
         images, classes = console.plural(len(source), "image"), console.plural(len(source.classes), "class")
@@ -290,14 +284,17 @@ class TrainView:
             console.say(f"       {note}")
 
     def _on_model(self, plan: Plan) -> None:
+        config = plan.experiment.train
+        if self._member > 1:
+            console.say(f"       the same images and network, seed {config.seed}")
+            return
         parameters = sum(p.numel() for p in plan.model.parameters())
         height, width = plan.recipe.size
         pixels = f"{height}×{width}, {'grey' if plan.recipe.channels == 1 else f'{plan.recipe.channels} channels'}"
         start = plan.weights.source.removeprefix("from ")
         console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, from {start}")
-        if plan.weights.note:
-            console.warn(plan.weights.note)
-        config = plan.experiment.train
+        if plan.weights.note:  # only what is not as it was asked for is an alarm
+            (console.warn if plan.weights.head == "fresh" else console.say)(plan.weights.note)
         if config.epochs == 0:
             console.say("train: a linear head on frozen features")
             return
@@ -319,9 +316,13 @@ class TrainView:
             )
 
     def _on_choices(self, choices: tuple[Choice, ...]) -> None:
+        new = [choice for choice in choices if choice not in self._choices]
+        self._choices = choices
+        if not new:
+            return
         console.say("")
-        width = max(len(choice.value) for choice in choices)
-        for choice in choices:
+        width = max(len(choice.value) for choice in new)
+        for choice in new:
             console.say(f"       {choice.name:13}  {choice.value:{width}}  {choice.reason}")
 
     def _on_baseline(self, result: Evaluation) -> None:

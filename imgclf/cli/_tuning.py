@@ -14,7 +14,7 @@ from imgclf.cli._options import command_line
 from imgclf.cli._training import TrainView
 from imgclf.pictures import save_importances
 from imgclf.training.callbacks import TrainState
-from imgclf.tuning import Trial, Tuning, tune
+from imgclf.tuning import ENOUGH, Trial, Tuning, tune
 
 SHOWN = 5
 
@@ -26,7 +26,8 @@ def run_search(data: str, changes: Mapping[str, Any], options: Mapping[str, Any]
         result = tune(data, changes, callbacks=[view], **options)
     picture = str(Path(result.config).with_suffix(".png")) if result.importances else None
     if picture is not None:
-        save_importances(result.importances, Path(picture))
+        count = sum(trial.loss is not None for trial in result.trials)
+        save_importances(result.importances, Path(picture), f"{result.data}, {result.arch}", count)
     if result.ended != "done":
         console.warn(f"{result.ended}; the same command goes on, with the trial that was under way")
     if as_json:
@@ -39,20 +40,35 @@ def run_search(data: str, changes: Mapping[str, Any], options: Mapping[str, Any]
 
 def _show(data: str, result: Tuning, picture: str | None) -> None:
     best, *_ = done = [trial for trial in result.trials if trial.loss is not None]
-    rows = [(t.number + 1, f"{t.loss:.4f}", *map(_word, t.values.values())) for t in done[:SHOWN]]
-    console.show_table(["trial", "valid loss", *best.values], rows)
+    header = ["trial", "valid loss", *best.values]
+    rows = [[t.number + 1, f"{t.loss:.4f}", *map(_word, t.values.values())] for t in done[:SHOWN]]
+    if result.start is not None:
+        header.insert(2, "beats the start")
+        for row, trial in zip(rows, done, strict=False):
+            row.insert(2, "no" if trial.start_kept else "yes")
+    console.show_table(header, rows)
     ends = Counter(trial.ended for trial in result.trials)
     console.show(f"trials:  {len(result.trials)} ({', '.join(f'{count} {end}' for end, count in ends.items())})")
-    usual = next((trial for trial in done if trial.usual), None)
-    if best.usual:
-        console.show("best:    the usual settings: no trial did better")
-    elif usual is not None:
-        console.show(f"best:    trial {best.number + 1}, valid loss {best.loss:.4f}; {usual.loss:.4f} without a search")
+    if result.start is not None:
+        console.show(f"start:   valid loss {result.start:.4f}, before the first epoch")
+    console.show(f"best:    {_best(result, best)}")
     if picture is not None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result.importances.items())
         console.show(f"matters: {shares}")
         console.show(f"picture: {picture}")
+    elif len(done) < ENOUGH:
+        console.show(f"matters: not known yet; that and its picture need {ENOUGH} complete trials")
     console.show(f"next:    {command_line('train', data, {'config': result.config})}")
+
+
+def _best(result: Tuning, best: Trial) -> str:
+    """What the search has found, as a sentence."""
+    if best.start_kept:
+        return f"no trial beats the start (valid loss {result.start:.4f}), which train would keep"
+    if best.usual:
+        return "the usual settings: no trial did better"
+    usual = "" if result.usual_loss is None else f"; {result.usual_loss:.4f} without a search"
+    return f"trial {best.number + 1}, valid loss {best.loss:.4f}{usual}"
 
 
 def _word(value: Any) -> str:
@@ -78,5 +94,6 @@ class TuneView(TrainView):
 
     def _on_tried(self, trial: Trial) -> None:
         loss = trial.ended if trial.loss is None else f"valid loss {trial.loss:.4f}"
+        loss += ", start kept" if trial.start_kept else ""
         values = ", ".join(f"{name} {_word(value)}" for name, value in trial.values.items())
-        console.say(f"trial {trial.number + 1:3d}: {loss:18}  {values}")
+        console.say(f"trial {trial.number + 1:3d}: {loss:29}  {values}")

@@ -57,18 +57,20 @@ def find_lr(
         from imgclf.training.lr_finder import find_lr as search
 
     changes = changes_of(given)
-    require_outside(path, open_source(data, data_dir=changes["data"].get("data_dir")))
+    source = open_source(data, data_dir=changes["data"].get("data_dir"))
+    require_outside(path, source)
     view = TrainView()
     with view.progress:
         start, loader = plan_start(data, changes, recipe, [view])
         curve = search(start.plan.model, loader, start.plan.experiment.train, progress=view.searching)
-    save_lr_curve(curve, path)
+    usual = start.plan.experiment.train.lr
+    assert usual is not None
+    save_lr_curve(curve, path, f"{source.name}, {start.plan.spec.arch}", usual)
     if min(curve.losses) > NEAR * curve.losses[0]:
         console.warn("no learning rate makes the loss much lower in so few steps: rather trust the usual one")
     if json:
         console.show_json({**curve.to_dict(), "picture": str(path)})
         return
-    usual = start.plan.experiment.train.lr
-    console.show(f"suggested learning rate: {curve.suggestion:.2g}   (it would be {usual:.2g})")
+    console.show(f"suggested learning rate: {curve.suggestion:.2g}   (train would use {usual:.2g})")
     console.show(f"picture: {path}")
     console.show(f"next:    {command_line('train', data, {**given, 'lr': f'{curve.suggestion:.2g}'})}")

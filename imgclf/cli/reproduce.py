@@ -12,7 +12,7 @@ from imgclf.cli._options import Json
 
 
 def reproduce(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as train wrote it.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name.", show_default=False)],
     json: Json = False,
 ) -> None:
     """Train again from the config and the split of a run, and compare weights and figures. Nothing is written.
@@ -23,10 +23,11 @@ def reproduce(
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
         from imgclf.reproduce import reproduce as train_again
+        from imgclf.run import by_name
 
     view = TrainView()
     with view.progress:
-        result = train_again(run, callbacks=[view], progress=view.evaluating)
+        result = train_again(by_name(run), callbacks=[view], progress=view.evaluating)
     if json:
         console.show_json(result.to_dict())
     else:

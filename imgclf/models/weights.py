@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from imgclf._files import printable
-from imgclf._tensorfile import checksum, parse_json, read_header
+from imgclf._tensorfile import BESIDE, checksum, parse_json, read_header
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.models._arch import Arch
 from imgclf.models._fetch import HUB_FILES, Unavailable, hub_file, url_file
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
-from imgclf.models.offline import offline_weights
+from imgclf.models.offline import have_offline_weights, offline_weights
 from imgclf.specs import ModelSpec
 
 CALM = 0.01
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
 RUN_FILE = "model.safetensors"  # what stands for a run folder
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-OFFLINE_HINT = '--arch efficientnet_lite0 needs no network: pip install "imgclf[offline]"'
+OFFLINE_HINT = "--arch efficientnet_lite0 needs no network"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Seque
     or an error), `none`, a file (.safetensors, .pth, .pt: a state dict), a run folder (its model.safetensors), or a hub
     name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name. The head stays fresh, except for
     that of a file: of a model that imgclf saved, the rows of those `classes` that it knows by name are taken over, of
-    any other file a head of the same shape. The rows of another linear head are left beside the fresh one in the buffer
-    `prior`, for a probe (`training/probe.py`), and are no part of its state. A first convolution for another number of
-    channels is adapted. Nothing is changed where an error is raised.
+    any other file a head of the same shape. The rows of a linear head that does not know all of the classes are left
+    beside the network's own in the buffer `prior`, for a probe (`training/probe.py`), and are no part of its state. A
+    first convolution for another number of channels is adapted. Nothing is changed where an error is raised.
 
     Raises `ModelFileError` for weights that can't be had or don't fit, `MissingExtra` for packaged weights that are not
     installed, and `ConfigError` for any other `weights`.
@@ -110,7 +110,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             header = read_header(stream)
             if checksum(stream, header) != header.sha256:
                 raise ModelFileError("corrupt: the checksum does not match")
-    return load_file(path)
+    return {name: tensor for name, tensor in load_file(path).items() if not (ours and name.startswith(BESIDE))}
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
@@ -140,7 +140,8 @@ def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUse
         if asked == "pretrained":
             raise
         reason = " ".join(str(error).split())
-        hint = "" if arch.family == "offline" else f" ({OFFLINE_HINT})"
+        get = "" if have_offline_weights() else ': pip install "imgclf[offline]"'
+        hint = "" if arch.family == "offline" else f" ({OFFLINE_HINT}{get})"
         note = f"{spec.arch} is NOT pretrained: {reason}; training starts from scratch{hint}"
         return WeightsUsed(asked, "none", "from scratch", note)
     return WeightsUsed(asked, "pretrained", arch.weights, _transplant(model, state, arch.weights)[0])
@@ -257,7 +258,7 @@ def _transplant(
     model.load_state_dict({**own, **new})
     _calm_head(model)
     taken, remark = ("fresh", None) if rows is None or not head else _take_rows(model, head, rows)
-    if taken == "fresh":
+    if taken != "whole":
         _leave_prior(model, head)
     notes += [remark] if remark else []
     return (f"{source}: {'; '.join(notes)}" if notes else None), taken
@@ -282,7 +283,7 @@ def _take_rows(model: nn.Module, head: Mapping[str, Tensor], rows: _Rows) -> tup
     missing, gone = [n for n in rows.wanted if n not in both], [n for n in rows.known if n not in both]
     if not missing and not gone:
         return "whole", None
-    parts = [f"its head keeps {len(both)} classes by name"]
+    parts = [f"its head knows {len(both)} of the classes by name"]
     parts += [f"new: {_few(missing)}"] if missing else []
     parts += [f"left out: {_few(gone)}"] if gone else []
     return ("part" if missing else "whole"), ", ".join(parts)

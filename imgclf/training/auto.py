@@ -43,7 +43,8 @@ def resolve_config(
         probe = config.probe
     if config.epochs == 0 and not probe:
         raise ConfigError(
-            "a probe alone needs published weights and a network with a linear head: choose another --arch or --recipe"
+            "0 epochs are a probe alone, a linear head on frozen features, which needs published weights and a network "
+            "whose last layer is linear: choose another --arch or --recipe, or 1 epoch or more"
         )
     tuned, scratch = _LR[config.optimizer]
     tuned = tuned if batch_norms or config.optimizer == "sgd" else min(tuned, _LR_WITHOUT_NORMS)

@@ -4,7 +4,8 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
 
     event      subject         when
     member     (int, int)      the training of one member of an ensemble begins: its number from 1, and how many
-    ensemble   (Evaluation, …) how each member does on valid, and last how they do together
+    equal      str             members have ended with equal weights: what is done about it
+    ensemble   (Evaluation, …) how each member does on valid, and last how they do together, where they differ
     source     Source          the data set was opened
     audit      Audit           every image was checked
     audited    (int, int)      images checked so far, and in all

@@ -1,0 +1,35 @@
+"""What `imgclf train --dry-run` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from imgclf.cli import _console as console
+from imgclf.dryrun import dry_run
+from imgclf.run import ROOT
+from imgclf.training.callbacks import Callback
+
+
+def show_plan(data: str, changes: Mapping[str, Any], options: Mapping[str, Any], view: Callback) -> None:
+    """Plan the training that these options of the command ask for, and show it."""
+    plan = dry_run(
+        data,
+        changes,
+        recipe=options.get("recipe"),
+        members=options.get("ensemble", 1),
+        runs=options.get("runs", ROOT),
+        name=options.get("name"),
+        track=[name for given in options.get("track", []) for name in given.split(",")],
+        callbacks=[view],
+    )
+    if options["json"]:
+        console.show_json(plan.to_dict())
+        return
+    console.show_table(["choice", "value", "reason"], [(c.name, c.value, c.reason) for c in plan.choices])
+    parts = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in plan.seconds.items())
+    console.show(f"time:   about {sum(plan.seconds.values()):,.0f} s after the images are checked ({parts})")
+    console.show(f"memory: about {plan.memory / 1e6:,.0f} MB for a step, beside the images that are kept")
+    console.show("in Python:")
+    for line in plan.python.splitlines():
+        console.show(f"    {line}" if line else "")
