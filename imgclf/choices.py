@@ -14,7 +14,7 @@ from imgclf.results import Choice
 from imgclf.training.auto import JUDGES
 
 ASKED = "set by an option, a config or the recipe"
-SHARED = "that of the model which is gone on from"
+SHARED = "as given, else that of the model which is gone on from"
 
 
 def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tuple[Choice, ...]:
@@ -69,7 +69,7 @@ def _why_probe(plan: Plan) -> str:
     if plan.weights.head == "whole":
         return "the head knows the classes already"
     if not plan.experiment.train.probe:
-        return "the last layer is not linear"
+        return "it has no linear last layer with a bias"
     return "some classes are new to the head" if plan.weights.head == "part" else "from pretrained weights"
 
 

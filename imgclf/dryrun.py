@@ -65,9 +65,10 @@ def dry_run(
     precision = pick_precision(config.precision, pick_device(config.device))
     weights, image = step_memory(plan.model.train(), (plan.recipe.channels, *plan.recipe.size), precision)
     memory = weights + image * min(config.batch_size, len(train))
-    code = python_of(
-        data, needed(changes, recipe, source.default_recipe), recipe, members=members, runs=runs, name=name, track=track
-    )
+    asked = needed(changes, recipe, source.default_recipe)
+    code = python_of(data, asked, recipe, members=members, runs=runs, name=name, track=track)
+    if split.samples("test"):
+        code += "\nprint(classifier.evaluate().accuracy)"
     return DryRun(describe(plan, train, found), {part: members * s for part, s in seconds.items()}, memory, code)
 
 
@@ -139,7 +140,7 @@ def python_of(
     else:
         given = [repr(os.fspath(data)), str(members), "config" if config else "{}", *chosen[1:2], *where]
         lines += [f"classifier = {_call('fit_ensemble', given)}"]
-    return "\n".join([*lines, "print(classifier.evaluate().accuracy)"])
+    return "\n".join(lines)
 
 
 def _call(function: str, arguments: Sequence[str | Mapping[str, Any] | None]) -> str:

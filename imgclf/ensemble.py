@@ -103,6 +103,8 @@ def fit_ensemble(
     member is what comes back. Raises what `fit` raises.
     """
     require_members(members)
+    if distributed.shard()[1] > 1:
+        raise ConfigError("an ensemble is trained by one process: start it without torchrun, or its members one by one")
     runs = Path(runs)
     names = [None if name is None else f"{name}-member-{number + 1}" for number in range(members)]
     for taken in (name, *names):

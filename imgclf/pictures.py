@@ -121,7 +121,7 @@ def save_explanation(explanation: Explanation, path: Path) -> None:
     figure = Figure(
         figsize=((2 * panel + MARGIN) / dpi, (height + SCALE_HEIGHT + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi
     )
-    answer = f"{title_of(explanation.label or '', 22)} {100 * explanation.confidence:.0f} %, by {explanation.method}"
+    answer = f"{title_of(explanation.label or '', 20)} {100 * explanation.confidence:.0f} %, by {explanation.method}"
     titles = (Path(explanation.path).name, answer)
     for index, (shown, title) in enumerate(zip((colours / 255, hot), titles, strict=True)):
         left = MARGIN + index * panel

@@ -283,7 +283,7 @@ def _run_trial(search: _Search, trial: optuna.Trial) -> tuple[str, float | None]
     if history.best is None:  # the start was kept: its loss would make all such trials alike
         trial.set_user_attr("start_kept", True)
         return "COMPLETE", min(record.valid_loss for record in history if record.valid_loss is not None)
-    return "COMPLETE", classifier.metrics_["valid"].loss
+    return "COMPLETE", history.best.valid_loss
 
 
 def _counts(trial: Any) -> bool:

@@ -630,3 +630,9 @@ def test_a_kept_start_says_how_the_epochs_did_and_what_next(capsys, losses, how,
     TrainView()("end", SimpleNamespace(result=lambda: history, **kept))
     (line,) = filter(None, capsys.readouterr().err.splitlines())
     assert line.startswith(f"kept:  the start (valid loss 0.2500): {how} ({todo}")
+
+
+def test_after_an_interrupt_no_advice_is_drawn_from_what_was_not_tried(capsys):
+    kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "interrupted", "config": TrainConfig()}
+    TrainView()("end", SimpleNamespace(result=lambda: History(()), **kept))
+    assert capsys.readouterr().err == "kept:  the start (valid loss 0.2500): no epoch has ended\n\n"

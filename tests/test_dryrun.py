@@ -2,6 +2,7 @@
 
 import pytest
 
+from imgclf import dryrun
 from imgclf.choices import ASKED
 from imgclf.dryrun import WIDTH, dry_run, needed, python_of
 from imgclf.plan import choose_experiment
@@ -46,11 +47,23 @@ def test_the_python_of_a_plan_trains(photos, in_folder, capsys):
 
 
 def test_the_python_of_an_ensemble_trains_all_of_it(photos, in_folder):
-    one, two = dry_run(photos, TINY), dry_run(photos, TINY, members=2, name="both")
+    two = dry_run(photos, TINY, members=2, name="both")
     classifier = trained(two.python)
     assert classifier.spec_.members == 2
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["both", "both-member-1", "both-member-2"]
-    assert two.seconds.keys() == one.seconds.keys()
+
+
+def test_an_ensemble_takes_as_many_times_as_long(photos, monkeypatch):
+    monkeypatch.setattr(
+        dryrun, "_measure", lambda plan, *_: (plan.experiment.train, (), {"training": 2.0, "test": 1.0})
+    )
+    assert dry_run(photos, TINY, members=3).seconds == {"training": 6.0, "test": 3.0}
+
+
+def test_without_a_test_part_nothing_is_tested(photos, in_folder):
+    code = dry_run(photos, {**TINY, "split": [0.8, 0.2, 0.0]}).python
+    assert "evaluate" not in code
+    trained(code)
 
 
 def test_the_python_leaves_out_what_changes_nothing():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from imgclf import Classifier
+from imgclf import Classifier, distributed
 from imgclf.bundle import load_model, read_manifest, save_model
 from imgclf.cli import _console, app
 from imgclf.ensemble import combine, fit_ensemble
@@ -188,3 +188,9 @@ def test_a_number_that_is_no_ensemble_is_refused_at_once(in_folder, members, mor
     found = CliRunner().invoke(app, ["train", "no such folder", "--ensemble", str(members), *more])
     assert found.exit_code == 2
     assert found.stderr == f"error: --ensemble is {members}; allowed: 2 to 100 networks\n"
+
+
+def test_several_processes_train_no_ensemble(photos, monkeypatch):
+    monkeypatch.setattr(distributed, "shard", lambda: (0, 2))
+    with pytest.raises(ConfigError, match="trained by one process"):
+        fit_ensemble(photos, 2, {}, runs="runs")

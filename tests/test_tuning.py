@@ -33,7 +33,7 @@ def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(phot
     result = tune(str(photos), TINY, trials=3, callbacks=[listener(told, "tried")])
     usual = Classifier(config=TINY).fit(photos)
     first = next(trial for trial in result.trials if trial.number == 0)
-    assert first.loss == pytest.approx(usual.metrics_["valid"].loss)
+    assert first.loss == pytest.approx(usual.history_.best.valid_loss)
     assert first.values["lr"] == usual.experiment_.train.lr
     assert first.usual
     assert [trial.number for trial in told] == [0, 1, 2]

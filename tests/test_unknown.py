@@ -1,6 +1,7 @@
 """What looks unlike anything in training: the score, the threshold, and how well both work."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -63,8 +64,10 @@ def test_the_threshold_refuses_that_share_of_other_images_of_the_kind(unknown, s
 def test_the_threshold_is_the_conformal_quantile(unknown, n, share):
     few = replace(unknown, valid=np.arange(n, dtype=np.float32))
     if share * (n + 1) < 1 - 1e-6:
-        with pytest.raises(ConfigError, match=f"and {n} validation images tell of no share below"):
+        with pytest.raises(ConfigError, match=f"and {n} validation images tell of no share below") as caught:
             few.threshold(share)
+        (least,) = re.findall(r"below ([\d.e-]+): use that or more", str(caught.value))
+        few.threshold(float(least))
     elif abs(share * (n + 1) - round(share * (n + 1))) > 1e-6:  # a next image ranks anywhere among n + 1
         above = n + 1 - (few.threshold(share) + 1)
         assert above / (n + 1) <= share < (above + 1) / (n + 1)

@@ -81,8 +81,8 @@ class Unknown:
         rank = math.ceil((n + 1) * (1 - share) - 1e-9)
         if rank > n:
             raise ConfigError(
-                f"reject is {share:g}, and {n} validation images tell of no share below {1 / (n + 1):.2g}: use that or "
-                "more"
+                f"reject is {share:g}, and {n} validation images tell of no share below "
+                f"{math.ceil(1e4 / (n + 1)) / 1e4:g}: use that or more"
             )
         return float(self.valid[rank - 1])
 

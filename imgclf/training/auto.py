@@ -43,8 +43,9 @@ def resolve_config(
         probe = config.probe
     if config.epochs == 0 and not probe:
         raise ConfigError(
-            "0 epochs are a probe alone, a linear head on frozen features, which needs published weights and a network "
-            "whose last layer is linear: choose another --arch or --recipe, or 1 epoch or more"
+            "0 epochs are a probe alone, a new linear head on frozen features; that needs pretrained weights, a "
+            "network whose last layer is linear, and classes that it does not know yet: choose another --arch or "
+            "--recipe, or 1 epoch or more"
         )
     tuned, scratch = _LR[config.optimizer]
     tuned = tuned if batch_norms or config.optimizer == "sgd" else min(tuned, _LR_WITHOUT_NORMS)
