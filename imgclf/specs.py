@@ -170,7 +170,8 @@ class ModelSpec:
 class TrainConfig:
     """Every choice of training. What is None is chosen from the start of the weights and the number of images.
 
-    `probe` begins with a linear head on frozen features (`training/probe.py`), and 0 `epochs` end there. `freeze_norm`
+    `probe` begins with a linear head on frozen features (`training/probe.py`), and 0 `epochs` end there; before the
+    first step, once its answers on valid are known, that head is multiplied by `head_scale`. `freeze_norm`
     keeps the batch statistics of pretrained weights: a few small batches are no better a basis for them. A `batch_size`
     of 0 is the largest that fits, found by a real step. `minutes` is the time that fitting takes at most; an epoch is
     one pass over the training images, or `epoch_steps` steps. `layer_decay` is how much slower each twelfth of the
@@ -201,6 +202,7 @@ class TrainConfig:
     freeze_norm: bool | None = None
     patience: int = 0
     ema: float | None = None
+    head_scale: float | None = None
     class_weights: str | None = None
     drop_last: bool = False
     precision: str = "auto"
@@ -237,6 +239,8 @@ class TrainConfig:
         _check(self.freeze_norm is None or isinstance(self.freeze_norm, bool), self, "freeze_norm", "true or false")
         _check(_is_int(self.patience, 0), self, "patience", "0 (off) or more")
         _check(self.ema is None or _is_real(self.ema, 0, 0.99999), self, "ema", "0 (off) to below 1")
+        scale_ok = self.head_scale is None or (_is_real(self.head_scale, 0, 1) and self.head_scale > 0)
+        _check(scale_ok, self, "head_scale", "above 0, to 1 (off)")
         weights_ok = self.class_weights is None or self.class_weights in CLASS_WEIGHTS
         _check(weights_ok, self, "class_weights", ", ".join(CLASS_WEIGHTS))
         _check(isinstance(self.drop_last, bool), self, "drop_last", "true or false")

@@ -16,7 +16,7 @@ from imgclf.training.auto import resolve_config, suited_fit, suited_size
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_the_user_chose_stays(pretrained, optimizer):
     config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
-    config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5, ema=0.5)
+    config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5, ema=0.5, head_scale=0.3)
     assert resolve_config(config, pretrained=pretrained, images=100, probe=pretrained) == config
 
 
@@ -38,9 +38,15 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
         "warmup_epochs": None,
         "layer_decay": None,
         "ema": None,
+        "head_scale": None,
     }
     assert bool(found.ema) is pretrained
+    assert found.head_scale == 1
     assert replace(found, **opened, class_weights=None) == config
+
+
+def test_training_after_a_probe_begins_less_sure():
+    assert resolve_config(TrainConfig(), pretrained=True, images=100, probe=True).head_scale < 1
 
 
 @pytest.mark.parametrize("pretrained", [True, False])

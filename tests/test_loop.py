@@ -187,6 +187,39 @@ def test_a_start_that_chance_alone_would_replace_is_kept(source):
     assert equal(weights(model), before)
 
 
+def test_training_begins_with_a_softer_head_and_the_start_stays_as_it_was(source, tmp_path):
+    model = Net()
+    fit(source, model, epochs=4, lr=0.05)
+    before, seen, path = weights(model), [], tmp_path / "state.pt"
+    expected = {name: 0.1 * tensor if name.startswith("head.") else tensor for name, tensor in before.items()}
+    options = {"lr": 1e-9, "optimizer": "sgd", "head_scale": 0.1, "ema": 0.5}
+
+    def look(event, subject):
+        if event in ("start", "step"):
+            seen.append(weights(subject.model))
+            seen.append(subject.mean)
+
+    keep = {"keep_start": True, "checkpoint": path}
+    _, history = fit(source, model, epochs=0, keep=keep, callbacks=[look], **options)  # a start alone is not touched
+    assert equal(weights(model), before)
+    resumed = fit(source, Net(), epochs=1, keep={"resume": load_checkpoint(path)}, callbacks=[look], **options)[0]
+    _, history = fit(source, model, epochs=1, keep=keep, callbacks=[look], **options)
+    assert history.best is None
+    assert equal(weights(model), before)
+    assert equal(weights(resumed), before)
+    for learnt in (seen[4], seen[5], seen[-1], seen[-2]):
+        for name in ("features.0.weight", "head.weight", "head.bias"):
+            torch.testing.assert_close(learnt[name], expected[name], msg=name)
+
+
+def test_a_loss_that_is_nan_goes_back_to_the_softer_head(source):
+    model, seen = Net(bad={1}), []
+    head = model.head.weight.detach().clone()
+    note = on("retry", lambda state: seen.append(state.model.head.weight.detach().clone()))
+    fit(source, model, epochs=1, head_scale=0.1, callbacks=[note], keep={"keep_start": True})
+    torch.testing.assert_close(seen, [0.1 * head])
+
+
 def test_without_valid_images_the_last_weights_are_kept(source):
     seen = []
     model, history = fit(source, valid=None, callbacks=[on("epoch", lambda state: seen.append(weights(state.model)))])

@@ -71,6 +71,7 @@ BAD = [
     (TrainConfig, "freeze_norm", [0, "yes"], "true or false"),
     (TrainConfig, "patience", [-1], "0 (off) or more"),
     (TrainConfig, "ema", [-0.1, 1.0, "much"], "0 (off) to below 1"),
+    (TrainConfig, "head_scale", [0, 1.1, "soft"], "above 0, to 1"),
     (TrainConfig, "class_weights", ["auto"], "none, effective, balanced"),
     (TrainConfig, "epoch_steps", [0, 1.5], "1 or more"),
     (TrainConfig, "minutes", [0, -1, "10"], "above 0"),

@@ -43,7 +43,7 @@ def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(phot
     values, source = read_config(in_folder / result.config)
     assert source == str(photos)
     best = Classifier(recipe=from_dict(Experiment, values)).fit(photos)
-    assert best.metrics_["valid"].loss == pytest.approx(losses[0])
+    assert best.history_.best.valid_loss == pytest.approx(losses[0])
 
 
 PROBED = {**TINY, "train": {"epochs": 1, "probe": True, "device": "cpu", "lr": 100.0}}  # no epoch does it any good

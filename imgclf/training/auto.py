@@ -13,6 +13,7 @@ from imgclf.specs import TrainConfig
 _LR = {"sgd": (0.005, 0.05), "adam": (3e-4, 1e-3), "adamw": (1e-3, 2e-3)}
 _LR_WITHOUT_NORMS = 3e-4  # at most, from pretrained weights: the higher rate was measured with batch norms only
 _EMA = 0.98
+_HEAD_SCALE = 0.1  # a head that is sure of its training images leaves the layers below little to learn
 _LAYER_DECAY = 0.8  # of pretrained weights by adam and adamw; see docs/recipe.md
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
 SMALLEST, MAGNIFIED = 96, 5
@@ -66,6 +67,7 @@ def resolve_config(
         warmup_epochs=config.warmup_epochs if config.warmup_epochs is not None else warmup,
         freeze_norm=config.freeze_norm if config.freeze_norm is not None else pretrained,
         ema=config.ema if config.ema is not None else (_EMA if pretrained else 0.0),
+        head_scale=config.head_scale if config.head_scale is not None else (_HEAD_SCALE if probe else 1.0),
         class_weights=config.class_weights or weights,
     )
 

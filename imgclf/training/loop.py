@@ -36,6 +36,7 @@ from imgclf.training.graph import GraphedStep, should_capture
 from imgclf.training.interrupt import Interrupts, polite_interrupts
 from imgclf.training.keep import beats_best, copied, lent, start_mean, update_mean
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
+from imgclf.training.probe import soften_head
 from imgclf.training.step import Rewind, learn, needs_pairs
 
 MAX_RETRIES = 3
@@ -115,6 +116,8 @@ def train(
         try:
             if keep_start and resume is None:
                 _weigh_start(state, run)
+            if state.best and (state.epoch, state.position) == (0, 0):
+                _leave_to_learn(state)
             _epochs(state, run)
         except (_Interrupted, KeyboardInterrupt) as error:
             _end_early(state, run, error)
@@ -181,6 +184,13 @@ def _weigh_start(state: TrainState, run: _Run) -> None:
         notify(run.callbacks, "baseline", result)
     if state.epochs == 0:
         _save(state, run)
+
+
+def _leave_to_learn(state: TrainState) -> None:
+    """Before the first step: a head that is less sure than that of the start, which stays the one to beat."""
+    soften_head(state.model, state.best, state.config.head_scale or 1.0)
+    state.mean = start_mean(state)
+    state.good = _snapshot(state)
 
 
 def _epochs(state: TrainState, run: _Run) -> None:

@@ -18,6 +18,7 @@ from imgclf.training.callbacks import TrainState
 from imgclf.training.device import pick_device
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
+from imgclf.training.probe import soften_head
 from imgclf.training.step import Rewind, learn
 
 LOWEST, HIGHEST = 1e-7, 10.0
@@ -44,6 +45,7 @@ def find_lr(
         torch.manual_seed(config.seed)
         trial = copy.deepcopy(model)
         state = initial_state(trial, loader, config, device)
+        soften_head(trial, model.state_dict(), config.head_scale or 1.0)
         example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
         set_mode(trial, config, 0)
         with enough_threads(step_flops(trial, example, config.batch_size)):

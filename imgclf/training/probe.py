@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -79,6 +79,17 @@ def fit_probe_on_features(
     error = math.sqrt(accuracy * (1 - accuracy) / held_out) if held_out else math.nan
     probe = Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
     return probe, found[choose_evenly(labels.numpy())]
+
+
+def soften_head(model: nn.Module, start: Mapping[str, torch.Tensor], scale: float) -> None:
+    """Set the linear head of `model` to `scale` times that of the weights `start`: equal answers, less sure."""
+    head = linear_head(model) if scale != 1 else None
+    if head is None:
+        return
+    own = [(name, parameter) for name, parameter in model.named_parameters() if parameter in set(head.parameters())]
+    with torch.no_grad():
+        for name, parameter in own:
+            parameter.copy_(scale * start[name])
 
 
 def features_of(

@@ -28,6 +28,7 @@ ARCH = "efficientnet_lite0"
 OFF: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "no probe: a random head": {"train": {"probe": False}},
+    "a head as sure as the baseline": {"train": {"head_scale": 1.0}},
     "no layer decay": {"train": {"layer_decay": 1.0}},
     "batch norms trained": {"train": {"freeze_norm": False}},
     "no label smoothing": {"train": {"label_smoothing": 0.0}},
