@@ -129,6 +129,7 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
             if config.epochs != planned:
                 write_config(path / CONFIG, experiment, data)
                 extended = [*extended, planned]
+            run = replace(run, info={key: value for key, value in run.info.items() if key != "result"})  # is no more
             work = replace(work, run=write_info(run, status="running", pid=os.getpid(), extended=extended))
         return _learn(work, callbacks, state)
 

@@ -51,6 +51,7 @@ def start_run(
         "classes": list(manifest.classes),
         "recipe": to_dict(manifest.recipe),
         "weights": dict(manifest.weights),
+        "minutes": experiment.train.minutes,
         "versions": dict(manifest.versions),
         "bad": [[bad.ref, bad.reason] for bad in audit.bad],
         "ignored": list(audit.source.ignored),

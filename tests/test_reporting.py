@@ -4,8 +4,11 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from torch import nn
 from typer.testing import CliRunner
 
 import imgclf.reporting
@@ -13,15 +16,44 @@ from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.errors import DataError
 from imgclf.evaluation.answers import read_answers
+from imgclf.evaluation.report.facts import Typed
+from imgclf.models.build import build_model
+from imgclf.models.offline import have_offline_weights
 from imgclf.reporting import Known, gather, write_report
 from imgclf.results import EpochRecord, History
-from imgclf.run import ANSWERS, HISTORY, INFO, MODEL, open_run, read_history, write_history
+from imgclf.run import ANSWERS, CHECKPOINT, CONFIG, HISTORY, INFO, MODEL, SPLIT, open_run, read_history, write_history
+from imgclf.specs import ModelSpec
+from imgclf.training.checkpoint import PREVIOUS
 
 TINY = {"epochs": 2, "batch_size": 16}
 
 
 def run(*args):
     return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def tell(folder, **changes):
+    """Change what the `run.json` of a run says; None takes a key away."""
+    info = {**json.loads((folder / INFO).read_text()), **changes}
+    gone = [key for key in changes if key != "source" and changes[key] is None]
+    (folder / INFO).write_text(json.dumps({key: value for key, value in info.items() if key not in gone}))
+
+
+def typed(folder):
+    return gather(open_run(Path(folder)), Known()).typed
+
+
+def own_network(spec):
+    return nn.Sequential(nn.Flatten(), nn.Linear(spec.channels * spec.size[0] * spec.size[1], spec.classes))
+
+
+class ConvolutionalHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Conv2d(3, 3, 1)
+
+    def forward(self, images):
+        return self.classifier(images).mean((2, 3))
 
 
 def text_of(path):
@@ -58,12 +90,92 @@ def test_training_ends_with_a_report(trained):
 def test_what_commands_call_the_run_and_its_data_is_known(trained, photos):
     folder, _ = trained
     data = gather(open_run(folder), Known())
-    assert (data.path, data.source) == (shlex.quote(str(folder)), shlex.quote(str(photos)))
-    assert (data.members, data.minutes, data.probed) == ((), None, False)
-    info = json.loads((folder / INFO).read_text())
-    (folder / INFO).write_text(json.dumps({**info, "source": None, "members": ["runs/a b", "runs/c"]}))
+    assert data.typed.data == shlex.quote(str(photos))
+    assert (data.members, data.probed, data.offline) == ((), False, have_offline_weights())
+    tell(folder, source=None, members=["runs/a b", "runs/c"])
     data = gather(open_run(folder), Known())
-    assert (data.source, data.members) == ("", ("'runs/a b'", "runs/c"))
+    assert (data.typed, data.members) == (Typed(), ("'runs/a b'", "runs/c"))
+    tell(folder, source="mnist", members=None)
+    config = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(config.replace("[data]", '[data]\ndata_dir = "my sets"'))
+    assert typed(folder).data == "mnist --data-dir 'my sets'"
+
+
+def test_every_command_that_is_advised_can_run(trained, in_folder):
+    folder, _ = trained
+    told = typed("runs/one")
+    assert told.evaluate == "imgclf evaluate --model runs/one"
+    assert told.resume == "imgclf train --resume runs/one"
+    assert told.longer == "imgclf train --resume runs/one --epochs 4"
+    assert told.hold_out == "imgclf train --config runs/one/config.toml --split 70/15/15"
+    assert told.curve.endswith("--config runs/one/config.toml --full")
+    for command in (told.curve, told.hold_out, told.evaluate, told.longer):
+        result = run(*shlex.split(command)[1:])
+        assert result.exit_code == 0, result.stderr
+    again = open_run(in_folder / "runs" / "photos-lenet-1")
+    assert (again.info["arch"], again.info["recipe"]["size"]) == ("lenet", [16, 16])
+    assert open_run(folder).info["epochs"] == 4
+
+
+def test_with_a_limit_of_time_longer_is_twice_what_was_asked_for(trained):
+    folder, _ = trained
+    assert open_run(folder).info["minutes"] is None
+    config = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(config.replace("[train]", "[train]\nminutes = 0.7"))
+    assert typed(folder).longer == ""  # a run of before this was kept
+    tell(folder, minutes=3.0)
+    assert typed("runs/one").longer == "imgclf train --config runs/one/config.toml --minutes 6 --epochs 4"
+
+
+def test_what_cannot_run_is_not_advised(trained):
+    folder, _ = trained
+    whole, config = typed(folder), (folder / CONFIG).read_text()
+    split = (folder / SPLIT).read_text()
+    (folder / SPLIT).write_text(split.replace(",test,", ",valid,"))
+    assert typed(folder) == replace(whole, curve="")
+    (folder / SPLIT).write_text(split)
+    (folder / CONFIG).write_text(config.replace("[data]", f"[data]\nsplit_file = '{folder / SPLIT}'"))
+    assert typed(folder) == replace(whole, hold_out="")
+    (folder / CONFIG).write_text(re.sub("augment = .*", 'augment = "custom"', config))
+    assert typed(folder) == replace(whole, hold_out="", curve="")
+    (folder / CONFIG).write_text(config)
+    for file in (CHECKPOINT, PREVIOUS):
+        (folder / file).unlink(missing_ok=True)
+    assert typed(folder) == replace(whole, resume="", longer="")
+    tell(folder, arch="my_network")
+    assert typed(folder) == Typed(whole.data)
+    assert gather(open_run(folder), Known()).commands == ()
+
+
+def test_the_learning_curve_needs_published_weights_and_a_linear_head(trained):
+    folder, _ = trained
+    linear, other = build_model(ModelSpec("lenet", 3, 3, (16, 16))), ConvolutionalHead()
+    for used, head, model, possible in (
+        ("pretrained", "fresh", linear, True),
+        ("pretrained", "fresh", other, False),
+        ("file", "fresh", linear, False),
+        ("file", "whole", linear, False),
+    ):
+        tell(folder, weights={"asked": "auto", "used": used, "source": "somewhere", "note": None, "head": head})
+        command = gather(open_run(folder), Known(model)).typed.curve
+        assert bool(command) == possible, (used, head)
+        assert "--full" not in command
+
+
+def test_of_an_ensemble_no_training_goes_on_and_all_of_it_is_trained_anew(trained):
+    folder, _ = trained
+    tell(folder, members=["runs/a", "runs/b"])
+    told = typed("runs/one")
+    assert (told.resume, told.longer) == ("", "")
+    assert told.hold_out == "imgclf train --config runs/one/config.toml --ensemble 2 --split 70/15/15"
+
+
+def test_a_network_of_ones_own_is_unknown_to_commands(photos, in_folder):
+    classifier = Classifier(own_network, size=8).fit(photos, runs="runs", name="mine", **TINY)
+    assert typed(classifier.run_.path) == Typed(shlex.quote(str(photos)))
+    text = text_of(write_report(classifier.run_.path))
+    assert "--resume" not in text
+    assert "reproduce runs" not in text
 
 
 def test_evaluation_and_the_command_write_it_again(trained, in_folder):
@@ -125,8 +237,7 @@ def test_a_run_that_has_not_ended_shows_what_there_is(trained):
     (folder / INFO).write_text(json.dumps({**info, "status": "failed"}))
     text = text_of(write_report(folder))
     assert "no answers to any images yet (failed)" in text
-    assert "Go on with it: imgclf train --resume" in text
-    assert "imgclf train --resume runs/one" in text or "imgclf train --resume" in text
+    assert f"Go on with it: imgclf train --resume {folder}" in text
     assert "kept: epoch" in text
     (folder / HISTORY).unlink()
     assert "the first one has not ended" in text_of(write_report(folder))

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from imgclf import Classifier
 from imgclf.errors import ConfigError
 from imgclf.evaluation.answers import Answers, write_answers
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import ANSWERS, INFO, create_run, held, write_info
+from imgclf.run import ANSWERS, INFO, create_run, held, open_run, write_info
 from imgclf.runlist import FILTERS, SORTS, RunEntry, entry_of, filtered, list_entries, ordered
 
 
@@ -64,6 +65,20 @@ def test_what_an_older_or_shorter_run_does_not_say_is_unknown(tmp_path):
 
 def test_an_ensemble_says_how_many_networks_it_joins(tmp_path):
     assert entry_of(make(tmp_path, members=["runs/a", "runs/b"])).arch == "2 × lenet"
+    assert entry_of(make(tmp_path, "equal", members=["runs/a"])).arch == "lenet"
+
+
+def test_a_run_that_went_on_in_python_says_nothing_of_before(photos, in_folder):
+    config = {"train": {"epochs": 1, "batch_size": 16}, "data": {"cache": "off"}}
+    run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
+    write_info(run, result={"test": {"accuracy": 0.123, "n": 9}, "valid": None, "seconds": {"total": 987.0}})
+    assert entry_of(open_run(run.path)).accuracy == 0.123
+    classifier = Classifier().resume(run.path, epochs=2)
+    found = entry_of(open_run(run.path))
+    assert (found.part, found.seconds) == ("valid", classifier.run_.info["seconds"])
+    test = classifier.evaluate()
+    found = entry_of(open_run(run.path))
+    assert (found.part, found.n, found.accuracy) == ("test", test.n, test.accuracy)
 
 
 def test_the_default_is_the_newest_run_with_a_model(tmp_path):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imgclf.evaluation.calibration import ENOUGH
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.report.confusion import Pair
 from imgclf.evaluation.report.facts import ReportData
@@ -31,7 +31,6 @@ GAP = 0.1  # between train and valid
 MANY_BAD = 0.01
 BARELY = 0.2  # of the way from always the same answer to no mistake
 FALL = 0.02  # of the valid loss in the second half of training, in nats
-LONGER = 2
 PRETRAINED = "efficientnet_lite0"  # its weights can also be had without a network
 BRIEF = 160  # characters of a finding
 ENDED = ("done", "stopped early")
@@ -72,26 +71,34 @@ def warnings(
 def without_answers(data: ReportData) -> Advice:
     """What to do where there are no figures of how good the model is."""
     text = f"This run has no answers to any images yet ({data.status}): there are no figures of how good the model is."
-    if data.status in ENDED:
-        return Advice(text, "Where its images are there, test it", f"imgclf evaluate --model {data.path}")
-    return Advice(text, "Go on with it", f"imgclf train --resume {data.path}")
+    if data.status not in ENDED:
+        return _go_on(data, text)
+    if not data.data.total("test"):
+        return _hold_out(data, text)
+    return Advice(text, "Where its images are there, test it", data.typed.evaluate)
 
 
 def _of_the_run(data: ReportData) -> list[Advice]:
     found = []
     if data.status not in ENDED:
         text = f"This run has not ended as planned ({data.status}): the model may be worse than it could be."
-        found.append(Advice(text, "Go on with it", f"imgclf train --resume {data.path}"))
+        found.append(_go_on(data, text))
     if data.answers is not None and data.part != "test":
-        found.append(
-            Advice(
-                "There is no test part: the figures are about validation images, which already served to choose the "
-                "best epoch, so they look better than they are.",
-                "Hold out images for a test, and train again",
-                _on_data(data, "train", "--split 70/15/15"),
-            )
+        text = (
+            "There is no test part: the figures are about validation images, which already served to choose the best "
+            "epoch, so they look better than they are."
         )
+        found.append(_hold_out(data, text))
     return found
+
+
+def _go_on(data: ReportData, text: str, so: str = "") -> Advice:
+    """Advice to go on with a run or, where that is not possible, to train anew; `so` is what comes of it."""
+    return Advice(text, f"{'Go on with it' if data.typed.resume else 'Train anew'}{so}", data.typed.resume)
+
+
+def _hold_out(data: ReportData, text: str) -> Advice:
+    return Advice(text, "Hold out images for a test (--split), and train again", data.typed.hold_out)
 
 
 def _of_chance(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> list[Advice]:
@@ -105,7 +112,8 @@ def _of_chance(data: ReportData, result: Evaluation, interval: tuple[float, floa
         f"{percent(always)}."
     )
     if _from_scratch(data):
-        todo = "See what a pretrained network makes of these images, which is quick"
+        first = "" if data.offline else ' (pip install "imgclf[offline]" first)'
+        todo = f"See what a pretrained network makes of these images, which is quick{first}"
         return [Advice(text, todo, _on_data(data, "train", f"--recipe probe --arch {PRETRAINED}"))]
     height, width = data.trained.size
     todo = (
@@ -180,7 +188,10 @@ def _of_confidence(data: ReportData) -> list[Advice]:
     how = "surer than it should be" if sure > hits else "less sure than it could be"
     text = f"It is {how}: its confidence is {percent(sure, 0)} on average, and {percent(hits, 0)} are right."
     if answers.temperature == 1:
-        return [Advice(text, "Train with 20 or more validation images (--split), and its confidence will be adjusted")]
+        so = ", and its confidence will be adjusted"
+        if data.data.total("valid") < ENOUGH:
+            return [Advice(text, f"Train with {ENOUGH} or more validation images (--split){so}")]
+        return [Advice(text, f"Train anew{so}") if data.status in ENDED else _go_on(data, text, so)]
     return [Advice(text, "Go by what was right at which confidence (below), not by the number itself")]
 
 
@@ -194,12 +205,14 @@ def _of_training(data: ReportData) -> list[Advice]:
         found.append(
             _with_curve(data, text, "A stronger augmentation (--augment) may help, or more images; to see how much")
         )
+    if data.status not in ENDED:
+        return found
     if _is_still_better(data.history):
         text = (
             f"It was still getting better when training ended: the last of {len(losses):,} epochs was the best "
             f"(valid loss {losses[-1]:.3f}, and {losses[_half(losses)]:.3f} at half time)."
         )
-        found.append(Advice(text, "Train longer", _longer(data)))
+        found.append(Advice(text, "Train longer", data.typed.longer))
     if best is None and losses and data.start is not None:
         text = f"Training brought nothing: {never_better(losses, data.start[0])} than the start, which was kept."
         todo = instead_of_epochs(probed=data.probed)
@@ -237,19 +250,9 @@ def _from_scratch(data: ReportData) -> bool:
 
 def _on_data(data: ReportData, command: str, options: str) -> str:
     """A command on the data of the run; "" where none can name them."""
-    return f"imgclf {command} {data.source} {options}" if data.source else ""
-
-
-def _longer(data: ReportData) -> str:
-    """The command that trains longer than the run was."""
-    if data.minutes is not None:
-        return _on_data(data, "train", f"--minutes {math.ceil(LONGER * data.minutes)}")
-    return f"imgclf train --resume {data.path} --epochs {LONGER * len(data.history)}"
+    return f"imgclf {command} {data.typed.data} {options}" if data.typed.data else ""
 
 
 def _with_curve(data: ReportData, text: str, todo: str) -> Advice:
-    """Advice that ends in `…; to see how much` the learning curve, whose command is there if the data have a name."""
-    height, width = data.trained.size
-    full = " --full" if _from_scratch(data) else ""
-    command = _on_data(data, "learning-curve", f"--arch {data.trained.arch} --size {height}x{width}{full}")
-    return Advice(text, todo if command else todo.partition(";")[0], command)
+    """Advice that ends in `…; to see how much` the learning curve, if there is a command for that."""
+    return Advice(text, todo if data.typed.curve else todo.partition(";")[0], data.typed.curve)

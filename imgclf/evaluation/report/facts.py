@@ -69,6 +69,19 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Typed:
+    """What can be typed about a run, each "" where it can't run: its `data` as other commands take them; what tests it,
+    goes on with it, trains it anew for longer, or with images held out for a test; its learning curve."""
+
+    data: str = ""
+    evaluate: str = ""
+    resume: str = ""
+    longer: str = ""
+    hold_out: str = ""
+    curve: str = ""
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that the page shows.
 
@@ -76,8 +89,8 @@ class ReportData:
     their ref, and `sampled` those of them that were not chosen for what they show; `missing` says why there are no
     pictures, "" where there are. `commands` reproduce the run, each with what it is good for; `facts` are named texts
     about the run. `start` is the loss and the accuracy on valid before the first epoch, where the head knew classes;
-    `probed` says that this head had been fitted to frozen features. `path`, `source` and `members` are how commands
-    name the run, its data ("" where none can) and the runs that an ensemble joins; `minutes` were the limit.
+    `probed` says that this head had been fitted to frozen features. `typed` are commands for what to do next, `members`
+    what commands call the runs that an ensemble joins; `offline` says that pretrained weights are installed.
     """
 
     name: str
@@ -97,8 +110,7 @@ class ReportData:
     commands: tuple[tuple[str, str], ...] = ()
     start: tuple[float, float] | None = None
     probed: bool = False
-    path: str = ""
-    source: str = ""
+    typed: Typed = field(default_factory=Typed)
     members: tuple[str, ...] = ()
-    minutes: float | None = None
+    offline: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
