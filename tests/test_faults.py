@@ -388,8 +388,13 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_cleanly(reference, every_sta
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, root / "runs", k, failing(code))
             result = train_tiny(root, name)
-        assert result.exit_code == 1, (k, result.output)
         assert "Traceback" not in result.stderr
+        if "! the report is not written" in result.stderr:  # the run is whole, and all that comes after its last file
+            assert (result.exit_code, same_result(folder, root / "runs" / "whole")) == (0, True), k
+            assert not (folder / "report.html").exists()
+            shutil.rmtree(folder)
+            continue
+        assert result.exit_code == 1, (k, result.output)
         assert "bug" not in result.stderr, (k, result.stderr)
         assert str(root / "runs") in result.stderr, (k, result.stderr)
         if folder.exists():

@@ -265,7 +265,8 @@ def read_events(folder):
 
 
 def points(events, tag):
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    """Step by step: files of one second and one process are read in the order of their numbers as texts."""
+    return sorted((event.step, event.value) for event in events.Scalars(tag))
 
 
 def command(*args):
