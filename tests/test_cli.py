@@ -628,8 +628,9 @@ def test_a_kept_start_says_how_the_epochs_did_and_what_next(capsys, losses, how,
     history = History(tuple(EpochRecord(i, 0.5, 0.8, loss, 0.8, 0.1, 1.0, False) for i, loss in enumerate(losses, 1)))
     kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "done", "config": TrainConfig(probe=probed)}
     TrainView()("end", SimpleNamespace(result=lambda: history, **kept))
-    (line,) = filter(None, capsys.readouterr().err.splitlines())
-    assert line.startswith(f"kept:  the start (valid loss 0.2500): {how} ({todo}")
+    kept, advice = filter(None, capsys.readouterr().err.splitlines())
+    assert kept == f"kept:  the start (valid loss 0.2500): {how}"
+    assert advice.startswith(f"       {todo}")
 
 
 def test_after_an_interrupt_no_advice_is_drawn_from_what_was_not_tried(capsys):

@@ -389,8 +389,9 @@ class TrainView:
         best = state.result().best
         if best is None and state.best and state.epochs:
             how = never_better(valid_losses(state.result()), state.best_loss)
-            todo = f" ({instead_of_epochs(probed=bool(state.config.probe))})" if state.ended != "interrupted" else ""
-            console.say(f"kept:  the start (valid loss {state.best_loss:.4f}): {how}{todo}")
+            console.say(f"kept:  the start (valid loss {state.best_loss:.4f}): {how}")
+            if state.ended != "interrupted":
+                console.say(f"       {instead_of_epochs(probed=bool(state.config.probe))}")
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
         console.say("")
