@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and proce
 SLOW = bool(os.environ.get("IMGCLF_SLOW_FAULTS"))
 KILLS = 20 if SLOW else 2
 EVERY = 1.0  # seconds between states within an epoch, the least that may be asked for
-SIZE = ("cnn_keras", "--batch-size", "3", "--epochs", "5") if SLOW else ("lenet", "--batch-size", "3", "--epochs", "2")
+SIZE = ("cnn_keras", "--batch-size", "1", "--epochs", "5") if SLOW else ("lenet", "--batch-size", "3", "--epochs", "2")
 TRAIN = ("train", "digits", "--size", "16", "--checkpoint-every", f"{EVERY:g}s", "--arch", *SIZE)
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "32", "--augment", "none")
 SERVER = multiprocessing.get_context("forkserver")
