@@ -26,15 +26,15 @@ def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tu
 
 def _pixels(plan: Plan) -> Iterator[Choice]:
     asked, recipe, own = plan.asked, plan.recipe, find_arch(plan.spec.arch).size
+    given = SHARED if asked.init else ASKED
     (height, width), sizes = recipe.size, plan.sizes
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
     reason = "the network's own" if recipe.size == own else small
-    size = reason if asked.size is None else SHARED if asked.init else ASKED
-    yield Choice("size", f"{height}×{width}", size)
+    yield Choice("size", f"{height}×{width}", _reason(asked.size, reason, given))
     wide = "" if sizes is None else f"a crop would cut too much: width by height is {sizes.aspects[0]:.2f} to "
     wide += "" if sizes is None else f"{sizes.aspects[1]:.2f}"
     fit = wide if recipe.fit == "squash" else "keeps the shapes"
-    yield Choice("fit", recipe.fit, fit if asked.fit is None else SHARED if asked.init else ASKED)
+    yield Choice("fit", recipe.fit, _reason(asked.fit, fit, given))
     yield Choice("augment", str(plan.experiment.augment), _reason(asked.augment, "the usual one"))
 
 
@@ -73,8 +73,8 @@ def _why_probe(plan: Plan) -> str:
     return "some classes are new to the head" if plan.weights.head == "part" else "from pretrained weights"
 
 
-def _reason(asked: Any, reason: str) -> str:
-    return reason if asked is None else ASKED
+def _reason(asked: Any, reason: str, given: str = ASKED) -> str:
+    return reason if asked is None else given
 
 
 def _yes(value: bool | None) -> str:

@@ -265,12 +265,11 @@ def _typed(run: Run, experiment: Experiment, model: nn.Module | None, rows: Sequ
     longer = resume
     if config.minutes is not None:  # those that were left for training, so what was asked for has to be known
         longer = f"{anew} --minutes {math.ceil(LONGER * asked)}" if anew and asked else ""
+    tests = _is_named(run) and run.model.is_file()
     divided = place.split_file is None and experiment.init is None  # else images keep their places
     return Typed(
         data,
-        evaluate=f"imgclf evaluate --model {shlex.quote(str(run.path))}"
-        if _is_named(run) and run.model.is_file()
-        else "",
+        evaluate=f"imgclf evaluate --model {shlex.quote(str(run.path))}" if tests else "",
         resume=resume,
         longer=f"{longer} --epochs {LONGER * epochs}" if longer else "",
         hold_out=f"{anew} --split 70/15/15" if anew and divided else "",

@@ -108,11 +108,11 @@ def tune(
     """Try `trials` settings of the training of `data`, in all, and write the best one to `folder`/tune-NAME.toml.
 
     The first trial is training as it would be without a search, and is never cut short. All have the same split, and
-    are judged by their lowest valid loss; the test part is not looked at. Trials that
-    beat the start come before all others. A trial that is worse than half of the others
-    after as many epochs is ended. `folder`/tune-NAME.db remembers the trials: the same call goes on. No trial begins
-    that would not end within `minutes`, as long as others took; one that is under way then, or at Ctrl-C, is not
-    counted, and comes first when the search goes on. `callbacks` hear of the plan, of each trial and of its steps.
+    are judged by their lowest valid loss; the test part is not looked at. Trials that beat the start come before all
+    others. A trial that is worse than half of the others after as many epochs is ended. `folder`/tune-NAME.db remembers
+    the trials: the same call goes on. No trial begins that would not end within `minutes`, as long as others took; one
+    that is under way then, or at Ctrl-C, is not counted, and comes first when the search goes on. `callbacks` hear of
+    the plan, of each trial and of its steps.
 
     Raises `MissingExtra` without Optuna, `ConfigError` for data without a valid part, for trials of other settings in
     that file and where no trial was finished in time, and what training raises.

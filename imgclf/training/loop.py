@@ -187,7 +187,10 @@ def _weigh_start(state: TrainState, run: _Run) -> None:
 
 
 def _leave_to_learn(state: TrainState) -> None:
-    """Before the first step: a head that is less sure than that of the start, which stays the one to beat."""
+    """Before the first step: a head that is less sure than that of the start, which stays the one to beat.
+
+    It is made from the start, so that a run which goes on from here is not softened a second time.
+    """
     soften_head(state.model, state.best, state.config.head_scale or 1.0)
     state.mean = start_mean(state)
     state.good = _snapshot(state)

@@ -86,10 +86,11 @@ def soften_head(model: nn.Module, start: Mapping[str, torch.Tensor], scale: floa
     head = linear_head(model) if scale != 1 else None
     if head is None:
         return
-    own = [(name, parameter) for name, parameter in model.named_parameters() if parameter in set(head.parameters())]
+    own = set(head.parameters())
     with torch.no_grad():
-        for name, parameter in own:
-            parameter.copy_(scale * start[name])
+        for name, parameter in model.named_parameters():
+            if parameter in own:
+                parameter.copy_(scale * start[name])
 
 
 def features_of(
