@@ -391,7 +391,8 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_cleanly(reference, every_sta
         assert "Traceback" not in result.stderr
         if "! the report is not written" in result.stderr:  # the run is whole, and all that comes after its last file
             assert (result.exit_code, same_result(folder, root / "runs" / "whole")) == (0, True), k
-            assert not (folder / "report.html").exists()
+            page = folder / "report.html"  # only the last call, which is for the folder, comes after it
+            assert not page.exists() or page.read_text(encoding="utf-8").rstrip().endswith("</html>"), k
             shutil.rmtree(folder)
             continue
         assert result.exit_code == 1, (k, result.output)
