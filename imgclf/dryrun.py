@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from imgclf.choices import describe
@@ -89,7 +89,7 @@ def _measure(plan: Plan, source: Source, split: Split) -> tuple[TrainConfig, tup
     loader = plan_loader(plan, source, train, train=True)
     if config.epochs and config.minutes is not None:
         valid = plan_loader(plan, source, held_out) if held_out else None
-        config, choice = fit_to_time(plan, loader, valid)
+        config, choice = fit_to_time(replace(plan, model=model), loader, valid)
         found = (choice,)
         seconds["training"] = 60 * (config.minutes or 0)
     elif config.epochs:

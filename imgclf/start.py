@@ -20,7 +20,7 @@ from imgclf.data.loader import Loader
 from imgclf.data.source import Sample
 from imgclf.data.split import Split
 from imgclf.errors import ConfigError
-from imgclf.inference import Progress, evaluate, infer
+from imgclf.inference import Progress, device_of, evaluate, infer
 from imgclf.plan import Plan, plan_loader, plan_training
 from imgclf.results import Choice, Probe
 from imgclf.specs import Recipe, TrainConfig
@@ -69,6 +69,7 @@ def begin(
         most = max(1, FIRST_PIXELS // math.prod(plan.recipe.size))
         few = train_samples[:: -(-len(train_samples) // most)]
         show_first(plan.model, load(few, shard=(0, 1), device=torch.device("cpu")))
+    plan.model.to(pick_device(config.device))
     probe: Probe | None = None
     features: NDArray[np.float32] | None = None
     found: tuple[Choice, ...] = ()
@@ -121,12 +122,11 @@ def show_first(model: nn.Module, loader: Loader) -> None:
 def begin_with_probe(
     model: nn.Module, loader: Loader, config: TrainConfig, progress: Progress
 ) -> tuple[Probe, NDArray[np.float32]]:
-    """Give the network the head of a logistic regression on its features of the loader's images, in place; those of
-    some of them come back."""
-    device = pick_device(config.device)
+    """Give the network, on its own device, the head of a logistic regression on its features of the loader's images;
+    those of some of them come back."""
     weight = class_weights(loader.targets, len(loader.classes), config.class_weights)
-    precision = pick_precision(config.precision, device)
-    return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)
+    precision = pick_precision(config.precision, device_of(model))
+    return fit_probe_on_features(model, loader, precision, weight=weight, progress=progress)
 
 
 def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]]:
@@ -205,9 +205,8 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[Train
     """
     config = plan.experiment.train
     assert config.minutes is not None
-    model = plan.model.to(pick_device(config.device))
-    step = seconds_a_step(model, loader, config)
-    check = 0.0 if valid is None else seconds_of(valid, model)
+    step = seconds_a_step(plan.model, loader, config)
+    check = 0.0 if valid is None else seconds_of(valid, plan.model)
     left = 60 * config.minutes - (time.perf_counter() - plan.began) - check
     if left <= step + check:
         raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")

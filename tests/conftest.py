@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import standin_cuda
 import torch
 from PIL import Image
 
@@ -32,6 +33,13 @@ def _on_the_processor(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     elif not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a device that is there for the test, and refuses what a GPU refuses."""
+    standin_cuda.install(monkeypatch)
+    return "cuda"
 
 
 @pytest.fixture(autouse=True)

@@ -1,25 +1,28 @@
-"""What holds on every device: each test runs on the processor, and on a CUDA device where there is one."""
+"""What holds on every device: each test runs on the processor, a stand-in for a GPU, and a GPU where there is one."""
 
 from dataclasses import replace
 
 import pytest
+import standin_cuda
 import torch
 from torch import nn
 
+from imgclf import Classifier
 from imgclf.data.loader import Loader
 from imgclf.inference import predict
 from imgclf.specs import OPTIMIZERS, Recipe, TrainConfig
 from imgclf.training.checkpoint import load_checkpoint
 from imgclf.training.loop import train
+from imgclf.transforms.presets import PRESETS, preset_steps
 
 RECIPE = Recipe(size=(8, 8), channels=1)
 BATCH = 8
 CLOSE = {"cpu": {"atol": 0, "rtol": 0}, "cuda": {"atol": 1e-3, "rtol": 1e-2}}  # a GPU adds up in any order
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=["cpu", "standin", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
-    return request.param
+    return request.getfixturevalue("standin") if request.param == "standin" else request.param
 
 
 def net():
@@ -30,11 +33,11 @@ def net():
         )
 
 
-def fit(source, device, callbacks=(), keep=None, **options):
+def fit(source, device, callbacks=(), keep=None, recipe=RECIPE, **options):
     plain = {"epochs": 3, "lr": 0.01, "batch_size": BATCH, "precision": "fp32", "optimizer": "sgd"}
     config = TrainConfig(**plain | {"device": device} | options)
     model = net()
-    loaders = [loader_of(source, device, train=part) for part in (True, False)]
+    loaders = [loader_of(source, device, recipe, train=part) for part in (True, False)]
     return model, train(model, *loaders, config, callbacks=callbacks, **(keep or {}))
 
 
@@ -107,6 +110,16 @@ def test_a_loss_that_is_nan_goes_back(make_source, device):
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
+def test_training_goes_on_from_a_run(photos, device, tmp_path):
+    """Its answers are asked for before the first step."""
+    config = {"size": (16, 16), "train": {"device": device, "batch_size": 16}}
+    run = Classifier("lenet", config=config).fit(photos, epochs=1, runs=tmp_path).run_.path
+    classifier = Classifier(init=run, config={"train": config["train"]}).fit(photos, epochs=1)
+    assert {choice.name for choice in classifier.choices_} >= {"mirror"}
+    assert len(classifier.predict([photos / "red" / "00.png"])) == 1
+    assert next(classifier.model_.parameters()).device.type == device
+
+
 @pytest.mark.cuda
 def test_a_batch_that_the_memory_of_the_device_cannot_hold_is_cut(make_source):
     source, events = make_source(n=200), []
@@ -121,3 +134,22 @@ def test_a_batch_that_the_memory_of_the_device_cannot_hold_is_cut(make_source):
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert events[0][0] == "memory"
     assert torch.isfinite(torch.tensor(history.epochs[0].train_loss))
+
+
+def waits_of(source, device, recipe=RECIPE, **options):
+    standin_cuda.waits.clear()
+    fit(source, device, recipe=recipe, epochs=1, **options)
+    return list(standin_cuda.waits)
+
+
+@pytest.mark.parametrize("options", [{"compile": "off"}, {"compile": "on"}, {"precision": "bf16", "ema": 0.9}])
+def test_no_step_waits_for_the_device(make_source, standin, options):
+    few, more = (waits_of(make_source(n), standin, **options) for n in (16, 64))
+    assert few == more
+    assert 1 < len(few) < 8  # the loss, the weights, the answers for valid
+
+
+@pytest.mark.parametrize("name", PRESETS.names())
+def test_no_augmentation_waits_for_the_device(make_source, standin, name):
+    recipe = replace(RECIPE, steps=preset_steps(name))
+    assert waits_of(make_source(), standin, recipe) == waits_of(make_source(), standin)

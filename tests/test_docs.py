@@ -148,6 +148,16 @@ def blocks(page):
 @pytest.mark.filterwarnings("ignore:resnet18 is NOT pretrained")  # there is no network here
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_what_a_page_shows_runs(page, reader, one_epoch):
+    run_page(page)
+
+
+@pytest.mark.filterwarnings("ignore:resnet18 is NOT pretrained")
+@pytest.mark.parametrize("name", ["cli.md", "training.md"])  # they show every command
+def test_what_a_page_shows_runs_where_there_is_a_gpu(name, reader, one_epoch, standin):
+    run_page(ROOT / "docs" / name)
+
+
+def run_page(page):
     names = {}
     for kind, text in blocks(page):
         if kind == "python":

@@ -313,7 +313,8 @@ def _require_finite(state: TrainState) -> None:
     """What is kept or written holds no NaN: neither the weights nor what the optimizer knows of them."""
     tensors = [*state.model.state_dict().values(), *state.mean.values()]
     tensors += [value for known in state.optimizer.state.values() for value in known.values()]
-    if not all(tensor.isfinite().all() for tensor in tensors):
+    finite = [tensor.isfinite().all().to(state.device, non_blocking=True) for tensor in tensors]
+    if not torch.stack(finite).all():  # one wait for the device, not one for each
         raise _NotFinite
 
 
