@@ -1,6 +1,6 @@
 """What each part of the default recipe is worth: whole runs with one part off in turn; the table of docs/recipe.md.
 
-    python tests/benchmarks/recipe.py --data DIR --out FILE [--only ants-bees] [--part "no probe"] [--seeds 3]
+    python tests/benchmarks/recipe.py --data DIR --out FILE [--only ants-bees] [--part "no probe"] [--epochs 40]
 
 DIR holds what can't be made: `hymenoptera` (`train` and `val`) and `cifar10` (`train` and `test`); the sets are drawn
 from them into DIR/made. FILE gets a line of JSON a run; runs that it has are not repeated. The table comes last.
@@ -83,11 +83,11 @@ class Watcher:
             self.weights["mean"] = copied(subject.mean or subject.model.state_dict())
 
 
-def run(folder: Path, changes: dict[str, Any], seed: int) -> dict[str, Any]:
+def run(folder: Path, changes: dict[str, Any], seed: int, epochs: int | None) -> dict[str, Any]:
     """Accuracies on the test images: of the start, of the last epoch, of its mean, of what is kept; the seconds."""
     watcher = Watcher()
     classifier = Classifier(ARCH, config={"split": (0.85, 0.15, 0.0), **changes})
-    classifier.fit(folder, seed=seed, callbacks=[watcher])
+    classifier.fit(folder, seed=seed, epochs=epochs, callbacks=[watcher])
     figures: dict[str, Any] = {"kept": classifier.evaluate().accuracy, "start kept": classifier.history_.best is None}
     for name, weights in watcher.weights.items():
         classifier.model_.load_state_dict(weights)
@@ -102,17 +102,19 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=SETS)
     parser.add_argument("--part", action="append", choices=OFF)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="instead of as many as the recipe chooses")
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     known = {(line["set"], line["off"], line["seed"]): line for line in lines}
     for seed in range(args.seeds):
         for name in args.only or SETS:
             folder = SETS[name](args.data / "made" / f"recipe-{name}", args.data)
+            row = name if args.epochs is None else f"{name}, {args.epochs} epochs"
             for off in args.part or OFF:
-                if (name, off, seed) in known:
+                if (row, off, seed) in known:
                     continue
-                line = {"set": name, "off": off, "seed": seed, **run(folder, OFF[off], seed)}
-                known[name, off, seed] = line
+                line = {"set": row, "off": off, "seed": seed, **run(folder, OFF[off], seed, args.epochs)}
+                known[row, off, seed] = line
                 with open(args.out, "a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), flush=True)
@@ -123,12 +125,12 @@ def _show(known: dict[tuple[str, str, int], dict[str, Any]]) -> None:
     """A line for each set and part: mean accuracies over the seeds, and how often the start was kept."""
     columns = ("start", "last", "mean", "kept")
     heads = "".join(f"{column:>7}" for column in columns)
-    print(f"{'set':10} {'':26} {heads} {'start kept':>10} {'training s':>10} {'runs':>5}")
+    print(f"{'set':20} {'':26} {heads} {'start kept':>10} {'training s':>10} {'runs':>5}")
     for name, off in dict.fromkeys((name, off) for name, off, _ in known):
         runs = [line for (n, o, _), line in known.items() if (n, o) == (name, off)]
         means = "".join(f"{100 * statistics.mean(line[column] for line in runs):7.1f}" for column in columns)
         starts, training = sum(r["start kept"] for r in runs), statistics.mean(r["training"] for r in runs)
-        print(f"{name:10} {off:26} {means} {starts:10} {training:10.0f} {len(runs):5}")
+        print(f"{name:20} {off:26} {means} {starts:10} {training:10.0f} {len(runs):5}")
 
 
 if __name__ == "__main__":
