@@ -6,13 +6,18 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from imgclf.errors import OutOfMemory
+
+T = TypeVar("T")
 
 SMALL_STEP = 5e7  # floating-point operations of a forward pass: LeNet takes 2e7 for 32 images
 # Of mallopt(3): from which size on the C library takes a block from the system and returns it as soon as it is free,
@@ -109,6 +114,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def ran_out_of_memory(error: Exception) -> bool:
     """Whether this is a lack of memory; some allocators say so in words only."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def in_parts_that_fit(compute: Callable[[int], T], most: int, device: torch.device) -> tuple[T, int]:
+    """What `compute` gives when told to take at most so many images at once: `most`, or half as many as often as the
+    memory asks for it; and how many they were. Raises `OutOfMemory` where a single image does not fit."""
+    while True:
+        try:
+            return compute(most), most
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if most <= 1:
+                raise OutOfMemory(f"{device} has too little memory for a single image") from error
+        most = (most + 1) // 2
+        release_memory(device)
 
 
 def release_memory(device: torch.device) -> None:

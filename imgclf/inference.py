@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +18,12 @@ from imgclf.compute import (
     autocast,
     enough_threads,
     evaluating,
+    in_parts_that_fit,
     kept_memory,
-    ran_out_of_memory,
-    release_memory,
     step_flops,
 )
 from imgclf.data.loader import Batch, Loader
-from imgclf.errors import DataError, OutOfMemory
+from imgclf.errors import DataError
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.metrics import softmax
 from imgclf.evaluation.unknown import Refusal
@@ -229,17 +229,10 @@ def _forward(
         for batch in loader.epoch():
             if not len(batch.targets):
                 continue
-            while True:
-                try:
-                    logits = logits_of(model, batch.pixels, loader.recipe, device, precision, most)
-                    break
-                except (RuntimeError, MemoryError) as error:
-                    if not ran_out_of_memory(error):
-                        raise
-                    if most == 1:
-                        raise OutOfMemory(f"{device} has too little memory for a single image") from error
-                most = (min(most, len(batch.pixels)) + 1) // 2
-                release_memory(device)
+            n = len(batch.pixels)
+            compute = partial(logits_of, model, batch.pixels, loader.recipe, device, precision)
+            logits, size = in_parts_that_fit(compute, min(most, n), device)
+            most = min(most, size) if size < n else most
             yield batch, logits
 
 

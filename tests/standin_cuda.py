@@ -1,8 +1,9 @@
 """A stand-in for a CUDA device: tensors that say they lie on `cuda:0`, computed by the processor.
 
 It refuses what a GPU refuses: tensors of two devices in one operation, numpy arrays of what lies on the device, and
-waiting for the device while a graph is captured. It counts the other places where the processor waits. Kernels,
-streams, memory and speed are not those of a GPU, and nothing is compiled for it.
+waiting for the device while a graph is captured. It counts the other places where the processor waits. Its memory is
+out where a single result takes more than there is. Kernels, streams and speed are not those of a GPU, and nothing is
+compiled for it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class OnCuda(torch.Tensor):
             note_wait()
         plain_args, plain_kwargs = tree.tree_map_only(OnCuda, lambda tensor: tensor.held, (args, kwargs))
         found = func(*plain_args, **plain_kwargs)
+        Memory.require(found)
         Graph.note(func, plain_args, plain_kwargs, found)
         return return_and_correct_aliasing(func, args, kwargs, tree.tree_map_only(torch.Tensor, OnCuda, found))
 
@@ -85,6 +87,26 @@ def _check_devices(name: str, args: Any, kwargs: Any) -> None:
     ours = isinstance(args[0], OnCuda) and name.startswith(TAKES_BOTH)
     if not ours and any(not isinstance(tensor, OnCuda) and tensor.ndim > 0 for tensor in tensors):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu! ({name})")
+
+
+class Memory:
+    """The bytes that one result may take."""
+
+    most = float(MEMORY)
+
+    @classmethod
+    def require(cls, found: Any) -> None:
+        """Raise what torch raises where there are not enough."""
+        if (
+            max((leaf.nbytes for leaf in tree.tree_leaves(found) if isinstance(leaf, torch.Tensor)), default=0)
+            > cls.most
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory. The stand-in has too little for one result.")
+
+    @classmethod
+    def limit(cls, fraction: float, *args: Any) -> None:
+        """`torch.cuda.set_per_process_memory_fraction`."""
+        cls.most = fraction * MEMORY
 
 
 def note_wait() -> None:
@@ -259,6 +281,7 @@ def _grouped(lists: Any, *args: Any) -> Any:
 def install(patch: pytest.MonkeyPatch) -> None:
     """Let torch find the stand-in as its only CUDA device, until `patch` is undone."""
     waits.clear()
+    patch.setattr(Memory, "most", float(MEMORY))
     for name in FACTORIES.split():
         patch.setattr(torch, name, _factory(getattr(torch, name)))
     patch.setattr(torch, "autocast", _cast)
@@ -289,6 +312,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
         "is_bf16_supported": lambda **options: True,
         "is_current_stream_capturing": lambda: Graph.recording is not None,
         "mem_get_info": lambda *args: (MEMORY, MEMORY),
+        "set_per_process_memory_fraction": Memory.limit,
         "set_rng_state": lambda state, *args: torch.set_rng_state(state),
         "stream": lambda stream: nullcontext(),
         "synchronize": lambda *args: note_wait(),

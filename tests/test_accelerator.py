@@ -1,7 +1,9 @@
 """What holds on every device: each test runs on the processor, a stand-in for a GPU, and a GPU where there is one."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import standin_cuda
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from imgclf import Classifier
 from imgclf.data.loader import Loader
 from imgclf.inference import predict
-from imgclf.specs import OPTIMIZERS, Recipe, TrainConfig
+from imgclf.specs import EXPLAIN_METHODS, OPTIMIZERS, Recipe, TrainConfig
 from imgclf.training.checkpoint import load_checkpoint
 from imgclf.training.loop import train
 from imgclf.transforms.presets import PRESETS, preset_steps
@@ -120,20 +122,47 @@ def test_training_goes_on_from_a_run(photos, device, tmp_path):
     assert next(classifier.model_.parameters()).device.type == device
 
 
-@pytest.mark.cuda
-def test_a_batch_that_the_memory_of_the_device_cannot_hold_is_cut(make_source):
-    source, events = make_source(n=200), []
-    wide = replace(RECIPE, size=(256, 256))
-    model = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
-    config = TrainConfig(epochs=1, lr=0.01, batch_size=512, device="cuda", precision="fp32", compile="off")
-    loader = loader_of(source, "cuda", wide, 512, train=True)
-    torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(0).total_memory)
+@contextmanager
+def only(size):
+    """So many bytes of the device's memory."""
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(0).total_memory)
     try:
-        history = train(model, loader, None, config, callbacks=[told(events, "memory")])
+        yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+# On a GPU the first layer of half a batch takes 4.2 GB, and of a quarter 2.1.
+@pytest.mark.parametrize(
+    ("device", "side", "batch", "memory", "choice"),
+    [
+        ("standin", 32, 64, 2.5e6, "off"),
+        ("standin", 32, 64, 2.5e6, "on"),
+        pytest.param("cuda", 256, 512, 4e9, "off", marks=pytest.mark.cuda),
+    ],
+    indirect=["device"],
+)
+def test_a_batch_that_the_memory_of_the_device_cannot_hold_is_cut(make_source, device, side, batch, memory, choice):
+    source, events = make_source(n=batch * 2 // 5), []
+    wide = replace(RECIPE, size=(side, side))
+    model = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
+    config = TrainConfig(epochs=1, lr=0.01, batch_size=batch, device="cuda", precision="fp32", compile=choice)
+    loader, valid = (loader_of(source, device, wide, batch, train=part) for part in (True, False))
+    with only(memory):
+        history = train(model, loader, valid, config, callbacks=[told(events, "memory")])
     assert events[0][0] == "memory"
-    assert torch.isfinite(torch.tensor(history.epochs[0].train_loss))
+    assert np.isfinite([history.epochs[0].train_loss, history.epochs[0].valid_loss]).all()
+
+
+@pytest.mark.parametrize("method", EXPLAIN_METHODS)
+def test_all_that_is_done_with_a_model_is_cut_to_the_memory(photos, standin, method):
+    """32 images take more than there is in the first layer, and one does not."""
+    config = {"size": (16, 16), "train": {"device": standin, "batch_size": 32, "probe": True}}
+    with only(100_000):
+        classifier = Classifier("lenet", config=config).fit(photos, epochs=2)
+        assert classifier.evaluate().n == 9
+        found = classifier.explain([photos / "red" / f"{i:02d}.png" for i in range(12)], method=method)
+    assert [one.error for one in found] == [None] * 12
 
 
 def waits_of(source, device, recipe=RECIPE, **options):

@@ -9,7 +9,8 @@ whole network and needs no maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imgclf._registry import unknown_name
-from imgclf.compute import evaluating
+from imgclf.compute import evaluating, in_parts_that_fit
 from imgclf.data.loader import Loader
 from imgclf.evaluation.maps import Site, find_last_site, spread
 from imgclf.fold import fold_batch_norms
@@ -82,12 +83,24 @@ def _heats(
         return
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     site = find_last_site(members[0], first)
-    for part, wanted in zip(torch.split(pixels, AT_ONCE), torch.split(targets.to(device), AT_ONCE), strict=True):
-        images = to_input(part, recipe, device)
-        heats = [_cam(member, images, wanted, site, method) for member in members]
-        if recipe.tta != "none":  # the views of mirror-shift that are moved by one pixel show the same places
-            heats += [_cam(member, images.flip(3), wanted, site, method).flip(2) for member in members]
-        yield from map(_scaled, torch.stack(heats).mean(0).cpu().numpy())
+    mean_cam = partial(_mean_cam, members, site, method, recipe.tta != "none")
+
+    def heats(most: int) -> NDArray[np.float32]:
+        parts = zip(torch.split(pixels, most), torch.split(targets.to(device), most), strict=True)
+        return np.concatenate([mean_cam(to_input(part, recipe, device), wanted) for part, wanted in parts])
+
+    yield from map(_scaled, in_parts_that_fit(heats, AT_ONCE, device)[0])
+
+
+def _mean_cam(
+    members: Sequence[nn.Module], site: Site, method: str, mirrored: bool, images: Tensor, targets: Tensor
+) -> NDArray[np.float32]:
+    """The mean of the members' maps (n, height, width), and of those of the `mirrored` images."""
+    heats = [_cam(member, images, targets, site, method) for member in members]
+    if mirrored:  # the views of mirror-shift that are moved by one pixel show the same places
+        heats += [_cam(member, images.flip(3), targets, site, method).flip(2) for member in members]
+    mean: NDArray[np.float32] = torch.stack(heats).mean(0).cpu().numpy()
+    return mean
 
 
 def _cam(model: nn.Module, images: Tensor, targets: Tensor, site: Site, method: str) -> Tensor:
@@ -131,14 +144,16 @@ def _occlusion(
     height, width = image.shape[:2]
     patches = list(product(_cuts(height), _cuts(width)))
     grey = torch.tensor(mean_colour(recipe), dtype=torch.uint8, device=image.device)
-    odds = []
+    odds, most, device = [], COVERED, device_of(model)
     for start in range(0, len(patches), COVERED):
         part = patches[start : start + COVERED]
         covered = image.repeat(len(part), 1, 1, 1)
         for row, (rows, columns) in zip(covered, part, strict=True):
             row[rows, columns] = grey
-        odds.append(_log_odds(logits_of(model, covered, recipe, device_of(model), precision, COVERED), target))
-    whole = _log_odds(logits_of(model, image[None], recipe, device_of(model), precision, 1), target)
+        compute = partial(logits_of, model, covered, recipe, device, precision)
+        logits, most = in_parts_that_fit(compute, most, device)
+        odds.append(_log_odds(logits, target))
+    whole = _log_odds(logits_of(model, image[None], recipe, device, precision, 1), target)
     losses, covers = np.zeros((height, width)), np.zeros((height, width))
     for (rows, columns), value in zip(patches, np.concatenate(odds), strict=True):
         losses[rows, columns] += whole[0] - value
