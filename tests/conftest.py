@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import standin_cuda
+import standin_device
 import torch
 from PIL import Image
 
@@ -27,9 +27,10 @@ def _signals_heard() -> None:
 
 @pytest.fixture(autouse=True)
 def _on_the_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only tests of CUDA see such a device: the others, and the programs that they start, do the same everywhere."""
+    """Only tests of CUDA see an accelerator: the others, and the programs that they start, do the same everywhere."""
     if request.node.get_closest_marker("cuda") is None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     elif not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
@@ -38,8 +39,15 @@ def _on_the_processor(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a device that is there for the test, and refuses what a GPU refuses."""
-    standin_cuda.install(monkeypatch)
+    standin_device.install(monkeypatch)
     return "cuda"
+
+
+@pytest.fixture
+def metal(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same for Metal."""
+    standin_device.install(monkeypatch, "mps")
+    return "mps"
 
 
 @pytest.fixture(autouse=True)

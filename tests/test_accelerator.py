@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import standin_cuda
+import standin_device
 import torch
 from torch import nn
 
@@ -22,9 +22,9 @@ BATCH = 8
 CLOSE = {"cpu": {"atol": 0, "rtol": 0}, "cuda": {"atol": 1e-3, "rtol": 1e-2}}  # a GPU adds up in any order
 
 
-@pytest.fixture(params=["cpu", "standin", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=["cpu", "standin", "metal", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
-    return request.getfixturevalue("standin") if request.param == "standin" else request.param
+    return request.param if request.param in CLOSE else request.getfixturevalue(request.param)
 
 
 def net():
@@ -51,7 +51,7 @@ def loader_of(source, device, recipe=RECIPE, batch=BATCH, train=False):
 def assert_close(model, other, device):
     mine, others = model.state_dict(), other.state_dict()
     for name in mine:
-        torch.testing.assert_close(mine[name], others[name], **CLOSE[device], msg=name)
+        torch.testing.assert_close(mine[name], others[name], **CLOSE.get(device, CLOSE["cuda"]), msg=name)
 
 
 def told(events, *names):
@@ -166,9 +166,9 @@ def test_all_that_is_done_with_a_model_is_cut_to_the_memory(photos, standin, met
 
 
 def waits_of(source, device, recipe=RECIPE, **options):
-    standin_cuda.waits.clear()
+    standin_device.waits.clear()
     fit(source, device, recipe=recipe, epochs=1, **options)
-    return list(standin_cuda.waits)
+    return list(standin_device.waits)
 
 
 @pytest.mark.parametrize("options", [{"compile": "off"}, {"compile": "on"}, {"precision": "bf16", "ema": 0.9}])

@@ -152,8 +152,11 @@ def test_what_a_page_shows_runs(page, reader, one_epoch):
 
 
 @pytest.mark.filterwarnings("ignore:resnet18 is NOT pretrained")
-@pytest.mark.parametrize("name", ["cli.md", "training.md"])  # they show every command
-def test_what_a_page_shows_runs_where_there_is_a_gpu(name, reader, one_epoch, standin):
+@pytest.mark.parametrize(
+    ("name", "device"), [("cli.md", "standin"), ("training.md", "standin"), ("training.md", "metal")]
+)
+def test_what_a_page_shows_runs_where_there_is_a_gpu(name, device, reader, one_epoch, request):
+    request.getfixturevalue(device)
     run_page(ROOT / "docs" / name)
 
 

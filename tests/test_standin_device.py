@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-import standin_cuda
+import standin_device
 import torch
 from torch import nn
 
@@ -50,13 +50,23 @@ def test_a_step_is_that_of_the_processor(standin, make):
         torch.testing.assert_close(one, other)
 
 
+def test_what_metal_lacks(metal):
+    assert images().to(metal).device == torch.device("mps", 0)
+    for make in (lambda: images().to(metal).double(), lambda: torch.zeros(2, dtype=torch.float64, device=metal)):
+        with pytest.raises(TypeError, match="float64"):
+            make()
+    with pytest.raises(NotImplementedError, match="mode"):
+        torch.mode(images().to(metal))
+    assert not images().to(metal).is_cuda
+
+
 def test_waits_are_counted(standin):
     tensor = torch.ones(3, device=standin)
     (tensor * 2).sum().add_(1)
-    assert standin_cuda.waits == []
+    assert standin_device.waits == []
     assert (tensor.sum().item(), tensor.tolist(), bool(tensor.any())) == (3, [1, 1, 1], True)
     tensor[tensor > 0].cpu()
-    assert len(standin_cuda.waits) == 5
+    assert len(standin_device.waits) == 5
 
 
 def test_a_capture_is_done_again_on_the_same_memory(standin):

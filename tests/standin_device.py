@@ -1,27 +1,29 @@
-"""A stand-in for a CUDA device: tensors that say they lie on `cuda:0`, computed by the processor.
+"""A stand-in for an accelerator: tensors that say they lie on `cuda:0` or `mps:0`, computed by the processor.
 
 It refuses what a GPU refuses: tensors of two devices in one operation, numpy arrays of what lies on the device, and
-waiting for the device while a graph is captured. It counts the other places where the processor waits. Its memory is
-out where a single result takes more than there is. Kernels, streams and speed are not those of a GPU, and nothing is
-compiled for it.
+waiting for the device while a graph is captured; on Metal also float64, and operations that torch has no kernel for
+there. It counts the other places where the processor waits. Its memory is out where a single result takes more than
+there is. Kernels, streams and speed are not those of a GPU, and nothing is compiled for it.
 """
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo  # before its annotations meet what is replaced here
+import torchgen
 from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-HERE = torch.device("cuda", 0)
 MEMORY = 2**33
 FACTORIES = "arange as_tensor empty empty_strided eye full linspace ones rand randint randn randperm tensor zeros"
 TAKES_BOTH = ("aten::index.", "aten::index_put", "aten::_index_put")  # indices may lie on the processor
@@ -31,16 +33,55 @@ WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "a
 waits: list[str] = []  # where the processor waited for the device, as "file:line" of imgclf
 
 
-class OnCuda(torch.Tensor):
+class Here:
+    """Which device the stand-in is."""
+
+    device = torch.device("cuda", 0)
+
+    @classmethod
+    def has(cls, device: Any) -> bool:
+        """Whether this names it."""
+        return torch.device(device).type == cls.device.type
+
+    @classmethod
+    def refuse(cls, name: str, found: Any) -> None:
+        """Raise what torch raises on Metal, where there is no float64, and where it has no kernel."""
+        if cls.device.type != "mps":
+            return
+        if any(isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float64 for leaf in tree.tree_leaves(found)):
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        if name not in metal_operations():
+            raise NotImplementedError(f"The operator '{name}' is not currently implemented for the MPS device.")
+
+
+@cache
+def metal_operations() -> frozenset[str]:
+    """The operations that torch has a kernel for on Metal, by its own list."""
+    text = (Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml").read_text()
+    entries = {entry.partition("(")[0]: entry for entry in text.split("\n- func: ")[1:]}
+
+    def there(entry: str) -> bool:
+        delegate = re.search(r"structured_delegate: (\S+)", entry)
+        if delegate is None and "  dispatch:" not in entry:  # made of others
+            return True
+        return re.search("MPS|Composite", entry + (entries[delegate[1]] if delegate else "")) is not None
+
+    return frozenset(f"aten::{name}" for name, entry in entries.items() if there(entry))
+
+
+class OnDevice(torch.Tensor):
     """A tensor on the stand-in; `held`, on the processor, has its numbers."""
 
     held: torch.Tensor
-    device = property(lambda self: HERE)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    device = property(lambda self: Here.device)  # type: ignore[assignment]
+    is_cuda = property(lambda self: Here.has("cuda"))  # type: ignore[assignment]
+    is_mps = property(lambda self: Here.has("mps"))  # type: ignore[assignment]
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, held: torch.Tensor) -> OnCuda:
+    def __new__(cls, held: torch.Tensor) -> OnDevice:
         place = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
         made = torch.Tensor._make_wrapper_subclass(cls, held.size(), **place)
         made.held = held
@@ -50,7 +91,7 @@ class OnCuda(torch.Tensor):
         return self.held.detach().__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, object]) -> torch.Tensor:
-        made: torch.Tensor = OnCuda(self.held.clone()).requires_grad_(self.requires_grad)
+        made: torch.Tensor = OnDevice(self.held.clone()).requires_grad_(self.requires_grad)
         memo[id(self)] = torch.nn.Parameter(made, self.requires_grad) if isinstance(self, torch.nn.Parameter) else made
         return memo[id(self)]  # type: ignore[return-value]
 
@@ -66,11 +107,12 @@ class OnCuda(torch.Tensor):
         _check_devices(name, args, kwargs)
         if name.startswith(WAITS) or (name.startswith(TAKES_BOTH) and _masks(args[1])):
             note_wait()
-        plain_args, plain_kwargs = tree.tree_map_only(OnCuda, lambda tensor: tensor.held, (args, kwargs))
+        plain_args, plain_kwargs = tree.tree_map_only(OnDevice, lambda tensor: tensor.held, (args, kwargs))
         found = func(*plain_args, **plain_kwargs)
         Memory.require(found)
+        Here.refuse(name.removesuffix("."), found)
         Graph.note(func, plain_args, plain_kwargs, found)
-        return return_and_correct_aliasing(func, args, kwargs, tree.tree_map_only(torch.Tensor, OnCuda, found))
+        return return_and_correct_aliasing(func, args, kwargs, tree.tree_map_only(torch.Tensor, OnDevice, found))
 
 
 def _masks(indices: list[torch.Tensor | None]) -> bool:
@@ -79,14 +121,14 @@ def _masks(indices: list[torch.Tensor | None]) -> bool:
 
 def _check_devices(name: str, args: Any, kwargs: Any) -> None:
     tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    if all(isinstance(tensor, OnCuda) for tensor in tensors):
+    if all(isinstance(tensor, OnDevice) for tensor in tensors):
         return
     if name.startswith(COPIES):
         note_wait() if Graph.recording else None
         return
-    ours = isinstance(args[0], OnCuda) and name.startswith(TAKES_BOTH)
-    if not ours and any(not isinstance(tensor, OnCuda) and tensor.ndim > 0 for tensor in tensors):
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu! ({name})")
+    ours = isinstance(args[0], OnDevice) and name.startswith(TAKES_BOTH)
+    if not ours and any(not isinstance(tensor, OnDevice) and tensor.ndim > 0 for tensor in tensors):
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found {Here.device} and cpu! ({name})")
 
 
 class Memory:
@@ -155,7 +197,7 @@ def _graph(graph: Graph, **kwargs: Any) -> Iterator[None]:
 class _Stream:
     """All work of the stand-in is done at once, so that streams have nothing to wait for."""
 
-    device = HERE
+    device = Here.device
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -172,22 +214,23 @@ class _ToDevice(torch.autograd.Function):
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
         if Graph.recording is not None:
             note_wait()
-        return OnCuda(tensor.detach().clone())
+        Here.refuse("aten::clone", tensor)
+        return OnDevice(tensor.detach().clone())
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return grad.held if isinstance(grad, OnCuda) else grad
+        return grad.held if isinstance(grad, OnDevice) else grad
 
 
 class _ToHost(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: OnCuda) -> torch.Tensor:
+    def forward(ctx: Any, tensor: OnDevice) -> torch.Tensor:
         note_wait()
         return tensor.held.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return OnCuda(grad)
+        return OnDevice(grad)
 
 
 _to, _as_tensor, _autocast, _apply = torch.Tensor.to, torch.as_tensor, torch.autocast, torch.nn.Module._apply
@@ -205,9 +248,9 @@ def moved(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     changed = _plain(_to, tensor, copy=copied, **changes) if copied or changes else tensor
     if device is None or device.type == changed.device.type:
         return changed
-    if device.type == "cuda":
+    if Here.has(device):
         return _ToDevice.apply(changed)
-    return _plain(_to, _ToHost.apply(changed) if isinstance(changed, OnCuda) else changed, device)
+    return _plain(_to, _ToHost.apply(changed) if isinstance(changed, OnDevice) else changed, device)
 
 
 def _plain(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -215,11 +258,13 @@ def _plain(func: Any, *args: Any, **kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 
-def _no_array(tensor: OnCuda, *args: Any, **kwargs: Any) -> Any:
-    raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor first")
+def _no_array(tensor: OnDevice, *args: Any, **kwargs: Any) -> Any:
+    raise TypeError(
+        f"can't convert {Here.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor first"
+    )
 
 
-def _listed(tensor: OnCuda) -> Any:
+def _listed(tensor: OnDevice) -> Any:
     note_wait()
     return tensor.held.tolist()
 
@@ -231,9 +276,9 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.Tensor.numpy: _no_array,
     torch.Tensor.__array__: _no_array,
     torch.Tensor.tolist: _listed,
-    torch.Tensor.new_tensor: lambda tensor, data, **options: OnCuda(tensor.held.new_tensor(data, **options)),
+    torch.Tensor.new_tensor: lambda tensor, data, **options: OnDevice(tensor.held.new_tensor(data, **options)),
     torch.Tensor.data_ptr: lambda tensor: tensor.held.data_ptr(),
-    torch.Tensor.__repr__: lambda tensor: f"OnCuda({tensor.held})",
+    torch.Tensor.__repr__: lambda tensor: f"OnDevice({tensor.held})",
 }
 
 
@@ -241,24 +286,25 @@ def _factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """What makes tensors, also on the stand-in."""
 
     def made(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-        if device is None or torch.device(device).type != "cuda":
+        if device is None or not Here.has(device):
             found = make(*args, **({} if device is None else {"device": device}), **kwargs)
             if pin_memory:
                 found.pinned = True  # type: ignore[attr-defined]
             return found
-        if make is _as_tensor and isinstance(args[0], OnCuda):
+        if make is _as_tensor and isinstance(args[0], OnDevice):
             return args[0]
-        args = tree.tree_map_only(OnCuda, lambda tensor: tensor.held, args)
+        args = tree.tree_map_only(OnDevice, lambda tensor: tensor.held, args)
         requires = kwargs.pop("requires_grad", False)
         found = make(*args, **kwargs)
         Graph.note(make, args, kwargs, found)
-        return OnCuda(found).requires_grad_(requires)
+        Here.refuse("aten::empty.memory_format", found)
+        return OnDevice(found).requires_grad_(requires)
 
     return made
 
 
 def _cast(device_type: str, *args: Any, **kwargs: Any) -> Any:
-    return _autocast("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+    return _autocast("cpu" if Here.has(device_type) else device_type, *args, **kwargs)
 
 
 def _swapping(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
@@ -274,13 +320,14 @@ def _swapping(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Mo
 def _grouped(lists: Any, *args: Any) -> Any:
     """The tensors of optimizers by their device and dtype."""
     groups = _group(lists, *args).items()
-    ours = [any(isinstance(leaf, OnCuda) for leaf in tree.tree_leaves(tensors)) for _, (tensors, _) in groups]
-    return {(HERE if on else key[0], key[1]): value for on, (key, value) in zip(ours, groups, strict=True)}
+    ours = [any(isinstance(leaf, OnDevice) for leaf in tree.tree_leaves(tensors)) for _, (tensors, _) in groups]
+    return {(Here.device if on else key[0], key[1]): value for on, (key, value) in zip(ours, groups, strict=True)}
 
 
-def install(patch: pytest.MonkeyPatch) -> None:
-    """Let torch find the stand-in as its only CUDA device, until `patch` is undone."""
+def install(patch: pytest.MonkeyPatch, kind: str = "cuda") -> None:
+    """Let torch find the stand-in as its only accelerator, `cuda` or `mps`, until `patch` is undone."""
     waits.clear()
+    patch.setattr(Here, "device", torch.device(kind, 0))
     patch.setattr(Memory, "most", float(MEMORY))
     for name in FACTORIES.split():
         patch.setattr(torch, name, _factory(getattr(torch, name)))
@@ -288,12 +335,23 @@ def install(patch: pytest.MonkeyPatch) -> None:
     # Tensors of this kind can't be split in inference mode.
     patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else torch.enable_grad())
     patch.setattr(torch.Tensor, "to", moved)
-    patch.setattr(torch.Tensor, "cuda", lambda tensor, *args: moved(tensor, HERE))
     patch.setattr(torch.Tensor, "is_pinned", lambda tensor, *args: getattr(tensor, "pinned", False))
     patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     patch.setattr(torch.nn.Module, "_apply", _swapping)
     patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
     patch.setattr(torch.accelerator, "current_stream", _Stream)
+    (_install_cuda if kind == "cuda" else _install_metal)(patch)
+
+
+def _install_metal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.backends.mps, "is_available", lambda: True)
+    patch.setattr(torch.mps, "synchronize", note_wait)
+    patch.setattr(torch.mps, "recommended_max_memory", lambda: MEMORY)
+    patch.setattr(torch.mps, "driver_allocated_memory", lambda: 0)
+
+
+def _install_cuda(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.Tensor, "cuda", lambda tensor, *args: moved(tensor, Here.device))
     properties = SimpleNamespace(total_memory=MEMORY, name="stand-in", major=9, minor=0)
     for name, fake in {
         "_lazy_init": lambda: None,
