@@ -93,6 +93,17 @@ def test_parts_have_the_gradient_of_the_whole(mixed, class_weights, limit, micro
         torch.testing.assert_close(cut.model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
 
+def test_a_process_without_a_share_of_a_batch_adds_nothing(monkeypatch):
+    monkeypatch.setattr(module.distributed, "shard", lambda: (1, 2))
+    monkeypatch.setattr(module.distributed, "sum_over_all", lambda mine: mine + 1)  # the other has an image
+    monkeypatch.setattr(module.distributed, "sum_gradients", lambda parameters: None)
+    state = state_of(Limited())
+    before = [parameter.clone() for parameter in state.model.parameters()]
+    assert learn(state, batch_of(0), RECIPE, Rewind(state.model, CPU)) == 1
+    assert state.sums.tolist() == [0, 0]
+    assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("options", [{"clip_norm": 0.01}, {"optimizer": "adamw"}, {"momentum": 0.9}])
 def test_the_update_is_made_once(options):
     whole, cut = state_of(Limited(), **options), state_of(Limited(3), **options)

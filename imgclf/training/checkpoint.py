@@ -23,7 +23,7 @@ from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
 from imgclf.training.device import random_state, set_random_state
 
-FORMAT = 4
+FORMAT = 5
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing

@@ -20,13 +20,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     With a `layer_decay` below 1 the groups have rates of their own: the "scale" of each says what `lr` is multiplied
     by. Fused: one pass over all weights of a group, in a few calls instead of many.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter, scale in _lr_scales(model, config.layer_decay or 1.0):
-        groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
-    decay = {True: config.weight_decay, False: 0.0}
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
     options = [
-        {"params": params, "weight_decay": decay[decayed], "scale": scale, "lr": lr * scale}
-        for (scale, decayed), params in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+        {"params": params, "weight_decay": decay, "scale": scale, "lr": lr * scale}
+        for (scale, decay), params in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
     ]
     match config.optimizer:
         case "sgd":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import torch
 from torch import nn
@@ -119,15 +120,17 @@ def _accumulate(state: TrainState, batch: Batch, recipe: Recipe, whole: torch.Te
     """Leave the gradient of a batch in the parameters; its part of the mean loss, and its hits, float32 (2,)."""
     state.optimizer.zero_grad(set_to_none=True)
     weight, smoothing = state.class_weights, state.config.label_smoothing
-    loss, hits = torch.zeros((), device=state.device), torch.zeros((), device=state.device)
+    losses, hits = [], []
     for part in split_batch(batch, state.micro, state.pairs):
         with autocast(state.device, state.precision):
             logits = state.model(to_input(part.pixels, recipe, state.device))
         part_loss = summed_loss(logits.float(), part.targets, part.mix, weight, smoothing) / whole
         state.scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]
-        loss += part_loss.detach()
-        hits += (logits.argmax(1) == part.targets).sum()
-    return torch.stack([loss, hits])
+        losses.append(part_loss.detach())
+        hits.append((logits.argmax(1) == part.targets).sum())
+    if not losses:  # this process has no share of the batch
+        return torch.zeros(2, device=state.device)
+    return torch.stack([reduce(torch.add, losses), reduce(torch.add, hits)])
 
 
 def _update(state: TrainState) -> None:

@@ -33,6 +33,7 @@ OFF: dict[str, dict[str, Any]] = {
     "batch norms trained": {"train": {"freeze_norm": False}},
     "no label smoothing": {"train": {"label_smoothing": 0.0}},
     "no augmentation": {"augment": "none"},
+    "light augmentation": {"augment": "light"},
     "no warm-up": {"train": {"warmup_epochs": 0.0}},
     "a constant rate": {"train": {"schedule": "constant"}},
     "no weight decay": {"train": {"weight_decay": 0.0}},
