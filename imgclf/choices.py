@@ -35,12 +35,16 @@ def _pixels(plan: Plan) -> Iterator[Choice]:
     wide += "" if sizes is None else f"{sizes.aspects[1]:.2f}"
     fit = wide if recipe.fit == "squash" else "keeps the shapes"
     yield Choice("fit", recipe.fit, _reason(asked.fit, fit, given))
-    yield Choice("augment", str(plan.experiment.augment), _reason(asked.augment, "the usual one"))
+    yield Choice("augment", str(plan.experiment.augment), _reason(asked.augment, _start(plan)))
+
+
+def _start(plan: Plan) -> str:
+    return "from scratch" if plan.weights.used == "none" else "from pretrained weights"
 
 
 def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     asked, config = plan.asked.train, plan.experiment.train
-    start = "from scratch" if plan.weights.used == "none" else "from pretrained weights"
+    start = _start(plan)
     images = f"{len(train):,} training images, {start}"
     yield Choice("probe", _yes(config.probe), _reason(asked.probe, _why_probe(plan)))
     if config.epochs == 0:

@@ -24,13 +24,12 @@ from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
 from imgclf.data.split import Split, content_key, make_split, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
-from imgclf.models._arch import Arch
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights
 from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
-from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, TrainConfig, from_dict, to_dict
-from imgclf.training.auto import resolve_config, suited_fit, suited_size
+from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, Step, TrainConfig, from_dict, to_dict
+from imgclf.training.auto import resolve_config, suited_augment, suited_fit, suited_size
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import launch_bound, pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS, QUICKER
@@ -39,7 +38,6 @@ from imgclf.training.step import has_batch_norms, probe_batch_size
 from imgclf.transforms.batch import pick_engine
 from imgclf.transforms.presets import limited, preset_steps
 
-DEFAULT_AUGMENT = "standard"
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 AUTO_BATCH = 0
 FEW_MINUTES = 10
@@ -119,7 +117,8 @@ def _known_places(path: str) -> dict[str, str]:
 def check_experiment(experiment: Experiment) -> None:
     """Raise `UnknownName` or `ConfigError` for a name or a device that is not there, before any image is read."""
     find_arch(experiment.arch)
-    preset_steps(experiment.augment or DEFAULT_AUGMENT)
+    if experiment.augment is not None:
+        preset_steps(experiment.augment)
     pick_precision(experiment.train.precision, pick_device(experiment.train.device))
 
 
@@ -142,10 +141,13 @@ def make_plan(
         torch.manual_seed(experiment.train.seed)
         model = build_model(spec)
         weights = load_weights(model, spec, experiment.weights, source.classes)
+    augment = experiment.augment or suited_augment(weights.used != "none")
+    if compose is None:
+        recipe = replace(recipe, steps=_steps(experiment, source, augment))
     settled = replace(
         experiment,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
-        augment=CUSTOM if compose is not None else experiment.augment or DEFAULT_AUGMENT,
+        augment=CUSTOM if compose is not None else augment,
         train=_settle(experiment.train, model, recipe, train, weights, valid),
     )
     return Plan(experiment, settled, spec, recipe, model, weights, sizes)
@@ -188,11 +190,12 @@ def _settle(
 def plan_pixels(
     experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None, sizes: Sizes | None = None
 ) -> Recipe:
-    """The pixels that an experiment trains on: its own choices, else those of the architecture and the data."""
+    """The pixels that an experiment trains on: its own choices, else those of the data and of the architecture, whose
+    pretrained weights are there if it asks for them."""
     arch = find_arch(experiment.arch)
-    channels = experiment.channels or _channels(experiment, arch, source)
-    preset = experiment.augment or DEFAULT_AUGMENT
-    steps = preset_steps(preset, mirror=source.mirror) if compose is None else ()
+    pretrained = arch.weights is not None and experiment.weights != "none"
+    channels = experiment.channels or (arch.channels if pretrained else _channels(source))
+    augment = experiment.augment or suited_augment(pretrained)
     size = experiment.size or suited_size(arch.size, sizes, resizable=arch.resizable)
     return Recipe(
         size=size,
@@ -202,16 +205,20 @@ def plan_pixels(
         crop_ratio=arch.crop_ratio,
         mean=experiment.mean or _statistics(arch.mean, channels),
         std=experiment.std or _statistics(arch.std, channels),
-        steps=limited(steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False),
+        steps=_steps(experiment, source, augment) if compose is None else (),
         compose=compose,
         tta=experiment.tta,
     )
 
 
-def _channels(experiment: Experiment, arch: Arch, source: Source) -> int:
-    """The backbone's own channels where it starts from pretrained weights, else as many as the images have."""
-    if arch.weights is not None and experiment.weights != "none":
-        return arch.channels
+def _steps(experiment: Experiment, source: Source, augment: str) -> tuple[Step, ...]:
+    """The steps of a preset, without those that would change labels."""
+    steps = preset_steps(augment, mirror=source.mirror)
+    return limited(steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False)
+
+
+def _channels(source: Source) -> int:
+    """As many as the images have."""
     stride = max(1, len(source.samples) // LOOKED_AT)
     return max(int(source.open(sample.ref, (1, 1)).shape[2]) for sample in source.samples[::stride])
 

@@ -80,6 +80,23 @@ def test_a_pretrained_backbone_keeps_its_own_channels():
     assert plan_pixels(Experiment("resnet18", channels=1), grey).channels == 1
 
 
+def test_images_are_changed_less_where_training_starts_from_weights():
+    def ops(experiment, source):
+        return [step.op for step in planned(experiment, source).recipe.steps]
+
+    photos = mixed_source((3, 3))
+    assert ops(Experiment("efficientnet_lite0", size=(96, 96)), photos) == ["affine", "flip"]
+    assert ops(Experiment("efficientnet_lite0", size=(96, 96), weights="none"), photos)[0] == "resized_crop"
+    assert ops(Experiment("efficientnet_lite0", size=(96, 96), augment="strong"), photos)[0] == "resized_crop"
+    assert planned(LENET, photos).experiment.augment == "standard"
+
+
+@pytest.mark.filterwarnings("ignore:resnet18 is NOT pretrained")
+def test_where_the_weights_are_missing_training_is_from_scratch_in_all():
+    plan = planned(Experiment("resnet18", size=(32, 32)), mixed_source((3, 3)))
+    assert (plan.weights.used, plan.experiment.augment, plan.recipe.steps[0].op) == ("none", "standard", "resized_crop")
+
+
 def test_the_statistics_of_another_number_of_channels_are_the_average():
     colour = plan_pixels(Experiment("resnet18"), mixed_source((3, 3)))
     grey = plan_pixels(Experiment("resnet18", channels=1), mixed_source((3, 3)))

@@ -53,7 +53,12 @@ Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these,
 Weights = Annotated[str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)]
 Size = Annotated[str | None, option(MODEL, "N or HxW in pixels; else the network's own.")]
 Augment = Annotated[
-    str | None, option(MODEL, "Changes to training images: none, light, standard, strong, trivial or mix.", "standard")
+    str | None,
+    option(
+        MODEL,
+        "Changes to training images: none, light, standard, strong, trivial or mix.",
+        "light from pretrained weights, else standard",
+    ),
 ]
 Split = Annotated[str | None, option(DATA, "TRAIN/VALID/TEST in per cent, or a split.csv to follow.", "70/15/15")]
 TrainDataDir = Annotated[str | None, option(DATA, "Where mnist, fashion-mnist and cifar10 lie, or are downloaded to.")]

@@ -72,6 +72,11 @@ def resolve_config(
     )
 
 
+def suited_augment(pretrained: bool) -> str:
+    """The preset of augmentation: few steps from pretrained weights learn more from images that are changed little."""
+    return "light" if pretrained else "standard"
+
+
 def suited_size(own: tuple[int, int], sizes: Sizes | None, *, resizable: bool) -> tuple[int, int]:
     """(height, width) to work at: the network's `own` or, where it is resizable and the images are much smaller, five
     times the median image's shorter side in steps of 32, at least 96.
