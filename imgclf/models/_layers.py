@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from typing import Any
 
-import torch
 from torch import nn
 
 from imgclf.specs import ModelSpec
@@ -19,14 +20,28 @@ def stack(features: nn.Module, *hidden: nn.Module, head: nn.Module) -> nn.Sequen
 def flat_features(features: nn.Sequential, spec: ModelSpec) -> int:
     """How many numbers `features`, which ends in a flatten, makes of one image: the 320 that D0 computes by hand.
 
-    Raises `RuntimeError` (from the layer that has nothing left to work on) where the size of `spec` is too small.
+    By hand here too: to ask the layers would load much of torch where the network has no values yet. Raises
+    `RuntimeError` for the layer that has nothing left to work on, where the size of `spec` is too small.
     """
-    training = features.training
-    features.eval()  # a batch norm would count the empty image otherwise
-    with torch.no_grad():
-        flat: int = features(torch.zeros(1, spec.channels, *spec.size)).shape[1]
-    features.train(training)
-    return flat
+    maps, sides = spec.channels, spec.size
+    for layer in features:
+        if isinstance(layer, nn.Conv2d):
+            maps = layer.out_channels
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            before, sides = sides, (_side_after(layer, sides[0]), _side_after(layer, sides[1]))
+            if min(sides) < 1:
+                raise RuntimeError(f"{layer} leaves nothing of maps of {before[0]}×{before[1]}")
+    return maps * sides[0] * sides[1]
+
+
+def _side_after(layer: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
+    """The side of what a square window makes of maps: (W - F + 2P)/S + 1."""
+    if layer.padding == "same":
+        return side
+    sizes: tuple[Any, Any, Any] = layer.kernel_size, layer.padding, layer.stride
+    window, padding, step = (size if isinstance(size, int) else int(size[0]) for size in sizes)
+    whole = math.ceil if isinstance(layer, nn.MaxPool2d) and layer.ceil_mode else math.floor
+    return whole((side - window + 2 * padding) / step) + 1
 
 
 def dropout(spec: ModelSpec, default: float) -> nn.Dropout:
