@@ -30,7 +30,7 @@ from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
 from imgclf.plan import labelled_source
 from imgclf.results import Evaluation, Explanation, Prediction
-from imgclf.run import ANSWERS, MODEL, SPLIT, Run, open_run
+from imgclf.run import ANSWERS, CONFIG, MODEL, SPLIT, Run, open_run, read_config
 from imgclf.specs import EXPLAIN_METHODS, Experiment
 from imgclf.training.callbacks import Callback
 from imgclf.training.device import pick_device, pick_precision
@@ -162,7 +162,7 @@ class Classifier:
         self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
     ) -> Answers:
         """What the model says of just these samples of a source, one by one."""
-        model, loader = self._fitted(), self._loader(source, samples, cache="off")
+        model, loader = self._fitted(), self._loader(source, samples, cache=self._cache())
         precision = pick_precision(self.precision_, device_of(model))
         answers = answer(model, loader, progress=progress, precision=precision, temperature=self.temperature_)
         self.lost_ = {**self.lost_, **loader.lost}
@@ -263,6 +263,15 @@ class Classifier:
     def temperature_(self) -> float:
         """What the logits are divided by: fitted on the validation images, 1 where there were too few."""
         return float(self.manifest_.calibration["temperature"])
+
+    def _cache(self) -> str:
+        """Where the pixels of labelled images are kept for the next time: on the disk, if those of training are."""
+        if hasattr(self, "experiment_"):
+            used = self.experiment_.data.cache
+        else:
+            values = read_config(self.run_.path / CONFIG)[0] if self.run_ is not None else {}
+            used = values.get("data", {}).get("cache", "off")
+        return "disk" if used in ("disk", "jpeg") else "off"
 
     def _fitted(self) -> nn.Module:
         if not hasattr(self, "model_"):

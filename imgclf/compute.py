@@ -25,7 +25,13 @@ SMALL_STEP = 5e7  # floating-point operations of a forward pass: LeNet takes 2e7
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 KEPT, USUAL = (2**30, 2**31 - 1), (2**25, 2**26)
 # What libraries below torch say in a plain RuntimeError.
-NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory")
+NO_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",  # oneDNN
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "out of memory",
+)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
@@ -136,3 +142,5 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -15,6 +15,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from imgclf.errors import ConfigError
+
 MAIN = 0
 
 
@@ -29,10 +31,19 @@ def local_rank() -> int:
 
 
 def join() -> None:
-    """Meet the other processes, if there are any: over nccl where each has its CUDA device, else over gloo."""
+    """Meet the other processes, if there are any: over nccl where each has its CUDA device, else over gloo.
+
+    Raises `ConfigError` where there are CUDA devices, and more processes than these on this machine.
+    """
     if not started_by_torchrun() or dist.is_initialized():
         return
-    on_cuda = torch.cuda.is_available() and torch.cuda.device_count() > local_rank()
+    here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    on_cuda = torch.cuda.is_available()
+    if on_cuda and devices < here:
+        raise ConfigError(
+            f"{here} processes for {devices} CUDA device{'' if devices == 1 else 's'} on this machine: start at most "
+            f"as many as there are devices, or none of them on CUDA with CUDA_VISIBLE_DEVICES="
+        )
     if on_cuda:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")

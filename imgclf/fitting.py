@@ -120,7 +120,8 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
         config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
         ended = run.info["status"] == "done"  # else it was killed before its result was written
         if config.epochs is None or config.epochs < reached + ended:
-            raise ConfigError(f"{path} has finished {reached} epochs; go on to more with --epochs N")
+            untested = "" if "result" in run.info else f", or see how good it is: imgclf evaluate --model {path}"
+            raise ConfigError(f"{path} has finished {reached} epochs; go on to more with --epochs N{untested}")
         experiment = replace(experiment, train=config)
         callbacks = callbacks if distributed.is_main() else ()
         work = _prepare(*plan_as(run, experiment, data, callbacks, weights=fresh), callbacks)
@@ -139,6 +140,8 @@ def repeat_run(path: Path, callbacks: Sequence[Callback]) -> Learnt:
     distributed.join()
     run = open_run(path)
     experiment, data = read_experiment(run)
+    # What the time allowed then is what is done again, in whatever time it takes now.
+    experiment = replace(experiment, train=replace(experiment.train, minutes=None))
     callbacks = callbacks if distributed.is_main() else ()
     return _learn(_prepare(*plan_as(run, experiment, data, callbacks, weights=True), callbacks), callbacks)
 

@@ -33,6 +33,7 @@ from imgclf.results import Evaluation, Prediction
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
 
+WAITING = 2**26  # bytes of answers that stay on the device
 FEW = 64  # images for which to make a model faster costs more time than it saves
 
 Progress = Callable[[int, int], None]
@@ -67,9 +68,16 @@ def _infer(
     model: nn.Module, loader: Loader, device: torch.device, progress: Progress | None, precision: torch.dtype
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """What `infer` gives, and the positions of the samples."""
-    answers: list[torch.Tensor] = []  # they stay on the device until the last one: to fetch each would wait for it
+    answers: list[torch.Tensor] = []  # they stay on the device for a while: to fetch each would wait for it
     labels: list[torch.Tensor] = []
-    positions, done = [], 0
+    rows, targets, positions, done = [], [], [], 0
+
+    def fetch() -> None:
+        rows.append(torch.cat(answers).cpu().numpy())
+        targets.append(torch.cat(labels).cpu().numpy())
+        answers.clear()
+        labels.clear()
+
     for batch, logits in _forward(model, loader, device, precision):
         answers.append(logits)
         labels.append(batch.targets)
@@ -77,13 +85,15 @@ def _infer(
         done += len(logits)
         if progress is not None:
             progress(min(done * loader.shard[1], len(loader)), len(loader))
-    rows = [torch.cat(answers).cpu().numpy()] if answers else []
-    targets = [torch.cat(labels).cpu().numpy()] if labels else []
+        if len(answers) * logits.nbytes > WAITING:
+            fetch()
+    if answers:
+        fetch()
     if loader.shard[1] > 1:
         rows, targets, positions = _of_all(rows, targets, positions, loader.lost)
     if not rows:
         raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
-    return rows[0], targets[0], np.concatenate(positions)
+    return np.concatenate(rows), np.concatenate(targets), np.concatenate(positions)
 
 
 def _of_all(

@@ -165,6 +165,25 @@ def test_all_that_is_done_with_a_model_is_cut_to_the_memory(photos, standin, met
     assert [one.error for one in found] == [None] * 12
 
 
+def test_a_set_that_no_longer_fits_on_the_device_stays_in_memory(make_source, standin):
+    loader = loader_of(make_source(n=40), standin, train=True)
+    assert loader.tier.name == "device"
+    with only(5_000):  # all pixels take 7,680
+        batches = list(loader.epoch(0))
+    assert [batch.pixels.device.type for batch in batches] == [standin] * 15
+
+
+def test_augmentation_is_cut_to_the_memory(make_source, standin):
+    recipe = replace(RECIPE, steps=preset_steps("strong"))
+    batches = []
+    for memory in (1e9, 12_000):  # 40 images take 10,240 as float32, and more than one such tensor at once
+        loader = loader_of(make_source(n=20), standin, recipe, 40, train=True)
+        with only(memory):
+            batches += [batch.pixels.cpu() for batch in loader.epoch(0)]
+    assert torch.equal(batches[0], batches[2])
+    assert torch.equal(batches[1], batches[3])
+
+
 def waits_of(source, device, recipe=RECIPE, **options):
     standin_device.waits.clear()
     fit(source, device, recipe=recipe, epochs=1, **options)

@@ -137,6 +137,17 @@ def test_a_finished_run_has_nothing_left_to_do(fit, tmp_path):
     assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
+def test_each_process_goes_on_from_its_own_random_numbers(fit, tmp_path, monkeypatch):
+    fit(1)
+    content, found = load_checkpoint(tmp_path / "checkpoint.pt"), []
+    content["rng"] = ["first", "second"]
+    monkeypatch.setattr(checkpoint, "set_random_state", lambda states, device: found.append(states))
+    for shard in ((1, 2), (0, 2), (0, 1)):
+        monkeypatch.setattr(checkpoint.distributed, "shard", lambda shard=shard: shard)
+        fit(1, resume=content)
+    assert found == ["second", "first", "first"]
+
+
 def test_each_tensor_is_written_once(fit, tmp_path):
     fit(1)
     content = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -237,10 +248,10 @@ def test_short_epochs_do_not_wait_for_the_disk(make_source, tmp_path, monkeypatc
     source, written = make_source(), []
     save = checkpoint.save_checkpoint
 
-    def slow(state, path):
+    def slow(state, path, random):
         written.append(state.epoch)
         time.sleep(0.2)
-        save(state, path)
+        save(state, path, random)
 
     monkeypatch.setattr(loop, "save_checkpoint", slow)
     loader = Loader(source, source.samples, Recipe(size=(8, 8), channels=1), classes=source.classes, train=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from imgclf import distributed
+from imgclf.errors import ConfigError
 
 TALK = """
 import torch
@@ -65,6 +66,15 @@ def test_a_process_on_its_own_has_nobody_to_ask():
     model = torch.nn.Linear(1, 1)
     distributed.sum_gradients(model.parameters())
     assert model.weight.grad is None
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="2 processes for 1 CUDA device on this machine"):
+        distributed.join()
 
 
 def test_batch_norms_that_hold_an_activation_keep_it():

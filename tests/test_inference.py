@@ -222,3 +222,13 @@ class Move(nn.Module):
 class Flip(nn.Module):
     def forward(self, images):
         return images.flip(3)
+
+
+def test_answers_are_fetched_now_and_then(model, source, monkeypatch):
+    found = []
+    for waiting in (2**26, 100):
+        monkeypatch.setattr("imgclf.inference.WAITING", waiting)
+        found.append(infer(model, loader_of(source, batch_size=7), torch.device("cpu")))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(found[0][0]) == len(source.samples)

@@ -24,6 +24,7 @@ from imgclf.data.pixelcache import (
     pixel_folder,
 )
 from imgclf.data.store import Form
+from imgclf.errors import ConfigError
 from imgclf.specs import Recipe
 
 FORM = Form(Recipe(size=(8, 8)), whole=False)
@@ -195,6 +196,13 @@ def test_the_budget_is_kept(monkeypatch):
     assert disk_room() == 0
     monkeypatch.delenv("IMGCLF_CACHE_BUDGET")
     assert disk_room() > 0
+
+
+@pytest.mark.parametrize("budget", ["abc", "1e9", "-5", "2 GB"])
+def test_a_budget_is_a_number_of_bytes(monkeypatch, budget):
+    monkeypatch.setenv("IMGCLF_CACHE_BUDGET", budget)
+    with pytest.raises(ConfigError, match=r"IMGCLF_CACHE_BUDGET is .* expected a number of bytes"):
+        disk_room()
 
 
 def test_a_disk_that_is_full_costs_no_run(monkeypatch):

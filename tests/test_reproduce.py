@@ -43,6 +43,14 @@ def test_the_same_machine_gives_the_same_bits(run):
     assert json.loads(json.dumps(result.to_dict()))["reproduced"] is True
 
 
+def test_what_a_time_allowed_is_done_again_in_any_time(photos, in_folder, monkeypatch):
+    monkeypatch.setattr("imgclf.start.MEASURED", 0.05)
+    config = {"train": {**CONFIG["train"], "minutes": 1.0}}
+    classifier = Classifier("lenet", size=16, config=config).fit(photos, epochs=2, batch_size=16, runs="runs", name="r")
+    monkeypatch.setattr("imgclf.start.fit_to_time", lambda *_: pytest.fail("the time is measured again"))
+    assert reproduce(classifier.run_.path).weights_equal
+
+
 def test_other_weights_are_seen(run):
     model, manifest = load_model(run.model)
     with torch.no_grad():

@@ -142,6 +142,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except OSError as error:
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
         except Exception as error:
+            if "torch" in sys.modules and _is_lack_of_memory(error):
+                _fail("the device has too little memory for this: use a smaller --batch-size, --size or --arch", 3)
             _fail(
                 f"this is a bug in imgclf: {type(error).__name__}: {error}\n"
                 "run it again as `imgclf --debug …` and report what it prints",
@@ -149,6 +151,12 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             )
 
     return guard
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    from imgclf.compute import ran_out_of_memory
+
+    return ran_out_of_memory(error)
 
 
 def require_output(path: Path, suffixes: tuple[str, ...], option: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imgclf.compute import in_parts_that_fit
 from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Job, fetched, share_cores
 from imgclf.data.rows import AlbumentationsPainter, CropPainter, Images, Painter, chunks, paint_plain
 from imgclf.data.source import ArrayReader, Sample, Source
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
     mix: Mix | None = None
 
 
+Steps = Callable[[torch.Tensor, Recipe, int, int, NDArray[np.uint64]], torch.Tensor]  # as `augment`
 # What gives a batch's pixels when all its jobs are done, with the positions of those images that could be read.
 Finish = Callable[[], tuple[torch.Tensor, NDArray[np.int64]]]
 
@@ -226,10 +228,20 @@ class Loader:
         if self._train and len(index):
             keys = self._keys[index]
             steps = augment if self._engine == "batch" else alternate
-            pixels = steps(pixels, self.recipe, self._seed, epoch, keys)
+            pixels = self._changed(steps, pixels, epoch, keys)
             pixels, blended = blend(pixels, targets, self.recipe, self._seed, epoch, keys)
             mix = None if blended is None else Mix(*blended)
         return Batch(pixels, targets, positions, mix)
+
+    def _changed(self, steps: Steps, pixels: torch.Tensor, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
+        """The augmented pixels: in parts where the memory asks for it, which changes none of them."""
+
+        def in_parts(most: int) -> torch.Tensor:
+            cuts = [slice(begin, begin + most) for begin in range(0, len(keys), most)]
+            parts = [steps(pixels[cut], self.recipe, self._seed, epoch, keys[cut]) for cut in cuts]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return in_parts_that_fit(in_parts, len(keys), self.device)[0]
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device == self.device or self.device.type == "cpu":

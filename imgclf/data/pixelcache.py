@@ -35,6 +35,7 @@ import numpy as np
 
 from imgclf._files import cache_folder, sync_folder, write_atomic
 from imgclf.data.source import Pixels
+from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
     from imgclf.data.store import Form
@@ -99,6 +100,8 @@ def disk_room() -> int:
     """
     taken = sum(found.st_size for found in _stats(pixel_folder().glob("*/*")))
     if own := os.environ.get("IMGCLF_CACHE_BUDGET"):
+        if not own.isdecimal():
+            raise ConfigError(f"IMGCLF_CACHE_BUDGET is {own!r}; expected a number of bytes, like 2000000000")
         return max(0, int(own) - taken)
     there = next(folder for folder in (pixel_folder(), *pixel_folder().parents) if folder.exists())
     return max(0, int((shutil.disk_usage(there).free + taken) * DISK_SHARE) - taken)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imgclf.compute import ran_out_of_memory, release_memory
 from imgclf.data.pixelcache import Kept
 from imgclf.data.source import ArrayReader, Pixels, Sample, Source
 from imgclf.errors import DataError
@@ -141,9 +142,14 @@ class Dense:
         return Kept(pixels, pixels.shape[:2])
 
     def settle(self, device: torch.device) -> None:
-        """Once as good as full, see whether anything is missing, and move to `device`."""
+        """Once as good as full, see whether anything is missing, and move to `device` if there is room by now."""
         self.full = bool(self._has.all())
-        self._tensor = self._tensor.to(device)
+        try:
+            self._tensor = self._tensor.to(device)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            release_memory(device)
 
     @property
     def device(self) -> torch.device:

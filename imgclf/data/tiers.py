@@ -34,13 +34,13 @@ def choose_tier(
 
     The sizes of whole images are estimated from the headers of 24 of them. Whole images stay in memory where `device`
     is asked for: they differ in shape, and are cut by the processor. On the CPU, device and memory are the same.
-    JPEG is for training only: figures and predictions come from the same pixels in every tier.
+    JPEG is for training only, others are kept exactly: figures and predictions come from the same pixels in every tier.
     """
     if asked != "auto":
         if asked == "device" and (form.whole or device.type == "cpu"):
             asked = "ram"
         if asked == "jpeg" and not (train and _has_jpeg(form)):
-            return Tier("off", "as asked: jpeg, which is for training images of 1 or 3 channels")
+            return Tier("disk", "as asked, but jpeg is for training images of 1 or 3 channels")
         return Tier(asked, "as asked")
     each = form.bytes_each(source, samples)
     needed = each * len(samples)

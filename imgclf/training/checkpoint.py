@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
+from imgclf import distributed
 from imgclf._files import atomic_file, sync_folder
 from imgclf.errors import DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
-from imgclf.training.device import random_state, set_random_state
+from imgclf.training.device import set_random_state
 
 FORMAT = 5
 PREVIOUS = "checkpoint-previous.pt"
@@ -56,9 +57,10 @@ class Thrift:
         self._spent += self._latest
 
 
-def save_checkpoint(state: TrainState, path: Path) -> None:
+def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, torch.Tensor]]) -> None:
     """Write the state; the one before is kept until the new one is whole, and one writing longer.
 
+    `random` says where the random numbers of every process stand, by its rank.
     Between epochs the weights are those of `state.good`, and the file holds each tensor once.
     """
     between = state.position == 0
@@ -76,7 +78,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
         "optimizer": state.good[1] if between else state.optimizer.state_dict(),
         "mean": state.good[2] if between else state.mean,
         "scaler": state.scaler.state_dict(),
-        "rng": random_state(state.device),
+        "rng": list(random),
     }
     new = path.with_name(NEW)
     try:
@@ -155,4 +157,5 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
     state.step, state.spent = state.position, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
     state.best, state.good, state.start_losses = content["best"], content["good"], content["start_losses"]
-    set_random_state(content["rng"], state.device)
+    rank, processes = distributed.shard()
+    set_random_state(content["rng"][rank if len(content["rng"]) == processes else 0], state.device)

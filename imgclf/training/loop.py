@@ -31,7 +31,7 @@ from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import Callback, TrainState, Weights, notify
 from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
-from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
+from imgclf.training.device import compiled, pick_device, pick_precision, random_state, should_compile, tuned
 from imgclf.training.graph import GraphedStep, should_capture
 from imgclf.training.interrupt import Interrupts, polite_interrupts
 from imgclf.training.keep import beats_best, copied, lent, start_mean, update_mean
@@ -204,7 +204,8 @@ def _epochs(state: TrainState, run: _Run) -> None:
             _step_back(state)
             notify(run.callbacks, "retry", state)
             continue
-        if _over(state) or run.thrift.affordable() or run.thrift.overdue():
+        due = run.thrift.affordable() or run.thrift.overdue()
+        if _over(state) or distributed.any_of_all([due and distributed.is_main()], state.device)[0]:
             _save(state, run)
         notify(run.callbacks, "epoch", state)
     state.ended = "stopped early" if _out_of_patience(state) and state.epoch < state.epochs else "done"
@@ -321,8 +322,9 @@ def _require_finite(state: TrainState) -> None:
 def _save(state: TrainState, run: _Run) -> None:
     _require_finite(state)
     with run.thrift.writing():  # who writes nothing keeps the time as well, or it would be overdue for ever
+        random = distributed.gather(random_state(state.device))
         if run.checkpoint is not None:
-            save_checkpoint(state, run.checkpoint)
+            save_checkpoint(state, run.checkpoint, random)
             notify(run.callbacks, "checkpoint", state)
 
 

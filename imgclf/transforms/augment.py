@@ -178,7 +178,7 @@ def _trivial_transform() -> Any:
 
         def apply(self, img: Pixels, numbers: Numbers, **params: Any) -> Pixels:
             """The image by the same operations as whole batches."""
-            batch = torch.from_numpy(np.ascontiguousarray(img)).reshape(1, *img.shape[:2], -1)
+            batch = torch.from_numpy(np.array(img, order="C")).reshape(1, *img.shape[:2], -1)  # may be read-only
             altered: Pixels = alter(ops_cpu, batch, numbers, self._space).numpy().reshape(img.shape)
             return altered
 
