@@ -11,11 +11,14 @@ from torch import nn
 from imgclf.training.keep import beats_best, lent, start_mean, update_mean
 
 
-def state_of(start, left=False, best_loss=None):
+def state_of(start, left=False, best_loss=None, epoch=1, schedule="cosine"):
     losses = None if start is None else torch.tensor(start, dtype=torch.float64)
     best_loss = float(losses.mean()) if best_loss is None else best_loss
     history = [SimpleNamespace(best=False), SimpleNamespace(best=left)]
-    return SimpleNamespace(start_losses=losses, history=history, best_loss=best_loss)
+    config = SimpleNamespace(schedule=schedule)
+    return SimpleNamespace(
+        best_losses=losses, history=history, best_loss=best_loss, epoch=epoch, epochs=8, config=config
+    )
 
 
 def losses_of(*values):
@@ -45,6 +48,17 @@ def test_among_epochs_the_lower_loss_wins(state):
     """And where the losses of the start are not known, or not of the same images."""
     assert beats_best(state, losses_of(3.9, 0.0))
     assert not beats_best(state, losses_of(4.1, 0.0))
+
+
+def test_the_end_of_a_schedule_gives_way_only_to_what_is_surely_better():
+    best, ended = [1.0, 1.0, 1.0, 1.0], {"left": True, "epoch": 7}
+    by_chance, surely = losses_of(0.0, 2.2, 1.9, 0.2), losses_of(1.1, 1.1, 1.2, 1.1)
+    assert by_chance.mean() > 1
+    assert beats_best(state_of(best, **ended), by_chance)
+    assert not beats_best(state_of(best, **ended), surely)
+    assert not beats_best(state_of(best, left=True, epoch=6), by_chance)
+    assert not beats_best(state_of(best, **ended, schedule="constant"), by_chance)
+    assert not beats_best(state_of(best, epoch=7), by_chance), "the start is kept all the same"
 
 
 def training(ema, epochs=10, steps=100):

@@ -25,7 +25,7 @@ from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
 from imgclf.ensemble import fit_ensemble, require_members
 from imgclf.errors import ConfigError, ImgclfError
-from imgclf.evaluation.report.words import instead_of_epochs, never_better, valid_losses
+from imgclf.evaluation.report.words import fallen, instead_of_epochs, never_better, valid_losses, why_kept
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
@@ -373,9 +373,8 @@ class TrainView:
         row += f"  {record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}  {record.lr:7.2g}  {record.seconds:7.1f}"
         if not record.best:
             return row
-        before = "" if self._best is None else f"{self._best:.4f} → "
-        self._best = record.valid_loss
-        return f"{row}  valid loss {before}{record.valid_loss:.4f}, saved"
+        before, self._best = self._best, record.valid_loss
+        return f"{row}  {fallen(before, record.valid_loss)}, saved"
 
     def _on_retry(self, state: TrainState) -> None:
         console.warn(
@@ -393,5 +392,5 @@ class TrainView:
             if state.ended != "interrupted":
                 console.say(f"       {instead_of_epochs(probed=bool(state.config.probe))}")
         if best is not None and best.valid_loss is not None:
-            console.say(f"kept:  epoch {best.epoch} (lowest valid loss, {best.valid_loss:.4f})")
+            console.say(f"kept:  epoch {best.epoch} ({why_kept(state.result())}{best.valid_loss:.4f})")
         console.say("")

@@ -67,7 +67,7 @@ class TrainState:
     are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `spent` are the seconds before
     training `began` anew. `mean` is the running mean of the weights, where there is one. `best` holds the weights kept
     so far, `good` the weights, the state of the optimizer and the mean after the last whole epoch; both are never
-    changed in place. `start_losses` are those of the start on the valid images, float64 (n,), where it counts.
+    changed in place. `best_losses` are those of the former on the valid images, float64 (n,).
     """
 
     model: nn.Module
@@ -98,7 +98,7 @@ class TrainState:
     mean: Weights = field(default_factory=dict)
     best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
-    start_losses: torch.Tensor | None = None
+    best_losses: torch.Tensor | None = None
     good: tuple[Weights, dict[str, Any], Weights] = field(default_factory=lambda: ({}, {}, {}))
     ended: str = "done"
 

@@ -72,7 +72,7 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
         "sums": state.sums,
         "history": [asdict(record) for record in state.history],
         "best": state.best,
-        "start_losses": state.start_losses,
+        "best_losses": state.best_losses,
         "good": state.good,
         "model": state.good[0] if between else state.model.state_dict(),
         "optimizer": state.good[1] if between else state.optimizer.state_dict(),
@@ -156,6 +156,6 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
         tensor.copy_(content["mean"][name])
     state.step, state.spent = state.position, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
-    state.best, state.good, state.start_losses = content["best"], content["good"], content["start_losses"]
+    state.best, state.good, state.best_losses = content["best"], content["good"], content["best_losses"]
     rank, processes = distributed.shard()
     set_random_state(content["rng"][rank if len(content["rng"]) == processes else 0], state.device)

@@ -54,11 +54,15 @@ def beats_best(state: TrainState, losses: torch.Tensor) -> bool:
     """Whether weights with these losses on the valid images, float64 (n,), take the place of the best ones.
 
     That of the start they take only where the losses fell by more than the standard error of their fall: on a few
-    images, some of many weights do better by chance.
+    images, some of many weights do better by chance. For the same reason those at the end of a schedule that falls to 0
+    give way to an earlier epoch only where that is better by more than this.
     """
-    start = state.start_losses
-    left = any(record.best for record in state.history)
-    if left or start is None or len(start) != len(losses):  # an image may have got lost since
-        return float(losses.mean()) < state.best_loss
-    fall = start - losses
-    return float(fall.mean()) > float(fall.std(correction=0)) / math.sqrt(len(fall))
+    best, lower = state.best_losses, float(losses.mean()) < state.best_loss
+    if best is None or len(best) != len(losses):  # an image may have got lost since
+        return lower
+    fall = best - losses
+    error = float(fall.std(correction=0)) / math.sqrt(len(fall))
+    if not any(record.best for record in state.history):
+        return float(fall.mean()) > error
+    ends = state.epoch + 1 == state.epochs and state.config.schedule in ("cosine", "onecycle")
+    return lower or (ends and float(fall.mean()) >= -error)

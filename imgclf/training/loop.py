@@ -77,11 +77,11 @@ def train(
     keep_start: bool = False,
     endless: bool = False,
 ) -> History:
-    """Train `model` in place; it ends with the weights of the epoch of lowest valid loss (of the last epoch, where
-    `valid` is None) or, with `config.ema`, their running mean. With `keep_start` the weights as they are given
-    count as well: others must be better on valid, by more than chance. With label smoothing the loss on valid is that
-    at the temperature which suits the valid images best. With `endless` it goes on in the manner of the planned epochs
-    until a callback raises.
+    """Train `model` in place; it ends with the weights of the epoch of lowest valid loss or, with `config.ema`, their
+    running mean: of the last epoch, where `valid` is None or the schedule falls to 0 and none is surely better. With
+    `keep_start` the weights as they are given count as well: others must be better on valid, by more than chance. With
+    label smoothing the loss on valid is that at the temperature which suits the valid images best. With `endless` it
+    goes on in the manner of the planned epochs until a callback raises.
 
     `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
     every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
@@ -179,7 +179,7 @@ def _example(loader: Loader, device: torch.device) -> torch.Tensor:
 def _weigh_start(state: TrainState, run: _Run) -> None:
     """The weights as they are given are the first to be kept: training must do better on valid."""
     if run.valid is not None:
-        result, state.start_losses = _validate(state, run, run.valid)
+        result, state.best_losses = _validate(state, run, run.valid)
         state.best, state.best_loss = state.good[0], result.loss
         notify(run.callbacks, "baseline", result)
     if state.epochs == 0:
@@ -228,6 +228,7 @@ def _epoch(state: TrainState, run: _Run) -> None:
     best = losses is None or not state.best or beats_best(state, losses)
     if best:
         state.best, state.best_loss = kept, math.inf if result is None else result.loss
+        state.best_losses = losses
     state.epoch += 1
     state.position = 0
     record = EpochRecord(

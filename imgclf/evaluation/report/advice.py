@@ -223,7 +223,9 @@ def _of_training(data: ReportData) -> list[Advice]:
 def _is_still_better(history: History) -> bool:
     """Whether the last epoch was the best, and the loss on valid fell clearly in the second half."""
     losses = valid_losses(history)
-    return len(losses) > 1 and history.epochs[-1].best and losses[_half(losses)] - losses[-1] >= FALL
+    if len(losses) < 2 or not history.epochs[-1].best or losses[-1] > min(losses):
+        return False
+    return losses[_half(losses)] - losses[-1] >= FALL
 
 
 def _half(losses: Sequence[float]) -> int:

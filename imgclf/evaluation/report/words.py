@@ -73,9 +73,7 @@ def _epochs(data: ReportData) -> str:
         if (losses := valid_losses(data.history)) and data.start is not None:
             never = f"{never_better(losses, data.start[0])} than the start"
         return f" It went through them {times}, but {never}; so the start was kept."
-    return (
-        f" It went through them {times}{f' and was best after {best.epoch:,}, which was kept' if epochs > 1 else ''}."
-    )
+    return f" It went through them {times}{f' and is kept as it was after {best.epoch:,}' if epochs > 1 else ''}."
 
 
 def what_to_expect(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> str:
@@ -101,6 +99,21 @@ def never_better(losses: Sequence[float], start: float) -> str:
     if len(losses) == 1:
         return f"the only epoch was {'worse' if worse else 'not surely better'}"
     return f"all {len(losses):,} epochs were worse" if worse else f"no epoch of {len(losses):,} was surely better"
+
+
+def fallen(before: float | None, now: float) -> str:
+    """The valid loss of weights that are saved, after that of those `before`."""
+    if before is not None and before < now:
+        return f"not surely worse than {before:.4f}"
+    return f"valid loss {'' if before is None else f'{before:.4f} → '}{now:.4f}"
+
+
+def why_kept(history: History) -> str:
+    """What speaks for the epoch that is kept, up to its valid loss."""
+    best, losses = history.best, valid_losses(history)
+    if best is None or not losses or best.valid_loss == min(losses):
+        return "lowest valid loss, "
+    return "the last, and none was surely better: valid loss "
 
 
 def instead_of_epochs(*, probed: bool) -> str:
