@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def join() -> None:
         )
     if on_cuda:
         torch.cuda.set_device(local_rank())
+    # What the optimizers load later would hold the group from then on, and its threads end a process that ends.
+    import_module("torch._dynamo")
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     atexit.register(_leave)
 

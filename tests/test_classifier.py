@@ -16,7 +16,9 @@ from torch import nn
 from imgclf import Classifier
 from imgclf.bundle import read_manifest
 from imgclf.data.images import read_image
+from imgclf.data.pixelcache import PixelCache
 from imgclf.data.source import Sample, Source
+from imgclf.data.store import Form
 from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
 from imgclf.models.build import head_of
 from imgclf.run import open_run
@@ -609,6 +611,17 @@ def test_a_class_is_added_to_a_trained_model(own, tmp_path):
 def test_what_is_gone_on_from_decides_the_network(own):
     with pytest.raises(ConfigError, match="leave out one of --arch and --init"):
         Classifier("cnn_cifar", init=only_run(own)).fit(own / "photos")
+
+
+@pytest.mark.parametrize(("cache", "share"), [("disk", 1), ("jpeg", 1), ("ram", 0)])
+def test_the_pixels_of_the_test_part_are_kept_where_those_of_training_are(photos, in_folder, cache, share):
+    config = {"train": EXACT, "data": {"cache": cache}}
+    classifier = Classifier("lenet", size=16, config=config).fit(photos, epochs=1, runs="runs")
+    digests = [sample.sha256 for sample in classifier.samples_of()[1]]
+    for way in (classifier, Classifier.load(classifier.run_.path)):
+        first = way.evaluate()
+        assert PixelCache(Form.of(classifier.recipe_, train=False)).holds(digests) == share * len(digests)
+        assert way.evaluate() == first
 
 
 def test_a_warning_is_about_the_line_of_the_user(photos):

@@ -68,6 +68,26 @@ def test_a_process_on_its_own_has_nobody_to_ask():
     assert model.weight.grad is None
 
 
+LEAVE = """
+import os
+from imgclf import distributed
+
+distributed.join()
+import torch._dynamo
+
+distributed._leave()
+print(len(os.listdir("/proc/self/task")), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that does may end the process with an error after all is done."""
+    (tmp_path / "leave.py").write_text(LEAVE)
+    done = torchrun(str(tmp_path / "leave.py"))
+    assert done.stdout.split() == ["1", "1"], done.stderr
+
+
 def test_more_processes_than_devices_are_refused(monkeypatch):
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
