@@ -47,7 +47,8 @@ def join() -> None:
         )
     if on_cuda:
         torch.cuda.set_device(local_rank())
-    # What the optimizers load later would hold the group from then on, and its threads end a process that ends.
+    # The optimizers load it later, and it keeps a group that is there by then: its threads would outlive `_leave`, and
+    # one that runs while Python ends aborts the process.
     import_module("torch._dynamo")
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     atexit.register(_leave)

@@ -27,6 +27,7 @@ from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples,
 from imgclf.evaluation.report.slices import slice_images
 from imgclf.evaluation.report.thumbnails import look_at, picture_of, within
 from imgclf.evaluation.report.trust import filled_bins, risk_coverage, suggest_thresholds
+from imgclf.evaluation.report.words import fallen, why_kept
 from imgclf.results import EpochRecord, History
 
 TYPED = Typed(
@@ -500,3 +501,14 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
 def test_an_ensemble_names_its_members():
     text = str(Text(page.render(report_data(None, epochs=0, members=("runs/a", "'runs/b c'")))))
     assert "the members have reports of their own. imgclf report runs/a imgclf report 'runs/b c'" in text
+
+
+def test_what_speaks_for_the_epoch_that_is_kept():
+    def history(*best):
+        losses = enumerate((0.9, 0.6, 0.7), 1)
+        return History(tuple(EpochRecord(i, 0.5, 0.7, loss, 0.7, 0.1, 1.0, i in best) for i, loss in losses))
+
+    assert why_kept(history(1, 2)) == "lowest valid loss, "
+    assert why_kept(history(1, 2, 3)) == "the last, and none was surely better: valid loss "
+    assert (fallen(None, 0.9), fallen(0.9, 0.6)) == ("valid loss 0.9000", "valid loss 0.9000 → 0.6000")
+    assert fallen(0.6, 0.7) == "not surely worse than 0.6000"
