@@ -76,7 +76,7 @@ distributed.join()
 import torch._dynamo
 
 distributed._leave()
-print(len(os.listdir("/proc/self/task")), flush=True)
+os.write(1, b"%d\\n" % len(os.listdir("/proc/self/task")))  # at once: the other writes as well
 """
 
 
