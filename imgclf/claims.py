@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from imgclf.bundle import Manifest
 from imgclf.data.loader import Loader
-from imgclf.data.source import Sample
 from imgclf.errors import ConfigError
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.calibration import choose_temperature
@@ -78,11 +78,8 @@ def _why_not(model: nn.Module, valid: Loader) -> str:
 
 
 def features_of(
-    model: nn.Module, samples: tuple[Sample, ...], load: Callable[..., Loader], progress: Progress | None = None
+    model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
 ) -> Features:
-    """The features (m, d) of up to 2,000 training images, evenly from their classes; `load` makes a loader of some."""
-    names = sorted({sample.label for sample in samples})
-    index = {name: i for i, name in enumerate(names)}
-    chosen = choose_evenly(np.array([index[sample.label] for sample in samples]))
-    loader = load([samples[position] for position in chosen.tolist()], cache="off")
-    return answer_with_features(model, loader, progress)[1]
+    """The features (m, d) of up to 2,000 of the loader's samples, evenly from their classes, as they are evaluated."""
+    chosen = loader.as_evaluated(choose_evenly(np.array(loader.targets)).tolist())
+    return answer_with_features(model, chosen, progress, precision)[1]

@@ -82,7 +82,9 @@ def _examine(joined: Classifier, classifiers: Sequence[Classifier]) -> Claims:
     load = partial(plan_loader, joined.plan_, joined.source_, shard=distributed.shard())
     if not valid:
         return Claims(note="there are no validation images", missing="there are no validation images")
-    return examine(joined.model_, load(valid, cache="off"), lambda: features_of(joined.model_, train, load))
+    return examine(
+        joined.model_, load(valid, cache="off"), lambda: features_of(joined.model_, load(train, cache="off"))
+    )
 
 
 def fit_ensemble(

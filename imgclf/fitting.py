@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from imgclf import distributed
 from imgclf.asked import warn_of
 from imgclf.bundle import Manifest, save_model
 from imgclf.claims import Claims, examine, features_of
+from imgclf.compute import kept_memory
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
@@ -42,6 +45,7 @@ from imgclf.start import Start, begin, knows_classes
 from imgclf.tracking import tested
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
+from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.loop import train
 
 Data = str | os.PathLike[str] | Source
@@ -191,18 +195,19 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     if run is not None:
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
     notify(callbacks, "ready", (run, work.plan))
-    with _failing(run, fresh=state is None):
-        history = train(
-            model,
-            work.loader,
-            work.valid,
-            work.plan.experiment.train,
-            callbacks=callbacks,
-            checkpoint=None if run is None else run.path / CHECKPOINT,
-            resume=state,
-            keep_start=knows_classes(work.plan),
-        )
-    claims = _examine(work, history, start, callbacks)
+    with kept_memory(pick_device(work.plan.experiment.train.device)):
+        with _failing(run, fresh=state is None):
+            history = train(
+                model,
+                work.loader,
+                work.valid,
+                work.plan.experiment.train,
+                callbacks=callbacks,
+                checkpoint=None if run is None else run.path / CHECKPOINT,
+                resume=state,
+                keep_start=knows_classes(work.plan),
+            )
+        claims = _examine(work, history, start, callbacks)
     lost = {**work.loader.lost, **(work.valid.lost if work.valid is not None else {})}
     metrics = {} if claims.answers is None else {"valid": claims.answers.evaluation}
     for part, result in metrics.items():
@@ -227,9 +232,11 @@ def _examine(work: Work, history: History, start: Start | None, callbacks: Seque
     plan, model, known = work.plan, work.plan.model, None if start is None else start.features
     if knows_classes(plan) and history.best is None and known is not None:  # nothing but the head was ever changed
         return examine(model, work.valid, lambda: known)
-    load = partial(plan_loader, plan, work.source, shard=distributed.shard())
+    # bfloat16 is enough for the points that others are compared with; float16 has no room for large features.
+    precision = pick_precision(plan.experiment.train.precision, pick_device(plan.experiment.train.device))
+    precision = precision if precision is torch.bfloat16 else torch.float32
     told = partial(_tell_examined, callbacks)
-    return examine(model, work.valid, lambda: features_of(model, work.split.samples("train"), load, told))
+    return examine(model, work.valid, lambda: features_of(model, work.loader, told, precision))
 
 
 def _tell_examined(callbacks: Sequence[Callback], done: int, n: int) -> None:

@@ -71,6 +71,16 @@ def _signals():
     signal.signal(signal.SIGTERM, before)
 
 
+def test_a_command_seldom_looks_for_garbage_and_not_at_its_end():
+    code = (
+        "import atexit, gc, sys; sys.argv = ['imgclf', '--version'];"
+        "atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0));"
+        "from imgclf.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == f"imgclf {imgclf.__version__}\n100000 True\n"
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A working folder with `photos` and the run of one `imgclf train`, and what that said."""

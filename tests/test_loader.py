@@ -1,5 +1,6 @@
 """Batches: the same for any number of workers and wherever pixels are kept, never a wrong image."""
 
+import os
 import threading
 from dataclasses import replace
 
@@ -199,6 +200,35 @@ def test_without_training_samples_come_in_their_order_as_evaluation_pixels(sourc
     assert pixels.dtype == np.uint8
     labels = [source.classes[i] for batch in batches for i in batch.targets]
     assert labels == [sample.label for sample in source.samples]
+
+
+@pytest.mark.parametrize("cache", [*EXACT, "jpeg", "off"])
+@pytest.mark.parametrize(("recipe", "lost"), [(MIXED, 0), (AUGMENTED, 2), (PADDED, 2)])
+def test_what_training_keeps_can_be_evaluated_without_the_files(smooth, recipe, lost, cache):
+    """Prepared images are those of an evaluation to the bit, whole ones were shrunk on the way."""
+    plain = next(loader_of(smooth, recipe, train=False, batch_size=100).epoch())
+    loader = loader_of(smooth, recipe, cache=cache)
+    list(loader.epoch())
+    chosen = [7, 0, 11]
+    batches = list(loader.as_evaluated(chosen).epoch())
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), plain.targets[chosen])
+    pixels, expected = torch.cat([batch.pixels for batch in batches]), plain.pixels[chosen]
+    loss = (pixels.int() - expected.int()).abs().float().mean()
+    assert loss <= (lost if cache != "jpeg" else lost + 2)
+    if cache == "ram":
+        for sample in smooth.samples:
+            os.remove(smooth.reader.path(sample.ref))
+        again = torch.cat([batch.pixels for batch in loader.as_evaluated(chosen).epoch()])
+        assert torch.equal(again, pixels)
+
+
+def test_an_image_that_training_lost_is_left_out_of_its_evaluation_too(photos):
+    source = open_source(photos)
+    (photos / source.samples[3].ref).unlink()
+    loader = loader_of(source)
+    (batch,) = loader.as_evaluated([2, 3, 4]).epoch()
+    assert batch.positions.tolist() == [0, 2]
+    assert loader.lost == {source.samples[3].ref: "no such file"}
 
 
 def test_what_comes_before_a_first_random_crop_is_the_whole_image():

@@ -17,13 +17,17 @@ from typer.testing import CliRunner
 from imgclf import Classifier, combine, fit_ensemble
 from imgclf._tensorfile import with_metadata
 from imgclf.bundle import UNKNOWN_TENSORS, read_manifest
+from imgclf.claims import features_of
 from imgclf.cli import app
+from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.errors import ConfigError, ModelFileError
 from imgclf.evaluation.unknown import MOST_VALUES, Unknown, choose_evenly, fit_unknown
+from imgclf.inference import answer_with_features
 from imgclf.models.build import build_model
 from imgclf.models.features import feature_layers, tapped
-from imgclf.specs import ModelSpec, to_dict
+from imgclf.specs import ModelSpec, Recipe, to_dict
+from imgclf.transforms.presets import preset_steps
 
 CPU = {"train": {"device": "cpu", "precision": "fp32"}}
 STRANGERS = ("8", "9")
@@ -210,6 +214,22 @@ def test_nothing_is_judged_where_nothing_was_asked(digits):
     (plain,), (judged,) = digits.predict(image), digits.predict(image, reject=0.05)
     assert (plain.unknown_score, plain.accepted) == (None, None)
     assert judged.probabilities == pytest.approx(plain.probabilities)
+
+
+def test_training_images_keep_their_features_in_the_pixels_and_the_precision_of_training(photos):
+    source = open_source(photos)
+    recipe = Recipe(size=(16, 16), steps=preset_steps("standard"))
+    torch.manual_seed(0)
+    model = build_model(ModelSpec("lenet", 3, 3, (16, 16))).eval()
+    train, plain = (
+        Loader(source, source.samples, recipe, classes=source.classes, train=train, cache="ram")
+        for train in (True, False)
+    )
+    found = features_of(model, train, precision=torch.bfloat16)
+    expected = answer_with_features(model, plain)[1]
+    assert not np.array_equal(found, expected)
+    alike = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert alike.min() > 0.99
 
 
 def test_a_lost_image_has_no_score(digits, tmp_path):

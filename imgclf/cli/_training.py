@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,6 +18,7 @@ from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
 from imgclf.cli._plan import show_plan
 from imgclf.cli._results import show_evaluation, write_page
+from imgclf.compute import kept_memory
 from imgclf.data.audit import Audit
 from imgclf.data.folder import FileReader
 from imgclf.data.loader import Loader
@@ -48,7 +50,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
     distributed.join()
     began = time.perf_counter()
     view = TrainView()
-    with view.progress:
+    with view.progress, kept_memory(torch.device("cpu")):  # what training frees serves the test
         trackers = _trackers(options)
         callbacks: list[Callback] = [view, *map(_until_tested, trackers)]
         if "resume" in options:

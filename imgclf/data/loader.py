@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from imgclf.compute import in_parts_that_fit
 from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Job, fetched, share_cores
-from imgclf.data.rows import AlbumentationsPainter, CropPainter, Images, Painter, chunks, paint_plain
+from imgclf.data.rows import AlbumentationsPainter, CropPainter, Images, Painter, Prepared, chunks, paint_plain
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.data.store import Dense, Form
 from imgclf.data.tiers import Tier, choose_tier
@@ -146,6 +146,22 @@ class Loader:
         memory = self._images.memory
         if isinstance(memory, Dense) and start == 0:
             memory.settle(self.device if self._on_device else memory.device)
+
+    def as_evaluated(self, positions: Sequence[int]) -> Loader:
+        """A loader of some of the samples as evaluation pixels, made of those that this one keeps where it can."""
+        loader = Loader(
+            self._source,
+            [self.samples[i] for i in positions],
+            self.recipe,
+            classes=self.classes,
+            batch_size=self.batch_size,
+            workers=self._workers,
+            cache="off",
+            device=self.device,
+            shard=self.shard,
+        )
+        loader._images = Prepared(self._images, positions)
+        return loader
 
     @cached_property
     def _images(self) -> Images:

@@ -20,7 +20,7 @@ from imgclf.specs import Recipe, Step
 from imgclf.transforms.augment import Augmenter
 from imgclf.transforms.batch import crop_boxes
 from imgclf.transforms.crop import crop_decode_size, crop_resize
-from imgclf.transforms.pixels import decode_size
+from imgclf.transforms.pixels import decode_size, prepare
 
 Index = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -90,6 +90,30 @@ class Images:
             kept = self._disk.find(digest) if digest != sample.sha256 else None
             kept = kept or self._disk.add(digest, self._read(sample))
         return kept
+
+
+class Prepared(Images):
+    """Evaluation pixels of some of the samples of other `Images`, made of those that they keep instead of the files.
+
+    Where these keep whole images, the pixels have been shrunk on the way: nearly those of an evaluation.
+    """
+
+    def __init__(self, images: Images, positions: Sequence[int]) -> None:
+        samples = [images.samples[i] for i in positions]
+        super().__init__(images.source, samples, Form.of(images.form.recipe, train=False), "off")
+        self._images, self._positions = images, positions
+        self.lost, self.watch = images.lost, images.watch
+
+    def __call__(self, position: int) -> Kept | None:
+        """See `Images`."""
+        kept = self._images(self._positions[position])
+        if kept is None or not self._images.form.whole:
+            return kept
+        return Kept(prepare(kept.pixels, self.form.recipe), self.form.recipe.size)
+
+    def settle(self) -> None:
+        """See `Images`."""
+        self._images.settle()
 
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:

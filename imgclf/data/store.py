@@ -138,7 +138,7 @@ class Dense:
         """The pixels at one position, not to be written to; None where it is still to be filled."""
         if not self._has[position]:
             return None
-        pixels = self._tensor[position].numpy()
+        pixels = self._tensor[position].cpu().numpy()
         return Kept(pixels, pixels.shape[:2])
 
     def settle(self, device: torch.device) -> None:

@@ -37,6 +37,7 @@ from imgclf.training.interrupt import Interrupts, polite_interrupts
 from imgclf.training.keep import beats_best, copied, lent, start_mean, update_mean
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
 from imgclf.training.probe import soften_head
+from imgclf.training.small_maps import quick_gradients
 from imgclf.training.step import Rewind, learn, needs_pairs
 
 MAX_RETRIES = 3
@@ -102,7 +103,10 @@ def train(
         whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
         state.epochs = sys.maxsize if endless else state.epochs
         captured = should_capture(config, model, device, state.precision, flops)
-        stack.enter_context(compiled(model, not captured and should_compile(config.compile, device, whole_run)))
+        compiles = not captured and should_compile(config.compile, device, whole_run)
+        stack.enter_context(compiled(model, compiles))
+        if not compiles:
+            stack.enter_context(quick_gradients(device, state.precision, flops))
         interrupts = stack.enter_context(polite_interrupts())
         if resume is not None:
             restore(state, resume)
