@@ -41,10 +41,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 def step_flops(model: nn.Module, example: torch.Tensor, batch_size: int) -> float:
     """The floating-point operations of one forward pass of a batch; `example` is an input of one image."""
-    was_training = model.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(example)
-    model.train(was_training)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(model):
+        model(example)
     return float(counter.get_total_flops()) * batch_size
 
 

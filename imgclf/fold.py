@@ -20,7 +20,7 @@ def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
     if not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules()):
         return plain
     try:
-        folded = _fold(copy.deepcopy(plain)).to(memory_format=torch.channels_last)
+        folded = _fold(plain).to(memory_format=torch.channels_last)
     except Exception:  # what a forward function may do that can't be traced has no limits
         return plain
     return folded if _agree(plain, folded, example) else plain
@@ -34,6 +34,7 @@ class _Tracer(fx.Tracer):
 
 
 def _fold(model: nn.Module) -> fx.GraphModule:
+    """Another network with the layers of `model`, but for those that are folded."""
     graph = _Tracer().trace(model)
     traced = fx.GraphModule(model, graph)
     for node in list(graph.nodes):

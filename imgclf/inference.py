@@ -34,7 +34,8 @@ from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
 
 WAITING = 2**26  # bytes of answers that stay on the device
-FEW = 64  # images for which to make a model faster costs more time than it saves
+FEW = 64  # images for which to get ready costs more time than it saves
+MANY = 250  # images of 224 pixels from which on it pays to fold batch norms
 
 Progress = Callable[[int, int], None]
 
@@ -221,9 +222,13 @@ def quick(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[nn
         return
     recipe = loader.recipe
     example = torch.zeros(1, recipe.channels, *recipe.size, device=device)
-    network = fold_batch_norms(model, example)
-    with enough_threads(step_flops(network, example, loader.batch_size)):
-        yield network
+    network = fold_batch_norms(model, example) if len(loader) >= MANY else model
+    try:
+        with enough_threads(step_flops(network, example, loader.batch_size)):
+            yield network
+    finally:
+        if network is not model:
+            network.to("meta")  # it refers to itself, so that its weights would wait for a garbage collection
 
 
 def _forward(

@@ -71,6 +71,15 @@ def test_a_tiny_set_is_learnt_without_a_warning(make_source, device, optimizer, 
     assert events == []
 
 
+def test_what_training_keeps_on_the_device_can_be_evaluated(make_source, device):
+    source, chosen = make_source(), [5, 2, 11]
+    plain = next(loader_of(source, device, batch=100).epoch()).pixels[chosen]
+    trained = loader_of(source, device, train=True)
+    list(trained.epoch())
+    (batch,) = trained.as_evaluated(chosen).epoch()
+    assert torch.equal(batch.pixels, plain)
+
+
 def test_probabilities_are_those_of_the_processor(make_source, device):
     source = make_source()
     model, _ = fit(source, device)

@@ -4,6 +4,7 @@ import math
 import os
 import random
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -650,6 +651,20 @@ def test_images_that_are_all_gone_are_no_epoch_without_loss(source):
 
     with pytest.raises(DataError, match="none of the training images can be read"):
         fit(replace(source, reader=Gone()), valid=None)
+
+
+def test_steps_are_taken_the_quickest_way(source, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def watched(device, precision, flops):
+        asked.append((device.type, precision, flops > 0))
+        yield
+
+    monkeypatch.setattr("imgclf.training.loop.quick_gradients", watched)
+    for precision in ("bf16", "fp32"):
+        fit(source, precision=precision, epochs=1)
+    assert asked == [("cpu", torch.bfloat16, True), ("cpu", torch.float32, True)]
 
 
 def test_training_in_bf16(source):

@@ -232,6 +232,20 @@ def test_training_images_keep_their_features_in_the_pixels_and_the_precision_of_
     assert alike.min() > 0.99
 
 
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_fit_looks_again_at_what_training_has_kept(photos, monkeypatch, precision, expected):
+    asked = []
+
+    def watched(model, loader, progress, precision):
+        asked.append((loader.tier.name, loader.recipe.steps != (), precision))
+        return features_of(model, loader, progress, torch.float32)
+
+    monkeypatch.setattr("imgclf.fitting.features_of", watched)
+    config = {"train": {"device": "cpu", "precision": precision}, "split": (0.4, 0.4, 0.2)}
+    Classifier("lenet", size=16, weights="none", augment="standard", config=config).fit(photos, epochs=1)
+    assert asked == [("ram", True, expected)]
+
+
 def test_a_lost_image_has_no_score(digits, tmp_path):
     good = digits.source_.open(digits.split_.samples("test")[0].ref)
     first, second = digits.predict([tmp_path / "gone.png", good], reject=0.05)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -34,6 +35,7 @@ from imgclf.results import Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import ROOT, by_name, find_model, read_config, write_info
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, TrainState, notify
+from imgclf.training.device import pick_device
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
@@ -50,9 +52,9 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
     distributed.join()
     began = time.perf_counter()
     view = TrainView()
-    with view.progress, kept_memory(torch.device("cpu")):  # what training frees serves the test
+    with view.progress, ExitStack() as stack:
         trackers = _trackers(options)
-        callbacks: list[Callback] = [view, *map(_until_tested, trackers)]
+        callbacks: list[Callback] = [view, partial(_keep_memory, stack), *map(_until_tested, trackers)]
         if "resume" in options:
             classifier = _resume(data, options, callbacks)
         else:
@@ -84,6 +86,12 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         _finish(classifier, view, test, began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
+
+
+def _keep_memory(stack: ExitStack, event: str, subject: Any) -> None:
+    """A callback: what training frees serves the test after it as well."""
+    if event == "ready":
+        stack.enter_context(kept_memory(pick_device(subject[1].experiment.train.device)))
 
 
 def _trackers(options: dict[str, Any]) -> list[Tracker]:

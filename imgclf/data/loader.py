@@ -148,7 +148,7 @@ class Loader:
             memory.settle(self.device if self._on_device else memory.device)
 
     def as_evaluated(self, positions: Sequence[int]) -> Loader:
-        """A loader of some of the samples as evaluation pixels, made of those that this one keeps where it can."""
+        """A loader of some of the samples as evaluation pixels, made of those that this one keeps, if it keeps any."""
         loader = Loader(
             self._source,
             [self.samples[i] for i in positions],

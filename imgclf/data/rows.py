@@ -58,6 +58,11 @@ class Images:
                 self.memory.put(position, kept.pixels)
         return kept
 
+    @property
+    def keeps(self) -> bool:
+        """Whether pixels are kept at all."""
+        return self.memory is not None or self._disk is not None
+
     def guarded(self, position: int, read: Callable[[Sample], T]) -> T | None:
         """What `read` gives, or None and a line in `lost`."""
         sample = self.samples[position]
@@ -93,9 +98,10 @@ class Images:
 
 
 class Prepared(Images):
-    """Evaluation pixels of some of the samples of other `Images`, made of those that they keep instead of the files.
+    """Evaluation pixels of some of the samples of other `Images`, made of those that they keep; where these keep none,
+    of the files.
 
-    Where these keep whole images, the pixels have been shrunk on the way: nearly those of an evaluation.
+    Whole images that are kept have been shrunk, and perhaps compressed: they give nearly the pixels of an evaluation.
     """
 
     def __init__(self, images: Images, positions: Sequence[int]) -> None:
@@ -106,6 +112,8 @@ class Prepared(Images):
 
     def __call__(self, position: int) -> Kept | None:
         """See `Images`."""
+        if not self._images.keeps:
+            return super().__call__(position)
         kept = self._images(self._positions[position])
         if kept is None or not self._images.form.whole:
             return kept

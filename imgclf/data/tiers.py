@@ -34,7 +34,8 @@ def choose_tier(
 
     The sizes of whole images are estimated from the headers of 24 of them. Whole images stay in memory where `device`
     is asked for: they differ in shape, and are cut by the processor. On the CPU, device and memory are the same.
-    JPEG is for training only, others are kept exactly: figures and predictions come from the same pixels in every tier.
+    JPEG is for training only, others are kept exactly: figures and predictions come from the same pixels in every tier
+    (save for the training images that unknown ones are measured against).
     """
     if asked != "auto":
         if asked == "device" and (form.whole or device.type == "cpu"):

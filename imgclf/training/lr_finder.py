@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from imgclf.compute import enough_threads, step_flops
+from imgclf.compute import enough_threads, kept_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError
 from imgclf.inference import Progress
@@ -19,6 +19,7 @@ from imgclf.training.device import pick_device
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
 from imgclf.training.probe import soften_head
+from imgclf.training.small_maps import quick_gradients
 from imgclf.training.step import Rewind, learn
 
 LOWEST, HIGHEST = 1e-7, 10.0
@@ -48,7 +49,8 @@ def find_lr(
         soften_head(trial, model.state_dict(), config.head_scale or 1.0)
         example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
         set_mode(trial, config, 0)
-        with enough_threads(step_flops(trial, example, config.batch_size)):
+        flops = step_flops(trial, example, config.batch_size)
+        with kept_memory(device), enough_threads(flops), quick_gradients(device, state.precision, flops):
             rates, losses = _rise(state, loader, progress)
     if len(losses) < FEWEST:
         raise ConfigError(
