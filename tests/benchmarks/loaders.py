@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
+from imgclf.compute import kept_memory
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.source import ArrayReader, Sample, Source
@@ -96,11 +97,12 @@ def compare(title: str, ways: dict[str, Epoch], rounds: int) -> None:
     for epoch in ways.values():
         epoch(0)
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(1, rounds + 1):
-        for name, epoch in ways.items():
-            began = time.perf_counter()
-            images = epoch(number)
-            rates[name].append(images / (time.perf_counter() - began))
+    with kept_memory(CPU):  # as in training
+        for number in range(1, rounds + 1):
+            for name, epoch in ways.items():
+                began = time.perf_counter()
+                images = epoch(number)
+                rates[name].append(images / (time.perf_counter() - began))
     base = next(iter(rates.values()))
     print(title)
     for name, found in rates.items():
