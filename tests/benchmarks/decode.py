@@ -22,6 +22,7 @@ from PIL import Image
 
 from imgclf.compute import kept_memory
 from imgclf.data.images import read_image
+from imgclf.data.rows import CHUNK
 from imgclf.specs import Recipe
 from imgclf.transforms.crop import Box, crop_decode_size, crop_resize
 from imgclf.transforms.pixels import to_input
@@ -79,8 +80,10 @@ def our_way(paths: list[Path], workers: int, normalise: bool) -> Iterator[Epoch]
     device = torch.device("cpu")
     rng = np.random.default_rng(0)
 
-    def fill(path: Path, seed: int, out: np.ndarray) -> None:
-        random_crop(path, np.random.default_rng(seed), out)
+    def fill(some: list[Path], seed: int, out: np.ndarray) -> None:
+        own = np.random.default_rng(seed)
+        for path, row in zip(some, out, strict=True):
+            random_crop(path, own, row)
 
     with ThreadPoolExecutor(workers) as pool:
 
@@ -89,7 +92,12 @@ def our_way(paths: list[Path], workers: int, normalise: bool) -> Iterator[Epoch]
             cuts = [order[i : i + BATCH] for i in range(0, len(paths), BATCH)]
             batches = [np.empty((len(cut), SIDE, SIDE, 3), np.uint8) for cut in cuts]
             jobs = [
-                [pool.submit(fill, paths[i], int(rng.integers(2**32)), row) for i, row in zip(cut, batch, strict=True)]
+                [
+                    pool.submit(
+                        fill, [paths[i] for i in cut[at : at + CHUNK]], int(rng.integers(2**32)), batch[at : at + CHUNK]
+                    )
+                    for at in range(0, len(cut), CHUNK)
+                ]
                 for cut, batch in zip(cuts, batches, strict=True)
             ]
             done = 0
