@@ -150,7 +150,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="PROGRAM", help="this one only; more than once for more")
     parser.add_argument("--quick", action="store_true", help="one epoch of a tenth of the photos: shows that it runs")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}; expected 1 or more")
+    return args
 
 
 def _runnable(args: argparse.Namespace, places: Places) -> dict[str, tuple[str, str]]:
