@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -174,6 +174,17 @@ def figures(metrics: Mapping[str, Evaluation], split: Split) -> dict[str, dict[s
     return plain
 
 
+def keeping_memory(stack: ExitStack) -> Callback:
+    """A callback by which what training frees serves what comes after it as well, until the stack is closed."""
+
+    def keep(event: str, subject: Any) -> None:
+        if event == "ready":
+            _, plan = subject
+            stack.enter_context(kept_memory(pick_device(plan.experiment.train.device)))
+
+    return keep
+
+
 def _prepare(plan: Plan, source: Source, split: Split, callbacks: Sequence[Callback]) -> Work:
     """The loaders of a plan, which then says where their pixels are kept."""
     notify(callbacks, "model", plan)
@@ -195,19 +206,18 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     if run is not None:
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
     notify(callbacks, "ready", (run, work.plan))
-    with kept_memory(pick_device(work.plan.experiment.train.device)):
-        with _failing(run, fresh=state is None):
-            history = train(
-                model,
-                work.loader,
-                work.valid,
-                work.plan.experiment.train,
-                callbacks=callbacks,
-                checkpoint=None if run is None else run.path / CHECKPOINT,
-                resume=state,
-                keep_start=knows_classes(work.plan),
-            )
-        claims = _examine(work, history, start, callbacks)
+    with _failing(run, fresh=state is None):
+        history = train(
+            model,
+            work.loader,
+            work.valid,
+            work.plan.experiment.train,
+            callbacks=callbacks,
+            checkpoint=None if run is None else run.path / CHECKPOINT,
+            resume=state,
+            keep_start=knows_classes(work.plan),
+        )
+    claims = _examine(work, history, start, callbacks)
     lost = {**work.loader.lost, **(work.valid.lost if work.valid is not None else {})}
     metrics = {} if claims.answers is None else {"valid": claims.answers.evaluation}
     for part, result in metrics.items():

@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
 from imgclf.cli._plan import show_plan
 from imgclf.cli._results import show_evaluation, write_page
-from imgclf.compute import kept_memory
 from imgclf.data.audit import Audit
 from imgclf.data.folder import FileReader
 from imgclf.data.loader import Loader
@@ -29,13 +27,13 @@ from imgclf.data.split import Split
 from imgclf.ensemble import fit_ensemble, require_members
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.evaluation.report.words import fallen, instead_of_epochs, never_better, valid_losses, why_kept
+from imgclf.fitting import keeping_memory
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import ROOT, by_name, find_model, read_config, write_info
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, TrainState, notify
-from imgclf.training.device import pick_device
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
@@ -54,7 +52,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
     view = TrainView()
     with view.progress, ExitStack() as stack:
         trackers = _trackers(options)
-        callbacks: list[Callback] = [view, partial(_keep_memory, stack), *map(_until_tested, trackers)]
+        callbacks: list[Callback] = [view, keeping_memory(stack), *map(_until_tested, trackers)]
         if "resume" in options:
             classifier = _resume(data, options, callbacks)
         else:
@@ -86,12 +84,6 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         _finish(classifier, view, test, began, as_json=bool(options["json"]))
     if interrupted:
         raise typer.Exit(console.Interruption.code)
-
-
-def _keep_memory(stack: ExitStack, event: str, subject: Any) -> None:
-    """A callback: what training frees serves the test after it as well."""
-    if event == "ready":
-        stack.enter_context(kept_memory(pick_device(subject[1].experiment.train.device)))
 
 
 def _trackers(options: dict[str, Any]) -> list[Tracker]:

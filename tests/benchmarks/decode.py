@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
 from PIL import Image
 
 from imgclf.compute import kept_memory
+from imgclf.data.decode import Jpeg, decode_jpeg, find_jpeg
 from imgclf.data.images import read_image
 from imgclf.data.rows import CHUNK
 from imgclf.specs import Recipe
@@ -116,21 +117,14 @@ def our_way(paths: list[Path], workers: int, normalise: bool) -> Iterator[Epoch]
 def bare_way(paths: list[Path], workers: int) -> Iterator[Epoch]:
     """libjpeg-turbo alone, in threads, at the sizes that the crops need: as fast as anything can be that decodes."""
     rng = np.random.default_rng(0)
-    files = [path.read_bytes() for path in paths]
+    jpegs = [find_jpeg(BytesIO(path.read_bytes())) for path in paths]
+    sizes = [crop_decode_size(random_box(rng, jpeg.height, jpeg.width), (SIDE, SIDE)) for jpeg in jpegs]
 
-    def needed(data: bytes) -> tuple[int, int]:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        least = crop_decode_size(random_box(rng, height, width), (SIDE, SIDE))
-        possible = min(height // least[0], width // least[1])
-        scale = next((scale for scale in (8, 4, 2) if scale <= possible), 1)
-        return -(-height // scale), -(-width // scale)
-
-    def decode(data: bytes, sides: tuple[int, int]) -> None:
-        simplejpeg.decode_jpeg(data, min_height=sides[0], min_width=sides[1])
+    def decode(jpeg: Jpeg, at_least: tuple[int, int]) -> None:
+        decode_jpeg(jpeg, at_least)
 
     with ThreadPoolExecutor(workers) as pool:
-        sizes = [needed(data) for data in files]
-        yield lambda: len(list(pool.map(decode, files, sizes, chunksize=8)))
+        yield lambda: len(list(pool.map(decode, jpegs, sizes)))
 
 
 def random_crop(path: Path, rng: np.random.Generator, out: np.ndarray) -> None:
