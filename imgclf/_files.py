@@ -43,15 +43,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` through `atomic_file`; the `OSError` of a full disk says how many bytes there are."""
+def write_atomic(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
+    """Write the parts to `path` through `atomic_file`; the `OSError` of a full disk says how many bytes there are."""
     try:
         with atomic_file(path) as file:
-            file.write(data)
+            file.writelines(parts)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise OSError(error.errno, f"{error.strerror}, {len(data):,} bytes are needed", str(path)) from error
+        raise OSError(error.errno, f"{error.strerror}, {sum(map(len, parts)):,} bytes are needed", str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,14 +6,14 @@ the tensors. Errors here are `ModelFileError` without the file's name, which the
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, BinaryIO, NoReturn
+from itertools import accumulate
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from imgclf.errors import ModelFileError
 
@@ -63,10 +63,18 @@ class Header:
     tensors: Mapping[str, Stored]
 
 
-def read_header(stream: BinaryIO) -> Header:
-    """The header of the file in `stream`, checked against the format and the file's length."""
+class Raw(NamedTuple):
+    """A tensor to be written: its type by the name in the file, its shape, its bytes (little-endian, in C order)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def read_header(stream: BinaryIO, total: int | None = None) -> Header:
+    """The header of the file in `stream`, checked against the format and its length: `total`, or what is there."""
     start = stream.read(9)
-    total = stream.seek(0, os.SEEK_END)
+    total = stream.seek(0, os.SEEK_END) if total is None else total
     size = int.from_bytes(start[:8], "little")
     if len(start) == 9 and (start[8:] != b"{" or size > MAX_HEADER):
         _refuse(start, size)
@@ -86,33 +94,51 @@ def read_header(stream: BinaryIO) -> Header:
 
 def checksum(stream: BinaryIO, header: Header) -> str:
     """The sha256 (hex) over the manifest and, sorted by name, each tensor's name, dtype, shape and bytes."""
-    digest = sha256(header.manifest.encode("ascii"))
-    for name, stored in sorted(header.tensors.items()):
-        digest.update(json.dumps([name, stored.dtype, stored.shape]).encode("ascii"))
-        stream.seek(header.size + stored.begin)
-        left = stored.end - stored.begin
-        while left:
-            chunk = stream.read(min(left, CHUNK))
-            if not chunk:
-                raise ModelFileError("truncated while it was read; wait until it is written, and try again")
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
+    return _digest(
+        header.manifest,
+        (
+            (name, one.dtype, one.shape, _chunks(stream, header.size + one.begin, one.end - one.begin))
+            for name, one in sorted(header.tensors.items())
+        ),
+    )
 
 
-def with_metadata(bare: bytes, manifest: str) -> bytes:
-    """The safetensors bytes `bare`, which hold no metadata, with the manifest and the checksum in their header.
+def pack(tensors: Mapping[str, Raw], manifest: str) -> list[bytes | memoryview]:
+    """The parts of a file, one after the other: its header, with the manifest and the checksum, and each tensor.
 
-    safetensors itself writes metadata in a random order; written here, equal models give equal files.
+    The writer of safetensors copies all tensors twice and puts metadata in a random order; here equal models give equal
+    files. As there, types of more bytes come first, so that each tensor begins at a multiple of its own.
     """
-    size = int.from_bytes(bare[:8], "little")
-    entries = json.loads(bare[8 : 8 + size])
-    tensors = {name: _parse_entry(name, entry) for name, entry in entries.items()}
-    digest = checksum(io.BytesIO(bare), Header(8 + size, manifest, "", tensors))
+    ordered = sorted(tensors.items(), key=lambda item: (-DTYPES[item[1].dtype][1], item[0]))
+    ends = list(accumulate(len(raw.data) for _, raw in ordered))
+    entries = {
+        name: {"dtype": raw.dtype, "shape": raw.shape, "data_offsets": (end - len(raw.data), end)}
+        for (name, raw), end in zip(ordered, ends, strict=True)
+    }
+    digest = _digest(manifest, ((name, raw.dtype, raw.shape, [raw.data]) for name, raw in sorted(tensors.items())))
     texts = {"imgclf": manifest, "sha256": digest}
     header = json.dumps({"__metadata__": texts, **entries}, separators=(",", ":")).encode("ascii")
     header = header.ljust(math.ceil(len(header) / 8) * 8)  # the tensors start at a multiple of 8 bytes
-    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(bare)[8 + size :]))
+    return [len(header).to_bytes(8, "little") + header, *(raw.data for _, raw in ordered)]
+
+
+def _digest(manifest: str, tensors: Iterable[tuple[str, str, tuple[int, ...], Iterable[bytes | memoryview]]]) -> str:
+    digest = sha256(manifest.encode("ascii"))
+    for name, dtype, shape, chunks in tensors:
+        digest.update(json.dumps([name, dtype, shape]).encode("ascii"))
+        for chunk in chunks:
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(stream: BinaryIO, begin: int, left: int) -> Iterator[bytes]:
+    stream.seek(begin)
+    while left:
+        chunk = stream.read(min(left, CHUNK))
+        if not chunk:
+            raise ModelFileError("truncated while it was read; wait until it is written, and try again")
+        yield chunk
+        left -= len(chunk)
 
 
 def parse_json(source: str | bytes, what: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from imgclf._files import printable, write_atomic
-from imgclf._tensorfile import BESIDE, DTYPES, Stored, checksum, parse_json, read_header, short, with_metadata
+from imgclf._tensorfile import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, short
 from imgclf._version import __version__
 from imgclf.errors import ImgclfError, ModelFileError
 from imgclf.specs import ModelSpec, Recipe, from_dict, to_dict
@@ -150,22 +150,45 @@ def save_model(
     saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.spec` builds,
     where one is NaN or infinite, or where the manifest holds what JSON cannot.
     """
-    from safetensors import torch as safetensors_torch
+    save_weights(path, model.state_dict(), manifest, unknown)
+
+
+def save_weights(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], manifest: Manifest, unknown: Unknown | None = None
+) -> None:
+    """`save_model`, for the weights of a model that are at hand without it."""
     from torch import from_numpy
 
     target = _model_path(path)
     with _naming(target, "not saved: "):
-        # a copy of its own for each tensor, since safetensors refuses those that share memory, as tied weights do
-        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+        tensors = {name: tensor.detach().cpu() for name, tensor in weights.items()}
         if unknown is not None:
             arrays = unknown.arrays()
             manifest = replace(manifest, unknown={"shapes": {name: list(a.shape) for name, a in arrays.items()}})
             tensors |= {BESIDE + name: from_numpy(array.copy()) for name, array in arrays.items()}
         _check_finite(tensors)
-        data = with_metadata(safetensors_torch.save(tensors), _to_json(manifest))
-        header = read_header(io.BytesIO(data))
+        parts = pack(raw_tensors(tensors), _to_json(manifest))
+        header = read_header(io.BytesIO(parts[0]), sum(map(len, parts)))
         _check_fit(header.tensors, _parse_manifest(parse_json(header.manifest, "manifest")))
-    write_atomic(target, data)
+    write_atomic(target, *parts)
+
+
+def raw_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Raw]:
+    """Tensors on the CPU as they are written; raises `ModelFileError` for a type that a model file does not hold."""
+    from torch import uint8
+
+    stored = {there: name for name, (there, _) in DTYPES.items()}
+    for name, tensor in tensors.items():
+        if _type_name(tensor) not in stored:
+            raise ModelFileError(f"the tensor {name!r} is {_type_name(tensor)}; expected one of {', '.join(stored)}")
+    return {
+        name: Raw(stored[_type_name(t)], tuple(t.shape), t.reshape(-1).view(uint8).numpy().data)
+        for name, t in tensors.items()
+    }
+
+
+def _type_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def weights_digest(path: str | os.PathLike[str]) -> str:
@@ -320,7 +343,7 @@ def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
     from imgclf.models.build import empty_network
 
     state = empty_network(manifest.spec).state_dict()
-    wanted = {name: _describe(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in state.items()}
+    wanted = {name: _describe(_type_name(t), tuple(t.shape)) for name, t in state.items()}
     shapes = manifest.unknown.get("shapes", {})
     wanted |= {BESIDE + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
     found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}

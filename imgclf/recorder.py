@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imgclf.bundle import Manifest, save_model
+from imgclf.bundle import Manifest, save_model, save_weights
 from imgclf.data.audit import Audit
 from imgclf.data.split import Split, write_split
 from imgclf.machine import machine
@@ -133,7 +132,5 @@ class Recorder:
         epoch = best.epoch if best is not None else 0
         if not state.best or epoch == self._written:
             return
-        model = copy.deepcopy(state.model)
-        model.load_state_dict(state.best)
-        save_model(self._run.model, model, self._manifest)
+        save_weights(self._run.model, state.best, self._manifest)
         self._written = epoch

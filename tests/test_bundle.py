@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors import torch as safetensors_torch
 
-from imgclf._tensorfile import MAX_HEADER, with_metadata
-from imgclf.bundle import FORMAT, Manifest, load_model, read_manifest, save_model
+from imgclf._tensorfile import MAX_HEADER, pack
+from imgclf.bundle import FORMAT, Manifest, load_model, raw_tensors, read_manifest, save_model
 from imgclf.errors import ModelFileError
 from imgclf.models.build import build_model
 from imgclf.specs import ModelSpec, Recipe, Step, to_dict
@@ -73,7 +74,7 @@ def forge(model, change=lambda values: None, tensors=None) -> bytes:
     values = to_dict(make_manifest())
     changed = change(values)
     manifest = changed if isinstance(changed, str) else json.dumps(values)
-    return with_metadata(safetensors_torch.save(model.state_dict() if tensors is None else tensors), manifest)
+    return b"".join(pack(raw_tensors(model.state_dict() if tensors is None else tensors), manifest))
 
 
 def raw(header: bytes | str, payload: bytes = b"") -> bytes:
@@ -626,3 +627,45 @@ def test_networks_that_only_torchvision_has_are_saved_and_loaded(tmp_path, name)
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded(pixels), original(pixels))
+
+
+ANY_TENSORS = st.dictionaries(
+    st.text(max_size=8),
+    st.tuples(
+        st.sampled_from(
+            ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+        ),
+        st.lists(st.integers(0, 3), max_size=4),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ANY_TENSORS)
+def test_safetensors_reads_what_is_packed_and_every_tensor_is_aligned(kinds):
+    tensors = {
+        name: torch.arange(math.prod(shape)).reshape(shape).to(getattr(torch, dtype))
+        for name, (dtype, shape) in kinds.items()
+    }
+    data = b"".join(pack(raw_tensors(tensors), "{}"))
+    loaded = safetensors_torch.load(data)
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    for name, tensor in tensors.items():
+        assert (size + header[name]["data_offsets"][0]) % tensor.element_size() == 0
+
+
+def test_tied_and_channels_last_weights_are_stored_in_full():
+    weight = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    data = b"".join(pack(raw_tensors({"a": weight, "b": weight}), "{}"))
+    assert all(torch.equal(tensor, weight) for tensor in safetensors_torch.load(data).values())
+
+
+def test_a_type_that_no_model_file_holds_is_named():
+    with pytest.raises(ModelFileError, match=r"tensor 'phase' is complex64; expected one of float64, float32"):
+        raw_tensors({"phase": torch.zeros(2, dtype=torch.complex64)})

@@ -15,8 +15,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from imgclf import Classifier, combine, fit_ensemble
-from imgclf._tensorfile import with_metadata
-from imgclf.bundle import UNKNOWN_TENSORS, read_manifest
+from imgclf._tensorfile import pack
+from imgclf.bundle import UNKNOWN_TENSORS, raw_tensors, read_manifest
 from imgclf.claims import features_of
 from imgclf.cli import app
 from imgclf.data.loader import Loader
@@ -358,13 +358,10 @@ def test_predict_refuses_a_share_that_is_none(digits, images, share):
 
 
 def test_a_model_file_of_the_format_before_predicts_and_says_why_it_refuses_nothing(digits, images):
-    from safetensors import torch as safetensors_torch
-
     values = to_dict(digits.manifest_)
     del values["calibration"], values["unknown"]
-    tensors = safetensors_torch.save({name: t.contiguous() for name, t in digits.model_.state_dict().items()})
     old = images / "old.safetensors"
-    old.write_bytes(with_metadata(tensors, json.dumps({**values, "format": 1})))
+    old.write_bytes(b"".join(pack(raw_tensors(digits.model_.state_dict()), json.dumps({**values, "format": 1}))))
     loaded = Classifier.load(old, device="cpu")
     assert loaded.temperature_ == 1.0
     assert loaded.predict(images / "flat.png")[0].label is not None
