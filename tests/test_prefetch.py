@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from imgclf.data.prefetch import Watch, fetched
+from imgclf.data.prefetch import Pace, Watch, fetched
 
 
-def run(jobs, threads):
+def run(jobs, threads, pace=None):
     """The threads that did so many plans of six jobs each."""
     seen = set()
 
@@ -17,7 +17,7 @@ def run(jobs, threads):
         jobs()
 
     plans = [(number, [job] * 6) for number in range(8)]
-    assert list(fetched(plans, threads, 2, Watch())) == list(range(8))
+    assert list(fetched(plans, threads, 2, Watch(), pace or Pace())) == list(range(8))
     return seen
 
 
@@ -27,6 +27,22 @@ def test_short_jobs_are_done_in_one_thread():
 
 def test_slow_jobs_are_done_in_all_threads():
     assert len(run(lambda: time.sleep(0.01), 4)) == 4
+
+
+def test_a_pace_that_was_slow_begins_with_all_threads_and_one_that_was_not_with_one():
+    pace = Pace()
+    both = threading.Barrier(2, timeout=10)
+    run(lambda: time.sleep(0.01), 2, pace)
+    run(both.wait, 2, pace)  # from the first job on, or the barrier breaks
+    run(lambda: None, 2, pace)
+    assert len(run(lambda: None, 2, pace)) == 1
+
+
+def test_one_slow_job_among_quick_ones_is_no_pace():
+    pace = Pace(short=0.006)
+    for seconds in [0.0] * 20 + [0.04] + [0.0] * 20:
+        pace.note(seconds)
+        assert not pace.slow
 
 
 def test_without_threads_the_caller_does_them():
@@ -44,6 +60,6 @@ def test_what_a_job_raises_is_raised_here(threads):
 
 def test_the_threads_end_with_the_iterator():
     before = threading.active_count()
-    for _ in fetched([(0, [lambda: time.sleep(0.01)] * 20)] * 3, 3, 2, Watch()):
+    for _ in fetched([(0, [lambda: time.sleep(0.01)] * 20)] * 3, 3, 2, Watch(), Pace()):
         break
     assert threading.active_count() == before

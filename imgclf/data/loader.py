@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from imgclf.compute import in_parts_that_fit
-from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Job, fetched, share_cores
+from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Job, Pace, fetched, share_cores
 from imgclf.data.rows import AlbumentationsPainter, CropPainter, Images, Painter, Prepared, chunks, paint_plain
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.data.store import Dense, Form
@@ -137,12 +137,13 @@ class Loader:
         threads = free if self._workers is None else self._workers
         self._images.settle()
         plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
-        short = SHORT_NATIVE if isinstance(self._painter, CropPainter) else SHORT  # cuts are OpenCV's work
         try:
-            for finish in fetched(plans, threads, ahead, self._images.watch, short):
+            for finish in fetched(plans, threads, ahead, self._images.watch, self._pace):
                 yield self._batch(*finish(), epoch)
         finally:
             self._images.settle()  # what was decoded is kept, also when the epoch is left early
+            if self._images.keeps:
+                self._pace.forget()
         memory = self._images.memory
         if isinstance(memory, Dense) and start == 0:
             memory.settle(self.device if self._on_device else memory.device)
@@ -179,6 +180,10 @@ class Loader:
         if len(crops) > 1:
             raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one, or engine albumentations")
         return CropPainter(crops[0], self._seed, self._keys, self.tier.name) if crops else paint_plain
+
+    @cached_property
+    def _pace(self) -> Pace:
+        return Pace(SHORT_NATIVE if isinstance(self._painter, CropPainter) else SHORT)  # cuts are OpenCV's work
 
     @property
     def _on_device(self) -> bool:

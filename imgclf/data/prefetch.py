@@ -24,7 +24,7 @@ AHEAD = 2
 PATIENCE = 120.0  # seconds that the reading of one image may take
 SHORT = 0.006  # seconds for a job of 8 images or more, of which much is Python's
 SHORT_NATIVE = 0.0005  # the same where hardly any of it is
-TRIED = 8  # jobs over which a moment of waiting is no sign of slowness
+TRIED = 8  # jobs over which a moment of waiting is no sign of slowness: the first in a process also loads a decoder
 LEAVE = 5.0  # seconds that the end of an epoch waits for images that nobody wants any more
 
 
@@ -65,34 +65,55 @@ class Watch:
             )
 
 
+class Pace:
+    """Whether jobs take long, by the last few of them, beside what is `short` (seconds)."""
+
+    def __init__(self, short: float = SHORT) -> None:
+        self._short, self._mean = short, 0.0
+
+    def note(self, seconds: float) -> None:
+        """Count one more job."""
+        self._mean += (seconds - self._mean) / TRIED
+
+    def forget(self) -> None:
+        """Start anew: the next jobs are of another kind."""
+        self._mean = 0.0
+
+    @property
+    def slow(self) -> bool:
+        """Whether jobs gain from more than one thread: short ones lose more time to the interpreter's lock."""
+        return self._mean > self._short
+
+
 class _Pool:
     """Threads that do jobs in their order. They are daemons: one that hangs does not keep the process from ending.
 
-    There is one as long as jobs are short: more would lose more time to the interpreter's lock than they save.
+    There is one until the pace is slow.
     """
 
-    def __init__(self, most: int, short: float) -> None:
+    def __init__(self, most: int, pace: Pace) -> None:
         self._jobs: SimpleQueue[tuple[Future[None], Job] | None] = SimpleQueue()
-        self._most, self._short = most, short
+        self._most, self._pace = most, pace
         self._threads: list[threading.Thread] = []
-        self._submitted, self._done, self._spent = 0, -1, 0.0  # the first job loads the decoders, and does not count
-        self._grow(1)
+        self._changing, self._closed = threading.Lock(), False
+        self._grow(most if pace.slow else 1)
 
     def _grow(self, threads: int) -> None:
-        for i in range(len(self._threads), threads):
-            thread = threading.Thread(target=self._work, name=f"imgclf-loader-{i}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        with self._changing:
+            for i in range(len(self._threads), 0 if self._closed else threads):
+                thread = threading.Thread(target=self._work, name=f"imgclf-loader-{i}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     def submit(self, job: Job) -> Future[None]:
-        if self._spent > self._short * max(self._done, TRIED):
-            self._grow(self._most)
         future: Future[None] = Future()
         self._jobs.put((future, job))
         return future
 
     def close(self) -> None:
         """End the threads; one that hangs is left to itself."""
+        with self._changing:
+            self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
         until = time.monotonic() + min(LEAVE, PATIENCE)
@@ -110,17 +131,18 @@ class _Pool:
                     future.set_exception(error)
                 else:
                     future.set_result(None)
-                self._spent += time.perf_counter() - begun if self._done >= 0 else 0.0
-                self._done += 1
+                self._pace.note(time.perf_counter() - begun)
+                if self._pace.slow:
+                    self._grow(self._most)
 
 
 def fetched(
-    plans: Iterable[tuple[T, Sequence[Job]]], threads: int, ahead: int, watch: Watch, short: float = SHORT
+    plans: Iterable[tuple[T, Sequence[Job]]], threads: int, ahead: int, watch: Watch, pace: Pace
 ) -> Iterator[T]:
     """Each plan once its jobs are done, while threads do those of the next `ahead` ones; 0 threads: no threads.
 
-    The threads begin with the first job and end with the iterator; there is one while jobs take less than `short`
-    seconds. What a job raises is raised here.
+    The threads begin with the first job and end with the iterator; there is one until the `pace`, which takes note of
+    each job, is slow. What a job raises is raised here.
     """
     pool: _Pool | None = None
     pending: deque[tuple[T, list[Future[None]]]] = deque()
@@ -131,7 +153,7 @@ def fetched(
                     job()
                 yield plan
                 continue
-            pool = pool or (_Pool(threads, short) if jobs else None)
+            pool = pool or (_Pool(threads, pace) if jobs else None)
             pending.append((plan, [pool.submit(job) for job in jobs] if pool is not None else []))
             if len(pending) > ahead:
                 yield _done(pending, watch)
