@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, ImageOps
 from imgclf.data import decode, images
 from imgclf.data.decode import decode_jpeg, find_jpeg
 from imgclf.data.images import BadImage, check_image, read_image
+from imgclf.data.source import Draft
 
 few = settings(max_examples=60, deadline=None)
 sides = st.integers(1, 90)
@@ -63,6 +64,28 @@ def test_a_smaller_decoding_is_pillows_too(height, width, channels, subsampling,
     assert np.array_equal(read_image(data, at_least=needed), by_pillow(data, needed))
 
 
+@few
+@given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([1, 3]), st.sampled_from([0, 2]), st.booleans())
+def test_a_draft_differs_only_where_colours_would_be_smoothed(height, width, channels, subsampling, half):
+    data = encoded(picture(height, width, channels), subsampling=subsampling)
+    needed = (height // 2, width // 2) if half else (height, width)
+    draft, smooth = read_image(data, at_least=Draft(lambda _: needed)), read_image(data, at_least=needed)
+    assert draft.shape == smooth.shape
+    if half or channels == 1 or subsampling == 0:
+        assert np.array_equal(draft, smooth)
+
+
+def test_a_draft_doubles_the_colours_of_a_photo():
+    muted = Image.fromarray(np.asarray(picture(60, 90)) // 2 + 64)  # no value meets the ends of its range
+    data = encoded(muted, subsampling=2)
+    draft, smooth = (read_image(data, at_least=which).astype(int) for which in (Draft(lambda _: (60, 90)), (60, 90)))
+    assert not np.array_equal(draft, smooth)
+    red_less_blue = (draft[..., 0] - draft[..., 2]).reshape(
+        30, 2, 45, 2
+    )  # without the brightness, which has its detail
+    assert np.ptp(red_less_blue, axis=(1, 3)).max() <= 2
+
+
 @pytest.mark.parametrize("options", [{"restart_marker_blocks": 2}, {"optimize": True}, {"comment": b"a note"}])
 def test_what_else_a_header_may_hold_changes_nothing(options):
     data = encoded(picture(50, 70), **options)
@@ -84,7 +107,7 @@ def test_the_orientation_is_applied_once_and_the_scale_chosen_as_displayed(orien
         asked.append(shape)
         return shape[0] // 2, 1
 
-    assert read_image(data, at_least=half).shape == (height // 2, width // 2, 3)
+    assert read_image(data, at_least=Draft(half)).shape == (height // 2, width // 2, 3)
     assert asked == [(height, width)]
 
 
@@ -153,7 +176,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
 def test_a_mistake_in_what_is_needed_is_no_bad_image():
     for data in (encoded(picture(20, 30)), encoded(picture(20, 30).convert("CMYK"))):
         with pytest.raises(ZeroDivisionError):
-            read_image(data, at_least=lambda shape: (shape[0] // 0, 1))
+            read_image(data, at_least=Draft(lambda shape: (shape[0] // 0, 1)))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that can be opened and not read")

@@ -61,17 +61,19 @@ def find_jpeg(file: BinaryIO) -> Jpeg | None:
     return Jpeg(data, height, width, channels, _is_bare(segments)) if channels else None
 
 
-def decode_jpeg(jpeg: Jpeg, at_least: Sides | None = None) -> Pixels | None:
+def decode_jpeg(jpeg: Jpeg, at_least: Sides | None = None, *, smooth: bool = True) -> Pixels | None:
     """The pixels as stored, uint8 (height, width, 1 or 3), or None where there is any damage, however small.
 
     With `at_least` (height, width, as stored) at 1/2, 1/4 or 1/8 of the size, the smallest that keeps both sides.
+    Colours that are stored at half the size are doubled where they are not to be `smooth`, which saves 8 % of the time.
     """
     import simplejpeg
 
     scale = _scale((jpeg.height, jpeg.width), at_least) if at_least else 1
     sides = {"min_height": -(-jpeg.height // scale), "min_width": -(-jpeg.width // scale)} if scale > 1 else {}
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(jpeg.data, "RGB" if jpeg.channels == 3 else "GRAY", **sides)
+        space = "RGB" if jpeg.channels == 3 else "GRAY"
+        pixels: Pixels = simplejpeg.decode_jpeg(jpeg.data, space, fastupsample=not smooth, **sides)
     except ValueError:
         return None
     return pixels

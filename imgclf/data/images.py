@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from imgclf._files import printable
 from imgclf.data.decode import SWAPS_SIDES, Jpeg, decode_jpeg, find_jpeg, to_uint8, upright
-from imgclf.data.source import AtLeast, Pixels, Sides
+from imgclf.data.source import AtLeast, Draft, Pixels, Sides
 from imgclf.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -107,8 +107,8 @@ def read_image(
       0 … 255; values that are not finite count as 0.
 
     `at_least` (height, width) as displayed lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither
-    side falls below it; a function is given the (height, width) of the JPEG, from its header, and answers with what is
-    needed of it. More than `max_pixels` are refused from the header. Raises `BadImage`.
+    side falls below it; a `Draft` is asked with the (height, width) in its header, and lets its colours be doubled
+    where they would be smoothed. More than `max_pixels` are refused from the header. Raises `BadImage`.
     """
     if isinstance(source, bytes):
         return _read(BytesIO(source), "", at_least, max_pixels)
@@ -210,7 +210,8 @@ def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int) -> Pixe
 def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:
     """The pixels without Pillow, or None where there is damage, which Pillow is to judge."""
     orientation = _jpeg_orientation(jpeg, max_pixels)
-    pixels = decode_jpeg(jpeg, _as_stored((jpeg.height, jpeg.width), orientation, at_least))
+    needed = _as_stored((jpeg.height, jpeg.width), orientation, at_least)
+    pixels = decode_jpeg(jpeg, needed, smooth=not isinstance(at_least, Draft))
     return None if pixels is None else upright(pixels, orientation)
 
 
@@ -225,7 +226,7 @@ def _jpeg_orientation(jpeg: Jpeg, max_pixels: int) -> int:
 
 def _as_stored(sides: Sides, orientation: int, at_least: AtLeast) -> Sides | None:
     """What is needed at least of the (height, width) in a file, before its orientation is applied."""
-    needed = at_least(_as_displayed(sides, orientation)) if callable(at_least) else at_least
+    needed = at_least.needed(_as_displayed(sides, orientation)) if isinstance(at_least, Draft) else at_least
     return needed and _as_displayed(needed, orientation)  # the way back is the same
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from imgclf.data.images import BadImage
 from imgclf.data.pixelcache import Kept, PixelCache
 from imgclf.data.prefetch import Watch
-from imgclf.data.source import Pixels, Sample, Sides, Source
+from imgclf.data.source import Draft, Pixels, Sample, Sides, Source
 from imgclf.data.store import Dense, Form, Ragged
 from imgclf.errors import DataError
 from imgclf.specs import Recipe, Step
@@ -212,7 +212,7 @@ class CropPainter:
         known = tuple(self._shapes[position].tolist())
         told: list[Sides] = []
 
-        def at_least(shape: Sides) -> Sides:
+        def needed(shape: Sides) -> Sides:
             told.append(shape)
             return crop_decode_size(box_of(shape), (row.shape[0], row.shape[1]))
 
@@ -221,7 +221,7 @@ class CropPainter:
             top, left, height, width = own.tolist()
             return top, left, height, width
 
-        pixels = source.open(sample.ref, at_least)
+        pixels = source.open(sample.ref, Draft(needed))
         shape = told[0] if told else (pixels.shape[0], pixels.shape[1])
         crop_resize(pixels, box_of(shape), row)
         self._shapes[position] = shape

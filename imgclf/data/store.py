@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from imgclf.compute import ran_out_of_memory, release_memory
 from imgclf.data.pixelcache import Kept
-from imgclf.data.source import ArrayReader, Pixels, Sample, Source
+from imgclf.data.source import ArrayReader, Draft, Pixels, Sample, Sides, Source
 from imgclf.errors import DataError
 from imgclf.machine import memory
 from imgclf.specs import Recipe
@@ -64,7 +64,7 @@ class Form:
         """All that these pixels depend on, apart from the image, as JSON values."""
         recipe = self.recipe
         if self.whole:
-            return {"kept_side": kept_side(recipe), "channels": recipe.channels}
+            return {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colours": False}
         fit = {"size": list(recipe.size), "channels": recipe.channels, "fit": recipe.fit, "kernel": recipe.kernel}
         if recipe.fit == "crop":
             fit["crop_ratio"] = recipe.crop_ratio
@@ -92,11 +92,11 @@ def open_measured(source: Source, ref: str, side: int) -> tuple[Pixels, tuple[in
     """The pixels of an image, no side of them below `side` where the image has it, and the image's (height, width)."""
     told: list[tuple[int, int]] = []
 
-    def at_least(shape: tuple[int, int]) -> tuple[int, int]:
+    def needed(shape: Sides) -> Sides:
         told.append(shape)
         return side, side
 
-    pixels = source.open(ref, at_least)
+    pixels = source.open(ref, Draft(needed))
     return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,17 @@ from PIL import Image
 
 from imgclf.compute import kept_memory
 from imgclf.data.decode import Jpeg, decode_jpeg, find_jpeg
-from imgclf.data.images import read_image
-from imgclf.data.rows import CHUNK
-from imgclf.specs import Recipe
-from imgclf.transforms.crop import Box, crop_decode_size, crop_resize
+from imgclf.data.loader import Loader
+from imgclf.data.open import open_source
+from imgclf.specs import Recipe, Step
+from imgclf.transforms.batch import crop_boxes
+from imgclf.transforms.crop import crop_decode_size
 from imgclf.transforms.pixels import to_input
 
 SIDE = 224
 BATCH = 50
-RECIPE = Recipe(size=(SIDE, SIDE))
+CROP = Step("resized_crop", {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]})
+RECIPE = Recipe(size=(SIDE, SIDE), steps=(CROP, Step("flip", {"p": 0.5})))
 Epoch = Callable[[], int]
 
 
@@ -75,80 +78,37 @@ def torchvision_way(folder: Path, workers: int) -> Iterator[Epoch]:
     yield lambda: sum(len(images) for images, _ in loader)
 
 
-@contextmanager
-def our_way(paths: list[Path], workers: int, normalise: bool) -> Iterator[Epoch]:
-    """One epoch in threads: uint8 batches, which the device normalises; with `normalise` it is done here."""
-    device = torch.device("cpu")
-    rng = np.random.default_rng(0)
+def our_way(folder: Path, workers: int, normalise: bool) -> Epoch:
+    """One epoch of our loader in threads: uint8 batches, which the device normalises; with `normalise` it is done here.
 
-    def fill(some: list[Path], seed: int, out: np.ndarray) -> None:
-        own = np.random.default_rng(seed)
-        for path, row in zip(some, out, strict=True):
-            random_crop(path, own, row)
+    The model has one core here, as in the loop with worker processes, so that threads read ahead on the other.
+    """
+    source, device, numbers = open_source(folder), torch.device("cpu"), count()
+    options = {"batch_size": BATCH, "train": True, "workers": workers, "cache": "off"}
+    loader = Loader(source, source.samples, RECIPE, classes=source.classes, **options)
 
-    with ThreadPoolExecutor(workers) as pool:
+    def epoch() -> int:
+        done = 0
+        for batch in loader.epoch(next(numbers)):
+            done += len(to_input(batch.pixels, RECIPE, device) if normalise else batch.pixels)
+        return done
 
-        def epoch() -> int:
-            order = rng.permutation(len(paths))
-            cuts = [order[i : i + BATCH] for i in range(0, len(paths), BATCH)]
-            batches = [np.empty((len(cut), SIDE, SIDE, 3), np.uint8) for cut in cuts]
-            jobs = [
-                [
-                    pool.submit(
-                        fill, [paths[i] for i in cut[at : at + CHUNK]], int(rng.integers(2**32)), batch[at : at + CHUNK]
-                    )
-                    for at in range(0, len(cut), CHUNK)
-                ]
-                for cut, batch in zip(cuts, batches, strict=True)
-            ]
-            done = 0
-            for batch, pending in zip(batches, jobs, strict=True):
-                for job in pending:
-                    job.result()
-                if normalise:
-                    to_input(torch.from_numpy(batch), RECIPE, device)
-                done += len(batch)
-            return done
-
-        yield epoch
+    return epoch
 
 
 @contextmanager
 def bare_way(paths: list[Path], workers: int) -> Iterator[Epoch]:
     """libjpeg-turbo alone, in threads, at the sizes that the crops need: as fast as anything can be that decodes."""
-    rng = np.random.default_rng(0)
     jpegs = [find_jpeg(BytesIO(path.read_bytes())) for path in paths]
-    sizes = [crop_decode_size(random_box(rng, jpeg.height, jpeg.width), (SIDE, SIDE)) for jpeg in jpegs]
+    shapes, keys = np.array([(jpeg.height, jpeg.width) for jpeg in jpegs]), np.arange(len(jpegs), dtype=np.uint64)
+    boxes = crop_boxes(CROP, 0, 0, keys, shapes)
+    sizes = [crop_decode_size(tuple(box), (SIDE, SIDE)) for box in boxes.tolist()]
 
     def decode(jpeg: Jpeg, at_least: tuple[int, int]) -> None:
-        decode_jpeg(jpeg, at_least)
+        decode_jpeg(jpeg, at_least, smooth=False)
 
     with ThreadPoolExecutor(workers) as pool:
         yield lambda: len(list(pool.map(decode, jpegs, sizes)))
-
-
-def random_crop(path: Path, rng: np.random.Generator, out: np.ndarray) -> None:
-    """A random resized crop, mirrored half of the time, by the distribution of torchvision's defaults."""
-    box: list[Box] = []
-
-    def needed(shape: tuple[int, int]) -> tuple[int, int]:
-        box.append(random_box(rng, *shape))
-        return crop_decode_size(box[0], (SIDE, SIDE))
-
-    pixels = read_image(path, at_least=needed)
-    crop_resize(pixels, box[0], out)
-    if rng.random() < 0.5:
-        out[...] = out[:, ::-1].copy()
-
-
-def random_box(rng: np.random.Generator, height: int, width: int) -> Box:
-    """Up to ten tries for a part of 8 to 100 % of the area with sides 3:4 to 4:3; then the whole."""
-    for _ in range(10):
-        area, ratio = rng.uniform(0.08, 1) * height * width, np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        rows, columns = np.sqrt(area / ratio) / height, np.sqrt(area * ratio) / width
-        if rows <= 1 and columns <= 1:
-            return rng.uniform(0, 1 - rows), rng.uniform(0, 1 - columns), float(rows), float(columns)
-    return 0.0, 0.0, 1.0, 1.0
 
 
 def rate(epoch: Epoch, epochs: int) -> float:
@@ -158,24 +118,26 @@ def rate(epoch: Epoch, epochs: int) -> float:
     return done / (time.perf_counter() - start)
 
 
-def compare(width: int, height: int, count: int, arguments: argparse.Namespace) -> None:
+def compare(width: int, height: int, images: int, arguments: argparse.Namespace) -> None:
     """Print one table for photos of one size."""
     with tempfile.TemporaryDirectory() as name:
-        paths = make_photos(Path(name), width, height, count)
+        paths = make_photos(Path(name), width, height, images)
         size = statistics.mean(path.stat().st_size for path in paths) / 1000
-        print(f"\n{count} JPEGs of {width}×{height}, {size:.0f} kB each, {arguments.workers} workers")
+        print(f"\n{images} JPEGs of {width}×{height}, {size:.0f} kB each, {arguments.workers} workers")
         with (
             torchvision_way(Path(name), arguments.workers) as reference,
-            our_way(paths, arguments.workers, normalise=False) as ours,
-            our_way(paths, arguments.workers, normalise=True) as normalised,
             bare_way(paths, arguments.workers) as bare,
             kept_memory(torch.device("cpu")),  # as in training
         ):
-            ways = {"torchvision": reference, "imgclf, uint8 batches": ours, "imgclf, normalised here": normalised}
-            ways["the decoder alone"] = bare
+            ways = {
+                "torchvision": reference,
+                "imgclf, uint8 batches": our_way(Path(name), arguments.workers, normalise=False),
+                "imgclf, normalised here": our_way(Path(name), arguments.workers, normalise=True),
+                "the decoder alone": bare,
+            }
             rates: dict[str, list[float]] = {label: [] for label in ways}
             for label, epoch in ways.items():
-                assert epoch() == count, label
+                assert epoch() == images, label
             for _ in range(arguments.rounds):
                 for label, epoch in ways.items():
                     rates[label].append(rate(epoch, arguments.epochs))

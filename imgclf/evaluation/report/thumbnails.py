@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imgclf.data.images import BadImage
-from imgclf.data.source import Pixels, Sides, Source
+from imgclf.data.source import Draft, Pixels, Sides, Source
 from imgclf.evaluation.report.facts import Look
 from imgclf.machine import cores
 
@@ -78,7 +78,7 @@ def _look(source: Source, ref: str, content: str, *, picture: bool) -> Look | No
     try:
         if content and source.reader.digest(ref) != content:
             return None
-        pixels = source.open(ref, enough)
+        pixels = source.open(ref, Draft(enough))
     except (BadImage, OSError, KeyError, IndexError, ValueError):  # gone, or not what it was: nothing to see
         return None
     height, width = own[0] if own else pixels.shape[:2]
