@@ -151,3 +151,19 @@ def test_layers_near_the_input_learn_more_slowly():
     assert found[0] == pytest.approx(0.2 * 0.5**11)
     assert [rates[id(layer.bias)] for layer in model] == found
     assert len(optimizer.param_groups) == 24, "twelve depths, with and without decay"
+
+
+def test_sgd_learns_the_same_however_the_weights_lie():
+    plain = nn.Conv2d(512, 256, 3)
+    turned = nn.Conv2d(512, 256, 3)
+    turned.load_state_dict(plain.state_dict())
+    turned.to(memory_format=torch.channels_last)
+    config = TrainConfig(optimizer="sgd", momentum=0.9, weight_decay=0.1)
+    optimizers = [make_optimizer(model, config, 0.1) for model in (plain, turned)]
+    assert [optimizer.param_groups[0]["fused"] for optimizer in optimizers] == [True, None]
+    for _ in range(3):
+        gradient = torch.randn_like(plain.weight)
+        for model, optimizer in zip((plain, turned), optimizers, strict=True):
+            model.weight.grad = gradient.clone(memory_format=torch.preserve_format)
+            optimizer.step()
+    torch.testing.assert_close(turned.weight, plain.weight)

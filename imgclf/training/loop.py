@@ -325,7 +325,8 @@ def _require_finite(state: TrainState) -> None:
 
 
 def _save(state: TrainState, run: _Run) -> None:
-    _require_finite(state)
+    if state.position:  # between epochs it has been seen
+        _require_finite(state)
     with run.thrift.writing():  # who writes nothing keeps the time as well, or it would be overdue for ever
         random = distributed.gather(random_state(state.device))
         if run.checkpoint is not None:

@@ -11,6 +11,7 @@ from torch import nn
 from imgclf.specs import TrainConfig
 
 BETA = 0.999
+MANY_COPIED = 2**20  # from here on, what SGD does itself is quicker; what Adam does is not
 DEPTHS = 12  # groups of layers that layer-wise decay tells apart, as many as a ViT-B has blocks
 
 
@@ -30,7 +31,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     ]
     match config.optimizer:
         case "sgd":
-            sgd = torch.optim.SGD(options, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+            how = {"foreach" if _copied_if_fused(model) > MANY_COPIED else "fused": True}
+            sgd = torch.optim.SGD(options, lr=lr, momentum=config.momentum, nesterov=config.nesterov, **how)
             if config.momentum:  # fused, it can't begin with some weights later than with others
                 sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
             return sgd
@@ -38,6 +40,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
             return torch.optim.Adam(options, lr=lr, fused=True)
         case _:
             return torch.optim.AdamW(options, lr=lr, fused=True)
+
+
+def _copied_if_fused(model: nn.Module) -> int:
+    """The weights that lie in channels-last order on a processor: torch's fused kernels copy them there and back."""
+    return sum(p.numel() for p in model.parameters() if p.is_cpu and not p.is_contiguous())
 
 
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
