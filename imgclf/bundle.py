@@ -156,7 +156,7 @@ def save_model(
 def save_weights(
     path: str | os.PathLike[str], weights: Mapping[str, Tensor], manifest: Manifest, unknown: Unknown | None = None
 ) -> None:
-    """`save_model`, for the weights of a model that are at hand without it."""
+    """`save_model`, for the weights of a model that are at hand without it; they must not change meanwhile."""
     from torch import from_numpy
 
     target = _model_path(path)
@@ -175,16 +175,19 @@ def save_weights(
 
 def raw_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Raw]:
     """Tensors on the CPU as they are written; raises `ModelFileError` for a type that a model file does not hold."""
-    from torch import uint8
-
     stored = {there: name for name, (there, _) in DTYPES.items()}
     for name, tensor in tensors.items():
         if _type_name(tensor) not in stored:
             raise ModelFileError(f"the tensor {name!r} is {_type_name(tensor)}; expected one of {', '.join(stored)}")
-    return {
-        name: Raw(stored[_type_name(t)], tuple(t.shape), t.reshape(-1).view(uint8).numpy().data)
-        for name, t in tensors.items()
-    }
+    return {name: Raw(stored[_type_name(t)], tuple(t.shape), _bytes_of(t)) for name, t in tensors.items()}
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Its own memory where that is in order; the view keeps it alive."""
+    from torch import uint8
+
+    view: memoryview = tensor.resolve_neg().contiguous().reshape(-1).view(uint8).numpy().data
+    return view
 
 
 def _type_name(tensor: Tensor) -> str:

@@ -663,7 +663,27 @@ def test_safetensors_reads_what_is_packed_and_every_tensor_is_aligned(kinds):
 def test_tied_and_channels_last_weights_are_stored_in_full():
     weight = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
     data = b"".join(pack(raw_tensors({"a": weight, "b": weight}), "{}"))
-    assert all(torch.equal(tensor, weight) for tensor in safetensors_torch.load(data).values())
+    loaded = safetensors_torch.load(data)
+    assert loaded.keys() == {"a", "b"}
+    assert all(torch.equal(tensor, weight) for tensor in loaded.values())
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6.0)[::2],
+        torch.ones(1).expand(5),
+        torch.ones(1, 1).expand(5, 3),
+        torch.arange(12).reshape(4, 3)[:, 1],
+        torch.arange(12).reshape(4, 3)[:, :1],
+        torch.tensor([True, False, True])[::2],
+        torch.complex(torch.ones(3), torch.arange(3.0)).conj().imag,
+    ],
+    ids=["steps", "one value", "one value twice over", "a column", "a thin matrix", "flags", "negated"],
+)
+def test_weights_are_stored_however_they_lie(tensor):
+    loaded = safetensors_torch.load(b"".join(pack(raw_tensors({"a": tensor}), "{}")))["a"]
+    assert torch.equal(loaded, tensor)
 
 
 def test_a_type_that_no_model_file_holds_is_named():

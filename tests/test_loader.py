@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -310,6 +311,29 @@ def test_a_disk_that_hangs_ends_the_run_and_names_the_file(make_source, monkeypa
             list(loader.epoch())
     finally:
         awake.set()
+
+
+def test_what_is_decoded_again_is_decoded_by_all_threads_at_once_and_what_was_kept_by_one(make_source):
+    together = None  # what each image waits for another thread with
+
+    class Slow(ArrayReader):
+        def open(self, ref, at_least=None):
+            time.sleep(0.005)
+            if together is not None:
+                together.wait()
+            return super().open(ref)[:4]  # not as it is wanted, or it would be copied at once
+
+    whole = make_source()
+    slow = Slow({"all": np.zeros((36, 8, 8, 1), np.uint8)})
+    source = replace(whole, samples=whole.samples[:32], reader=slow)
+    for cache in ("off", "ram"):
+        options = {"workers": 2, "cache": cache, "batch_size": 16}
+        loader = loader_of(source, Recipe(size=SIZE, channels=1), **options)
+        list(loader.epoch(0))
+        together = threading.Barrier(2, timeout=10) if cache == "off" else None
+        assert sum(len(batch.pixels) for batch in loader.epoch(1)) == 32  # with one thread the barrier breaks
+        together = None
+        assert loader._pace.slow == (cache == "off")
 
 
 def test_a_reader_that_fails_otherwise_is_not_hidden(make_source):

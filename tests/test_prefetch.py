@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from imgclf.data.prefetch import Pace, Watch, fetched
+from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Pace, Watch, fetched
 
 
 def run(jobs, threads, pace=None):
@@ -38,11 +38,32 @@ def test_a_pace_that_was_slow_begins_with_all_threads_and_one_that_was_not_with_
     assert len(run(lambda: None, 2, pace)) == 1
 
 
-def test_one_slow_job_among_quick_ones_is_no_pace():
-    pace = Pace(short=0.006)
-    for seconds in [0.0] * 20 + [0.04] + [0.0] * 20:
-        pace.note(seconds)
+@pytest.mark.parametrize("short", [SHORT, SHORT_NATIVE])
+def test_one_slow_job_is_no_pace_and_two_are(short):
+    pace = Pace(short)
+    pace.note(60.0)
+    assert not pace.slow
+    for _ in range(40):
+        pace.note(short / 10)
         assert not pace.slow
+    pace.note(60.0)
+    pace.note(60.0)
+    assert pace.slow
+
+
+def test_where_the_system_gives_no_more_threads_one_does_the_work(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def refused(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert len(run(lambda: time.sleep(0.01), 4)) == 1
+    with pytest.raises(RuntimeError, match="new thread"):
+        run(lambda: None, 4)
 
 
 def test_without_threads_the_caller_does_them():

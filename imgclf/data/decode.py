@@ -1,7 +1,8 @@
 """From what a decoder gives to uint8 pixels: JPEGs straight from libjpeg-turbo, every mode of Pillow by a rule.
 
-Pillow and simplejpeg use the same decoder with the same settings (accurate DCT, smooth upsampling of the colours), so
-their pixels agree; simplejpeg does without the copies and works outside of the interpreter's lock.
+Pillow and simplejpeg use the same decoder with the same settings (accurate DCT and, unless a draft will do, smooth
+upsampling of the colours), so their pixels agree; simplejpeg does without the copies and works outside of the
+interpreter's lock.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def read_image(
       0 … 255; values that are not finite count as 0.
 
     `at_least` (height, width) as displayed lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither
-    side falls below it; a `Draft` is asked with the (height, width) in its header, and lets its colours be doubled
-    where they would be smoothed. More than `max_pixels` are refused from the header. Raises `BadImage`.
+    side falls below it; a `Draft` is asked with the (height, width) in its header, and may let its colours be
+    doubled where they would be smoothed. More than `max_pixels` are refused from the header. Raises `BadImage`.
     """
     if isinstance(source, bytes):
         return _read(BytesIO(source), "", at_least, max_pixels)
@@ -211,7 +211,7 @@ def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:
     """The pixels without Pillow, or None where there is damage, which Pillow is to judge."""
     orientation = _jpeg_orientation(jpeg, max_pixels)
     needed = _as_stored((jpeg.height, jpeg.width), orientation, at_least)
-    pixels = decode_jpeg(jpeg, needed, smooth=not isinstance(at_least, Draft))
+    pixels = decode_jpeg(jpeg, needed, smooth=not isinstance(at_least, Draft) or at_least.smooth)
     return None if pixels is None else upright(pixels, orientation)
 
 

@@ -24,7 +24,7 @@ AHEAD = 2
 PATIENCE = 120.0  # seconds that the reading of one image may take
 SHORT = 0.006  # seconds for a job of 8 images or more, of which much is Python's
 SHORT_NATIVE = 0.0005  # the same where hardly any of it is
-TRIED = 8  # jobs over which a moment of waiting is no sign of slowness: the first in a process also loads a decoder
+TRIED = 8  # jobs that a pace is the mean of
 LEAVE = 5.0  # seconds that the end of an epoch waits for images that nobody wants any more
 
 
@@ -72,8 +72,8 @@ class Pace:
         self._short, self._mean = short, 0.0
 
     def note(self, seconds: float) -> None:
-        """Count one more job."""
-        self._mean += (seconds - self._mean) / TRIED
+        """Count one more job; a single one makes no pace: it may have loaded a decoder, or waited."""
+        self._mean += (min(seconds, TRIED * self._short) - self._mean) / TRIED
 
     def forget(self) -> None:
         """Start anew: the next jobs are of another kind."""
@@ -95,15 +95,20 @@ class _Pool:
         self._jobs: SimpleQueue[tuple[Future[None], Job] | None] = SimpleQueue()
         self._most, self._pace = most, pace
         self._threads: list[threading.Thread] = []
-        self._changing, self._closed = threading.Lock(), False
+        self._lock, self._closed = threading.Lock(), False
         self._grow(most if pace.slow else 1)
 
     def _grow(self, threads: int) -> None:
-        with self._changing:
+        with self._lock:
             for i in range(len(self._threads), 0 if self._closed else threads):
                 thread = threading.Thread(target=self._work, name=f"imgclf-loader-{i}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system gives no more: those that are there do the work
+                    if not self._threads:
+                        raise
+                    return
                 self._threads.append(thread)
-                thread.start()
 
     def submit(self, job: Job) -> Future[None]:
         future: Future[None] = Future()
@@ -112,7 +117,7 @@ class _Pool:
 
     def close(self) -> None:
         """End the threads; one that hangs is left to itself."""
-        with self._changing:
+        with self._lock:
             self._closed = True
         for _ in self._threads:
             self._jobs.put(None)

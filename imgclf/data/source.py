@@ -19,13 +19,15 @@ SPLIT_NAMES = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Draft:
-    """How training wants an image, of which it takes a crop or a smaller copy.
+    """A smaller decoding whose size depends on the image, as for a crop or a small copy of it.
 
     `needed` is called with the image's own (height, width), where the size can be chosen, and answers with the sides
-    below which it must not be decoded. The colours of a JPEG, stored at half its size, need not be smoothed.
+    below which it must not be decoded. Unless they are to be `smooth`, colours that a JPEG stores at half its size may
+    be doubled, which is quicker.
     """
 
     needed: Callable[[Sides], Sides]
+    smooth: bool = False
 
 
 AtLeast = Sides | Draft | None
@@ -38,7 +40,7 @@ class Reader(Protocol):
         """The pixels of one image as uint8 of shape (height, width, channels).
 
         `at_least` (height, width) allows a smaller decoding, never below these sides where the image has them; a
-        `Draft` a quicker one too.
+        `Draft` one that depends on the image.
         """
 
     def digest(self, ref: str) -> str:

@@ -147,7 +147,10 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
             "resume with the same images and batch size"
         )
     state.model.load_state_dict(content["model"])
+    kernels = [{name: group.get(name) for name in ("foreach", "fused")} for group in state.optimizer.param_groups]
     state.optimizer.load_state_dict(content["optimizer"])
+    for group, own in zip(state.optimizer.param_groups, kernels, strict=True):
+        group.update(own)  # those that suit this device
     state.scaler.load_state_dict(content["scaler"])
     for name in set(PLAIN) - {"epochs", "steps_per_epoch"}:
         setattr(state, name, content[name])

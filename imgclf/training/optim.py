@@ -11,7 +11,7 @@ from torch import nn
 from imgclf.specs import TrainConfig
 
 BETA = 0.999
-MANY_COPIED = 2**20  # from here on, what SGD does itself is quicker; what Adam does is not
+MANY_COPIED = 2**20  # weights from which on SGD's foreach kernels are quicker for that; those of Adam never are
 DEPTHS = 12  # groups of layers that layer-wise decay tells apart, as many as a ViT-B has blocks
 
 
@@ -19,7 +19,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     """The optimizer of a config over all parameters; norms and biases get no weight decay.
 
     With a `layer_decay` below 1 the groups have rates of their own: the "scale" of each says what `lr` is multiplied
-    by. Fused: one pass over all weights of a group, in a few calls instead of many.
+    by. Fused where that is quickest: one pass over all weights of a group, in a few calls instead of many.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter, scale in _lr_scales(model, config.layer_decay or 1.0):
@@ -31,9 +31,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     ]
     match config.optimizer:
         case "sgd":
-            how = {"foreach" if _copied_if_fused(model) > MANY_COPIED else "fused": True}
-            sgd = torch.optim.SGD(options, lr=lr, momentum=config.momentum, nesterov=config.nesterov, **how)
-            if config.momentum:  # fused, it can't begin with some weights later than with others
+            kernels = {"foreach" if _copied_if_fused(model) > MANY_COPIED else "fused": True}
+            sgd = torch.optim.SGD(options, lr=lr, momentum=config.momentum, nesterov=config.nesterov, **kernels)
+            if config.momentum:  # so done, it can't begin with some weights later than with others
                 sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
             return sgd
         case "adam":
@@ -43,7 +43,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
 
 
 def _copied_if_fused(model: nn.Module) -> int:
-    """The weights that lie in channels-last order on a processor: torch's fused kernels copy them there and back."""
+    """How many weights lie in channels-last order on a processor: torch's fused kernels copy them there and back."""
     return sum(p.numel() for p in model.parameters() if p.is_cpu and not p.is_contiguous())
 
 

@@ -7,6 +7,7 @@ interleaved, and a ratio is the median of the ratios within each round.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def our_way(folder: Path, workers: int, normalise: bool) -> Epoch:
 
     The model has one core here, as in the loop with worker processes, so that threads read ahead on the other.
     """
-    source, device, numbers = open_source(folder), torch.device("cpu"), count()
+    source, device, numbers = open_source(folder), torch.device("cpu"), itertools.count()
     options = {"batch_size": BATCH, "train": True, "workers": workers, "cache": "off"}
     loader = Loader(source, source.samples, RECIPE, classes=source.classes, **options)
 

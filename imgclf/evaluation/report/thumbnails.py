@@ -78,7 +78,7 @@ def _look(source: Source, ref: str, content: str, *, picture: bool) -> Look | No
     try:
         if content and source.reader.digest(ref) != content:
             return None
-        pixels = source.open(ref, Draft(enough))
+        pixels = source.open(ref, Draft(enough, smooth=True))
     except (BadImage, OSError, KeyError, IndexError, ValueError):  # gone, or not what it was: nothing to see
         return None
     height, width = own[0] if own else pixels.shape[:2]
