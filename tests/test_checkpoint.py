@@ -137,6 +137,16 @@ def test_a_finished_run_has_nothing_left_to_do(fit, tmp_path):
     assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
+def test_a_state_from_another_device_leaves_the_optimizer_its_kernels(fit, tmp_path):
+    fit(1)
+    content, states = load_checkpoint(tmp_path / "checkpoint.pt"), []
+    for group in content["optimizer"]["param_groups"]:
+        group.update(foreach=True, fused=None)
+    fit(2, resume=content, callbacks=[lambda event, subject: states.append(subject) if event == "start" else None])
+    groups = states[0].optimizer.param_groups
+    assert {(group["foreach"], group["fused"]) for group in groups} == {(None, True)}
+
+
 def test_each_process_goes_on_from_its_own_random_numbers(fit, tmp_path, monkeypatch):
     fit(1)
     content, found = load_checkpoint(tmp_path / "checkpoint.pt"), []
