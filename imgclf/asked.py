@@ -68,5 +68,5 @@ def warn_of(event: str, subject: Any) -> None:
             warn_caller(f"{images} left out that can't be read: {shown}")
     elif event == "model" and subject.weights.note:
         warn_caller(subject.weights.note)
-    elif event == "equal":
+    elif event in ("equal", "damaged"):
         warn_caller(subject)

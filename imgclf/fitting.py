@@ -118,7 +118,8 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
     with held(run) if distributed.is_main() else nullcontext():
         experiment, data = read_experiment(run)
         fresh = run.info["status"] in ("running", "failed") and not has_checkpoint(path / CHECKPOINT)
-        state = None if fresh else load_checkpoint(path / CHECKPOINT)
+        warn = partial(notify, (callbacks or (warn_of,)) if distributed.is_main() else (), "damaged")
+        state = None if fresh else load_checkpoint(path / CHECKPOINT, warn)
         reached = 0 if state is None else state["epoch"]
         planned = experiment.train.epochs
         config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)

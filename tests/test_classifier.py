@@ -459,6 +459,13 @@ def test_a_finished_run_goes_on_for_more_epochs(own):
     assert Classifier.load("runs/photos-lenet-1").evaluate() == resumed.evaluate()
 
 
+def test_a_damaged_state_is_warned_of(own):
+    (own / "runs" / "photos-lenet-1" / "checkpoint.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged .* the state before it") as caught:
+        Classifier().resume("runs/photos-lenet-1", epochs=13)
+    assert caught[0].filename == __file__
+
+
 def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
     def callback(event, subject):
         if event == "start":

@@ -260,6 +260,13 @@ def test_training_goes_on(here):
     assert [path.name for path in (here / "runs").iterdir()] == ["photos-lenet-1"]
 
 
+def test_a_damaged_state_is_named_where_training_goes_on_from_the_one_before(here):
+    (here / "runs" / "photos-lenet-1" / "checkpoint.pt").write_bytes(b"PK")
+    said = done("train", "--resume", "runs/photos-lenet-1", "--epochs", "13").stderr
+    assert "! runs/photos-lenet-1/checkpoint.pt is damaged" in said
+    assert "going on after epoch 1\n" in said
+
+
 def test_training_by_a_config_does_it_again(here):
     summary = answer("train", "--config", "runs/photos-lenet-1/config.toml", "--runs", "again", "--name", "second")
     assert summary["run"] == "again/second"

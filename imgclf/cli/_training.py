@@ -254,6 +254,8 @@ class TrainView:
     def _on_equal(self, text: str) -> None:
         console.warn(text)
 
+    _on_damaged = _on_equal
+
     def _on_source(self, source: Source) -> None:
         images, classes = console.plural(len(source), "image"), console.plural(len(source.classes), "class")
         names = ", ".join(source.classes[:SHOWN]) + (", …" if len(source.classes) > SHOWN else "")

@@ -6,6 +6,7 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     member     (int, int)      the training of one member of an ensemble begins: its number from 1, and how many
     equal      str             members have ended with equal weights: what is done about it
     ensemble   (Evaluation, …) how each member does on valid, and last how they do together, where they differ
+    damaged    str             the newest state of a run can't be read: which one is gone on from
     source     Source          the data set was opened
     audit      Audit           every image was checked
     audited    (int, int)      images checked so far, and in all

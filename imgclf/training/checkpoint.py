@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 
 from imgclf import distributed
 from imgclf._files import atomic_file, sync_folder
-from imgclf.errors import DataError, ImgclfError, ModelFileError
+from imgclf.errors import DataError, ImgclfError, ModelFileError, warn_caller
 from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
 from imgclf.training.device import set_random_state
@@ -120,8 +120,8 @@ def has_checkpoint(path: Path) -> bool:
     return path.exists() or path.with_name(PREVIOUS).exists()
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The newest readable state at `path` or, where that is damaged, the one before it."""
+def load_checkpoint(path: Path, warn: Callable[[str], None] = warn_caller) -> dict[str, Any]:
+    """The newest readable state at `path` or, where that is damaged, the one before it; `warn` is told so."""
     problems = []
     for candidate in (path, path.with_name(PREVIOUS)):
         if not candidate.is_file():
@@ -129,13 +129,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         try:
             content: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:
-            problems.append(f"{candidate}: {error}")
+            problems.append(f"{candidate} is damaged ({str(error).partition('. ')[0]})")
             continue
         if content.get("format") != FORMAT:
             raise ModelFileError(f"{candidate} was written by another version of imgclf and cannot be resumed")
+        if problems:
+            warn(f"{problems[0]}: training goes on from the state before it")
         return content
     if problems:
-        raise ModelFileError("no state to resume from could be read: " + "; ".join(problems))
+        raise ModelFileError(f"no state to resume from could be read: {'; '.join(problems)}; train again")
     raise ModelFileError(f"{path} is not there: expected the folder of a run that has written its state once")
 
 
