@@ -234,7 +234,7 @@ def test_a_signal_ends_a_run_politely(start, whole, name, code, moment, later):
 
 def test_a_run_is_held_by_one_process_and_a_second_ctrl_c_ends_it_at_once(start):
     folder = Path("runs/held")
-    first = start(*TRAIN, "--name", "held")
+    first = start(*TRAIN, "--name", "held", "--epochs", "50")  # longer than the others take to come
     wait_for((folder / "checkpoint.pt").exists, first)
     info = open_run(folder).info
     assert info["pid"] == first.pid
