@@ -176,9 +176,16 @@ def is_held(run: Run) -> bool:
 
 
 def run_source(run: Run, named: str) -> str:
-    """The data of a run: as the user named them or, seen from another working folder, where they were."""
+    """The data of a run: as the user named them or, seen from another working folder, where they were.
+
+    Raises `DataError` where they are gone.
+    """
     location = run.info.get("location")
-    return location if isinstance(location, str) and not os.path.exists(named) else named
+    if not isinstance(location, str) or os.path.exists(named):
+        return named
+    if not os.path.exists(location):
+        raise DataError(f"{run.path}: its images were in {printable(location)}, which is gone: put them back there")
+    return location
 
 
 def list_runs(root: Path = ROOT) -> list[Run]:

@@ -1,6 +1,7 @@
 """`Classifier`: what a user relies on, from fit to load."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from hashlib import sha256
@@ -515,6 +516,16 @@ def test_a_run_on_a_source_of_ones_own_cannot_be_resumed(make_source, in_folder)
     run = quick().fit(make_source(), epochs=1, runs="runs").run_
     with pytest.raises(ConfigError, match=r"can.t be trained again"):
         Classifier().resume(run.path)
+
+
+def test_a_run_whose_images_are_gone_says_where_they_were(photos, in_folder):
+    run = quick().fit(photos, epochs=1, runs="runs").run_
+    photos.rename(photos.with_name("elsewhere"))
+    gone = rf"its images were in {re.escape(str(photos))}, which is gone"
+    with pytest.raises(DataError, match=gone):
+        Classifier().resume(run.path, epochs=2)
+    with pytest.raises(DataError, match=gone):
+        Classifier.load(run.path).evaluate()
 
 
 def test_what_is_no_run_cannot_be_resumed(own):
