@@ -37,15 +37,18 @@ def choose_tier(
     JPEG is for training only, others are kept exactly: figures and predictions come from the same pixels in every tier
     (save for the training images that unknown ones are measured against).
     """
-    if asked != "auto":
-        if asked == "device" and (form.whole or device.type == "cpu"):
-            asked = "ram"
-        if asked == "jpeg" and not (train and _has_jpeg(form)):
-            return Tier("disk", "as asked, but jpeg is for training images of 1 or 3 channels")
-        return Tier(asked, "as asked")
+    if asked == "off":
+        return Tier("off", "as asked")
     each = form.bytes_each(source, samples)
     needed = each * len(samples)
-    size = f"{len(samples):,} image{'' if len(samples) == 1 else 's'}, {in_units(needed)}"
+    images = f"{len(samples):,} image{'' if len(samples) == 1 else 's'}"
+    size, packed = f"{images}, {in_units(needed)}", f"{images}, about {in_units(needed * JPEG_SHARE)}"
+    if asked == "jpeg":
+        if train and _has_jpeg(form):
+            return Tier("jpeg", packed)
+        return Tier("disk", f"{size}; jpeg is for training images of 1 or 3 channels")
+    if asked != "auto":
+        return Tier("ram" if asked == "device" and (form.whole or device.type == "cpu") else asked, size)
     fits = needed < DEVICE_SHARE * _free_memory(device) and needed < HOST_SHARE * memory()  # which it passes through
     if device.type != "cpu" and not form.whole and fits:
         return Tier("device", size)
@@ -55,8 +58,7 @@ def choose_tier(
     for lossy in (False, True) if train and _has_jpeg(form) else (False,):
         left = len(samples) - PixelCache(form, lossy=lossy).holds(s.sha256 for s in samples if s.sha256)
         if left * each * (JPEG_SHARE if lossy else 1) <= room:
-            about = size if not lossy else f"{len(samples):,} images, about {in_units(needed * JPEG_SHARE)}"
-            return Tier("jpeg" if lossy else "disk", about)
+            return Tier("jpeg", packed) if lossy else Tier("disk", size)
     have = f"memory has room for {in_units(memory_budget())}, the disk for {in_units(room)}"
     return Tier("off", f"{size}; {have} (more after `imgclf cache clear`)")
 
