@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from decode import make_photos
+from decode import BATCH, RECIPE, make_photos
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
@@ -26,7 +26,7 @@ from imgclf.compute import kept_memory
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.specs import Recipe, Step
+from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
 from imgclf.transforms.presets import preset_steps
 
@@ -81,14 +81,10 @@ def photos(folder: Path, n: int) -> dict[str, Epoch]:
     chain = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     chain.append(transforms.Normalize((0.5,) * 3, (0.5,) * 3))
     source = open_source(folder)
-    crop = Step("resized_crop", {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]})
-    recipe = Recipe(size=(224, 224), steps=(crop, Step("flip", {"p": 0.5})))
-    ways = {"ImageFolder, DataLoader": reference(datasets.ImageFolder(folder, transforms.Compose(chain)), 50)}
-    for cache in ("off", "ram", "disk"):
-        options = {"batch_size": 50, "train": True, "workers": WORKERS, "cache": cache}
-        loader = Loader(source, source.samples, recipe, classes=source.classes, **options)
-        if cache == "off":
-            ways["ours off"] = ours(loader, normalise=True)
+    ways = {"ImageFolder, DataLoader": reference(datasets.ImageFolder(folder, transforms.Compose(chain)), BATCH)}
+    for cache in ("ram", "disk"):  # without: decode.py
+        options = {"batch_size": BATCH, "train": True, "workers": WORKERS, "cache": cache}
+        loader = Loader(source, source.samples, RECIPE, classes=source.classes, **options)
         ways[f"ours {cache}, uint8"] = ours(loader, normalise=False)
     return ways
 
