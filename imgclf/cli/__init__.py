@@ -43,7 +43,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(train, evaluate, predict, explain, runs, compare, report, models, show),
     *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
 )
-COLLECT_AFTER = 100_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
+COLLECT_AFTER = 1_000_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
 for command in COMMANDS:
     app.command(no_args_is_help=command not in (train, evaluate, runs, models, report))(guarded(command))
 app.add_typer(cache, name="cache")
@@ -73,7 +73,7 @@ def options(
 def main() -> None:
     """The entry point of the `imgclf` command."""
     # The modules of torch and timm hold a million objects that stay. To look through them for garbage, time and again
-    # while they are loaded and once more at the end, would take 1.4 seconds.
+    # while they are loaded and once more at the end, would take 1.5 seconds.
     gc.set_threshold(COLLECT_AFTER, 50, 50)
     atexit.register(gc.freeze)
     app()
