@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import imgclf
 from imgclf.bundle import load_model, read_manifest
-from imgclf.cli import app
+from imgclf.cli import COLLECT_AFTER, app
 from imgclf.cli._training import TrainView
 from imgclf.data.split import read_split
 from imgclf.results import EpochRecord, History, Prediction
@@ -78,7 +78,7 @@ def test_a_command_seldom_looks_for_garbage_and_not_at_its_end():
         "from imgclf.cli import main; main()"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.stdout == f"imgclf {imgclf.__version__}\n100000 True\n"
+    assert ended.stdout == f"imgclf {imgclf.__version__}\n{COLLECT_AFTER} True\n"
 
 
 @pytest.fixture(scope="module")

@@ -114,13 +114,15 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def one_epoch(monkeypatch):
-    """Where the number of epochs is left open it is one: what is chosen for so few images takes minutes."""
+    """Where the number of epochs is left open it is one, and steps are measured for a moment: what is chosen for so few
+    images takes minutes."""
     resolve = plan.resolve_config
 
     def quick(config, **options):
         return resolve(replace(config, epochs=config.epochs or 1), **options)
 
     monkeypatch.setattr(plan, "resolve_config", quick)
+    monkeypatch.setattr("imgclf.start.MEASURED", 0.1)
 
 
 @pytest.fixture
@@ -153,11 +155,11 @@ def test_what_a_page_shows_runs(page, reader, one_epoch):
 
 @pytest.mark.filterwarnings("ignore:resnet18 is NOT pretrained")
 @pytest.mark.parametrize(
-    ("name", "device"), [("cli.md", "standin"), ("training.md", "standin"), ("training.md", "metal")]
+    ("name", "device"), [("cli.md", "standin"), ("training.md", "standin"), ("README.md", "metal")]
 )
 def test_what_a_page_shows_runs_where_there_is_a_gpu(name, device, reader, one_epoch, request):
     request.getfixturevalue(device)
-    run_page(ROOT / "docs" / name)
+    run_page(next(page for page in PAGES if page.name == name))
 
 
 def run_page(page):

@@ -11,6 +11,12 @@ from imgclf.run import read_config, write_config
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu"}}
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """Steps are measured for a moment: these networks are tiny."""
+    monkeypatch.setattr("imgclf.start.MEASURED", 0.1)
+
+
 def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):
     before = sorted(in_folder.rglob("*"))
     plan = dry_run(photos, TINY)
