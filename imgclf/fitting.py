@@ -39,7 +39,18 @@ from imgclf.plan import (
 )
 from imgclf.recorder import Recorder, start_run
 from imgclf.results import Choice, Evaluation, History, Probe
-from imgclf.run import ANSWERS, CHECKPOINT, CONFIG, Run, held, open_run, require_free, write_config, write_info
+from imgclf.run import (
+    ANSWERS,
+    CHECKPOINT,
+    CONFIG,
+    Run,
+    held,
+    open_run,
+    require_free,
+    spent_seconds,
+    write_config,
+    write_info,
+)
 from imgclf.specs import Experiment, to_dict
 from imgclf.start import Start, begin, knows_classes
 from imgclf.tracking import tested
@@ -135,8 +146,11 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
             if config.epochs != planned:
                 write_config(path / CONFIG, experiment, data)
                 extended = [*extended, planned]
-            run = replace(run, info={key: value for key, value in run.info.items() if key != "result"})  # is no more
-            work = replace(work, run=write_info(run, status="running", pid=os.getpid(), extended=extended))
+            before = max(spent_seconds(run) or 0.0, 0.0 if state is None else state["spent"])
+            of_before = ("result", "seconds")  # which are no more
+            run = replace(run, info={key: value for key, value in run.info.items() if key not in of_before})
+            more = {"status": "running", "pid": os.getpid(), "extended": extended, "seconds_before": round(before, 3)}
+            work = replace(work, run=write_info(run, **more))
         return _learn(work, callbacks, state)
 
 

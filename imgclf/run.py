@@ -131,6 +131,13 @@ def write_info(run: Run, **more: Any) -> Run:
     return run
 
 
+def spent_seconds(run: Run) -> float | None:
+    """How long the run took, in seconds, with all before it was resumed; None where no process came to its end."""
+    result = run.info.get("result") or {}
+    last = result.get("seconds", {}).get("total", run.info.get("seconds"))
+    return None if last is None else round(run.info.get("seconds_before", 0.0) + last, 3)
+
+
 def open_run(path: Path) -> Run:
     """The run in a folder; `DataError` where there is none."""
     try:

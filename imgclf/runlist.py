@@ -12,7 +12,7 @@ from imgclf.bundle import read_manifest
 from imgclf.errors import ConfigError, DataError, ModelFileError
 from imgclf.evaluation.answers import read_answers
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import ANSWERS, INFO, Run, is_held, list_runs
+from imgclf.run import ANSWERS, INFO, Run, is_held, list_runs, spent_seconds
 
 SORTS = ("number", "name", "data", "arch", "recipe", "status", "accuracy", "seconds", "size")
 FILTERS = ("name", "data", "arch", "recipe", "status")
@@ -23,8 +23,9 @@ FALLING = "accuracy"  # the best first; all others rise
 class RunEntry:
     """One run. `accuracy` (0…1) is that of `n` images of the `part` test or, where there was no test, valid, and
     `interval` its 95 % interval; `seconds` are those of the whole command or, where it was trained in Python, of `fit`
-    after the images were checked; `size` is the model file's in bytes, `recipe` the name of the experiment that it
-    began with. What is not known is None. `default` says that commands without --model take it."""
+    after the images were checked, with those before it was resumed; `size` is the model file's in bytes, `recipe` the
+    name of the experiment that it began with. What is not known is None. `default` says that commands without --model
+    take it."""
 
     path: str
     number: int
@@ -63,7 +64,6 @@ def entry_of(run: Run, *, default: bool = False) -> RunEntry:
     """What the list says of one run."""
     part, figures = _figures(run)
     n, accuracy = figures.get("n"), figures.get("accuracy")
-    seconds = _within(run.info, "result", "seconds").get("total", run.info.get("seconds"))
     arch = run.info.get("arch")
     members = run.info.get("members")
     return RunEntry(
@@ -78,7 +78,7 @@ def entry_of(run: Run, *, default: bool = False) -> RunEntry:
         n=n,
         accuracy=accuracy,
         interval=wilson_interval(round(accuracy * n), n) if accuracy is not None and n else None,
-        seconds=seconds,
+        seconds=spent_seconds(run),
         size=run.model.stat().st_size if run.model.is_file() else None,
         default=default,
     )

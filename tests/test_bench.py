@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imgclf.bench import _bound, benchmark
+from imgclf.bench import _bound, _size, _smaller, benchmark
 from imgclf.machine import cores, machine
 
 CHANGES = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"batch_size": 8, "device": "cpu"}}
@@ -52,3 +52,13 @@ def test_the_machine_is_described(monkeypatch):
     assert json.loads(json.dumps(facts)) == facts
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert cores() == 1
+
+
+@pytest.mark.parametrize("side", [64, 65, 96, 128, 160, 224, 299, 384, 512])
+def test_smaller_images_have_about_half_the_pixels_and_can_be_halved(side):
+    assert 0.4 < (_smaller(side) / side) ** 2 < 0.66
+    assert _smaller(side) % 8 == 0
+
+
+def test_a_size_is_named_as_it_is_typed():
+    assert (_size(160, 160), _size(96, 160)) == ("160", "96x160")

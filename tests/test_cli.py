@@ -226,7 +226,7 @@ def test_a_bad_image_is_a_row_and_the_others_are_predicted(here):
     assert [row["label"] for row in answers] == ["red", None, None, "blue"]
     assert [row["error"] is None for row in answers] == [True, False, False, True]
     assert answers[1]["top"] == []
-    assert "2 images of 4 could not be read" in result.stderr
+    assert "2 of 4 inputs could not be read" in result.stderr
     table = run("predict", "bad.png", "photos/red/00.png")
     assert table.exit_code == 1
     assert len(table.stdout.splitlines()) == 3
@@ -554,7 +554,7 @@ def test_a_folder_without_images_is_a_row_and_the_others_are_predicted(here):
     empty, red = map(json.loads, result.stdout.splitlines())
     assert (empty["path"], empty["label"], empty["error"]) == ("empty", None, "holds no images")
     assert (red["path"], red["label"]) == ("./photos//red/00.png", "red")
-    assert "1 image of 2 could not be read" in result.stderr
+    assert "1 of 2 inputs could not be read" in result.stderr
 
 
 def test_predict_refuses_images_of_too_many_pixels(here):

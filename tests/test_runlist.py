@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from imgclf import Classifier
 from imgclf.errors import ConfigError
 from imgclf.evaluation.answers import Answers, write_answers
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import ANSWERS, INFO, create_run, held, open_run, write_info
+from imgclf.run import ANSWERS, CHECKPOINT, INFO, create_run, held, open_run, write_info
 from imgclf.runlist import FILTERS, SORTS, RunEntry, entry_of, filtered, list_entries, ordered
 
 
@@ -75,10 +76,25 @@ def test_a_run_that_went_on_in_python_says_nothing_of_before(photos, in_folder):
     assert entry_of(open_run(run.path)).accuracy == 0.123
     classifier = Classifier().resume(run.path, epochs=2)
     found = entry_of(open_run(run.path))
-    assert (found.part, found.seconds) == ("valid", classifier.run_.info["seconds"])
+    assert found.part == "valid"
+    assert found.seconds == pytest.approx(987 + classifier.run_.info["seconds"], abs=0.01)
     test = classifier.evaluate()
     found = entry_of(open_run(run.path))
     assert (found.part, found.n, found.accuracy) == ("test", test.n, test.accuracy)
+
+
+def test_the_seconds_of_a_run_that_was_killed_are_those_of_its_training(photos, in_folder):
+    config = {"train": {"epochs": 1, "batch_size": 16, "device": "cpu"}, "data": {"cache": "off"}}
+    run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
+    (run.path / INFO).write_text(json.dumps({k: v for k, v in run.info.items() if k != "seconds"}))
+    assert entry_of(open_run(run.path)).seconds is None
+    state = torch.load(run.path / CHECKPOINT, weights_only=True)
+    assert state["spent"] > 0
+    for epochs in (2, 3):
+        before = entry_of(open_run(run.path)).seconds or round(state["spent"], 3)
+        classifier = Classifier().resume(run.path, epochs=epochs)
+        found = entry_of(open_run(run.path))
+        assert found.seconds == pytest.approx(before + classifier.run_.info["seconds"], abs=0.01)
 
 
 def test_the_default_is_the_newest_run_with_a_model(tmp_path):

@@ -81,7 +81,7 @@ def predict(
             f"{refused:,} of {known} unknown: unlike the training images (unknown above a score of {threshold:.2f})"
         )
     if failed:
-        console.warn(f"{console.plural(failed, 'image')} of {len(source):,} could not be read")
+        console.warn(f"{failed:,} of {console.plural(len(source), 'input')} could not be read")
         raise typer.Exit(1)
 
 
