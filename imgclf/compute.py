@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from imgclf.errors import OutOfMemory
 
@@ -41,6 +40,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 def step_flops(model: nn.Module, example: torch.Tensor, batch_size: int) -> float:
     """The floating-point operations of one forward pass of a batch; `example` is an input of one image."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton, which predictions of few images do without
+
     with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(model):
         model(example)
     return float(counter.get_total_flops()) * batch_size

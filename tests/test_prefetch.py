@@ -4,6 +4,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Pace, Watch, fetched
 
@@ -48,6 +50,27 @@ def test_one_slow_job_is_no_pace_and_two_are(short):
         assert not pace.slow
     pace.note(60.0)
     pace.note(60.0)
+    assert pace.slow
+
+
+@given(
+    before=st.lists(st.floats(0, 0.5), max_size=20),
+    slow=st.floats(0, 1e6),
+    after=st.lists(st.floats(0, 0.5), max_size=20),
+)
+def test_among_jobs_of_half_the_limit_no_single_one_makes_a_pace(before, slow, after):
+    pace = Pace(1.0)
+    for seconds in (*before, slow, *after):
+        pace.note(seconds)
+        assert not pace.slow
+
+
+@pytest.mark.parametrize("seconds", [1.1, 2.0, 1e6])
+def test_two_slow_jobs_at_the_beginning_are_a_pace(seconds):
+    pace = Pace(1.0)
+    pace.note(seconds)
+    assert not pace.slow
+    pace.note(seconds)
     assert pace.slow
 
 

@@ -22,7 +22,7 @@ Job = Callable[[], None]
 
 AHEAD = 2
 PATIENCE = 120.0  # seconds that the reading of one image may take
-SHORT = 0.006  # seconds for a job of 8 images or more, of which much is Python's
+SHORT = 0.0045  # seconds for a job of 8 images or more, of which much is Python's
 SHORT_NATIVE = 0.0005  # the same where hardly any of it is
 TRIED = 8  # jobs that a pace is the mean of
 LEAVE = 5.0  # seconds that the end of an epoch waits for images that nobody wants any more
@@ -69,15 +69,18 @@ class Pace:
     """Whether jobs take long, by the last few of them, beside what is `short` (seconds)."""
 
     def __init__(self, short: float = SHORT) -> None:
-        self._short, self._mean = short, 0.0
+        self._short = short
+        self.forget()
 
     def note(self, seconds: float) -> None:
         """Count one more job; a single one makes no pace: it may have loaded a decoder, or waited."""
-        self._mean += (min(seconds, TRIED * self._short) - self._mean) / TRIED
+        self._jobs = min(self._jobs + 1, TRIED)
+        most = self._short * (self._jobs + 1) / 2  # beside others of up to half the limit it keeps the mean below it
+        self._mean += (min(seconds, most) - self._mean) / self._jobs
 
     def forget(self) -> None:
         """Start anew: the next jobs are of another kind."""
-        self._mean = 0.0
+        self._jobs, self._mean = 0, 0.0
 
     @property
     def slow(self) -> bool:
