@@ -70,7 +70,7 @@ class Pace:
 
     def __init__(self, short: float = SHORT) -> None:
         self._short = short
-        self.forget()
+        self._jobs, self._mean = 0, 0.0
 
     def note(self, seconds: float) -> None:
         """Count one more job; a single one makes no pace: it may have loaded a decoder, or waited."""
