@@ -368,6 +368,12 @@ def _describe(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    from torch import device
+
+    from imgclf.compute import all_finite
+
+    if all_finite([*tensors.values()], device("cpu")):
+        return
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ModelFileError(f"the tensor {name!r} holds NaN or infinite values; train again with a lower lr")

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TypeVar
@@ -45,6 +45,19 @@ def step_flops(model: nn.Module, example: torch.Tensor, batch_size: int) -> floa
     with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(model):
         model(example)
     return float(counter.get_total_flops()) * batch_size
+
+
+def all_finite(tensors: Sequence[torch.Tensor], device: torch.device) -> bool:
+    """Whether none of them holds NaN or infinity; one wait for `device`, not one for each.
+
+    The sum of a tensor tells in a tenth of the time: it is not finite where a value is not. It may also have been too
+    large; then every value is looked at.
+    """
+
+    def together(looks: Iterable[torch.Tensor]) -> bool:
+        return bool(torch.stack([look.to(device, non_blocking=True) for look in looks]).all())
+
+    return together(tensor.sum().isfinite() for tensor in tensors) or together(t.isfinite().all() for t in tensors)
 
 
 @contextmanager

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.compute import autocast, enough_threads, kept_memory, ran_out_of_memory, release_memory, step_flops
+from imgclf.compute import (
+    all_finite,
+    autocast,
+    enough_threads,
+    kept_memory,
+    ran_out_of_memory,
+    release_memory,
+    step_flops,
+)
 from imgclf.models.build import build_model
 from imgclf.specs import ModelSpec
 
@@ -124,3 +132,13 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr("imgclf.compute._glibc", lambda: None)
     with kept_memory(CPU):
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_one_value_that_is_not_finite_is_found_and_large_ones_are_not_taken_for_it(dtype):
+    cpu, large = torch.device("cpu"), torch.finfo(dtype).max
+    sound = [torch.full((3, 4), large, dtype=dtype), torch.tensor([large, -large], dtype=dtype), torch.arange(3)]
+    sound += [torch.zeros(0, dtype=dtype), torch.tensor(True)]
+    assert all_finite(sound, cpu)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        assert not all_finite([*sound, torch.tensor([1, value, -value], dtype=dtype)], cpu)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
-from imgclf.compute import enough_threads, kept_memory, step_flops
+from imgclf.compute import all_finite, enough_threads, kept_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.evaluation.calibration import fit_temperature
@@ -319,8 +319,7 @@ def _require_finite(state: TrainState) -> None:
     """What is kept or written holds no NaN: neither the weights nor what the optimizer knows of them."""
     tensors = [*state.model.state_dict().values(), *state.mean.values()]
     tensors += [value for known in state.optimizer.state.values() for value in known.values()]
-    finite = [tensor.isfinite().all().to(state.device, non_blocking=True) for tensor in tensors]
-    if not torch.stack(finite).all():  # one wait for the device, not one for each
+    if not all_finite(tensors, state.device):
         raise _NotFinite
 
 
