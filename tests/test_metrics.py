@@ -75,7 +75,7 @@ def test_loss_and_top5_equal_torch(batch):
     logits, targets = batch
     result = evaluate_logits(logits, targets, names(logits.shape[1]))
     loss = torch.nn.functional.cross_entropy(torch.tensor(logits, dtype=torch.float64), torch.tensor(targets))
-    assert result.loss == pytest.approx(loss.item(), abs=1e-12)
+    assert result.loss == pytest.approx(loss.item(), rel=1e-12, abs=1e-12)
     if logits.shape[1] > 5:
         ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]
         assert result.top5 == pytest.approx((ranked == targets[:, None]).any(axis=1).mean())
