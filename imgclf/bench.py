@@ -199,7 +199,7 @@ def _faster_steps(plan: Plan) -> Iterable[str]:
 
 def _smaller(side: int) -> int:
     """A side with about half of the pixels: most networks halve an image three to five times."""
-    step = 32 if side >= 128 else 8
+    step = 32 if side >= 224 else 8
     return round(side * 0.7 / step) * step
 
 

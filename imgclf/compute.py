@@ -57,6 +57,8 @@ def all_finite(tensors: Sequence[torch.Tensor], device: torch.device) -> bool:
     def together(looks: Iterable[torch.Tensor]) -> bool:
         return bool(torch.stack([look.to(device, non_blocking=True) for look in looks]).all())
 
+    if not tensors:
+        return True
     return together(tensor.sum().isfinite() for tensor in tensors) or together(t.isfinite().all() for t in tensors)
 
 

@@ -165,7 +165,8 @@ def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], 
         shutil.copy(first.path / SPLIT, folder / SPLIT)
         write_text(folder / CONFIG, AS_ONE.format(members=members, seed=seed) + read_text(first.path / CONFIG))
 
-    info = {key: value for key, value in first.info.items() if key not in ("number", "epochs", "seconds")}
+    own = ("number", "epochs", "seconds", "seconds_before")
+    info = {key: value for key, value in first.info.items() if key not in own}
     info["members"] = [str(member.run_.path) for member in trained if member.run_ is not None]
     stem = name or f"{info['data']}-{info['arch']}-ensemble"
     joined.run_ = create_run(runs, stem, info, exact=name is not None, fill=fill)

@@ -133,9 +133,11 @@ def write_info(run: Run, **more: Any) -> Run:
 
 def spent_seconds(run: Run) -> float | None:
     """How long the run took, in seconds, with all before it was resumed; None where no process came to its end."""
-    result = run.info.get("result") or {}
-    last = result.get("seconds", {}).get("total", run.info.get("seconds"))
-    return None if last is None else round(run.info.get("seconds_before", 0.0) + last, 3)
+    told: Any = run.info.get("result")
+    told = told.get("seconds") if isinstance(told, Mapping) else None
+    last = told.get("total") if isinstance(told, Mapping) else run.info.get("seconds")
+    known = [seconds for seconds in (run.info.get("seconds_before"), last) if isinstance(seconds, int | float)]
+    return round(sum(known), 3) if known else None
 
 
 def open_run(path: Path) -> Run:

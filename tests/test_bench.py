@@ -54,9 +54,9 @@ def test_the_machine_is_described(monkeypatch):
     assert cores() == 1
 
 
-@pytest.mark.parametrize("side", [64, 65, 96, 128, 160, 224, 299, 384, 512])
+@pytest.mark.parametrize("side", [*range(64, 300), 384, 512, 1024])
 def test_smaller_images_have_about_half_the_pixels_and_can_be_halved(side):
-    assert 0.4 < (_smaller(side) / side) ** 2 < 0.66
+    assert 0.4 <= (_smaller(side) / side) ** 2 <= 0.6
     assert _smaller(side) % 8 == 0
 
 

@@ -140,5 +140,6 @@ def test_one_value_that_is_not_finite_is_found_and_large_ones_are_not_taken_for_
     sound = [torch.full((3, 4), large, dtype=dtype), torch.tensor([large, -large], dtype=dtype), torch.arange(3)]
     sound += [torch.zeros(0, dtype=dtype), torch.tensor(True)]
     assert all_finite(sound, cpu)
+    assert all_finite([], cpu)
     for value in (torch.nan, torch.inf, -torch.inf):
         assert not all_finite([*sound, torch.tensor([1, value, -value], dtype=dtype)], cpu)

@@ -97,6 +97,17 @@ def test_the_seconds_of_a_run_that_was_killed_are_those_of_its_training(photos, 
         assert found.seconds == pytest.approx(before + classifier.run_.info["seconds"], abs=0.01)
 
 
+def test_what_was_counted_stays_known_when_a_resumed_run_is_killed(tmp_path):
+    run = create_run(tmp_path, "killed", {"status": "running", "seconds_before": 987.0})
+    assert entry_of(run).seconds == 987
+    assert entry_of(write_info(run, seconds=13.0)).seconds == 1000
+
+
+@pytest.mark.parametrize("result", ["x", 3, {"seconds": None}, {"seconds": 3.0}, {"seconds": {"total": "x"}}])
+def test_a_result_of_another_form_tells_no_seconds(tmp_path, result):
+    assert entry_of(create_run(tmp_path, "odd", {"status": "done", "result": result})).seconds is None
+
+
 def test_the_default_is_the_newest_run_with_a_model(tmp_path):
     for name, model in (("first", b"w"), ("second", b"w"), ("third", b"")):
         make(tmp_path, name, model=model)

@@ -73,7 +73,7 @@ class Pace:
         self._jobs, self._mean = 0, 0.0
 
     def note(self, seconds: float) -> None:
-        """Count one more job; a single one makes no pace: it may have loaded a decoder, or waited."""
+        """Count one more job; a single one among short ones makes no pace: it may have loaded a decoder, or waited."""
         self._jobs = min(self._jobs + 1, TRIED)
         most = self._short * (self._jobs + 1) / 2  # beside others of up to half the limit it keeps the mean below it
         self._mean += (min(seconds, most) - self._mean) / self._jobs
