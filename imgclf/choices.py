@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from operator import attrgetter
 
 from imgclf._files import printable
 from imgclf.data.source import Sample
@@ -12,9 +12,10 @@ from imgclf.models.backbones import find_arch
 from imgclf.plan import Plan
 from imgclf.results import Choice
 from imgclf.training.auto import JUDGES
+from imgclf.training.experiments import EXPERIMENTS
 
-ASKED = "set by an option, a config or the recipe"
-SHARED = "as given, else that of the model which is gone on from"
+BY_USER = "set by you"
+SHARED = "as given, else that of the initial model"
 
 
 def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tuple[Choice, ...]:
@@ -25,17 +26,15 @@ def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tu
 
 
 def _pixels(plan: Plan) -> Iterator[Choice]:
-    asked, recipe, own = plan.asked, plan.recipe, find_arch(plan.spec.arch).size
-    given = SHARED if asked.init else ASKED
+    recipe, own = plan.recipe, find_arch(plan.spec.arch).size
     (height, width), sizes = recipe.size, plan.sizes
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
     reason = "the network's own" if recipe.size == own else small
-    yield Choice("size", f"{height}×{width}", _reason(asked.size, reason, given))
-    wide = "" if sizes is None else f"a crop would cut too much: width by height is {sizes.aspects[0]:.2f} to "
-    wide += "" if sizes is None else f"{sizes.aspects[1]:.2f}"
+    yield Choice("size", f"{height}×{width}", _reason(plan, "size", reason))
+    wide = "" if sizes is None else f"a crop would cut too much: width by height is {_range(*sizes.aspects)}"
     fit = wide if recipe.fit == "squash" else "keeps the shapes"
-    yield Choice("fit", recipe.fit, _reason(asked.fit, fit, given))
-    yield Choice("augment", str(plan.experiment.augment), _reason(asked.augment, _start(plan)))
+    yield Choice("fit", recipe.fit, _reason(plan, "fit", fit))
+    yield Choice("augment", str(plan.experiment.augment), _reason(plan, "augment", _start(plan)))
 
 
 def _start(plan: Plan) -> str:
@@ -46,24 +45,24 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     asked, config = plan.asked.train, plan.experiment.train
     start = _start(plan)
     images = f"{len(train):,} training images, {start}"
-    yield Choice("probe", _yes(config.probe), _reason(asked.probe, _why_probe(plan)))
+    yield Choice("probe", _yes(config.probe), _reason(plan, "train.probe", _why_probe(plan)))
     if config.epochs == 0:
         if asked.epochs is None:
             why = f"{JUDGES} valid images or more could tell whether training does better; --epochs trains all the same"
             yield Choice("epochs", "0", why)
         return
-    yield Choice("epochs", str(config.epochs), _reason(asked.epochs, images))
-    yield Choice("lr", f"{config.lr:g}", _reason(asked.lr, f"{config.optimizer}, {start}"))
+    yield Choice("epochs", str(config.epochs), _reason(plan, "train.epochs", images))
+    yield Choice("lr", f"{config.lr:g}", _reason(plan, "train.lr", f"{config.optimizer}, {start}"))
     slower = f"for each twelfth of the depth, {start}"
-    yield Choice("layer_decay", f"{config.layer_decay:g}", _reason(asked.layer_decay, slower))
+    yield Choice("layer_decay", f"{config.layer_decay:g}", _reason(plan, "train.layer_decay", slower))
     norms = "few small batches tell less than the weights' statistics" if config.freeze_norm else start
-    yield Choice("freeze_norm", _yes(config.freeze_norm), _reason(asked.freeze_norm, norms))
+    yield Choice("freeze_norm", _yes(config.freeze_norm), _reason(plan, "train.freeze_norm", norms))
     average = "the running mean of the weights is kept" if config.ema else start
-    yield Choice("ema", f"{config.ema:g}", _reason(asked.ema, average))
+    yield Choice("ema", f"{config.ema:g}", _reason(plan, "train.ema", average))
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images a class"
-    yield Choice("class_weights", str(config.class_weights), _reason(asked.class_weights, spread))
+    yield Choice("class_weights", str(config.class_weights), _reason(plan, "train.class_weights", spread))
 
 
 def _why_probe(plan: Plan) -> str:
@@ -77,8 +76,19 @@ def _why_probe(plan: Plan) -> str:
     return "some classes are new to the head" if plan.weights.head == "part" else "from pretrained weights"
 
 
-def _reason(asked: Any, reason: str, given: str = ASKED) -> str:
-    return reason if asked is None else given
+def _reason(plan: Plan, name: str, reason: str) -> str:
+    """Why a field of the experiment ("size", "train.lr") has its value: `reason`, unless the user or a recipe says."""
+    given = attrgetter(name)(plan.asked)
+    if given is None:
+        return reason
+    if plan.base is not None and attrgetter(name)(EXPERIMENTS.get(plan.base)) == given:
+        return f"recipe {plan.base}"
+    return SHARED if plan.asked.init and name in ("size", "fit") else BY_USER
+
+
+def _range(low: float, high: float) -> str:
+    ends = f"{low:.2f}", f"{high:.2f}"
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _yes(value: bool | None) -> str:

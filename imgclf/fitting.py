@@ -112,12 +112,12 @@ def fit_data(
     audited, split = read_data(source, experiment, callbacks)
     valid = len(split.samples("valid"))
     plan = make_plan(experiment, audited.source, split.samples("train"), compose, audited.sizes, valid)
+    plan = replace(plan, base=recipe_name(recipe, changes, source.default_recipe))
     work = _prepare(plan, audited.source, split, callbacks)
     if runs is None or not distributed.is_main():
         return _learn(work, callbacks)
     named = None if isinstance(data, Source) else os.fspath(data)
-    base = recipe_name(recipe, changes, source.default_recipe)
-    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited, base)
+    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited, plan.base)
     with held(run):
         return _learn(replace(work, run=run), callbacks)
 

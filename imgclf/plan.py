@@ -47,7 +47,7 @@ LOOKED_AT = 16  # images that are opened to see how many channels the data have
 @dataclass(frozen=True)
 class Plan:
     """What training will do: what was `asked`, the experiment with nothing left open, the model, its pixels, what it
-    starts from, how large the images are, and when it was `began`."""
+    starts from, how large the images are, the name of the recipe that it is based on, and when it was `began`."""
 
     asked: Experiment
     experiment: Experiment
@@ -56,6 +56,7 @@ class Plan:
     model: nn.Module
     weights: WeightsUsed
     sizes: Sizes | None = None
+    base: str | None = None
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -243,6 +244,7 @@ def plan_training(
     plan = make_plan(
         experiment, audited.source, split.samples("train"), sizes=audited.sizes, valid=len(split.samples("valid"))
     )
+    plan = replace(plan, base=recipe_name(recipe, changes, source.default_recipe))
     notify(callbacks, "model", plan)
     return plan, audited.source, split
 

@@ -128,7 +128,7 @@ class Evaluation:
     """How a model did on `n` labelled images. `confusion[i][j]` counts images of class i that were called j.
 
     `loss` is the mean cross-entropy in nats, that of a `Classifier` at its temperature; `top5` is None where there are
-    at most 5 classes. `balanced_accuracy` is the mean recall and `macro_f1` the mean F1 over the classes that have
+    at most 10 classes. `balanced_accuracy` is the mean recall and `macro_f1` the mean F1 over the classes that have
     images. The figures of an epoch have no `intervals` and no `calibration`.
     """
 

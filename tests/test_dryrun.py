@@ -3,7 +3,6 @@
 import pytest
 
 from imgclf import dryrun
-from imgclf.choices import ASKED
 from imgclf.dryrun import WIDTH, dry_run, needed, python_of
 from imgclf.plan import choose_experiment
 from imgclf.run import read_config, write_config
@@ -24,9 +23,16 @@ def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):
     assert 0 < plan.seconds["training"] < 60
     assert plan.memory > 4 * 4 * 1000
     values = {choice.name: (choice.value, choice.reason) for choice in plan.choices}
-    assert values["epochs"] == ("2", ASKED)
-    assert values["size"] == ("16×16", ASKED)
+    assert values["epochs"] == ("2", "set by you")
+    assert values["size"] == ("16×16", "set by you")
     assert sorted(in_folder.rglob("*")) == before
+
+
+def test_a_plan_names_the_recipe_that_set_a_value(photos):
+    plan = dry_run(photos, {"train": {"lr": 0.01, "device": "cpu"}}, recipe="lab10-4")
+    reasons = {choice.name: choice.reason for choice in plan.choices}
+    assert reasons["size"] == reasons["epochs"] == "recipe lab10-4"
+    assert reasons["lr"] == "set by you"
 
 
 def test_a_plan_for_a_time(photos):

@@ -18,7 +18,7 @@ def names(k: int) -> list[str]:
 
 @st.composite
 def batches(draw: st.DrawFn):
-    n, k = draw(st.integers(1, 40)), draw(st.integers(2, 9))
+    n, k = draw(st.integers(1, 40)), draw(st.integers(2, 13))
     # few distinct values, so that ties are common
     logits = draw(hnp.arrays(np.float32, (n, k), elements=st.sampled_from([-50.0, -1.5, 0.0, 0.25, 1.0, 1e4])))
     targets = draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
@@ -76,7 +76,7 @@ def test_loss_and_top5_equal_torch(batch):
     result = evaluate_logits(logits, targets, names(logits.shape[1]))
     loss = torch.nn.functional.cross_entropy(torch.tensor(logits, dtype=torch.float64), torch.tensor(targets))
     assert result.loss == pytest.approx(loss.item(), rel=1e-12, abs=1e-12)
-    if logits.shape[1] > 5:
+    if logits.shape[1] > 10:
         ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]
         assert result.top5 == pytest.approx((ranked == targets[:, None]).any(axis=1).mean())
         assert result.top5 >= result.accuracy
@@ -102,9 +102,9 @@ def test_the_order_of_the_images_does_not_matter(batch, random):
 
 
 def test_ties_go_to_the_first_class():
-    result = evaluate_logits(np.zeros((7, 7)), range(7), names(7))
-    assert result.accuracy == pytest.approx(1 / 7)
-    assert result.top5 == pytest.approx(5 / 7)
+    result = evaluate_logits(np.zeros((12, 12)), range(12), names(12))
+    assert result.accuracy == pytest.approx(1 / 12)
+    assert result.top5 == pytest.approx(5 / 12)
 
 
 def test_large_logits_do_not_overflow():

@@ -26,7 +26,7 @@ from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
 from imgclf.ensemble import fit_ensemble, require_members
 from imgclf.errors import ConfigError, ImgclfError
-from imgclf.evaluation.report.words import fallen, instead_of_epochs, never_better, valid_losses, why_kept
+from imgclf.evaluation.report.words import instead_of_epochs, never_better, valid_losses, why_kept
 from imgclf.fitting import keeping_memory
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
@@ -207,7 +207,6 @@ class TrainView:
         self.progress = Progress(*columns, console=console.err(), transient=True, disable=not terminal)
         self._task = self.progress.add_task("", visible=False, note="")
         self._began = 0.0
-        self._best: float | None = None
         self._epochs = 0
         self._guess = 0.0  # the share of the commonest class
         self._member = 0
@@ -242,7 +241,6 @@ class TrainView:
 
     def _on_member(self, place: tuple[int, int]) -> None:
         self._member, members = place
-        self._best = None  # it is another network's
         console.say(f"member {self._member} of {members}", "bold")
 
     def _on_ensemble(self, results: tuple[Evaluation, ...]) -> None:
@@ -333,7 +331,6 @@ class TrainView:
         if not self._epochs:
             console.say(f"valid: {result.accuracy:.2%} of {console.plural(result.n, 'image')}, loss {result.loss:.4f}")
             return
-        self._best = result.loss
         console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
 
     def _on_loader(self, loader: Loader) -> None:
@@ -353,7 +350,6 @@ class TrainView:
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
         self.resumed_after, self._epochs = state.epoch, state.epochs
         if state.epoch or state.position:
-            self._best = state.best_loss if state.epoch else None
             within = f", step {state.position} of {state.steps_per_epoch}" if state.position else ""
             console.say(f"       going on after epoch {state.epoch}{within}")
         if state.epochs:
@@ -375,10 +371,7 @@ class TrainView:
         if record.valid_loss is None or record.valid_accuracy is None:
             return f"{row}  {'–':>10}  {'–':>8}  {record.lr:7.2g}  {record.seconds:7.1f}"
         row += f"  {record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}  {record.lr:7.2g}  {record.seconds:7.1f}"
-        if not record.best:
-            return row
-        before, self._best = self._best, record.valid_loss
-        return f"{row}  {fallen(before, record.valid_loss)}, saved"
+        return f"{row}  saved" if record.best else row
 
     def _on_retry(self, state: TrainState) -> None:
         console.warn(

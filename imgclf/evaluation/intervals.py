@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imgclf.evaluation.metrics import mean_f1, mean_recall, rank_of_truth, softmax
+from imgclf.evaluation.metrics import TOP5_ABOVE, mean_f1, mean_recall, rank_of_truth, softmax
 from imgclf.results import Intervals
 
 LEVEL = 0.95
@@ -47,7 +47,7 @@ def evaluation_intervals(logits: ArrayLike, targets: ArrayLike, temperature: flo
     balanced, f1, loss = ((float(a), float(b)) for a, b in zip(low, high, strict=True))
     if right == n:
         balanced = f1 = accuracy
-    top5 = wilson_interval(int((rank_of_truth(scores, truth) < 5).sum()), n) if k > 5 else None
+    top5 = wilson_interval(int((rank_of_truth(scores, truth) < 5).sum()), n) if k > TOP5_ABOVE else None
     return Intervals(accuracy, balanced, f1, loss, top5)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from imgclf.errors import DataError, ImgclfError
 from imgclf.results import ClassResult, Evaluation
 
+TOP5_ABOVE = 10  # classes: among fewer, five guesses are no figure
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -46,7 +47,7 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
         n=n,
         loss=float(0.0 - log_probabilities[np.arange(n), truth].mean()),
         accuracy=float(hits.sum() / n),
-        top5=float((rank_of_truth(scores, truth) < 5).mean()) if k > 5 else None,
+        top5=float((rank_of_truth(scores, truth) < 5).mean()) if k > TOP5_ABOVE else None,
         balanced_accuracy=float(mean_recall(hits, support)),
         macro_f1=float(mean_f1(hits, support, called)),
         per_class=tuple(ClassResult(*row) for row in rows),

@@ -97,15 +97,10 @@ def never_better(losses: Sequence[float], start: float) -> str:
         return "no epoch has ended"
     worse = min(losses) > start
     if len(losses) == 1:
-        return f"the only epoch was {'worse' if worse else 'not surely better'}"
-    return f"all {len(losses):,} epochs were worse" if worse else f"no epoch of {len(losses):,} was surely better"
-
-
-def fallen(before: float | None, now: float) -> str:
-    """The valid loss of weights that are saved, after that of those `before`."""
-    if before is not None and before < now:
-        return f"not surely worse than {before:.4f}"
-    return f"valid loss {'' if before is None else f'{before:.4f} → '}{now:.4f}"
+        return f"the only epoch was {'worse' if worse else 'not significantly better'}"
+    return (
+        f"all {len(losses):,} epochs were worse" if worse else f"no epoch of {len(losses):,} was significantly better"
+    )
 
 
 def why_kept(history: History) -> str:
@@ -113,7 +108,7 @@ def why_kept(history: History) -> str:
     best, losses = history.best, valid_losses(history)
     if best is None or not losses or best.valid_loss == min(losses):
         return "lowest valid loss, "
-    return "the last, and none was surely better: valid loss "
+    return "last; no earlier epoch was significantly better: valid loss "
 
 
 def instead_of_epochs(*, probed: bool) -> str:
