@@ -1,4 +1,4 @@
-"""The one way to save, and text that is safe to print or to open in a spreadsheet."""
+"""The one way to save, files that are checked when they are read again, and text that is safe to print or to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import csv
 import errno
 import io
 import os
+import re
 import secrets
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SEAL = re.compile(rb"\nimgclf ([0-9a-f]{16}) ([0-9a-f]{8})\n")  # the bytes before it, and their CRC-32
+SEAL_BYTES = 34
+CHUNK = 1 << 20
+DAMAGED = "its checksum does not fit its content"
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -52,6 +58,88 @@ def write_atomic(path: str | os.PathLike[str], *parts: bytes | memoryview) -> No
         if error.errno not in FULL:
             raise
         raise OSError(error.errno, f"{error.strerror}, {sum(map(len, parts)):,} bytes are needed", str(path)) from error
+
+
+class _Summing:
+    """A file to write that counts its bytes and their CRC-32 as they come."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.flush = file.flush
+        self.bytes = self.crc = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.crc = zlib.crc32(data, self.crc)
+        self.bytes += len(data)
+        return self._file.write(data)
+
+
+@contextmanager
+def checked_file(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """`atomic_file` for what is read again by `open_checked` or `read_checked`: a seal follows what is written.
+
+    The file can only be written to. Every cache, index and state is such a file, so that no damage is taken for data.
+    """
+    with atomic_file(path) as file:
+        summing = _Summing(file)
+        yield summing
+        file.write(_seal(summing.bytes, summing.crc))
+
+
+def seal(data: bytes | memoryview) -> bytes:
+    """What follows `data`, bytes, where they are to be checked: their number and their CRC-32, on a line of its own."""
+    return _seal(len(data), zlib.crc32(data))
+
+
+def _seal(count: int, crc: int) -> bytes:
+    return b"\nimgclf %016x %08x\n" % (count, crc)
+
+
+def unseal(data: bytes | memoryview) -> memoryview:
+    """The bytes before the seal with which `data` ends, as many as it counts. Raises `ValueError` where they don't fit."""
+    count, crc = _read_seal(bytes(data[-SEAL_BYTES:]))
+    begin = len(data) - SEAL_BYTES - count
+    content = memoryview(data)[max(0, begin) : len(data) - SEAL_BYTES]
+    if begin < 0 or zlib.crc32(content) != crc:
+        raise ValueError(DAMAGED)
+    return content
+
+
+def _read_seal(end: bytes) -> tuple[int, int]:
+    found = SEAL.fullmatch(end)
+    if found is None:
+        raise ValueError("it ends without a checksum")
+    return int(found[1], 16), int(found[2], 16)
+
+
+def read_checked(path: str | os.PathLike[str]) -> bytes:
+    """What was written to a `checked_file`. Raises `OSError`, and `ValueError` where a bit of it has changed."""
+    data = Path(path).read_bytes()
+    content = unseal(data)
+    if len(content) != len(data) - SEAL_BYTES:
+        raise ValueError(DAMAGED)
+    return bytes(content)
+
+
+@contextmanager
+def open_checked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A `checked_file` to read, at its beginning, once all of it is known to be as it was written; the seal ends it.
+
+    Raises `OSError`, and `ValueError` where a bit of it has changed.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - SEAL_BYTES))
+        count, crc = _read_seal(file.read())
+        file.seek(0)
+        left, found = count, 0
+        while left and (chunk := file.read(min(left, CHUNK))):
+            found = zlib.crc32(chunk, found)
+            left -= len(chunk)
+        if count != size - SEAL_BYTES or found != crc:
+            raise ValueError(DAMAGED)
+        file.seek(0)
+        yield file
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import imgclf.data.audit as module
+from imgclf._files import read_checked
 from imgclf.data.audit import BadFile, Sizes, audit
 from imgclf.data.folder import open_folder
 from imgclf.data.source import ArrayReader, Sample, Source
@@ -155,9 +156,38 @@ def test_a_damaged_cache_is_as_good_as_none(tmp_path, cache, content):
     photos(tmp_path)
     expected = audit(open_folder(tmp_path))
     (file,) = (cache / "audit").iterdir()
-    json.loads(file.read_bytes())
+    assert len(json.loads(read_checked(file))) == 24
     file.write_bytes(content)
     assert audit(open_folder(tmp_path)).source.samples == expected.source.samples
+
+
+def test_a_bit_that_flips_in_the_cache_changes_no_verdict(tmp_path, cache):
+    photos(tmp_path, count=2)
+    (tmp_path / "a/00.png").write_bytes(b"no image")
+    expected = audit(open_folder(tmp_path), allow_bad=1.0, strict=False)
+    (file,) = (cache / "audit").iterdir()
+    content = file.read_bytes()
+    for position in range(0, len(content), 31):
+        damaged = bytearray(content)
+        damaged[position] ^= 1  # another digit of a sha256, or a letter of a reason
+        file.write_bytes(damaged)
+        found = audit(open_folder(tmp_path), allow_bad=1.0, strict=False)
+        assert (found.source.samples, found.bad) == (expected.source.samples, expected.bad)
+
+
+def test_a_file_whose_size_time_and_inode_are_as_before_is_read_again_when_its_content_changed(tmp_path):
+    path, other = photos(tmp_path / "data") / "a/00.bmp", tmp_path / "other.bmp"
+    image(path, value=7, kind="BMP")
+    image(other, value=9, kind="BMP")
+    first, before = audit(open_folder(tmp_path / "data")), os.stat(path)
+    time.sleep(0.02)  # the clock of a file system moves on in steps
+    with open(path, "r+b") as file:
+        file.write(other.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after, same = os.stat(path), ("st_size", "st_mtime_ns", "st_ino")
+    assert [getattr(before, name) for name in same] == [getattr(after, name) for name in same]
+    again = audit(open_folder(tmp_path / "data"))
+    assert again.source.samples[0].sha256 != first.source.samples[0].sha256
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, monkeypatch):

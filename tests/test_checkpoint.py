@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from imgclf._files import checked_file
 from imgclf.data.loader import Loader
 from imgclf.errors import DataError, ImgclfError, ModelFileError
 from imgclf.specs import Recipe, TrainConfig
@@ -57,6 +58,11 @@ def fit(make_source, tmp_path, always):
     return run
 
 
+def save(content, path, write=torch.save):
+    with checked_file(path) as file:
+        write(content, file)
+
+
 def test_a_state_holds_all_that_training_has_reached(fit, tmp_path):
     model, history = fit(3)
     content = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -81,6 +87,18 @@ def test_a_damaged_state_gives_way_to_the_one_before(fit, tmp_path, damage):
         assert load_checkpoint(path)["epoch"] == 2
 
 
+def test_a_bit_that_flips_in_a_state_gives_way_to_the_one_before(fit, tmp_path):
+    """In the middle of the weights, where nothing but a checksum tells."""
+    model, _ = fit(2)
+    path = tmp_path / "checkpoint.pt"
+    data, weights = bytearray(path.read_bytes()), model.state_dict()["1.weight"].numpy().tobytes()
+    data[data.index(weights) + len(weights) // 2] ^= 1
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged \(its checksum does not fit its content\)"):
+        assert load_checkpoint(path)["epoch"] == 1
+
+
 def test_a_state_that_was_never_written_gives_way_to_the_one_before(fit, tmp_path):
     fit(2)
     (tmp_path / "checkpoint.pt").unlink()
@@ -103,7 +121,7 @@ def test_no_state_at_all(tmp_path):
 
 
 def test_a_state_of_another_version(tmp_path):
-    torch.save({"format": FORMAT + 1}, tmp_path / "checkpoint.pt")
+    save({"format": FORMAT + 1}, tmp_path / "checkpoint.pt")
     with pytest.raises(ModelFileError, match="written by another version of imgclf"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
@@ -115,9 +133,9 @@ class Attack:
         return setattr, (Attack, "ran", True)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.parametrize("write", [torch.save, pickle.dump])
 def test_reading_a_state_runs_no_code(tmp_path, write):
-    write({"format": FORMAT, "model": Attack()}, tmp_path / "checkpoint.pt")
+    save({"format": FORMAT, "model": Attack()}, tmp_path / "checkpoint.pt", write)
     with pytest.raises(ModelFileError):
         load_checkpoint(tmp_path / "checkpoint.pt")
     assert not Attack.ran

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgclf import _files
@@ -16,11 +16,16 @@ from imgclf._files import (
     FORMULA_STARTS,
     atomic_file,
     cache_folder,
+    checked_file,
     csv_plain,
     csv_safe,
     csv_text,
+    open_checked,
     printable,
+    read_checked,
     read_text,
+    seal,
+    unseal,
     write_atomic,
     write_text,
 )
@@ -37,6 +42,34 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     write_atomic(path, b"second")
     assert path.read_bytes() == b"second"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.binary(max_size=40), max_size=3), st.data())
+def test_what_is_read_back_checked_is_what_was_written_or_an_error(tmp_path_factory, parts, data):
+    path, content = tmp_path_factory.mktemp("checked") / "file", b"".join(parts)
+    with checked_file(path) as file:
+        for part in parts:
+            file.write(part)
+    stored = path.read_bytes()
+    assert read_checked(path) == content
+    assert stored == content + seal(content)
+    with open_checked(path) as file:
+        assert file.read(len(content)) == content
+    cut = data.draw(st.booleans())
+    place = data.draw(st.integers(0, len(stored) - 1))
+    flipped = stored[:place] + bytes([stored[place] ^ (1 << data.draw(st.integers(0, 7)))]) + stored[place + 1 :]
+    path.write_bytes(stored[:place] if cut else flipped)
+    with pytest.raises(ValueError, match="checksum"):
+        read_checked(path)
+    with pytest.raises(ValueError, match="checksum"), open_checked(path):
+        pass
+
+
+def test_a_seal_covers_what_stands_before_it_as_far_as_it_counts():
+    assert unseal(b"free" + b"sealed" + seal(b"sealed")) == b"sealed"
+    with pytest.raises(ValueError, match="checksum"):
+        unseal(b"ealed" + seal(b"sealed"))
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf._files import cache_folder
+from imgclf._files import cache_folder, read_checked
 from imgclf.data import pixelcache
 from imgclf.data.pixelcache import (
     Kept,
@@ -269,7 +269,7 @@ def test_the_list_names_forms_and_the_audit():
 def test_a_form_that_tells_nothing_of_itself_is_listed_all_the_same():
     fill(range(3))
     (about,) = pixel_folder().glob("*/form.json")
-    assert json.loads(about.read_bytes())["size"] == [8, 8]
+    assert json.loads(read_checked(about))["size"] == [8, 8]
     about.write_text("[")
     assert [(form.about, form.images) for form in list_cache()] == [("unknown", 3)]
 

@@ -11,6 +11,7 @@ from conftest import colour_image
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgclf._files import seal, unseal
 from imgclf.data import tarindex
 from imgclf.data.tarindex import (
     MAX_HEADER,
@@ -266,12 +267,20 @@ def test_a_hostile_index_is_none(change):
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b"[" * 100_000, b"null"])
 def test_no_index_is_none(data):
     assert unpack_index(data, 1000, 99) is None
+    assert unpack_index(data + seal(data), 1000, 99) is None
 
 
 def test_columns_that_are_missing_or_too_many_are_none():
-    content = json.loads(pack_index(ShardIndex((GOOD,)), 1000, 99))
+    content = json.loads(bytes(unseal(pack_index(ShardIndex((GOOD,)), 1000, 99))))
     for rows in ([["a"]], [[*content["images"][0], 1]], [5], None):
-        assert unpack_index(json.dumps({**content, "images": rows}).encode(), 1000, 99) is None
+        data = json.dumps({**content, "images": rows}).encode()
+        assert unpack_index(data + seal(data), 1000, 99) is None
+
+
+def test_a_bit_that_flips_in_an_index_makes_it_none():
+    packed = pack_index(ShardIndex((GOOD,)), 1000, 99)
+    for position in range(len(packed)):
+        assert unpack_index(packed[:position] + bytes([packed[position] ^ 1]) + packed[position + 1 :], 1000, 99) is None
 
 
 def test_names_of_classes():

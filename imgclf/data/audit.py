@@ -17,16 +17,16 @@ from typing import Any
 
 import PIL
 
-from imgclf._files import cache_folder, printable, write_atomic
+from imgclf._files import cache_folder, checked_file, printable, read_checked
 from imgclf.data.folder import FileReader
-from imgclf.data.images import BadImage, check_image, open_regular
+from imgclf.data.images import BadImage, check_image, file_stamp, open_regular
 from imgclf.data.shards import ShardReader
 from imgclf.data.source import Sample, Source
 from imgclf.data.tarindex import Entry
 from imgclf.errors import DataError
 
 ALLOW_BAD = 0.05
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _CHUNK = 32
 _QUICK = 5e-4  # seconds for a file
 _TRIED = 4  # chunks over which a moment of waiting is no sign of slowness
@@ -72,7 +72,7 @@ class Audit:
 class _Fact:
     """What one look at a file gave; `stamp` tells whether the file is still the same."""
 
-    stamp: tuple[int, int, int] = (0, 0, 0)
+    stamp: str = ""
     sha256: str = ""
     reason: str = ""
     format: str = ""
@@ -93,7 +93,7 @@ def audit(
 
     Files that can't be decoded are left out (`on_bad="skip"`) or end it (`"error"`); more than the share `allow_bad`
     (0…1) of them ends it either way, and so does, when `strict`, a class that is left with fewer than 2 images. What
-    was found is remembered in the user's cache folder by path, size, time and inode; the data folder is only read. Of
+    was found is remembered in the user's cache folder by path, size, times and inode; the data folder is only read. Of
     tar shards the index tells it all. `progress` is called with the number of images done and of all.
 
     Raises `DataError`.
@@ -154,14 +154,13 @@ def _mapped(look: Callable[[list[str]], list[_Fact]], chunks: list[list[str]], w
 
 def _indexed(entry: Entry) -> _Fact:
     """What the pass over a tar found out about an image."""
-    return _Fact((0, 0, 0), entry.sha256, entry.reason, entry.format, entry.height, entry.width)
+    return _Fact("", entry.sha256, entry.reason, entry.format, entry.height, entry.width)
 
 
 def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
     path = reader.path(ref)
     try:
-        found = os.stat(path)
-        stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+        stamp = file_stamp(os.stat(path))
         if known is not None and known.stamp == stamp:
             return known
         with open_regular(path) as file:
@@ -184,10 +183,10 @@ def _cache_path(reader: FileReader) -> Path:
 
 
 def _read_cache(path: Path) -> dict[str, _Fact]:
-    """What earlier audits found; a cache that can't be read is as good as none."""
+    """What earlier audits found; a cache that can't be read or is damaged is as good as none."""
     try:
-        rows: Mapping[str, list[Any]] = json.loads(path.read_bytes())
-        return {ref: _Fact(tuple(stamp), *rest) for ref, (stamp, *rest) in rows.items()}
+        rows: Mapping[str, list[Any]] = json.loads(read_checked(path))
+        return {ref: _Fact(*row) for ref, row in rows.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -198,7 +197,8 @@ def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(rows, separators=(",", ":")).encode())
+        with checked_file(path) as file:
+            file.write(json.dumps(rows, separators=(",", ":")).encode())
     except OSError:  # a full or read-only disk costs the next run some time, no more
         pass
 

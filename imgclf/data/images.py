@@ -171,6 +171,14 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def file_stamp(found: os.stat_result) -> str:
+    """What tells whether a file is the one that was seen before: another one has another stamp.
+
+    Who changes a file can set its time back, but not that of its inode's last change.
+    """
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
+
 def file_kind(mode: int) -> str:
     """What a `st_mode` describes, in words: "a regular file", "a pipe", …."""
     kinds = {

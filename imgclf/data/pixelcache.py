@@ -2,13 +2,13 @@
 
 Each form of pixels has a folder, and in it segments: files that are written once, synced, renamed into place and never
 changed. An image is found by the sha256 of its content, so another split, another seed or a folder that has grown
-finds what is there. A segment is the pixels one after the other, then the index, then a tail:
+finds what is there. A segment is the pixels one after the other, then the index, then its seal:
 
     pixels …    raw uint8 (height, width, channels), or JPEG where the form is lossy
     index       one `ENTRY` an image, little-endian
-    tail        `TAIL`: magic, number of entries, CRC-32 of the index
+    seal        the bytes of the index and their CRC-32, see `imgclf._files.seal`
 
-A file without a right tail, or with an index that does not fit, is passed over; an image is checked by its CRC-32 the
+A file without a seal, or with an index that does not fit, is passed over; an image is checked by its CRC-32 the
 first time it is read. Any number of processes may build one cache: each writes segments of its own.
 """
 
@@ -19,7 +19,6 @@ import mmap
 import os
 import secrets
 import shutil
-import struct
 import threading
 import time
 import zlib
@@ -33,7 +32,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from imgclf._files import cache_folder, sync_folder, write_atomic
+from imgclf._files import SEAL_BYTES, cache_folder, checked_file, read_checked, seal, sync_folder, unseal
 from imgclf.data.source import Pixels
 from imgclf.errors import ConfigError
 
@@ -48,9 +47,7 @@ ABOUT = "form.json"
 KNOWN = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
 ORPHAN_AGE = 60.0  # seconds
 DECODERS = ("pillow", "simplejpeg")
-_FORMAT = 1
-_MAGIC = b"imgclf\x00\x01"
-TAIL = struct.Struct("<8sQI")
+_FORMAT = 2
 
 
 class _Entry(NamedTuple):
@@ -207,7 +204,8 @@ class _Writer:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_orphans(folder)
         if not (folder / ABOUT).exists():
-            write_atomic(folder / ABOUT, json.dumps(settings).encode())
+            with checked_file(folder / ABOUT) as file:
+                file.write(json.dumps(settings).encode())
         self._name = f"{time.time_ns():x}-{secrets.token_hex(4)}"
         self._path = folder / f".{self._name}.tmp"
         self._file = open(self._path, "xb")  # noqa: SIM115  # closed by finish or abandon
@@ -229,7 +227,7 @@ class _Writer:
     def finish(self) -> None:
         """Write the index, sync, and give the file its name."""
         index = np.array(self._rows, ENTRY).tobytes()
-        self._file.write(index + TAIL.pack(_MAGIC, len(self._rows), zlib.crc32(index)))
+        self._file.write(index + seal(index))
         self._file.flush()
         os.fsync(self._file.fileno())
         os.rename(self._path, self._path.with_name(self._name + SUFFIX))
@@ -273,15 +271,14 @@ def _open_segment(path: Path) -> tuple[memoryview, np.ndarray[Any, np.dtype[np.v
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError):  # an empty file cannot be mapped
         return nothing
-    if len(data) < TAIL.size:
+    try:
+        content = unseal(data)
+        index = np.frombuffer(content, ENTRY)
+    except ValueError:
         return nothing
-    magic, count, crc = TAIL.unpack(data[-TAIL.size :])
-    begin = len(data) - TAIL.size - count * ENTRY.itemsize
-    if magic != _MAGIC or begin < 0 or zlib.crc32(data[begin : -TAIL.size]) != crc:
-        return nothing
-    index = np.frombuffer(data[begin : -TAIL.size], ENTRY)
     ends = index["offset"].astype(np.float64) + index["bytes"]  # whole numbers might wrap
-    return (data, index) if not count or ends.max() <= begin else nothing
+    pixels = len(data) - SEAL_BYTES - len(content)
+    return (data, index) if not len(index) or ends.max() <= pixels else nothing
 
 
 def _encoded(pixels: Pixels) -> bytes:
@@ -329,7 +326,7 @@ def _form_entry(folder: Path) -> CacheEntry:
     files = [path for path in folder.glob("*") if path.is_file()]
     images = sum(len(_open_segment(path)[1]) for path in files if path.suffix == SUFFIX)
     try:
-        about = _in_words(json.loads((folder / ABOUT).read_bytes()))
+        about = _in_words(json.loads(read_checked(folder / ABOUT)))
     except (OSError, ValueError, TypeError, KeyError):
         about = "unknown"
     found = _stats(files)

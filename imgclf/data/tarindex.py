@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, field, replace
 from hashlib import sha256
 from typing import Any, BinaryIO
 
-from imgclf._files import printable
+from imgclf._files import printable, seal, unseal
 from imgclf.data.images import MAX_PIXELS, BadImage, check_image, is_image_name
 from imgclf.errors import DataError
 
@@ -24,7 +24,7 @@ LABELS = ("cls", "json", "txt")  # the first that a key has decides
 MAX_HEADER = 2**20
 MAX_LABEL = 2**20
 MAX_IMAGE = 2**30
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = 512
 _TAIL = 2**16
 # The first dot in a file's name ends its key: webdataset.tariterators.base_plus_ext.
@@ -77,7 +77,8 @@ def index_tar(file: BinaryIO, name: str, size: int, max_pixels: int = MAX_PIXELS
 
 
 def pack_index(index: ShardIndex, size: int, max_pixels: int, stamp: str = "") -> bytes:
-    """An index as JSON, with what it holds for: a tar of `size` bytes, a limit on pixels, a stamp of the file."""
+    """An index as JSON, with what it holds for: a tar of `size` bytes, a limit on pixels, a stamp of the file. A seal
+    follows, by which damage is known (`imgclf._files`)."""
     content = {
         **_header(size, max_pixels, stamp),
         "classes": index.classes,
@@ -85,13 +86,14 @@ def pack_index(index: ShardIndex, size: int, max_pixels: int, stamp: str = "") -
         "problems": index.problems,
         "images": [astuple(entry) for entry in index.entries],
     }
-    return json.dumps(content, separators=(",", ":")).encode()
+    data = json.dumps(content, separators=(",", ":")).encode()
+    return data + seal(data)
 
 
 def unpack_index(data: bytes, size: int, max_pixels: int, stamp: str = "") -> ShardIndex | None:
-    """The index in the JSON of `pack_index`; None where it is none, or holds for another file or limit."""
+    """The index that `pack_index` gave; None where it is none, is damaged, or holds for another file or limit."""
     try:
-        content = json.loads(data)
+        content = json.loads(bytes(unseal(data)))
         if {key: content[key] for key in _header(0, 0, "")} != _header(size, max_pixels, stamp):
             return None
         entries = tuple(_entry(row, size) for row in content["images"])

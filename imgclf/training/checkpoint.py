@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from imgclf import distributed
-from imgclf._files import atomic_file, sync_folder
+from imgclf._files import checked_file, open_checked, sync_folder
 from imgclf.errors import DataError, ImgclfError, ModelFileError, warn_caller
 from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
 from imgclf.training.device import set_random_state
 
-FORMAT = 5
+FORMAT = 6
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing
@@ -82,7 +82,7 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
     }
     new = path.with_name(NEW)
     try:
-        with atomic_file(new) as file:  # first: a full disk must not cost one of the two that are there
+        with checked_file(new) as file:  # first: a full disk must not cost one of the two that are there
             torch.save(content, file)
         if path.exists():
             os.replace(path, path.with_name(PREVIOUS))
@@ -127,7 +127,8 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] = warn_caller) -> di
         if not candidate.is_file():
             continue
         try:
-            content: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
+            with open_checked(candidate) as file:  # torch does not look at the checksums of its own
+                content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             problems.append(f"{candidate} is damaged ({str(error).partition('. ')[0]})")
             continue
