@@ -1,4 +1,4 @@
-"""The one way to save, files that are checked when they are read again, and text that is safe to print or to open in a spreadsheet."""
+"""The one way to save, also with a checksum, and text that is safe to print or to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _seal(count: int, crc: int) -> bytes:
 
 
 def unseal(data: bytes | memoryview) -> memoryview:
-    """The bytes before the seal with which `data` ends, as many as it counts. Raises `ValueError` where they don't fit."""
+    """The bytes before the seal that ends `data`, as many as it counts. Raises `ValueError` where they don't fit it."""
     count, crc = _read_seal(bytes(data[-SEAL_BYTES:]))
     begin = len(data) - SEAL_BYTES - count
     content = memoryview(data)[max(0, begin) : len(data) - SEAL_BYTES]

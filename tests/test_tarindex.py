@@ -280,7 +280,9 @@ def test_columns_that_are_missing_or_too_many_are_none():
 def test_a_bit_that_flips_in_an_index_makes_it_none():
     packed = pack_index(ShardIndex((GOOD,)), 1000, 99)
     for position in range(len(packed)):
-        assert unpack_index(packed[:position] + bytes([packed[position] ^ 1]) + packed[position + 1 :], 1000, 99) is None
+        damaged = bytearray(packed)
+        damaged[position] ^= 1
+        assert unpack_index(bytes(damaged), 1000, 99) is None
 
 
 def test_names_of_classes():
