@@ -13,7 +13,8 @@ from PIL import Image
 import imgclf.data.audit as module
 from imgclf._files import read_checked
 from imgclf.data.audit import BadFile, Sizes, audit
-from imgclf.data.folder import open_folder
+from imgclf.data.folder import FileReader, open_folder
+from imgclf.data.images import read_image
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import DataError
 
@@ -113,6 +114,39 @@ def test_copies_conflicts_and_leaks_are_found(tmp_path):
         "equal content with different labels: 1 image (train/a/1.png = train/b/conflict.png)",
         "train and test share 1 image (test/a/leak.png = train/a/2.png): "
         "results on test will look better than they are",
+    )
+
+
+def test_one_image_in_other_files_is_a_copy(tmp_path, monkeypatch):
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    for split, label, i in ((s, c, i) for s in ("train", "test") for c in "ab" for i in range(3)):
+        path = root / split / label / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+    Image.open(root / "train/a/0.png").save(root / "train/a/again.png", compress_level=1)
+    Image.open(root / "train/a/1.png").save(root / "test/a/other.bmp")
+    Image.open(root / "train/b/1.png").save(root / "train/b/lossy.jpg", quality=50)
+    Image.fromarray(read_image(root / "train/b/lossy.jpg")).save(root / "test/b/lossless.png")
+    alike = np.array(Image.open(root / "test/a/2.png"))
+    alike[0, 1, 0] ^= 1  # between the pixels that the quick look takes
+    Image.fromarray(alike).save(root / "test/b/nearly.png")
+    found = audit(open_folder(root), allow_bad=0)
+    assert found.findings == (
+        "exact copies within a class: 1 image (train/a/0.png = train/a/again.png)",
+        "train and test share 2 images (test/a/other.bmp = train/a/1.png; test/b/lossless.png = train/b/lossy.jpg): "
+        "results on test will look better than they are",
+    )
+    decoded = []
+    monkeypatch.setattr(FileReader, "digest_pixels", lambda reader, ref: decoded.append(ref))
+    assert audit(open_folder(root)).source.samples == found.source.samples
+    assert decoded == []
+
+
+def test_groups_in_two_splits_are_counted_and_named():
+    samples = [Sample(f"x/{i}", "ab"[i % 2], f"g{i // 4}", ("train", "test")[i > 9]) for i in range(16)]
+    pixels = np.arange(16, dtype=np.uint8).reshape(16, 1, 1, 1)
+    assert audit(Source("set", ("a", "b"), tuple(samples), ArrayReader({"x": pixels}))).findings == (
+        "train and test share 1 group (g2): results on test will look better than they are",
     )
 
 

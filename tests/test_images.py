@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import ExifTags, Image, features
 
 from imgclf.data.images import (
     BadImage,
     check_image,
+    digest_pixels,
     has_image_magic,
     image_pixels,
     is_image_name,
@@ -360,3 +361,56 @@ def test_names_and_magic(tmp_path):
     for text in (b"P6 notes", b"#define X 1", b"hello", b""):
         image.write_bytes(text)
         assert not has_image_magic(image)
+
+
+def noise(*shape, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def test_the_same_pixels_have_the_same_digest_and_look_in_any_lossless_format():
+    image = noise(50, 70, 3)
+    forms = [encoded(image, kind, **how) for kind, how in LOSSLESS]
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    forms.append(encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned))
+    forms.append(encoded(Image.merge("RGBA", [*image.split(), Image.new("L", image.size, 255)]), "PNG"))
+    assert len(set(forms)) == len(forms)
+    assert len({digest_pixels(data) for data in forms}) == 1
+    assert len({check_image(data).look for data in forms}) == 1
+    assert digest_pixels(forms[0]).startswith(check_image(forms[0]).look)
+    assert digest_pixels(encoded(noise(50, 70, 3, seed=1), "PNG")) != digest_pixels(forms[0])
+    grey = noise(50, 70)
+    assert digest_pixels(encoded(grey, "PNG")) == digest_pixels(encoded(grey.convert("RGB"), "BMP"))
+
+
+LOSSLESS = (
+    ("PNG", {}),
+    ("PNG", {"compress_level": 1}),
+    ("BMP", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("WEBP", {"lossless": True}),
+)
+
+
+def test_a_jpeg_has_the_digest_of_its_pixels_in_another_format_and_the_look_of_its_saved_again():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = "a camera"
+    exif[ExifTags.Base.Orientation] = 3
+    image = noise(30, 40, 3).resize((400, 300), Image.Resampling.BICUBIC)
+    first = encoded(image, "JPEG", quality=90)
+    plain = Image.fromarray(read_image(first))
+    assert digest_pixels(first) == digest_pixels(encoded(plain, "PNG"))
+    again = encoded(image, "JPEG", quality=90, progressive=True, comment="the same numbers, coded otherwise")
+    assert digest_pixels(again) == digest_pixels(first)
+    assert check_image(again).look == check_image(first).look
+    turned = encoded(image, "JPEG", quality=90, exif=exif)
+    assert check_image(turned).look != check_image(first).look
+    assert digest_pixels(turned) == digest_pixels(encoded(plain.transpose(Image.Transpose.ROTATE_180), "PNG"))
+
+
+def test_all_bits_of_deep_pixels_count():
+    values = np.arange(60, dtype=np.uint16).reshape(6, 10)
+    forms = [encoded(Image.fromarray(values), kind) for kind in ("PNG", "TIFF")]
+    other = encoded(Image.fromarray(values + np.uint16(1)), "PNG")
+    assert digest_pixels(forms[0]) == digest_pixels(forms[1]) != digest_pixels(other)
+    assert check_image(forms[0]).look == check_image(forms[1]).look

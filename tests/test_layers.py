@@ -36,7 +36,16 @@ LAYERS = (
     ),
     (
         *("data.folder", "data.table", "data.tarindex", "data.shards", "data.download", "data.named", "data.open"),
-        *("data.split", "data.audit", "data.pixelcache", "data.store", "data.tiers", "transforms.*", "models.*"),
+        *(
+            "data.duplicates",
+            "data.split",
+            "data.audit",
+            "data.pixelcache",
+            "data.store",
+            "data.tiers",
+            "transforms.*",
+            "models.*",
+        ),
     ),
     ("data.prefetch", "data.rows", "data.loader", "data.prepare", "inputs", "inference", "pictures", "drawing"),
     ("evaluation.report", "evaluation.report.*"),

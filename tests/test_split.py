@@ -85,28 +85,31 @@ def test_the_seed_and_the_content_matter():
     assert make_split(samples, seed=1).digest != make_split(samples, seed=2).digest
 
 
+unit_of = st.tuples(*(st.integers(0, most) for most in (2, 20, 20, 30)))
+
+
 @fast
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=2, max_size=60), st.integers(0, 3))
-def test_copies_within_a_class_stay_together(rows, seed):
-    samples = [Sample(f"{i}.png", f"c{c}", sha256=content(key)) for i, (c, key) in enumerate(rows)]
+@given(st.lists(unit_of, min_size=2, max_size=60), st.integers(0, 3))
+def test_groups_and_copies_by_bytes_or_by_pixels_stay_together_also_across_classes(rows, seed):
+    samples = [
+        Sample(f"{i}.png", f"c{c}", f"g{g}" if g < 16 else None, None, content(byte), f"p{pixel}" if pixel < 9 else "")
+        for i, (c, g, byte, pixel) in enumerate(rows)
+    ]
     split = make_split(source(samples), seed=seed)
     homes = defaultdict(set)
     for sample in split.rows:
-        homes[sample.label, sample.sha256].add(sample.split)
+        for name in ("group", "sha256", "pixels"):
+            homes[name, getattr(sample, name) or sample.ref].add(sample.split)
     assert all(len(home) == 1 for home in homes.values())
     assert all(counts["train"] >= 1 for counts in split.counts().values())
 
 
-@fast
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 15)), min_size=2, max_size=80), st.integers(0, 3))
-def test_groups_stay_together_also_across_classes(rows, seed):
-    samples = [Sample(f"{i}.png", f"c{c}", group=f"g{g}", sha256=content(i)) for i, (c, g) in enumerate(rows)]
-    split = make_split(source(samples), seed=seed)
-    homes = defaultdict(set)
-    for sample in split.rows:
-        homes[sample.group].add(sample.split)
-    assert all(len(home) == 1 for home in homes.values())
-    assert all(counts["train"] >= 1 for counts in split.counts().values())
+def test_copies_in_different_groups_keep_these_together():
+    pairs = [(i, half) for i in range(50) for half in "ab"]
+    samples = [Sample(f"{i}{half}.png", f"c{i % 2}", f"{i}{half}", None, content(i)) for i, half in pairs]
+    found = places(make_split(source(samples)))
+    assert all(found[f"{i}a.png"] == found[f"{i}b.png"] for i in range(50))
+    assert Counter(found.values()) == {"train": 72, "valid": 14, "test": 14}
 
 
 def test_a_class_whose_only_group_would_leave_train_gets_it_back():

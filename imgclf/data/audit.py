@@ -9,29 +9,33 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from hashlib import file_digest, sha256
+from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import PIL
 
 from imgclf._files import cache_folder, checked_file, printable, read_checked
+from imgclf.data.duplicates import describe_duplicates
 from imgclf.data.folder import FileReader
-from imgclf.data.images import BadImage, check_image, file_stamp, open_regular
+from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_regular
 from imgclf.data.shards import ShardReader
 from imgclf.data.source import Sample, Source
 from imgclf.data.tarindex import Entry
 from imgclf.errors import DataError
 
 ALLOW_BAD = 0.05
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 _CHUNK = 32
 _QUICK = 5e-4  # seconds for a file
 _TRIED = 4  # chunks over which a moment of waiting is no sign of slowness
-_SHOWN = 3
 _ODD_AMONG = 10
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Fact:
-    """What one look at a file gave; `stamp` tells whether the file is still the same."""
+    """What one look at a file gave; `stamp` tells whether it is still the same. `pixels` is "" where no other file may
+    hold the same ones."""
 
     stamp: str = ""
     sha256: str = ""
@@ -78,6 +83,8 @@ class _Fact:
     format: str = ""
     height: int = 0
     width: int = 0
+    look: str = ""
+    pixels: str = ""
 
 
 def audit(
@@ -103,18 +110,19 @@ def audit(
     facts = _facts(source, workers or min(8, os.cpu_count() or 1), progress or (lambda done, total: None))
     bad = tuple(BadFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason)
     good = [(s, fact) for s, fact in zip(source.samples, facts, strict=True) if not fact.reason]
-    clean = source.with_samples(replace(s, sha256=fact.sha256) for s, fact in good)
+    clean = source.with_samples(replace(s, sha256=fact.sha256, pixels=fact.pixels) for s, fact in good)
     _judge_bad(source, clean, bad, on_bad, allow_bad)
     if strict:
         _judge_classes(source, clean)
-    findings = (*_copies(clean.samples), *_odd_format(good))
+    findings = (*describe_duplicates(clean.samples), *_odd_format(good))
     return Audit(clean, bad, findings, _sizes([fact for _, fact in good if fact.format]))
 
 
 def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -> list[_Fact]:
     reader = source.reader
     if isinstance(reader, ShardReader):
-        return [_indexed(reader.entry(sample.ref)) for sample in source.samples]
+        indexed = [_indexed(reader.entry(sample.ref)) for sample in source.samples]
+        return _compared(source, reader, indexed, workers)
     if not isinstance(reader, FileReader):
         return [_Fact(sha256=reader.digest(sample.ref)) for sample in source.samples]
     cache = _cache_path(reader)
@@ -125,13 +133,14 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     for found in _mapped(lambda chunk: [_look(reader, ref, known.get(ref)) for ref in chunk], chunks, workers):
         facts += found
         progress(len(facts), len(refs))
+    facts = _compared(source, reader, facts, workers)
     now = dict(zip(refs, facts, strict=True))
     if any(known.get(ref) != fact for ref, fact in now.items()):
         _write_cache(cache, {**known, **now})
     return facts
 
 
-def _mapped(look: Callable[[list[str]], list[_Fact]], chunks: list[list[str]], workers: int) -> Iterator[list[_Fact]]:
+def _mapped(look: Callable[[list[In]], list[Out]], chunks: list[list[In]], workers: int) -> Iterator[list[Out]]:
     """What `look` finds in each chunk, in order. Threads take over where files are slow; else they would lose more time
     to the interpreter's lock than they save.
     """
@@ -152,9 +161,46 @@ def _mapped(look: Callable[[list[str]], list[_Fact]], chunks: list[list[str]], w
             raise
 
 
+def _compared(source: Source, reader: FileReader | ShardReader, facts: list[_Fact], workers: int) -> list[_Fact]:
+    """The facts with the digest of the pixels of each image that another file may hold too.
+
+    The looks of most show that none does. Those of JPEGs are comparable only to each other, so a JPEG is decoded in
+    full where there is an image of another format with its sides.
+    """
+    facts = list(facts)
+    kinds: dict[tuple[int, int], set[bool]] = defaultdict(set)
+    for fact in facts:
+        kinds[fact.height, fact.width].add(fact.format == "JPEG")
+    mixed = {sides for sides, found in kinds.items() if len(found) > 1}
+
+    def look_closer(wanted: list[int]) -> None:
+        unknown = [i for i in wanted if facts[i].look and not facts[i].pixels]
+        refs = [source.samples[i].ref for i in unknown]
+        chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
+        digests = chain.from_iterable(_mapped(lambda chunk: [_pixels(reader, ref) for ref in chunk], chunks, workers))
+        for i, digest in zip(unknown, digests, strict=True):
+            facts[i] = replace(facts[i], pixels=digest)
+
+    if mixed:
+        look_closer([i for i, f in enumerate(facts) if f.format == "JPEG" and (f.height, f.width) in mixed])
+    alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, fact in enumerate(facts):
+        jpeg = fact.format == "JPEG" and not fact.pixels
+        alike[fact.height, fact.width, jpeg, fact.pixels[:LOOK] or fact.look].append(i)
+    look_closer([i for same in alike.values() if len({facts[i].sha256 for i in same}) > 1 for i in same])
+    return facts
+
+
+def _pixels(reader: FileReader | ShardReader, ref: str) -> str:
+    try:
+        return reader.digest_pixels(ref)
+    except BadImage:  # it has changed since it was looked at: whoever reads it next says so
+        return ""
+
+
 def _indexed(entry: Entry) -> _Fact:
     """What the pass over a tar found out about an image."""
-    return _Fact("", entry.sha256, entry.reason, entry.format, entry.height, entry.width)
+    return _Fact("", entry.sha256, entry.reason, entry.format, entry.height, entry.width, entry.look)
 
 
 def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
@@ -169,7 +215,7 @@ def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
                 facts = check_image(file, os.path.splitext(path)[1], reader.max_pixels)
             except BadImage as error:
                 return _Fact(stamp, digest, error.reason)
-        return _Fact(stamp, digest, "", facts.format, facts.height, facts.width)
+        return _Fact(stamp, digest, "", facts.format, facts.height, facts.width, facts.look)
     except BadImage as error:
         return _Fact(reason=error.reason)
     except OSError as error:
@@ -192,9 +238,7 @@ def _read_cache(path: Path) -> dict[str, _Fact]:
 
 
 def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
-    rows = {
-        ref: (fact.stamp, fact.sha256, fact.reason, fact.format, fact.height, fact.width) for ref, fact in facts.items()
-    }
+    rows = {ref: astuple(fact) for ref, fact in facts.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with checked_file(path) as file:
@@ -227,31 +271,6 @@ def _judge_classes(source: Source, clean: Source) -> None:
         raise DataError(f"{source.name}: classes without enough usable images", problems)
 
 
-def _copies(samples: tuple[Sample, ...]) -> list[str]:
-    """Sentences on files of equal content: in one class, with different labels, in different given splits."""
-    by_content: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_content[sample.sha256].append(sample)
-    copies = [group for group in by_content.values() if len(group) > 1]
-    conflicts = [group for group in copies if len({s.label for s in group}) > 1]
-    leaks = [group for group in copies if len({s.split for s in group}) > 1]
-    spare = sum(len(group) - len({(s.label, s.split) for s in group}) for group in copies)
-    doubled = [group for group in copies if len(group) > len({(s.label, s.split) for s in group})]
-    findings = []
-    if spare:
-        findings.append(f"exact copies within a class: {_count(spare, 'image')} ({_named(doubled)})")
-    if conflicts:
-        findings.append(f"equal content with different labels: {_count(len(conflicts), 'image')} ({_named(conflicts)})")
-    for first, second in (("train", "valid"), ("train", "test"), ("valid", "test")):
-        across = [group for group in leaks if {first, second} <= {s.split for s in group}]
-        if across:
-            findings.append(
-                f"{first} and {second} share {_count(len(across), 'image')} ({_named(across)}): results on {second} "
-                "will look better than they are"
-            )
-    return findings
-
-
 def _odd_format(good: list[tuple[Sample, _Fact]]) -> list[str]:
     """One file of another format than all others is often no photo at all: an error page, a placeholder."""
     formats = Counter(fact.format for _, fact in good if fact.format)
@@ -272,11 +291,6 @@ def _sizes(facts: list[_Fact]) -> Sizes | None:
     aspects = sorted(width / height for height, width in sides)
     tenth = len(aspects) // 10
     return Sizes(sides[0], middle, sides[-1], (aspects[tenth], aspects[-1 - tenth]))
-
-
-def _named(groups: list[list[Sample]]) -> str:
-    shown = "; ".join(" = ".join(printable(s.ref) for s in group[:_SHOWN]) for group in groups[:_SHOWN])
-    return f"{shown}; …" if len(groups) > _SHOWN else shown
 
 
 def _count(number: int, noun: str) -> str:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from hashlib import file_digest
 
 from imgclf._files import printable
-from imgclf.data.images import MAX_PIXELS, file_kind, has_image_magic, is_image_name, open_regular, read_image
+from imgclf.data.images import (
+    MAX_PIXELS,
+    digest_pixels,
+    file_kind,
+    has_image_magic,
+    is_image_name,
+    open_regular,
+    read_image,
+)
 from imgclf.data.source import SPLIT_NAMES, AtLeast, Pixels, Sample, Source
 from imgclf.errors import DataError
 
@@ -51,6 +59,11 @@ class FileReader:
         """The sha256 (hex) of the file's bytes. Raises `BadImage` where it can't be opened."""
         with open_regular(self.path(ref)) as file:
             return file_digest(file, "sha256").hexdigest()
+
+    def digest_pixels(self, ref: str) -> str:
+        """See `images.digest_pixels`."""
+        with open_regular(self.path(ref)) as file:
+            return digest_pixels(file.read(), os.path.splitext(ref)[1], self.max_pixels)
 
 
 def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, strict: bool = True) -> Source:

@@ -15,9 +15,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from io import BufferedReader, BytesIO
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from imgclf._files import printable
@@ -26,6 +29,7 @@ from imgclf.data.source import AtLeast, Draft, Pixels, Sides
 from imgclf.errors import DataError
 
 MAX_PIXELS = 100_000_000
+LOOK = 16  # hexadecimal digits of a look
 
 # The common formats come first: Pillow loads the others only when one of them is asked for.
 _EXTENSIONS = {
@@ -69,12 +73,17 @@ class BadImage(DataError):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the check of an image found: sides in pixels as displayed, Pillow's mode, and the format ("JPEG")."""
+    """What the check of an image found: sides in pixels as displayed, Pillow's mode, and the format ("JPEG").
+
+    `look` is a short digest of some of its pixels: images with equal pixels look alike, JPEGs among themselves and
+    images of all other formats among themselves.
+    """
 
     width: int
     height: int
     mode: str
     format: str
+    look: str = ""
 
 
 def is_image_name(name: str) -> bool:
@@ -140,17 +149,64 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
     if jpeg is not None:
         file = BytesIO(jpeg.data)
         orientation = _jpeg_orientation(jpeg, max_pixels)
-        if decode_jpeg(jpeg, (_CHECK_SIDE, _CHECK_SIDE)) is not None:
+        small = decode_jpeg(jpeg, (_CHECK_SIDE, _CHECK_SIDE))
+        if small is not None:
             height, width = _as_displayed((jpeg.height, jpeg.width), orientation)
-            return ImageFacts(width, height, "L" if jpeg.channels == 1 else "RGB", "JPEG")
+            look = _digest(upright(small, orientation), LOOK)
+            return ImageFacts(width, height, "L" if jpeg.channels == 1 else "RGB", "JPEG", look)
     with _quiet_pillow(), _as_bad_image():
         image = _opened(file, suffix, max_pixels)
         width, height = image.size
         mode, kind = image.mode, _format(image)
         orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
-        to_uint8(image.crop((0, 0, 1, 1)))  # whether these pixels can be converted does not depend on how many
+        # Whether pixels can be converted does not depend on how many; to pick some before they are turned is quicker.
+        look = _look(upright(to_uint8(image), orientation) if orientation > 1 else to_uint8(_some(image)))
     height, width = _as_displayed((height, width), orientation)
-    return ImageFacts(width, height, mode, kind)
+    return ImageFacts(width, height, mode, kind, look)
+
+
+def digest_pixels(data: bytes, suffix: str = "", max_pixels: int = MAX_PIXELS) -> str:
+    """A digest (48 hexadecimal digits) of an image's sides and pixels as displayed, whatever the format of the file.
+
+    Grey that is stored as colour is grey; of more than 8 bits all count. The first 16 digits are the `look` that
+    `check_image` gives these pixels in a format other than JPEG. Raises `BadImage`.
+    """
+    values: NDArray[Any]
+    with _quiet_pillow(), _as_bad_image():
+        image = _opened(BytesIO(data), suffix, max_pixels)
+        if _format(image) == "JPEG":
+            pixels = values = read_image(data, max_pixels=max_pixels)
+        else:
+            orientation = _decode(image, None, max_pixels)
+            pixels = values = upright(to_uint8(image), orientation)
+            if image.mode[0] in "IF":  # two of these may differ, and be the same in 8 bits
+                values = np.asarray(image, np.float64)
+    return _look(pixels) + _digest(values, 2 * LOOK)
+
+
+def _some(image: Image.Image) -> Image.Image:
+    """At most 32×32 pixels of an image, evenly spaced."""
+    sides = (min(image.width, _CHECK_SIDE), min(image.height, _CHECK_SIDE))
+    return image if sides == image.size else image.resize(sides, Image.Resampling.NEAREST)
+
+
+def _look(pixels: Pixels) -> str:
+    if max(pixels.shape) > _CHECK_SIDE:
+        image = Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0])
+        pixels = to_uint8(_some(image))
+    return _digest(pixels, LOOK)
+
+
+def _digest(values: NDArray[Any], digits: int) -> str:
+    if values.ndim == 3 and _is_grey(values[:1]) and _is_grey(values):
+        values = values[:, :, 0]
+    digest = blake2b(repr(values.shape).encode(), digest_size=digits // 2)
+    digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
+
+
+def _is_grey(values: NDArray[Any]) -> bool:
+    return all(np.array_equal(values[:, :, 0], values[:, :, i]) for i in range(1, values.shape[2]))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:

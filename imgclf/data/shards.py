@@ -21,7 +21,7 @@ import PIL
 
 from imgclf._files import cache_folder, printable, write_atomic
 from imgclf.data.folder import SPLIT_WORDS
-from imgclf.data.images import MAX_PIXELS, BadImage, read_image
+from imgclf.data.images import MAX_PIXELS, BadImage, digest_pixels, read_image
 from imgclf.data.source import AtLeast, Pixels, Sample, Source
 from imgclf.data.table import class_problems
 from imgclf.data.tarindex import (
@@ -88,6 +88,10 @@ class ShardReader:
     def digest(self, ref: str) -> str:
         """The sha256 (hex) of the bytes of the image's file, from the index."""
         return self.entry(ref).sha256
+
+    def digest_pixels(self, ref: str) -> str:
+        """See `images.digest_pixels`."""
+        return digest_pixels(self.read(ref), max_pixels=self._max_pixels)
 
 
 def names_shards(text: str) -> bool:

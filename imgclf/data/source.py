@@ -51,8 +51,8 @@ class Reader(Protocol):
 class Sample:
     """One image: `ref` is its path relative to the source's root (or its key), `label` its class, "" if unknown.
 
-    `split` is where the data set itself puts it, or None; samples of one `group` never part; `sha256` is filled by
-    the audit.
+    `split` is where the data set itself puts it, or None; samples of one `group` never part. The audit fills in the
+    `sha256` of its bytes and, where another file may hold the same image, a digest of its `pixels`.
     """
 
     ref: str
@@ -60,6 +60,7 @@ class Sample:
     group: str | None = None
     split: str | None = None
     sha256: str = ""
+    pixels: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Who goes where: train, valid and test, as a function of the files' content and a seed.
 
 Neither the order of the files nor their names matter. Each class is split to the exact count, images of one group or
-of equal content never part, and every class keeps an image in train.
+of equal content (bytes or pixels) never part, and every class keeps an image in train.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hashlib import blake2b, sha256
 from math import floor, isclose
 
 from imgclf._files import csv_text, printable, write_text
+from imgclf.data.duplicates import joined, unit_keys
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.table import read_rows
 from imgclf.errors import ConfigError, DataError
@@ -203,11 +204,6 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> list[str]:
     ]
 
 
-def _unit(sample: Sample) -> tuple[str | None, str]:
-    """What never parts: a group, or else equal content in one class."""
-    return (None, sample.group) if sample.group is not None else (sample.label, sample.sha256)
-
-
 def _assign(
     rows: list[Sample],
     fixed: Mapping[str, str],
@@ -216,17 +212,24 @@ def _assign(
     shares: tuple[Fraction, ...],
     seed: int,
 ) -> dict[str, str]:
-    """The split of every ref. `outside` are splits that the data brings and that no target counts."""
-    home = {_unit(row): str(row.split) for row in reversed(earlier) if row.group is not None or row.sha256}
-    home |= {_unit(s): fixed[s.ref] for s in reversed(rows) if s.ref in fixed and fixed[s.ref] not in outside}
+    """The split of every ref. `outside` are splits that the data brings and that no target counts.
+
+    What has no place of its own goes where the first of its unit has one: an earlier row, or one that is `fixed`.
+    """
+    unit_of = joined([*rows, *earlier], unit_keys)
+    home: dict[int, str] = {}
+    for unit, row in zip(unit_of[len(rows) :], earlier, strict=True):
+        home.setdefault(unit, str(row.split))
+    settled = [(unit, fixed[s.ref]) for unit, s in zip(unit_of, rows, strict=False) if s.ref in fixed]
+    home |= {unit: split for unit, split in reversed(settled) if split not in outside}
     placed: dict[str, str] = {}
-    units: dict[tuple[str | None, str], list[Sample]] = defaultdict(list)
-    for sample in rows:
-        split = fixed.get(sample.ref) or home.get(_unit(sample))
+    units: dict[int, list[Sample]] = defaultdict(list)
+    for unit, sample in zip(unit_of, rows, strict=False):
+        split = fixed.get(sample.ref) or home.get(unit)
         if split:
             placed[sample.ref] = split
         else:
-            units[_unit(sample)].append(sample)
+            units[unit].append(sample)
     have: dict[str, Counter[str]] = {name: Counter() for name in SPLIT_NAMES}
     inside = [s for s in rows if placed.get(s.ref) not in outside]
     for sample in inside:
@@ -234,18 +237,23 @@ def _assign(
             have[placed[sample.ref]][sample.label] += 1
     targets = _targets(Counter(s.label for s in inside), shares)
     ranked = sorted(units.values(), key=lambda members: _rank(members, seed))
-    grouped = [members for members in ranked if members[0].group is not None]
+    grouped = [members for members in ranked if _is_group(members)]
     _place_groups(grouped, targets, have, placed)
-    _place_contents([members for members in ranked if members[0].group is None], targets, have, placed)
+    _place_contents([members for members in ranked if not _is_group(members)], targets, have, placed)
     _keep_in_train(grouped, have, placed)
     return placed
 
 
-def _rank(members: list[Sample], seed: int) -> tuple[bytes, str]:
+def _is_group(members: list[Sample]) -> bool:
+    """Whether a unit may hold several classes, or many images."""
+    return any(s.group is not None or s.label != members[0].label for s in members)
+
+
+def _rank(members: list[Sample], seed: int) -> bytes:
     keyed = blake2b(key=sha256(str(seed).encode()).digest(), digest_size=16)
     for digest in sorted({s.sha256 for s in members}):
         keyed.update(digest.encode())
-    return keyed.digest(), members[0].group or ""
+    return keyed.digest()
 
 
 def _targets(sizes: Mapping[str, int], shares: tuple[Fraction, ...]) -> dict[str, Counts]:

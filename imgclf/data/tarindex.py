@@ -24,7 +24,7 @@ LABELS = ("cls", "json", "txt")  # the first that a key has decides
 MAX_HEADER = 2**20
 MAX_LABEL = 2**20
 MAX_IMAGE = 2**30
-_FORMAT = 2
+_FORMAT = 3
 _BLOCK = 512
 _TAIL = 2**16
 # The first dot in a file's name ends its key: webdataset.tariterators.base_plus_ext.
@@ -35,7 +35,8 @@ _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 class Entry:
     """One image in a tar: where its bytes lie, its raw label (an int is a number of a class), and what a look found.
 
-    `reason` says why it can't be used, "" for an image that decodes; `format`, `height` and `width` as in `ImageFacts`.
+    `reason` says why it can't be used, "" for an image that decodes; `format`, `height`, `width` and `look` are as in
+    `ImageFacts`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     format: str = ""
     height: int = 0
     width: int = 0
+    look: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _header(size: int, max_pixels: int, stamp: str) -> dict[str, Any]:
 def _entry(row: list[Any], tar_size: int) -> Entry:
     """One image of a stored index, which may be damaged or hostile. Raises `ValueError` or `TypeError`."""
     entry = Entry(*row)
-    texts = (entry.name, entry.sha256, entry.reason, entry.format, entry.group or "")
+    texts = (entry.name, entry.sha256, entry.reason, entry.format, entry.look, entry.group or "")
     numbers = (entry.offset, entry.size, entry.height, entry.width)
     if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
         raise TypeError("an image is described by other types")
@@ -241,7 +243,7 @@ class _Scan:
             facts = check_image(data, max_pixels=self._max_pixels)
         except BadImage as error:
             return replace(entry, reason=error.reason)
-        return replace(entry, format=facts.format, height=facts.height, width=facts.width)
+        return replace(entry, format=facts.format, height=facts.height, width=facts.width, look=facts.look)
 
     def _name_classes(self, name: str, data: bytes) -> None:
         self._classes = parse_classes(name, data)
