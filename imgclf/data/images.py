@@ -201,7 +201,7 @@ def _digest(values: NDArray[Any], digits: int) -> str:
     if values.ndim == 3 and _is_grey(values[:1]) and _is_grey(values):
         values = values[:, :, 0]
     digest = blake2b(repr(values.shape).encode(), digest_size=digits // 2)
-    digest.update(np.ascontiguousarray(values))
+    digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 
