@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,8 +24,10 @@ from typer.testing import CliRunner
 import imgclf
 from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import COLLECT_AFTER, app
+from imgclf.cli._streams import Stream
 from imgclf.cli._training import TrainView
 from imgclf.data.split import read_split
+from imgclf.dryrun import DryRun
 from imgclf.results import EpochRecord, History, Prediction
 from imgclf.specs import TrainConfig
 
@@ -490,18 +494,83 @@ def test_the_module_is_the_command(environment, in_folder):
     assert "UnknownName" in debug.stderr
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_quietly(here, environment):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "imgclf", "predict", *["photos"] * 30, "--json"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read().decode() == "model: runs/photos-lenet-1/model.safetensors\n"
-    assert process.wait(60) == 0
-    process.stderr.close()
+def shown_on(stdout, stderr, *args):
+    """The exit code of a command with these streams."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(sys, "stderr", stderr)
+        with pytest.raises(SystemExit) as end:
+            app([str(arg) for arg in args])
+    return end.value.code
+
+
+@pytest.fixture
+def terminal():
+    """A file that is a terminal."""
+    screen, file = os.openpty()
+    reader = Thread(target=_drain, args=(screen,))
+    reader.start()
+    with os.fdopen(file, "w") as shown:
+        yield shown
+    reader.join()
+    os.close(screen)
+
+
+def _drain(screen):
+    with suppress(OSError):  # the end of a terminal
+        while os.read(screen, 4096):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [
+        (("predict", "photos/red"), 20),
+        (("explain", "photos/red/00.png", "photos/red/01.png"), 2),
+        (("train", "photos", *TINY, "--dry-run"), 1),
+    ],
+    ids=["predict", "explain", "train"],
+)
+def test_results_are_on_stdout_where_stderr_is_a_terminal(here, terminal, monkeypatch, command, count):
+    plan = DryRun(choices=(), seconds={}, memory=0, python="")
+    monkeypatch.setattr("imgclf.cli._plan.dry_run", lambda *_, **__: plan)  # which takes its time
+    results = io.StringIO()
+    assert shown_on(results, terminal, *command, "--json") == 0
+    assert len([json.loads(line) for line in results.getvalue().splitlines()]) == count
+
+
+def test_colours_that_are_forced_draw_no_bar_into_a_log(here, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = done("predict", "photos/red", "--json")
+    assert len(result.stdout.splitlines()) == 20
+    assert "predicting" not in result.stderr
+
+
+def test_a_full_log_ends_no_training_and_fails_what_only_answers(here):
+    codes = {}
+    for args in (("train", "photos", *TINY, "--name", "full"), ("report", "runs/full"), ("runs", "--json")):
+        with open("/dev/full", "w") as log:
+            codes[args[0]] = shown_on(Stream(log), Stream(log), *args)
+    assert codes == {"train": 0, "report": 0, "runs": 1}
+    assert {"report.html", "model.safetensors", "answers.safetensors"} <= set(os.listdir("runs/full"))
+
+
+def test_a_reader_that_has_seen_enough_ends_the_predictions_quietly(here, monkeypatch):
+    predicted = []
+
+    def predict_each(self, images, top, reject):
+        for number in range(1000):
+            predicted.append(number)
+            yield Prediction(str(number), "red", 1.0)
+
+    monkeypatch.setattr("imgclf.classifier.Classifier.predict_each", predict_each)
+    reader, writer = os.pipe()
+    os.close(reader)
+    stderr = io.StringIO()
+    with os.fdopen(writer, "w") as pipe:
+        assert shown_on(Stream(pipe), stderr, "predict", "photos", "--json") == 0
+    assert len(predicted) < 10
+    assert stderr.getvalue() == "model: runs/photos-lenet-1/model.safetensors\n"
 
 
 # A shell that starts tests in the background has SIGINT ignored, and Python would leave it so.

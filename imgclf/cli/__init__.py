@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from imgclf.cli._console import guarded
+from imgclf.cli._streams import guard_streams
 from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
 from imgclf.cli.compare import compare
@@ -43,9 +44,12 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(train, evaluate, predict, explain, runs, compare, report, models, show),
     *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
 )
+KEPT = (train, tune, prepare, report, show)  # whose work is on the disk, whatever becomes of the output
 COLLECT_AFTER = 1_000_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
 for command in COMMANDS:
-    app.command(no_args_is_help=command not in (train, evaluate, runs, models, report))(guarded(command))
+    app.command(no_args_is_help=command not in (train, evaluate, runs, models, report))(
+        guarded(command, kept=command in KEPT)
+    )
 app.add_typer(cache, name="cache")
 
 
@@ -74,6 +78,7 @@ def main() -> None:
     """The entry point of the `imgclf` command."""
     # The modules of torch and timm hold a million objects that stay. To look through them for garbage, time and again
     # while they are loaded and once more at the end, would take 1.5 seconds.
+    guard_streams()
     gc.set_threshold(COLLECT_AFTER, 50, 50)
     atexit.register(gc.freeze)
     app()

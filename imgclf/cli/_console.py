@@ -18,12 +18,12 @@ from typing import Any, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.status import Status
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from imgclf._files import printable
+from imgclf.cli._streams import Stream
 from imgclf.errors import ConfigError, ImgclfError
 
 P = ParamSpec("P")
@@ -117,15 +117,20 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """The command with imgclf's errors as a message and an exit code, and without a traceback unless `--debug`."""
+def guarded(command: Callable[P, None], *, kept: bool = False) -> Callable[P, None]:
+    """The command with imgclf's errors as a message and an exit code, and without a traceback unless `--debug`.
+
+    `kept` says that what it works for is on the disk: it has done its work also where nothing can be shown of it.
+    """
 
     @functools.wraps(command)
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
         if os.environ.get("IMGCLF_DEBUG"):
             return command(*args, **kwargs)
         try:
-            return command(*args, **kwargs)
+            command(*args, **kwargs)
+            if _was_lost() and (not kept or kwargs.get("json")):
+                raise typer.Exit(1)
         except (typer.Exit, typer.BadParameter):
             raise
         except ConfigError as error:
@@ -134,9 +139,6 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail("interrupted", Interruption.code)
-        except BrokenPipeError:  # the reader of a pipe has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except MemoryError:
             _fail("the machine has too little memory for this", 3)
         except OSError as error:
@@ -151,6 +153,20 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             )
 
     return guard
+
+
+def nobody_reads() -> bool:
+    """Whether results can't get out any more, as whoever read them has seen enough, or there is no room for them."""
+    return isinstance(sys.stdout, Stream) and sys.stdout.fault is not None
+
+
+def _was_lost() -> bool:
+    """Whether a result could not be written on stdout, which is said; not where its reader has seen enough."""
+    fault = sys.stdout.fault if isinstance(sys.stdout, Stream) else None
+    if fault is None or isinstance(fault, BrokenPipeError):
+        return False
+    warn(f"the result can't be shown in full: stdout: {fault.strerror}")
+    return True
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
@@ -174,17 +190,29 @@ def picture_path(out: Path | None, name: str) -> Path:
     return path
 
 
-def waiting(what: str) -> Status:
-    """A sign of life on stderr, where that is a terminal, while libraries or a model are loaded."""
-    return err().status(f"[dim]{what}[/dim]")
+def bar(*columns: str | ProgressColumn, hidden: bool = False) -> Progress:
+    """A display on stderr, where that is a terminal, which leaves stdout alone; it goes when it is done."""
+    shown = sys.stderr.isatty() and err().is_terminal and not hidden
+    return Progress(*columns, console=err(), transient=True, redirect_stdout=False, disable=not shown)
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where that is a terminal; the function it gives is told (done, in all)."""
-    with Progress(console=err(), transient=True, disable=not err().is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def waiting(what: str) -> Iterator[None]:
+    """A sign of life on stderr, where that is a terminal, while libraries or a model are loaded."""
+    with bar(SpinnerColumn(), TextColumn("[dim]{task.description}[/dim]")) as spinner:
+        spinner.add_task(what, total=None)
+        yield
+
+
+@contextmanager
+def progress(what: str, *, streamed: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal; the function it gives is told (done, in all).
+
+    There is none where results are `streamed` to a terminal: they are a sign of life, and would get into it.
+    """
+    with bar(*Progress.get_default_columns(), hidden=streamed and sys.stdout.isatty()) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 def _fail(message: str, code: int) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgclf.cli import _console as console
 from imgclf.dryrun import dry_run
 from imgclf.run import ROOT
-from imgclf.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from imgclf.cli._training import TrainView
 
 
-def show_plan(data: str, changes: Mapping[str, Any], options: Mapping[str, Any], view: Callback) -> None:
+def show_plan(data: str, changes: Mapping[str, Any], options: Mapping[str, Any], view: TrainView) -> None:
     """Plan the training that these options of the command ask for, and show it."""
     plan = dry_run(
         data,
@@ -23,6 +25,7 @@ def show_plan(data: str, changes: Mapping[str, Any], options: Mapping[str, Any],
         track=[name for given in options.get("track", []) for name in given.split(",")],
         callbacks=[view],
     )
+    view.progress.stop()  # else the plan would get into it
     if options["json"]:
         console.show_json(plan.to_dict())
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from imgclf import distributed
 from imgclf._files import printable
@@ -203,8 +203,7 @@ class TrainView:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        terminal = console.err().is_terminal and distributed.is_main()
-        self.progress = Progress(*columns, console=console.err(), transient=True, disable=not terminal)
+        self.progress = console.bar(*columns, hidden=not distributed.is_main())
         self._task = self.progress.add_task("", visible=False, note="")
         self._began = 0.0
         self._epochs = 0

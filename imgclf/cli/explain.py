@@ -179,7 +179,7 @@ def _report(rows: Iterator[dict[str, Any]], count: int, json: bool) -> None:
     """Show what was made, as a table or as JSON lines; the command ends with 1 where something was not."""
     cells: list[list[object]] = []
     failed = 0
-    with console.progress("explaining") as progress:
+    with console.progress("explaining", streamed=json) as progress:
         for done, row in enumerate(rows, 1):
             failed += row["error"] is not None
             if json:

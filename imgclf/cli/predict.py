@@ -58,7 +58,7 @@ def predict(
     judged = reject is not None
     row_of = partial(_table_row, judged=judged) if csv is None else partial(_csv_row, top=top, judged=judged)
     failed = refused = 0
-    with console.progress("predicting") as progress:
+    with console.progress("predicting", streamed=json) as progress:
         for done, prediction in enumerate(classifier.predict_each(source, top=top, reject=reject), 1):
             failed += prediction.error is not None
             refused += prediction.accepted is False
@@ -67,6 +67,8 @@ def predict(
             if csv is not None or not json:  # else nothing is kept: there may be millions
                 rows.append(row_of(prediction))
             progress(done, len(source))
+            if csv is None and console.nobody_reads():
+                return
     if csv is not None:
         ranked = (name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}"))
         header = [*COLUMNS, *ranked, *(JUDGEMENT if judged else ()), "error"]
