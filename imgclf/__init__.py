@@ -2,7 +2,7 @@
 
     from imgclf import Classifier
 
-    classifier = Classifier("resnet18").fit("./my_photos")
+    classifier = Classifier().fit("./my_photos")
     print(classifier.evaluate().accuracy, classifier.predict("img.jpg")[0].label)
 
 Importing this loads nothing heavy; each name is imported when it is first used.

@@ -9,6 +9,7 @@ from operator import attrgetter
 from imgclf._files import printable
 from imgclf.data.source import Sample
 from imgclf.models.backbones import find_arch
+from imgclf.models.weights import AUTO
 from imgclf.plan import Plan
 from imgclf.results import Choice
 from imgclf.training.auto import JUDGES
@@ -28,6 +29,10 @@ def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tu
 def _pixels(plan: Plan) -> Iterator[Choice]:
     recipe, own = plan.recipe, find_arch(plan.spec.arch).size
     (height, width), sizes = recipe.size, plan.sizes
+    if plan.asked.arch == AUTO:
+        best = f"the best one whose pretrained weights are on this machine ({plan.weights.source}); else --arch"
+        plain = "the default; else --arch"
+        yield Choice("arch", plan.spec.arch, best if plan.weights.used == "pretrained" else plain)
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
     reason = "the network's own" if recipe.size == own else small
     yield Choice("size", f"{height}×{width}", _reason(plan, "size", reason))

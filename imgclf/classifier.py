@@ -41,12 +41,12 @@ PARTS = ("all", *SPLIT_NAMES)
 class Classifier:
     """An image classifier by the contract of scikit-learn: the constructor stores, `fit` works and returns `self`.
 
-    `arch` is the name of an architecture, or a function from a `ModelSpec` to a module; `weights` says what it starts
-    from (`auto`, `pretrained`, `none`, a path, a hub name), `init` a run folder or model file to go on from, with its
-    network, pixels and classes; `size` is a side or (height, width) in pixels; `augment` is a preset's name or an
-    `albumentations.Compose`. `recipe` is a named experiment, or an `Experiment`, which the others
-    then change; `config` changes any other field of it, as in `{"fit": "pad", "train": {"weight_decay": 0.1}}`. What is
-    left out is as it suits the data.
+    `arch` is the name of an architecture, or a function from a `ModelSpec` to a module; None is the best one whose
+    pretrained weights are on this machine. `weights` says what it starts from (`auto`, `pretrained`, `none`, a path, a
+    hub name), `init` a run folder or model file to go on from, with its network, pixels and classes; `size` is a side
+    or (height, width) in pixels; `augment` is a preset's name or an `albumentations.Compose`. `recipe` is a named
+    experiment, or an `Experiment`, which the others then change; `config` changes any other field of it, as in
+    `{"fit": "pad", "train": {"weight_decay": 0.1}}`. What is left out is as it suits the data.
 
     After `fit` or `load` there are `classes_`, `model_` and `recipe_` (the pixels); after `fit` also `history_`,
     `split_`, `source_`, `weights_` (what training started from), `experiment_` (what was done, with nothing left open)

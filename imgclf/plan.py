@@ -26,7 +26,7 @@ from imgclf.data.split import Split, content_key, make_split, read_split, unpack
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
-from imgclf.models.weights import WeightsUsed, load_weights
+from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
 from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
 from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, Step, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config, suited_augment, suited_fit, suited_size
@@ -117,7 +117,7 @@ def _known_places(path: str) -> dict[str, str]:
 
 def check_experiment(experiment: Experiment) -> None:
     """Raise `UnknownName` or `ConfigError` for a name or a device that is not there, before any image is read."""
-    find_arch(experiment.arch)
+    find_arch(pick_arch(experiment.arch, experiment.weights))
     if experiment.augment is not None:
         preset_steps(experiment.augment)
     pick_precision(experiment.train.precision, pick_device(experiment.train.device))
@@ -137,7 +137,8 @@ def make_plan(
     `valid` is how many of them there are to judge training by.
     """
     recipe = plan_pixels(experiment, source, compose, sizes)
-    spec = ModelSpec(experiment.arch, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
+    network = pick_arch(experiment.arch, experiment.weights)
+    spec = ModelSpec(network, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(experiment.train.seed)
         model = build_model(spec)
@@ -147,6 +148,7 @@ def make_plan(
         recipe = replace(recipe, steps=_steps(experiment, source, augment))
     settled = replace(
         experiment,
+        arch=network,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
         augment=CUSTOM if compose is not None else augment,
         train=_settle(experiment.train, model, recipe, train, weights, valid),
@@ -193,7 +195,7 @@ def plan_pixels(
 ) -> Recipe:
     """The pixels that an experiment trains on: its own choices, else those of the data and of the architecture, whose
     pretrained weights are there if it asks for them."""
-    arch = find_arch(experiment.arch)
+    arch = find_arch(pick_arch(experiment.arch, experiment.weights))
     pretrained = arch.weights is not None and experiment.weights != "none"
     channels = experiment.channels or (arch.channels if pretrained else _channels(source))
     augment = experiment.augment or suited_augment(pretrained)

@@ -282,12 +282,13 @@ class Experiment:
 
     `None` means the architecture's own (size, channels, mean, std, fit) or what suits the data (augment; `mirror`:
     whether a mirrored image keeps its label; `recolour`: whether one with other colours does).
+    `arch` "auto" is the best network whose pretrained weights are on this machine (`models.weights.pick_arch`).
     `init` is a run folder or a model file to go on from: its network and pixels, its weights, its head by class name.
     `augment` is a preset's name. `split` holds the fractions of train, valid and test. `keep="all"` saves a model file
     after every epoch beside the best one.
     """
 
-    arch: str = "resnet18"
+    arch: str = "auto"
     weights: str = "auto"
     init: str | None = None
     dropout: float | None = None

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from imgclf import plan
 from imgclf.cli import app
+from imgclf.models import weights
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -114,9 +115,10 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def one_epoch(monkeypatch):
-    """Where the number of epochs is left open it is one, and steps are measured for a moment: what is chosen for so few
-    images takes minutes."""
+    """Where the number of epochs is left open it is one, where the size is, it is small, and steps are measured for a
+    moment: what is chosen for so few images takes minutes."""
     resolve = plan.resolve_config
+    monkeypatch.setattr(plan, "suited_size", lambda own, sizes, resizable: (64, 64) if resizable else own)
 
     def quick(config, **options):
         return resolve(replace(config, epochs=config.epochs or 1), **options)
@@ -157,8 +159,9 @@ def test_what_a_page_shows_runs(page, reader, one_epoch):
 @pytest.mark.parametrize(
     ("name", "device"), [("cli.md", "standin"), ("training.md", "standin"), ("README.md", "metal")]
 )
-def test_what_a_page_shows_runs_where_there_is_a_gpu(name, device, reader, one_epoch, request):
+def test_what_a_page_shows_runs_where_there_is_a_gpu(name, device, reader, one_epoch, request, monkeypatch):
     request.getfixturevalue(device)
+    monkeypatch.setattr(weights, "have_offline_weights", lambda: False)  # its many layers take the stand-in a minute
     run_page(next(page for page in PAGES if page.name == name))
 
 

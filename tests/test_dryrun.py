@@ -79,7 +79,7 @@ def test_without_a_test_part_nothing_is_tested(photos, in_folder):
 
 
 def test_the_python_leaves_out_what_changes_nothing():
-    changes = {"arch": "resnet18", "fit": "pad", "keep": "best", "train": {"lr": 0.1, "momentum": 0.9}, "data": {}}
+    changes = {"arch": "auto", "fit": "pad", "keep": "best", "train": {"lr": 0.1, "momentum": 0.9}, "data": {}}
     assert needed(changes, None, None) == {"fit": "pad", "train": {"lr": 0.1}}
     assert needed({"train": {"epochs": 50, "minutes": 1}}, "d0", None) == {"train": {"epochs": 50, "minutes": 1}}
     assert needed({"train": {"momentum": 0.0, "nesterov": False}}, None, None) == {"train": {"momentum": 0.0}}

@@ -20,7 +20,7 @@ from imgclf.models import _fetch, offline
 from imgclf.models import weights as weights_module
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import build_model, head_of
-from imgclf.models.weights import adapt_channels, load_weights, read_state
+from imgclf.models.weights import adapt_channels, load_weights, pick_arch, read_state
 from imgclf.specs import ModelSpec, Recipe
 
 LENET = ModelSpec("lenet", 4, 1, (28, 28))
@@ -220,6 +220,24 @@ def test_without_a_network_auto_says_so_quickly_and_pretrained_is_an_error(cache
     assert same(before, snapshot(model))
     with pytest.raises(ModelFileError, match="does not answer"):
         load_weights(model, RESNET, "pretrained")
+
+
+def test_a_network_that_nobody_names_is_the_best_whose_weights_are_at_hand(caches, monkeypatch, tmp_path):
+    monkeypatch.setattr(_fetch, "answers", lambda url: pytest.fail("asked the network"))
+    file = tmp_path / "weights"
+    file.write_bytes(b"weights")
+    checkpoints = caches / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    monkeypatch.setattr(weights_module, "have_offline_weights", lambda: False)
+    assert pick_arch("auto") == "resnet18"  # which is then downloaded
+    (checkpoints / "resnet50-11ad3fa6.pth").write_bytes(b"weights")
+    assert pick_arch("auto", "pretrained") == "torchvision:resnet50"
+    put_into_hub_cache(caches, "timm/resnet18.a1_in1k", file)
+    assert pick_arch("auto") == "resnet18"
+    monkeypatch.setattr(weights_module, "have_offline_weights", lambda: True)
+    assert pick_arch("auto") == "efficientnet_lite0"
+    assert [pick_arch("auto", weights) for weights in ("none", "my.pth")] == ["resnet18"] * 2
+    assert pick_arch("lenet") == "lenet"
 
 
 def test_offline_mode_of_the_hub_is_heeded(caches, monkeypatch):

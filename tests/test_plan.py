@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import colour_image
 
+from imgclf.choices import describe
 from imgclf.data.open import open_source
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import ConfigError, DataError, UnknownName
@@ -130,6 +131,14 @@ def test_planning_what_was_settled_gives_the_same_plan(make_source):
 def weights(seed, source):
     plan = planned(replace(LENET, train=TrainConfig(seed=seed)), source)
     return torch.cat([p.detach().flatten() for p in plan.model.parameters()])
+
+
+def test_a_network_that_nobody_names_is_settled_and_given_with_its_reason(make_source):
+    plan = planned(replace(LENET, arch="auto", weights="auto", size=(32, 32)), make_source(channels=3))
+    assert plan.experiment.arch == plan.spec.arch == "efficientnet_lite0"  # an extra that the tests need
+    reasons = {choice.name: choice.reason for choice in describe(plan, make_source().samples, ())}
+    assert "weights are on this machine (imgclf[offline])" in reasons["arch"]
+    assert "arch" not in {choice.name for choice in describe(planned(LENET, make_source()), make_source().samples, ())}
 
 
 def test_the_seed_gives_the_first_weights_and_nothing_else_is_drawn_from(make_source):

@@ -105,6 +105,13 @@ def test_what_the_backbone_knew_helps_with_few_images():
     assert accuracy(known) > accuracy(None) + 0.1
 
 
+def test_what_the_backbone_knew_may_lie_on_a_device_without_float64(metal):
+    features, labels = blobs(30)
+    known = torch.ones(2, features.shape[1])
+    there, here = (fit_logistic(features, labels, 3, prior)[0] for prior in (known.to(metal), known))
+    assert torch.equal(there, here)
+
+
 def test_rare_classes_may_weigh_more():
     features, _ = blobs(100, classes=1, spread=1.0)
     labels = (torch.arange(100) % 10 == 0).long()

@@ -46,8 +46,9 @@ DataDir = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
+DEFAULT_ARCH = "the best whose pretrained weights are on this machine, else resnet18"
 # What the commands that train, or try it, have in common.
-Arch = Annotated[str | None, option(MODEL, "The network; see `imgclf models`.", Experiment.arch)]
+Arch = Annotated[str | None, option(MODEL, "The network; see `imgclf models`.", DEFAULT_ARCH)]
 RecipeName = Annotated[str | None, option(TRAINING, f"A named experiment: {choices(tuple(EXPERIMENTS.names()))}.")]
 Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these, like the config.toml of a run.")]
 Weights = Annotated[str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)]

@@ -9,13 +9,12 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir, Json
 from imgclf.cli.train import changes_of
-from imgclf.specs import Experiment
 
 
 def benchmark(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images as for train.", show_default=False)],
     arch: Annotated[
-        str | None, typer.Option(help=f"The network. [dim]\\[default: {Experiment.arch}][/dim]", show_default=False)
+        str | None, typer.Option(help="The network. [dim]\\[default: resnet18][/dim]", show_default=False)
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A named experiment, as for train.", show_default=False)] = None,
     size: Annotated[str | None, typer.Option(help="N or HxW in pixels.", show_default=False)] = None,

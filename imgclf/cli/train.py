@@ -185,7 +185,7 @@ def train(
 ) -> None:
     """Train a classifier, test it, and keep everything in a run folder.
 
-    [dim]imgclf train digits[/dim]   [dim]imgclf train ./my_photos --arch resnet18[/dim]
+    [dim]imgclf train digits[/dim]   [dim]imgclf train ./my_photos --arch resnet50[/dim]
     """
     given = {key: value for key, value in locals().items() if value is not None}
     with console.waiting("loading"):

@@ -31,15 +31,14 @@ def hub_file(repo: str, names: tuple[str, ...] = HUB_FILES) -> Path:
 
     Raises `Unavailable`. Heeds HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE, as the hub's own client does.
     """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    cached = cached_hub_file(repo, names)
+    if cached is not None:
+        return cached
     repo, _, tag = repo.partition("@")
     revision = tag or None
-    for name in names:
-        cached = try_to_load_from_cache(repo, name, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
     if constants.HF_HUB_OFFLINE:
         raise Unavailable(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it")
     _require_answer(constants.ENDPOINT)
@@ -56,6 +55,15 @@ def hub_file(repo: str, names: tuple[str, ...] = HUB_FILES) -> Path:
     raise Unavailable(f"{repo} has none of the files {', '.join(names)}")
 
 
+def cached_hub_file(repo: str, names: tuple[str, ...] = HUB_FILES) -> Path | None:
+    """The file that `hub_file` finds without a network, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, tag = repo.partition("@")
+    found = (try_to_load_from_cache(repo, name, revision=tag or None) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
 def url_file(url: str) -> Path:
     """The file that `url` names, kept in torch hub's cache of checkpoints, where torchvision looks for it.
 
@@ -63,18 +71,24 @@ def url_file(url: str) -> Path:
     """
     import torch
 
-    name = Path(urlsplit(url).path).name
-    target = Path(torch.hub.get_dir(), "checkpoints", name)
+    target = url_place(url)
     if target.is_file():
         return target
     _require_answer(url)
     target.parent.mkdir(parents=True, exist_ok=True)
-    checksum = re.search(r"-([a-f0-9]{8,})\.", name)
+    checksum = re.search(r"-([a-f0-9]{8,})\.", target.name)
     try:
         torch.hub.download_url_to_file(url, str(target), checksum[1] if checksum else None)
     except Exception as error:  # network errors are OSError, a wrong checksum is RuntimeError, a cut one HTTPException
         raise Unavailable(f"{url} can't be downloaded: {error}") from error
     return target
+
+
+def url_place(url: str) -> Path:
+    """Where `url_file` keeps its file."""
+    import torch
+
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
 
 
 def _require_metadata(repo: str, name: str, revision: str | None) -> None:

@@ -15,7 +15,7 @@ from imgclf._files import printable
 from imgclf._tensorfile import BESIDE, checksum, parse_json, read_header
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.models._arch import Arch
-from imgclf.models._fetch import HUB_FILES, Unavailable, hub_file, url_file
+from imgclf.models._fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
 from imgclf.models.offline import have_offline_weights, offline_weights
@@ -25,6 +25,11 @@ CALM = 0.01
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
 RUN_FILE = "model.safetensors"  # what stands for a run folder
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+AUTO = "auto"
+# What `auto` tries, in this order: small networks first, by their ImageNet accuracy (75, 71 and 70 %), since they also
+# train on a processor; then larger ones (80 %), at two to ten times the work.
+DEFAULTS = ("efficientnet_lite0", "resnet18", "torchvision:resnet18", "resnet50", "torchvision:resnet50")
+DOWNLOADED = "resnet18"
 OFFLINE_HINT = "--arch efficientnet_lite0 needs no network"
 
 
@@ -41,6 +46,29 @@ class WeightsUsed:
     source: str
     note: str | None = None
     head: str = "fresh"
+
+
+def pick_arch(asked: str, weights: str = "auto") -> str:
+    """The architecture that is meant: `auto` is the first of `DEFAULTS` whose pretrained weights are on this machine.
+
+    Without any, and where `weights` asks for no published ones, it is resnet18. No network is looked for.
+    """
+    if asked != AUTO:
+        return asked
+    if weights not in ("auto", "pretrained"):
+        return DOWNLOADED
+    return next((name for name in DEFAULTS if has_weights(find_arch(name))), DOWNLOADED)
+
+
+def has_weights(arch: Arch) -> bool:
+    """Whether the published weights of an architecture are on this machine: installed, or in a cache."""
+    if arch.weights is None:
+        return False
+    if arch.family == "offline":
+        return have_offline_weights()
+    if arch.weights.startswith("https://"):
+        return url_place(arch.weights).is_file()
+    return cached_hub_file(arch.weights, _hub_files(_bare(arch))) is not None
 
 
 def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Sequence[str] = ()) -> WeightsUsed:
@@ -158,14 +186,17 @@ def _published_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str,
 
 
 def _timm_state(name: str, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
-    from timm.models import get_pretrained_cfg
-
     if location.startswith("https://"):
         return _through_timm(name, spec, url_file(location))
+    return _through_timm(name, spec, hub_file(location, _hub_files(name)))
+
+
+def _hub_files(name: str) -> tuple[str, ...]:
+    """The names that the weights of timm's network `name` may have in their repository."""
+    from timm.models import get_pretrained_cfg
+
     cfg = get_pretrained_cfg(name)
-    assert cfg is not None
-    names = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-    return _through_timm(name, spec, hub_file(location, names))
+    return (cfg.hf_hub_filename,) if cfg is not None and cfg.hf_hub_filename else HUB_FILES
 
 
 def _through_timm(name: str, spec: ModelSpec, path: Path) -> Mapping[str, Tensor]:

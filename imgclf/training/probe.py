@@ -141,7 +141,7 @@ def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
     identity = torch.eye(features.shape[1], dtype=features.dtype)
     inner = identity / _length(features) ** 2
     if prior is not None:
-        rows = prior.to(features)
+        rows = prior.cpu().to(features)  # in two steps: Metal has no float64
         rows = rows - rows.mean(0)
         inner = (inner + rows.T @ rows / _length(features @ rows.T) ** 2) / 2
     values, vectors = torch.linalg.eigh(inner)
