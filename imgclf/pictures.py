@@ -198,13 +198,14 @@ def title_of(text: str, most: int = 28) -> str:
 
 
 def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
-    """Write the loss over the learning rate, with the suggestion and the `usual` rate, which training would use."""
+    """Write the loss over the learning rate, the suggestion, if any, and the `usual` rate, that of training."""
     figure, axes = _figure(1, 1, 5.0)
     axis = axes.flat[0]
     axis.plot(curve.rates, curve.losses)
     axis.set_xscale("log")
     axis.set_ylim(top=min(max(curve.losses), 2 * curve.losses[0]))  # an explosion would hide the rest
-    axis.axvline(curve.suggestion, linestyle="--", color="C1", label=f"suggested: {curve.suggestion:.2g}")
+    if curve.suggestion is not None:
+        axis.axvline(curve.suggestion, linestyle="--", color="C1", label=f"suggested: {curve.suggestion:.2g}")
     axis.axvline(usual, linestyle=":", color="black", label=f"train would use {usual:.2g}")
     axis.legend()
     axis.set_xlabel("learning rate")

@@ -81,14 +81,26 @@ def write_report(
     test images is reported on by its valid images. `progress` is told (images done, images in all).
     Raises `DataError` where this is no run folder, or where `out` lies inside the data.
     """
+    return report_on(run, out, known=known, progress=progress)[0]
+
+
+def report_on(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    known: Known | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, ReportData]:
+    """The same, with what the page shows."""
     folder = open_run(Path(run))
     path = Path(out) if out is not None else folder.path / REPORT
     known = known or _find_out(folder, progress)
     source, missing = _source(folder, known.source)
     if source is not None:
         require_outside(path, source)
-    write_text(path, render(gather(folder, replace(known, source=source), missing, progress)))
-    return path
+    data = gather(folder, replace(known, source=source), missing, progress)
+    write_text(path, render(data))
+    return path, data
 
 
 def _find_out(run: Run, progress: Progress | None) -> Known:

@@ -37,11 +37,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class LrCurve:
-    """Learning rates in rising order, the smoothed training loss at each, and the rate to train with."""
+    """Learning rates in rising order, the smoothed training loss at each, and the rate to train with; None where no
+    rate makes the loss fall."""
 
     rates: tuple[float, ...] = field(repr=False)
     losses: tuple[float, ...] = field(repr=False)
-    suggestion: float
+    suggestion: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""

@@ -135,7 +135,7 @@ def test_progress_is_on_stderr(world):
 
 
 def test_without_json_the_result_is_a_report_for_people(here):
-    result = done("train", "photos", *TINY, "--name", "mine")
+    result = done("train", "photos", *TINY, "--epochs", "8", "--augment", "none", "--name", "mine")
     assert "test: 9 images held out" in result.stdout
     assert "run:   runs/mine " in result.stdout
     assert "model: runs/mine/model.safetensors\n" in result.stdout
@@ -723,3 +723,17 @@ def test_after_an_interrupt_no_advice_is_drawn_from_what_was_not_tried(capsys):
     kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "interrupted", "config": TrainConfig()}
     TrainView()("end", SimpleNamespace(result=lambda: History(()), **kept))
     assert capsys.readouterr().err == "kept:  the start (valid loss 0.2500): no epoch has ended\n\n"
+
+
+def test_the_time_left_is_that_of_the_whole_training(monkeypatch):
+    """In the first epoch by its steps, later by whole epochs, which hold the valid images too."""
+    view, clock = TrainView(), SimpleNamespace(now=100.0)
+    monkeypatch.setattr("imgclf.cli._training.time.perf_counter", lambda: clock.now)
+    record = EpochRecord(1, 0.5, 0.8, 0.5, 0.8, 0.1, 60.0, True)
+    state = SimpleNamespace(epoch=0, epochs=10, step=5, steps_per_epoch=20, history=[], images=160, loss=0.5)
+    view._began, clock.now = 100.0, 110.0
+    left = []
+    for epoch, step, history in ((0, 5, []), (1, 10, [record]), (9, 15, [record])):
+        view("step", SimpleNamespace(**{**vars(state), "epoch": epoch, "step": step, "history": history}))
+        left.append(view.progress.tasks[0].fields["left"])
+    assert left == ["0:06:30 left", "0:08:30 left", "0:00:15 left"]

@@ -17,7 +17,7 @@ from imgclf.errors import ConfigError
 from imgclf.plan import make_plan
 from imgclf.specs import Experiment, Recipe, TrainConfig
 from imgclf.start import plan_start
-from imgclf.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, valley
+from imgclf.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, suggest_lr
 
 
 def trial(source, **train):
@@ -92,12 +92,14 @@ def test_the_suggestion_for_a_convex_problem_descends_and_does_not_diverge():
     assert losses[-1] < 0.95 * losses[0]
 
 
-def test_the_valley_is_half_way_down_the_longest_descent():
+def test_the_suggestion_is_near_the_foot_of_the_fall_and_not_on_the_flat_before_it():
     rates = [10.0**power for power in range(9)]
-    assert valley(rates, [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.0, 6.0, 9.0]) == 1e4  # 5 falling losses end at 1e6
-    bump = [5.0, 5.0, 5.0, 4.0, 4.5, 3.0, 1.0, 6.0, 9.0]
-    assert valley(rates, bump) == 1e4
-    assert valley(rates, list(map(float, range(9)))) == 1.0  # it never falls
+    assert suggest_lr(rates, [5.0, 4.999, 4.998, 4.0, 3.0, 2.0, 1.0, 6.0, 9.0]) == 1e5
+    assert suggest_lr(rates, [5.0, 5.0, 5.0, 4.0, 4.5, 3.0, 1.0, 6.0, 9.0]) == 1e6
+
+
+def test_nothing_is_suggested_where_no_rate_makes_the_loss_fall():
+    assert suggest_lr([1.0, 10.0, 100.0], [1.0, 0.95, 2.0]) is None
 
 
 def test_a_start_that_explodes_is_an_error(make_source):

@@ -15,6 +15,7 @@ from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.report import figures, page
+from imgclf.evaluation.report.advice import before_use
 from imgclf.evaluation.report.confusion import (
     by_cell,
     confused_pairs,
@@ -458,6 +459,32 @@ def test_a_model_that_is_hardly_better_than_chance_is_called_that():
     assert "It is not better than always answering “c0”" in minded(report_data(chance))
     good = answers_of(targets, np.where(np.arange(200) % 5 == 0, 3, targets))
     assert "always answering" not in minded(report_data(good))
+
+
+def test_what_has_not_learned_its_training_images_shall_train_longer_before_all_else():
+    targets = np.repeat(np.arange(4), 50)
+    answers = answers_of(targets, np.where(np.arange(200) % 10 == 0, targets, 3))
+
+    def after(*accuracies):
+        epochs = enumerate(accuracies, 1)
+        return History(tuple(EpochRecord(i, 2.4 - a, a, 2.3 - a, a, 0.1, 1.0, True) for i, a in epochs))
+
+    data = report_data(answers, typed=TYPED)
+    for history in (after(0.16), after(0.2, 0.3, 0.4)):
+        early = replace(data, history=history)
+        advice = before_use(early)
+        assert advice.command == "imgclf train --resume runs/first --epochs 8"
+        assert advice.text.startswith("It has not learned its own training images yet")
+        text = minded(early)
+        assert "Train longer, or with a larger --lr: imgclf train --resume" in text
+        assert "More images" not in text
+        assert "labels" not in text
+    stuck, overfitted = after(0.4, 0.4, 0.4), History((EpochRecord(1, 0.9, 0.6, 1.8, 0.3, 0.1, 1.0, True),))
+    for history in (stuck, overfitted):
+        assert before_use(replace(data, history=history)).text.startswith("It is barely better than")
+    assert before_use(replace(data, history=after(0.16), status="interrupted")).text.startswith("It is barely better")
+    good = replace(data, answers=answers_of(targets, targets), history=after(0.97))
+    assert before_use(good) is None
 
 
 def test_weak_classes_are_named_with_what_they_reach():

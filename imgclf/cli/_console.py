@@ -81,6 +81,11 @@ def show(text: str = "") -> None:
     out().print(Text(printable(text)))
 
 
+def show_page(label: str, path: Path) -> None:
+    """The path of a page after a label, to stdout: a link where the terminal knows links."""
+    out().print(Text(printable(label)) + Text(printable(str(path)), style=f"link {path.absolute().as_uri()}"))
+
+
 def show_json(value: Any) -> None:
     """One JSON value on one line, to stdout, at once."""
     sys.stdout.write(json.dumps(value) + "\n")

@@ -15,6 +15,7 @@ from imgclf.results import Calibration, Evaluation
 if TYPE_CHECKING:
     from imgclf.data.source import Source
     from imgclf.evaluation.answers import Answers
+    from imgclf.evaluation.report.advice import Advice
 
 MAX_CONFUSION = 12  # classes whose confusion matrix fits a terminal
 
@@ -65,17 +66,24 @@ def _calibration(found: Calibration) -> str:
     return f"{line} (at temperature {found.temperature:.2f}; without it {before.ece:.2%}, {before.brier:.4f})"
 
 
-def write_page(run: Path, model: Any, answers: Mapping[str, Answers], source: Source) -> Path | None:
-    """Write the report of a run. Where it fails that is a warning: the result does not depend on it."""
+def write_page(
+    run: Path, model: Any, answers: Mapping[str, Answers], source: Source
+) -> tuple[Path | None, Advice | None]:
+    """Write the report of a run, and say what it advises before the model is used, if anything.
+
+    Where it fails that is a warning: the result does not depend on it.
+    """
     try:
-        from imgclf.reporting import Known, write_report
+        from imgclf.evaluation.report.advice import before_use
+        from imgclf.reporting import Known, report_on
 
         with console.progress("writing the report") as progress:
-            return write_report(run, known=Known(model, answers, source), progress=progress)
+            page, data = report_on(run, known=Known(model, answers, source), progress=progress)
+        return page, before_use(data)
     except Exception as error:
         if os.environ.get("IMGCLF_DEBUG"):
             for line in traceback.format_exc().splitlines():
                 console.say(line)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         console.warn(f"the report is not written: {reason}; for another try: imgclf report {shlex.quote(str(run))}")
-        return None
+        return None, None

@@ -6,11 +6,12 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from imgclf import distributed
 from imgclf._files import printable
@@ -74,6 +75,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         test = None
         interrupted = classifier.history_.ended == "interrupted"
         if classifier.split_.samples("test") and not interrupted:
+            view.waiting("testing")
             test = classifier.evaluate(progress=view.evaluating)
             known = tested(classifier.plan_, classifier.source_, classifier.split_, "test", test)
             notify(trackers, "tested", known)
@@ -137,18 +139,22 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, be
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
         if test.n < FEW:
             console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
-    if classifier.history_.ended != "interrupted":
+    interrupted = classifier.history_.ended == "interrupted"
+    if not interrupted:
         _say_claims(classifier)
-    page = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
+    page, advice = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
     example = _example(classifier)
     if as_json:
         console.show_json({**summary, "report": None if page is None else str(page)})
         return
     if page is not None:
-        console.show(f"report: {page}")
+        console.show_page("report: ", page)
     console.show(f"run:   {run.path}   ({time.perf_counter() - began:.0f} s in all, {trained:.0f} s training)")
     console.show(f"model: {run.model}")
-    if example is not None:
+    if advice is not None and not interrupted:
+        console.warn(advice.text.replace("\N{NARROW NO-BREAK SPACE}", ""))
+        console.show(f"next:  {advice.command or advice.do}")
+    elif example is not None:
         other = "" if _is_newest(run.model) else f" --model {shlex.quote(str(run.path))}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
 
@@ -201,11 +207,13 @@ class TrainView:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         self.progress = console.bar(*columns, hidden=not distributed.is_main())
-        self._task = self.progress.add_task("", visible=False, note="")
-        self._began = 0.0
+        self._task = self.progress.add_task("", visible=False, note="", left="")
+        self._began = 0.0  # the epoch
+        self._bar_began = 0.0
+        self._bar_name = ""
         self._epochs = 0
         self._guess = 0.0  # the share of the commonest class
         self._member = 0
@@ -220,7 +228,7 @@ class TrainView:
 
     def waiting(self, what: str) -> None:
         """A sign of life while something without steps goes on."""
-        self.progress.update(self._task, description=what, total=None, note="", visible=True)
+        self.progress.update(self._task, description=what, total=None, note="", left="", visible=True)
 
     def evaluating(self, done: int, n: int) -> None:
         """Progress of the test."""
@@ -235,8 +243,17 @@ class TrainView:
         if self.progress.disable and done % RARELY == 0:
             console.say(f"       {done} of {n} steps")
 
-    def _bar(self, what: str, done: int, n: int, note: str = "") -> None:
-        self.progress.update(self._task, description=what, completed=done, total=n, note=note, visible=done < n)
+    def _bar(self, what: str, done: int, n: int, note: str = "", seconds_left: float | None = None) -> None:
+        """A bar of `what`; the time left is that of this bar, unless `seconds_left` says otherwise."""
+        now = time.perf_counter()
+        if what != self._bar_name:
+            self._bar_name, self._bar_began = what, now
+        if seconds_left is None:
+            seconds_left = (now - self._bar_began) / max(done, 1) * (n - done)
+        left = f"{timedelta(seconds=round(seconds_left))} left"
+        self.progress.update(
+            self._task, description=what, completed=done, total=n, note=note, left=left, visible=done < n
+        )
 
     def _on_member(self, place: tuple[int, int]) -> None:
         self._member, members = place
@@ -354,12 +371,14 @@ class TrainView:
         if state.epochs:
             console.say("")
             console.say(" epoch  train loss  accuracy  valid loss  accuracy       lr  seconds", "bold")
+            self.waiting("first step")
         self._began = time.perf_counter()
 
     def _on_step(self, state: TrainState) -> None:
         seconds = time.perf_counter() - self._began
         note = f"{state.images / max(seconds, 1e-9):,.0f} images/s, loss {state.loss:.4f}"
-        self._bar(f"epoch {state.epoch + 1}/{state.epochs}", state.step, state.steps_per_epoch, note)
+        left = _seconds_left(state, seconds)
+        self._bar(f"epoch {state.epoch + 1}/{state.epochs}", state.step, state.steps_per_epoch, note, left)
 
     def _on_epoch(self, state: TrainState) -> None:
         console.say(self._row(state.history[-1]))
@@ -390,3 +409,10 @@ class TrainView:
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} ({why_kept(state.result())}{best.valid_loss:.4f})")
         console.say("")
+
+
+def _seconds_left(state: TrainState, seconds: float) -> float:
+    """How long training goes on, if no epoch is left out, where this one has taken so many seconds."""
+    known = [record.seconds for record in state.history]
+    epoch = sum(known[-3:]) / len(known[-3:]) if known else seconds * state.steps_per_epoch / max(state.step, 1)
+    return epoch * (state.epochs - state.epoch - state.step / state.steps_per_epoch)

@@ -56,13 +56,13 @@ def evaluate(
         _say_what_is_gone(classifier, samples, part or "test")
         if part in (None, "test") and classifier.run_ is not None:
             _keep(classifier.run_.path / ANSWERS, answers)
-            page = write_page(classifier.run_.path, classifier.model_, {"test": answers}, used)
+            page, _ = write_page(classifier.run_.path, classifier.model_, {"test": answers}, used)
     if json:
         console.show_json(result.to_dict())
     else:
         show_evaluation(result, f"{used.name}: {console.plural(result.n, 'image')}")
         if page is not None:
-            console.show(f"report: {page}")
+            console.show_page("report: ", page)
 
 
 def _keep(path: Path, answers: Any) -> None:

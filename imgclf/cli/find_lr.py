@@ -25,8 +25,6 @@ from imgclf.cli._options import (
 )
 from imgclf.cli.train import changes_of
 
-NEAR = 0.9  # times the first loss: where the lowest is above that, there is no descent to speak of
-
 
 def find_lr(
     data: Annotated[str, typer.Argument(metavar="DATA", help="What would be trained on, as for train.")],
@@ -66,11 +64,13 @@ def find_lr(
     usual = start.plan.experiment.train.lr
     assert usual is not None
     save_lr_curve(curve, path, f"{source.name}, {start.plan.spec.arch}", usual)
-    if min(curve.losses) > NEAR * curve.losses[0]:
-        console.warn("no learning rate makes the loss much lower in so few steps: rather trust the usual one")
+    if curve.suggestion is None:
+        console.warn(f"no learning rate makes the loss much lower in so few steps: keep the default, {usual:.2g}")
     if json:
         console.show_json({**curve.to_dict(), "picture": str(path)})
         return
-    console.show(f"suggested learning rate: {curve.suggestion:.2g}   (train would use {usual:.2g})")
+    if curve.suggestion is not None:
+        console.show(f"suggested learning rate: {curve.suggestion:.2g}   (train would use {usual:.2g})")
+        given |= {"lr": f"{curve.suggestion:.2g}"}
     console.show(f"picture: {path}")
-    console.show(f"next:    {command_line('train', data, {**given, 'lr': f'{curve.suggestion:.2g}'})}")
+    console.show(f"next:    {command_line('train', data, given)}")

@@ -26,6 +26,8 @@ LOWEST, HIGHEST = 1e-7, 10.0
 STEPS = 100
 SMOOTHING = 0.9  # of the running mean of losses
 EXPLODED = 4  # times the lowest loss
+FALLEN = 0.75  # of the way from the first loss to the lowest
+NEAR = 0.9  # times the first loss: where the lowest is above that, there is no descent to speak of
 FEWEST = STEPS // 10  # steps that a curve needs: before them the rate is still below 1e-6
 
 
@@ -35,9 +37,9 @@ def find_lr(
     """Train a copy of `model` for 100 steps while the learning rate rises from 1e-7 to 10, and watch the loss.
 
     `loader` gives training batches, as often as needed; of `config` the optimizer and what belongs to a step count. The
-    test ends where the smoothed loss is four times the lowest, or not finite. The suggestion is that of `valley`. The
-    model and all random numbers stay as they are. Raises `ConfigError` where the first steps already diverge or there
-    are no epochs.
+    test ends where the smoothed loss is four times the lowest, or not finite; `suggest_lr` is asked then. The model
+    and all random numbers stay as they are. Raises `ConfigError` where the first steps already diverge or there are no
+    epochs.
     """
     if config.epochs == 0:
         raise ConfigError("epochs is 0, and a probe alone has no learning rate to find: ask for 1 or more")
@@ -57,20 +59,20 @@ def find_lr(
             f"the loss explodes at once, after {len(losses)} of {STEPS} steps and below a learning rate of 1e-6: "
             "the start itself is broken; try other --weights"
         )
-    return LrCurve(tuple(rates), tuple(losses), valley(rates, losses))
+    return LrCurve(tuple(rates), tuple(losses), suggest_lr(rates, losses))
 
 
-def valley(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate half-way down the longest descent of `losses`, counted in steps from its end.
+def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The rate at which the loss has fallen by three quarters of its whole fall; None where it hardly falls.
 
-    The descent is the longest subsequence of falling losses, which a bump on the way does not end; at its foot some
-    steps already do harm. This is the rule `valley` of fastai's `lr_find` (docs.fast.ai/callback.schedule.html).
+    Near the foot some steps already do harm, and the smoothed loss lags behind, so that the fall itself was at lower
+    rates; far up, training would be slow.
     """
-    length: list[int] = []
-    for loss in losses:
-        length.append(1 + max((n for n, higher in zip(length, losses, strict=False) if higher > loss), default=0))
-    foot = length.index(max(length))
-    return rates[foot - length[foot] // 2]
+    lowest = min(losses)
+    if lowest > NEAR * losses[0]:
+        return None
+    aim = losses[0] - FALLEN * (losses[0] - lowest)
+    return next(rate for rate, loss in zip(rates, losses, strict=True) if loss <= aim)
 
 
 def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[float], list[float]]:

@@ -30,6 +30,7 @@ OFF = 0.05  # between confidence and accuracy
 GAP = 0.1  # between train and valid
 MANY_BAD = 0.01
 BARELY = 0.2  # of the way from always the same answer to no mistake
+LEARNED = 0.7  # of the images are right
 FALL = 0.02  # of the valid loss in the second half of training, in nats
 PRETRAINED = "efficientnet_lite0"  # its weights can also be had without a network
 BRIEF = 160  # characters of a finding
@@ -53,8 +54,12 @@ def warnings(
     slicings: Sequence[Slicing],
 ) -> list[Advice]:
     """What a reader should mind, the gravest first, and what to do about it."""
-    found = [*_of_the_run(data), *_of_chance(data, result, interval), *_of_the_number(result, interval)]
-    found += [*_of_classes(data, result, pairs), *_of_confidence(data)]
+    found = _of_the_run(data)
+    if _is_undertrained(data):
+        found += [_train_longer(data), *_of_the_number(result, interval)]
+    else:
+        found += [*_of_chance(data, result, interval), *_of_the_number(result, interval)]
+        found += [*_of_classes(data, result, pairs), *_of_confidence(data)]
     for slicing in slicings:
         found += [
             Advice(
@@ -66,6 +71,16 @@ def warnings(
             if one.odd < 0
         ]
     return [*found, *_of_training(data), *_of_data(data)]
+
+
+def before_use(data: ReportData) -> Advice | None:
+    """What to do before the model is of any use: where it has not learned enough, or does as well as a guess."""
+    if _is_undertrained(data):
+        return _train_longer(data)
+    result = None if data.answers is None else data.answers.evaluation
+    if result is None or result.intervals is None:
+        return None
+    return next(iter(_of_chance(data, result, result.intervals.accuracy)), None)
 
 
 def without_answers(data: ReportData) -> Advice:
@@ -207,7 +222,7 @@ def _of_training(data: ReportData) -> list[Advice]:
         )
     if data.status not in ENDED:
         return found
-    if _is_still_better(data.history):
+    if _is_still_better(data.history) and not _is_undertrained(data):
         text = (
             f"It was still getting better when training ended: the last of {len(losses):,} epochs was the best "
             f"(valid loss {losses[-1]:.3f}, and {losses[_half(losses)]:.3f} at half time)."
@@ -218,6 +233,29 @@ def _of_training(data: ReportData) -> list[Advice]:
         todo = instead_of_epochs(probed=data.probed)
         found.append(Advice(text, todo[0].upper() + todo[1:]))
     return found
+
+
+def _is_undertrained(data: ReportData) -> bool:
+    """Whether the network still makes many mistakes on the very images that it learns from, and was getting better.
+
+    Then more images or other labels can't help yet.
+    """
+    history = data.history
+    if data.status not in ENDED or history.best is None:
+        return False
+    first, last = history.epochs[(len(history) - 1) // 2], history.epochs[-1]
+    valid = last.train_accuracy if last.valid_accuracy is None else last.valid_accuracy
+    learning = len(history) == 1 or first.train_loss - last.train_loss >= FALL
+    return learning and max(last.train_accuracy, valid) < LEARNED and last.train_accuracy - valid < GAP
+
+
+def _train_longer(data: ReportData) -> Advice:
+    last = data.history.epochs[-1]
+    text = (
+        f"It has not learned its own training images yet: {percent(last.train_accuracy)} of them are right after "
+        f"{plural(len(data.history), 'epoch')}, and it was still getting better."
+    )
+    return Advice(text, "Train longer, or with a larger --lr", data.typed.longer)
 
 
 def _is_still_better(history: History) -> bool:
