@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from imgclf.evaluation.unknown import Unknown
 
-FORMAT = 2
-OLDEST = 1
+FORMAT = 3
 FILE_NAME = "model.safetensors"
 ARCH_NAME = re.compile(r"((timm|torchvision):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
@@ -291,21 +290,19 @@ def _to_json(manifest: Manifest) -> str:
 
 def _check_format(values: Mapping[str, Any]) -> None:
     number, versions = values.get("format"), values.get("versions")
-    if type(number) is int and number > FORMAT:
+    if type(number) is int and number != FORMAT:
         writer = versions.get("imgclf") if isinstance(versions, dict) else None
         raise ModelFileError(
             f"made by imgclf {short(str(writer or '(unknown version)'))} with format {short(str(number))}, "
-            f"this version ({__version__}) reads up to {FORMAT}: upgrade imgclf"
+            f"this version ({__version__}) reads format {FORMAT}: "
+            + ("upgrade imgclf" if number > FORMAT else "train the model again")
         )
 
 
 def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     _check_format(values)
-    values = _upgraded(values)
     _check_keys(Manifest, values, "manifest")
     spec = values["spec"]
-    if isinstance(spec, dict):
-        spec = {"members": 1, **spec}  # not in the files that were written before there were ensembles
     _check_keys(ModelSpec, spec, "manifest.spec")
     _check_keys(Recipe, values["recipe"], "manifest.recipe")
     classes = values["classes"]
@@ -315,16 +312,6 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
         "classes": tuple(classes) if isinstance(classes, list) else classes,
     }
     return Manifest(**{**values, **built})
-
-
-def _upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The manifest of an older format as this one writes it."""
-    number = values.get("format")
-    if type(number) is not int or number != OLDEST or "calibration" in values or "unknown" in values:
-        return values
-    before = f"the file is of format {OLDEST}, which held none"
-    calibration, unknown = {**_uncalibrated(), "note": before}, {"missing": before}
-    return {**values, "calibration": calibration, "unknown": unknown, "format": FORMAT}
 
 
 def _check_keys(kind: type, values: Any, where: str) -> None:

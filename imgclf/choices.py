@@ -22,11 +22,11 @@ SHARED = "as given, else that of the initial model"
 def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tuple[Choice, ...]:
     """One line for each thing that a user may want to choose otherwise; `found` are those that were measured."""
     measured = {choice.name: choice for choice in found}
-    rows = [*_pixels(plan), *_training(plan, train)]
+    rows = [*_pixels(plan, train), *_training(plan, train)]
     return tuple(measured.pop(row.name, row) for row in rows) + tuple(measured.values())
 
 
-def _pixels(plan: Plan) -> Iterator[Choice]:
+def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     recipe, own = plan.recipe, find_arch(plan.spec.arch).size
     (height, width), sizes = recipe.size, plan.sizes
     if plan.asked.arch == AUTO:
@@ -39,7 +39,14 @@ def _pixels(plan: Plan) -> Iterator[Choice]:
     wide = "" if sizes is None else f"a crop would cut too much: width by height is {_range(*sizes.aspects)}"
     fit = wide if recipe.fit == "squash" else "keeps the shapes"
     yield Choice("fit", recipe.fit, _reason(plan, "fit", fit))
+    if recipe.levels:
+        yield Choice("levels", ", ".join(map(str, recipe.levels)), _deep(train))
     yield Choice("augment", str(plan.experiment.augment), _reason(plan, "augment", _start(plan)))
+
+
+def _deep(train: Sequence[Sample]) -> str:
+    deep = sum(sample.levels is not None for sample in train)
+    return f"become 0 to 255; {deep:,} of {len(train):,} training images have more than 8 bits"
 
 
 def _start(plan: Plan) -> str:

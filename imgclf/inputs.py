@@ -15,6 +15,7 @@ from imgclf.data.folder import image_files
 from imgclf.data.images import MAX_PIXELS, BadImage, image_pixels, read_image
 from imgclf.data.source import AtLeast, Pixels, Sample, Source
 from imgclf.errors import DataError
+from imgclf.specs import Levels
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ Item = str | Image.Image | Pixels | NoImage
 class InputReader:
     """Opens paths, PIL images and arrays by their position; the same steps for each as in training."""
 
-    def __init__(self, items: dict[str, Item], max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, items: dict[str, Item], max_pixels: int = MAX_PIXELS, levels: tuple[Levels, ...] = ()) -> None:
         self._items = items
         self._max_pixels = max_pixels
+        self._levels = levels
+
+    def at_levels(self, levels: tuple[Levels, ...]) -> InputReader:
+        """See `DeepReader`."""
+        return InputReader(self._items, self._max_pixels, levels)
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one input; see `Reader.open`."""
@@ -40,8 +46,8 @@ class InputReader:
         if isinstance(item, NoImage):
             raise BadImage(item.reason, ref)
         if isinstance(item, str):
-            return read_image(item, at_least=at_least, max_pixels=self._max_pixels)
-        return image_pixels(item) if isinstance(item, Image.Image) else item
+            return read_image(item, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels)
+        return image_pixels(item, self._levels) if isinstance(item, Image.Image) else item
 
     def digest(self, ref: str) -> str:
         """The sha256 of the pixels."""

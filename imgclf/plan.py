@@ -19,6 +19,7 @@ from imgclf._files import printable
 from imgclf.bundle import read_manifest
 from imgclf.compute import step_flops
 from imgclf.data.audit import Audit, Sizes, audit
+from imgclf.data.decode import common_levels
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
@@ -28,7 +29,7 @@ from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
 from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
-from imgclf.specs import DataConfig, Experiment, ModelSpec, Recipe, Step, TrainConfig, from_dict, to_dict
+from imgclf.specs import DataConfig, Experiment, Levels, ModelSpec, Recipe, Step, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config, suited_augment, suited_fit, suited_size
 from imgclf.training.callbacks import Callback, notify
 from imgclf.training.device import launch_bound, pick_device, pick_precision, precision_name
@@ -136,7 +137,7 @@ def make_plan(
     `compose` is a user's own augmentation, which takes the place of the preset; `sizes` are those of the images;
     `valid` is how many of them there are to judge training by.
     """
-    recipe = plan_pixels(experiment, source, compose, sizes)
+    recipe = replace(plan_pixels(experiment, source, compose, sizes), levels=_levels(experiment, train))
     network = pick_arch(experiment.arch, experiment.weights)
     spec = ModelSpec(network, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
     with torch.random.fork_rng(devices=()):
@@ -188,6 +189,13 @@ def _settle(
         batch_norms=has_batch_norms(model),
         counts=counts,
     )
+
+
+def _levels(experiment: Experiment, train: Sequence[Sample]) -> tuple[Levels, ...]:
+    """The levels of the model to go on from and, of kinds of images that it does not know, those of the images."""
+    before = () if experiment.init is None else read_manifest(experiment.init).recipe.levels
+    known = {levels.kind for levels in before}
+    return (*before, *(one for one in common_levels(s.levels for s in train) if one.kind not in known))
 
 
 def plan_pixels(
@@ -324,7 +332,7 @@ def plan_as(
     audited, split = read_data(source, replace(experiment, data=following, init=None), callbacks)
     require_same_data(split, read_split(run.path / SPLIT), str(run.path))
     recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
-    asked = experiment if weights else replace(experiment, weights="none")
+    asked = replace(experiment, init=None) if weights else replace(experiment, init=None, weights="none")
     plan = make_plan(
         asked, audited.source, split.samples("train"), recipe.compose, audited.sizes, len(split.samples("valid"))
     )

@@ -129,6 +129,7 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
     rows = read_split(run.path / SPLIT)
     values, _ = read_config(run.path / CONFIG)
     experiment, recipe = from_dict(Experiment, values), from_dict(Recipe, run.info["recipe"])
+    source = source and source.at_levels(recipe.levels)
     history = read_history(run.path / HISTORY)
     looks: Mapping[str, Look] = {}
     sampled = frozenset(_sampled(answers.refs)) if answers is not None else frozenset()

@@ -35,9 +35,11 @@ ENGINES = ("auto", "batch", "albumentations")
 COMPILES = ("auto", "on", "off")
 TTAS = ("none", "mirror", "mirror-shift")
 EXPLAIN_METHODS = ("gradcam", "gradcam++", "occlusion")
+DEPTHS = ("integer", "float")
 DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
 MAX_CHANNELS = 64
+MAX_LEVEL = 3.5e38  # no float image holds more
 
 
 def _check(ok: bool, owner: object, name: str, allowed: str) -> None:
@@ -102,6 +104,27 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The values of images of more than 8 bits that become 0 and 255; what lies beyond is cut.
+
+    `kind` says of which images: those of whole numbers (`integer`) or of fractions (`float`).
+    """
+
+    kind: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check(self.kind in DEPTHS, self, "kind", ", ".join(DEPTHS))
+        for name in ("low", "high"):
+            _check(_is_real(getattr(self, name), -MAX_LEVEL, MAX_LEVEL), self, name, "a finite number")
+        _check(self.low <= self.high, self, "high", f"at least low, {self.low!r}")
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}" + (" (floats)" if self.kind == "float" else "")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Which pixels a model sees. Sizes are (height, width) in pixels; mean and std are of values in 0…1.
 
@@ -110,6 +133,8 @@ class Recipe:
     a centre crop keeps (timm's crop_pct). `steps` augment training images only. `compose` is a user's own
     albumentations pipeline as `A.to_dict` gives it, and takes the place of `steps`. `tta` "mirror" averages the
     logits of an image and of its mirror image, "mirror-shift" also those of both, moved by a pixel along the diagonal.
+    `levels` are those of images of more than 8 bits, one for each kind that the training images have; images of another
+    kind are read by the rules of `data.images.read_image`.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -122,6 +147,7 @@ class Recipe:
     steps: tuple[Step, ...] = ()
     compose: Mapping[str, Any] | None = None
     tta: str = "none"
+    levels: tuple[Levels, ...] = ()
 
     def __post_init__(self) -> None:
         _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
@@ -141,6 +167,9 @@ class Recipe:
         _check(steps_ok, self, "steps", "a tuple of Step")
         _check(self.compose is None or isinstance(self.compose, Mapping), self, "compose", "named values, or none")
         _check(self.tta in TTAS, self, "tta", ", ".join(TTAS))
+        levels_ok = isinstance(self.levels, tuple) and all(isinstance(one, Levels) for one in self.levels)
+        levels_ok = levels_ok and len({one.kind for one in self.levels}) == len(self.levels)
+        _check(levels_ok, self, "levels", "a tuple of Levels, each of another kind")
 
 
 @dataclass(frozen=True)
@@ -363,9 +392,12 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
         raise ConfigError(f"{kind.__name__} does not fit the values {dict(data)!r}: {error}") from None
 
 
+_PARTS: dict[str, type] = {"steps": Step, "levels": Levels}  # of a recipe
+
+
 def _restore(kind: type, key: str, value: Any) -> Any:
     if kind is Experiment and key in ("train", "data"):
         return from_dict(TrainConfig if key == "train" else DataConfig, value)
-    if kind is Recipe and key == "steps" and isinstance(value, list):
-        return tuple(from_dict(Step, step) for step in value)
+    if kind is Recipe and key in _PARTS and isinstance(value, list):
+        return tuple(from_dict(_PARTS[key], part) for part in value)
     return tuple(value) if isinstance(value, list) else value

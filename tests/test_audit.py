@@ -17,6 +17,7 @@ from imgclf.data.folder import FileReader, open_folder
 from imgclf.data.images import read_image
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import DataError
+from imgclf.specs import Levels
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +184,20 @@ def test_a_second_audit_reads_nothing_and_a_changed_file_is_read_again(tmp_path,
     again = audit(open_folder(tmp_path))
     assert [os.path.basename(name) for name in opened] == ["00.png"]
     assert again.source.samples[0].sha256 != first.source.samples[0].sha256
+
+
+def test_where_the_values_of_deep_images_lie_is_known_and_remembered(tmp_path, monkeypatch):
+    photos(tmp_path)
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 1024, (64, 64)).astype(np.uint16)
+    bits[0, 0] = 65535  # a hot pixel
+    for name, values in (("a/x.png", bits), ("b/y.tif", (bits.clip(0, 1023) - 500.0).astype(np.float32))):
+        Image.fromarray(values).save(tmp_path / name)
+    first = audit(open_folder(tmp_path)).source.samples
+    deep = {sample.ref: sample.levels for sample in first if sample.levels is not None}
+    assert deep == {"a/x.png": Levels("integer", 0, 1023), "b/y.tif": Levels("float", -500, 523)}
+    monkeypatch.setattr(module, "open_regular", lambda path: pytest.fail("read again"))
+    assert audit(open_folder(tmp_path)).source.samples == first
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"a/00.png": [1]}', b'{"a/00.png": 5}', b"\xff"])

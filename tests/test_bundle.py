@@ -447,7 +447,10 @@ def drop(path: str):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (put("format", 0), "manifest.format is 0"),
+        (
+            put("format", 2),
+            "made by imgclf 0.1.0 with format 2, this version (0.1.0) reads format 3: train the model again",
+        ),
         (put("format", True), "manifest.format is True"),
         (put("format", "1"), "manifest.format is '1'"),
         (put("classes", ["a"]), "manifest.classes has 1 names; expected spec.classes, 2"),
@@ -554,7 +557,7 @@ def test_a_newer_format_says_who_wrote_it(model, tmp_path):
         values |= {"format": 999, "versions": {"imgclf": "9.1"}, "unheard": {}}
 
     (tmp_path / "m").write_bytes(forge(model, newer))
-    expected = f"made by imgclf 9.1 with format 999, this version (0.1.0) reads up to {FORMAT}: upgrade imgclf"
+    expected = f"made by imgclf 9.1 with format 999, this version (0.1.0) reads format {FORMAT}: upgrade imgclf"
     assert refusal(tmp_path / "m") == expected
     with pytest.raises(ModelFileError, match="upgrade imgclf"):
         read_manifest(tmp_path / "m")

@@ -22,8 +22,9 @@ from imgclf.data.source import Sample, Source
 from imgclf.data.store import Form
 from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
 from imgclf.models.build import head_of
+from imgclf.plan import plan_training
 from imgclf.run import open_run
-from imgclf.specs import Experiment, TrainConfig
+from imgclf.specs import Experiment, Levels, TrainConfig
 from imgclf.training.experiments import EXPERIMENTS
 
 EXACT = {"precision": "fp32", "device": "cpu"}
@@ -675,3 +676,34 @@ def test_a_run_goes_on_without_the_model_that_it_began_from(own):
     second = Classifier(init=file, config={"train": EXACT}).fit(own / "photos", epochs=1, runs=own / "runs")
     Path(file).unlink()
     assert len(Classifier().resume(second.run_.path, epochs=2).history_) == 2
+
+
+def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_in_the_model_file(tmp_path):
+    """10 of the 16 bits of a file are used; the test images, which training does not see, are the brightest."""
+    rng = np.random.default_rng(0)
+    for split, brightest in (("train", 900), ("valid", 900), ("test", 1200)):
+        for label, low in (("dim", 0), ("lit", 512)):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for number in range(4):
+                values = rng.integers(low, low + brightest - 512, (16, 16)).astype(np.uint16)
+                Image.fromarray(values).save(tmp_path / "data" / split / label / f"{number}.png")
+    classifier = quick().fit(tmp_path / "data", epochs=1)
+    classifier.save(tmp_path)
+    loaded = Classifier.load(tmp_path)
+    assert classifier.recipe_.levels == loaded.recipe_.levels == (Levels("integer", 0, 1023),)
+    said = {choice.name: choice for choice in classifier.choices_}["levels"]
+    assert (said.value, said.reason) == (
+        "0 to 1023",
+        "become 0 to 255; 8 of 8 training images have more than 8 bits",
+    )
+    file = tmp_path / "data" / "test" / "lit" / "0.png"
+    scaled = np.rint(np.asarray(Image.open(file)).clip(0, 1023) * (255 / 1023)).astype(np.uint8)
+    expected = classifier.predict_proba(scaled)
+    for model in (classifier, loaded):
+        for image in (file, Image.open(file), Image.fromarray(scaled)):
+            assert np.array_equal(model.predict_proba(image), expected)
+    assert np.array_equal(loaded.explain(file)[0].pixels, scaled[..., None])
+    for label in ("dim", "lit"):  # a model that goes on, with images of 12 bits, keeps its range
+        Image.fromarray(np.full((16, 16), 4000, np.uint16)).save(tmp_path / "data" / "train" / label / "bright.png")
+    plans = [plan_training(tmp_path / "data", changes)[0] for changes in ({"init": str(tmp_path)}, {"arch": "lenet"})]
+    assert [plan.recipe.levels for plan in plans] == [loaded.recipe_.levels, (Levels("integer", 0, 4095),)]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, features
 
+from imgclf.data.decode import common_levels
 from imgclf.data.images import (
     BadImage,
     check_image,
@@ -23,6 +24,7 @@ from imgclf.data.images import (
     open_regular,
     read_image,
 )
+from imgclf.specs import Levels
 
 ORIENTATION = 0x0112
 
@@ -145,6 +147,48 @@ def test_transparent_value_of_a_16_bit_png_is_white():
 )
 def test_integers_and_floats_are_scaled_by_the_rule(values, expected):
     assert read_image(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == expected
+
+
+DEEP = {"png": np.uint16, "I": np.int32, "F": np.float32}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_levels_are_the_same_for_every_image_and_cut_what_lies_beyond(kind):
+    dark, bright = np.array([[0, 100, 1023]]), np.array([[1023, 4095, 5000]])
+    levels = (Levels("float" if kind == "F" else "integer", 0, 4095),)
+    for values, expected in ((dark, [0, 6, 64]), (bright, [64, 255, 255])):
+        image = Image.fromarray(values.astype(DEEP[kind]))
+        data = encoded(image, "PNG" if kind == "png" else "TIFF")
+        assert read_image(data, levels=levels)[0, :, 0].tolist() == expected
+        assert image_pixels(image, levels)[0, :, 0].tolist() == expected
+    other = (Levels("integer" if kind == "F" else "float", 0, 9),)
+    assert np.array_equal(read_image(data, levels=other), read_image(data))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "expected"),
+    [
+        (3, 1023, "integer", (0, 1023)),  # 10 bits
+        (0, 3000, "integer", (0, 4095)),
+        (0, 65000, "integer", (0, 65535)),
+        (0, 1, "integer", (0, 1)),  # a mask
+        (30000, 30100, "integer", (30000, 30100)),
+        (-1024, 3071, "integer", (-1024, 3071)),
+        (0, 1e6, "integer", (0, 1e6)),
+        (0.1, 0.9, "float", (0, 1)),
+        (0, 200, "float", (0, 255)),
+        (0, 0.01, "float", (0, 0.01)),
+        (-1, 1, "float", (-1, 1)),
+        (7, 7, "float", (7, 7)),
+    ],
+)
+def test_the_levels_of_a_set_are_a_usual_depth_or_its_own_values(low, high, kind, expected):
+    found = [None, Levels(kind, low, low), Levels(kind, low, high)]
+    assert common_levels(found) == (Levels(kind, *expected),)
+    assert common_levels([None]) == ()
+    both = common_levels([*found, Levels("float" if kind == "integer" else "integer", 0, 255)])
+    assert len(both) == 2
+    assert Levels(kind, *expected) in both
 
 
 def test_transparency_lies_over_white():

@@ -18,6 +18,7 @@ from imgclf.specs import (
     STEPS,
     DataConfig,
     Experiment,
+    Levels,
     ModelSpec,
     Recipe,
     Step,
@@ -28,7 +29,12 @@ from imgclf.specs import (
     to_dict,
 )
 
-REQUIRED = {Step: {"op": "flip"}, ModelSpec: {"arch": "lenet", "classes": 2}}
+TWELVE = Levels("integer", 0, 4095)
+REQUIRED = {
+    Step: {"op": "flip"},
+    Levels: {"kind": "float", "low": 0, "high": 1},
+    ModelSpec: {"arch": "lenet", "classes": 2},
+}
 
 BAD = [
     (Step, "op", ["blur", None], "resized_crop"),
@@ -48,6 +54,10 @@ BAD = [
     (Recipe, "steps", [[Step("flip")], ("flip",)], "a tuple of Step"),
     (Recipe, "compose", ["flip"], "named values"),
     (Recipe, "tta", ["flip"], "none, mirror, mirror-shift"),
+    (Recipe, "levels", [[TWELVE], (TWELVE, TWELVE), ((0, 1),)], "a tuple of Levels, each of another kind"),
+    (Levels, "kind", ["half"], "integer, float"),
+    (Levels, "low", [math.nan, -math.inf, "0"], "a finite number"),
+    (Levels, "high", [math.nan, math.inf], "a finite number"),
     (ModelSpec, "arch", ["", 3], "architecture"),
     (ModelSpec, "classes", [0, 1.5, True], "1 to 1,000,000"),
     (ModelSpec, "channels", [0], "1 to 64"),
@@ -181,7 +191,7 @@ def test_a_spec_goes_to_json_and_back(spec):
     assert from_dict(type(spec), json.loads(json.dumps(to_dict(spec)))) == spec
 
 
-@pytest.mark.parametrize("kind", [Step, Recipe, ModelSpec, TrainConfig, DataConfig, Experiment])
+@pytest.mark.parametrize("kind", [Step, Levels, Recipe, ModelSpec, TrainConfig, DataConfig, Experiment])
 def test_every_field_with_a_default_may_be_left_out(kind):
     required = REQUIRED.get(kind, {})
     assert from_dict(kind, required) == kind(**required)
@@ -246,7 +256,7 @@ def test_the_parts_of_a_split_must_fill_the_whole():
 def test_every_checked_field_is_tried_above():
     """What an `Experiment` leaves open or passes on is checked by the spec that takes it."""
     passed_on = {"weights", "dropout", "size", "channels", "mean", "std", "augment", "data", "train"}
-    expected = {(kind, f.name) for kind in (Step, Recipe, ModelSpec, TrainConfig) for f in fields(kind)}
+    expected = {(kind, f.name) for kind in (Step, Levels, Recipe, ModelSpec, TrainConfig) for f in fields(kind)}
     expected |= {(Experiment, f.name) for f in fields(Experiment) if f.name not in passed_on}
     expected |= {(DataConfig, name) for name in ("on_bad", "allow_bad", "max_pixels", "cache")}
     assert {(kind, name) for kind, name, _, _ in BAD} == expected

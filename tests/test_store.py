@@ -1,5 +1,7 @@
 """Pixels that are decoded once and stay in memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ from hypothesis import strategies as st
 from imgclf.data.pixelcache import Kept
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.data.store import Dense, Form, Ragged, memory_budget
-from imgclf.specs import Recipe
+from imgclf.specs import Levels, Recipe
 from imgclf.transforms.crop import kept_side
 from imgclf.transforms.pixels import prepare
 from imgclf.transforms.presets import preset_steps
 
 SQUARE = Recipe(size=(8, 8), channels=1)
+TWELVE = (Levels("integer", 0, 4095),)
 CROPS = Recipe(size=(8, 8), steps=preset_steps("standard"))
 
 
@@ -100,8 +103,10 @@ def test_settings_tell_pixels_apart():
         *(SQUARE, Recipe(size=(9, 8), channels=1), Recipe(size=(8, 8)), Recipe(size=(8, 8), fit="squash")),
         *(Recipe(size=(8, 8), kernel="bicubic"), Recipe(size=(8, 8), crop_ratio=0.9), Recipe(size=(8, 8), fit="pad")),
         Recipe(size=(8, 8), fit="pad", mean=(0.1,)),
+        Recipe(size=(8, 8), levels=TWELVE),
     ]
-    forms = [*(Form(recipe, whole=False) for recipe in recipes), Form(CROPS, whole=True)]
+    wholes = [CROPS, replace(CROPS, levels=TWELVE)]
+    forms = [*(Form(recipe, whole=False) for recipe in recipes), *(Form(recipe, whole=True) for recipe in wholes)]
     assert len({str(form.settings()) for form in forms}) == len(forms)
     same = Recipe(size=(8, 8), mean=(0.1,), steps=preset_steps("light"))
     assert Form(same, whole=False).settings() == Form(Recipe(size=(8, 8)), whole=False).settings()

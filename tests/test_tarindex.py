@@ -24,6 +24,7 @@ from imgclf.data.tarindex import (
     unpack_index,
 )
 from imgclf.errors import DataError
+from imgclf.specs import Levels
 
 
 def encoded(name="red", index=0, kind="PNG"):
@@ -239,7 +240,9 @@ def test_any_damage_is_refused_or_gives_entries_within_the_tar(changes):
 
 
 def test_an_index_is_packed_and_unpacked():
-    entries = (Entry("a/1.png", 512, 9, 0, "g", "ab" * 32, "", "PNG", 6, 8), Entry("\udcff.png", 0, 9, "x", None, "a"))
+    levels = Levels("integer", 0.0, 4095.0)
+    first = Entry("a/1.png", 512, 9, 0, "g", "ab" * 32, "", "PNG", 6, 8, "cd", levels)
+    entries = (first, Entry("\udcff.png", 0, 9, "x", None, "a"))
     index = ShardIndex(entries, ("cat", "dog"), {"hidden members": 2}, ("no",))
     packed = pack_index(index, 1000, 99, "stamp")
     assert unpack_index(packed, 1000, 99, "stamp") == index

@@ -15,8 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from imgclf import Classifier, combine, fit_ensemble
-from imgclf._tensorfile import pack
-from imgclf.bundle import UNKNOWN_TENSORS, raw_tensors, read_manifest
+from imgclf.bundle import UNKNOWN_TENSORS, read_manifest
 from imgclf.claims import features_of
 from imgclf.cli import app
 from imgclf.data.loader import Loader
@@ -26,7 +25,7 @@ from imgclf.evaluation.unknown import MOST_VALUES, Unknown, choose_evenly, fit_u
 from imgclf.inference import answer_with_features
 from imgclf.models.build import build_model
 from imgclf.models.features import feature_layers, tapped
-from imgclf.specs import ModelSpec, Recipe, to_dict
+from imgclf.specs import ModelSpec, Recipe
 from imgclf.transforms.presets import preset_steps
 
 CPU = {"train": {"device": "cpu", "precision": "fp32"}}
@@ -355,19 +354,6 @@ def test_predict_refuses_a_share_that_is_none(digits, images, share):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "reject is" in result.stderr
-
-
-def test_a_model_file_of_the_format_before_predicts_and_says_why_it_refuses_nothing(digits, images):
-    values = to_dict(digits.manifest_)
-    del values["calibration"], values["unknown"]
-    old = images / "old.safetensors"
-    old.write_bytes(b"".join(pack(raw_tensors(digits.model_.state_dict()), json.dumps({**values, "format": 1}))))
-    loaded = Classifier.load(old, device="cpu")
-    assert loaded.temperature_ == 1.0
-    assert loaded.predict(images / "flat.png")[0].label is not None
-    result = run("predict", images / "flat.png", "--model", old, "--reject", "0.05")
-    assert result.exit_code == 2
-    assert "the file is of format 1, which held none" in result.stderr
 
 
 def test_arrays_that_do_not_fit_each_other_are_refused(unknown):

@@ -184,7 +184,7 @@ def _example(classifier: Classifier) -> Path | None:
     split, source = classifier.split_, classifier.source_
     held_out = split.samples("test") or split.samples("valid") or split.samples("train")
     if not isinstance(source.reader, FileReader):
-        return save_samples(source, held_out, classifier.run_.path / "samples")
+        return save_samples(source.at_levels(classifier.recipe_.levels), held_out, classifier.run_.path / "samples")
     folder = Path(source.location)
     paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in held_out)
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)

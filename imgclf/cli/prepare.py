@@ -49,6 +49,7 @@ def prepare(
     """
     from imgclf._files import printable
     from imgclf.data.audit import audit
+    from imgclf.data.decode import common_levels
     from imgclf.data.open import open_source
     from imgclf.data.prepare import FORMATS, parse_shard_size, prepare_folder, prepare_shards
     from imgclf.errors import ConfigError, DataError
@@ -70,12 +71,16 @@ def prepare(
     if reasons:
         console.warn(f"{console.plural(len(reasons), 'image')} can't be read and will be left out:")
         console.say_list(reasons)
+    levels = common_levels(sample.levels for sample in audited.source.samples)
+    if levels:
+        console.say(f"images of more than 8 bits are written with 8: {', '.join(map(str, levels))} become 0 to 255")
+    source = audited.source.at_levels(levels)
     with console.progress("writing" if shards else "resizing") as progress:
         if shards:
             resized = recipe if size is not None else None
-            count = prepare_shards(audited.source, out, resized, kind, limit, progress)
+            count = prepare_shards(source, out, resized, kind, limit, progress)
         else:
-            count = prepare_folder(audited.source, out, recipe, kind, progress)
+            count = prepare_folder(source, out, recipe, kind, progress)
     of = f" of {recipe.size[0]}×{recipe.size[1]}" if size is not None or not shards else ""
     where = f"{console.plural(len(list(out.glob('*.tar'))), 'shard')} in {out}" if shards else str(out)
     console.show(f"{console.plural(count, 'image')}{of} in {where}")

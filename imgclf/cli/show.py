@@ -92,7 +92,7 @@ def _show_grid(
     from imgclf.plan import choose_experiment
     from imgclf.specs import parse_size
 
-    source = open_source(data, data_dir=data_dir, strict=False)
+    source = _at_levels(open_source(data, data_dir=data_dir, strict=False), n, seed)
     require_outside(path, source)
     asked = {**changes, **({"size": parse_size(changes["size"])} if "size" in changes else {})}
     experiment = choose_experiment(recipe, asked, source.default_recipe)
@@ -105,6 +105,16 @@ def _show_grid(
         console.warn(f"{console.plural(len(bad), 'image')} can't be read and will be left out:")
         console.say_list(bad)
     save_grid(images, titles, path)
+
+
+def _at_levels(source: Source, n: int, seed: int) -> Source:
+    """The source, whose images of more than 8 bits are shown by the levels of `n` of them."""
+    from imgclf.data.audit import audit
+    from imgclf.data.decode import common_levels
+    from imgclf.pictures import pick_samples
+
+    looked_at = audit(source.with_samples(pick_samples(source, n, seed)), strict=False, allow_bad=1.0).source
+    return source.at_levels(common_levels(sample.levels for sample in looked_at.samples))
 
 
 def _training_pixels(experiment: Experiment, source: Source) -> Recipe:

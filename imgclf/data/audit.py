@@ -25,10 +25,11 @@ from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_reg
 from imgclf.data.shards import ShardReader
 from imgclf.data.source import Sample, Source
 from imgclf.data.tarindex import Entry
-from imgclf.errors import DataError
+from imgclf.errors import ConfigError, DataError
+from imgclf.specs import Levels
 
 ALLOW_BAD = 0.05
-_CACHE_FORMAT = 3
+_CACHE_FORMAT = 4
 _CHUNK = 32
 _QUICK = 5e-4  # seconds for a file
 _TRIED = 4  # chunks over which a moment of waiting is no sign of slowness
@@ -85,6 +86,7 @@ class _Fact:
     width: int = 0
     look: str = ""
     pixels: str = ""
+    levels: Levels | None = None
 
 
 def audit(
@@ -110,7 +112,9 @@ def audit(
     facts = _facts(source, workers or min(8, os.cpu_count() or 1), progress or (lambda done, total: None))
     bad = tuple(BadFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason)
     good = [(s, fact) for s, fact in zip(source.samples, facts, strict=True) if not fact.reason]
-    clean = source.with_samples(replace(s, sha256=fact.sha256, pixels=fact.pixels) for s, fact in good)
+    clean = source.with_samples(
+        replace(s, sha256=fact.sha256, pixels=fact.pixels, levels=fact.levels) for s, fact in good
+    )
     _judge_bad(source, clean, bad, on_bad, allow_bad)
     if strict:
         _judge_classes(source, clean)
@@ -200,7 +204,8 @@ def _pixels(reader: FileReader | ShardReader, ref: str) -> str:
 
 def _indexed(entry: Entry) -> _Fact:
     """What the pass over a tar found out about an image."""
-    return _Fact("", entry.sha256, entry.reason, entry.format, entry.height, entry.width, entry.look)
+    plain = (entry.sha256, entry.reason, entry.format, entry.height, entry.width, entry.look)
+    return _Fact("", *plain, levels=entry.levels)
 
 
 def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
@@ -215,7 +220,8 @@ def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
                 facts = check_image(file, os.path.splitext(path)[1], reader.max_pixels)
             except BadImage as error:
                 return _Fact(stamp, digest, error.reason)
-        return _Fact(stamp, digest, "", facts.format, facts.height, facts.width, facts.look)
+        plain = (facts.format, facts.height, facts.width, facts.look)
+        return _Fact(stamp, digest, "", *plain, levels=facts.levels)
     except BadImage as error:
         return _Fact(reason=error.reason)
     except OSError as error:
@@ -232,17 +238,17 @@ def _read_cache(path: Path) -> dict[str, _Fact]:
     """What earlier audits found; a cache that can't be read or is damaged is as good as none."""
     try:
         rows: Mapping[str, list[Any]] = json.loads(read_checked(path))
-        return {ref: _Fact(*row) for ref, row in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {ref: _Fact(*[*plain, levels and Levels(*levels)]) for ref, (*plain, levels) in rows.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, ConfigError):
         return {}
 
 
 def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
-    rows = {ref: astuple(fact) for ref, fact in facts.items()}
+    rows = {ref: (*vars(fact).values(),) for ref, fact in facts.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with checked_file(path) as file:
-            file.write(json.dumps(rows, separators=(",", ":")).encode())
+            file.write(json.dumps(rows, separators=(",", ":"), default=astuple).encode())
     except OSError:  # a full or read-only disk costs the next run some time, no more
         pass
 

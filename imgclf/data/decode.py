@@ -7,13 +7,14 @@ interpreter's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from imgclf.data.source import Pixels, Sides
+from imgclf.specs import DEPTHS, Levels
 
 _JPEG_START = b"\xff\xd8\xff"
 _MOST_BYTES = 2**28  # what is larger is not read into memory at once
@@ -26,6 +27,9 @@ _HARMLESS = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0"}
 _SHORTEST_HARMLESS = 14  # what Pillow reads of them
 SWAPS_SIDES = (5, 6, 7, 8)  # the EXIF orientations that turn an image by a quarter
 _BAND = 256
+_TOPS = {"integer": (255, 1023, 4095, 16383, 65535), "float": (1, 255)}
+_TAIL = 1e-3  # of the pixels, at either end
+_MEASURED = 2**20  # pixels, about
 
 
 class Jpeg(NamedTuple):
@@ -119,14 +123,55 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.require(pixels, requirements=("C", "W"))
 
 
-def to_uint8(image: Image.Image) -> Pixels:
+def levels_of(image: Image.Image) -> Levels | None:
+    """Where the values of a decoded image of more than 8 bits lie, None for any other.
+
+    A thousandth of the pixels at either end is left aside: sensors have dead and hot ones.
+    """
+    kind = _depth(image)
+    if kind is None:
+        return None
+    values = np.asarray(image).ravel()
+    values = values[:: values.size // _MEASURED | 1]  # odd, so that it does not keep to one column
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    low, high = np.quantile(values, (_TAIL, 1 - _TAIL), method="nearest")
+    return Levels(kind, float(low), float(high))
+
+
+def common_levels(found: Iterable[Levels | None]) -> tuple[Levels, ...]:
+    """The levels for all images of a set, one for each kind that is `found` in it.
+
+    They are those of a usual depth (0 to 255, or to the largest number of 10, 12, 14 or 16 bits; of fractions 0 to 1 or
+    to 255) where the values fill at least a quarter of it, else the lowest and the highest value.
+    """
+    there = [levels for levels in found if levels is not None]
+    return tuple(
+        _usual(kind, min(one.low for one in of_kind), max(one.high for one in of_kind))
+        for kind in DEPTHS
+        if (of_kind := [one for one in there if one.kind == kind])
+    )
+
+
+def _usual(kind: str, low: float, high: float) -> Levels:
+    top = next((top for top in _TOPS[kind] if high <= top), None)
+    fills = top is not None and low >= 0 and 4 * (high - low) >= top
+    return Levels(kind, 0.0, float(top)) if top is not None and fills else Levels(kind, low, high)
+
+
+def _depth(image: Image.Image) -> str | None:
+    """The kind of an image of more than 8 bits, None for any other."""
+    return {"I": "integer", "F": "float"}.get(image.mode.partition(";")[0])
+
+
+def to_uint8(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
     """The pixels of a decoded image as uint8 (height, width, 1 or 3); see `images.read_image` for the rules."""
-    if image.mode.startswith("I;16"):
-        return _over_white_key(_scaled(np.asarray(image).astype(np.int64)), image)
-    if image.mode == "I":
-        return _scaled(np.asarray(image).astype(np.int64))
-    if image.mode == "F":
-        return _scaled_float(np.asarray(image))
+    kind = _depth(image)
+    if kind is not None:
+        values = np.asarray(image)
+        own = next((one for one in levels if one.kind == kind), None) or _levels_alone(values, image.mode)
+        return _over_white_key(_scaled(values, own), image)
     if image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA", "La")
         return _over_white(image, "LA" if grey else "RGBA")
@@ -160,19 +205,28 @@ def _over_white_key(pixels: Pixels, image: Image.Image) -> Pixels:
     return pixels
 
 
-def _scaled(values: np.ndarray[Any, np.dtype[np.int64]]) -> Pixels:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        values = (values - low) * 65535 // max(1, high - low)
-    return ((values + 128) // 257).astype(np.uint8)[:, :, None]
+def _levels_alone(values: np.ndarray[Any, Any], mode: str) -> Levels:
+    """The levels of an image of which no others of its kind are known."""
+    if mode.startswith("I;16"):
+        return Levels("integer", 0, 65535)
+    ends = [(band.min(), band.max()) for _, band in _bands(values)]
+    low, high = float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+    tops = (65535,) if mode == "I" else _TOPS["float"]
+    top = next((top for top in tops if low >= 0 and high <= top), None)
+    kind = "integer" if mode == "I" else "float"
+    return Levels(kind, low, high) if top is None else Levels(kind, 0, top)
 
 
-def _scaled_float(raw: np.ndarray[Any, np.dtype[np.float32]]) -> Pixels:
-    values = np.nan_to_num(raw.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = values.min(), values.max()
-    if low >= 0 and high <= 1:
-        values = values * 255
-    elif low < 0 or high > 255:
-        values = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
-    scaled: Pixels = np.rint(values).astype(np.uint8)[:, :, None]
+def _scaled(values: np.ndarray[Any, Any], levels: Levels) -> Pixels:
+    scale = 255 / (levels.high - levels.low) if levels.high > levels.low else 0.0
+    scaled: Pixels = np.empty((*values.shape, 1), np.uint8)
+    for rows, band in _bands(values):
+        scaled[rows, :, 0] = np.rint((band.clip(levels.low, levels.high) - levels.low) * scale)
     return scaled
+
+
+def _bands(values: np.ndarray[Any, Any]) -> Iterator[tuple[slice, np.ndarray[Any, np.dtype[np.float64]]]]:
+    """Some rows after the other, as finite numbers: all at once would take several times the memory of the image."""
+    for top in range(0, len(values), _BAND):
+        rows = slice(top, top + _BAND)
+        yield rows, np.nan_to_num(values[rows].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -21,6 +21,7 @@ from imgclf.data.images import (
 )
 from imgclf.data.source import SPLIT_NAMES, AtLeast, Pixels, Sample, Source
 from imgclf.errors import DataError
+from imgclf.specs import Levels
 
 SPLIT_WORDS = {
     "train": "train",
@@ -43,9 +44,16 @@ _NO_CLASS = "lies beside the class folders, so it has no class"
 class FileReader:
     """Reads images by their path below `root`; an absolute ref stays as it is. See `images.read_image`."""
 
-    def __init__(self, root: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, levels: tuple[Levels, ...] = ()
+    ) -> None:
         self.root = os.path.abspath(root)
         self.max_pixels = max_pixels
+        self._levels = levels
+
+    def at_levels(self, levels: tuple[Levels, ...]) -> FileReader:
+        """See `DeepReader`."""
+        return FileReader(self.root, self.max_pixels, levels)
 
     def path(self, ref: str) -> str:
         """The file behind `ref`."""
@@ -53,7 +61,7 @@ class FileReader:
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image as uint8 (height, width, 1 or 3). Raises `BadImage`."""
-        return read_image(self.path(ref), at_least=at_least, max_pixels=self.max_pixels)
+        return read_image(self.path(ref), at_least=at_least, max_pixels=self.max_pixels, levels=self._levels)
 
     def digest(self, ref: str) -> str:
         """The sha256 (hex) of the file's bytes. Raises `BadImage` where it can't be opened."""

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from imgclf._files import printable
-from imgclf.data.decode import SWAPS_SIDES, Jpeg, decode_jpeg, find_jpeg, to_uint8, upright
+from imgclf.data.decode import SWAPS_SIDES, Jpeg, decode_jpeg, find_jpeg, levels_of, to_uint8, upright
 from imgclf.data.source import AtLeast, Draft, Pixels, Sides
 from imgclf.errors import DataError
+from imgclf.specs import Levels
 
 MAX_PIXELS = 100_000_000
 LOOK = 16  # hexadecimal digits of a look
@@ -76,7 +77,8 @@ class ImageFacts:
     """What the check of an image found: sides in pixels as displayed, Pillow's mode, and the format ("JPEG").
 
     `look` is a short digest of some of its pixels: images with equal pixels look alike, JPEGs among themselves and
-    images of all other formats among themselves.
+    images of all other formats among themselves. `levels` are those between which the values of an image of more than
+    8 bits lie.
     """
 
     width: int
@@ -84,6 +86,7 @@ class ImageFacts:
     mode: str
     format: str
     look: str = ""
+    levels: Levels | None = None
 
 
 def is_image_name(name: str) -> bool:
@@ -102,13 +105,18 @@ def has_image_magic(path: str | os.PathLike[str]) -> bool:
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes, *, at_least: AtLeast = None, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes,
+    *,
+    at_least: AtLeast = None,
+    max_pixels: int = MAX_PIXELS,
+    levels: tuple[Levels, ...] = (),
 ) -> Pixels:
     """The pixels of an image file, or of its bytes, as uint8 of shape (height, width, channels).
 
     Channels are 1 for grey images and 3 (RGB) for all others. The orientation in EXIF is applied; palettes are
     resolved, transparency is composited over white, CMYK becomes RGB; of an animation the first frame is taken.
-    Deeper images are scaled by these rules:
+    Of images of more than 8 bits, those of a kind for which there are `levels` are scaled by these, and others by rules
+    that look at the one image only:
 
     - 16 bits (`I;16`): value / 257, rounded, so that the mean keeps its place;
     - 32-bit integers (`I`): the same where all values lie in 0…65535, else minimum … maximum become 0 … 255;
@@ -120,21 +128,21 @@ def read_image(
     doubled where they would be smoothed. More than `max_pixels` are refused from the header. Raises `BadImage`.
     """
     if isinstance(source, bytes):
-        return _read(BytesIO(source), "", at_least, max_pixels)
+        return _read(BytesIO(source), "", at_least, max_pixels, levels)
     path = os.fspath(source)
     try:
         with open_regular(path) as file:
-            return _read(file, path, at_least, max_pixels)
+            return _read(file, path, at_least, max_pixels, levels)
     except BadImage as error:
         raise BadImage(error.reason, path) from error.__cause__
 
 
-def image_pixels(image: Image.Image) -> Pixels:
+def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
     """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`."""
     with _quiet_pillow(), _as_bad_image():
         image.load()
         orientation = _orientation(image) if isinstance(image, ImageFile.ImageFile) else 1
-        return upright(to_uint8(image), orientation)
+        return upright(to_uint8(image, levels), orientation)
 
 
 def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_PIXELS) -> ImageFacts:
@@ -161,8 +169,9 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
         orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
         # Whether pixels can be converted does not depend on how many; to pick some before they are turned is quicker.
         look = _look(upright(to_uint8(image), orientation) if orientation > 1 else to_uint8(_some(image)))
+        levels = levels_of(image)
     height, width = _as_displayed((height, width), orientation)
-    return ImageFacts(width, height, mode, kind, look)
+    return ImageFacts(width, height, mode, kind, look, levels)
 
 
 def digest_pixels(data: bytes, suffix: str = "", max_pixels: int = MAX_PIXELS) -> str:
@@ -252,7 +261,7 @@ def _require_regular(mode: int) -> None:
         raise BadImage(f"{file_kind(mode)}, not a regular file")
 
 
-def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int) -> Pixels:
+def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int, levels: tuple[Levels, ...]) -> Pixels:
     with _as_bad_image():
         jpeg = find_jpeg(file)
     if jpeg is not None:
@@ -268,7 +277,7 @@ def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int) -> Pixe
             needed = _as_stored((image.height, image.width), _orientation(image), at_least)
         with _as_bad_image():
             orientation = _decode(image, needed, max_pixels)
-            return upright(to_uint8(image), orientation)
+            return upright(to_uint8(image, levels), orientation)
 
 
 def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:

@@ -96,7 +96,7 @@ class Loader:
         self.batch_size = batch_size
         self.device = device or torch.device("cpu")
         self.shard = shard
-        self._source, self._cache = source, cache
+        self._source, self._cache = source.at_levels(recipe.levels), cache
         self._form = Form.of(recipe, train)
         self._targets = [index[sample.label] for sample in self.samples]
         self._train, self._seed = train, seed

@@ -35,6 +35,7 @@ from imgclf.data.tarindex import (
     unpack_index,
 )
 from imgclf.errors import DataError, MissingExtra
+from imgclf.specs import Levels
 
 EXTRA = "webdataset"
 INDEX_SUFFIX = ".index.json"
@@ -57,14 +58,24 @@ class Tar:
 class ShardReader:
     """Reads images by their position in a tar; what comes is checked against the sha256 in the index."""
 
-    def __init__(self, places: Mapping[str, tuple[Tar, Entry]], max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        places: Mapping[str, tuple[Tar, Entry]],
+        max_pixels: int = MAX_PIXELS,
+        levels: tuple[Levels, ...] = (),
+    ) -> None:
         self._places = places
         self._max_pixels = max_pixels
+        self._levels = levels
+
+    def at_levels(self, levels: tuple[Levels, ...]) -> ShardReader:
+        """See `DeepReader`."""
+        return ShardReader(self._places, self._max_pixels, levels)
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image as uint8 (height, width, 1 or 3). Raises `BadImage`."""
         try:
-            return read_image(self.read(ref), at_least=at_least, max_pixels=self._max_pixels)
+            return read_image(self.read(ref), at_least=at_least, max_pixels=self._max_pixels, levels=self._levels)
         except BadImage as error:
             raise BadImage(error.reason, ref) from error.__cause__
 

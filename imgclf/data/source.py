@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.errors import DataError
+from imgclf.specs import Levels
 
 Pixels = NDArray[np.uint8]
 Sides = tuple[int, int]  # (height, width)
@@ -47,12 +48,21 @@ class Reader(Protocol):
         """The sha256 (hex) of the image's content: the bytes of its file, or of its pixels."""
 
 
+@runtime_checkable
+class DeepReader(Reader, Protocol):
+    """A reader whose images may have more than 8 bits."""
+
+    def at_levels(self, levels: tuple[Levels, ...]) -> Reader:
+        """The same reader, which turns deeper images into uint8 by these levels."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image: `ref` is its path relative to the source's root (or its key), `label` its class, "" if unknown.
 
     `split` is where the data set itself puts it, or None; samples of one `group` never part. The audit fills in the
-    `sha256` of its bytes and, where another file may hold the same image, a digest of its `pixels`.
+    `sha256` of its bytes, the `levels` of an image of more than 8 bits, between which its values lie, and a digest of
+    its `pixels` where another file may hold the same image.
     """
 
     ref: str
@@ -61,6 +71,7 @@ class Sample:
     split: str | None = None
     sha256: str = ""
     pixels: str = ""
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,12 @@ class Source:
     def with_samples(self, samples: Iterable[Sample]) -> Source:
         """The same source with other samples."""
         return replace(self, samples=tuple(samples))
+
+    def at_levels(self, levels: tuple[Levels, ...]) -> Source:
+        """The same source, whose images of more than 8 bits are read by these levels."""
+        if not levels or not isinstance(self.reader, DeepReader):
+            return self
+        return replace(self, reader=self.reader.at_levels(levels))
 
 
 class ArrayReader:

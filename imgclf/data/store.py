@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -64,13 +64,14 @@ class Form:
         """All that these pixels depend on, apart from the image, as JSON values."""
         recipe = self.recipe
         if self.whole:
-            return {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colours": False}
+            whole = {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colours": False}
+            return whole | _levels(recipe)
         fit = {"size": list(recipe.size), "channels": recipe.channels, "fit": recipe.fit, "kernel": recipe.kernel}
         if recipe.fit == "crop":
             fit["crop_ratio"] = recipe.crop_ratio
         if recipe.fit == "pad":
             fit["colour"] = mean_colour(recipe)
-        return {**fit, "decode_size": list(decode_size(recipe))}
+        return {**fit, "decode_size": list(decode_size(recipe)), **_levels(recipe)}
 
     def bytes_each(self, source: Source, samples: Sequence[Sample]) -> int:
         """The mean bytes of a kept image; for whole images from the headers of up to 24 of them, evenly spread."""
@@ -86,6 +87,10 @@ class Form:
         areas = [height * width * min(1.0, side / min(height, width)) ** 2 for height, width in shapes]
         area = sum(areas) / len(areas) if areas else side * side * WIDEST
         return math.ceil(area * self.recipe.channels)
+
+
+def _levels(recipe: Recipe) -> dict[str, object]:
+    return {"levels": [astuple(levels) for levels in recipe.levels]} if recipe.levels else {}
 
 
 def open_measured(source: Source, ref: str, side: int) -> tuple[Pixels, tuple[int, int]]:

@@ -17,14 +17,15 @@ from typing import Any, BinaryIO
 
 from imgclf._files import printable, seal, unseal
 from imgclf.data.images import MAX_PIXELS, BadImage, check_image, is_image_name
-from imgclf.errors import DataError
+from imgclf.errors import ConfigError, DataError
+from imgclf.specs import Levels
 
 CLASS_FILES = ("classes.json", "classes.txt")
 LABELS = ("cls", "json", "txt")  # the first that a key has decides
 MAX_HEADER = 2**20
 MAX_LABEL = 2**20
 MAX_IMAGE = 2**30
-_FORMAT = 3
+_FORMAT = 4
 _BLOCK = 512
 _TAIL = 2**16
 # The first dot in a file's name ends its key: webdataset.tariterators.base_plus_ext.
@@ -35,8 +36,8 @@ _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 class Entry:
     """One image in a tar: where its bytes lie, its raw label (an int is a number of a class), and what a look found.
 
-    `reason` says why it can't be used, "" for an image that decodes; `format`, `height`, `width` and `look` are as in
-    `ImageFacts`.
+    `reason` says why it can't be used, "" for an image that decodes; `format`, `height`, `width`, `look` and `levels`
+    are as in `ImageFacts`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Entry:
     height: int = 0
     width: int = 0
     look: str = ""
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def unpack_index(data: bytes, size: int, max_pixels: int, stamp: str = "") -> Sh
         entries = tuple(_entry(row, size) for row in content["images"])
         classes, problems = (tuple(map(str, content[key])) for key in ("classes", "problems"))
         passed = {str(what): int(count) for what, count in content["passed_over"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError):
         return None
     unique = len({entry.name for entry in entries}) == len(entries)
     return ShardIndex(entries, classes, passed, problems) if unique else None
@@ -129,7 +131,8 @@ def _header(size: int, max_pixels: int, stamp: str) -> dict[str, Any]:
 
 def _entry(row: list[Any], tar_size: int) -> Entry:
     """One image of a stored index, which may be damaged or hostile. Raises `ValueError` or `TypeError`."""
-    entry = Entry(*row)
+    *plain, levels = row
+    entry = Entry(*[*plain, None if levels is None else Levels(*levels)])
     texts = (entry.name, entry.sha256, entry.reason, entry.format, entry.look, entry.group or "")
     numbers = (entry.offset, entry.size, entry.height, entry.width)
     if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
@@ -243,7 +246,8 @@ class _Scan:
             facts = check_image(data, max_pixels=self._max_pixels)
         except BadImage as error:
             return replace(entry, reason=error.reason)
-        return replace(entry, format=facts.format, height=facts.height, width=facts.width, look=facts.look)
+        entry = replace(entry, format=facts.format, height=facts.height, width=facts.width)
+        return replace(entry, look=facts.look, levels=facts.levels)
 
     def _name_classes(self, name: str, data: bytes) -> None:
         self._classes = parse_classes(name, data)
