@@ -18,6 +18,7 @@ from imgclf._files import printable
 from imgclf.asked import Builder, changes_of
 from imgclf.bundle import read_model, save_model
 from imgclf.data.audit import audit
+from imgclf.data.classes import spelled_as
 from imgclf.data.loader import Loader
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
@@ -177,7 +178,7 @@ class Classifier:
             source, samples = self.source_, choose_samples(self.source_, self.split_, self.seen_, part or "test")
         else:
             audited = audit(labelled_source(data, self.run_), strict=False, allow_bad=1.0)
-            source, self.lost_ = audited.source, {bad.ref: bad.reason for bad in audited.bad}
+            source, self.lost_ = spelled_as(audited.source, self.classes_), {bad.ref: bad.reason for bad in audited.bad}
             if data is None:
                 part = part or "test"
             samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)

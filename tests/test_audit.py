@@ -80,12 +80,23 @@ def test_too_many_bad_files_end_it_either_way(tmp_path):
         audit(source.with_samples(s for s in source.samples if s.ref != "a/01.png"), on_bad="error", allow_bad=1.0)
 
 
-def test_a_class_that_loses_too_many_images(tmp_path):
+def test_a_class_that_keeps_one_image_is_named_and_one_that_keeps_none_is_refused(tmp_path):
     photos(tmp_path, count=2)
     (tmp_path / "a/00.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="class 'a' has 1 usable of 2"):
+    checked = audit(open_folder(tmp_path), allow_bad=0.5)
+    assert checked.findings == ("a class has only 1 image (a): trained on, not tested",)
+    (tmp_path / "a/01.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="class 'a': none of its 2 images can be read"):
         audit(open_folder(tmp_path), allow_bad=0.5)
-    assert len(audit(open_folder(tmp_path), allow_bad=0.5, strict=False).source) == 3
+    checked = audit(open_folder(tmp_path), allow_bad=0.5, strict=False)
+    assert (len(checked.source), checked.findings) == (2, ())
+
+
+def test_names_of_classes_that_look_alike_are_named_for_every_kind_of_data():
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 2, 2, 1)
+    samples = tuple(Sample(f"x/{i}", ("cat", "Cat")[i % 2]) for i in range(4))
+    (finding,) = audit(Source("mine", ("cat", "Cat"), samples, ArrayReader({"x": pixels}))).findings
+    assert "'cat' and 'Cat' differ only in case" in finding
 
 
 def test_a_file_that_vanished_is_bad(tmp_path):

@@ -80,6 +80,7 @@ def test_images_without_an_extension_are_found_by_their_content(tmp_path):
         (("Training", "DEV"), "Training/ and DEV/ found"),
         (("train", "testing"), "train/ and testing/ found"),
         (("train",), "train/ found"),
+        (("Training Set", "val_images", "test-data"), "Training Set/ and val_images/ and test-data/ found"),
     ],
 )
 def test_split_folders_are_recognised(tmp_path, folders, note):
@@ -90,14 +91,64 @@ def test_split_folders_are_recognised(tmp_path, folders, note):
     assert source.notes == (note,)
     meaning = {"train": "train", "val": "valid", "test": "test"}
     expected = {"Training": "train", "DEV": "valid", "testing": "test", **meaning}
+    expected |= {"Training Set": "train", "val_images": "valid", "test-data": "test"}
     assert {s.ref.split("/")[0]: s.split for s in source.samples} == {f: expected[f] for f in folders}
 
 
-def test_class_folders_may_be_called_like_splits(tmp_path):
-    fill(tmp_path, "train", "bus", "test")
-    assert open_folder(tmp_path).classes == ("bus", "test", "train")
+def test_a_class_folder_may_be_called_like_a_split(tmp_path):
+    fill(tmp_path, "train", "bus", "bullet train", "test tube")
+    assert open_folder(tmp_path).classes == ("bullet train", "bus", "test tube", "train")
     fill(tmp_path / "train", "wagon")
     assert open_folder(tmp_path / "train", strict=False).classes == ("wagon",)
+
+
+def test_split_folders_may_be_wrapped_once_more(tmp_path):
+    for split in ("training_set", "test_set"):
+        fill(tmp_path / split / split, "a", "b")
+    source = open_folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert source.notes == ("training_set/training_set/ and test_set/test_set/ found",)
+    assert {s.split for s in source.samples} == {"train", "test"}
+
+
+def test_splits_below_each_class_are_taken(tmp_path):
+    for label in ("a", "b"):
+        fill(tmp_path / label, "Train", "test")
+    source = open_folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert source.notes == ("Train/ and test/ found below each class",)
+    assert {(s.ref.split("/")[1], s.split) for s in source.samples} == {("Train", "train"), ("test", "test")}
+
+
+@pytest.mark.parametrize(
+    ("folders", "problem"),
+    [
+        (("train/a", "train/b", "sketches"), r"train/ may be a split or a class: it holds folders \(a and b\)"),
+        (("train/a", "train/b", "unlabeled"), "and unlabeled/ is beside it"),
+        (("test/a", "test/b", "c", "d"), "c/ and d/ are beside it"),
+        (("train", "test"), "test/ and train/ are named like splits"),
+        (("train2017/a", "train2017/b", "val2017/a"), "train2017/ and val2017/ are named like splits"),
+        (("seg_pred", "seg_test/a", "seg_train/a"), "seg_pred/, seg_test/ and seg_train/ are named like splits"),
+        (("monday/a", "monday/b", "tuesday/a", "tuesday/b"), "monday/ and tuesday/ all hold a/ and b/"),
+        (("a/train", "a/test", "b"), "a/ holds test/ and train/, and not every class folder"),
+        (("a/train", "a/test", "b/train", "b/good"), "a/ holds test/ and train/, and not every class folder"),
+    ],
+)
+def test_training_stops_where_classes_look_like_splits(tmp_path, folders, problem):
+    fill(tmp_path, *folders)
+    with pytest.raises(DataError, match=problem) as caught:
+        open_folder(tmp_path)
+    assert len(caught.value.problems) == 1
+    assert "list the images in a CSV" in str(caught.value)
+    open_folder(tmp_path, strict=False)
+
+
+@pytest.mark.parametrize(
+    "folders", [("a/images", "b/images"), ("a/1", "a/2", "b/1", "b/2", "b"), ("a/x", "a/y", "b/z")]
+)
+def test_sub_folders_of_classes_are_no_splits(tmp_path, folders):
+    fill(tmp_path, *folders)
+    assert open_folder(tmp_path).classes == ("a", "b")
 
 
 def test_other_folders_beside_the_splits_are_listed(tmp_path):
@@ -111,12 +162,17 @@ def test_other_folders_beside_the_splits_are_listed(tmp_path):
     assert any(line.startswith("train/loose.png: lies beside") for line in source.ignored)
 
 
-def test_a_test_folder_without_classes_counts_as_missing(tmp_path):
+def test_folders_without_images_or_classes_beside_train_count_as_missing(tmp_path):
     fill(tmp_path / "train", "a", "b")
     image(tmp_path / "test/1.png")
+    (tmp_path / "docs/more").mkdir(parents=True)
+    (tmp_path / "docs/more/readme.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
     source = open_folder(tmp_path)
     assert source.notes == ("train/ found",)
     assert len(source) == 4
+    assert "test/: a split folder without class folders" in source.ignored
+    assert {"docs/: beside the split folders", "empty/: beside the split folders"} <= set(source.ignored)
 
 
 def test_all_problems_come_in_one_error(tmp_path):
@@ -131,12 +187,10 @@ def test_all_problems_come_in_one_error(tmp_path):
     assert "at least 2 classes" in text
 
 
-def test_a_class_with_one_image(tmp_path):
+def test_a_class_may_have_one_image(tmp_path):
     fill(tmp_path, "a", "b")
     fill(tmp_path, "c", count=1)
-    with pytest.raises(DataError, match="class 'c' has 1 image"):
-        open_folder(tmp_path)
-    assert open_folder(tmp_path, strict=False).classes == ("a", "b", "c")
+    assert open_folder(tmp_path).counts() == {"a": 2, "b": 2, "c": 1}
 
 
 def test_a_class_that_valid_lacks_is_only_noted(tmp_path):
@@ -174,6 +228,13 @@ def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match="c can't be read: permission denied"):
         open_folder(tmp_path)
+
+
+def test_image_files_come_in_natural_order(tmp_path):
+    names = ["IMG_2.png", "IMG_10.png", "img_1.png", "img_01.png", "x10/3.png", "x10/20.png", "x9.png"]
+    for name in names:
+        image(tmp_path / name)
+    assert image_files(tmp_path)[0] == [*names[:2], "img_01.png", "img_1.png", "x9.png", *names[4:6]]
 
 
 def test_image_files_are_relative_and_sorted_and_unreadable_folders_are_named(tmp_path, monkeypatch):
@@ -234,12 +295,17 @@ def test_odd_names_work_and_round_trip(tmp_path):
     assert caught.value.args[0].splitlines()[0].count("\\n") == 1
 
 
-def test_names_that_look_alike_are_noted(tmp_path):
-    composed = unicodedata.normalize("NFC", "é")
-    fill(tmp_path, composed, unicodedata.normalize("NFD", "é"), "Cat", "cat")
-    notes = open_folder(tmp_path).notes
-    assert any("'Cat' and 'cat'" in note for note in notes)
-    assert any(r"\xe9" in note for note in notes)
+def test_the_unicode_forms_of_a_name_are_one_class(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
+    fill(tmp_path / "train", "bar", apart)
+    fill(tmp_path / "val", "bar", composed)
+    source = open_folder(tmp_path)
+    assert source.classes == (apart, "bar")
+    assert [s.ref for s in source.samples if s.label == apart and s.split == "valid"] == [
+        f"val/{composed}/0.png",
+        f"val/{composed}/1.png",
+    ]
+    assert source.notes[1:] == (f"the class {apart!r} is written in 2 Unicode forms, which count as one class",)
 
 
 def test_reader_says_which_file_is_bad(tmp_path):

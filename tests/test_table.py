@@ -1,5 +1,7 @@
 """A CSV as data."""
 
+import unicodedata
+
 import pytest
 from PIL import Image
 
@@ -76,17 +78,68 @@ def test_all_problems_come_with_their_lines(photos):
         ("path,label,path\n", "each once"),
         ("path,label\n0.png\n", "line 2: 1 cells"),
         ("path,label\n0.png,a\n1.png,a\n", "at least 2 classes"),
-        ("path,label\n0.png,a\n1.png,a\n2.png,b\n", "class 'b' has 1 image"),
         ("path,label,split\n0.png,a,test\n1.png,a,test\n2.png,b,test\n3.png,b,test\n", "no row has the split train"),
         ("path,label,split\n0.png,a,train\n1.png,a,\n2.png,b,train\n3.png,b,test\n", "line 3: split is empty"),
         ("path,label,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n3.png,b,test\n", "'b' has no image in train"),
         ('path,label\n"0.png,a\n', "no CSV"),
         ("path,label\n", "found none"),
+        (
+            "path,label\n0.png,K\xe4se\n1.png,b\n".encode("latin-1"),
+            "not UTF-8 .*line 2: 'K\N{REPLACEMENT CHARACTER}se'",
+        ),
+        ("path,label\n0.png,a\n\xe4.png,b\n".encode("latin-1"), "save it as “CSV UTF-8”"),
+        ("path,label\n0.png,a\n".encode("utf-16-le"), "zero bytes"),
+        (b"\xff\xfep\0a", "begins as UTF-16"),
+        (b"PK\3\4", "is a workbook"),
+        ('path,label\n0.png, "a"\n1.png,b\n', "line 2: a blank before a quote"),
+        ("path,label,,\n0.png,a\n1.png,b,,,x\n", "line 3: 5 cells"),
     ],
 )
 def test_tables_that_are_refused(photos, text, match):
     with pytest.raises(DataError, match=match):
         open_table(table(photos, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\n0.png,Käse\n1.png,b\n".encode("utf-16"),
+        "path;label\n0.png;Käse\n1.png;b\n",
+        "path\tlabel\n0.png\tKäse\n1.png\tb\n".encode("utf-16"),
+        "path,label,,\n0.png,Käse,,\n1.png,b,,\n,,,\n",
+        ",path,label,\n,0.png,Käse\n,1.png,b\n",
+        "path, label\n 0.png, Käse\n1.png ,b \n",
+    ],
+)
+def test_what_spreadsheets_make_of_a_table_is_read(photos, text):
+    source = open_table(table(photos, text))
+    assert [(s.ref, s.label) for s in source.samples] == [("0.png", "Käse"), ("1.png", "b")]
+    assert source.notes == ()
+
+
+def test_a_path_is_found_in_the_way_the_disk_spells_it(photos):
+    composed, apart = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    (photos / "sub").mkdir()
+    for i, name in enumerate((f"sub/{apart}", " 3.png", r"sub\4.png")):
+        Image.new("L", (4, 4), i).save(photos / name)
+    rows = [f" sub\\{composed}", " 3.png", "3.png", r"sub\4.png", r"sub\..\0.png"]
+    text = "path,label\n" + "\n".join(f"{path},{'ab'[i % 2]}" for i, path in enumerate(rows))
+    found = {sample.ref for sample in open_table(table(photos, text)).samples}
+    assert found == {f"sub/{apart}", " 3.png", "3.png", r"sub\4.png", "0.png"}
+
+
+def test_an_unnamed_column_that_holds_something_is_noted(photos):
+    source = open_table(table(photos, ",path,label,,\n0,0.png,a\n1,1.png,b,,x\n"))
+    assert source.notes == ("columns that are not used: one without a name",)
+
+
+def test_names_are_compared_in_one_unicode_form(photos):
+    composed, apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    text = f"path,label,group\n0.png,{composed},{apart}\n1.png,{apart},{composed}\n2.png,b,\n3.png,b,c\n"
+    source = open_table(table(photos, text))
+    assert len({sample.label for sample in source.samples}) == len(source.classes) == 2
+    assert len({sample.group for sample in source.samples if sample.label != "b"}) == 1
+    assert len(source.notes) == 1
 
 
 def test_evaluation_accepts_less(photos):

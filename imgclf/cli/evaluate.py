@@ -92,5 +92,6 @@ def _say_what_is_gone(classifier: Any, samples: list[Any], part: str) -> None:
     there = {(sample.label, sample.sha256) for sample in samples}
     gone = [row.ref for row in rows if (row.label, row.sha256) not in there]
     if gone:
-        console.warn(f"{console.plural(len(gone), 'image')} of the run's {part} part are gone or changed:")
+        are = "is" if len(gone) == 1 else "are"
+        console.warn(f"{console.plural(len(gone), 'image')} of the run's {part} part {are} gone or changed:")
         console.say_list(gone)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import PIL
 
 from imgclf._files import cache_folder, checked_file, printable, read_checked
+from imgclf.data.classes import look_alikes
 from imgclf.data.duplicates import describe_duplicates
 from imgclf.data.folder import FileReader
 from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_regular
@@ -34,6 +35,7 @@ _CHUNK = 32
 _QUICK = 5e-4  # seconds for a file
 _TRIED = 4  # chunks over which a moment of waiting is no sign of slowness
 _ODD_AMONG = 10
+_SHOWN = 3
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -101,7 +103,7 @@ def audit(
     """Read and decode every image once, and say what is wrong with the set.
 
     Files that can't be decoded are left out (`on_bad="skip"`) or end it (`"error"`); more than the share `allow_bad`
-    (0…1) of them ends it either way, and so does, when `strict`, a class that is left with fewer than 2 images. What
+    (0…1) of them ends it either way, and so does, when `strict`, a class that is left without any image. What
     was found is remembered in the user's cache folder by path, size, times and inode; the data folder is only read. Of
     tar shards the index tells it all. `progress` is called with the number of images done and of all.
 
@@ -118,7 +120,8 @@ def audit(
     _judge_bad(source, clean, bad, on_bad, allow_bad)
     if strict:
         _judge_classes(source, clean)
-    findings = (*describe_duplicates(clean.samples), *_odd_format(good))
+    findings = (*describe_duplicates(clean.samples), *_odd_format(good), *look_alikes(clean.classes))
+    findings += _alone(clean) if strict else ()
     return Audit(clean, bad, findings, _sizes([fact for _, fact in good if fact.format]))
 
 
@@ -269,12 +272,22 @@ def _judge_bad(source: Source, clean: Source, bad: tuple[BadFile, ...], on_bad: 
 def _judge_classes(source: Source, clean: Source) -> None:
     before, after = source.counts(), clean.counts()
     problems = [
-        f"class {printable(label)!r} has {after[label]} usable of {before[label]}; at least 2 are needed"
+        f"class {printable(label)!r}: none of its {_count(before[label], 'image')} can be read"
         for label in source.classes
-        if after[label] < 2
+        if not after[label]
     ]
     if problems:
-        raise DataError(f"{source.name}: classes without enough usable images", problems)
+        raise DataError(f"{source.name}: classes without usable images", problems)
+
+
+def _alone(source: Source) -> tuple[str, ...]:
+    """A sentence on classes of one image."""
+    names = [printable(label) for label, count in source.counts().items() if count == 1]
+    if not names:
+        return ()
+    shown = ", ".join(names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
+    what = "a class has only 1 image" if len(names) == 1 else f"{len(names):,} classes have only 1 image"
+    return (f"{what} ({shown}): trained on, not tested",)
 
 
 def _odd_format(good: list[tuple[Sample, _Fact]]) -> list[str]:

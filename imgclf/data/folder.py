@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest
 
-from imgclf._files import printable
+from imgclf._files import natural, printable
+from imgclf.data.classes import in_one_form
 from imgclf.data.images import (
     MAX_PIXELS,
     digest_pixels,
@@ -19,26 +18,18 @@ from imgclf.data.images import (
     open_regular,
     read_image,
 )
+from imgclf.data.layout import named_like_splits, split_meant
 from imgclf.data.source import SPLIT_NAMES, AtLeast, Pixels, Sample, Source
 from imgclf.errors import DataError
 from imgclf.specs import Levels
 
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-}
 _JUNK = frozenset(
     ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information")
 )
 _NOT_AN_IMAGE = "not an image by its name"
 _UNSUPPORTED = dict.fromkeys((".heic", ".heif"), "HEIC can't be read here: export the photos as JPEG")
 _NO_CLASS = "lies beside the class folders, so it has no class"
+_AS_CSV = "list the images in a CSV (columns path and label)"
 
 
 class FileReader:
@@ -78,8 +69,9 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
     """The labelled images below a folder, as `Source`; nothing is decoded yet and nothing is written.
 
     Each sub-folder is a class, and the images anywhere below belong to it. Where `path` holds a train folder (and
-    valid or test folders) with class folders in it, each sample carries that split. `strict=False` is for evaluation:
-    one class, one image a class, and a valid or test folder without a train folder will do.
+    valid or test folders) with class folders in it, or each class folder holds such splits, each sample carries that
+    split. Classes whose names are equal in NFC are one. `strict=False` is for evaluation: one class, a valid or test
+    folder without a train folder, and folders that may be splits or classes will do.
 
     Raises one `DataError` that lists all problems.
     """
@@ -89,9 +81,13 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
         problem = "it is a file" if os.path.exists(root) else "it does not exist"
         raise DataError(f"{shown}: expected a folder with one sub-folder of images per class; {problem}")
     scan = _Scan(root)
-    layout = _split_folders(scan)
-    samples = scan.samples(layout)
-    classes, notes = _judge_classes(samples, layout, scan.problems, strict=strict)
+    layout = _split_folders(scan, strict=strict)
+    samples, spelling = in_one_form(scan.samples(layout))
+    found = _layout_notes(samples, layout)
+    if layout is None:
+        samples, found = _splits_below(samples)
+        scan.problems.extend(_unclear(samples) if strict and not scan.problems and not found else [])
+    classes, notes = _judge_classes(samples, scan.problems, strict=strict)
     if not samples:
         scan.problems.extend(f"passed over {item}" for item in _grouped(scan.ignored))
     closed = [f"{printable(ref) or 'the folder'} {reason}" for ref, reason in scan.unreadable]
@@ -104,13 +100,13 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
         reader=FileReader(root, max_pixels),
         location=root,
         ignored=_grouped(scan.ignored),
-        notes=(*_layout_notes(samples, layout), *notes),
+        notes=(*found, *spelling, *notes),
     )
 
 
 def image_files(folder: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The image files anywhere below a folder, by the rules of `open_folder`, sorted by the bytes of their path; and
-    the folders that can't be read, each with the reason. All paths are relative to `folder`, which itself is "".
+    """The image files anywhere below a folder, by the rules of `open_folder`, in natural order (2.png before 10.png);
+    and the folders that can't be read, each with the reason. All paths are relative to `folder`, which itself is "".
     """
     scan = _Scan(os.fspath(folder))
     pending, files = scan.top
@@ -120,7 +116,7 @@ def image_files(folder: str | os.PathLike[str]) -> tuple[list[str], list[tuple[s
         links: list[str] = []
         files += scan.walk(ref, links)
         pending.extend(links)
-    return sorted(files, key=os.fsencode), scan.unreadable
+    return sorted(files, key=natural), scan.unreadable
 
 
 @dataclass
@@ -210,15 +206,34 @@ class _Scan:
         self.ignored.extend((file, _NO_CLASS) for file in files)
         if layout is None:
             return {ref: (ref, None) for ref in folders}
+        used = {ref.partition("/")[0] for ref in layout}
+        self.ignored.extend((f"{ref}/", "beside the split folders") for ref in folders if ref not in used)
         tops: dict[str, tuple[str, str | None]] = {}
-        for ref in folders:
-            if ref not in layout:
-                self.ignored.append((f"{ref}/", "beside the split folders"))
-                continue
+        for ref, split in layout.items():
             inner, stray = self.listing(ref)
             self.ignored.extend((file, _NO_CLASS) for file in stray)
-            tops.update((folder, (os.path.basename(folder), layout[ref])) for folder in inner)
+            self.ignored.extend([] if inner else [(f"{ref}/", "a split folder without class folders")])
+            tops.update((folder, (os.path.basename(folder), split)) for folder in inner)
         return tops
+
+    def has_images(self, ref: str) -> bool:
+        """Whether there is an image anywhere below a folder; linked folders in it are left aside."""
+        pending = [os.path.join(self.root, ref)]
+        while pending:
+            entries = _entries(pending.pop())
+            if not all(map(_is_dir, entries)):
+                return True
+            pending += [entry.path for entry in entries if not entry.is_symlink()]
+        return False
+
+
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    """The folders and images in a folder, in no order; none where it can't be read, which is said when it is walked."""
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if not _why_not(entry)]
+    except OSError:
+        return []
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -248,45 +263,115 @@ def _why_not(entry: os.DirEntry[str]) -> str | None:
     return _UNSUPPORTED.get(os.path.splitext(entry.name)[1].lower(), _NOT_AN_IMAGE)
 
 
-def _split_folders(scan: _Scan) -> dict[str, str] | None:
-    """Which of the top folders are splits; None where the top folders are classes."""
+def _split_folders(scan: _Scan, *, strict: bool) -> dict[str, str] | None:
+    """Which of the top folders are splits; None where the top folders are classes, or (when `strict`, a problem) may be
+    either.
+    """
     folders = scan.top[0]
-    named = {ref: SPLIT_WORDS[ref.lower()] for ref in folders if ref.lower() in SPLIT_WORDS}
-    holding = [ref for ref in named if _holds_folders(os.path.join(scan.root, ref))]
-    only_splits = len(named) == len(folders)
-    has_train = any(named[ref] == "train" for ref in holding)
-    if not holding or not (only_splits or (has_train and len(named) > 1)):
+    named = {ref: split for ref in folders if (split := split_meant(ref))}
+    holding = [ref for ref in named if any(map(_is_dir, _entries(os.path.join(scan.root, ref))))]
+    if not holding:
+        return None
+    beside = [ref for ref in folders if ref not in named and scan.has_images(ref)]
+    train = [ref for ref in holding if named[ref] == "train"]
+    if beside and not (train and len(named) > 1):
+        if strict:
+            scan.problems.append(_either(scan, (train or holding)[0], beside))
         return None
     by_split: dict[str, list[str]] = defaultdict(list)
     for ref, split in named.items():
-        by_split[split].append(f"{ref}/")
+        if ref in holding or scan.has_images(ref):
+            by_split[split].append(f"{ref}/")
     scan.problems.extend(
         f"{' and '.join(printable(ref) for ref in refs)} both mean {split}: keep one"
         for split, refs in by_split.items()
         if len(refs) > 1
     )
-    return named
+    return {_unwrapped(scan, ref, split): split for ref, split in named.items()}
 
 
-def _holds_folders(path: str) -> bool:
-    try:
-        with os.scandir(path) as entries:
-            return any(_is_dir(entry) and not _why_not(entry) for entry in entries)
-    except OSError:  # reported when it is read
-        return False
+def _either(scan: _Scan, ref: str, beside: list[str]) -> str:
+    """The problem with a folder that is named like a split, holds folders, and has class folders beside it."""
+    inside = sorted(entry.name for entry in _entries(os.path.join(scan.root, ref)) if _is_dir(entry))
+    return (
+        f"{printable(ref)}/ may be a split or a class: it holds folders ({_some(inside, '')}), and {_some(beside)} "
+        f"{'is' if len(beside) == 1 else 'are'} beside it. Move what does not belong to the splits elsewhere or, if "
+        f"it is a class, {_AS_CSV}"
+    )
 
 
-def _judge_classes(
-    samples: list[Sample], layout: dict[str, str] | None, problems: list[str], *, strict: bool
-) -> tuple[list[str], list[str]]:
+def _unwrapped(scan: _Scan, ref: str, split: str) -> str:
+    """The folder with the classes of a split: the one of the same name in it, where there is nothing else."""
+    while True:
+        entries = _entries(os.path.join(scan.root, ref))
+        if len(entries) != 1 or not _is_dir(entries[0]) or split_meant(entries[0].name) != split:
+            return ref
+        scan.listing(ref)  # for what is passed over
+        ref = f"{ref}/{entries[0].name}"
+
+
+def _splits_below(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
+    """The samples with their splits where every class folder holds split folders (`cat/train/`), and a note on it."""
+    meant = [split_meant(_second(sample) or "") for sample in samples]
+    if "train" not in meant or None in meant:
+        return samples, []
+    divided = [replace(sample, split=split) for sample, split in zip(samples, meant, strict=True)]
+    found = sorted({(SPLIT_NAMES.index(str(s.split)), f"{printable(str(_second(s)))}/") for s in divided})
+    return divided, [f"{' and '.join(name for _, name in found)} found below each class"]
+
+
+def _second(sample: Sample) -> str | None:
+    """The folder below the top one in which an image lies; None where it lies in the top one itself."""
+    parts = sample.ref.split("/", 2)
+    return parts[1] if len(parts) == 3 else None
+
+
+def _unclear(samples: list[Sample]) -> list[str]:
+    """Why the top folders may be no classes: by their names, or by what is in them."""
+    inside: dict[str, set[str | None]] = defaultdict(set)
+    for sample in samples:
+        inside[sample.ref.partition("/")[0]].add(_second(sample))
+    splits = named_like_splits(inside)
+    if splits:
+        return [
+            f"{_some(splits)} are named like splits, not like classes: call them train/, val/ and test/, with one "
+            f"folder per class in each. If they are classes, {_AS_CSV}"
+        ]
+    for top, names in inside.items():
+        parts = sorted(name for name in names if name and split_meant(name))
+        if len({split_meant(name) for name in parts}) > 1:
+            return [
+                f"{printable(top)}/ holds {_some(parts)}, and not every class folder holds such splits alone: move the "
+                f"splits to the top (train/{printable(top)}/), or list the images in a CSV (columns path, label, split)"
+            ]
+    shared = set.intersection(*inside.values()) if len(inside) > 1 else set()
+    if len(shared) > 1 and not any(None in names for names in inside.values()):
+        return [
+            f"{_some(sorted(inside))} all hold {_some(sorted(map(str, shared)))}: if those are the classes, call the "
+            f"outer folders train/, val/ and test/, or train on one of them; if the outer ones are, {_AS_CSV}"
+        ]
+    return []
+
+
+def _some(refs: list[str], mark: str = "/", most: int = 3) -> str:
+    """The first few of some folders, as "a/, b/ and c/"."""
+    shown = [f"{printable(ref)}{mark}" for ref in refs[:most]]
+    if len(refs) > most:
+        return ", ".join([*shown, "…"])
+    *before, last = shown
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def _judge_classes(samples: list[Sample], problems: list[str], *, strict: bool) -> tuple[list[str], list[str]]:
     """The classes in the order of their bytes, and notes on them; what is wrong is added to `problems`."""
-    own = {s.label for s in samples if not (strict and layout) or s.split == "train"}
+    given = {s.split for s in samples} - {None}
+    own = {s.label for s in samples if not (strict and given) or s.split == "train"}
     classes = sorted(own, key=os.fsencode)
-    notes = _look_alikes(classes)
+    notes: list[str] = []
     if not samples:
         problems.append("no image was found in any sub-folder of it")
         return classes, notes
-    if strict and layout and not classes:
+    if strict and not classes:
         problems.append("there is no train folder with images beside the valid or test folder")
         return classes, notes
     for split in SPLIT_NAMES[1:]:
@@ -299,25 +384,9 @@ def _judge_classes(
         missing = sorted(own - there, key=os.fsencode)
         if there and missing:
             notes.append(f"{split} holds no image of {', '.join(map(printable, missing))}")
-    if strict:
-        counts = Counter(s.label for s in samples)
-        if len(classes) < 2:
-            problems.append(f"at least 2 classes are needed; found only {', '.join(map(printable, classes))}")
-        problems.extend(
-            f"class {printable(label)!r} has 1 image; at least 2 are needed" for label in classes if counts[label] < 2
-        )
+    if strict and len(classes) < 2:
+        problems.append(f"at least 2 classes are needed; found only {', '.join(map(printable, classes))}")
     return classes, notes
-
-
-def _look_alikes(classes: Iterable[str]) -> list[str]:
-    alike: dict[str, list[str]] = defaultdict(list)
-    for label in classes:
-        alike[unicodedata.normalize("NFC", label).casefold()].append(label)
-    return [
-        f"the classes {' and '.join(ascii(name) for name in names)} differ only in case or in the form of their accents"
-        for names in alike.values()
-        if len(names) > 1
-    ]
 
 
 def _layout_notes(samples: list[Sample], layout: dict[str, str] | None) -> list[str]:

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from imgclf._files import printable, write_text
-from imgclf.data.folder import SPLIT_WORDS, FileReader
+from imgclf.data.folder import FileReader
 from imgclf.data.images import open_regular
+from imgclf.data.layout import split_meant
 from imgclf.data.shards import EXTRA, ShardReader, write_index
 from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
 from imgclf.errors import ConfigError, DataError, MissingExtra
@@ -182,7 +183,7 @@ def _place(sample: Sample, in_folders: bool) -> Path:
     parts = list(PurePath(sample.ref).parts)
     top, found = [sample.label], parts[:1]
     if sample.split is not None:
-        top, found = [sample.split, sample.label], [SPLIT_WORDS.get(parts[0].lower(), ""), *parts[1:2]]
+        top, found = [sample.split, sample.label], [split_meant(parts[0]) or "", *parts[1:2]]
     if in_folders and found == top and len(parts) > len(top) and ".." not in parts:
         return Path(*parts)
     return Path(*top, parts[-1])

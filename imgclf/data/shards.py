@@ -19,9 +19,10 @@ from typing import Any
 
 import PIL
 
-from imgclf._files import cache_folder, printable, write_atomic
-from imgclf.data.folder import SPLIT_WORDS
+from imgclf._files import cache_folder, nfc, printable, write_atomic
+from imgclf.data.classes import in_one_form
 from imgclf.data.images import MAX_PIXELS, BadImage, digest_pixels, read_image
+from imgclf.data.layout import split_meant
 from imgclf.data.source import AtLeast, Pixels, Sample, Source
 from imgclf.data.table import class_problems
 from imgclf.data.tarindex import (
@@ -134,6 +135,7 @@ def open_shards(
     names = _class_names(tars[0], indices[0])
     rows = [(tar, entry) for tar, index in zip(tars, indices, strict=True) for entry in index.entries]
     samples, problems = _samples(rows, names)
+    samples, spelling = in_one_form(samples)
     problems = [*(problem for index in indices for problem in index.problems), *problems]
     if not rows and not problems:
         problems = ["there is no image in them"]
@@ -150,7 +152,7 @@ def open_shards(
         reader=ShardReader({sample.ref: row for sample, row in zip(samples, rows, strict=True)}, max_pixels),
         location=pattern,
         ignored=tuple(f"{count:,} {what}" for what, count in sorted(passed.items())),
-        notes=_notes(tars, unnamed=numbered and not names),
+        notes=(*_notes(tars, unnamed=numbered and not names), *spelling),
     )
 
 
@@ -304,10 +306,11 @@ def _samples(rows: Iterable[tuple[Tar, Entry]], names: tuple[str, ...]) -> tuple
     """A sample for each image, its class by its name; and what is wrong with the labels."""
     samples: list[Sample] = []
     problems: list[str] = []
-    known = set(names)
+    known = {nfc(name): name for name in names}
     for tar, entry in rows:
         ref, label = f"{tar.name}/{entry.name}", entry.label
-        if isinstance(label, str) and names and label not in known:
+        label = known.get(nfc(label), label) if isinstance(label, str) else label
+        if isinstance(label, str) and names and nfc(label) not in known:
             problems.append(
                 f"{printable(ref)}: the label {printable(label)!r} is none of the {len(names)} named classes"
             )
@@ -321,7 +324,7 @@ def _samples(rows: Iterable[tuple[Tar, Entry]], names: tuple[str, ...]) -> tuple
 
 def _split(name: str) -> str | None:
     """The split that one word in the name of a tar says: `imagenet-validation-07.tar`."""
-    found = {SPLIT_WORDS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLIT_WORDS}
+    found = {split for word in re.split("[^a-z]+", name.lower()) if (split := split_meant(word))}
     return found.pop() if len(found) == 1 else None
 
 

@@ -2,62 +2,106 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from imgclf._files import csv_plain, printable, read_text
-from imgclf.data.folder import SPLIT_WORDS, FileReader
+from imgclf._files import csv_plain, printable
+from imgclf.data.classes import in_one_form
+from imgclf.data.folder import FileReader
 from imgclf.data.images import MAX_PIXELS
+from imgclf.data.layout import split_meant
 from imgclf.data.source import Sample, Source
 from imgclf.errors import DataError
 
 REQUIRED = ("path", "label")
 OPTIONAL = ("group", "split", "sha256")
+_DELIMITERS = (",", ";", "\t")  # a spreadsheet takes the second where the decimal point is a comma
+_SAVE_AGAIN = "save it as “CSV UTF-8” in the spreadsheet or editor"
 
 Row = tuple[int, dict[str, str]]
 
 
 def read_rows(path: str | os.PathLike[str], required: tuple[str, ...]) -> tuple[list[Row], list[str]]:
-    """The rows of a CSV with a header, as (line number, cells by column), and the names of all its columns.
+    """The rows of a CSV with a header, as (line number, cells by column), and the names of its columns.
 
-    Empty lines are skipped, a byte-order mark is allowed, names of columns count in any case, and the apostrophe that
-    guards a cell against spreadsheets is taken off. Raises `DataError` where a column is missing or a row is short.
+    It is UTF-8, or UTF-16 with a byte-order mark; commas, semicolons or tabs divide the cells. Empty lines and columns
+    are skipped, names of columns count in any case, and the apostrophe that guards a cell against spreadsheets is
+    taken off. A column without a name that holds something is called "". Raises `DataError` where a column is missing
+    or a row is short.
     """
     shown = printable(os.fspath(path))
+    text = _text(path)
+    delimiter = next((d for d in _DELIMITERS if set(required) <= set(_names(text, d))), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
         header = [cell.strip().lower() for cell in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except OSError as error:
-        raise DataError(f"{shown} can't be read: {error.strerror or error}") from None
     except csv.Error as error:
         raise DataError(f"{shown} is no CSV: line {reader.line_num}: {error}") from None
-    missing = [name for name in required if name not in header]
-    if missing or len(set(header)) < len(header):
+    named = [name for name in header if name]
+    if not set(required) <= set(named) or len(set(named)) < len(named):
         found = printable(", ".join(header)) or "nothing"
         raise DataError(
             f"{shown}: the first line must name the columns {', '.join(required)}, each once, with commas between; "
             f"found {found}"
         )
+    rows = [(line, _fitted(row, header)) for line, row in rows]
     uneven = [f"line {line}: {len(row)} cells" for line, row in rows if len(row) != len(header)]
     if uneven:
         raise DataError(f"{shown}: the header names {len(header)} columns, and these rows do not fit it", uneven)
-    cells = [(line, dict(zip(header, map(csv_plain, row), strict=True))) for line, row in rows]
-    return cells, header
+    used = [place for place, name in enumerate(header) if name or any(row[place].strip() for _, row in rows)]
+    return [(line, {header[i]: csv_plain(row[i]) for i in used}) for line, row in rows], [header[i] for i in used]
+
+
+def _fitted(row: list[str], header: list[str]) -> list[str]:
+    """The row with as many cells as the header, where what it lacks has no name and what it has more is empty."""
+    width = len(header)
+    return row if any(header[len(row) :]) or "".join(row[width:]).strip() else (row + [""] * width)[:width]
+
+
+def _names(text: str, delimiter: str) -> list[str]:
+    """What the first line names where this divides it."""
+    first = io.StringIO(text, newline="").readline()
+    return [cell.strip().lower() for row in csv.reader([first], delimiter=delimiter) for cell in row]
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    """What a CSV says; bytes that are no UTF-8 come as surrogates, since a name of a file may hold them."""
+    shown = printable(os.fspath(path))
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{shown} can't be read: {error.strerror or error}") from None
+    if data.startswith(b"PK\3\4"):
+        raise DataError(f"{shown} is a workbook (.xlsx, .ods) and no CSV: {_SAVE_AGAIN}")
+    try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16")
+    except UnicodeDecodeError:
+        raise DataError(f"{shown} begins as UTF-16 and does not go on so: {_SAVE_AGAIN}") from None
+    if b"\0" in data:
+        raise DataError(f"{shown} holds zero bytes, so it is UTF-16 without a mark, or no text: {_SAVE_AGAIN}")
+    return data.decode("utf-8-sig", "surrogateescape")
 
 
 def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, strict: bool = True) -> Source:
     """The images that a CSV lists, as `Source`; nothing is decoded yet.
 
     Columns: path (absolute, or relative to the CSV's folder) and label, in any order; split (train, valid or test, or
-    a synonym that folders may have) and group where they are given, for all rows or for none. `strict=False` accepts
-    a single class and single images, for evaluation. Raises one `DataError` that lists all problems with their lines.
+    a synonym that folders may have) and group where they are given, for all rows or for none. A path that does not
+    exist as it is written is tried without blanks around it, with / for \\, and in the other Unicode form. Labels that
+    are equal in NFC are one class. `strict=False` accepts a single class, for evaluation. Raises one `DataError` that
+    lists all problems with their lines.
     """
     rows, header = read_rows(path, REQUIRED)
     reader = FileReader(Path(path).parent, max_pixels)
+    _require_utf8(rows, reader, printable(os.fspath(path)))
     problems: list[str] = []
     first: dict[str, tuple[int, Sample]] = {}
     repeated = 0
@@ -68,13 +112,13 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
         repeated += earlier != line
         if known != sample:
             problems.append(f"line {line}: {printable(sample.ref)} is listed otherwise in line {earlier}")
-    samples = [sample for _, sample in first.values()]
+    samples, spelling = in_one_form([sample for _, sample in first.values()])
     problems += _split_problems(samples, [line for line, _ in first.values()])
     if strict:
         problems += class_problems(samples)
     if problems:
         raise DataError(f"{printable(os.fspath(path))} can't be used", problems)
-    extra = [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
+    extra = sorted({name or "one without a name" for name in header} - {*REQUIRED, *OPTIONAL})
     notes = [f"columns that are not used: {', '.join(map(printable, extra))}"] if extra else []
     notes += [f"rows that repeat an earlier one: {repeated}"] if repeated else []
     return Source(
@@ -83,25 +127,61 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
         samples=tuple(sorted(samples, key=lambda sample: os.fsencode(sample.ref))),
         reader=reader,
         location=os.fspath(path),
-        notes=tuple(notes),
+        notes=(*notes, *spelling),
     )
+
+
+def _require_utf8(rows: list[Row], reader: FileReader, shown: str) -> None:
+    """Raise `DataError` where a label, a group, or the path of no file holds bytes that are no UTF-8."""
+    wrong = [
+        (line, cells[name])
+        for line, cells in rows
+        for name in ("label", "group", "path")
+        if _is_undecoded(cells.get(name, "")) and not (name == "path" and _spelling_of_file(cells[name], reader))
+    ]
+    if wrong:
+        line, text = wrong[0]
+        text = printable(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+        more = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
+        raise DataError(f"{shown} is not UTF-8 but Latin-1 or the like (line {line}: {text!r}{more}): {_SAVE_AGAIN}")
+
+
+def _is_undecoded(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def _sample(cells: dict[str, str], reader: FileReader) -> tuple[Sample, list[str]]:
     """The sample of one row, and what is wrong with it."""
     problems = []
     path, label, word = cells["path"], cells["label"].strip(), cells.get("split", "").strip()
-    ref = os.path.normpath(path).replace(os.sep, "/") if path else ""
-    if not path:
+    found = _spelling_of_file(path, reader)
+    if not path.strip():
         problems.append("the path is empty")
-    elif "\0" in path or not os.path.lexists(reader.path(ref)):
+    elif found is None:
         problems.append(f"{printable(path)} does not exist")
     if not label:
         problems.append("the label is empty")
-    split = SPLIT_WORDS.get(word.lower())
+    elif cells["label"].lstrip() != cells["label"] and label.startswith('"'):
+        problems.append(f"a blank before a quote makes the quote part of the label {printable(label)}: take it out")
+    split = split_meant(word)
     if word and split is None:
         problems.append(f"split is {printable(word)!r}; expected train, valid or test")
+    ref = os.path.normpath(found or path).replace(os.sep, "/") if path else ""
     return Sample(ref, label, group=cells.get("group", "").strip() or None, split=split), problems
+
+
+def _spelling_of_file(path: str, reader: FileReader) -> str | None:
+    """The path in the first spelling under which there is a file; None where there is none."""
+    return next((way for way in _spellings(path) if way.strip() and os.path.lexists(reader.path(way))), None)
+
+
+def _spellings(path: str) -> Iterator[str]:
+    yield path
+    bare = path.strip()
+    for way in (bare, bare.replace("\\", "/")):
+        yield way
+        if not way.isascii():
+            yield from (unicodedata.normalize(form, way) for form in ("NFC", "NFD"))
 
 
 def _split_problems(samples: list[Sample], lines: list[int]) -> list[str]:
@@ -118,14 +198,12 @@ def _split_problems(samples: list[Sample], lines: list[int]) -> list[str]:
 
 def class_problems(samples: list[Sample]) -> list[str]:
     """What is wrong with the classes of labelled samples, one line each."""
-    counts = Counter(sample.label for sample in samples)
-    problems = [
-        f"class {printable(label)!r} has 1 image; at least 2 are needed" for label in counts if counts[label] < 2
-    ]
+    classes = {sample.label for sample in samples}
     trained = {s.label for s in samples if s.split in (None, "train")}
-    if len(counts) < 2:
-        problems.append(f"at least 2 classes are needed; found {', '.join(map(printable, counts)) or 'none'}")
+    problems = []
+    if len(classes) < 2:
+        problems.append(f"at least 2 classes are needed; found {', '.join(map(printable, classes)) or 'none'}")
     if trained:
-        strangers = sorted(set(counts) - trained, key=os.fsencode)
+        strangers = sorted(classes - trained, key=os.fsencode)
         problems += [f"class {printable(label)!r} has no image in train" for label in strangers]
     return problems

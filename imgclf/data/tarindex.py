@@ -274,7 +274,7 @@ def _content(file: BinaryIO, member: tarfile.TarInfo, most: int) -> bytes:
 
 def _read_label(item: _Item, kind: str, data: bytes) -> None:
     """Note the label, and the group, that one member gives. Raises `ValueError`."""
-    value: Any = data.decode().strip()
+    value: Any = data.decode("utf-8-sig").strip()
     if kind == "json":
         content = json.loads(value)
         content = content if isinstance(content, dict) else {}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imgclf._files import printable
+from imgclf._files import nfc, printable
 from imgclf.bundle import weights_digest
 from imgclf.errors import DataError, ModelFileError
 from imgclf.evaluation.answers import Answers, read_answers
@@ -227,7 +227,8 @@ def _answers_of(run: Run) -> Answers:
             f"{printable(str(run.path))} holds no answers to test images ({ANSWERS}): write them with "
             f"`imgclf evaluate --model {printable(str(run.path))}`"
         )
-    return read_answers(run.path / ANSWERS)
+    answers = read_answers(run.path / ANSWERS)
+    return replace(answers, classes=tuple(map(nfc, answers.classes)))
 
 
 def _require_same_images(a: Run, b: Run, first: Answers, second: Answers) -> None:

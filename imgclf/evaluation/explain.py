@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from imgclf._files import nfc
 from imgclf._registry import unknown_name
 from imgclf.compute import evaluating, in_parts_that_fit
 from imgclf.data.loader import Loader
@@ -51,8 +52,10 @@ def explain(
     """
     if method not in EXPLAIN_METHODS:
         raise unknown_name("method", method, list(EXPLAIN_METHODS))
-    if label is not None and label not in loader.classes:
-        raise unknown_name("class of the model", label, list(loader.classes))
+    if label is not None:
+        label = next((name for name in loader.classes if nfc(name) == nfc(label)), label)
+        if label not in loader.classes:
+            raise unknown_name("class of the model", label, list(loader.classes))
     with torch.inference_mode(False), evaluating(model):  # a caller's inference mode would forbid gradients
         predictions = list(predict(model, loader, top=1, precision=precision, temperature=temperature))
         labels = [prediction.label if label is None else label for prediction in predictions]

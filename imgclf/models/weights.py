@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from imgclf._files import printable
+from imgclf._files import nfc, printable
 from imgclf._tensorfile import BESIDE, checksum, parse_json, read_header
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.models._arch import Arch
@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Seque
     path = Path(weights, RUN_FILE) if Path(weights).is_dir() else Path(weights)
     if path.is_file() or path.suffix in FILE_SUFFIXES:
         state, known = read_state(path), _known_classes(path)
-        note, head = _transplant(model, state, str(path), _Rows(known, tuple(classes)))
+        note, head = _transplant(model, state, str(path), _Rows(known, tuple(map(nfc, classes))))
         return WeightsUsed(weights, "file", str(path), note, head)
     if HUB_NAME.fullmatch(weights):
         note, _ = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
@@ -263,7 +263,7 @@ def _known_classes(path: Path) -> tuple[str, ...]:
             classes = parse_json(read_header(stream).manifest, "manifest").get("classes")
     except ModelFileError:  # a safetensors file of others
         return ()
-    return tuple(map(str, classes)) if isinstance(classes, list) else ()
+    return tuple(nfc(str(name)) for name in classes) if isinstance(classes, list) else ()
 
 
 def _transplant(
