@@ -317,6 +317,26 @@ def test_reader_says_which_file_is_bad(tmp_path):
         reader.digest("y.png")
 
 
+def test_a_reader_holds_a_file_to_what_was_found_in_it(tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("L", (4, 4), 7).save(path)
+    reader, content = FileReader(tmp_path), path.read_bytes()
+    known = reader.digest("x.png")
+    path.write_bytes(content)  # the same bytes, another time
+    assert reader.digest("x.png") == known
+    assert (reader.open("x.png") == 7).all()
+    Image.new("L", (4, 4), 9).save(path)
+    with pytest.raises(BadImage, match=r"x\.png: has changed since it was checked"):
+        reader.open("x.png")
+    assert reader.digest("x.png") != known
+    with pytest.raises(BadImage, match="has changed"):  # who asks for the digest has not agreed to the change
+        reader.open("x.png")
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match="has changed"), reader.opened("x.png"):
+        Image.new("L", (4, 4), 9).save(path)
+    assert (FileReader(tmp_path).open("x.png") == 9).all()
+
+
 def test_scanning_changes_nothing(tmp_path):
     fill(tmp_path, "a", "b")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

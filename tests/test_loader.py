@@ -271,6 +271,21 @@ def test_a_file_that_is_gone_is_left_out_and_named(photos, workers, train):
 
 
 @pytest.mark.parametrize("cache", ["ram", "off", "disk"])
+@pytest.mark.parametrize(("recipe", "train"), [(PLAIN, False), (AUGMENTED, True)])
+def test_an_image_that_another_one_took_the_place_of_is_left_out_and_named(photos, cache, recipe, train):
+    """Another class's photo, of any size and time, would be learnt under the old label, or kept for ever."""
+    source = audit(open_source(photos)).source
+    ref, content = source.samples[3].ref, (photos / source.samples[3].ref).read_bytes()
+    before = by_position(loader_of(source, recipe, train=train, cache="off" if cache == "off" else "ram").epoch())
+    os.replace(photos / source.samples[50].ref, photos / ref)
+    loader = loader_of(source, recipe, train=train, cache=cache)
+    assert 3 not in by_position(loader.epoch())
+    assert loader.lost[ref] == "has changed since it was checked"
+    (photos / ref).write_bytes(content)
+    assert torch.equal(by_position(loader.epoch())[3], before[3])
+
+
+@pytest.mark.parametrize("cache", ["ram", "off", "disk"])
 def test_a_batch_of_which_nothing_is_left_comes_empty(photos, cache):
     source = open_source(photos)
     for sample in source.samples[:7]:
@@ -485,9 +500,6 @@ def test_lost_images_carry_the_reason_of_the_reader(make_source, cache):
     class Damaged(ArrayReader):
         def open(self, ref, at_least=None):
             raise BadImage("damaged PNG", ref)
-
-        def digest(self, ref):
-            return "00" * 32
 
     source = replace(make_source(), reader=Damaged({}))
     loader = loader_of(source, workers=0, cache=cache)

@@ -299,8 +299,10 @@ def test_shards_are_whole_or_not_there(photos, tmp_path):
             prepare_shards(source, out)
     path = photos / source.samples[-1].ref
     path.write_bytes(path.read_bytes()[:-40])  # it became unreadable meanwhile
-    with pytest.raises(DataError, match=r"shard-000000\.tar: 59 of 60 images can be read back") as caught:
+    with pytest.raises(DataError, match=r"19\.png: has changed since it was checked"):
         prepare_shards(source, tmp_path / "out")
+    with pytest.raises(DataError, match=r"shard-000000\.tar: 59 of 60 images can be read back") as caught:
+        prepare_shards(open_source(photos), tmp_path / "out")  # nothing was ever checked
     assert len(caught.value.problems) == 1
     assert os.listdir(tmp_path) == ["photos"]
 

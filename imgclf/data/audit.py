@@ -21,7 +21,7 @@ import PIL
 from imgclf._files import cache_folder, checked_file, printable, read_checked
 from imgclf.data.classes import look_alikes
 from imgclf.data.duplicates import describe_duplicates
-from imgclf.data.folder import FileReader
+from imgclf.data.folder import FileReader, Known
 from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_regular
 from imgclf.data.shards import ShardReader
 from imgclf.data.source import Sample, Source
@@ -64,7 +64,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Audit:
-    """The source without its bad images, every sample with its sha256; what was left out; what looks wrong.
+    """The source without its bad images, every sample with its sha256; what was left out; what looks wrong. A file that
+    changes after it was checked is not read from this source.
 
     `findings` are sentences for people. `sizes` is None for a set that lies in memory.
     """
@@ -117,6 +118,8 @@ def audit(
     clean = source.with_samples(
         replace(s, sha256=fact.sha256, pixels=fact.pixels, levels=fact.levels) for s, fact in good
     )
+    if isinstance(source.reader, FileReader):
+        clean = replace(clean, reader=source.reader.holding({s.ref: Known(fact.sha256, fact.stamp) for s, fact in good}))
     _judge_bad(source, clean, bad, on_bad, allow_bad)
     if strict:
         _judge_classes(source, clean)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import file_digest
+from typing import BinaryIO, NamedTuple
 
 from imgclf._files import natural, printable
 from imgclf.data.classes import in_one_form
 from imgclf.data.images import (
+    CHANGED,
     MAX_PIXELS,
+    BadImage,
     digest_pixels,
     file_kind,
+    file_stamp,
     has_image_magic,
     is_image_name,
     open_regular,
-    read_image,
+    read_open,
 )
 from imgclf.data.layout import named_like_splits, split_meant
 from imgclf.data.source import SPLIT_NAMES, AtLeast, Pixels, Sample, Source
@@ -32,19 +38,39 @@ _NO_CLASS = "lies beside the class folders, so it has no class"
 _AS_CSV = "list the images in a CSV (columns path and label)"
 
 
+class Known(NamedTuple):
+    """What an image file is held to: the sha256 of its bytes, and the stamp that it had when they were read."""
+
+    sha256: str
+    stamp: str
+
+
 class FileReader:
-    """Reads images by their path below `root`; an absolute ref stays as it is. See `images.read_image`."""
+    """Reads images by their path below `root`; an absolute ref stays as it is. See `images.read_image`.
+
+    What is `known` of a file by its ref, or was found by `digest`, has to stay: a file that changed is refused. Only
+    one whose stamp is another is read for that.
+    """
 
     def __init__(
-        self, root: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, levels: tuple[Levels, ...] = ()
+        self,
+        root: str | os.PathLike[str],
+        max_pixels: int = MAX_PIXELS,
+        levels: tuple[Levels, ...] = (),
+        known: dict[str, Known] | None = None,
     ) -> None:
         self.root = os.path.abspath(root)
         self.max_pixels = max_pixels
         self._levels = levels
+        self._known = {} if known is None else known
 
     def at_levels(self, levels: tuple[Levels, ...]) -> FileReader:
         """See `DeepReader`."""
-        return FileReader(self.root, self.max_pixels, levels)
+        return FileReader(self.root, self.max_pixels, levels, self._known)
+
+    def holding(self, known: dict[str, Known]) -> FileReader:
+        """The same, with other things known of its files, by their refs."""
+        return FileReader(self.root, self.max_pixels, self._levels, known)
 
     def path(self, ref: str) -> str:
         """The file behind `ref`."""
@@ -52,16 +78,38 @@ class FileReader:
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image as uint8 (height, width, 1 or 3). Raises `BadImage`."""
-        return read_image(self.path(ref), at_least=at_least, max_pixels=self.max_pixels, levels=self._levels)
+        with self.opened(ref) as file:
+            return read_open(file, self.path(ref), at_least, self.max_pixels, self._levels)
+
+    @contextmanager
+    def opened(self, ref: str) -> Iterator[BinaryIO]:
+        """The file of one image, to be read within. Raises `BadImage` where it can't be opened, or has changed."""
+        path = self.path(ref)
+        with open_regular(path) as file:
+            known, stamp = self._known.get(ref), file_stamp(os.fstat(file.fileno()))
+            if known is not None and known.stamp != stamp:
+                if file_digest(file, "sha256").hexdigest() != known.sha256:
+                    raise BadImage(CHANGED, path)
+                self._known[ref] = Known(known.sha256, stamp)
+                file.seek(0)
+            yield file
+            if known is not None and file_stamp(os.fstat(file.fileno())) != stamp:
+                raise BadImage(CHANGED, path)
 
     def digest(self, ref: str) -> str:
-        """The sha256 (hex) of the file's bytes. Raises `BadImage` where it can't be opened."""
-        with open_regular(self.path(ref)) as file:
-            return file_digest(file, "sha256").hexdigest()
+        """The sha256 (hex) of the file's bytes, which it is held to from now on. Raises `BadImage`."""
+        path = self.path(ref)
+        with open_regular(path) as file:
+            known, stamp = self._known.get(ref), file_stamp(os.fstat(file.fileno()))
+            if known is not None and known.stamp == stamp:
+                return known.sha256
+            found = file_digest(file, "sha256").hexdigest()
+        self._known.setdefault(ref, Known(found, stamp))
+        return found
 
     def digest_pixels(self, ref: str) -> str:
         """See `images.digest_pixels`."""
-        with open_regular(self.path(ref)) as file:
+        with self.opened(ref) as file:
             return digest_pixels(file.read(), os.path.splitext(ref)[1], self.max_pixels)
 
 

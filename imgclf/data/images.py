@@ -31,6 +31,7 @@ from imgclf.specs import Levels
 
 MAX_PIXELS = 100_000_000
 LOOK = 16  # hexadecimal digits of a look
+CHANGED = "has changed since it was checked"
 
 # The common formats come first: Pillow loads the others only when one of them is asked for.
 _EXTENSIONS = {
@@ -129,10 +130,20 @@ def read_image(
     """
     if isinstance(source, bytes):
         return _read(BytesIO(source), "", at_least, max_pixels, levels)
-    path = os.fspath(source)
+    with open_regular(source) as file:
+        return read_open(file, os.fspath(source), at_least, max_pixels, levels)
+
+
+def read_open(
+    file: BinaryIO,
+    path: str,
+    at_least: AtLeast = None,
+    max_pixels: int = MAX_PIXELS,
+    levels: tuple[Levels, ...] = (),
+) -> Pixels:
+    """The pixels of an image file that is open, by the rules of `read_image`; `path` is what it is called."""
     try:
-        with open_regular(path) as file:
-            return _read(file, path, at_least, max_pixels, levels)
+        return _read(file, path, at_least, max_pixels, levels)
     except BadImage as error:
         raise BadImage(error.reason, path) from error.__cause__
 
@@ -221,7 +232,7 @@ def _is_grey(values: NDArray[Any]) -> bool:
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading; a pipe, a socket or a device is never opened. Raises `BadImage`."""
     try:
-        _require_regular(os.stat(path).st_mode)
+        _require_regular(os.stat(path).st_mode, os.fspath(path))
         return open(path, "rb", opener=_without_waiting)
     except FileNotFoundError:
         reason = "a link to nothing" if os.path.islink(path) else "no such file"
@@ -256,9 +267,9 @@ def file_kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def _require_regular(mode: int) -> None:
+def _require_regular(mode: int, path: str) -> None:
     if not stat.S_ISREG(mode):
-        raise BadImage(f"{file_kind(mode)}, not a regular file")
+        raise BadImage(f"{file_kind(mode)}, not a regular file", path)
 
 
 def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int, levels: tuple[Levels, ...]) -> Pixels:

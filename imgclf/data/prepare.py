@@ -20,7 +20,6 @@ from PIL import Image
 
 from imgclf._files import printable, write_text
 from imgclf.data.folder import FileReader
-from imgclf.data.images import open_regular
 from imgclf.data.layout import split_meant
 from imgclf.data.shards import EXTRA, ShardReader, write_index
 from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
@@ -150,7 +149,7 @@ def _file_bytes(source: Source, ref: str) -> bytes:
         return source.reader.read(ref)
     if not isinstance(source.reader, FileReader):
         return b""
-    with open_regular(source.reader.path(ref)) as file:
+    with source.reader.opened(ref) as file:
         return file.read()
 
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.data.images import BadImage
+from imgclf.data.images import CHANGED, BadImage
 from imgclf.data.pixelcache import Kept, PixelCache
 from imgclf.data.prefetch import Watch
 from imgclf.data.source import Draft, Pixels, Sample, Sides, Source
@@ -87,13 +87,14 @@ class Images:
         return self.form.read(self.source, sample.ref)
 
     def _from_disk(self, sample: Sample) -> Kept:
-        """By the digest that the sample is known by; what is added goes by the digest that it has now."""
+        """By the digest that the sample is known by; its reader holds what is added to it."""
         assert self._disk is not None
         kept = self._disk.find(sample.sha256) if sample.sha256 else None
         if kept is None:
             digest = self.source.reader.digest(sample.ref)
-            kept = self._disk.find(digest) if digest != sample.sha256 else None
-            kept = kept or self._disk.add(digest, self._read(sample))
+            if sample.sha256 not in ("", digest):
+                raise BadImage(CHANGED, sample.ref)
+            kept = self._disk.find(digest) or self._disk.add(digest, self._read(sample))
         return kept
 
 
