@@ -60,8 +60,9 @@ def register_builder(build: Builder) -> str:
 
 def warn_of(event: str, subject: Any) -> None:
     """The callback of a `fit` without callbacks: what should not be missed, as warnings."""
-    if event == "audit":
-        bad = [f"{printable(file.ref)}: {file.reason}" for file in subject.bad]
+    if event in ("audit", "lost"):
+        named = ((file.ref, file.reason) for file in subject.bad) if event == "audit" else subject.items()
+        bad = [f"{printable(ref)}: {reason}" for ref, reason in named]
         shown = "; ".join(bad[:SHOWN_PROBLEMS]) + ("; …" if len(bad) > SHOWN_PROBLEMS else "")
         if bad:
             images = "1 image" if len(bad) == 1 else f"{len(bad)} images"

@@ -31,7 +31,7 @@ from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
 from imgclf.plan import labelled_source
 from imgclf.results import Evaluation, Explanation, Prediction
-from imgclf.run import ANSWERS, CONFIG, MODEL, SPLIT, Run, open_run, read_config
+from imgclf.run import ANSWERS, CONFIG, MODEL, SPLIT, Run, open_run, read_config, write_info
 from imgclf.specs import EXPLAIN_METHODS, Experiment
 from imgclf.training.callbacks import Callback
 from imgclf.training.device import pick_device, pick_precision
@@ -157,6 +157,8 @@ class Classifier:
             self.answers_[part], self.metrics_[part] = answers, answers.evaluation
             if part == "test" and self.run_ is not None and hasattr(self, "history_"):
                 write_answers(self.run_.path / ANSWERS, answers)
+                if self.lost_:
+                    self.run_ = write_info(self.run_, lost=[*map(list, self.lost_.items())])
         return answers.evaluation
 
     def answer(

@@ -221,7 +221,8 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
     if run is not None:
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
     notify(callbacks, "ready", (run, work.plan))
-    with _failing(run, fresh=state is None):
+    before = {} if state is None else state["lost"]
+    with _failing(work, before, fresh=state is None):
         history = train(
             model,
             work.loader,
@@ -233,7 +234,7 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
             keep_start=knows_classes(work.plan),
         )
     claims = _examine(work, history, start, callbacks)
-    lost = {**work.loader.lost, **(work.valid.lost if work.valid is not None else {})}
+    lost = _lost(work, before)
     metrics = {} if claims.answers is None else {"valid": claims.answers.evaluation}
     for part, result in metrics.items():
         notify(callbacks, "tested", tested(work.plan, work.source, work.split, part, result))
@@ -242,7 +243,13 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
         (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
         save_model(run.model, model, manifest, claims.unknown)
         seconds = round(time.perf_counter() - work.plan.began, 3)
-        work = replace(work, run=write_info(run, status=history.ended, epochs=len(history), seconds=seconds))
+        ended = {
+            "status": history.ended,
+            "epochs": len(history),
+            "seconds": seconds,
+            "lost": [*map(list, lost.items())],
+        }
+        work = replace(work, run=write_info(run, **ended))
     notify(callbacks, "fitted", history.ended)
     probe, choices = (None, ()) if start is None else (start.probe, start.choices)
     return Learnt(work, history, manifest, claims, probe, choices, lost)
@@ -286,9 +293,16 @@ def _begin(work: Work, callbacks: Sequence[Callback]) -> tuple[Work, Start]:
     return work, start
 
 
+def _lost(work: Work, before: Mapping[str, str]) -> dict[str, str]:
+    """The images that couldn't be read at some time, with those from `before` training was resumed."""
+    return {**before, **work.loader.lost, **(work.valid.lost if work.valid is not None else {})}
+
+
 @contextmanager
-def _failing(run: Run | None, *, fresh: bool) -> Iterator[None]:
-    """Tell a run folder of the error that ends training; remove it where it is interrupted before the first step."""
+def _failing(work: Work, before: Mapping[str, str], *, fresh: bool) -> Iterator[None]:
+    """Tell a run folder of the error that ends training, and of the images that were lost until then or `before`;
+    remove it where it is interrupted before the first step."""
+    run = work.run
     try:
         yield
     except KeyboardInterrupt:
@@ -298,5 +312,6 @@ def _failing(run: Run | None, *, fresh: bool) -> Iterator[None]:
     except Exception as error:
         if run is not None:
             with suppress(OSError):  # the first error is the one to tell
-                write_info(run, status="failed", error=f"{type(error).__name__}: {error}")
+                lost = [*map(list, _lost(work, before).items())]
+                write_info(run, status="failed", error=f"{type(error).__name__}: {error}", lost=lost)
         raise

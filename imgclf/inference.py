@@ -62,13 +62,13 @@ def infer(
     `progress` is told (images done, images in all); `precision` is the dtype of autocast. Raises `DataError` where no
     image at all can be read, and `OutOfMemory` where a single one does not fit.
     """
-    return _infer(model, loader, device, progress, precision)[:2]
+    return infer_placed(model, loader, device, progress, precision)[:2]
 
 
-def _infer(
+def infer_placed(
     model: nn.Module, loader: Loader, device: torch.device, progress: Progress | None, precision: torch.dtype
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """What `infer` gives, and the positions of the samples."""
+    """What `infer` gives, and the positions in the loader's samples (n,)."""
     answers: list[torch.Tensor] = []  # they stay on the device for a while: to fetch each would wait for it
     labels: list[torch.Tensor] = []
     rows, targets, positions, done = [], [], [], 0
@@ -125,7 +125,7 @@ def answer(
     """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
     device = device or device_of(model)
     with quick(model, loader, device) as network:
-        logits, targets, positions = _infer(network, loader, device, progress, precision)
+        logits, targets, positions = infer_placed(network, loader, device, progress, precision)
     return _answers(loader, logits, targets, positions, temperature)
 
 
@@ -138,7 +138,7 @@ def answer_with_features(
     """
     layers, device = feature_layers(model), device_of(model)
     with quick(model, loader, device) as network, tapped(network, layers) as both:
-        rows, targets, positions = _infer(both, loader, device, progress, precision)
+        rows, targets, positions = infer_placed(both, loader, device, progress, precision)
     logits, features = np.split(rows, [len(loader.classes)], axis=1)
     return _answers(loader, np.ascontiguousarray(logits), targets, positions, 1.0), features
 

@@ -91,6 +91,8 @@ class Recorder:
             self._note(event, **asdict(subject))
         elif event == "baseline":
             self._note(event, loss=subject.loss, accuracy=subject.accuracy)
+        elif event == "lost":
+            self._note(event, images=[*map(list, subject.items())])
         elif event == "uncaptured":
             self._note(event, reason=subject)
         elif isinstance(subject, Tested):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
-from imgclf.data.source import Sample
+from imgclf.data.source import ArrayReader, Sample
 from imgclf.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
 from imgclf.inference import evaluate, predict
 from imgclf.specs import OPTIMIZERS, Recipe, Step, TrainConfig
@@ -154,6 +155,36 @@ def test_the_weights_of_the_lowest_valid_loss_are_kept(source):
     assert not equal(weights(model), seen[-1])
     flags = [loss < min(losses[:i], default=math.inf) for i, loss in enumerate(losses)]
     assert [record.best for record in history] == flags
+
+
+def test_an_epoch_that_could_not_read_the_hard_images_is_no_better_for_it(source, tmp_path):
+    class Flickering(ArrayReader):
+        gone = False
+
+        def open(self, ref, at_least=None):
+            if self.gone and ref in hard:
+                raise BadImage("cannot be opened: input/output error", ref)
+            return super().open(ref)
+
+    reader = Flickering(source.reader.arrays)
+    wrong = {s.ref: replace(s, label=source.classes[s.label == source.classes[0]]) for s in source.samples[:6]}
+    hard, mixed = set(wrong), replace(source, reader=reader, samples=tuple(wrong.values()) + source.samples[6:])
+    lost, told = [], on("lost", lambda images: lost.append(images))
+    flicker = on("epoch", lambda state: setattr(reader, "gone", state.epoch == 1))
+    options = {"epochs": 4, "lr": 0.01, "schedule": "constant", "label_smoothing": 0.0}
+    file = tmp_path / "checkpoint.pt"
+    valid = loader_of(mixed, cache="off")
+    _, history = fit(source, valid=valid, callbacks=[flicker, told], keep={"checkpoint": file}, **options)
+    losses = [record.valid_loss for record in history]
+    assert losses.index(min(losses)) == 1, "on fewer images"
+    assert history.best.epoch > 2
+    assert lost == [dict.fromkeys(hard, "cannot be opened: input/output error")]
+    content, states = load_checkpoint(file), []
+    assert content["lost"] == lost[0]
+    fewer = loader_of(mixed, samples=mixed.samples[6:])  # as if they had been gone when it was resumed
+    again = on("start", lambda state: states.append(state.best_losses))
+    fit(source, valid=fewer, callbacks=[again], keep={"resume": content}, **options)
+    assert torch.equal(states[0], content["best_losses"][6:])
 
 
 def test_the_running_mean_is_what_is_judged_and_kept(source):

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 
 import pytest
 import torch
 
+from imgclf.asked import warn_of
 from imgclf.bundle import load_model
 from imgclf.classifier import Classifier
 from imgclf.data.split import read_split
@@ -77,6 +79,33 @@ def test_every_epoch_is_kept_on_demand(photos, in_folder):
     models = [load_model(classifier.run_.path / "epochs" / name)[0] for name in files]
     assert not equal_weights(models[0], models[1])
     assert equal_weights(models[classifier.history_.best.epoch - 1], classifier.model_)
+
+
+def test_images_that_are_lost_while_it_runs_are_told_and_recorded(photos, in_folder):
+    """A training image becomes another class's, a valid and a test image vanish: warned of, and in `run.json`."""
+    gone, splits = {}, []
+
+    def spoil(event, subject):
+        if event == "split":
+            splits.append(subject)
+        elif event == "loader":
+            first = {part: splits[0].samples(part)[0] for part in ("train", "valid", "test")}
+            other = next(s for s in splits[0].samples("train") if s.label != first["train"].label)
+            os.replace(photos / other.ref, photos / first["train"].ref)
+            for part in ("valid", "test"):
+                (photos / first[part].ref).unlink()
+            gone.update({first["train"].ref: "has changed since it was checked", other.ref: "no such file"})
+            gone.update({first[part].ref: "no such file" for part in ("valid", "test")})
+        warn_of(event, subject)
+
+    with pytest.warns(UserWarning, match=r"images left out that can't be read: .*has changed since it was checked"):
+        classifier = fit(photos, in_folder, callbacks=[spoil], epochs=1, data={"cache": "off"})
+    classifier.evaluate()
+    assert classifier.lost_ == gone
+    assert dict(open_run(classifier.run_.path).info["lost"]) == gone
+    (lost,) = [dict(event["images"]) for event in events(classifier.run_) if event["event"] == "lost"]
+    assert len(lost) == 3
+    assert lost.items() <= gone.items()
 
 
 def test_each_step_back_is_recorded(photos, in_folder):

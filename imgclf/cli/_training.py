@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -171,7 +171,8 @@ def _say_claims(classifier: Classifier) -> None:
 def _warn_of_losses(classifier: Classifier) -> None:
     assert classifier.run_ is not None
     if classifier.lost_:
-        console.warn(f"{console.plural(len(classifier.lost_), 'image')} became unreadable meanwhile, left out:")
+        images = console.plural(len(classifier.lost_), "image")
+        console.warn(f"{images} left out at some time, unreadable or changed since the check:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
     if classifier.history_.ended == "interrupted":
         resume = f"imgclf train --resume {classifier.run_.path}"
@@ -390,6 +391,10 @@ class TrainView:
             return f"{row}  {'–':>10}  {'–':>8}  {record.lr:7.2g}  {record.seconds:7.1f}"
         row += f"  {record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}  {record.lr:7.2g}  {record.seconds:7.1f}"
         return f"{row}  saved" if record.best else row
+
+    def _on_lost(self, lost: Mapping[str, str]) -> None:
+        console.warn(f"{console.plural(len(lost), 'image')} left out, unreadable or changed since the check:")
+        console.say_list(f"{ref}: {why}" for ref, why in lost.items())
 
     def _on_retry(self, state: TrainState) -> None:
         console.warn(

@@ -23,6 +23,7 @@ A callback is any function `callback(event, subject)`. `Classifier.fit` and `tra
     uncaptured str             the step can't be captured as a CUDA graph: why
     memory     (int, int)      a batch did not fit: images of a planned batch, and of each part that it is now cut into
     epoch      TrainState      after every epoch: `state.history[-1]`
+    lost       {ref: reason}   images that couldn't be read in this epoch, for the first time, or had changed
     retry      TrainState      the loss was not finite: back to the last good weights with half the learning rate
     checkpoint TrainState      the state was written to the disk
     failed     TrainState      an error ends training; `state.best` holds the best weights, if there are any
@@ -68,7 +69,8 @@ class TrainState:
     are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `spent` are the seconds before
     training `began` anew. `mean` is the running mean of the weights, where there is one. `best` holds the weights kept
     so far, `good` the weights, the state of the optimizer and the mean after the last whole epoch; both are never
-    changed in place. `best_losses` are those of the former on the valid images, float64 (n,).
+    changed in place. `best_losses` are those of the former on the `valid` images (refs), float64 (n,), NaN for one that
+    couldn't be read. `lost` are the images of train and valid that couldn't be read at some time, with the reason.
     """
 
     model: nn.Module
@@ -100,6 +102,8 @@ class TrainState:
     best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
     best_losses: torch.Tensor | None = None
+    valid: tuple[str, ...] = ()
+    lost: dict[str, str] = field(default_factory=dict)
     good: tuple[Weights, dict[str, Any], Weights] = field(default_factory=lambda: ({}, {}, {}))
     ended: str = "done"
 

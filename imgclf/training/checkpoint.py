@@ -6,6 +6,7 @@ order of samples and their augmentation are functions of (seed, epoch, sample) a
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -73,6 +74,8 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
         "history": [asdict(record) for record in state.history],
         "best": state.best,
         "best_losses": state.best_losses,
+        "valid": list(state.valid),
+        "lost": state.lost,
         "good": state.good,
         "model": state.good[0] if between else state.model.state_dict(),
         "optimizer": state.good[1] if between else state.optimizer.state_dict(),
@@ -162,6 +165,9 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
         tensor.copy_(content["mean"][name])
     state.step, state.spent = state.position, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
-    state.best, state.good, state.best_losses = content["best"], content["good"], content["best_losses"]
+    state.best, state.good, state.lost = content["best"], content["good"], content["lost"]
+    if content["best_losses"] is not None:
+        known = dict(zip(content["valid"], content["best_losses"].tolist(), strict=True))
+        state.best_losses = torch.tensor([known.get(ref, math.nan) for ref in state.valid], dtype=torch.float64)
     rank, processes = distributed.shard()
     set_random_state(content["rng"][rank if len(content["rng"]) == processes else 0], state.device)

@@ -53,16 +53,18 @@ def lent(model: nn.Module, weights: Weights) -> Iterator[None]:
 def beats_best(state: TrainState, losses: torch.Tensor) -> bool:
     """Whether weights with these losses on the valid images, float64 (n,), take the place of the best ones.
 
+    They are compared on the images that both have a loss of: the others (NaN), which couldn't be read, may be harder.
     That of the start they take only where the losses fell by more than the standard error of their fall: on a few
     images, some of many weights do better by chance. For the same reason those at the end of a schedule that falls to 0
     give way to an earlier epoch only where that is better by more than this.
     """
-    best, lower = state.best_losses, float(losses.mean()) < state.best_loss
-    if best is None or len(best) != len(losses):  # an image may have got lost since
-        return lower
-    fall = best - losses
-    error = float(fall.std(correction=0)) / math.sqrt(len(fall))
+    assert state.best_losses is not None
+    falls = state.best_losses - losses
+    falls = falls[~falls.isnan()]
+    if not len(falls):
+        return False
+    fall, error = float(falls.mean()), float(falls.std(correction=0)) / math.sqrt(len(falls))
     if not any(record.best for record in state.history):
-        return float(fall.mean()) > error
+        return fall > error
     ends = state.epoch + 1 == state.epochs and state.config.schedule in ("cosine", "onecycle")
-    return lower or (ends and float(fall.mean()) >= -error)
+    return fall > 0 or (ends and fall >= -error)

@@ -25,7 +25,7 @@ from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.metrics import evaluate_logits
-from imgclf.inference import infer
+from imgclf.inference import infer_placed
 from imgclf.models.build import head_of
 from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import Recipe, TrainConfig
@@ -108,6 +108,7 @@ def train(
         if not compiles:
             stack.enter_context(quick_gradients(device, state.precision, flops))
         interrupts = stack.enter_context(polite_interrupts())
+        state.valid = tuple(sample.ref for sample in valid.samples) if valid is not None else ()
         if resume is not None:
             restore(state, resume)
         if checkpoint is not None:
@@ -246,6 +247,16 @@ def _epoch(state: TrainState, run: _Run) -> None:
         best=best,
     )
     state.history.append(record)
+    _note_lost(state, run)
+
+
+def _note_lost(state: TrainState, run: _Run) -> None:
+    """Tell of the images that couldn't be read for the first time, in whichever process."""
+    own = {**run.loader.lost, **(run.valid.lost if run.valid is not None else {})}
+    new = {ref: why for lost in distributed.gather(own) for ref, why in lost.items() if ref not in state.lost}
+    if new:
+        state.lost |= new
+        notify(run.callbacks, "lost", new)
 
 
 def _steps(state: TrainState, run: _Run) -> None:
@@ -290,7 +301,8 @@ def _agreed(state: TrainState, run: _Run) -> list[bool]:
 def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, torch.Tensor]:
     """The figures of the running mean, else of the weights themselves, and the loss on each image, float64 (n,).
 
-    In the precision of training; a signal ends it where the epoch's steps are done.
+    In the precision of training; a signal ends it where the epoch's steps are done. An image that can't be read has a
+    loss of NaN.
     """
 
     def stop(done: int, n: int) -> None:
@@ -298,12 +310,14 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
             raise _Interrupted
 
     with lent(state.model, state.mean):
-        logits, targets = infer(state.model, valid, state.device, stop, state.precision)
+        logits, targets, positions = infer_placed(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
     if state.config.label_smoothing:  # asks for less certain answers than the plain loss does, more so as it succeeds
         logits = logits / fit_temperature(logits, targets)
-    losses = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets), reduction="none")
+    losses = torch.full((len(valid),), math.nan, dtype=torch.float64)
+    known = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets), reduction="none")
+    losses[torch.from_numpy(positions)] = known
     return evaluate_logits(logits, targets, valid.classes), losses
 
 
