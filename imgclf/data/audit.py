@@ -119,7 +119,9 @@ def audit(
         replace(s, sha256=fact.sha256, pixels=fact.pixels, levels=fact.levels) for s, fact in good
     )
     if isinstance(source.reader, FileReader):
-        clean = replace(clean, reader=source.reader.holding({s.ref: Known(fact.sha256, fact.stamp) for s, fact in good}))
+        clean = replace(
+            clean, reader=source.reader.holding({s.ref: Known(fact.sha256, fact.stamp) for s, fact in good})
+        )
     _judge_bad(source, clean, bad, on_bad, allow_bad)
     if strict:
         _judge_classes(source, clean)
