@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from imgclf import distributed
-from imgclf._files import printable
+from imgclf._files import natural, printable
 from imgclf.bundle import read_manifest
 from imgclf.compute import step_flops
 from imgclf.data.audit import Audit, Sizes, audit
@@ -347,9 +347,9 @@ def require_same_data(split: Split, rows: Sequence[Sample], run: str) -> None:
     then = {(row.ref, row.label, row.split, row.sha256) for row in rows}
     if now == then:
         return
-    new, gone = sorted({row[0] for row in now - then}), sorted({row[0] for row in then - now})
+    new, gone = (sorted({row[0] for row in rows}, key=natural) for rows in (now - then, then - now))
     changed = set(new) & set(gone)
-    problems = [f"{printable(ref)}: changed" for ref in sorted(changed)]
+    problems = [f"{printable(ref)}: changed" for ref in new if ref in changed]
     problems += [f"{printable(ref)}: new" for ref in new if ref not in changed]
     problems += [f"{printable(ref)}: gone" for ref in gone if ref not in changed]
     raise DataError(

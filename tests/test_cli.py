@@ -24,6 +24,8 @@ from typer.testing import CliRunner
 import imgclf
 from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import COLLECT_AFTER, app
+from imgclf.cli._console import say_list
+from imgclf.cli._inputs import expand
 from imgclf.cli._streams import Stream
 from imgclf.cli._training import TrainView
 from imgclf.data.split import read_split
@@ -202,6 +204,22 @@ def test_predict_takes_files_folders_globs_and_lists(here):
         "photos/red/03.png",
         "photos/blue/04.png",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_on_stdin_may_begin_with_a_mark(encoding, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("é 1.png\r\n\r\n2.png".encode(encoding))))
+    assert list(expand(["a.png", "-", "b.png"])) == ["a.png", "é 1.png", "2.png", "b.png"]
+
+
+def test_globs_and_lists_come_in_natural_order(tmp_path, monkeypatch, capsys):
+    names = ["IMG_2.png", "IMG_10.png", "IMG_100.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert list(expand(["*.png"])) == names
+    say_list([*names[::-1], "img_3.png", "x", "y"])
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == [*names, "img_3.png", "x", "…"]
 
 
 def test_the_rows_of_predict(here):

@@ -22,7 +22,7 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from imgclf._files import printable
+from imgclf._files import natural, printable
 from imgclf.cli._streams import Stream
 from imgclf.errors import ConfigError, ImgclfError
 
@@ -68,8 +68,8 @@ def _print(text: Text) -> None:
 
 
 def say_list(items: Iterable[str], most: int = 5) -> None:
-    """Some lines of detail below a line, to stderr: the first five and a count."""
-    lines = list(items)
+    """Some lines of detail below a line, to stderr, in natural order: the first five and a count."""
+    lines = sorted(items, key=natural)
     for line in lines[:most]:
         say(f"         {line}", "dim")
     if len(lines) > most:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from imgclf._files import natural
 from imgclf.cli import _console as console
 
 if TYPE_CHECKING:
@@ -24,15 +27,25 @@ Images = Annotated[
 
 
 def expand(images: list[str]) -> Iterator[str]:
-    """Paths as given; globs that the shell left alone; the lines of stdin for `-`."""
+    """Paths as given; globs that the shell left alone, in natural order; the lines of stdin for `-`."""
     for image in images:
         if image == "-":
-            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            yield from (line for line in lines if line)
+            yield from filter(None, _lines(sys.stdin.buffer))
         elif glob.has_magic(image) and not os.path.lexists(image):
-            yield from sorted(glob.glob(image, recursive=True)) or [image]
+            yield from sorted(glob.glob(image, recursive=True), key=natural) or [image]
         else:
             yield image
+
+
+def _lines(stream: BinaryIO) -> Iterator[str]:
+    """The lines as they come; a byte-order mark is no part of the first, and tells UTF-16, which is read as a whole."""
+    first = stream.readline()
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = (first + stream.read()).decode("utf-16", "replace")
+        yield from (line.rstrip("\r") for line in text.split("\n"))
+        return
+    for line in chain([first.removeprefix(codecs.BOM_UTF8)], stream):
+        yield os.fsdecode(line.rstrip(b"\r\n"))
 
 
 def load_classifier(model: str | None, device: str, precision: str = "fp32") -> Classifier:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import PIL
 
-from imgclf._files import cache_folder, checked_file, printable, read_checked
+from imgclf._files import cache_folder, checked_file, natural, printable, read_checked
 from imgclf.data.classes import look_alikes
 from imgclf.data.duplicates import describe_duplicates
 from imgclf.data.folder import FileReader, Known
@@ -113,7 +113,8 @@ def audit(
     if on_bad not in ("skip", "error"):
         raise ValueError(f"on_bad is {on_bad!r}; allowed: skip, error")
     facts = _facts(source, workers or min(8, os.cpu_count() or 1), progress or (lambda done, total: None))
-    bad = tuple(BadFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason)
+    found = [BadFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason]
+    bad = tuple(sorted(found, key=lambda file: natural(file.ref)))
     good = [(s, fact) for s, fact in zip(source.samples, facts, strict=True) if not fact.reason]
     clean = source.with_samples(
         replace(s, sha256=fact.sha256, pixels=fact.pixels, levels=fact.levels) for s, fact in good
