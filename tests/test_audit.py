@@ -313,3 +313,15 @@ def test_threads_take_over_where_files_are_slow(tmp_path, monkeypatch):
     found = audit(open_folder(tmp_path), workers=4)
     assert (found.source.samples, found.findings) == (quick.source.samples, quick.findings)
     assert len(seen) > 1
+
+
+def test_what_turns_all_white_on_white_is_named(tmp_path):
+    photos(tmp_path, 3)
+    drawing = np.zeros((40, 50, 4), np.uint8)
+    drawing[10:12, 5:40] = 255
+    Image.fromarray(drawing).save(tmp_path / "a/white.png")
+    drawing[10, 5, :3] = 0
+    Image.fromarray(drawing).save(tmp_path / "a/dark.png")
+    assert audit(open_folder(tmp_path)).findings == (
+        "1 transparent image turned all white on a white background: a/white.png",
+    )

@@ -241,7 +241,7 @@ def test_any_damage_is_refused_or_gives_entries_within_the_tar(changes):
 
 def test_an_index_is_packed_and_unpacked():
     levels = Levels("integer", 0.0, 4095.0)
-    first = Entry("a/1.png", 512, 9, 0, "g", "ab" * 32, "", "PNG", 6, 8, "cd", levels)
+    first = Entry("a/1.png", 512, 9, 0, "g", "ab" * 32, "", "PNG", 6, 8, "cd", True, levels)
     entries = (first, Entry("\udcff.png", 0, 9, "x", None, "a"))
     index = ShardIndex(entries, ("cat", "dog"), {"hidden members": 2}, ("no",))
     packed = pack_index(index, 1000, 99, "stamp")

@@ -30,7 +30,7 @@ from imgclf.errors import ConfigError, DataError
 from imgclf.specs import Levels
 
 ALLOW_BAD = 0.05
-_CACHE_FORMAT = 4
+_CACHE_FORMAT = 5
 _CHUNK = 32
 _QUICK = 5e-4  # seconds for a file
 _TRIED = 4  # chunks over which a moment of waiting is no sign of slowness
@@ -89,6 +89,7 @@ class _Fact:
     width: int = 0
     look: str = ""
     pixels: str = ""
+    vanishes: bool = False
     levels: Levels | None = None
 
 
@@ -126,7 +127,7 @@ def audit(
     _judge_bad(source, clean, bad, on_bad, allow_bad)
     if strict:
         _judge_classes(source, clean)
-    findings = (*describe_duplicates(clean.samples), *_odd_format(good), *look_alikes(clean.classes))
+    findings = (*describe_duplicates(clean.samples), *_odd_format(good), *_vanished(good), *look_alikes(clean.classes))
     findings += _alone(clean) if strict else ()
     return Audit(clean, bad, findings, _sizes([fact for _, fact in good if fact.format]))
 
@@ -214,7 +215,7 @@ def _pixels(reader: FileReader | ShardReader, ref: str) -> str:
 def _indexed(entry: Entry) -> _Fact:
     """What the pass over a tar found out about an image."""
     plain = (entry.sha256, entry.reason, entry.format, entry.height, entry.width, entry.look)
-    return _Fact("", *plain, levels=entry.levels)
+    return _Fact("", *plain, levels=entry.levels, vanishes=entry.vanishes)
 
 
 def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
@@ -230,7 +231,7 @@ def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
             except BadImage as error:
                 return _Fact(stamp, digest, error.reason)
         plain = (facts.format, facts.height, facts.width, facts.look)
-        return _Fact(stamp, digest, "", *plain, levels=facts.levels)
+        return _Fact(stamp, digest, "", *plain, levels=facts.levels, vanishes=facts.vanishes)
     except BadImage as error:
         return _Fact(reason=error.reason)
     except OSError as error:
@@ -306,6 +307,14 @@ def _odd_format(good: list[tuple[Sample, _Fact]]) -> list[str]:
         return []
     ref = next(sample.ref for sample, fact in good if fact.format == odd)
     return [f"{printable(ref)} is the only {odd} among {many} {common}: look at it"]
+
+
+def _vanished(good: list[tuple[Sample, _Fact]]) -> list[str]:
+    refs = [printable(sample.ref) for sample, fact in good if fact.vanishes]
+    if not refs:
+        return []
+    shown = ", ".join(refs[:_SHOWN]) + ", …" * (len(refs) > _SHOWN)
+    return [f"{_count(len(refs), 'transparent image')} turned all white on a white background: {shown}"]
 
 
 def _sizes(facts: list[_Fact]) -> Sizes | None:

@@ -79,7 +79,7 @@ class ImageFacts:
 
     `look` is a short digest of some of its pixels: images with equal pixels look alike, JPEGs among themselves and
     images of all other formats among themselves. `levels` are those between which the values of an image of more than
-    8 bits lie.
+    8 bits lie. `vanishes` says that over white, where it is transparent, nothing of it is left.
     """
 
     width: int
@@ -88,6 +88,7 @@ class ImageFacts:
     format: str
     look: str = ""
     levels: Levels | None = None
+    vanishes: bool = False
 
 
 def is_image_name(name: str) -> bool:
@@ -180,9 +181,14 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
         orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
         # Whether pixels can be converted does not depend on how many; to pick some before they are turned is quicker.
         look = _look(upright(to_uint8(image), orientation) if orientation > 1 else to_uint8(_some(image)))
-        levels = levels_of(image)
+        levels, vanishes = levels_of(image), _vanishes(image)
     height, width = _as_displayed((height, width), orientation)
-    return ImageFacts(width, height, mode, kind, look, levels)
+    return ImageFacts(width, height, mode, kind, look, levels, vanishes)
+
+
+def _vanishes(image: Image.Image) -> bool:
+    """Whether an image with transparency is all white when it lies on white, as a white drawing is."""
+    return image.has_transparency_data and all(bool((to_uint8(part) == 255).all()) for part in (_some(image), image))
 
 
 def digest_pixels(data: bytes, suffix: str = "", max_pixels: int = MAX_PIXELS) -> str:

@@ -25,7 +25,7 @@ LABELS = ("cls", "json", "txt")  # the first that a key has decides
 MAX_HEADER = 2**20
 MAX_LABEL = 2**20
 MAX_IMAGE = 2**30
-_FORMAT = 4
+_FORMAT = 5
 _BLOCK = 512
 _TAIL = 2**16
 # The first dot in a file's name ends its key: webdataset.tariterators.base_plus_ext.
@@ -36,8 +36,8 @@ _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 class Entry:
     """One image in a tar: where its bytes lie, its raw label (an int is a number of a class), and what a look found.
 
-    `reason` says why it can't be used, "" for an image that decodes; `format`, `height`, `width`, `look` and `levels`
-    are as in `ImageFacts`.
+    `reason` says why it can't be used, "" for an image that decodes; `format`, `height`, `width`, `look`, `vanishes`
+    and `levels` are as in `ImageFacts`.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Entry:
     height: int = 0
     width: int = 0
     look: str = ""
+    vanishes: bool = False
     levels: Levels | None = None
 
 
@@ -247,7 +248,7 @@ class _Scan:
         except BadImage as error:
             return replace(entry, reason=error.reason)
         entry = replace(entry, format=facts.format, height=facts.height, width=facts.width)
-        return replace(entry, look=facts.look, levels=facts.levels)
+        return replace(entry, look=facts.look, vanishes=facts.vanishes, levels=facts.levels)
 
     def _name_classes(self, name: str, data: bytes) -> None:
         self._classes = parse_classes(name, data)
