@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from imgclf import Classifier, tracker, tracking
 from imgclf.cli import app
 from imgclf.errors import ConfigError, MissingExtra, UnknownName
-from imgclf.results import ClassResult, Evaluation
+from imgclf.results import ClassResult, EpochRecord, Evaluation
 from imgclf.training.trackers.names import TRACKERS, find_sink
 from imgclf.training.trackers.sink import Pictures, Session, Sink, draw_confusion, shown_confusion
+from imgclf.training.trackers.tensorboard import TensorBoard
 from imgclf.training.trackers.visdom import MOST_POINTS, Visdom
 
 CONFIG = {"train": {"precision": "fp32"}}
@@ -287,14 +288,15 @@ def test_tensorboard_holds_the_run(photos, in_folder):
     assert "track: tensorboard runs/first/tensorboard" in done.stderr
     command("train", "--resume", "runs/first", "--epochs", 3, "--track", "tensorboard")
 
-    events = read_events(in_folder / "runs" / "first" / "tensorboard")
+    folder = in_folder / "runs" / "first" / "tensorboard"
+    events, train, valid = (read_events(folder / part) for part in (".", "train", "valid"))
     tags = events.Tags()
-    assert {"loss/train", "loss/valid", "accuracy/train", "accuracy/valid", "lr", "seconds"} <= set(tags["scalars"])
+    assert set(train.Tags()["scalars"]) == {"loss", "accuracy", "lr", "seconds"}
+    assert set(valid.Tags()["scalars"]) == {"loss", "accuracy"}
     history = np.genfromtxt("runs/first/history.csv", delimiter=",", names=True)
-    for tag, column in (("loss/train", "train_loss"), ("accuracy/valid", "valid_accuracy")):
+    for part, tag, column in ((train, "loss", "train_loss"), (valid, "accuracy", "valid_accuracy")):
         expected = list(zip([1, 2, 3], history[column], strict=True))
-        assert [step for step, _ in points(events, tag)] == [1, 2, 3]
-        assert points(events, tag) == [(step, pytest.approx(value, rel=1e-5)) for step, value in expected]
+        assert points(part, tag) == [(step, pytest.approx(value, rel=1e-5)) for step, value in expected]
     assert points(events, "steps/train_loss")
     assert set(tags["images"]) == {
         *("training-batch", "valid-sample", "valid-confusion", "test-sample", "test-confusion"),
@@ -310,13 +312,35 @@ def test_tensorboard_holds_the_run(photos, in_folder):
 
 
 @pytest.mark.usefixtures("no_noise")
+def test_what_a_killed_run_had_noted_beyond_its_last_state_counts_no_more(tmp_path):
+    pytest.importorskip("tensorboard")
+    session = Session("run", tmp_path, "key", {})
+
+    def follow(first, last):
+        board = TensorBoard()
+        board.prepare(session, torch.nn.Flatten(), torch.zeros(1, 1, 4, 4))
+        board.open(session)
+        for epoch in range(first, last + 1):
+            board.step(epoch, 10 * epoch, loss=first, lr=0.1)
+            board.epoch(EpochRecord(epoch, first, 0.5, first, 0.5, 0.1, 1.0, True))
+        board.close("done")
+
+    follow(1, 3)
+    follow(2, 3)
+    folder = tmp_path / "tensorboard"
+    assert points(read_events(folder / "train"), "loss") == points(read_events(folder / "valid"), "loss")
+    assert points(read_events(folder / "valid"), "loss") == [(1, 1.0), (2, 2.0), (3, 2.0)]
+    assert points(read_events(folder), "steps/train_loss") == [(10, 1.0), (20, 2.0), (30, 2.0)]
+
+
+@pytest.mark.usefixtures("no_noise")
 def test_tensorboard_without_a_run_folder_wants_one_of_its_own(make_source, tmp_path):
     pytest.importorskip("tensorboard")
     with pytest.raises(ConfigError, match=r'tracker\("tensorboard=logs"\)'):
         fit(make_source(), "tensorboard")
     _, said = fit(make_source(), f"tensorboard={tmp_path / 'logs'}", epochs=1)
     assert said == []
-    assert points(read_events(tmp_path / "logs" / "levels-lenet"), "loss/train")
+    assert points(read_events(tmp_path / "logs" / "levels-lenet" / "train"), "loss")
 
 
 @pytest.mark.usefixtures("no_noise")
@@ -336,7 +360,7 @@ def test_a_network_that_cannot_be_traced_has_no_graph_and_that_is_said(make_sour
     follow = tracker(f"tensorboard={tmp_path}", warn=said.append)
     Classifier(stubborn, size=8, config=CONFIG).fit(make_source(), epochs=1, callbacks=[follow])
     assert said == ["tensorboard: the network can't be traced, so there is no graph of it (NotImplementedError)"]
-    assert points(read_events(tmp_path / "levels-stubborn"), "loss/train")
+    assert points(read_events(tmp_path / "levels-stubborn" / "train"), "loss")
 
 
 @pytest.mark.usefixtures("no_noise")
@@ -346,7 +370,7 @@ def test_each_member_of_an_ensemble_is_a_run_of_its_own(photos, in_folder):
     runs = sorted(path.parent.name for path in (in_folder / "runs").glob("*/tensorboard"))
     assert runs == ["photos-lenet-1", "photos-lenet-2"]
     for run in runs:
-        assert len(points(read_events(in_folder / "runs" / run / "tensorboard"), "loss/train")) == 1
+        assert len(points(read_events(in_folder / "runs" / run / "tensorboard" / "train"), "loss")) == 1
 
 
 # Visdom; with a real server in test_visdom.py.

@@ -27,7 +27,11 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard(Sink):
-    """Writes event files: into `folder`, else into the run folder, so that `tensorboard --logdir runs` has all runs."""
+    """Writes event files: into `folder`, else into the run folder, so that `tensorboard --logdir runs` has all runs.
+
+    What train and valid have in common are two lines of one chart, which TensorBoard draws for two folders. Where a run
+    goes on, what it had noted beyond that place before it was killed is no more.
+    """
 
     name = "tensorboard"
 
@@ -38,6 +42,8 @@ class TensorBoard(Sink):
             raise MissingExtra("tensorboard", "TensorBoard logs") from None
         self._folder = folder
         self._writer: SummaryWriter | None = None
+        self._parts: dict[str, SummaryWriter] = {}
+        self._stepped = False
 
     def where(self, session: Session) -> str:
         """The folder of the event files."""
@@ -55,7 +61,7 @@ class TensorBoard(Sink):
         import torch
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._place(session)))
+        self._writer, self._parts, self._stepped = SummaryWriter(str(self._place(session))), {}, False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # traces are deprecated, and they are what TensorBoard shows
@@ -81,17 +87,23 @@ class TensorBoard(Sink):
 
     def step(self, epoch: float, number: int, loss: float, lr: float) -> None:
         """Over the number of steps."""
+        if not self._stepped:
+            self._log.close()
+            self._writer, self._stepped = _writer(self._log.log_dir, number), True
         self._log.add_scalar("steps/train_loss", loss, number)
         self._log.add_scalar("steps/lr", lr, number)
 
     def epoch(self, record: EpochRecord) -> None:
-        """Over the number of epochs: loss/train and loss/valid, and so on."""
+        """Over the number of epochs: loss and accuracy of train and valid; learning rate and seconds."""
         self._scalars(epoch_figures(record), record.epoch)
 
     def _scalars(self, values: dict[str, float], epoch: int) -> None:
         for name, value in values.items():
-            part, _, figure = name.partition("_")
-            self._log.add_scalar(f"{figure}/{part}" if figure else name, value, epoch)
+            part, _, figure = name.rpartition("_")
+            part = part or "train"  # the learning rate and seconds too
+            if part not in self._parts:
+                self._parts[part] = _writer(str(Path(self._log.log_dir, part)), epoch)
+            self._parts[part].add_scalar(figure, value, epoch)
 
     def batch(self, pictures: Pictures) -> None:
         """One picture of all."""
@@ -105,12 +117,21 @@ class TensorBoard(Sink):
 
     def flush(self) -> None:
         """To the files, which TensorBoard reads while they grow."""
-        self._log.flush()
+        for writer in (self._log, *self._parts.values()):
+            writer.flush()
 
     def close(self, ended: str) -> None:
         """The settings beside the figures of the kept weights, if there are any."""
         if self._figures:
             named = {f"hparam/{name}": value for name, value in self._figures.items()}
             self._log.add_hparams({**self._settings, "ended": ended}, named, run_name=".")
-        self._log.close()
+        for writer in (self._log, *self._parts.values()):
+            writer.close()
         self._writer = None
+
+
+def _writer(folder: str, begin: int) -> SummaryWriter:
+    """Goes on in a folder, where whatever was noted from this place on counts no more."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=begin)
