@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did on `n` labelled images. `confusion[i][j]` counts images of class i that were called j.
+    """How a model did on `n` labelled images. `confusion` holds the cells of the confusion matrix that are not 0, in
+    rising order: (true class, predicted class, count), with indices into `per_class`.
 
     `loss` is the mean cross-entropy in nats, that of a `Classifier` at its temperature; `top5` is None where there are
     at most 10 classes. `balanced_accuracy` is the mean recall and `macro_f1` the mean F1 over the classes that have
@@ -140,15 +141,32 @@ class Evaluation:
     balanced_accuracy: float
     macro_f1: float
     per_class: tuple[ClassResult, ...]
-    confusion: tuple[tuple[int, ...], ...] = field(repr=False)
+    confusion: tuple[tuple[int, int, int], ...] = field(repr=False)
     intervals: Intervals | None = None
     calibration: Calibration | None = None
 
+    def confusion_matrix(self, chosen: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """Counts (k, k), a row for each true class and a column for each predicted one: of all classes or of those
+        `chosen` by their index, in that order."""
+        import numpy as np
+
+        chosen = range(len(self.per_class)) if chosen is None else chosen
+        place = {index: position for position, index in enumerate(chosen)}
+        counts = np.zeros((len(place), len(place)), dtype=np.int64)
+        for true, predicted, count in self.confusion:
+            if true in place and predicted in place:
+                counts[place[true], place[predicted]] = count
+        return counts
+
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
-        values = asdict(self)
+        values = asdict(replace(self, confusion=()))
+        names = [row.name for row in self.per_class]
+        cells: dict[str, dict[str, int]] = {}
+        for true, predicted, count in self.confusion:
+            cells.setdefault(names[true], {})[names[predicted]] = count
+        values["confusion"] = cells
         values["per_class"] = [{"class": row.pop("name"), **row} for row in values["per_class"]]
-        values["confusion"] = [list(row) for row in self.confusion]
         if self.intervals is not None:
             values["intervals"] = {name: ends and list(ends) for name, ends in values["intervals"].items()}
         return values

@@ -242,7 +242,7 @@ def test_other_images_are_matched_by_the_name_of_the_class(trained, tmp_path):
     result = trained.evaluate(tmp_path / "other")
     assert (result.n, result.accuracy) == (4, 1.0)
     assert {row.name: row.support for row in result.per_class} == {"blue": 0, "green": 1, "red": 3}
-    assert result.confusion == ((0, 0, 0), (0, 1, 0), (0, 0, 3))
+    assert result.confusion == ((1, 1, 1), (2, 2, 3))
 
 
 def test_a_source_with_another_order_of_classes_gives_the_same_result(trained, tmp_path):

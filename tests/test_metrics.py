@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -33,7 +35,7 @@ def test_an_example_worked_by_hand():
     assert result.loss == pytest.approx(-np.log([0.7, 0.25, 0.8, 0.2]).mean())
     assert result.accuracy == 0.5
     assert result.top5 is None
-    assert result.confusion == ((1, 0, 0), (1, 1, 1), (0, 0, 0))
+    assert result.confusion == ((0, 0, 1), (1, 0, 1), (1, 1, 1), (1, 2, 1))
     assert result.balanced_accuracy == pytest.approx((1 + 1 / 3) / 2)
     ant, bee, wasp = result.per_class
     assert (ant.name, ant.precision, ant.recall, ant.support) == ("ant", 0.5, 1.0, 1)
@@ -64,7 +66,20 @@ def test_equals_scikit_learn(batch):
     )
     ours = [(row.precision, row.recall, row.f1, row.support) for row in result.per_class]
     np.testing.assert_allclose(ours, np.transpose(everything))
-    np.testing.assert_array_equal(result.confusion, metrics.confusion_matrix(targets, called, labels=range(k)))
+    np.testing.assert_array_equal(result.confusion_matrix(), metrics.confusion_matrix(targets, called, labels=range(k)))
+
+
+def test_what_an_evaluation_holds_and_writes_grows_with_the_classes_and_not_with_their_square():
+    """After each epoch as well: the matrix of 4,000 classes has 16 million cells."""
+    k = 4_000
+    logits = np.zeros((50, k), np.float32)
+    tracemalloc.start()
+    result = evaluate_logits(logits, np.arange(50), names(k))
+    written, most = json.dumps(result.to_dict()), tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(written) < 150 * k
+    assert most < 8 * logits.astype(np.float64).nbytes
+    assert len(result.confusion) == 50
 
 
 @settings(deadline=None, max_examples=60)

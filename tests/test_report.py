@@ -14,12 +14,12 @@ from PIL import Image
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.intervals import wilson_interval
+from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.evaluation.report import figures, page
 from imgclf.evaluation.report.advice import before_use
 from imgclf.evaluation.report.confusion import (
     by_cell,
     confused_pairs,
-    confusion_counts,
     most_confused_classes,
     surest,
     together,
@@ -102,6 +102,10 @@ class Text(HTMLParser):
         return re.sub(r"[ \n\t]+", " ", "".join(self.text))
 
 
+def evaluation_of(targets, called, classes=1000):
+    return evaluate_logits(np.eye(classes)[called], targets, [str(index) for index in range(classes)])
+
+
 def test_classes_that_are_confused_stand_together():
     counts = np.diag([50] * 6)
     for i, j in ((0, 3), (1, 5), (2, 4)):
@@ -121,18 +125,17 @@ def test_the_order_of_classes_that_are_never_confused_stays():
 
 
 def test_of_many_classes_the_most_confused_are_shown():
-    counts = np.diag(np.full(1000, 10))
-    counts[700, 3], counts[9, 8] = 7, 5
-    chosen = most_confused_classes(counts, most=5)
-    assert len(chosen) == 5
-    assert {3, 8, 9, 700} <= set(chosen)
-    assert most_confused_classes(counts[:4, :4]) == [0, 1, 2, 3]
+    targets = np.repeat(np.arange(1000), 10)
+    called = targets.copy()
+    called[7000:7007], called[90:95] = 3, 8
+    chosen = most_confused_classes(evaluation_of(targets, called), most=5)
+    assert chosen == [0, 3, 8, 9, 700]
+    assert most_confused_classes(evaluation_of(targets[:40], called[:40], 4)) == [0, 1, 2, 3]
 
 
 def test_pairs_cells_and_the_surest():
     answers = answers_of([0, 0, 0, 1, 1, 2], [1, 1, 0, 0, 1, 2], sure=[1, 3, 2, 4, 5, 6])
-    counts = confusion_counts(answers)
-    pairs = [(p.true, p.called, p.count, p.support, p.back) for p in confused_pairs(counts, 9)]
+    pairs = [(p.true, p.called, p.count, p.support, p.back) for p in confused_pairs(answers.evaluation, 9)]
     assert pairs == [(0, 1, 2, 3, 1), (1, 0, 1, 2, 2)]
     assert by_cell(answers)[0, 1] == [1, 0]
     assert surest(answers, right=False) == [3, 1, 0]

@@ -21,7 +21,8 @@ def test_the_best_epoch_is_the_last_that_was_best(flags, best):
 
 
 def test_an_evaluation_as_json():
-    evaluation = Evaluation(3, 0.5, 2 / 3, None, 0.75, 0.7, (ClassResult("cat", 1.0, 0.5, 0.6, 2),), ((1, 1), (0, 1)))
+    rows = (ClassResult("cat", 1.0, 0.5, 0.6, 2), ClassResult("dog", 0.5, 1.0, 0.6, 1))
+    evaluation = Evaluation(3, 0.5, 2 / 3, None, 0.75, 0.7, rows, ((0, 0, 1), (0, 1, 1), (1, 1, 1)))
     values = json.loads(json.dumps(evaluation.to_dict()))
     assert list(values) == [
         "n",
@@ -35,8 +36,11 @@ def test_an_evaluation_as_json():
         "intervals",
         "calibration",
     ]
-    assert values["per_class"] == [{"class": "cat", "precision": 1.0, "recall": 0.5, "f1": 0.6, "support": 2}]
-    assert values["confusion"] == [[1, 1], [0, 1]]
+    assert values["per_class"][0] == {"class": "cat", "precision": 1.0, "recall": 0.5, "f1": 0.6, "support": 2}
+    assert values["confusion"] == {"cat": {"cat": 1, "dog": 1}, "dog": {"dog": 1}}
+    assert evaluation.confusion_matrix().tolist() == [[1, 1], [0, 1]]
+    assert evaluation.confusion_matrix([1, 0]).tolist() == [[1, 0], [1, 1]]
+    assert evaluation.confusion_matrix([1]).tolist() == [[1]]
     assert values["top5"] is None
 
 

@@ -427,7 +427,8 @@ def test_a_wrong_address_is_refused(fake_visdom, given):
 
 def evaluation(confusion, names):
     rows = tuple(ClassResult(name, 1.0, 1.0, 1.0, 1) for name in names)
-    return Evaluation(4, 0.5, 0.75, None, 0.75, 0.75, rows, tuple(map(tuple, confusion)))
+    cells = tuple((*cell, int(count)) for cell, count in np.ndenumerate(confusion) if count)
+    return Evaluation(4, 0.5, 0.75, None, 0.75, 0.75, rows, cells)
 
 
 def test_what_visdom_draws(fake_visdom):

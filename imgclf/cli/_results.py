@@ -43,7 +43,7 @@ def show_evaluation(result: Evaluation, title: str) -> None:
     console.show()
     names = [row.name for row in result.per_class]
     if len(names) <= MAX_CONFUSION:
-        matrix = [[name, *counts] for name, counts in zip(names, result.confusion, strict=True)]
+        matrix = [[name, *counts] for name, counts in zip(names, result.confusion_matrix(), strict=True)]
         console.show_table(["true ↓  called →", *names], matrix)
         console.show()
 

@@ -35,11 +35,11 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
     scores, truth = _check(np.asarray(logits), np.asarray(targets), classes)
     log_probabilities = _log_softmax(scores)
     n, k = scores.shape
-    confusion = np.zeros((k, k), dtype=np.int64)
-    np.add.at(confusion, (truth, scores.argmax(axis=1)), 1)
-
-    hits = confusion.diagonal()
-    support, called = confusion.sum(axis=1), confusion.sum(axis=0)
+    predicted = scores.argmax(axis=1)
+    cells, counts = np.unique(k * truth + predicted, return_counts=True)  # the matrix itself has k * k of them
+    hits, support, called = (
+        np.bincount(indices, minlength=k) for indices in (truth[truth == predicted], truth, predicted)
+    )
     precision, recall = _ratio(hits, called), _ratio(hits, support)
     f1 = _ratio(2 * hits, support + called)
     rows = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
@@ -51,7 +51,7 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
         balanced_accuracy=float(mean_recall(hits, support)),
         macro_f1=float(mean_f1(hits, support, called)),
         per_class=tuple(ClassResult(*row) for row in rows),
-        confusion=tuple(map(tuple, confusion.tolist())),
+        confusion=tuple(zip((cells // k).tolist(), (cells % k).tolist(), counts.tolist(), strict=True)),
     )
 
 

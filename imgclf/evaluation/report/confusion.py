@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.evaluation.answers import Answers
+from imgclf.results import Evaluation
 
 Counts = NDArray[np.int64]
 MOST_CLASSES = 60  # of a matrix that a person can still look at
@@ -24,28 +25,18 @@ class Pair:
     back: int
 
 
-def confusion_counts(answers: Answers) -> Counts:
-    """`counts[i, j]` images of class i were called j."""
-    k = len(answers.classes)
-    counts = np.zeros((k, k), dtype=np.int64)
-    np.add.at(counts, (answers.targets, answers.predicted), 1)
-    return counts
-
-
-def most_confused_classes(counts: Counts, most: int = MOST_CLASSES) -> list[int]:
+def most_confused_classes(result: Evaluation, most: int = MOST_CLASSES) -> list[int]:
     """The indices, in rising order, of up to `most` classes: all of them, or those of the largest confusions."""
-    k = len(counts)
+    k = len(result.per_class)
     if k <= most:
         return list(range(k))
-    wrong = _without_diagonal(counts)
     chosen: dict[int, None] = {}
-    for cell in np.argsort(-wrong, axis=None, kind="stable"):
-        i, j = divmod(int(cell), k)
-        if not wrong[i, j] or len(chosen.keys() | {i, j}) > most:
+    for i, j, _ in sorted(_wrong(result), key=lambda cell: -cell[2]):
+        if len(chosen.keys() | {i, j}) > most:
             break
         chosen |= {i: None, j: None}
-    filled = [*chosen, *(int(i) for i in np.argsort(-counts.sum(axis=1), kind="stable") if int(i) not in chosen)]
-    return sorted(filled[:most])
+    largest = sorted(range(k), key=lambda i: -result.per_class[i].support)
+    return sorted([*chosen, *(i for i in largest if i not in chosen)][:most])
 
 
 def together(counts: Counts) -> list[int]:
@@ -73,17 +64,11 @@ def together(counts: Counts) -> list[int]:
     return [*mixed[order].tolist(), *rest]
 
 
-def confused_pairs(counts: Counts, most: int) -> list[Pair]:
+def confused_pairs(result: Evaluation, most: int) -> list[Pair]:
     """The pairs of classes with the most confused images, the largest share first among equals."""
-    wrong = _without_diagonal(counts)
-    support = counts.sum(axis=1)
-    shares = wrong / np.maximum(support[:, None], 1)
-    rows, columns = np.nonzero(wrong)
-    order = np.lexsort((-shares[rows, columns], -wrong[rows, columns]))[:most]
-    return [
-        Pair(int(i), int(j), int(wrong[i, j]), int(support[i]), int(wrong[j, i]))
-        for i, j in zip(rows[order], columns[order], strict=True)
-    ]
+    counts = {(i, j): count for i, j, count in _wrong(result)}
+    pairs = [Pair(i, j, n, result.per_class[i].support, counts.get((j, i), 0)) for (i, j), n in counts.items()]
+    return sorted(pairs, key=lambda pair: (-pair.count, -pair.count / pair.support))[:most]
 
 
 def surest(answers: Answers, *, right: bool, most: int | None = None) -> list[int]:
@@ -100,6 +85,11 @@ def by_cell(answers: Answers) -> dict[tuple[int, int], list[int]]:
     for i in np.argsort(-answers.probabilities.max(axis=1), kind="stable").tolist():
         cells.setdefault(places[i], []).append(i)
     return cells
+
+
+def _wrong(result: Evaluation) -> list[tuple[int, int, int]]:
+    """The cells of the confusion matrix beside its diagonal."""
+    return [cell for cell in result.confusion if cell[0] != cell[1]]
 
 
 def _without_diagonal(counts: Counts) -> Counts:

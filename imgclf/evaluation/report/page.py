@@ -20,11 +20,9 @@ from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.report import figures, words
 from imgclf.evaluation.report.advice import warnings, without_answers
 from imgclf.evaluation.report.confusion import (
-    Counts,
     Pair,
     by_cell,
     confused_pairs,
-    confusion_counts,
     most_confused_classes,
     surest,
     together,
@@ -54,10 +52,10 @@ Cells = Mapping[tuple[int, int], Sequence[int]]
 
 def pictures_to_show(answers: Answers) -> list[int]:
     """The positions of the images that the page wants to show, the most important first."""
-    counts = confusion_counts(answers)
-    cells, shown = by_cell(answers), set(most_confused_classes(counts))
+    result = answers.evaluation
+    cells, shown = by_cell(answers), set(most_confused_classes(result))
     order = [*surest(answers, right=False, most=GALLERY), *surest(answers, right=True, most=GALLERY)]
-    for pair in confused_pairs(counts, PAIRS):
+    for pair in confused_pairs(result, PAIRS):
         order += cells[pair.true, pair.called][:PER_PAIR]
     inside = [(cell, rows) for cell, rows in sorted(cells.items()) if shown >= set(cell)]
     inside.sort(key=lambda item: item[0][0] == item[0][1])  # confusions before hits
@@ -113,8 +111,8 @@ def _of_answers(data: ReportData, answers: Answers, budget: int) -> dict[str, An
     """What the template says of the answers."""
     result, intervals = answers.evaluation, answers.evaluation.intervals
     assert intervals is not None  # as answers give them
-    counts, right = confusion_counts(answers), answers.predicted == answers.targets
-    pairs, cells = confused_pairs(counts, PAIRS), by_cell(answers)
+    right = answers.predicted == answers.targets
+    pairs, cells = confused_pairs(result, PAIRS), by_cell(answers)
     labels = [answers.classes[i] for i in answers.targets.tolist()]
     sampled = {ref: look for ref, look in data.looks.items() if ref in data.sampled}
     slicings = slice_images(answers.refs, labels, right, sampled)
@@ -129,7 +127,7 @@ def _of_answers(data: ReportData, answers: Answers, budget: int) -> dict[str, An
         "warnings": warnings(data, result, accuracy, pairs, slicings),
         "measures": _measures(result, intervals),
         "classes": _class_rows(result),
-        "matrix": _matrix(answers, counts, cells, looks),
+        "matrix": _matrix(answers, cells, looks),
         "pairs": [_pair(answers, pair, cells, looks) for pair in pairs],
         "mistakes": [_tile(answers, looks, i) for i in surest(answers, right=False, most=GALLERY)],
         "hits": [_tile(answers, looks, i) for i in surest(answers, right=True, most=GALLERY)],
@@ -178,10 +176,11 @@ def _class_rows(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _matrix(answers: Answers, counts: Counts, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
+def _matrix(answers: Answers, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
     """The confusion matrix in its order, and the images of its cells: their pictures once, and where they belong."""
-    chosen = most_confused_classes(counts)
-    order = [chosen[i] for i in together(counts[np.ix_(chosen, chosen)])]
+    result = answers.evaluation
+    chosen = most_confused_classes(result)
+    order = [chosen[i] for i in together(result.confusion_matrix(chosen))]
     pictures: dict[str, int] = {}
     images: dict[str, list[list[Any]]] = {}
     for row, i in enumerate(order):
@@ -194,9 +193,9 @@ def _matrix(answers: Answers, counts: Counts, cells: Cells, looks: Mapping[str, 
                     images.setdefault(f"{row},{column}", []).append([number, confidence, _clean(ref)])
     return {
         "names": [_clean(answers.classes[i]) for i in order],
-        "counts": [[int(counts[i, j]) for j in order] for i in order],
-        "totals": [int(counts[i].sum()) for i in order],
-        "left_out": len(counts) - len(order),
+        "counts": result.confusion_matrix(order).tolist(),
+        "totals": [result.per_class[i].support for i in order],
+        "left_out": len(result.per_class) - len(order),
         "upright": max(len(answers.classes[i]) for i in order) <= UPRIGHT,
         "data": {
             "pictures": [looks[ref].picture for ref in pictures],

@@ -74,7 +74,7 @@ class MLflow(Sink):
         self._note({f"kept_{name}": value for name, value in figures(result, part).items()}, 0)
         self._picture(pictures.name, pictures.draw())
         self._picture(f"{part}-confusion", draw_confusion(result))
-        matrix = {"classes": [row.name for row in result.per_class], "confusion": [*map(list, result.confusion)]}
+        matrix = {"classes": [row.name for row in result.per_class], "confusion": result.to_dict()["confusion"]}
         self._client.log_dict(self._run, matrix, f"{part}-confusion.json")
 
     def _picture(self, name: str, pixels: Any) -> None:

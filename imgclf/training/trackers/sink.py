@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,16 +116,16 @@ def epoch_figures(record: EpochRecord) -> dict[str, float]:
 
 def shown_confusion(result: Evaluation) -> tuple[tuple[str, ...], NDArray[np.int64], str]:
     """The classes of a confusion matrix, its counts, and a note: of many classes those with the most mistakes."""
-    import numpy as np
-
     names = tuple(row.name for row in result.per_class)
-    counts = np.array(result.confusion, dtype=np.int64)
     if len(names) <= MOST_CLASSES:
-        return names, counts, ""
-    mistakes = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    chosen = np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES])
+        return names, result.confusion_matrix(), ""
+    mistakes: Counter[int] = Counter()
+    for true, predicted, count in result.confusion:
+        if true != predicted:
+            mistakes.update({true: count, predicted: count})
+    chosen = sorted(sorted(range(len(names)), key=lambda index: -mistakes[index])[:MOST_CLASSES])
     note = f", the {MOST_CLASSES} of {len(names):,} classes with the most mistakes"
-    return tuple(names[i] for i in chosen), counts[np.ix_(chosen, chosen)], note
+    return tuple(names[i] for i in chosen), result.confusion_matrix(chosen), note
 
 
 def draw_confusion(result: Evaluation) -> Pixels:
