@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from imgclf._files import printable
 from imgclf.classifier import Classifier
+from imgclf.data.duplicates import joined, unit_keys
 from imgclf.data.source import Sample, Source
 from imgclf.data.split import Split
 from imgclf.errors import ConfigError, DataError
@@ -52,10 +53,12 @@ Parts = Mapping[float, Sequence[Places]]  # by fraction, for each draw the place
 
 @dataclass(frozen=True, eq=False)
 class _Features:
-    """What a linear head is fitted to and judged by: features (n, d) and labels (n,) of images to train and to test."""
+    """What a linear head is fitted to and judged by: features (n, d) and labels (n,) of images to train and to test;
+    those to train that belong together have one number in `units`."""
 
     train: torch.Tensor
     labels: torch.Tensor
+    units: torch.Tensor
     held: torch.Tensor
     held_labels: torch.Tensor
     classes: int
@@ -68,7 +71,9 @@ class _Features:
         labels = self.labels[places]
         weight = self._weight(labels)
         features = self.train[places]
-        weights, bias, strength, _ = fit_logistic(features, labels, self.classes, self.prior, weight, strengths)
+        weights, bias, strength, _ = fit_logistic(
+            features, labels, self.classes, self.prior, weight, strengths, self.units[places]
+        )
         return np.asarray((self.held @ weights.T + bias).argmax(1) != self.held_labels), strength
 
     def _weight(self, labels: torch.Tensor) -> torch.Tensor:
@@ -165,10 +170,15 @@ def _share(images: int, fraction: float) -> int:
 
 def _order(samples: Sequence[Sample], seed: int, draw: int) -> dict[str, Places]:
     """For each class the places of its samples in the order in which this draw takes them."""
+    units = joined(samples, unit_keys)
+    names: dict[int, str] = {}
+    for sample, unit in zip(samples, units, strict=True):
+        name = sample.group or sample.sha256
+        names[unit] = min(name, names.get(unit, name))
 
     def rank(place: int) -> tuple[bytes, str, str]:
-        unit = samples[place].group or samples[place].sha256
-        key = blake2b(f"{seed}/{draw}/{unit}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+        text = f"{seed}/{draw}/{names[units[place]]}"
+        key = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
         return key, samples[place].sha256, samples[place].ref
 
     order = defaultdict(list)
@@ -192,11 +202,12 @@ def _features(
             "train the network itself with --full"
         )
     total, before = len(train) + len(held), len(train)
-    features, labels = _frozen(plan, source, train, lambda done: notify(callbacks, "probing", (done, total)))
-    judged, answers = _frozen(plan, source, held, lambda done: notify(callbacks, "probing", (before + done, total)))
+    features, labels, units = _frozen(plan, source, train, lambda done: notify(callbacks, "probing", (done, total)))
+    judged, answers, _ = _frozen(plan, source, held, lambda done: notify(callbacks, "probing", (before + done, total)))
     return _Features(
         train=features,
         labels=labels,
+        units=units,
         held=judged.to(features),
         held_labels=answers,
         classes=len(source.classes),
@@ -207,14 +218,14 @@ def _features(
 
 def _frozen(
     plan: Plan, source: Source, samples: Sequence[Sample], progress: Callable[[int], None]
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     config = plan.experiment.train
     device = pick_device(config.device)
     model, loader = plan.model.to(device), plan_loader(plan, source, samples)
     precision = pick_precision(config.precision, device)
-    features, labels = features_of(model, loader, precision, lambda done, _: progress(done))
+    features, labels, units = features_of(model, loader, precision, lambda done, _: progress(done))
     _require_all(len(labels), samples, loader.lost)
-    return features.cpu().float(), labels
+    return features.cpu().float(), labels, units
 
 
 def _require_all(read: int, samples: Sequence[Sample], lost: Mapping[str, str]) -> None:

@@ -52,7 +52,7 @@ class LrCurve:
 @dataclass(frozen=True)
 class Probe:
     """A linear head on frozen features: mean accuracy (0…1, ± `error`, its standard error) and loss by cross-validation
-    on `images` training images, NaN where no class has two; the L2 strength that was chosen; seconds."""
+    on `images` training images, NaN where a `note` says why they were not measured; the L2 strength; seconds."""
 
     accuracy: float
     error: float
@@ -60,6 +60,7 @@ class Probe:
     strength: float
     images: int
     seconds: float
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from imgclf.bundle import read_manifest
 from imgclf.choices import describe
 from imgclf.data.loader import Loader
 from imgclf.data.source import Sample
-from imgclf.data.split import Split
-from imgclf.errors import ConfigError
+from imgclf.data.split import Split, content_key, unpack_contents
+from imgclf.errors import ConfigError, ModelFileError
 from imgclf.inference import Progress, device_of, evaluate, infer
 from imgclf.plan import Plan, plan_loader, plan_training
 from imgclf.results import Choice, Probe
@@ -76,6 +77,9 @@ def begin(
     if config.probe:
         plain = load(train_samples, cache=plan.experiment.data.cache)
         probe, features = begin_with_probe(plan.model, plain, config, lambda *done: notify(callbacks, "probing", done))
+        if has_seen(plan, train_samples):
+            note = "the network was trained on some of these images"
+            probe = replace(probe, accuracy=math.nan, error=math.nan, loss=math.nan, note=note)
         notify(callbacks, "probe", probe)
     if config.epochs and loaders[1] is not None and knows_classes(plan):
         samples = loaders[1].samples
@@ -110,6 +114,17 @@ def plan_start(
 def knows_classes(plan: Plan) -> bool:
     """Whether the head of a plan's model means something before the first step."""
     return bool(plan.experiment.train.probe) or plan.weights.head == "whole"
+
+
+def has_seen(plan: Plan, samples: Sequence[Sample]) -> bool:
+    """Whether a plan starts from a model file of ours that has seen some of the samples, or can't tell what it saw."""
+    if plan.weights.used != "file":
+        return False
+    try:
+        seen = unpack_contents(read_manifest(plan.weights.source).seen)
+    except ModelFileError:  # of others, as published weights are
+        return False
+    return not seen or any(content_key(sample) in seen for sample in samples)
 
 
 def show_first(model: nn.Module, loader: Loader) -> None:

@@ -1,6 +1,7 @@
 """`Classifier`: what a user relies on, from fit to load."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -624,6 +625,8 @@ def test_a_class_is_added_to_a_trained_model(own, tmp_path):
     with pytest.warns(UserWarning, match="new: white"):
         baseline = Classifier(init=run, config={"train": EXACT}).fit(photos, epochs=0)
     assert baseline.probe_.images == len(baseline.split_.samples("train"))
+    assert math.isnan(baseline.probe_.accuracy), "it would be measured on what the network was trained on"
+    assert baseline.probe_.note == "the network was trained on some of these images"
     assert {row.name: row.recall for row in baseline.evaluate().per_class} == dict.fromkeys(classifier.classes_, 1.0)
 
 

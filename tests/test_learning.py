@@ -97,6 +97,12 @@ def test_draws_differ_and_groups_come_together():
     assert draw_parts(samples, {0.1: 4}, 1)[0.1][0].tolist() != parts[0.1][0].tolist()
 
 
+def test_copies_come_together_though_their_bytes_differ():
+    samples = [Sample(f"{i}", "a", sha256=f"{i:02}", pixels=f"{i // 2}") for i in range(40)]
+    for places in draw_parts(samples, {0.2: 4}, 0)[0.2]:
+        assert len({samples[place].pixels for place in places}) == 4
+
+
 def test_a_curve_from_frozen_features(photos, pooled):
     heard = []
     curve = learning_curve(photos, pooled, callbacks=[lambda event, subject: heard.append((event, subject))])
@@ -122,9 +128,10 @@ def test_each_part_weighs_the_classes_alike(photos, pooled, monkeypatch):
     seen = []
     fit = learning.fit_logistic
 
-    def watched(features, labels, classes, prior, weight, strengths):
+    def watched(features, labels, classes, prior, weight, strengths, units):
         seen.append((labels.bincount(minlength=classes) * weight).tolist())
-        return fit(features, labels, classes, prior, weight, strengths)
+        assert len(units) == len(set(units.tolist())) == len(labels)
+        return fit(features, labels, classes, prior, weight, strengths, units)
 
     monkeypatch.setattr(learning, "fit_logistic", watched)
     learning_curve(photos, pooled)

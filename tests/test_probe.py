@@ -1,6 +1,7 @@
 """A linear head on frozen features."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,32 @@ def test_the_strength_suits_the_noise():
     assert noise[3][1] < 0.6
 
 
+def test_images_of_one_unit_are_held_out_together():
+    """The labels of things were drawn by lot: a photo tells all about the others of its thing, and nothing more."""
+    generator = torch.Generator().manual_seed(0)
+    things = torch.randn(60, 30, generator=generator, dtype=torch.float64).repeat_interleave(4, 0)
+    features = things + 0.1 * torch.randn(240, 30, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (60,), generator=generator).repeat_interleave(4)
+    units = torch.arange(60).repeat_interleave(4)
+    _, _, strength, held_out = fit_logistic(features, labels, 3, units=units)
+    assert held_out.images == 240
+    assert held_out.accuracy < 0.5
+    assert held_out.error > 0.05, "there are 60 things, however many photos"
+    _, _, weaker, leaking = fit_logistic(features, labels, 3)
+    assert leaking.accuracy > 0.8
+    assert weaker < strength / 100
+
+
+def test_copies_and_groups_of_the_samples_are_units(make_source):
+    source = make_source()
+    group = tuple(replace(s, group=s.label if i % 2 else None) for i, s in enumerate(source.samples))
+    copies = tuple(replace(s, pixels=s.label) for s in source.samples)
+    assert fit_probe(Net(), loader_of(source.with_samples(group)), CPU, torch.float32).accuracy > 0.9
+    probe = fit_probe(Net(), loader_of(source.with_samples(copies)), CPU, torch.float32)
+    assert math.isnan(probe.accuracy)
+    assert "no class has images of two groups" in probe.note
+
+
 def test_what_the_backbone_knew_helps_with_few_images():
     generator = torch.Generator().manual_seed(0)
     known = torch.randn(2, 200, generator=generator, dtype=torch.float64)  # the two directions that matter
@@ -127,11 +154,12 @@ def test_rare_classes_may_weigh_more():
 def test_any_counts_give_a_finite_head(labels, d):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(len(labels), d, generator=generator, dtype=torch.float64)
-    weights, bias, _, (loss, accuracy, n) = fit_logistic(features, torch.tensor(labels), 5)
+    weights, bias, _, (loss, accuracy, error, n) = fit_logistic(features, torch.tensor(labels), 5)
     assert weights.shape == (5, d)
     assert weights.isfinite().all()
     assert bias.isfinite().all()
     assert (math.isnan(loss) and math.isnan(accuracy)) if n == 0 else 0 <= accuracy <= 1
+    assert math.isnan(error) if n == 0 else error == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / n), abs=1e-6)
 
 
 def test_features_that_are_all_the_same_give_the_counts():

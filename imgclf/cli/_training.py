@@ -326,8 +326,12 @@ class TrainView:
 
     def _on_probe(self, probe: Probe) -> None:
         images = console.plural(probe.images, "training image")
-        figures = f"{probe.accuracy:.1%} ± {100 * probe.error:.1f}" if probe.error == probe.error else "not measured"
-        console.say(f"baseline: {figures} after {probe.seconds:.0f} s (linear head on frozen features, {images}, CV)")
+        head = f"linear head on frozen features, {images}"
+        if probe.note:
+            console.say(f"baseline: not measured ({head}): {probe.note}")
+            return
+        figures = f"{probe.accuracy:.1%} ± {100 * probe.error:.1f}"
+        console.say(f"baseline: {figures} after {probe.seconds:.0f} s ({head}, CV)")
         if probe.accuracy - 2 * probe.error <= self._guess:
             console.warn(
                 f"no better than to call every image the commonest class ({self._guess:.1%}): "

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from imgclf.data.duplicates import joined, unit_keys
 from imgclf.data.loader import Loader
 from imgclf.errors import ConfigError
 from imgclf.evaluation.unknown import choose_evenly
@@ -28,6 +31,16 @@ STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 11))  # 0.1 to 
 FOLDS = 5
 MANY = 5_000  # images from which on one fold is enough, in float32
 ITERATIONS = 100
+
+
+class HeldOut(NamedTuple):
+    """How a head does on `images` that it was not fitted to: mean loss and accuracy, and the standard error of the
+    latter, in which images that belong together count as one look. NaN where there are none."""
+
+    loss: float = math.nan
+    accuracy: float = math.nan
+    error: float = math.nan
+    images: int = 0
 
 
 def linear_head(model: nn.Module) -> nn.Linear | None:
@@ -49,8 +62,8 @@ def fit_probe(
 
     The loader gives evaluation pixels. Where `load_weights` has left the rows of the head that the network was
     pretrained with, its own classes say which directions of the features matter. `weight` (classes,) weighs the images
-    of each class. Every process gets the same head. Raises `ConfigError` for a network without a linear head, and what
-    `infer` raises.
+    of each class. Cross-validation parts neither copies nor groups. Every process gets the same head. Raises
+    `ConfigError` for a network without a linear head, and what `infer` raises.
     """
     return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)[0]
 
@@ -68,16 +81,16 @@ def fit_probe_on_features(
     head = linear_head(model)
     if head is None:
         raise ConfigError("a probe needs a network whose last layer is linear, with a bias; leave the probe out")
-    features, labels = features_of(model, loader, precision, progress)
+    features, labels, units = features_of(model, loader, precision, progress)
     found = features.numpy().astype(np.float32)
     prior = getattr(head, "prior", None)
-    weights, bias, strength, score = fit_logistic(features, labels, head.out_features, prior, weight)
+    weights, bias, strength, held_out = fit_logistic(features, labels, head.out_features, prior, weight, units=units)
     with torch.no_grad():
         head.weight.copy_(weights)
         head.bias.copy_(bias)
-    loss, accuracy, held_out = score
-    error = math.sqrt(accuracy * (1 - accuracy) / held_out) if held_out else math.nan
-    probe = Probe(accuracy, error, loss, strength, len(labels), time.perf_counter() - began)
+    note = "" if held_out.images else "no class has images of two groups"
+    seconds = time.perf_counter() - began
+    probe = Probe(held_out.accuracy, held_out.error, held_out.loss, strength, len(labels), seconds, note)
     return probe, found[choose_evenly(labels.numpy())]
 
 
@@ -95,14 +108,17 @@ def soften_head(model: nn.Module, start: Mapping[str, torch.Tensor], scale: floa
 
 def features_of(
     model: nn.Module, loader: Loader, precision: torch.dtype, progress: Progress | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the last layer of `model` gets for the loader's samples (n, d), and their labels, in order.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the last layer of `model` gets for the loader's samples (n, d), their labels, and a number that those share
+    which are of one group or copies of each other; all in order.
 
     In float64 for so few images that it costs nothing.
     """
     answers, found = answer_with_features(model, loader, progress, precision)
     features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
-    return (features.double() if len(labels) <= MANY else features), labels
+    samples = {sample.ref: sample for sample in loader.samples}
+    units = torch.tensor(joined([samples[ref] for ref in answers.refs], unit_keys), dtype=torch.int64)
+    return (features.double() if len(labels) <= MANY else features), labels, units
 
 
 def fit_logistic(
@@ -112,10 +128,11 @@ def fit_logistic(
     prior: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
     strengths: Sequence[float] = STRENGTHS,
-) -> tuple[torch.Tensor, torch.Tensor, float, tuple[float, float, int]]:
+    units: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, float, HeldOut]:
     """Weights (classes, d) and bias (classes,) for features (n, d), the one of the `strengths` (falling) of the L2
-    penalty that was chosen, and the mean loss and accuracy on held-out images with their number; NaN and 0 where no
-    class has two images, and where there is nothing to choose.
+    penalty that was chosen, and how heads do on images that are held out; of none where no class has two `units`, and
+    where there is nothing to choose. Images of the same number in `units` (n,) are held out together.
     """
     centre = features.mean(0)
     mixing = _mixing(features - centre, prior)
@@ -123,9 +140,10 @@ def fit_logistic(
     basis = torch.linalg.svd(points, full_matrices=False).Vh if len(points) < points.shape[1] else None
     points = points if basis is None else points @ basis.T
     weight = None if weight is None else weight.to(points)
-    strength, score = strengths[0], (math.nan, math.nan, 0)
+    strength, score = strengths[0], HeldOut()
     if len(strengths) > 1:
-        strength, score = _choose(points, labels, classes, weight, strengths)
+        units = torch.arange(len(labels)) if units is None else units
+        strength, score = _choose(points, labels, classes, weight, strengths, units)
     solution = _minimise(points, labels, classes, strength, weight)
     inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
     weights = inner @ mixing.T
@@ -159,37 +177,72 @@ def _choose(
     classes: int,
     weight: torch.Tensor | None,
     strengths: Sequence[float],
-) -> tuple[float, tuple[float, float, int]]:
+    units: torch.Tensor,
+) -> tuple[float, HeldOut]:
     """The strength of least loss on images that are held out, each class spread evenly over the folds."""
-    fold = _folds(labels)
+    fold = _folds(labels, units)
     tried = range(1 if len(labels) > MANY else FOLDS)
     held_out = [fold == number for number in tried if (fold == number).any()]
     if not held_out:
-        return strengths[len(strengths) // 2], (math.nan, math.nan, 0)
-    sums = torch.zeros(len(strengths), 2)
+        return strengths[len(strengths) // 2], HeldOut()
+    losses = torch.zeros(len(strengths))
+    right: list[list[torch.Tensor]] = [[] for _ in strengths]
     for out in held_out:
         start = None
-        for row, strength in zip(sums, strengths, strict=True):
+        for place, strength in enumerate(strengths):
             start = _minimise(points[~out], labels[~out], classes, strength, weight, start)
             logits = points[out] @ start[:, :-1].T + start[:, -1]
-            row[0] += F.cross_entropy(logits, labels[out], reduction="sum")
-            row[1] += (logits.argmax(1) == labels[out]).sum()
-    best = int(sums[:, 0].argmin())
-    n = int(torch.stack(held_out).sum())
-    return strengths[best], (float(sums[best, 0]) / n, float(sums[best, 1]) / n, n)
+            losses[place] += F.cross_entropy(logits, labels[out], reduction="sum")
+            right[place].append(logits.argmax(1) == labels[out])
+    best = int(losses.argmin())
+    answers, judged = torch.cat(right[best]).double(), torch.cat([units[out] for out in held_out])
+    accuracy = float(answers.mean())
+    error = _clustered_error(answers - accuracy, judged)
+    return strengths[best], HeldOut(float(losses[best]) / len(answers), accuracy, error, len(answers))
 
 
-def _folds(labels: torch.Tensor) -> torch.Tensor:
-    """A number from 0 to 4 for each image; -1 for one that is alone in its class, which is never held out.
+def _clustered_error(deviations: torch.Tensor, units: torch.Tensor) -> float:
+    """The standard error of a mean whose terms deviate from it by `deviations`, those of one unit together."""
+    together = torch.zeros(int(units.max()) + 1, dtype=deviations.dtype).index_add(0, units, deviations)
+    return float(together.square().sum().sqrt()) / len(deviations)
+
+
+def _folds(labels: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """A number from 0 to 4 for each image, the same within a unit; -1 for what is never held out, as a class would have
+    no other image.
 
     The places follow the order of the images, so that the same images always give the same head.
     """
+    if len(set(units.tolist())) < len(units):
+        return torch.tensor(_folds_of_units(labels.tolist(), units.tolist()))
     order = labels.argsort(stable=True)
     counts = torch.bincount(labels)
     starts = counts.cumsum(0) - counts
     place = torch.empty_like(labels)
     place[order] = torch.arange(len(labels)) - starts[labels[order]]
     return torch.where(counts[labels] > 1, place % FOLDS, -1)
+
+
+def _folds_of_units(labels: list[int], units: list[int]) -> list[int]:
+    """The same for units of several images: class by class, the largest units first, each to the fold that has held the
+    least of its classes by then."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, unit in enumerate(units):
+        members[unit].append(place)
+    holds = {unit: Counter(labels[place] for place in places) for unit, places in members.items()}
+    spread = Counter(label for counts in holds.values() for label in counts)
+    sizes = Counter(labels)
+    held: list[Counter[int]] = [Counter() for _ in range(FOLDS)]
+    fold = [-1] * len(labels)
+    for unit in sorted(members, key=lambda unit: (min(holds[unit]), -len(members[unit]))):
+        if any(spread[label] < 2 for label in holds[unit]):
+            continue
+        shares = [sum(some[label] / sizes[label] for label in holds[unit]) for some in held]
+        number = shares.index(min(shares))
+        held[number].update(holds[unit])
+        for place in members[unit]:
+            fold[place] = number
+    return fold
 
 
 def _minimise(
