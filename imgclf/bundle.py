@@ -214,9 +214,9 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
 
 def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unknown | None]:
     """What `load_model` gives, and what unlike images are known by, where the file holds that."""
-    import torch
     from safetensors import torch as safetensors_torch
 
+    from imgclf.compute import unseeded_drawing
     from imgclf.evaluation.unknown import Unknown
     from imgclf.models.backbones import find_arch
     from imgclf.models.ensemble import assemble
@@ -235,7 +235,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unkno
         _check_finite(tensors)
         arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.unknown.get("shapes", {})}
         unknown = Unknown(**arrays) if arrays else None
-        with torch.random.fork_rng(devices=[]):  # loading must not move the caller's random numbers
+        with unseeded_drawing():
             model = assemble(find_arch(manifest.spec.arch), manifest.spec)
         model.load_state_dict(tensors, strict=True)
     return model.eval(), manifest, unknown

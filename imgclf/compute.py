@@ -1,18 +1,23 @@
-"""How a network computes: its precision, its threads, its memory, and the one way to notice that memory ran out."""
+"""How a network computes: its precision, its threads, its random numbers, its memory, and the one way to notice that
+memory ran out. What one computation needs, no other thread of the program sees."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import cache
-from typing import TypeVar
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from imgclf.errors import OutOfMemory
 
@@ -40,11 +45,36 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 def step_flops(model: nn.Module, example: torch.Tensor, batch_size: int) -> float:
     """The floating-point operations of one forward pass of a batch; `example` is an input of one image."""
-    from torch.utils.flop_counter import FlopCounterMode  # loads triton, which predictions of few images do without
+    counter = _Operations()
+    with torch.no_grad(), counter:
+        in_evaluation(model)(example)
+    return counter.total * batch_size
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), evaluating(model):
-        model(example)
-    return float(counter.get_total_flops()) * batch_size
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the floating-point operations of this thread, by the formulas of torch's `FlopCounterMode`; that one also
+    hooks every module of the process, in all threads."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # loads triton, which predictions of few images do without
+
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas = flop_registry
+        self.total: float = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = self._formulas.get(getattr(func, "_overloadpacket", func))
+        if count is None and hasattr(func, "decompose"):  # in inference mode, what has a formula may be within
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        self.total += count(*args, **kwargs, out_val=result) if count is not None else 0
+        return result
 
 
 def all_finite(tensors: Sequence[torch.Tensor], device: torch.device) -> bool:
@@ -66,19 +96,113 @@ def all_finite(tensors: Sequence[torch.Tensor], device: torch.device) -> bool:
 def enough_threads(flops: float) -> Iterator[None]:
     """Compute small steps on one core. Two save a third of such a step on a quiet machine; on a busy one each of its
     many operations waits for the slower core, and it takes twenty times as long."""
+    if flops >= SMALL_STEP:
+        yield
+        return
     before = torch.get_num_threads()
+    _use_threads(1)
     try:
-        torch.set_num_threads(1 if flops < SMALL_STEP else before)
         yield
     finally:
-        torch.set_num_threads(before)
+        _use_threads(before)
 
 
-class _Keepers:
-    """How many computations of this process want its freed memory kept at the moment."""
+def made_on_one_core(items: Generator[T]) -> Iterator[T]:
+    """The items of a generator, each made in a thread of their own that computes on one core; where they are waited
+    for, and between them, the caller's thread has all of its own."""
+    with closing(items), ThreadPoolExecutor(1) as maker:
+        maker.submit(_use_threads, 1).result()
+        while (item := maker.submit(next, items, None).result()) is not None:
+            yield item
 
-    lock = threading.RLock()  # a garbage collection within may close a generator that keeps memory as well
-    count = 0
+
+def _use_threads(number: int) -> None:
+    """Let this thread compute with so many threads, and no other.
+
+    torch lets those that begin later take over the last number that was set anywhere: another thread sets that back.
+    """
+    with ThreadPoolExecutor(1) as other:
+        usual = other.submit(torch.get_num_threads).result()
+        torch.get_num_threads()  # else a thread that has just begun would take over the last number after this
+        torch.set_num_threads(number)
+        other.submit(torch.set_num_threads, usual).result()
+
+
+RandomState = dict[str, torch.Tensor]  # of each generator, by the kind of its device
+
+_drawing = threading.RLock()  # torch has one generator a device, for all threads
+
+
+def seeded(seed: int, device: torch.device) -> RandomState:
+    """The random numbers that begin at a seed, on the processor and on `device`."""
+    devices = {"cpu": torch.device("cpu"), device.type: device}
+    return {kind: torch.Generator(where).manual_seed(seed).get_state() for kind, where in devices.items()}
+
+
+@contextmanager
+def drawing(state: RandomState, device: torch.device) -> Iterator[None]:
+    """What is drawn within comes from `state`, which moves on by that; torch's own generators stay where they are.
+
+    Threads take turns, so that each draws what it would draw alone.
+    """
+    with _drawing:
+        before = random_state(device)
+        set_random_state(state, device)
+        try:
+            yield
+        finally:
+            state.update(random_state(device))
+            set_random_state(before, device)
+
+
+def unseeded_drawing() -> AbstractContextManager[None]:
+    """`drawing` for numbers that do not matter, such as weights that others take the place of at once."""
+    processor = torch.device("cpu")
+    return drawing(seeded(0, processor), processor)
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Where torch's random numbers stand, on the processor and on an accelerator."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: RandomState, device: torch.device) -> None:
+    """Go on from a `random_state`; that of a device which is not used now is left out."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
+
+
+class WholeProcess:
+    """A setting of the whole process that several threads may want at once: made for the first of them, and taken back
+    after the last."""
+
+    def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
+        self._make = make  # gives what takes it back
+        self._lock = threading.RLock()  # a garbage collection within may close a generator that wants it as well
+        self._count = 0
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """The setting is made within."""
+        with self._lock:
+            if self._count == 0:
+                self._take_back = self._make()
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if self._count == 0:
+                    self._take_back()
 
 
 @contextmanager
@@ -88,27 +212,31 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     Left to itself it returns each large result of a layer to the system and asks for it anew, page by page, at every
     step: a sixth of the time of a step on photos. (PyTorch's Performance Tuning Guide: "Switch memory allocator".)
     """
-    libc = _glibc() if device.type == "cpu" else None
-    if libc is None:
+    if device.type != "cpu" or _glibc() is None:
         yield
         return
-    _keep(libc, 1)
-    try:
+    with _keeping.made():
         yield
-    finally:
-        _keep(libc, -1)
 
 
-def _keep(libc: ctypes.CDLL, more: int) -> None:
-    with _Keepers.lock:
-        before, _Keepers.count = _Keepers.count, _Keepers.count + more
-        if min(before, _Keepers.count) == 0:  # the first one came, or the last one went
-            block, held = KEPT if _Keepers.count else USUAL
-            if not libc.mallopt(M_MMAP_THRESHOLD, block):  # older versions take no more than this
-                libc.mallopt(M_MMAP_THRESHOLD, USUAL[0])
-            libc.mallopt(M_TRIM_THRESHOLD, held)
-            if not _Keepers.count:
-                libc.malloc_trim(0)
+def _keep() -> Callable[[], None]:
+    libc = _glibc()
+    assert libc is not None
+
+    def set_sizes(block: int, held: int) -> None:
+        if not libc.mallopt(M_MMAP_THRESHOLD, block):  # older versions take no more than this
+            libc.mallopt(M_MMAP_THRESHOLD, USUAL[0])
+        libc.mallopt(M_TRIM_THRESHOLD, held)
+
+    def give_back() -> None:
+        set_sizes(*USUAL)
+        libc.malloc_trim(0)
+
+    set_sizes(*KEPT)
+    return give_back
+
+
+_keeping = WholeProcess(_keep)
 
 
 @cache
@@ -119,16 +247,34 @@ def _glibc() -> ctypes.CDLL | None:
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None  # others have neither
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards each in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """The model itself where all of it is in evaluation mode, else an `own_copy` that is."""
+    return own_copy(model) if any(module.training for module in model.modules()) else model
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A network with the very weights and buffers of `model`, in evaluation mode, whose modules are nobody else's.
+
+    Hooks on it are in no other thread's way. Takes a thousandth of a second, unlike a deep copy.
+    """
+    twins: dict[nn.Module, nn.Module] = {module: object.__new__(type(module)) for module in model.modules()}
+
+    def mine(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return twins.get(value, value)
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, mine(value.__self__))
+        if type(value) in (list, tuple):
+            return type(value)(map(mine, value))
+        if isinstance(value, dict):
+            copied = copy.copy(value)
+            copied.update((key, mine(entry)) for key, entry in value.items())
+            return copied
+        return value
+
+    for module, twin in twins.items():
+        twin.__dict__.update(mine(module.__dict__), training=False, _compiled_call_impl=None)
+    return twins[model]
 
 
 def ran_out_of_memory(error: Exception) -> bool:

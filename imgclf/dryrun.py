@@ -77,7 +77,7 @@ def _measure(plan: Plan, source: Source, split: Split) -> tuple[TrainConfig, tup
     config = plan.experiment.train
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    model = copy.deepcopy(plan.model).to(device)
+    model = copy.deepcopy(plan.model).to(device).eval()
     train, held_out = split.samples("train"), split.samples("valid")
     some = plan_loader(plan, source, train[:LOOKED_AT])
     infer(model, some, device, None, precision)  # once, so that the images are decoded

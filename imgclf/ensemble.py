@@ -57,7 +57,7 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
                 raise ConfigError(f"an ensemble needs equal {name}; these differ: {one} and {two}")
     joined = copy.copy(first)
     networks = [copy.deepcopy(classifier.model_) for classifier in classifiers]
-    joined.model_ = Ensemble(networks) if len(networks) > 1 else networks[0]
+    joined.model_ = Ensemble(networks).eval() if len(networks) > 1 else networks[0]
     joined.spec_ = replace(first.spec_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
     joined.metrics_, joined.answers_, joined.run_, joined.lost_ = {}, {}, None, {}

@@ -1,10 +1,14 @@
-"""Model and images in, probabilities out. Evaluation, prediction and each epoch's valid pass come through here."""
+"""Model and images in, probabilities out. Evaluation, prediction and each epoch's valid pass come through here.
+
+All of it only reads: a model may answer in several threads at once, and while a prediction is left half-way.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -15,11 +19,14 @@ from torch import nn
 
 from imgclf import distributed
 from imgclf.compute import (
+    SMALL_STEP,
     autocast,
     enough_threads,
-    evaluating,
+    in_evaluation,
     in_parts_that_fit,
     kept_memory,
+    made_on_one_core,
+    own_copy,
     step_flops,
 )
 from imgclf.data.loader import Batch, Loader
@@ -28,7 +35,7 @@ from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.metrics import softmax
 from imgclf.evaluation.unknown import Refusal
 from imgclf.fold import fold_batch_norms
-from imgclf.models.features import feature_layers, tapped
+from imgclf.models.features import Tapped, feature_layers
 from imgclf.results import Evaluation, Prediction
 from imgclf.specs import Recipe
 from imgclf.transforms.pixels import to_input
@@ -124,7 +131,7 @@ def answer(
 ) -> Answers:
     """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
     device = device or device_of(model)
-    with quick(model, loader, device) as network:
+    with quick(model, loader, device) as network, enough_threads(_batch_flops(network, loader, device)):
         logits, targets, positions = infer_placed(network, loader, device, progress, precision)
     return _answers(loader, logits, targets, positions, temperature)
 
@@ -136,9 +143,9 @@ def answer_with_features(
 
     Raises `ConfigError` for a network without a known head, and what `infer` raises.
     """
-    layers, device = feature_layers(model), device_of(model)
-    with quick(model, loader, device) as network, tapped(network, layers) as both:
-        rows, targets, positions = infer_placed(both, loader, device, progress, precision)
+    device = device_of(model)
+    with quick(model, loader, device) as network, enough_threads(_batch_flops(network, loader, device)):
+        rows, targets, positions = infer_placed(_tapped(model, network), loader, device, progress, precision)
     logits, features = np.split(rows, [len(loader.classes)], axis=1)
     return _answers(loader, np.ascontiguousarray(logits), targets, positions, 1.0), features
 
@@ -183,11 +190,10 @@ def predict(
     float32 what stands beside an image in its batch changes no answer.
     """
     device, said, k = device or device_of(model), 0, len(loader.classes)
-    with ExitStack() as stack:
-        network = stack.enter_context(quick(model, loader, device))
-        if refusal is not None:
-            network = stack.enter_context(tapped(network, feature_layers(model)))
-        for batch, answers in _forward(network, loader, device, precision):
+    with quick(model, loader, device) as network:
+        small = _batch_flops(network, loader, device) < SMALL_STEP
+        answering = _forward(network if refusal is None else _tapped(model, network), loader, device, precision)
+        for batch, answers in made_on_one_core(answering) if small else answering:
             rows = answers.cpu().numpy()
             likely = softmax(rows[:, :k].astype(np.float64) / temperature)
             scores = itertools.repeat(None) if refusal is None else refusal.unknown.scores(rows[:, :k], rows[:, k:])
@@ -216,31 +222,42 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def quick(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[nn.Module]:
-    """A model to use in the place of `model`, and as many threads as it needs: quicker where there are many images."""
-    if len(loader) < FEW:
+    """A model to use in the place of `model`: quicker where there are many images."""
+    if len(loader) < MANY:
         yield model
         return
-    recipe = loader.recipe
-    example = torch.zeros(1, recipe.channels, *recipe.size, device=device)
-    network = fold_batch_norms(model, example) if len(loader) >= MANY else model
+    network = fold_batch_norms(model, _example(loader, device))
     try:
-        with enough_threads(step_flops(network, example, loader.batch_size)):
-            yield network
+        yield network
     finally:
-        if network is not model:
-            network.to("meta")  # it refers to itself, so that its weights would wait for a garbage collection
+        network.to("meta")  # where it refers to itself, its weights would wait for a garbage collection
+
+
+def _example(loader: Loader, device: torch.device) -> torch.Tensor:
+    return torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
+
+
+def _batch_flops(model: nn.Module, loader: Loader, device: torch.device) -> float:
+    """The floating-point operations of a batch on a processor; infinite where they are not worth knowing."""
+    if len(loader) < FEW or device.type != "cpu":
+        return math.inf
+    return step_flops(model, _example(loader, device), loader.batch_size)
+
+
+def _tapped(model: nn.Module, network: nn.Module) -> Tapped:
+    """The `network` that `quick` made of a model, with its features; `ConfigError` where it has no known head."""
+    return Tapped(own_copy(model) if network is model else network, feature_layers(model))
 
 
 def _forward(
     model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype
-) -> Iterator[tuple[Batch, torch.Tensor]]:
+) -> Generator[tuple[Batch, torch.Tensor]]:
     """Batches with their logits, float32 (n, classes) on the device.
 
     The parts in which a batch goes through the model stay as small as they had to be.
     """
-    most = loader.batch_size
-    keeping = kept_memory(device) if len(loader) >= FEW else nullcontext()
-    with keeping, evaluating(model):
+    most, model = loader.batch_size, in_evaluation(model)
+    with kept_memory(device) if len(loader) >= FEW else nullcontext():
         for batch in loader.epoch():
             if not len(batch.targets):
                 continue

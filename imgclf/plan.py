@@ -17,7 +17,7 @@ from torch import nn
 from imgclf import distributed
 from imgclf._files import natural, printable
 from imgclf.bundle import read_manifest
-from imgclf.compute import step_flops
+from imgclf.compute import drawing, seeded, step_flops
 from imgclf.data.audit import Audit, Sizes, audit
 from imgclf.data.decode import common_levels
 from imgclf.data.loader import Loader
@@ -41,6 +41,7 @@ from imgclf.transforms.presets import limited, preset_steps
 
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 AUTO_BATCH = 0
+CPU = torch.device("cpu")
 FEW_MINUTES = 10
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
@@ -140,8 +141,7 @@ def make_plan(
     recipe = replace(plan_pixels(experiment, source, compose, sizes), levels=_levels(experiment, train))
     network = pick_arch(experiment.arch, experiment.weights)
     spec = ModelSpec(network, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(experiment.train.seed)
+    with drawing(seeded(experiment.train.seed, CPU), CPU):
         model = build_model(spec)
         weights = load_weights(model, spec, experiment.weights, source.classes)
     augment = experiment.augment or suited_augment(weights.used != "none")

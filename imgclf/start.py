@@ -70,7 +70,7 @@ def begin(
         most = max(1, FIRST_PIXELS // math.prod(plan.recipe.size))
         few = train_samples[:: -(-len(train_samples) // most)]
         show_first(plan.model, load(few, shard=(0, 1), device=torch.device("cpu")))
-    plan.model.to(pick_device(config.device))
+    plan.model.to(pick_device(config.device)).eval()
     probe: Probe | None = None
     features: NDArray[np.float32] | None = None
     found: tuple[Choice, ...] = ()

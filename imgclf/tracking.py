@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from imgclf.compute import evaluating
+from imgclf.compute import own_copy
 from imgclf.data.loader import Batch
 from imgclf.data.source import Source
 from imgclf.data.split import Split
@@ -163,8 +163,8 @@ class Tracker:
             worker = Worker(sink)
             self._workers.append(worker)
             try:
-                with evaluating(plan.model), torch.no_grad():
-                    note = sink.prepare(session, plan.model, _example(plan))
+                with torch.no_grad():
+                    note = sink.prepare(session, own_copy(plan.model), _example(plan))
             except Exception as error:
                 worker.end()
                 worker.fault = _reason(error)

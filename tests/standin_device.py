@@ -233,6 +233,7 @@ class _ToHost(torch.autograd.Function):
         return OnDevice(grad)
 
 
+_generator = torch.Generator
 _to, _as_tensor, _autocast, _apply = torch.Tensor.to, torch.as_tensor, torch.autocast, torch.nn.Module._apply
 _group = torch._C._group_tensors_by_device_and_dtype
 
@@ -332,6 +333,7 @@ def install(patch: pytest.MonkeyPatch, kind: str = "cuda") -> None:
     for name in FACTORIES.split():
         patch.setattr(torch, name, _factory(getattr(torch, name)))
     patch.setattr(torch, "autocast", _cast)
+    patch.setattr(torch, "Generator", lambda device="cpu": _generator())
     # Tensors of this kind can't be split in inference mode.
     patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else torch.enable_grad())
     patch.setattr(torch.Tensor, "to", moved)
@@ -346,6 +348,8 @@ def install(patch: pytest.MonkeyPatch, kind: str = "cuda") -> None:
 def _install_metal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.backends.mps, "is_available", lambda: True)
     patch.setattr(torch.mps, "synchronize", note_wait)
+    patch.setattr(torch.mps, "get_rng_state", lambda: torch.get_rng_state())
+    patch.setattr(torch.mps, "set_rng_state", lambda state: torch.set_rng_state(state))
     patch.setattr(torch.mps, "recommended_max_memory", lambda: MEMORY)
     patch.setattr(torch.mps, "driver_allocated_memory", lambda: 0)
 

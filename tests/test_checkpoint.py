@@ -167,14 +167,19 @@ def test_a_state_from_another_device_leaves_the_optimizer_its_kernels(fit, tmp_p
 
 
 def test_each_process_goes_on_from_its_own_random_numbers(fit, tmp_path, monkeypatch):
+    def note(event, subject):
+        if event == "start":
+            found.append(subject.random["cpu"])
+
     fit(1)
     content, found = load_checkpoint(tmp_path / "checkpoint.pt"), []
-    content["rng"] = ["first", "second"]
-    monkeypatch.setattr(checkpoint, "set_random_state", lambda states, device: found.append(states))
+    first, second = (torch.Generator().manual_seed(seed).get_state() for seed in (1, 2))
+    content["rng"] = [{"cpu": first}, {"cpu": second}]
     for shard in ((1, 2), (0, 2), (0, 1)):
         monkeypatch.setattr(checkpoint.distributed, "shard", lambda shard=shard: shard)
-        fit(1, resume=content)
-    assert found == ["second", "first", "first"]
+        fit(1, resume=content, callbacks=[note])
+    assert [it is first for it in found] == [False, True, True]
+    assert found[0] is second
 
 
 def test_each_tensor_is_written_once(fit, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -108,6 +109,29 @@ def test_the_knobs_and_the_config_are_what_is_done(photos):
     assert (done.size, done.fit, done.train.weight_decay) == ((16, 20), "pad", 0.2)
     assert (done.train.epochs, done.train.lr, done.train.batch_size, done.train.seed) == (1, 0.01, 8, 3)
     assert config == {"fit": "pad", "train": {**EXACT, "weight_decay": 0.2, "epochs": 9}}
+
+
+def test_fits_and_loads_at_once_give_what_each_gives_alone(make_source, tmp_path):
+    def learn(seed):
+        classifier = Classifier("cnn_deep", size=8, config=QUICK)
+        classifier.fit(make_source(), epochs=1, seed=seed).save(tmp_path / f"{seed}.safetensors")
+        return classifier
+
+    def load_often():
+        return [flat(Classifier.load(tmp_path / "1.safetensors").model_) for _ in range(8)]
+
+    alone = [learn(seed) for seed in (1, 2)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as threads:
+        loads = threads.submit(load_often)
+        together = list(threads.map(learn, (1, 2)))
+    assert torch.equal(torch.get_rng_state(), before)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(flat(one.model_), flat(other.model_))
+        assert not any(module.training for module in other.model_.modules())
+        images = torch.rand(4, 1, 8, 8)
+        assert torch.equal(other.model_(images), other.model_(images)), "dropout is off"
+    assert all(torch.equal(found, flat(alone[0].model_)) for found in loads.result())
 
 
 def test_the_same_seed_gives_the_same_weights(photos):

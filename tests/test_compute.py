@@ -3,18 +3,25 @@
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from imgclf.compute import (
     all_finite,
     autocast,
+    drawing,
     enough_threads,
+    in_evaluation,
     kept_memory,
+    made_on_one_core,
+    own_copy,
     ran_out_of_memory,
     release_memory,
+    seeded,
     step_flops,
 )
 from imgclf.models.build import build_model
@@ -45,21 +52,126 @@ def test_counting_leaves_the_model_as_it_was(training):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_small_steps_run_on_one_core_and_large_ones_on_all():
+@pytest.fixture
+def two_threads():
+    """torch computes with two threads, here and in threads that begin."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        lenet = build_model(ModelSpec("lenet", 10, 1, (28, 28)))
-        with enough_threads(step_flops(lenet, torch.zeros(1, 1, 28, 28), 32)):
-            assert torch.get_num_threads() == 1
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_elsewhere():
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(torch.get_num_threads).result()
+
+
+def test_small_steps_run_on_one_core_and_large_ones_on_all(two_threads):
+    lenet = build_model(ModelSpec("lenet", 10, 1, (28, 28)))
+    with enough_threads(step_flops(lenet, torch.zeros(1, 1, 28, 28), 32)):
+        assert (torch.get_num_threads(), threads_elsewhere()) == (1, 2)
+    assert torch.get_num_threads() == 2
+    with enough_threads(1e12):
         assert torch.get_num_threads() == 2
-        with enough_threads(1e12):
-            assert torch.get_num_threads() == 2
-        with pytest.raises(KeyboardInterrupt), enough_threads(1):
-            raise KeyboardInterrupt
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    with pytest.raises(KeyboardInterrupt), enough_threads(1):
+        raise KeyboardInterrupt
+    assert (torch.get_num_threads(), threads_elsewhere()) == (2, 2)
+
+
+def test_what_is_made_on_one_core_leaves_the_threads_of_others_alone(two_threads):
+    def make():
+        try:
+            yield torch.get_num_threads()
+            yield torch.get_num_threads()
+            raise ValueError("the third")
+        finally:
+            ended.append(True)
+
+    ended = []
+    items = made_on_one_core(make())
+    assert next(items) == 1
+    assert (torch.get_num_threads(), threads_elsewhere()) == (2, 2)
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="the third"):
+        next(items)
+    assert ended == [True]
+    left = made_on_one_core(make())
+    next(left)
+    left.close()
+    assert ended == [True, True]
+
+
+def test_drawing_goes_on_from_a_seed_and_leaves_the_generators_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    before, state = torch.get_rng_state(), seeded(3, CPU)
+    found = []
+    for _ in range(2):
+        with drawing(state, CPU):
+            found.append(torch.rand(2))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.cat(found), expected)
+
+
+def test_threads_that_draw_take_turns():
+    def draw(seed):
+        state, numbers = seeded(seed, CPU), []
+        for _ in range(50):
+            with drawing(state, CPU):
+                numbers += [torch.rand(2), torch.rand(2)]
+        return torch.cat(numbers)
+
+    alone = [draw(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(draw, range(4)))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_counting_operations_hooks_no_module_of_others():
+    class Looking(nn.Linear):
+        def forward(self, images):
+            hooks.append(len(_global_forward_pre_hooks) + len(_global_forward_hooks))
+            return super().forward(images)
+
+    hooks = []
+    with torch.inference_mode():
+        assert step_flops(Looking(3, 5), torch.zeros(1, 3), 7) == 2 * 3 * 5 * 7
+    assert hooks == [0]
+
+
+class Tangled(nn.Module):
+    """Reaches its layers by ways that torch knows nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.9)
+        self.layers = [self.first, {"norm": (self.norm, self.drop)}]
+        self.forward = self.through
+
+    def through(self, images):
+        self.asked = self
+        return self.layers[1]["norm"][1](self.layers[1]["norm"][0](self.layers[0](images)))
+
+
+def test_a_copy_of_ones_own_shares_the_weights_and_nothing_else():
+    model = Tangled().train()
+    model.drop.eval()
+    images, before = torch.rand(5, 3), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    copied, seen = own_copy(model), []
+    copied.first.register_forward_hook(lambda *call: seen.append(call))
+    assert torch.equal(copied(images), copied(images)), "dropout and batch statistics are off"
+    assert len(seen) == 2
+    assert not model.first._forward_hooks
+    assert copied.asked is copied
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(one is other for one, other in zip(model.parameters(), copied.parameters(), strict=True))
+    with torch.no_grad():
+        model.first.weight.zero_()
+    assert (copied.first.weight == 0).all()
+    assert in_evaluation(copied) is copied
+    assert not in_evaluation(model).training
 
 
 @pytest.mark.parametrize(

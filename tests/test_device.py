@@ -11,8 +11,6 @@ from imgclf.training.device import (
     pick_device,
     pick_precision,
     precision_name,
-    random_state,
-    set_random_state,
     should_compile,
     tuned,
 )
@@ -102,8 +100,12 @@ def test_tuning_cuda_ends_with_the_training():
     assert (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()) == before
 
 
-def test_random_numbers_go_on_from_where_they_were():
-    state = random_state(CPU)
-    first = torch.rand(3)
-    set_random_state(state, CPU)
-    assert torch.equal(torch.rand(3), first)
+def test_two_trainings_at_once_take_their_tuning_back_in_any_order():
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    first, second = tuned(torch.device("cuda")), tuned(torch.device("cuda"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()) == (True, "high")
+    second.__exit__(None, None, None)
+    assert (torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()) == before

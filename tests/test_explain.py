@@ -1,6 +1,8 @@
 """What in an image speaks for a class: that it lies where the class is, and that the model stays as it was."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -102,6 +104,17 @@ def test_the_model_is_as_it_was(trained, method):
     assert torch.is_grad_enabled()
     trained.head.weight.requires_grad_(True)
     trained.eval()
+
+
+@pytest.mark.parametrize("method", EXPLAIN_METHODS)
+def test_threads_explain_as_one_does(trained, method):
+    loaders = [loader_of(planted(2, seed)[0]) for seed in range(4)]
+    alone = [explain(trained, loader, method=method) for loader in loaders]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda loader: explain(trained, loader, method=method), loaders))
+    for one, other in zip(chain(*alone), chain(*together), strict=True):
+        assert (one.label, one.confidence) == (other.label, pytest.approx(other.confidence))
+        np.testing.assert_allclose(one.heat, other.heat, atol=1e-4)
 
 
 def test_what_is_said_is_what_predict_says(trained):

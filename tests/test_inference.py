@@ -1,5 +1,7 @@
 """Evaluation and prediction go one way, and agree."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,8 @@ from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.errors import DataError, OutOfMemory
 from imgclf.evaluation.metrics import softmax
-from imgclf.inference import MANY, evaluate, infer, predict, quick
+from imgclf.evaluation.unknown import Refusal, fit_unknown
+from imgclf.inference import FEW, MANY, evaluate, infer, predict, quick
 from imgclf.models.build import build_model
 from imgclf.specs import ModelSpec, Recipe
 
@@ -93,25 +96,68 @@ def test_nothing_that_can_be_read_is_nothing_to_evaluate(model, photos):
     assert all(p.error == "no such file" for p in predict(model, loader_of(source)))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_model_returns_to_its_mode_and_keeps_its_statistics(source, training):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.LazyLinear(3))
-    model.train(training)
-    with torch.no_grad():
-        model(torch.zeros(2, 3, 16, 16))
+def test_a_model_in_training_mode_answers_as_in_evaluation_and_stays_as_it_is(source):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(784, 3)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    first, second = (infer(model, loader_of(source), CPU)[0] for _ in range(2))
-    list(predict(model, loader_of(source)))
-    assert model.training is training
-    assert (first == second).all(), "dropout is off"
+    answers = infer(model, loader_of(source), CPU)[0]
+    assert len(list(predict(model, loader_of(source)))) == 60
+    assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    np.testing.assert_allclose(infer(model.eval(), loader_of(source), CPU)[0], answers, atol=1e-6)
 
 
-def test_a_model_that_fails_returns_to_its_mode(source):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 3)).train()
-    with pytest.raises(RuntimeError, match="shapes"):
-        evaluate(model, loader_of(source))
-    assert model.training
+class Norms(nn.Module):
+    """A small network with what may stand in the way of others: batch norms, dropout, and a head to hook."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten())
+        self.head = nn.Linear(784, 3)
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+
+REFUSAL = Refusal(
+    fit_unknown(*(np.random.default_rng(0).normal(size=(30, n)).astype(np.float32) for n in (784, 3, 784))), 0.5
+)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("copies", [1, 2, 5], ids=["few", "some", "many"])
+@pytest.mark.parametrize("refusal", [None, REFUSAL], ids=["all", "reject"])
+def test_threads_and_open_generators_do_not_disturb_each_other(source, training, copies, refusal):
+    model = Norms().train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    threads, samples = torch.get_num_threads(), (source.samples * copies)[: FEW - 1 if copies == 1 else None]
+
+    def answers(turn=0):
+        order = samples[turn:] + samples[:turn]
+        loader = Loader(source, order, RECIPE, classes=source.classes, workers=0, batch_size=16)
+        for found in predict(model, loader, refusal=refusal):
+            yield found
+            assert torch.get_num_threads() == threads
+
+    def figures(predictions):
+        return [[*p.probabilities.values(), p.unknown_score or 0.0] for p in predictions]
+
+    expected = [figures(answers(turn)) for turn in range(8)]
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda turn: figures(answers(turn)), range(8)))
+    finally:
+        sys.setswitchinterval(switching)
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+    in_turn = [figures(found) for found in zip(*zip(answers(0), answers(1), strict=True), strict=True)]
+    np.testing.assert_allclose(in_turn, expected[:2], atol=1e-5)
+    left = answers()
+    next(left)
+    assert [module.training for module in model.modules()] == [training] * len(list(model.modules()))
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_progress_counts_images(model, source):
@@ -137,7 +183,7 @@ class Limited(nn.Module):
 
 
 def test_batches_that_do_not_fit_go_in_parts_from_then_on(source):
-    model, loader = Limited(7), loader_of(source, batch_size=25)
+    model, loader = Limited(7).eval(), loader_of(source, batch_size=25)
     logits, targets = infer(model, loader, CPU)
     assert model.sizes == [25, 13, 7, 7, 7, 4, 7, 7, 7, 4, 7, 3]
     whole, same = infer(Limited(60), loader, CPU)

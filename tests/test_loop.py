@@ -4,7 +4,9 @@ import math
 import os
 import random
 import signal
-from contextlib import contextmanager
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -119,6 +121,44 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(source):
     assert equal(weights(first), weights(again))
     assert figures(history) == figures(repeated)
     assert not equal(weights(first), weights(other))
+
+
+def test_threads_train_as_one_does_and_predict_meanwhile(source):
+    expected = [fit(source, epochs=2, seed=seed) for seed in (3, 4)]
+    found = list(predict(expected[0][0], loader_of(source)))
+    began, nets = threading.Barrier(3), {seed: Net() for seed in (3, 4)}
+
+    def together(seed):
+        began.wait()
+        if not seed:
+            return [list(predict(expected[0][0], loader_of(source))) for _ in range(8)]
+        return fit(source, nets[seed], epochs=2, seed=seed)
+
+    with ThreadPoolExecutor(3) as threads:
+        *trained, answers = threads.map(together, (3, 4, 0))
+    for (one, history), (other, again) in zip(expected, trained, strict=True):
+        assert equal(weights(one), weights(other))
+        assert figures(history) == figures(again)
+    assert answers == [found] * 8
+
+
+def test_what_callbacks_draw_changes_no_weights(source):
+    plain, _ = fit(source, epochs=2)
+    torch.manual_seed(1)
+    expected = torch.rand(6)
+    torch.manual_seed(1)
+    drawn = []
+    model, _ = fit(source, epochs=2, callbacks=[lambda event, _: drawn.append(torch.rand(1)) if len(drawn) < 6 else 0])
+    assert equal(weights(plain), weights(model))
+    assert torch.equal(torch.cat(drawn), expected)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("full")])
+def test_a_network_ends_in_evaluation_mode(source, error):
+    model = Net()
+    with pytest.raises(ValueError, match="full") if error else nullcontext():
+        fit(source, model, epochs=1, callbacks=[raising(error, at="step", epoch=0)] if error else [])
+    assert not any(module.training for module in model.modules())
 
 
 def test_the_random_state_and_the_threads_of_the_program_are_left_alone(source):

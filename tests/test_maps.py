@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.compute import evaluating
 from imgclf.errors import ConfigError
 from imgclf.evaluation.maps import Site, capture, find_last_site, find_sites, spread
 from imgclf.models.build import build_model, head_of
@@ -122,13 +121,3 @@ def test_stages_come_in_their_order():
         (4, 4),
         (2, 2),
     ]
-
-
-def test_each_module_gets_its_own_mode_back():
-    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout()).train()
-    model[0].eval()
-    within = []
-    with evaluating(model):
-        within += [module.training for module in model.modules()]
-    assert within == [False] * 3
-    assert (model.training, model[0].training, model[1].training) == (True, False, True)

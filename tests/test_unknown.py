@@ -18,13 +18,14 @@ from imgclf import Classifier, combine, fit_ensemble
 from imgclf.bundle import UNKNOWN_TENSORS, read_manifest
 from imgclf.claims import features_of
 from imgclf.cli import app
+from imgclf.compute import own_copy
 from imgclf.data.loader import Loader
 from imgclf.data.open import open_source
 from imgclf.errors import ConfigError, ModelFileError
 from imgclf.evaluation.unknown import MOST_VALUES, Unknown, choose_evenly, fit_unknown
 from imgclf.inference import answer_with_features
 from imgclf.models.build import build_model
-from imgclf.models.features import feature_layers, tapped
+from imgclf.models.features import Tapped, feature_layers
 from imgclf.specs import ModelSpec, Recipe
 from imgclf.transforms.presets import preset_steps
 
@@ -125,8 +126,8 @@ def test_images_are_chosen_evenly():
 def test_features_are_what_the_head_gets(arch, size, width, members):
     model = build_model(ModelSpec(arch, 3, 3, (size, size), members=members)).eval()
     images = torch.rand(2, 3, size, size)
-    with torch.inference_mode(), tapped(model, feature_layers(model)) as both:
-        rows = both(images)
+    with torch.inference_mode():
+        rows = Tapped(own_copy(model), feature_layers(model))(images)
         plain = model(images)
     assert rows.shape == (2, 3 + members * width)
     assert torch.equal(rows[:, :3], plain)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from imgclf._files import nfc
 from imgclf._registry import unknown_name
-from imgclf.compute import evaluating, in_parts_that_fit
+from imgclf.compute import in_parts_that_fit, own_copy
 from imgclf.data.loader import Loader
 from imgclf.evaluation.maps import Site, find_last_site, spread
 from imgclf.fold import fold_batch_norms
@@ -46,8 +46,8 @@ def explain(
 ) -> list[Explanation]:
     """Where in each image of the loader the class is that the model answers with, or `label`.
 
-    The images stay in memory: give it a part at a time where there are many. The model is as it was afterwards, with no
-    gradient left in it. Of an ensemble it is the mean over the members. Raises `UnknownName` for a method or a class
+    The images stay in memory: give it a part at a time where there are many. The model stays as it is, and may answer
+    elsewhere meanwhile. Of an ensemble it is the mean over the members. Raises `UnknownName` for a method or a class
     that there is not, and `ConfigError` where the network has no maps with places.
     """
     if method not in EXPLAIN_METHODS:
@@ -56,7 +56,8 @@ def explain(
         label = next((name for name in loader.classes if nfc(name) == nfc(label)), label)
         if label not in loader.classes:
             raise unknown_name("class of the model", label, list(loader.classes))
-    with torch.inference_mode(False), evaluating(model):  # a caller's inference mode would forbid gradients
+    model = own_copy(model)  # for hooks of its own
+    with torch.inference_mode(False):  # a caller's inference mode would forbid gradients
         predictions = list(predict(model, loader, top=1, precision=precision, temperature=temperature))
         labels = [prediction.label if label is None else label for prediction in predictions]
         found: dict[int, tuple[NDArray[np.float32], NDArray[np.uint8]]] = {}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgclf.compute import evaluating
+from imgclf.compute import own_copy
 from imgclf.data.source import Pixels
 from imgclf.errors import ConfigError
 from imgclf.evaluation.maps import Site, capture, find_sites
@@ -46,7 +46,7 @@ def first_convolution(model: nn.Module, pixels: Pixels, recipe: Recipe) -> tuple
 
     Raises `ConfigError` for a network without one. Of an ensemble it is that of the first member.
     """
-    model = model.members[0] if isinstance(model, Ensemble) else model
+    model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
     found: list[tuple[str, Tensor, Tensor]] = []
     names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
@@ -54,13 +54,10 @@ def first_convolution(model: nn.Module, pixels: Pixels, recipe: Recipe) -> tuple
         if not found:
             found.append((names[module], module.weight.detach().cpu(), output[0].cpu().clone()))
 
-    handles = [module.register_forward_hook(record) for module in names]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(_input(model, pixels, recipe))
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in names:
+        module.register_forward_hook(record)
+    with torch.no_grad():
+        model(_input(model, pixels, recipe))
     if not found:
         raise ConfigError(f"{type(model).__name__} has no convolution, so there are no kernels to show")
     return found[0]
@@ -71,18 +68,15 @@ def stage_maps(model: nn.Module, pixels: Pixels, recipe: Recipe) -> list[tuple[s
 
     A stage is what has maps of one size; the last layer of it is shown. Of an ensemble it is the first member's.
     """
-    model = model.members[0] if isinstance(model, Ensemble) else model
+    model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
     images = _input(model, pixels, recipe)
-    with evaluating(model):
-        last: dict[tuple[int, int], Site] = {}
-        for site in find_sites(model, images):
-            last.pop(site.grid, None)
-            last[site.grid] = site
-        if not last:
-            raise ConfigError(
-                f"{type(model).__name__} has no feature maps: nothing in it keeps the places of the image"
-            )
-        maps = capture(model, images, list(last.values()))
+    last: dict[tuple[int, int], Site] = {}
+    for site in find_sites(model, images):
+        last.pop(site.grid, None)
+        last[site.grid] = site
+    if not last:
+        raise ConfigError(f"{type(model).__name__} has no feature maps: nothing in it keeps the places of the image")
+    maps = capture(model, images, list(last.values()))
     return [(site.name, found[0].cpu()) for site, found in zip(last.values(), maps, strict=True)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from imgclf.compute import unseeded_drawing
 from imgclf.errors import ConfigError
 from imgclf.models._arch import Arch
 from imgclf.models.backbones import find_arch
@@ -40,7 +41,7 @@ def empty_network(spec: ModelSpec) -> nn.Module:
     is. Raises what `build_model` raises.
     """
     arch = find_arch(spec.arch)
-    with torch.random.fork_rng(devices=()):
+    with unseeded_drawing():
         try:
             with torch.device("meta"):
                 return _build(arch, spec)
@@ -120,7 +121,7 @@ def _smallest_side(arch: Arch, spec: ModelSpec) -> int | None:
 def _works(arch: Arch, spec: ModelSpec, side: int, device: str) -> bool:
     """Whether a square fits; "meta" computes shapes alone and is quick, but not every network can be built on it."""
     square = replace(spec, size=(side, side))
-    with torch.random.fork_rng(devices=()), torch.device(device):
+    with unseeded_drawing(), torch.device(device):
         try:
             _pass_one_image(arch.build(square), square)
         except SHAPE_ERRORS:

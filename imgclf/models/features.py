@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,15 +13,22 @@ from imgclf.models.ensemble import Ensemble
 
 
 class Tapped(nn.Module):
-    """A network that answers with its logits (n, k) and, behind them in each row, its features (n, d)."""
+    """A network that answers with its logits (n, k) and, behind them in each row, its features (n, d): what comes to
+    its `layers`, of the names that `feature_layers` gives.
 
-    def __init__(self, network: nn.Module, heads: list[str]) -> None:
+    It hooks these layers, so the network must be the caller's alone, such as an `own_copy`.
+    """
+
+    def __init__(self, network: nn.Module, layers: list[str]) -> None:
         super().__init__()
         self.network = network
-        self._heads = heads
+        self._layers = layers
         self._caught: dict[str, torch.Tensor] = {}
+        for name in layers:
+            network.get_submodule(name).register_forward_pre_hook(partial(self._catch, name))
+        self.eval()
 
-    def catch(self, name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _catch(self, name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         """A hook before a head: one vector for each image, the mean over its places where there are several."""
         given = inputs[0].detach().float()
         if isinstance(layer, nn.Conv2d):
@@ -33,7 +39,7 @@ class Tapped(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, …) to (n, k + d), float32."""
         logits = self.network(images).float()
-        features = [self._caught.pop(name) for name in self._heads]
+        features = [self._caught.pop(name) for name in self._layers]
         return torch.cat([logits, *features], 1)
 
 
@@ -52,18 +58,3 @@ def _first_layer(head: nn.Module) -> nn.Module:
         if isinstance(module, nn.Linear | nn.Conv2d):
             return module
     raise ConfigError(f"the head of this network is a {type(head).__name__}, without a linear layer or a convolution")
-
-
-@contextmanager
-def tapped(network: nn.Module, layers: list[str]) -> Iterator[Tapped]:
-    """A network, or one made of it that has the same names, with its features; `layers` are `feature_layers`."""
-    tap = Tapped(network, layers)
-    hooks = []
-    for name in layers:
-        layer = network.get_submodule(name)
-        hooks.append(layer.register_forward_pre_hook(lambda layer, inputs, name=name: tap.catch(name, layer, inputs)))
-    try:
-        yield tap
-    finally:
-        for hook in hooks:
-            hook.remove()

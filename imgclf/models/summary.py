@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from imgclf.compute import own_copy
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -64,6 +66,7 @@ def layer_table(model: nn.Module, size: tuple[int, int], channels: int) -> tuple
     """
     rows: list[LayerRow] = []
     counted: set[nn.Parameter] = set()
+    model = own_copy(model)  # for hooks of its own
     names = {module: name for name, module in model.named_modules()}
 
     def new_weights(module: nn.Module) -> int:
@@ -78,16 +81,10 @@ def layer_table(model: nn.Module, size: tuple[int, int], channels: int) -> tuple
         shape = tuple(result.shape[1:])
         rows.append(LayerRow(names[module], type(module).__name__, shape, formula, new_weights(module)))
 
-    handles = [module.register_forward_hook(record) for module in names if _is_layer(module)]
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(next(model.parameters()).new_zeros(1, channels, *size))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    for module in filter(_is_layer, names):
+        module.register_forward_hook(record)
+    with torch.no_grad():
+        model(next(model.parameters()).new_zeros(1, channels, *size))
     uncalled = [(name, type(module).__name__, new_weights(module)) for module, name in names.items()]
     return tuple(rows + [LayerRow(name, kind, (), "", params) for name, kind, params in uncalled if params])
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from imgclf._files import nfc, printable
 from imgclf._tensorfile import BESIDE, checksum, parse_json, read_header
+from imgclf.compute import unseeded_drawing
 from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.models._arch import Arch
 from imgclf.models._fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
@@ -208,7 +209,7 @@ def _through_timm(name: str, spec: ModelSpec, path: Path) -> Mapping[str, Tensor
     overlay = {"file": str(path), "custom_load": False}
     options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": cfg.num_classes}  # else not strict
     try:
-        with torch.random.fork_rng(devices=()):
+        with unseeded_drawing():
             reference = build_timm(replace(spec, dropout=None), name, **options)
     except Exception as error:  # what timm raises for a file that is damaged or of another network is not documented
         raise ModelFileError(f"{str(path)!r} holds no weights for {name}: {error}") from error
@@ -222,7 +223,7 @@ def _torchvision_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[st
     path = url_file(location)
     name = _bare(arch)
     try:
-        with torch.random.fork_rng(devices=()):
+        with unseeded_drawing():
             reference = get_model(name, weights=get_model_weights(name).DEFAULT)  # finds the file where it now lies
     except Exception as error:  # a damaged file ends in any of a dozen errors
         raise ModelFileError(f"{str(path)!r} can't be read as weights ({error}); delete it to get it again") from error

@@ -50,6 +50,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from imgclf.compute import RandomState
 from imgclf.inference import Answered
 from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import TrainConfig
@@ -71,6 +72,7 @@ class TrainState:
     so far, `good` the weights, the state of the optimizer and the mean after the last whole epoch; both are never
     changed in place. `best_losses` are those of the former on the `valid` images (refs), float64 (n,), NaN for one that
     couldn't be read. `lost` are the images of train and valid that couldn't be read at some time, with the reason.
+    `random` is where the random numbers of training stand; torch's own generators are the caller's.
     """
 
     model: nn.Module
@@ -95,6 +97,7 @@ class TrainState:
     lr: float = 0.0
     lr_scale: float = 1.0
     retries: int = 0
+    random: RandomState = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
     spent: float = 0.0
     began: float = field(default_factory=time.perf_counter)

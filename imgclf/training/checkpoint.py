@@ -23,7 +23,6 @@ from imgclf._files import checked_file, open_checked, sync_folder
 from imgclf.errors import DataError, ImgclfError, ModelFileError, warn_caller
 from imgclf.results import EpochRecord
 from imgclf.training.callbacks import TrainState
-from imgclf.training.device import set_random_state
 
 FORMAT = 6
 PREVIOUS = "checkpoint-previous.pt"
@@ -170,4 +169,5 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
         known = dict(zip(content["valid"], content["best_losses"].tolist(), strict=True))
         state.best_losses = torch.tensor([known.get(ref, math.nan) for ref in state.valid], dtype=torch.float64)
     rank, processes = distributed.shard()
-    set_random_state(content["rng"][rank if len(content["rng"]) == processes else 0], state.device)
+    known = content["rng"][rank if len(content["rng"]) == processes else 0]
+    state.random |= {kind: known[kind] for kind in state.random if kind in known}  # those of a device that is used now

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+from imgclf.compute import WholeProcess
 from imgclf.errors import ConfigError
 from imgclf.specs import DEVICE_NAME
 
@@ -61,21 +62,6 @@ def precision_name(dtype: torch.dtype) -> str:
     return next(name for name, known in PRECISION_DTYPES.items() if known is dtype)
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Where torch's random numbers stand, on the CPU and on a CUDA device."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Go on from a `random_state`; that of a device which is not used now is left out."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):  # of several, which may differ
@@ -109,17 +95,20 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
         model._compiled_call_impl = None  # what else would compile again for every other shape
 
 
-@contextmanager
-def tuned(device: torch.device) -> Iterator[None]:
-    """On CUDA: TF32 for what stays in fp32, and the fastest kernels for the fixed shapes of training."""
-    if device.type != "cuda":
-        yield
-        return
+def _tune() -> Callable[[], None]:
     before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before[0]
-        torch.set_float32_matmul_precision(before[1])
+
+    def set_both(benchmark: bool, precision: str) -> None:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
+
+    set_both(True, "high")
+    return lambda: set_both(*before)
+
+
+_tuning = WholeProcess(_tune)
+
+
+def tuned(device: torch.device) -> AbstractContextManager[None]:
+    """On CUDA: TF32 for what stays in fp32, and the fastest kernels for the fixed shapes of training."""
+    return _tuning.made() if device.type == "cuda" else nullcontext()

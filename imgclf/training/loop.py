@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
-from imgclf.compute import all_finite, enough_threads, kept_memory, step_flops
+from imgclf.compute import all_finite, drawing, enough_threads, kept_memory, seeded, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.evaluation.calibration import fit_temperature
@@ -31,7 +31,7 @@ from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import Callback, TrainState, Weights, notify
 from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
-from imgclf.training.device import compiled, pick_device, pick_precision, random_state, should_compile, tuned
+from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
 from imgclf.training.graph import GraphedStep, should_capture
 from imgclf.training.interrupt import Interrupts, polite_interrupts
 from imgclf.training.keep import beats_best, copied, lent, start_mean, update_mean
@@ -78,24 +78,24 @@ def train(
     keep_start: bool = False,
     endless: bool = False,
 ) -> History:
-    """Train `model` in place; it ends with the weights of the epoch of lowest valid loss or, with `config.ema`, their
-    running mean: of the last epoch, where `valid` is None or the schedule falls to 0 and none is surely better. With
-    `keep_start` the weights as they are given count as well: others must be better on valid, by more than chance. With
-    label smoothing the loss on valid is that at the temperature which suits the valid images best. With `endless` it
-    goes on in the manner of the planned epochs until a callback raises.
+    """Train `model` in place; it ends in evaluation mode, with the weights of the epoch of lowest valid loss or, with
+    `config.ema`, their running mean: of the last epoch, where `valid` is None or the schedule falls to 0 and none is
+    surely better. With `keep_start` the weights as they are given count as well: others must be better on valid, by
+    more than chance. With label smoothing the loss on valid is that at the temperature which suits the valid images
+    best. With `endless` it goes on in the manner of the planned epochs until a callback raises.
 
     `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
     every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
     Ctrl-C, SIGTERM and SIGHUP end training after the step that is under way and keep what was learnt; the second one
     is a `KeyboardInterrupt` at once. A loss that is not finite takes the model back to the last good epoch with half
     the learning rate, at most three times, then raises `TrainingDiverged`. A batch that does not fit into the memory is
-    cut into parts of equal gradient; `OutOfMemory` is raised where a single image does not fit.
+    cut into parts of equal gradient; `OutOfMemory` is raised where a single image does not fit. Random numbers come
+    from the seed alone, also where several threads train, and torch's own generators stay where they are.
     """
     device = pick_device(config.device)
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(kept_memory(device))
-        torch.manual_seed(config.seed + distributed.shard()[0])  # each process leaves out other units
+        stack.callback(model.eval)
         state = initial_state(model, loader, config, device)
         flops = step_flops(model, _example(loader, device), config.batch_size)
         stack.enter_context(enough_threads(flops))
@@ -169,6 +169,7 @@ def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device:
         pairs=pairs,
         micro=config.batch_size,
         sums=torch.zeros(2, device=device),
+        random=seeded(config.seed + distributed.shard()[0], device),  # each process leaves out other units
         class_weights=None if weights is None else weights.to(device),
     )
     state.mean = start_mean(state)
@@ -268,7 +269,8 @@ def _steps(state: TrainState, run: _Run) -> None:
         set_lr(state.optimizer, state.lr)
         notify(run.callbacks, "batch", batch)
         before = state.micro
-        state.images += run.step(state, batch, loader.recipe, run.rewind)
+        with drawing(state.random, state.device):
+            state.images += run.step(state, batch, loader.recipe, run.rewind)
         if state.mean:
             update_mean(state)
         if state.micro < before:
@@ -309,7 +311,8 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
         if run.interrupts.count and distributed.shard()[1] == 1:  # else the others would wait
             raise _Interrupted
 
-    with lent(state.model, state.mean):
+    state.model.eval()
+    with lent(state.model, state.mean), drawing(state.random, state.device):
         logits, targets, positions = infer_placed(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
@@ -341,7 +344,7 @@ def _save(state: TrainState, run: _Run) -> None:
     if state.position:  # between epochs it has been seen
         _require_finite(state)
     with run.thrift.writing():  # who writes nothing keeps the time as well, or it would be overdue for ever
-        random = distributed.gather(random_state(state.device))
+        random = distributed.gather(state.random)
         if run.checkpoint is not None:
             save_checkpoint(state, run.checkpoint, random)
             notify(run.callbacks, "checkpoint", state)

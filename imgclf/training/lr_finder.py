@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from imgclf.compute import enough_threads, kept_memory, step_flops
+from imgclf.compute import drawing, enough_threads, kept_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError
 from imgclf.inference import Progress
@@ -44,16 +44,14 @@ def find_lr(
     if config.epochs == 0:
         raise ConfigError("epochs is 0, and a probe alone has no learning rate to find: ask for 1 or more")
     device = pick_device(config.device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        trial = copy.deepcopy(model)
-        state = initial_state(trial, loader, config, device)
-        soften_head(trial, model.state_dict(), config.head_scale or 1.0)
-        example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
-        set_mode(trial, config, 0)
-        flops = step_flops(trial, example, config.batch_size)
-        with kept_memory(device), enough_threads(flops), quick_gradients(device, state.precision, flops):
-            rates, losses = _rise(state, loader, progress)
+    trial = copy.deepcopy(model)
+    state = initial_state(trial, loader, config, device)
+    soften_head(trial, model.state_dict(), config.head_scale or 1.0)
+    example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
+    set_mode(trial, config, 0)
+    flops = step_flops(trial, example, config.batch_size)
+    with kept_memory(device), enough_threads(flops), quick_gradients(device, state.precision, flops):
+        rates, losses = _rise(state, loader, progress)
     if len(losses) < FEWEST:
         raise ConfigError(
             f"the loss explodes at once, after {len(losses)} of {STEPS} steps and below a learning rate of 1e-6: "
@@ -84,7 +82,8 @@ def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[f
         rate = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
         set_lr(state.optimizer, rate)
         state.sums.zero_()
-        images = learn(state, batch, loader.recipe, rewind)
+        with drawing(state.random, state.device):
+            images = learn(state, batch, loader.recipe, rewind)
         progress(i + 1, STEPS)
         if images == 0:  # none of the batch could be read: no step was taken
             continue

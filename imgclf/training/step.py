@@ -12,13 +12,20 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
-from imgclf.compute import autocast, ran_out_of_memory, release_memory
+from imgclf.compute import (
+    autocast,
+    drawing,
+    ran_out_of_memory,
+    random_state,
+    release_memory,
+    seeded,
+    set_random_state,
+)
 from imgclf.data.loader import Batch, Mix
 from imgclf.errors import OutOfMemory
 from imgclf.machine import free_memory
 from imgclf.specs import Recipe, TrainConfig
 from imgclf.training.callbacks import TrainState
-from imgclf.training.device import random_state, set_random_state
 from imgclf.training.optim import make_optimizer
 from imgclf.transforms.pixels import to_input
 
@@ -209,7 +216,7 @@ def probe_batch_size(
     size = _power_of_two(min(MAX_PROBED, max(smallest, images // 4)))
     network = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config, 1e-6)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with drawing(seeded(config.seed, device), device):
         if device.type == "cpu":
             size = min(size, max(smallest, _power_of_two(_affordable(network, shape, dtype))))
         while True:
