@@ -198,7 +198,9 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """One `Prediction` after the other, for a path, a folder, a PIL image, an array, or a list of these.
 
-        An array is uint8 of (height, width) or (height, width, channels). `top` is how many classes each prediction
+        An array is uint8 of (height, width) or (height, width, channels). A PIL image is turned as its EXIF says, also
+        where it was converted, copied or resized: who turns one by hand takes the tag out (`ImageOps.exif_transpose`
+        does both). `top` is how many classes each prediction
         lists. An image that cannot be read gives a prediction with an `error`. With `reject`, 0.05 for example, images
         that look unlike anything in training are not `accepted`: so many that of images of the known classes about
         that share is refused. `ConfigError` says why a model can't tell.

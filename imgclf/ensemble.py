@@ -41,11 +41,14 @@ def require_members(members: int, name: str = "members") -> None:
 
 
 def combine(classifiers: Sequence[Classifier]) -> Classifier:
-    """One classifier that answers with the mean probabilities of several, which keep their own weights; of one, a copy.
+    """One classifier that answers with the mean probabilities of several, which keep their own weights; of one, a copy
+    that claims what this one claims.
 
     They have the same architecture, classes and pixels, as those of several seeds or folds do; `ConfigError` where they
     differ. Images that any of them has seen count as seen. The history is theirs, one after the other.
     """
+    if not classifiers:
+        raise ConfigError("there are no classifiers to combine; give one or more")
     first = classifiers[0]
     for other in classifiers[1:]:
         for name, one, two in (
@@ -61,6 +64,9 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     joined.spec_ = replace(first.spec_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
     joined.metrics_, joined.answers_, joined.run_, joined.lost_ = {}, {}, None, {}
+    if len(classifiers) == 1:
+        joined.metrics_, joined.answers_ = dict(first.metrics_), dict(first.answers_)
+        return joined
     claims = _examine(joined, classifiers)
     if claims.answers is not None:
         joined.answers_["valid"], joined.metrics_["valid"] = claims.answers, claims.answers.evaluation

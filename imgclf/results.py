@@ -84,13 +84,19 @@ class History:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Precision, recall and F1 (0…1) of one class, and how many images of it there were."""
+    """Precision, recall and F1 (0…1) of one class, and how many images of it there were: of none, it was not tested,
+    and the figures are None."""
 
     name: str
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
     support: int
+
+    @property
+    def hits(self) -> int:
+        """How many of its images are right."""
+        return round((self.recall or 0.0) * self.support)
 
 
 @dataclass(frozen=True)

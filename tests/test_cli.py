@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -26,10 +27,13 @@ from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import COLLECT_AFTER, app
 from imgclf.cli._console import say_list
 from imgclf.cli._inputs import expand
+from imgclf.cli._results import show_evaluation
 from imgclf.cli._streams import Stream
 from imgclf.cli._training import TrainView
 from imgclf.data.split import read_split
 from imgclf.dryrun import DryRun
+from imgclf.evaluation.intervals import evaluation_intervals
+from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.results import EpochRecord, History, Prediction
 from imgclf.specs import TrainConfig
 
@@ -756,3 +760,19 @@ def test_the_time_left_is_that_of_the_whole_training(monkeypatch):
         view("step", SimpleNamespace(**{**vars(state), "epoch": epoch, "step": step, "history": history}))
         left.append(view.progress.tasks[0].fields["left"])
     assert left == ["0:06:30 left", "0:08:30 left", "0:00:15 left"]
+
+
+def test_a_class_without_test_images_is_shown_as_not_tested(capsys):
+    logits, targets = np.eye(3)[[0, 2, 0]], np.array([0, 2, 0])
+    result = evaluate_logits(logits, targets, ["ant", "bee", "wasp"])
+    show_evaluation(replace(result, intervals=evaluation_intervals(logits, targets)), "test")
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line.split() for line in lines if line.startswith("bee")) == ["bee", "–", "–", "–", "0"]
+    assert "not tested, as there are no images of them: bee" in lines
+    assert result.to_dict()["per_class"][1] == {
+        "class": "bee",
+        "precision": None,
+        "recall": None,
+        "f1": None,
+        "support": 0,
+    }

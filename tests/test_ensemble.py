@@ -1,8 +1,8 @@
 """Several classifiers as one."""
 
-import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from imgclf import Classifier, distributed
-from imgclf.bundle import load_model, read_manifest, save_model
+from imgclf.bundle import read_manifest, save_model
 from imgclf.cli import _console, app
 from imgclf.ensemble import combine, fit_ensemble
 from imgclf.errors import ConfigError
@@ -150,17 +150,21 @@ def test_an_interrupted_member_ends_it_and_those_before_stay(photos, in_folder):
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["photos-lenet-1", "photos-lenet-2"]
 
 
-def test_a_model_file_without_members_is_a_single_network(photos, tmp_path):
+def test_of_one_it_is_a_copy_that_claims_the_same(photos, tmp_path):
     classifier = Classifier(config=TINY).fit(photos)
-    path = tmp_path / "model.safetensors"
-    manifest = classifier.manifest_
-    save_model(path, classifier.model_, manifest)
-    import imgclf.bundle as bundle
-
-    values = json.loads(bundle._to_json(manifest))
-    del values["spec"]["members"]
-    assert bundle._parse_manifest(values).spec.members == 1
-    assert load_model(path)[1].spec.members == 1
+    calibration = {"temperature": 2.5, "images": 30, "note": ""}
+    save_model(tmp_path, classifier.model_, replace(classifier.manifest_, calibration=calibration))
+    loaded = Classifier.load(tmp_path)
+    for one in (loaded, classifier):
+        copied = combine([one])
+        assert copied.temperature_ == one.temperature_
+        assert copied.manifest_.calibration == one.manifest_.calibration
+        assert copied.metrics_ == one.metrics_
+        assert np.array_equal(copied.predict_proba(photos), one.predict_proba(photos))
+        copied.model_.head.weight.data.zero_()
+        assert one.model_.head.weight.any()
+    with pytest.raises(ConfigError, match="no classifiers to combine"):
+        combine([])
 
 
 def test_an_ensemble_is_not_trained_again_as_one(three):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, ImageOps, features
 
 from imgclf.data.decode import common_levels
 from imgclf.data.images import (
@@ -392,6 +392,27 @@ def test_images_that_are_open_already_follow_the_same_rules():
     assert (image_pixels(Image.new("LA", (2, 2), (0, 0))) == 255).all()
     with pytest.raises(BadImage):
         image_pixels(Image.open(BytesIO(data[:150])))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    "derive", [lambda image: image, Image.Image.copy, lambda image: image.convert("RGB"), ImageOps.exif_transpose]
+)
+def test_an_image_that_is_open_is_turned_once_also_where_it_was_copied_or_converted(kind, derive):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = encoded(Image.fromarray(quarters()), kind, exif=exif)
+    image = derive(Image.open(BytesIO(data)))
+    assert np.array_equal(image_pixels(image), read_image(data))
+    assert read_image(data).shape == (64, 32, 3)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="AVIF is not built in")
+def test_reading_an_open_image_changes_nothing_of_it():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    image = Image.open(BytesIO(encoded(Image.fromarray(quarters()), "AVIF", xmp=xmp)))
+    assert image_pixels(image).shape == (32, 64, 3)
+    assert image.info["xmp"] == xmp
 
 
 def test_names_and_magic(tmp_path):

@@ -41,7 +41,7 @@ def test_an_example_worked_by_hand():
     assert (ant.name, ant.precision, ant.recall, ant.support) == ("ant", 0.5, 1.0, 1)
     assert (bee.precision, bee.recall, bee.support) == (1.0, pytest.approx(1 / 3), 3)
     assert (ant.f1, bee.f1) == (pytest.approx(2 / 3), pytest.approx(0.5))
-    assert (wasp.precision, wasp.recall, wasp.f1, wasp.support) == (0.0, 0.0, 0.0, 0)
+    assert (wasp.precision, wasp.recall, wasp.f1, wasp.support, wasp.hits) == (None, None, None, 0, 0)
     assert result.macro_f1 == pytest.approx((2 / 3 + 0.5) / 2)
 
 
@@ -64,9 +64,11 @@ def test_equals_scikit_learn(batch):
     assert result.macro_f1 == pytest.approx(
         metrics.f1_score(targets, called, labels=present, average="macro", zero_division=0)
     )
-    ours = [(row.precision, row.recall, row.f1, row.support) for row in result.per_class]
-    np.testing.assert_allclose(ours, np.transpose(everything))
-    np.testing.assert_array_equal(result.confusion_matrix(), metrics.confusion_matrix(targets, called, labels=range(k)))
+    ours = [(row.precision, row.recall, row.f1, row.support) for row in result.per_class if row.support]
+    np.testing.assert_allclose(ours, np.transpose(everything)[present])
+    matrix = result.confusion_matrix()
+    assert [row.hits for row in result.per_class] == [matrix[i][i] for i in range(k)]
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(targets, called, labels=range(k)))
 
 
 def test_what_an_evaluation_holds_and_writes_grows_with_the_classes_and_not_with_their_square():

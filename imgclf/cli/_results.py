@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgclf.cli import _console as console
-from imgclf.results import Calibration, Evaluation
+from imgclf.results import Calibration, ClassResult, Evaluation
 
 if TYPE_CHECKING:
     from imgclf.data.source import Source
@@ -35,17 +35,23 @@ def show_evaluation(result: Evaluation, title: str) -> None:
     if result.calibration is not None:
         console.show(_calibration(result.calibration))
     console.show()
-    rows = [
-        [row.name, f"{row.precision:.1%}", f"{row.recall:.1%}", f"{row.f1:.4f}", f"{row.support:,}"]
-        for row in result.per_class
-    ]
-    console.show_table(["class", "precision", "recall", "F1", "images"], rows)
+    console.show_table(["class", "precision", "recall", "F1", "images"], map(_class_row, result.per_class))
+    untested = [row.name for row in result.per_class if not row.support]
+    if untested:
+        more = f" and {len(untested) - MAX_CONFUSION:,} more" if len(untested) > MAX_CONFUSION else ""
+        console.show(f"not tested, as there are no images of them: {', '.join(untested[:MAX_CONFUSION])}{more}")
     console.show()
     names = [row.name for row in result.per_class]
     if len(names) <= MAX_CONFUSION:
         matrix = [[name, *counts] for name, counts in zip(names, result.confusion_matrix(), strict=True)]
         console.show_table(["true ↓  called →", *names], matrix)
         console.show()
+
+
+def _class_row(row: ClassResult) -> list[str | None]:
+    if row.precision is None or row.recall is None or row.f1 is None:
+        return [row.name, None, None, None, "0"]
+    return [row.name, f"{row.precision:.1%}", f"{row.recall:.1%}", f"{row.f1:.4f}", f"{row.support:,}"]
 
 
 def _within(ends: tuple[float, float] | None, scale: float, digits: int) -> str:

@@ -150,11 +150,14 @@ def read_open(
 
 
 def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
-    """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`."""
+    """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`.
+
+    The orientation that the image notes is applied, as `ImageOps.exif_transpose` does. Pillow keeps that note in what
+    `convert`, `copy`, `resize` and `crop` give, and in what `rotate` and `transpose` give as well.
+    """
     with _quiet_pillow(), _as_bad_image():
         image.load()
-        orientation = _orientation(image) if isinstance(image, ImageFile.ImageFile) else 1
-        return upright(to_uint8(image, levels), orientation)
+        return upright(to_uint8(image, levels), _orientation(image))
 
 
 def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_PIXELS) -> ImageFacts:
@@ -398,14 +401,16 @@ def _format(image: Image.Image) -> str:
     return "JPEG" if image.format == "MPO" else str(image.format)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation that is still to be applied, 1 to 8."""
     if image.format == "TIFF":  # Pillow's decoder has turned it already
         return 1
-    if image.format == "AVIF":  # its boxes rule, and Pillow gives them as EXIF; XMP would turn it a second time
-        image.info.pop("xmp", None)
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        exif = image.getexif()
+        if image.format == "AVIF":  # its boxes rule, and Pillow gives them as EXIF; XMP would turn it a second time
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+        found = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF leaves an image as it is stored, as in every viewer
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -26,8 +26,8 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
 
     The answer is the class with the largest logit, the first one where several are equal; equal logits rank by their
     index for top-5 as well. Balanced accuracy is the mean recall and macro-F1 the mean F1 over the classes that have
-    images (scikit-learn's `balanced_accuracy_score`, and `f1_score` with these classes as labels). A precision, recall
-    or F1 with nothing to divide by is 0.
+    images (scikit-learn's `balanced_accuracy_score`, and `f1_score` with these classes as labels). A precision with
+    nothing to divide by is 0; a class without images was not tested, and has none of these figures.
 
     Raises `DataError` where there is nothing to evaluate or the arrays do not fit each other, and `ImgclfError` where
     a logit is NaN or infinite.
@@ -42,7 +42,8 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
     )
     precision, recall = _ratio(hits, called), _ratio(hits, support)
     f1 = _ratio(2 * hits, support + called)
-    rows = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
+    figures = zip(precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
+    rows = (row if row[-1] else (None, None, None, 0) for row in figures)
     return Evaluation(
         n=n,
         loss=float(0.0 - log_probabilities[np.arange(n), truth].mean()),
@@ -50,7 +51,7 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
         top5=float((rank_of_truth(scores, truth) < 5).mean()) if k > TOP5_ABOVE else None,
         balanced_accuracy=float(mean_recall(hits, support)),
         macro_f1=float(mean_f1(hits, support, called)),
-        per_class=tuple(ClassResult(*row) for row in rows),
+        per_class=tuple(ClassResult(name, *row) for name, row in zip(classes, rows, strict=True)),
         confusion=tuple(zip((cells // k).tolist(), (cells % k).tolist(), counts.tolist(), strict=True)),
     )
 

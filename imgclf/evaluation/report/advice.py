@@ -147,7 +147,11 @@ def _of_the_number(result: Evaluation, interval: tuple[float, float]) -> list[Ad
         )
         todo = "Add test images, or hold out more (as --split 60/10/30), before you compare models"
         found.append(Advice(text, todo))
-    few = [row.name for row in result.per_class if row.support < FEW_OF_A_CLASS]
+    untested = [row.name for row in result.per_class if not row.support]
+    if untested:
+        text = f"There are no test images of {plural(len(untested), 'class')} ({listed(untested)}): not tested."
+        found.append(Advice(text, "Add test images of them"))
+    few = [row.name for row in result.per_class if 0 < row.support < FEW_OF_A_CLASS]
     if few:
         classes = f"{plural(len(few), 'class')} ({listed(few)})"
         text = f"{classes} were tested on fewer than {FEW_OF_A_CLASS} images: their own figures say little."
@@ -159,7 +163,7 @@ def _of_the_number(result: Evaluation, interval: tuple[float, float]) -> list[Ad
 
 def _of_classes(data: ReportData, result: Evaluation, pairs: Sequence[Pair]) -> list[Advice]:
     found, names = [], list(data.data.counts)
-    weak = sorted((row for row in result.per_class if _is_weak(row, result)), key=lambda row: row.recall)
+    weak = sorted((row for row in result.per_class if _is_weak(row, result)), key=lambda row: row.recall or 0.0)
     if weak:
         worst, *others = weak
         text = f"It recognises {quoted(worst.name)} less often than the rest: {_hits(worst)} right"
@@ -180,14 +184,14 @@ def _of_classes(data: ReportData, result: Evaluation, pairs: Sequence[Pair]) -> 
 
 
 def _hits(row: ClassResult) -> str:
-    return f"{round(row.recall * row.support):,} of {row.support:,}"
+    return f"{row.hits:,} of {row.support:,}"
 
 
 def _is_weak(row: ClassResult, result: Evaluation) -> bool:
     """Whether a class is recognised less often than the others, by more than chance explains."""
     if not 0 < row.support < result.n:
         return False
-    hits, others = round(row.recall * row.support), round(result.accuracy * result.n)
+    hits, others = row.hits, round(result.accuracy * result.n)
     return wilson_interval(hits, row.support)[1] < wilson_interval(others - hits, result.n - row.support)[0]
 
 

@@ -164,11 +164,11 @@ def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
 
 def _class_rows(result: Evaluation) -> dict[str, Any]:
     """The figures of the classes: of all, or of those with the lowest F1 that have images."""
-    rows = sorted(result.per_class, key=lambda row: (row.support == 0, row.f1))[:MOST_ROWS]
+    rows = sorted(result.per_class, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MOST_ROWS]
     kept = {row.name for row in rows}
     return {
         "rows": [
-            {"row": row, "interval": row.support and wilson_interval(round(row.recall * row.support), row.support)}
+            {"row": row, "interval": row.support and wilson_interval(row.hits, row.support)}
             for row in result.per_class
             if row.name in kept
         ],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.calibration import reliability_bins
-from imgclf.evaluation.intervals import wilson_interval
+from imgclf.evaluation.intervals import wilson_interval, wilson_intervals
 
 TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
 SHOWN = 3
@@ -81,7 +81,7 @@ def suggest_thresholds(
     the share without one. A target is left out where the answers don't tell: the 95 % interval must lie below it."""
     answered, errors, sure = risk_coverage(confidence, right)
     n, overall = int(answered[-1]), errors[-1] / answered[-1]
-    highest = np.array([wilson_interval(*counts)[1] for counts in zip(errors.tolist(), answered.tolist(), strict=True)])
+    _, highest = wilson_intervals(errors, answered)
     found = []
     for target in sorted((t for t in targets if t < overall), reverse=True)[:SHOWN]:
         kept = np.flatnonzero(highest <= target)
