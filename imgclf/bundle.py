@@ -23,6 +23,7 @@ from imgclf._files import printable, write_atomic
 from imgclf._tensorfile import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, short
 from imgclf._version import __version__
 from imgclf.errors import ImgclfError, ModelFileError
+from imgclf.run import locate
 from imgclf.specs import ModelSpec, Recipe, from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _type_name(tensor: Tensor) -> str:
 def weights_digest(path: str | os.PathLike[str]) -> str:
     """The sha256 (hex) of the weights in a model file, or in that of a run folder: the same for equal weights,
     whatever else the file holds."""
-    target = _model_path(path)
+    target = _model_path(locate(path))
     with _naming(target), _open(target) as stream:
         header = read_header(stream)
         own = {name: tensor for name, tensor in header.tensors.items() if not name.startswith(BESIDE)}
@@ -204,7 +205,8 @@ def weights_digest(path: str | os.PathLike[str]) -> str:
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
-    """The model (on the CPU, in eval mode) and the manifest of a model file, or of the one in a run folder.
+    """The model (on the CPU, in eval mode) and the manifest of a model file, or of the one in a run, which is given as
+    its folder or as its name under `runs`.
 
     Nothing in the file is run, and nothing is downloaded. Structure, checksum, manifest, architecture, the name, type
     and shape of every tensor, and its values are checked, in this order; `ModelFileError` says what is wrong.
@@ -221,7 +223,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unkno
     from imgclf.models.backbones import find_arch
     from imgclf.models.ensemble import assemble
 
-    target = _model_path(path)
+    target = _model_path(locate(path))
     with _naming(target), _open(target) as stream:
         header = read_header(stream)
         values = parse_json(header.manifest, "manifest")
@@ -242,11 +244,11 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unkno
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest of a model file or run folder, from the header alone and without torch.
+    """The manifest of a model file or of a run, see `load_model`, from the header alone and without torch.
 
     It is checked field by field, but not against the checksum, which takes all the weights: `load_model` does that.
     """
-    target = _model_path(path)
+    target = _model_path(locate(path))
     with _naming(target), _open(target) as stream:
         return _parse_manifest(parse_json(read_header(stream).manifest, "manifest"))
 

@@ -31,7 +31,7 @@ from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
 from imgclf.plan import labelled_source
 from imgclf.results import Evaluation, Explanation, Prediction
-from imgclf.run import ANSWERS, CONFIG, MODEL, SPLIT, Run, open_run, read_config, write_info
+from imgclf.run import ANSWERS, CONFIG, MODEL, SPLIT, Run, find_model, open_run, read_config, write_info
 from imgclf.specs import EXPLAIN_METHODS, Experiment
 from imgclf.training.callbacks import Callback
 from imgclf.training.device import pick_device, pick_precision
@@ -111,6 +111,8 @@ class Classifier:
         self, run: str | os.PathLike[str], *, epochs: int | None = None, callbacks: Sequence[Callback] = ()
     ) -> Classifier:
         """Go on with the training of a run where it stopped, on the same images, to `epochs` in all.
+
+        The run is given as its folder or as its name under `runs`.
 
         A run that ended before it had written its state begins again, in the same folder.
         """
@@ -245,21 +247,22 @@ class Classifier:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "auto", precision: str = "fp32") -> Classifier:
-        """A classifier from a model file or a run folder, ready to evaluate and predict on `device` in `precision`.
+        """A classifier from a model file or a run, ready to evaluate and predict on `device` in `precision`.
 
-        Where the file lies in its run folder, the classifier knows the split of its training too.
+        A run is given as its folder or as its name under `runs`. Where the file lies in its run folder, the classifier
+        knows the split of its training too.
         """
-        model, manifest, unknown = read_model(path)
+        file = find_model(path)
+        model, manifest, unknown = read_model(file)
         self = cls(manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
         self.model_, self.precision_ = model.to(pick_device(device)), precision
         pick_precision(precision, device_of(model))  # one that the device does not have is refused here
         self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
         self.manifest_, self.unknown_, self.seen_ = manifest, unknown, unpack_contents(manifest.seen)
         self.metrics_, self.answers_, self.lost_ = {}, {}, {}
-        folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        if Path(path).is_dir() or Path(path).name == MODEL:
+        if file.name == MODEL:
             with suppress(DataError, OSError):  # the file predicts, whatever lies beside it
-                run, split = open_run(folder), Split(read_split(folder / SPLIT))
+                run, split = open_run(file.parent), Split(read_split(file.parent / SPLIT))
                 if manifest.seen == pack_contents((*split.samples("train"), *split.samples("valid"))):
                     self.run_, self.split_ = run, split
         return self

@@ -24,7 +24,7 @@ from imgclf.errors import ConfigError
 from imgclf.models.ensemble import Ensemble
 from imgclf.plan import plan_loader
 from imgclf.results import History
-from imgclf.run import CONFIG, SPLIT, create_run, require_free
+from imgclf.run import CONFIG, SPLIT, create_run, require_free, stem_of
 from imgclf.training.callbacks import Callback, notify
 
 MOST = 100
@@ -174,6 +174,6 @@ def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], 
     own = ("number", "epochs", "seconds", "seconds_before")
     info = {key: value for key, value in first.info.items() if key not in own}
     info["members"] = [str(member.run_.path) for member in trained if member.run_ is not None]
-    stem = name or f"{info['data']}-{info['arch']}-ensemble"
+    stem = name or stem_of(info["data"], info["arch"], "ensemble")
     joined.run_ = create_run(runs, stem, info, exact=name is not None, fill=fill)
     joined.save(joined.run_.model)

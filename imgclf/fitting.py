@@ -24,7 +24,7 @@ from imgclf.data.open import open_source
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import Source
 from imgclf.data.split import Split, pack_contents
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import (
     Plan,
     check_experiment,
@@ -44,6 +44,7 @@ from imgclf.run import (
     CHECKPOINT,
     CONFIG,
     Run,
+    find_run,
     held,
     open_run,
     require_free,
@@ -125,7 +126,8 @@ def fit_data(
 def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Learnt:
     """Go on with the training of a run. See `Classifier.resume`."""
     distributed.join()
-    run = open_run(path)
+    run = find_run(path)
+    path = run.path
     with held(run) if distributed.is_main() else nullcontext():
         experiment, data = read_experiment(run)
         fresh = run.info["status"] in ("running", "failed") and not has_checkpoint(path / CHECKPOINT)
@@ -157,7 +159,7 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
 def repeat_run(path: Path, callbacks: Sequence[Callback]) -> Learnt:
     """Train again from the start as a run did, writing nothing. See `Classifier.repeat`."""
     distributed.join()
-    run = open_run(path)
+    run = find_run(path)
     experiment, data = read_experiment(run)
     # What the time allowed then is what is done again, in whatever time it takes now.
     experiment = replace(experiment, train=replace(experiment.train, minutes=None))
@@ -214,6 +216,11 @@ def _prepare(plan: Plan, source: Source, split: Split, callbacks: Sequence[Callb
 
 def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | None = None) -> Learnt:
     """Train, from `state` on where there is one, and find out how good the result is."""
+    with note_failure(work.run, fresh=state is None):
+        return _train_and_examine(work, callbacks, state)
+
+
+def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | None) -> Learnt:
     start: Start | None = None
     if state is None:
         work, start = _begin(work, callbacks)
@@ -222,7 +229,7 @@ def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | No
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
     notify(callbacks, "ready", (run, work.plan))
     before = {} if state is None else state["lost"]
-    with _failing(work, before, fresh=state is None):
+    with _noting_losses(work, before):
         history = train(
             model,
             work.loader,
@@ -299,19 +306,34 @@ def _lost(work: Work, before: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _failing(work: Work, before: Mapping[str, str], *, fresh: bool) -> Iterator[None]:
-    """Tell a run folder of the error that ends training, and of the images that were lost until then or `before`;
-    remove it where it is interrupted before the first step."""
-    run = work.run
+def _noting_losses(work: Work, before: Mapping[str, str]) -> Iterator[None]:
+    """Tell a run folder of the images that were lost until an error ends training, or `before`."""
+    try:
+        yield
+    except BaseException:
+        if work.run is not None:
+            _tell(work.run, lost=[*map(list, _lost(work, before).items())])
+        raise
+
+
+@contextmanager
+def note_failure(run: Run | None, *, fresh: bool = False) -> Iterator[None]:
+    """Tell a run folder of the error or the interrupt that ends the work; remove it where it is interrupted before the
+    first step."""
     try:
         yield
     except KeyboardInterrupt:
         if run is not None and fresh and not (run.path / CHECKPOINT).exists():
             shutil.rmtree(run.path)
+        elif run is not None:
+            _tell(run, status="interrupted")
         raise
     except Exception as error:
         if run is not None:
-            with suppress(OSError):  # the first error is the one to tell
-                lost = [*map(list, _lost(work, before).items())]
-                write_info(run, status="failed", error=f"{type(error).__name__}: {error}", lost=lost)
+            _tell(run, status="failed", error=f"{type(error).__name__}: {error}")
         raise
+
+
+def _tell(run: Run, **facts: Any) -> None:
+    with suppress(OSError, ImgclfError):  # what ended the work is what is told
+        write_info(open_run(run.path), **facts)

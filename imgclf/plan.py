@@ -21,6 +21,7 @@ from imgclf.compute import drawing, seeded, step_flops
 from imgclf.data.audit import Audit, Sizes, audit
 from imgclf.data.decode import common_levels
 from imgclf.data.loader import Loader
+from imgclf.data.named import NAMED, open_named
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
 from imgclf.data.split import Split, content_key, make_split, read_split, unpack_contents
@@ -28,7 +29,7 @@ from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
-from imgclf.run import CONFIG, SPLIT, Run, read_config, run_source
+from imgclf.run import CONFIG, NOT_PLACES, SPLIT, Run, locate, run_config, run_source
 from imgclf.specs import DataConfig, Experiment, Levels, ModelSpec, Recipe, Step, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config, suited_augment, suited_fit, suited_size
 from imgclf.training.callbacks import Callback, notify
@@ -73,13 +74,21 @@ def choose_experiment(
     base = _base(base, changes, suited)
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
-    if changes.get("init") is not None:
-        values |= _like(str(changes["init"]), changes.get("arch"))
+    places = {key: _place(str(changes[key])) for key in ("init", "weights") if changes.get(key) is not None}
+    changes = {**changes, **places}
+    if "init" in places:
+        values |= _like(places["init"], changes.get("arch"))
     if changes.get("train", {}).get("minutes") and values["train"]["epochs"]:
         values["train"]["epochs"] = None  # the time decides, unless the user does
     for key, value in changes.items():
         values[key] = {**values[key], **value} if key in ("train", "data") else value
     return from_dict(Experiment, values)
+
+
+def _place(named: str) -> str:
+    """The run folder or file of this name, else the name: of a hub, for example."""
+    path = locate(named)
+    return named if named in NOT_PLACES or path == Path(named) else str(path)
 
 
 def recipe_name(base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None = None) -> str | None:
@@ -276,12 +285,18 @@ def labelled_source(data: str | os.PathLike[str] | Source | None, run: Run | Non
     """The images to evaluate on: `data` or, without them, those that a run was trained on."""
     if data is not None:
         return open_source(data, strict=False)
-    values, named = read_config(run.path / CONFIG) if run is not None else ({}, None)
+    values, named = run_config(run) if run is not None else ({}, None)
     if named is None:
         raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
     assert run is not None
-    reading = reading_options(from_dict(Experiment, values).data)
-    return open_source(run_source(run, named), strict=False, **reading)
+    return _source_of(run, named, from_dict(Experiment, values).data)
+
+
+def _source_of(run: Run, named: str, config: DataConfig) -> Source:
+    """The images that a run was made of, whatever lies in the present working folder; its split says who is where."""
+    if run.info.get("location") is None and named in NAMED:
+        return open_named(named, config.data_dir)
+    return open_source(run_source(run, named), strict=False, **reading_options(config))
 
 
 def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> tuple[Audit, Split]:
@@ -314,7 +329,7 @@ def read_experiment(run: Run) -> tuple[Experiment, str]:
         raise ConfigError(
             f"{run.path} is an ensemble, which was not trained as one; name one of its members: {members}"
         )
-    values, data = read_config(run.path / CONFIG)
+    values, data = run_config(run)
     if data is None:
         raise ConfigError(f"{run.path / CONFIG} names no data: a run on a Source of your own can't be trained again")
     return from_dict(Experiment, values), data
@@ -328,7 +343,7 @@ def plan_as(
     Without `weights` the network is left as it was made, for a state that is loaded later.
     """
     following = replace(experiment.data, split_file=str(run.path / SPLIT))
-    source = open_source(run_source(run, data), **reading_options(experiment.data))
+    source = _source_of(run, data, experiment.data)
     audited, split = read_data(source, replace(experiment, data=following, init=None), callbacks)
     require_same_data(split, read_split(run.path / SPLIT), str(run.path))
     recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])

@@ -11,10 +11,23 @@ from typing import Any
 
 from imgclf.bundle import Manifest, save_model, save_weights
 from imgclf.data.audit import Audit
+from imgclf.data.source import Source
 from imgclf.data.split import Split, write_split
 from imgclf.machine import machine
+from imgclf.models.backbones import find_arch
 from imgclf.results import Evaluation, Probe
-from imgclf.run import CONFIG, EVENTS, HISTORY, SPLIT, Run, append_event, create_run, write_config, write_history
+from imgclf.run import (
+    CONFIG,
+    EVENTS,
+    HISTORY,
+    SPLIT,
+    Run,
+    append_event,
+    create_run,
+    stem_of,
+    write_config,
+    write_history,
+)
 from imgclf.specs import Experiment, to_dict
 from imgclf.training.callbacks import Tested, TrainState
 from imgclf.training.keep import lent
@@ -43,9 +56,11 @@ def start_run(
         "pid": os.getpid(),
         "machine": machine(),
         "source": source,
-        "location": os.path.abspath(source) if source is not None and os.path.exists(source) else None,
+        "folder": os.getcwd(),
+        "location": None if source is None else _location(audit.source),
         "data": manifest.data,
         "arch": manifest.spec.arch,
+        "own_network": find_arch(manifest.spec.arch).family == "own",
         "experiment": experiment_name,
         "classes": list(manifest.classes),
         "recipe": to_dict(manifest.recipe),
@@ -56,7 +71,15 @@ def start_run(
         "ignored": list(audit.source.ignored),
         "findings": list(audit.findings),
     }
-    return create_run(root, name or f"{manifest.data}-{manifest.spec.arch}", info, exact=name is not None, fill=fill)
+    stem = stem_of(manifest.data, manifest.spec.arch)
+    return create_run(root, name or stem, info, exact=name is not None, fill=fill)
+
+
+def _location(source: Source) -> str | None:
+    """Where the images are, so that they are found from any working folder; None for a set that has a name alone."""
+    if not source.location or "://" in source.location:
+        return source.location or None
+    return os.path.abspath(source.location)
 
 
 def note_test(run: Run, part: str, result: Evaluation) -> None:

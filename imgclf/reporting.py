@@ -22,7 +22,6 @@ from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
 from imgclf.data.split import Split, read_split
 from imgclf.errors import ImgclfError, UnknownName
 from imgclf.evaluation.answers import Answers, read_answers
-from imgclf.evaluation.report.advice import ENDED
 from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained, Typed
 from imgclf.evaluation.report.page import pictures_to_show, render
 from imgclf.evaluation.report.thumbnails import look_at
@@ -33,7 +32,7 @@ from imgclf.models.offline import have_offline_weights
 from imgclf.models.summary import layer_table
 from imgclf.pictures import pick_samples, sample_pixels
 from imgclf.plan import CUSTOM, labelled_source
-from imgclf.results import Choice
+from imgclf.results import ENDED, Choice
 from imgclf.run import (
     ANSWERS,
     CHECKPOINT,
@@ -43,7 +42,7 @@ from imgclf.run import (
     REPORT,
     SPLIT,
     Run,
-    open_run,
+    find_run,
     read_config,
     read_history,
     read_start,
@@ -75,7 +74,9 @@ def write_report(
     known: Known | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the report of a run folder, to its `report.html` or to `out`, and give its path.
+    """Write the report of a run, to its `report.html` or to `out`, and give its path.
+
+    The run is given as its folder or as its name under `runs`.
 
     Where the answers to its test images are not there they are made, if the model and the images are; a run without
     test images is reported on by its valid images. `progress` is told (images done, images in all).
@@ -92,7 +93,7 @@ def report_on(
     progress: Progress | None = None,
 ) -> tuple[Path, ReportData]:
     """The same, with what the page shows."""
-    folder = open_run(Path(run))
+    folder = find_run(run)
     path = Path(out) if out is not None else folder.path / REPORT
     known = known or _find_out(folder, progress)
     source, missing = _source(folder, known.source)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from imgclf.bundle import Manifest, load_model
 from imgclf.classifier import Classifier
 from imgclf.errors import ConfigError
 from imgclf.machine import machine
-from imgclf.run import open_run
+from imgclf.run import find_run
 from imgclf.training.callbacks import Callback
 
 ACCURACY_TOLERANCE = 0.02  # or two images, where that is more
@@ -71,12 +70,13 @@ def reproduce(
 ) -> Reproduction:
     """Train again from the config and the split of a run folder, writing nothing, and compare with what it saved.
 
-    The images must be the same, and so must be what the weights start from; `DataError` and `ConfigError` say what is
-    not. `callbacks` and `progress` are those of `Classifier.fit` and `evaluate`.
+    The run is given as its folder or as its name under `runs`. Its images must be the same, and so must be what the
+    weights start from; `DataError` and `ConfigError` say what is not. `callbacks` and `progress` are those of
+    `Classifier.fit` and `evaluate`.
     """
-    folder = open_run(Path(run))
+    folder = find_run(run)
     if folder.info.get("status") not in ("done", "stopped early"):
-        raise ConfigError(f"{run} has not ended: finish it first, with imgclf train --resume {run}")
+        raise ConfigError(f"{run} has not ended: finish it first, with imgclf train --resume {folder.path}")
     model, manifest = load_model(folder.model)
     again = Classifier().repeat(folder.path, callbacks=callbacks)
     if "test" in manifest.metrics:
@@ -84,7 +84,7 @@ def reproduce(
     now = {part: result.to_dict() for part, result in again.metrics_.items()}
     difference = _largest_difference(model.state_dict(), again.model_.state_dict())
     return Reproduction(
-        run=str(run),
+        run=str(folder.path),
         weights_equal=difference == 0,
         largest_difference=difference,
         figures=_figures(manifest, now),

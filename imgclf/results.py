@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+ENDED = ("done", "stopped early")  # how a run ends that comes to its end
+
+
 @dataclass(frozen=True)
 class EpochRecord:
     """One epoch: mean loss and accuracy (0…1) of train and, where there is one, of valid; the learning rate at its

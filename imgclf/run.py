@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from imgclf._files import csv_text, printable, read_text, sync_folder, write_text
-from imgclf._registry import unknown_name
+from imgclf._registry import close_matches, unknown_name
 from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord, History
 from imgclf.specs import Experiment, from_dict, to_dict
@@ -46,6 +46,9 @@ MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, ANSWERS, REPORT = (
 )
 LOCK = ".lock"
 ROOT = Path("runs")
+NAME_BYTES = 255  # of a file's or a folder's name, at most
+STEM_LENGTH = 100  # letters of the data's name in a name that is made from it
+NOT_PLACES = ("auto", "pretrained", "none")  # what weights may be beside a file
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,15 @@ def require_free(root: Path, name: str | None) -> None:
         return
     if not name or Path(name).name != name or name.startswith("."):
         raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
+    if (length := len(os.fsencode(name))) > NAME_BYTES:
+        raise ConfigError(f"a run's name has {length} bytes; allowed: {NAME_BYTES}, as for any folder")
     if (root / name).exists():
         raise ConfigError(f"{root / name} is there already; give another --name, or delete it")
+
+
+def stem_of(data: str, arch: str, *more: str) -> str:
+    """What a run is called, but for its number, unless the user names it: after its data and its network."""
+    return "-".join((data[:STEM_LENGTH], arch, *more))
 
 
 def _claim(draft: Path, names: Iterable[str]) -> Path:
@@ -145,7 +155,7 @@ def open_run(path: Path) -> Run:
     try:
         info = json.loads(read_text(path / INFO))
         return Run(path, int(info["number"]), info)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} is no run folder: expected {INFO} in it, as `imgclf train` writes it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path / INFO} cannot be read: {error}") from None
@@ -185,16 +195,45 @@ def is_held(run: Run) -> bool:
 
 
 def run_source(run: Run, named: str) -> str:
-    """The data of a run: as the user named them or, seen from another working folder, where they were.
+    """The data of a run: where they were then, whatever is called so in the present working folder. Where they are
+    gone, what the user named: a run may have moved together with its images.
 
-    Raises `DataError` where they are gone.
+    Raises `DataError` where neither is there.
     """
     location = run.info.get("location")
-    if not isinstance(location, str) or os.path.exists(named):
+    if not isinstance(location, str):
         return named
-    if not os.path.exists(location):
+    if _is_there(location):
+        return named if os.path.abspath(named) == location else location
+    if not _is_there(named):
         raise DataError(f"{run.path}: its images were in {printable(location)}, which is gone: put them back there")
-    return location
+    return named
+
+
+def _is_there(place: str) -> bool:
+    """Whether a file, a folder, or at least the folder of a pattern of tars exists; of a URL its opening tells."""
+    return "://" in place or os.path.exists(place) or ("{" in place and os.path.isdir(os.path.dirname(place) or "."))
+
+
+def run_config(run: Run) -> tuple[dict[str, Any], str | None]:
+    """The values of a run's config and its data, to be used in any working folder: see `read_config`.
+
+    A file or folder that it names by a relative path is the one of the folder in which the run was begun, if it is
+    still there.
+    """
+    values, source = read_config(run.path / CONFIG)
+    begun = str(run.info.get("folder", ""))
+
+    def seen_from_here(table: dict[str, Any], key: str) -> None:
+        named = table.get(key)
+        if isinstance(named, str) and named not in NOT_PLACES and os.path.exists(there := os.path.join(begun, named)):
+            table[key] = named if os.path.abspath(named) == there else there
+
+    for key in ("weights", "init"):
+        seen_from_here(values, key)
+    for key in ("split_file", "data_dir"):
+        seen_from_here(values.get("data", {}), key)
+    return values, source
 
 
 def list_runs(root: Path = ROOT) -> list[Run]:
@@ -213,52 +252,72 @@ def _runs(root: Path) -> Iterator[Run]:
                 continue  # not ours, or damaged: it is not the newest run
 
 
-def find_run(name: str | os.PathLike[str], root: Path = ROOT) -> Run:
-    """The run in the folder `name`, or the one of this name under `root`."""
-    for path in (Path(name), root / name):
-        if (path / INFO).is_file():
-            return open_run(path)
-    if Path(name).exists():
-        return open_run(Path(name))  # which says what is missing there
+def locate(named: str | os.PathLike[str], root: Path = ROOT) -> Path:
+    """Where the run folder or the file is that a user names: the path itself, else the run of this name under `root`.
+
+    A folder that is no run, of images for example, does not hide a run of its name. Where there is neither, the path.
+    """
+    path = Path(named)
+    if _holds_run(path) or os.path.isfile(path) or not _holds_run(root / path):
+        return path
+    return root / path
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or at least holds a model file."""
+    return any(os.path.isfile(folder / name) for name in (INFO, MODEL))
+
+
+def find_run(named: str | os.PathLike[str], root: Path = ROOT) -> Run:
+    """The run that a user names: its folder, its model file, or its name under `root`; see `locate`."""
+    path = locate(named, root)
+    if path.name == MODEL and os.path.isfile(path):
+        path = path.parent
+    if os.path.exists(path):
+        return open_run(path)  # which says what is missing there
     known = [run.path.name for run in list_runs(root)]
     if not known:
-        raise DataError(f"{printable(str(name))} is not there, and there are no runs under {root.absolute()}")
-    raise unknown_name("run", printable(str(name)), known[::-1])
+        raise DataError(f"{printable(str(named))} is not there, and there are no runs under {root.absolute()}")
+    raise unknown_name("run", printable(str(named)), known[::-1])
 
 
-def by_name(path: Path, root: Path = ROOT) -> Path:
-    """The path itself or, where nothing is there, the run of this name under `root`, if there is one."""
-    return root / path if not path.exists() and (root / path / INFO).is_file() else path
+def find_model(named: str | os.PathLike[str], root: Path = ROOT) -> Path:
+    """The model file that a user names: the file, a run folder, or the name of a run under `root`; see `locate`."""
+    path = locate(named, root)
+    shown = printable(str(path))
+    if path.is_dir() and (path / MODEL).is_file():
+        return path / MODEL
+    if path.is_dir():
+        problem = "a run without a result yet" if (path / INFO).is_file() else f"no run: it holds no {MODEL}"
+        raise ModelFileError(f"{shown} is {problem}; expected a model file or one run's folder")
+    if not os.path.exists(path):
+        close = close_matches(str(named), [run.path.name for run in list_runs(root)][::-1])
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ModelFileError(
+            f"{shown} is not there: expected a model file or a run folder, or one by name in {root}{hint}"
+        )
+    return path
 
 
-def newest_run(root: Path = ROOT) -> Run:
-    """The newest run in a folder, finished or not; `DataError` where there is none."""
-    runs = list_runs(root)
-    if not runs:
-        raise DataError(f"there is no run under {root.absolute()}: train one (imgclf train DATA) or name its folder")
-    return runs[-1]
+def find_config(named: str | os.PathLike[str], root: Path = ROOT) -> dict[str, Any]:
+    """The values of the config that a user names: a TOML file, or a run by its folder or its name; see `run_config`."""
+    path = locate(named, root)
+    run = _run_of_config(path)
+    return read_config(path)[0] if run is None else run_config(run)[0]
 
 
-def find_model(model: str | os.PathLike[str] | None = None, root: Path = ROOT) -> Path:
-    """The model file to use: `model` (a file or a run folder) or, without it, that of the newest run with a result."""
-    if model is not None:
-        path = by_name(Path(model), root)
-        if path.is_dir() and (path / MODEL).is_file():
-            return path / MODEL
-        if path.is_dir():
-            problem = "a run without a result yet" if (path / INFO).is_file() else f"no run: it holds no {MODEL}"
-            raise ModelFileError(f"{printable(str(path))} is {problem}; expected a model file or one run's folder")
-        if not path.exists():
-            raise ModelFileError(
-                f"{printable(str(path))} is not there: expected a model file or a run folder, or one by name in {root}"
-            )
-        return path
-    for run in reversed(list_runs(root)):
-        if run.model.is_file():
-            return run.model
-    raise ModelFileError(
-        f"there is no finished run under {root.absolute()}: train one (imgclf train DATA) or say --model FILE"
-    )
+def config_source(named: str | os.PathLike[str], root: Path = ROOT) -> str | None:
+    """The data that such a config names; see `run_source`."""
+    path = locate(named, root)
+    run = _run_of_config(path)
+    source = read_config(path if run is None else run.path / CONFIG)[1]
+    return source if run is None or source is None else run_source(run, source)
+
+
+def _run_of_config(path: Path) -> Run | None:
+    """The run whose folder or whose config this is; None for a config of the user's own."""
+    folder = path.parent if path.name == CONFIG and os.path.isfile(path) else path
+    return open_run(folder) if (folder / INFO).is_file() else None
 
 
 def write_config(path: Path, experiment: Experiment, source: str | None) -> None:

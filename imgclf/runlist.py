@@ -1,22 +1,29 @@
-"""The list of runs: what each one was, how it ended, and how well it did. Without torch, so that it answers at once."""
+"""The list of runs: what each one was, how it ended, how well it did, and which one is the default.
+
+Without torch, so that it answers at once.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from imgclf._files import printable, read_text, write_text
 from imgclf.bundle import read_manifest
 from imgclf.errors import ConfigError, DataError, ModelFileError
 from imgclf.evaluation.answers import read_answers
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import ANSWERS, INFO, Run, is_held, list_runs, spent_seconds
+from imgclf.results import ENDED
+from imgclf.run import ANSWERS, INFO, MODEL, ROOT, Run, find_model, find_run, is_held, list_runs, spent_seconds
 
 SORTS = ("number", "name", "data", "arch", "recipe", "status", "accuracy", "seconds", "size")
 FILTERS = ("name", "data", "arch", "recipe", "status")
 FALLING = "accuracy"  # the best first; all others rise
+PIN = ".default"  # beside the run folders: holds the name of the one that is pinned
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class RunEntry:
     `interval` its 95 % interval; `seconds` are those of the whole command or, where it was trained in Python, of `fit`
     after the images were checked, with those before it was resumed; `size` is the model file's in bytes, `recipe` the
     name of the experiment that it began with. What is not known is None. `default` says that commands without --model
-    take it."""
+    take it, `pinned` that this is so because the user said it."""
 
     path: str
     number: int
@@ -41,11 +48,22 @@ class RunEntry:
     seconds: float | None = None
     size: int | None = None
     default: bool = False
+    pinned: bool = False
 
     @property
     def name(self) -> str:
         """The name of its folder."""
         return Path(self.path).name
+
+    @property
+    def model(self) -> Path:
+        """Where the model file is, or will be."""
+        return Path(self.path, MODEL)
+
+    @property
+    def reason(self) -> str:
+        """Why it is the default, in words."""
+        return "pinned by `imgclf use`" if self.pinned else "the newest finished run with a figure"
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
@@ -55,12 +73,65 @@ class RunEntry:
 def list_entries(root: Path) -> tuple[list[RunEntry], list[Path]]:
     """The runs in a folder, oldest first, and the run folders whose `run.json` can't be read."""
     runs = list_runs(root)
-    newest = next((run for run in reversed(runs) if run.model.is_file()), None)
-    entries = [entry_of(run, default=run is newest) for run in runs]
-    return entries, unreadable_runs(root, runs)
+    entries = [entry_of(run) for run in runs]
+    default = find_default(root)
+    marked = [default if default is not None and entry.path == default.path else entry for entry in entries]
+    return marked, unreadable_runs(root, runs)
 
 
-def entry_of(run: Run, *, default: bool = False) -> RunEntry:
+def find_default(root: Path = ROOT) -> RunEntry | None:
+    """The run that commands take without --model: the pinned one or, without a pin, the newest that has ended with a
+    figure and whose network commands know; None where there is none, or where the pinned one is gone."""
+    if (pinned := pinned_name(root)) is not None:
+        run = next((run for run in list_runs(root) if run.path.name == pinned and run.model.is_file()), None)
+        return None if run is None else replace(entry_of(run), default=True, pinned=True)
+    for run in reversed(list_runs(root)):
+        if run.info.get("status") in ENDED and run.model.is_file() and not run.info.get("own_network"):
+            entry = entry_of(run)
+            if entry.accuracy is not None:
+                return replace(entry, default=True)
+    return None
+
+
+def default_run(root: Path = ROOT) -> RunEntry:
+    """The same; `ModelFileError`, which says what to do, where there is none."""
+    if (found := find_default(root)) is not None:
+        return found
+    if (pinned := pinned_name(root)) is not None:
+        raise ModelFileError(
+            f"the pinned run {printable(str(root / pinned))} has no model file any more: pin another one "
+            "(imgclf use RUN), or none (imgclf use --clear)"
+        )
+    raise ModelFileError(
+        f"there is no finished run with a figure under {root.absolute()}: train one (imgclf train DATA), or name a run "
+        "or a model file"
+    )
+
+
+def pin_run(named: str | os.PathLike[str], root: Path = ROOT) -> RunEntry:
+    """Make a run the default of its folder until another one is pinned, or none: its name is kept beside the runs."""
+    run = find_run(named, root)
+    if run.path.resolve().parent != root.resolve():
+        raise ConfigError(f"{printable(str(named))} is not in {root}; only a run in there can be the default")
+    find_model(run.path)  # which says what is missing
+    write_text(root / PIN, run.path.resolve().name + "\n")
+    return default_run(root)
+
+
+def unpin(root: Path = ROOT) -> None:
+    """Let the newest finished run be the default again."""
+    (root / PIN).unlink(missing_ok=True)
+
+
+def pinned_name(root: Path = ROOT) -> str | None:
+    """The name of the run that is pinned; None where none is."""
+    try:
+        return read_text(root / PIN).strip() or None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def entry_of(run: Run) -> RunEntry:
     """What the list says of one run."""
     part, figures = _figures(run)
     n, accuracy = figures.get("n"), figures.get("accuracy")
@@ -80,7 +151,6 @@ def entry_of(run: Run, *, default: bool = False) -> RunEntry:
         interval=wilson_interval(round(accuracy * n), n) if accuracy is not None and n else None,
         seconds=spent_seconds(run),
         size=run.model.stat().st_size if run.model.is_file() else None,
-        default=default,
     )
 
 

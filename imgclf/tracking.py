@@ -25,7 +25,7 @@ from imgclf.inference import answered, device_of
 from imgclf.pictures import pick_samples
 from imgclf.plan import Plan, plan_loader
 from imgclf.results import Choice, Evaluation
-from imgclf.run import Run
+from imgclf.run import Run, stem_of
 from imgclf.specs import to_dict
 from imgclf.training.callbacks import Tested, TrainState
 from imgclf.training.trackers.names import find_sink
@@ -244,7 +244,7 @@ def _reason(error: BaseException) -> str:
 
 def _session(run: Run | None, plan: Plan, source: Source, choices: Sequence[Choice]) -> Session:
     """A run in plain values. Settings that are left open in the plan are those that were found out since."""
-    name = f"{source.name}-{plan.spec.arch}" if run is None else run.path.name
+    name = stem_of(source.name, plan.spec.arch) if run is None else run.path.name
     created = secrets.token_hex(8) if run is None else f"{run.info.get('created')} {name}"
     values = to_dict(plan.experiment)
     settings = {"data": source.name, "images": len(source), "classes": len(source.classes)}

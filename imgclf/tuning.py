@@ -18,7 +18,7 @@ from imgclf.data.prepare import require_outside
 from imgclf.data.split import Split
 from imgclf.errors import ConfigError, MissingExtra, TrainingDiverged
 from imgclf.plan import Plan, plan_training
-from imgclf.run import require_free, write_config
+from imgclf.run import STEM_LENGTH, require_free, write_config
 from imgclf.specs import Experiment, from_dict, to_dict
 from imgclf.training.callbacks import Callback, TrainState, notify
 
@@ -126,7 +126,7 @@ def tune(
         raise ConfigError("there are no epochs to tune: choose another --recipe than probe, or more --epochs")
     require_outside(Path(folder), source)
     require_free(Path(folder), None)
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.name).name)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.name).name)[:STEM_LENGTH]
     base = Path(folder) / f"tune-{stem}"
     base.parent.mkdir(parents=True, exist_ok=True)
     settings = _usual_settings(plan)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +76,14 @@ def colour_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Ima
     rng = np.random.default_rng([index, *name.encode()])
     pixels = np.array(COLOURS[name]) + rng.integers(-30, 30, (*size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def copy_of_world(world: Path, target: Path, *without: str) -> Path:
+    """A copy of a folder with images and runs, as if they had been made there: of a run the images lie in the copy."""
+    shutil.copytree(world, target, ignore=shutil.ignore_patterns(*without))
+    for info in target.glob("runs/*/run.json"):
+        info.write_text(info.read_text().replace(json.dumps(str(world))[:-1], json.dumps(str(target))[:-1]))
+    return target
 
 
 def save_photos(root: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, colour_image, save_photos
+from conftest import COLOURS, colour_image, copy_of_world, save_photos
 from PIL import Image
 from torch import nn
 
@@ -73,7 +73,7 @@ def trained(world, monkeypatch):
 @pytest.fixture
 def own(world, tmp_path, monkeypatch):
     """A copy of the trained world, to be written to, as the working folder."""
-    root = shutil.copytree(world[0], tmp_path / "copy")
+    root = copy_of_world(world[0], tmp_path / "copy")
     monkeypatch.chdir(root)
     return root
 
@@ -390,7 +390,7 @@ def test_unknown_names_are_answered_with_close_ones(photos):
         Classifier("lenet", recipe="digit").fit(photos)
     with pytest.raises(DataError, match="did you mean digits"):
         Classifier("lenet").fit("digit")
-    with pytest.raises(ModelFileError, match="no such model file"):
+    with pytest.raises(ModelFileError, match="is not there: expected a model file or a run"):
         Classifier.load(photos / "nothing.safetensors")
 
 

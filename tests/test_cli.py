@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import COLOURS, colour_image, save_photos
+from conftest import COLOURS, colour_image, copy_of_world, save_photos
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -37,6 +37,7 @@ from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.results import EpochRecord, History, Prediction
 from imgclf.specs import TrainConfig
 
+CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with a figure)\n"
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
 EVALUATION_KEYS = {
     *("n", "loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"),
@@ -107,7 +108,7 @@ def world(tmp_path_factory):
 @pytest.fixture
 def here(world, tmp_path, monkeypatch):
     """A copy of that folder, as the working folder."""
-    root = shutil.copytree(world[0], tmp_path / "here", ignore=shutil.ignore_patterns("cache"))
+    root = copy_of_world(world[0], tmp_path / "here", "cache")
     monkeypatch.chdir(root)
     return root
 
@@ -144,7 +145,10 @@ def test_without_json_the_result_is_a_report_for_people(here):
     result = done("train", "photos", *TINY, "--epochs", "8", "--augment", "none", "--name", "mine")
     assert "test: 9 images held out" in result.stdout
     assert "run:   runs/mine " in result.stdout
-    assert "model: runs/mine/model.safetensors\n" in result.stdout
+    assert (
+        "model: runs/mine/model.safetensors\ndefault: this run (the newest finished run with a figure)\n"
+        in result.stdout
+    )
     *_, last = result.stdout.splitlines()
     assert last.startswith("next:  imgclf predict photos/")
     assert "kept:  epoch " in result.stderr
@@ -239,7 +243,7 @@ def test_the_rows_of_predict(here):
 
 def test_predict_shows_a_table_and_says_which_model(here):
     result = done("predict", "photos/red/00.png")
-    assert result.stderr == "model: runs/photos-lenet-1/model.safetensors\n"
+    assert result.stderr == CHOSEN.format("photos-lenet-1")
     header, line = result.stdout.splitlines()
     assert header.split() == ["image", "class", "sure", "next", "likeliest"]
     assert line.split()[:2] == ["photos/red/00.png", "red"]
@@ -276,7 +280,7 @@ def test_predictions_as_a_table_file(here):
 def test_two_trainings_get_two_names_and_the_newest_is_used(here):
     summary = answer("train", "photos", *TINY)
     assert summary["run"] == "runs/photos-lenet-2"
-    assert done("predict", "photos/red/00.png").stderr == "model: runs/photos-lenet-2/model.safetensors\n"
+    assert done("predict", "photos/red/00.png").stderr == CHOSEN.format("photos-lenet-2")
     older = rows("photos/red/00.png", "--model", "runs/photos-lenet-1")
     assert older != rows("photos/red/00.png")
 
@@ -452,7 +456,7 @@ def test_wrong_use_ends_with_2_and_changes_nothing(odd, args, message):
 def test_without_any_run_the_next_step_is_said(in_folder, command):
     result = run(command, *(["x.png"] if command == "predict" else []))
     assert result.exit_code == 2
-    assert "train one (imgclf train DATA) or say --model FILE" in result.stderr
+    assert "train one (imgclf train DATA), or name a run or a model file" in result.stderr
     assert list(in_folder.iterdir()) == []
 
 
@@ -472,7 +476,7 @@ def test_training_that_diverges_ends_with_4_and_saves_no_broken_model(here):
     assert "use a lower --lr" in result.stderr
     assert result.stdout == ""
     assert not Path("runs/photos-lenet-2/model.safetensors").exists()
-    assert done("predict", "photos/red/00.png").stderr == "model: runs/photos-lenet-1/model.safetensors\n"
+    assert done("predict", "photos/red/00.png").stderr == CHOSEN.format("photos-lenet-1")
 
 
 def test_names_are_shown_and_never_obeyed(in_folder):
@@ -593,7 +597,7 @@ def test_a_reader_that_has_seen_enough_ends_the_predictions_quietly(here, monkey
     with os.fdopen(writer, "w") as pipe:
         assert shown_on(Stream(pipe), stderr, "predict", "photos", "--json") == 0
     assert len(predicted) < 10
-    assert stderr.getvalue() == "model: runs/photos-lenet-1/model.safetensors\n"
+    assert stderr.getvalue() == CHOSEN.format("photos-lenet-1")
 
 
 # A shell that starts tests in the background has SIGINT ignored, and Python would leave it so.

@@ -3,14 +3,17 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
-from conftest import save_photos
+from conftest import copy_of_world, save_photos
 from typer.testing import CliRunner
 
 from imgclf import Classifier
 from imgclf.cli import app
-from imgclf.run import ANSWERS, list_runs
+from imgclf.cli._training import warn_of_worse
+from imgclf.run import ANSWERS, list_runs, open_run
+from imgclf.runlist import RunEntry
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
 
@@ -49,7 +52,7 @@ def world(tmp_path_factory):
 @pytest.fixture
 def here(world, tmp_path, monkeypatch):
     """A copy of that folder, as the working folder."""
-    root = shutil.copytree(world, tmp_path / "here", ignore=shutil.ignore_patterns("cache"))
+    root = copy_of_world(world, tmp_path / "here", "cache")
     monkeypatch.chdir(root)
     return root
 
@@ -75,8 +78,69 @@ def test_the_table_marks_what_predict_takes(here):
     lines = result.stdout.splitlines()
     assert len(lines) == 4
     assert [line.startswith("*") for line in lines] == [False, False, False, True]
-    assert "* what predict" in result.stderr
+    assert "* default model of predict, evaluate and other commands: the newest finished run" in result.stderr
     assert "*" not in done("runs", "--filter", "first").stdout
+
+
+def test_a_pinned_run_is_what_commands_take(here):
+    assert done("use", "first").stdout.startswith("default: runs/first (pinned by `imgclf use`; ")
+    assert answer("use")["default"]["name"] == "first"
+    assert [row["name"] for row in answer("runs")["runs"] if row["pinned"]] == ["first"]
+    assert "* default model of predict, evaluate and other commands: pinned" in done("runs").stderr
+    assert "model: runs/first/model.safetensors (pinned by `imgclf use`)\n" in done("evaluate").stderr
+    shutil.rmtree("runs/first")
+    for command in (("use",), ("evaluate",), ("predict", "photos/red/00.png"), ("report",)):
+        result = run(*command)
+        assert result.exit_code == 2, command
+        assert "the pinned run runs/first has no model file any more" in result.stderr
+    assert "no run is the default: the pinned run" in done("runs").stderr
+    assert run("use", "second", "--clear").exit_code == 2
+    assert answer("use", "--clear")["default"]["name"] == "digits-lenet-1"
+    shutil.rmtree("runs")
+    assert done("use", "--clear").stdout == "default: none, as there is no finished run with a figure\n"
+
+
+def test_a_run_called_like_a_folder_of_images_is_found_by_every_command(here):
+    shutil.move("runs/second", "runs/photos")
+    assert answer("evaluate", "--model", "photos")["n"] == answer("compare", "first", "photos")["n"] == 9
+    assert done("report", "photos").stdout == "runs/photos/report.html\n"
+    assert Classifier.load("photos").run_.path.samefile("runs/photos")
+    assert "has finished 12 epochs" in run("train", "--resume", "photos").stderr
+    shutil.move("runs/first", "elsewhere")
+    assert answer("train", "--config", "elsewhere", "--name", "same")["epochs"] == 1
+    assert answer("reproduce", "same")["weights_equal"]
+
+
+def test_an_interrupt_of_the_test_is_honest_and_the_run_goes_on_to_its_end(here, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        result = run("train", "photos", *TINY, "--name", "cut")
+    assert result.exit_code == 130
+    assert result.stderr.endswith("interrupted; go on with: imgclf train --resume runs/cut\n")
+    assert "error" not in result.stderr
+    assert open_run(here / "runs" / "cut").info["status"] == "interrupted"
+    assert answer("use")["default"]["name"] == "digits-lenet-1"
+    summary = answer("train", "--resume", "cut")
+    assert (summary["epochs"], summary["test"]["n"]) == (1, 9)
+    assert Path(summary["report"]).is_file()
+    assert open_run(here / "runs" / "cut").info["status"] == "done"
+    assert answer("use")["default"]["name"] == "cut"
+
+
+def test_a_worse_run_does_not_become_the_default_unsaid(capsys):
+    def entry(name, accuracy, **more):
+        basic = {"number": 1, "status": "done", "arch": "lenet", "recipe": None, "created": None}
+        return RunEntry(f"runs/{name}", data="photos", part="test", n=50, accuracy=accuracy, **basic, **more)
+
+    for before, after in ((None, entry("a", 0.5)), (entry("a", 0.5), None), (entry("a", 0.5), entry("b", 0.5))):
+        warn_of_worse(before, after)
+    assert capsys.readouterr().err == ""
+    warn_of_worse(entry("a", 0.97), entry("b", 0.86))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == (
+        "! the default is now runs/b (86.0 % of 50 test images of photos), and was runs/a (97.0 % of 50 test images of "
+        "photos); to keep that one: imgclf use a"
+    )
 
 
 def test_sorted_and_filtered(here):

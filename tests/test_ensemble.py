@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from imgclf import Classifier, distributed
 from imgclf.bundle import read_manifest, save_model
-from imgclf.cli import _console, app
+from imgclf.cli import app
 from imgclf.ensemble import combine, fit_ensemble
 from imgclf.errors import ConfigError
 from imgclf.models.build import build_model
@@ -175,7 +175,6 @@ def test_an_ensemble_is_not_trained_again_as_one(three):
 
 
 def test_what_is_better_is_said_of_each_member_alone(photos, in_folder, monkeypatch):
-    monkeypatch.setattr(_console, "catch_termination", lambda: None)  # it would outlive the test
     arguments = "--ensemble 2 --arch lenet --size 16 --epochs 1 --weights none --device cpu"
     said = CliRunner().invoke(app, ["train", str(photos), *arguments.split()]).stderr
     assert said.count("\nmember 2 of 2\n") == 1

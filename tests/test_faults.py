@@ -25,11 +25,12 @@ from conftest import save_photos
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from imgclf import recorder, run
+from imgclf import recorder
 from imgclf.bundle import load_model
-from imgclf.cli import app
+from imgclf.cli import app, main
 from imgclf.data.split import read_split
 from imgclf.run import held, list_runs, open_run, read_config
+from imgclf.runlist import default_run
 from imgclf.training import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
@@ -57,7 +58,7 @@ def command(args, folder, cache, kill_at=0):
         if kill_at:
             patch.setattr(checkpoint, "MAX_SHARE", float("inf"))
             Disk(patch, "runs", kill_at, lambda path: os.kill(os.getpid(), signal.SIGKILL))
-        app()
+        main()
 
 
 @pytest.fixture
@@ -337,7 +338,6 @@ def failing(code):
 def every_state(monkeypatch):
     """The state is written after every epoch, however little that takes; training leaves signals as they were."""
     monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
-    monkeypatch.setattr("imgclf.cli._console.catch_termination", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,6 @@ def reference(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMGCLF_CACHE", str(root / "cache"))
         patch.setattr(checkpoint, "MAX_SHARE", float("inf"))
-        patch.setattr("imgclf.cli._console.catch_termination", lambda: None)
         disk = Disk(patch, root / "runs")
         result = train_tiny(root, "whole")
     assert result.exit_code == 0, result.stderr
@@ -460,7 +459,7 @@ def test_a_clock_that_is_set_back_changes_neither_times_nor_the_newest_run(refer
     first, second = list_runs(runs)
     assert (first.path.name, second.path.name) == ("b", "a")
     assert first.info["created"] > second.info["created"]
-    assert run.find_model(root=runs) == second.model
+    assert default_run(runs).model == second.model
     for folder in (first.path, second.path):
         assert same_result(folder, root / "runs" / "whole")
         with open(folder / "history.csv", newline="") as file:

@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from imgclf import Classifier
-from imgclf.cli import _console, app
+from imgclf.cli import app
 from imgclf.data.loader import Loader
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import ConfigError
@@ -146,7 +146,6 @@ def test_it_starts_where_training_starts(photos, probe):
 
 
 def test_the_command_shows_that_it_goes_on_and_what_training_would_use(photos, in_folder, monkeypatch):
-    monkeypatch.setattr(_console, "catch_termination", lambda: None)  # it would outlive the test
     arguments = ["--arch", "lenet", "--size", "16", "--weights", "none", "--device", "cpu"]
     found = CliRunner().invoke(app, ["find-lr", str(photos), *arguments])
     assert found.exit_code == 0, found.stderr

@@ -574,7 +574,17 @@ def test_a_flipped_bit_in_a_saved_model_is_refused(tmp_path):
 def test_a_path_that_is_not_there_is_a_hub_name(caches, monkeypatch):
     monkeypatch.chdir(caches)
     with pytest.raises(ModelFileError, match="does not answer"):
-        load_weights(build_model(LENET), LENET, "runs/a")
+        load_weights(build_model(LENET), LENET, "someone/a")
+
+
+def test_a_run_or_a_file_that_is_gone_is_not_asked_of_the_hub(caches, monkeypatch):
+    monkeypatch.chdir(caches)
+    monkeypatch.setattr("imgclf.models.weights.hub_file", lambda *_: pytest.fail("the hub is asked"))
+    (caches / "trials" / "one").mkdir(parents=True)
+    (caches / "trials" / "one" / "run.json").write_text("{}")
+    for gone in ("runs/a", "trials/two", "./a", "../a"):
+        with pytest.raises(ConfigError, match=f"weights is '{gone}', which is not there; allowed: "):
+            load_weights(build_model(LENET), LENET, gone)
 
 
 def test_a_hub_name_for_a_timm_network(caches, published):

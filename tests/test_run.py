@@ -7,25 +7,29 @@ import os
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
+from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError, UnknownName
 from imgclf.results import EpochRecord
 from imgclf.run import (
     INFO,
     append_event,
-    by_name,
+    config_source,
     create_run,
+    find_config,
     find_model,
+    find_run,
     list_runs,
+    locate,
     open_run,
     read_config,
     read_start,
     require_free,
+    run_source,
+    stem_of,
     write_config,
     write_history,
     write_info,
@@ -134,13 +138,6 @@ def test_runs_are_ordered_by_number_and_not_by_the_times_of_files(tmp_path):
     assert list_runs(tmp_path) == runs
 
 
-def test_the_newest_run_with_a_result_has_the_model(tmp_path):
-    finished(tmp_path, "a")
-    newest = finished(tmp_path, "b")
-    create_run(tmp_path, "unfinished", {})
-    assert find_model(root=tmp_path) == newest.model
-
-
 def test_a_model_is_a_file_or_a_run_folder(tmp_path):
     run, other = finished(tmp_path, "a"), finished(tmp_path, "b")
     assert find_model(run.path, root=tmp_path) == run.model
@@ -149,8 +146,6 @@ def test_a_model_is_a_file_or_a_run_folder(tmp_path):
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ModelFileError, match=r"no finished run under .*train one"):
-        find_model(root=tmp_path / "runs")
     with pytest.raises(ModelFileError, match="is not there: expected a model file or a run folder"):
         find_model(tmp_path / "nothing")
     with pytest.raises(ModelFileError, match="is a run without a result yet"):
@@ -300,9 +295,85 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path):
         read_config(tmp_path / "mine.toml")
 
 
-def test_a_run_may_be_given_by_its_name(tmp_path):
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
-    (tmp_path / "runs" / "mine" / "run.json").write_text("{}")
-    assert by_name(Path("mine"), tmp_path / "runs") == tmp_path / "runs" / "mine"
-    assert by_name(Path("other"), tmp_path / "runs") == Path("other")
-    assert by_name(tmp_path, tmp_path / "runs") == tmp_path
+@pytest.fixture
+def chairs(in_folder):
+    """A run called like a folder of images that lies beside the runs."""
+    (in_folder / "chairs" / "gray").mkdir(parents=True)
+    run = create_run(in_folder / "runs", "chairs", {}, exact=True)
+    run.model.write_bytes(b"weights")
+    return run
+
+
+def test_a_folder_of_images_does_not_hide_the_run_of_its_name(chairs):
+    for named in ("chairs", "runs/chairs", "runs/chairs/model.safetensors"):
+        assert find_run(named).path.samefile(chairs.path), named
+        assert find_model(named).samefile(chairs.model), named
+    assert str(locate("other")) == "other"
+    with pytest.raises(UnknownName, match="no run is called 'chair'; did you mean chairs"):
+        find_run("chair")
+    with pytest.raises(ModelFileError, match=r"chair is not there: .*; did you mean chairs"):
+        find_model("chair")
+
+
+def test_what_is_a_run_or_a_file_goes_before_a_run_of_its_name(chairs, in_folder):
+    (in_folder / "chairs" / INFO).write_text('{"number": 7}')
+    assert find_run("chairs").number == 7
+    (in_folder / "other.pt").write_bytes(b"")
+    assert str(locate("other.pt")) == "other.pt"
+    with pytest.raises(DataError, match="is no run folder"):
+        find_run("other.pt")
+
+
+def test_the_images_of_a_run_are_where_they_were_whatever_is_called_so_here(in_folder, monkeypatch):
+    for folder in ("one/data", "two/data"):
+        (in_folder / folder).mkdir(parents=True)
+    run = create_run(in_folder / "one" / "runs", "mine", {"location": str(in_folder / "one" / "data")})
+    monkeypatch.chdir(in_folder / "one")
+    assert run_source(run, "data") == "data"  # as it was typed, where that is the same
+    monkeypatch.chdir(in_folder / "two")
+    assert run_source(run, "data") == str(in_folder / "one" / "data")
+    (in_folder / "one").rename(in_folder / "moved")  # together with the runs
+    monkeypatch.chdir(in_folder / "moved")
+    assert run_source(run, "data") == "data"
+    with pytest.raises(DataError, match="which is gone: put them back"):
+        run_source(run, "nothing")
+
+
+def test_tar_shards_by_a_pattern_and_a_url_have_a_place_too(in_folder, monkeypatch):
+    (in_folder / "tars").mkdir()
+    pattern = str(in_folder / "tars" / "set-{000..010}.tar")
+    for location in (pattern, "s3://bucket/{0..9}.tar"):
+        run = create_run(in_folder / "runs", "mine", {"location": location})
+        assert run_source(run, "set-{000..010}.tar") == location
+
+
+def test_the_config_of_a_run_works_from_any_folder(in_folder, monkeypatch):
+    home, away = in_folder / "home", in_folder / "away"
+    for folder in (home / "photos", home / "runs", home / "sets", away):
+        folder.mkdir(parents=True)
+    for file in ("runs/old.csv", "own.pt"):
+        (home / file).write_text("")
+    monkeypatch.chdir(home)
+    info = {"folder": str(home), "location": str(home / "photos")}
+    data = DataConfig(split_file="runs/old.csv", data_dir="sets")
+    run = create_run(home / "runs", "mine", info, exact=True)
+    write_config(run.path / "config.toml", Experiment(weights="own.pt", init="gone", data=data), "photos")
+    assert find_config("mine")["weights"] == "own.pt"  # here nothing needs to change
+    monkeypatch.chdir(away)
+    for named in (run.path / "config.toml", run.path):
+        found = find_config(named)
+        assert (found["weights"], found["init"]) == (str(home / "own.pt"), "gone")
+        assert found["data"]["split_file"] == str(home / "runs" / "old.csv")
+        assert found["data"]["data_dir"] == str(home / "sets")
+        assert config_source(named) == str(home / "photos")
+    assert config_source("mine", home / "runs") == str(home / "photos")
+    (away / "own.toml").write_text('source = "photos"\nweights = "own.pt"\n')
+    assert (config_source("own.toml"), find_config("own.toml")) == ("photos", {"weights": "own.pt"})
+
+
+def test_a_name_that_no_folder_can_have_is_refused_and_one_from_the_data_is_cut(tmp_path):
+    with pytest.raises(ConfigError, match="a run's name has 256 bytes; allowed: 255"):
+        require_free(tmp_path, "ü" * 128)
+    require_free(tmp_path, "ü" * 127)
+    name = create_run(tmp_path, stem_of("x" * 250, "resnet18"), {}).path.name
+    assert name == f"{'x' * 100}-resnet18-1"

@@ -7,11 +7,23 @@ import pytest
 import torch
 
 from imgclf import Classifier
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, ModelFileError, UnknownName
 from imgclf.evaluation.answers import Answers, write_answers
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import ANSWERS, CHECKPOINT, INFO, create_run, held, open_run, write_info
-from imgclf.runlist import FILTERS, SORTS, RunEntry, entry_of, filtered, list_entries, ordered
+from imgclf.run import ANSWERS, CHECKPOINT, INFO, MODEL, create_run, held, open_run, write_info
+from imgclf.runlist import (
+    FILTERS,
+    SORTS,
+    RunEntry,
+    default_run,
+    entry_of,
+    filtered,
+    find_default,
+    list_entries,
+    ordered,
+    pin_run,
+    unpin,
+)
 
 
 def make(root, name="set-lenet", *, accuracy=0.9, n=50, seconds=12.5, model=b"weights", **info):
@@ -108,14 +120,59 @@ def test_a_result_of_another_form_tells_no_seconds(tmp_path, result):
     assert entry_of(create_run(tmp_path, "odd", {"status": "done", "result": result})).seconds is None
 
 
-def test_the_default_is_the_newest_run_with_a_model(tmp_path):
-    for name, model in (("first", b"w"), ("second", b"w"), ("third", b"")):
-        make(tmp_path, name, model=model)
-    assert [(e.name, e.default) for e in list_entries(tmp_path)[0]] == [
-        ("first", False),
-        ("second", True),
-        ("third", False),
-    ]
+def named_default(root):
+    """The default as the list marks it, which is what commands take."""
+    marked = [entry for entry in list_entries(root)[0] if entry.default]
+    found = find_default(root)
+    assert marked == ([] if found is None else [found])
+    return None if found is None else (found.name, found.pinned)
+
+
+def test_the_default_is_the_newest_run_that_has_ended_with_a_figure(tmp_path):
+    make(tmp_path, "good")
+    assert named_default(tmp_path) == ("good", False)
+    make(tmp_path, "without-model", model=b"")
+    for status in ("running", "testing", "interrupted", "failed"):
+        make(tmp_path, status, status=status)
+    make(tmp_path, "own", own_network=True)
+    write_info(make(tmp_path, "untested"), result=None)
+    assert named_default(tmp_path) == ("good", False)
+    make(tmp_path, "early", status="stopped early", accuracy=None)  # its figure is that of valid
+    assert named_default(tmp_path) == ("early", False)
+    assert default_run(tmp_path).reason == "the newest finished run with a figure"
+
+
+def test_a_pinned_run_is_the_default_until_none_is_pinned(tmp_path):
+    for name in ("one", "two"):
+        make(tmp_path, name)
+    assert pin_run(tmp_path / "one", tmp_path).pinned
+    make(tmp_path, "three")
+    assert named_default(tmp_path) == ("one", True)
+    assert default_run(tmp_path).reason == "pinned by `imgclf use`"
+    pin_run("two", tmp_path)
+    assert named_default(tmp_path) == ("two", True)
+    (tmp_path / "two" / MODEL).unlink()
+    assert named_default(tmp_path) is None  # nothing takes its place unasked
+    with pytest.raises(ModelFileError, match=r"pinned run .*two has no model file any more: pin another"):
+        default_run(tmp_path)
+    unpin(tmp_path)
+    unpin(tmp_path)
+    assert named_default(tmp_path) == ("three", False)
+
+
+def test_only_a_run_of_the_folder_that_has_a_model_is_pinned(tmp_path):
+    root = tmp_path / "runs"
+    with pytest.raises(ModelFileError, match="there is no finished run with a figure under"):
+        default_run(root)
+    make(root, "one", model=b"")
+    with pytest.raises(ModelFileError, match="without a result"):
+        pin_run("one", root)
+    other = make(tmp_path / "elsewhere", "other")
+    with pytest.raises(ConfigError, match=r"other is not in .*runs"):
+        pin_run(other.path, root)
+    with pytest.raises(UnknownName, match="did you mean one"):
+        pin_run("ones", root)
+    assert named_default(root) is None
 
 
 def test_a_run_that_no_process_holds_was_killed(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from imgclf import Classifier, tuning
-from imgclf.cli import _console, _tuning, app
+from imgclf.cli import _tuning, app
 from imgclf.errors import ConfigError, DataError, MissingExtra
 from imgclf.results import EpochRecord, History
 from imgclf.run import read_config
@@ -88,7 +88,6 @@ PROBED_TOML = "arch = 'lenet'\nsize = [16, 16]\nweights = 'none'\n[train]\nprobe
 
 
 def test_the_command_says_that_the_start_would_be_kept(photos, in_folder, monkeypatch):
-    monkeypatch.setattr(_console, "catch_termination", lambda: None)  # it would outlive the test
     (in_folder / "probed.toml").write_text(PROBED_TOML)
     command = ["tune", str(photos), "--trials", "2", "--config", "probed.toml", "--device", "cpu"]
     found = CliRunner().invoke(app, command)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from imgclf.cli._console import guarded
+from imgclf.cli._console import guarded, signals_end_cleanly
 from imgclf.cli._streams import guard_streams
 from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
@@ -31,6 +31,7 @@ from imgclf.cli.runs import runs
 from imgclf.cli.show import show
 from imgclf.cli.train import train
 from imgclf.cli.tune import tune
+from imgclf.cli.use import use
 
 app = typer.Typer(
     name="imgclf",
@@ -41,13 +42,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(train, evaluate, predict, explain, runs, compare, report, models, show),
+    *(train, evaluate, predict, explain, runs, use, compare, report, models, show),
     *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
 )
 KEPT = (train, tune, prepare, report, show)  # whose work is on the disk, whatever becomes of the output
 COLLECT_AFTER = 1_000_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
 for command in COMMANDS:
-    app.command(no_args_is_help=command not in (train, evaluate, runs, models, report))(
+    app.command(no_args_is_help=command not in (train, evaluate, runs, use, models, report))(
         guarded(command, kept=command in KEPT)
     )
 app.add_typer(cache, name="cache")
@@ -75,10 +76,11 @@ def options(
 
 
 def main() -> None:
-    """The entry point of the `imgclf` command."""
+    """Run the command that `sys.argv` holds; ends with `SystemExit`."""
     # The modules of torch and timm hold a million objects that stay. To look through them for garbage, time and again
     # while they are loaded and once more at the end, would take 1.5 seconds.
     guard_streams()
     gc.set_threshold(COLLECT_AFTER, 50, 50)
     atexit.register(gc.freeze)
-    app()
+    with signals_end_cleanly():
+        app()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
@@ -33,8 +33,9 @@ NUMERIC = re.compile(r"–|[\d.,]+( ?%)?")
 
 
 class Interruption:
-    """Which signal asked to end; what a shell expects as the exit code of it."""
+    """Whether a signal has asked to end, and what a shell expects as the exit code of it."""
 
+    asked = False
     code = 130
 
 
@@ -143,19 +144,13 @@ def guarded(command: Callable[P, None], *, kept: bool = False) -> Callable[P, No
         except ImgclfError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted", Interruption.code)
+            end_interrupted()
         except MemoryError:
             _fail("the machine has too little memory for this", 3)
         except OSError as error:
             _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
         except Exception as error:
-            if "torch" in sys.modules and _is_lack_of_memory(error):
-                _fail("the device has too little memory for this: use a smaller --batch-size, --size or --arch", 3)
-            _fail(
-                f"this is a bug in imgclf: {type(error).__name__}: {error}\n"
-                "run it again as `imgclf --debug …` and report what it prints",
-                1,
-            )
+            _fail_unforeseen(error)
 
     return guard
 
@@ -172,6 +167,19 @@ def _was_lost() -> bool:
         return False
     warn(f"the result can't be shown in full: stdout: {fault.strerror}")
     return True
+
+
+def _fail_unforeseen(error: Exception) -> None:
+    """End with an error that no part of imgclf speaks of: an interrupt, a lack of memory, or else a bug."""
+    if Interruption.asked and isinstance(error, ImportError | SystemError):
+        end_interrupted()  # which is what a library's import makes of an interrupt
+    if "torch" in sys.modules and _is_lack_of_memory(error):
+        _fail("the device has too little memory for this: use a smaller --batch-size, --size or --arch", 3)
+    _fail(
+        f"this is a bug in imgclf: {type(error).__name__}: {error}\n"
+        "run it again as `imgclf --debug …` and report what it prints",
+        1,
+    )
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
@@ -225,13 +233,30 @@ def _fail(message: str, code: int) -> None:
     raise typer.Exit(code) from None
 
 
-def catch_termination() -> None:
-    """Make SIGTERM, and SIGHUP of a terminal that closes, end training as Ctrl-C does: what was learnt is kept."""
+def end_interrupted() -> NoReturn:
+    """End as a signal has asked for."""
+    say("interrupted")
+    raise typer.Exit(Interruption.code) from None
 
-    def terminate(signum: int, frame: object) -> None:
-        Interruption.code = 128 + signum
+
+@contextmanager
+def signals_end_cleanly() -> Iterator[None]:
+    """Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes end what is done within as a `KeyboardInterrupt` does: what
+    was learnt is kept, and the cursor comes back. What is ignored stays so, as `nohup` asks for.
+
+    After that they end the process at once: it is only tidying up.
+    """
+
+    def end(signum: int, frame: object) -> None:
+        Interruption.asked, Interruption.code = True, 128 + signum
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, terminate)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` stays in force
-        signal.signal(signal.SIGHUP, terminate)
+    names = (name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    heard = [number for number in map(signal.Signals.__getitem__, names) if signal.getsignal(number) != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)

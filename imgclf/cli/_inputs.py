@@ -49,12 +49,16 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def load_classifier(model: str | None, device: str, precision: str = "fp32") -> Classifier:
-    """The classifier of a model file or a run folder or, without one, of the newest run, which is then said."""
+    """The classifier of a model file or a run or, without one, of the default run, which is then said."""
     from imgclf.run import find_model
+    from imgclf.runlist import default_run
 
-    path = find_model(model)
     if model is None:
-        console.say(f"model: {path}", "dim")
+        default = default_run()
+        path = default.model
+        console.say(f"model: {path} ({default.reason})", "dim")
+    else:
+        path = find_model(model)
     with console.waiting("loading"):
         from imgclf.classifier import Classifier
 

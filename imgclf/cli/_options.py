@@ -36,7 +36,7 @@ def command_line(command: str, data: str, given: Mapping[str, object]) -> str:
 Json = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="A model file, a run folder or its name; else the newest run under ./runs.", show_default=False),
+    typer.Option(help="A model file, a run folder or its name; else the default run (imgclf use).", show_default=False),
 ]
 Precision = Annotated[str, typer.Option(help="Numbers to compute in: fp32, bf16 or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -50,7 +50,7 @@ DEFAULT_ARCH = "the best whose pretrained weights are on this machine, else resn
 # What the commands that train, or try it, have in common.
 Arch = Annotated[str | None, option(MODEL, "The network; see `imgclf models`.", DEFAULT_ARCH)]
 RecipeName = Annotated[str | None, option(TRAINING, f"A named experiment: {choices(tuple(EXPERIMENTS.names()))}.")]
-Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these, like the config.toml of a run.")]
+Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these, or a run to train like.")]
 Weights = Annotated[str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)]
 Size = Annotated[str | None, option(MODEL, "N or HxW in pixels; else the network's own.")]
 Augment = Annotated[

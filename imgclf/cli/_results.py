@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from imgclf.data.source import Source
     from imgclf.evaluation.answers import Answers
     from imgclf.evaluation.report.advice import Advice
+    from imgclf.runlist import RunEntry
 
 MAX_CONFUSION = 12  # classes whose confusion matrix fits a terminal
 
@@ -72,6 +73,13 @@ def _calibration(found: Calibration) -> str:
     return f"{line} (at temperature {found.temperature:.2f}; without it {before.ece:.2%}, {before.brier:.4f})"
 
 
+def figure(entry: RunEntry) -> str:
+    """How good a run is, in words."""
+    if entry.accuracy is None:
+        return "no figure yet"
+    return f"{console.percent(entry.accuracy)} of {console.plural(entry.n or 0, f'{entry.part} image')}"
+
+
 def write_page(
     run: Path, model: Any, answers: Mapping[str, Answers], source: Source
 ) -> tuple[Path | None, Advice | None]:
@@ -91,5 +99,12 @@ def write_page(
             for line in traceback.format_exc().splitlines():
                 console.say(line)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        console.warn(f"the report is not written: {reason}; for another try: imgclf report {shlex.quote(str(run))}")
+        _say_how_to_report(run, reason)
         return None, None
+    except KeyboardInterrupt:
+        _say_how_to_report(run, "interrupted")
+        raise
+
+
+def _say_how_to_report(run: Path, reason: str) -> None:
+    console.warn(f"the report is not written: {reason}; for another try: imgclf report {shlex.quote(str(run))}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from imgclf._files import printable
 from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
 from imgclf.cli._plan import show_plan
-from imgclf.cli._results import show_evaluation, write_page
+from imgclf.cli._results import figure, show_evaluation, write_page
 from imgclf.data.audit import Audit
 from imgclf.data.folder import FileReader
 from imgclf.data.loader import Loader
@@ -26,13 +26,14 @@ from imgclf.data.prepare import save_samples
 from imgclf.data.source import SPLIT_NAMES, Source
 from imgclf.data.split import Split
 from imgclf.ensemble import fit_ensemble, require_members
-from imgclf.errors import ConfigError, ImgclfError
+from imgclf.errors import ConfigError
 from imgclf.evaluation.report.words import instead_of_epochs, never_better, valid_losses, why_kept
-from imgclf.fitting import keeping_memory
+from imgclf.fitting import keeping_memory, note_failure
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
-from imgclf.results import Choice, EpochRecord, Evaluation, Probe
-from imgclf.run import ROOT, by_name, find_model, read_config, write_info
+from imgclf.results import ENDED, Choice, EpochRecord, Evaluation, Probe
+from imgclf.run import INFO, ROOT, Run, config_source, held, open_run, write_info
+from imgclf.runlist import RunEntry, find_default
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, TrainState, notify
 
@@ -47,45 +48,95 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
     """Train, test, save and show the result; ends with 130 or 143 where training was interrupted."""
     if "ensemble" in options:
         require_members(options["ensemble"], "--ensemble")
-    console.catch_termination()
     distributed.join()
-    began = time.perf_counter()
+    began, before = time.perf_counter(), find_default()
     view = TrainView()
-    with view.progress, ExitStack() as stack:
-        trackers = _trackers(options)
-        callbacks: list[Callback] = [view, keeping_memory(stack), *map(_until_tested, trackers)]
-        if "resume" in options:
-            classifier = _resume(data, options, callbacks)
-        else:
-            data = data or (read_config(options["config"])[1] if "config" in options else None)
-            if data is None:
-                raise ConfigError(
-                    "there is nothing to train on: name a folder, a CSV file or a data set, as in `imgclf train digits`"
-                )
-            if options.get("dry_run"):
-                show_plan(data, changes, options, view)
-                return
-            where = {"runs": options.get("runs", ROOT), "name": options.get("name")}
-            if "ensemble" in options:  # what is followed is each of its members
-                where["callbacks"], trackers = [view, *trackers], []
-                classifier = fit_ensemble(data, options["ensemble"], changes, recipe=options.get("recipe"), **where)
-            else:
-                where["callbacks"] = callbacks
-                classifier = Classifier(recipe=options.get("recipe"), config=changes).fit(data, **where)
-        test = None
-        interrupted = classifier.history_.ended == "interrupted"
-        if classifier.split_.samples("test") and not interrupted:
-            view.waiting("testing")
-            test = classifier.evaluate(progress=view.evaluating)
-            known = tested(classifier.plan_, classifier.source_, classifier.split_, "test", test)
-            notify(trackers, "tested", known)
-        if trackers:
-            view.waiting("waiting for the trackers")
-            notify(trackers, "fitted", classifier.history_.ended)
-    if distributed.is_main():
-        _finish(classifier, view, test, began, as_json=bool(options["json"]))
-    if interrupted:
+    if options.get("dry_run") and "resume" not in options:
+        with view.progress:
+            show_plan(_named_data(data, options), changes, options, view)
+        return
+    try:
+        with view.progress, ExitStack() as stack:
+            trackers = _trackers(options)
+            callbacks: list[Callback] = [view, keeping_memory(stack), *map(_until_tested, trackers)]
+            if "ensemble" in options and "resume" not in options:  # what is followed is each of its members
+                callbacks, trackers = [view, *trackers], []
+            classifier = _fitted(data, changes, options, callbacks)
+            view.run = classifier.run_
+            with _testing(classifier):
+                test = _test(classifier, view, trackers)
+                summary = _keep(classifier, test, view.resumed_after, began)
+        if distributed.is_main():
+            _show(classifier, test, summary, as_json=bool(options["json"]))
+            warn_of_worse(before, find_default())
+    except KeyboardInterrupt:
+        _say_where_to_go_on(view.run)
+        raise typer.Exit(console.Interruption.code) from None
+    if classifier.history_.ended == "interrupted":
         raise typer.Exit(console.Interruption.code)
+
+
+def _named_data(data: str | None, options: Mapping[str, Any]) -> str:
+    """What to train on: as it is given, or as the config says."""
+    data = data or (config_source(options["config"]) if "config" in options else None)
+    if data is None:
+        raise ConfigError(
+            "there is nothing to train on: name a folder, a CSV file or a data set, as in `imgclf train digits`"
+        )
+    return data
+
+
+def _fitted(
+    data: str | None, changes: dict[str, Any], options: dict[str, Any], callbacks: Sequence[Callback]
+) -> Classifier:
+    if "resume" in options:
+        return _resume(data, options, callbacks)
+    data, recipe = _named_data(data, options), options.get("recipe")
+    runs, name = options.get("runs", ROOT), options.get("name")
+    if "ensemble" in options:
+        members = options["ensemble"]
+        return fit_ensemble(data, members, changes, recipe=recipe, runs=runs, name=name, callbacks=callbacks)
+    return Classifier(recipe=recipe, config=changes).fit(data, runs=runs, name=name, callbacks=callbacks)
+
+
+@contextmanager
+def _testing(classifier: Classifier) -> Iterator[None]:
+    """Meanwhile the run belongs to this process, and says that it is not done: who is ended now can go on."""
+    run = classifier.run_
+    if run is None or classifier.history_.ended == "interrupted" or "members" in run.info:  # an ensemble can't go on
+        yield
+        return
+    with held(run), note_failure(run):
+        classifier.run_ = write_info(run, status="testing")
+        yield
+
+
+def _test(classifier: Classifier, view: TrainView, trackers: Sequence[Tracker]) -> Evaluation | None:
+    """Test on the images held out, if there are any and nobody waits for the end, and end what follows training."""
+    test = None
+    if classifier.split_.samples("test") and classifier.history_.ended != "interrupted":
+        view.waiting("testing")
+        test = classifier.evaluate(progress=view.evaluating)
+        known = tested(classifier.plan_, classifier.source_, classifier.split_, "test", test)
+        notify(trackers, "tested", known)
+    if trackers:
+        view.waiting("waiting for the trackers")
+        notify(trackers, "fitted", classifier.history_.ended)
+    return test
+
+
+def _say_where_to_go_on(run: Run | None) -> None:
+    """After an interruption that left no time to end well."""
+    if run is None or not (run.path / INFO).exists():
+        console.say("interrupted; nothing is kept")
+        return
+    name, info = shlex.quote(str(run.path)), open_run(run.path).info
+    if info["status"] not in ENDED:
+        console.say(f"interrupted; go on with: imgclf train --resume {name}")
+    elif "result" not in info:
+        console.say(f"interrupted; test it with: imgclf evaluate --model {name}")
+    else:
+        console.say("interrupted")
 
 
 def _trackers(options: dict[str, Any]) -> list[Tracker]:
@@ -112,14 +163,16 @@ def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callb
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
         raise ConfigError(f"--resume goes on as the run began; beside it only --epochs and --track, not {named}")
-    return Classifier().resume(by_name(options["resume"]), epochs=options.get("epochs"), callbacks=callbacks)
+    return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=callbacks)
 
 
-def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, began: float, *, as_json: bool) -> None:
+def _keep(classifier: Classifier, test: Evaluation | None, before: int, began: float) -> dict[str, Any]:
+    """Write the result into the run and its model file; `before` are the epochs before the run was resumed."""
     run = classifier.run_
-    assert run is not None
+    if run is None:  # another process has it
+        return {}
     classifier.save(run.model)  # once more, with the test result in it
-    trained = sum(record.seconds for record in classifier.history_ if record.epoch > view.resumed_after)
+    trained = sum(record.seconds for record in classifier.history_ if record.epoch > before)
     valid = classifier.metrics_.get("valid")
     summary = {
         "run": str(run.path),
@@ -131,9 +184,15 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, be
         "valid": None if valid is None else valid.to_dict(),
         "test": None if test is None else test.to_dict(),
     }
-    write_info(run, result=summary)
     if test is not None:
         note_test(run, "test", test)
+    classifier.run_ = write_info(run, status=classifier.history_.ended, result=summary)
+    return summary
+
+
+def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, Any], *, as_json: bool) -> None:
+    run = classifier.run_
+    assert run is not None
     _warn_of_losses(classifier)
     if test is not None and not as_json:  # before the report, for which nobody shall wait
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
@@ -149,14 +208,38 @@ def _finish(classifier: Classifier, view: TrainView, test: Evaluation | None, be
         return
     if page is not None:
         console.show_page("report: ", page)
-    console.show(f"run:   {run.path}   ({time.perf_counter() - began:.0f} s in all, {trained:.0f} s training)")
+    seconds = summary["seconds"]
+    console.show(f"run:   {run.path}   ({seconds['total']:.0f} s in all, {seconds['train']:.0f} s training)")
     console.show(f"model: {run.model}")
+    default = find_default()
+    ours = default is not None and default.model == run.model
+    console.show(f"default: {_about_default(default, ours=ours)}")
     if advice is not None and not interrupted:
         console.warn(advice.text.replace("\N{NARROW NO-BREAK SPACE}", ""))
         console.show(f"next:  {advice.command or advice.do}")
     elif example is not None:
-        other = "" if _is_newest(run.model) else f" --model {shlex.quote(str(run.path))}"
+        other = "" if ours else f" --model {shlex.quote(str(run.path))}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
+
+
+def _about_default(default: RunEntry | None, *, ours: bool) -> str:
+    """Which run commands take without --model, and why."""
+    if default is None:
+        return "none, as no run has ended with a figure"
+    return f"{'this run' if ours else default.path} ({default.reason})"
+
+
+def warn_of_worse(before: RunEntry | None, after: RunEntry | None) -> None:
+    """Warn where the default has become a run of a lower figure than the one that was the default before."""
+    if before is None or after is None or before.accuracy is None or after.accuracy is None:
+        return
+    if after.accuracy < before.accuracy:
+        kept = f"; to keep that one: imgclf use {shlex.quote(before.name)}" if before.path != after.path else ""
+        console.warn(f"the default is now {_figured(after)}, and was {_figured(before)}{kept}")
+
+
+def _figured(entry: RunEntry) -> str:
+    return f"{entry.path} ({figure(entry)} of {entry.data})"
 
 
 def _say_claims(classifier: Classifier) -> None:
@@ -191,14 +274,6 @@ def _example(classifier: Classifier) -> Path | None:
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
 
 
-def _is_newest(model: Path) -> bool:
-    """Whether commands without --model would take this one."""
-    try:
-        return find_model() == model
-    except ImgclfError:
-        return False
-
-
 class TrainView:
     """Shows the events of `Classifier.fit` on stderr as they come: a callback."""
 
@@ -220,6 +295,7 @@ class TrainView:
         self._member = 0
         self._choices: tuple[Choice, ...] = ()
         self.resumed_after = 0
+        self.run: Run | None = None
 
     def __call__(self, event: str, subject: Any) -> None:
         """Show one event; each has a method of its name."""
@@ -270,6 +346,9 @@ class TrainView:
         console.warn(text)
 
     _on_damaged = _on_equal
+
+    def _on_ready(self, subject: tuple[Run | None, Plan]) -> None:
+        self.run, _ = subject
 
     def _on_source(self, source: Source) -> None:
         images, classes = console.plural(len(source), "image"), console.plural(len(source.classes), "class")

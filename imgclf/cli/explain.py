@@ -144,12 +144,12 @@ def _naming(out: Path) -> Naming:
 def _is_without_model(model: str | None) -> bool:
     """Whether there is nothing but the classic kernels to show, which is said."""
     from imgclf.errors import ModelFileError
-    from imgclf.run import find_model
+    from imgclf.runlist import default_run
 
     if model is not None:
         return False
     try:
-        find_model()
+        default_run()
     except ModelFileError as error:
         console.say(f"the classic kernels alone, without learnt ones: {error}", "dim")
         return True

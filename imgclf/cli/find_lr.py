@@ -45,7 +45,6 @@ def find_lr(
     """Raise the learning rate over 100 steps, suggest one, and make a picture; nothing is kept of the training."""
     given = {key: value for key, value in locals().items() if value is not None and key not in ("data", "out", "json")}
     path = console.picture_path(out, "find-lr.png")
-    console.catch_termination()
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
         from imgclf.data.open import open_source

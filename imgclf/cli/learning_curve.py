@@ -51,7 +51,6 @@ def learning_curve(
     own = ("data", "full", "out", "json")
     given = {key: value for key, value in locals().items() if value is not None and key not in (*own, "own")}
     path = console.picture_path(out, "learning-curve.png")
-    console.catch_termination()
     with console.waiting("loading"):
         from imgclf.cli._learning import CurveView
         from imgclf.data.open import open_source

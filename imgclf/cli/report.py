@@ -16,20 +16,24 @@ PAGES = (".html", ".htm")
 def report(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run folder; without it the newest under ./runs.", show_default=False),
+        typer.Argument(metavar="RUN", help="A run folder, or its name; else the default run.", show_default=False),
     ] = None,
     out: Out = None,
 ) -> None:
     """Write the report of a run again: one page with figures, curves, confusions and pictures, to open in a browser."""
-    from imgclf.run import REPORT, find_run, newest_run
+    from imgclf.run import REPORT, find_run
+    from imgclf.runlist import default_run
 
-    folder = newest_run() if run is None else find_run(run)
     if run is None:
-        console.say(f"run: {folder.path}", "dim")
-    path = folder.path / REPORT if out is None else out / REPORT if out.is_dir() else out
+        default = default_run()
+        folder = Path(default.path)
+        console.say(f"run: {folder} ({default.reason})", "dim")
+    else:
+        folder = find_run(run).path
+    path = folder / REPORT if out is None else out / REPORT if out.is_dir() else out
     console.require_output(path, PAGES, "--out")
     with console.waiting("loading"):
         from imgclf.reporting import write_report
     with console.progress("writing the report") as progress:
-        write_report(folder.path, path, progress=progress)
+        write_report(folder, path, progress=progress)
     console.show(str(path))

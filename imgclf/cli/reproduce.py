@@ -23,11 +23,10 @@ def reproduce(
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
         from imgclf.reproduce import reproduce as train_again
-        from imgclf.run import by_name
 
     view = TrainView()
     with view.progress:
-        result = train_again(by_name(run), callbacks=[view], progress=view.evaluating)
+        result = train_again(run, callbacks=[view], progress=view.evaluating)
     if json:
         console.show_json(result.to_dict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json, choices
+from imgclf.errors import ModelFileError
 from imgclf.run import ROOT
 from imgclf.runlist import FILTERS, SORTS, RunEntry
 
@@ -28,7 +30,7 @@ def runs(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the runs with their accuracy, time and size; the newest stands last.
+    """List the runs with their accuracy, time and size, newest last; * marks the default.
 
     [dim]imgclf runs --filter data=cifar10 --sort accuracy[/dim]
     """
@@ -53,8 +55,21 @@ def runs(
         console.say(f"none of {console.plural(len(entries), 'run')} is like that")
     else:
         console.show_table(("", *HEADER), [("*" if entry.default else "", *cells(entry)) for entry in shown])
-        if any(entry.default for entry in shown):
-            console.say("* what predict, evaluate and other commands take without --model", "dim")
+        _say_default(folder, entries, shown)
+
+
+def _say_default(folder: Path, entries: Sequence[RunEntry], shown: Sequence[RunEntry]) -> None:
+    """Which of the runs is the default and why, if it is in the table, or why none is."""
+    from imgclf.runlist import default_run
+
+    default = next((entry for entry in entries if entry.default), None)
+    if default is None:
+        try:
+            default_run(folder)
+        except ModelFileError as error:
+            console.say(f"no run is the default: {error}", "dim")
+    elif default in shown:
+        console.say(f"* default model of predict, evaluate and other commands: {default.reason}", "dim")
 
 
 def cells(entry: RunEntry) -> tuple[object, ...]:

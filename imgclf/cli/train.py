@@ -196,12 +196,10 @@ def train(
 
 def changes_of(given: dict[str, Any]) -> dict[str, Any]:
     """The options as changes of an `Experiment`, over those of the config file."""
-    from imgclf.run import by_name, read_config
+    from imgclf.run import find_config
 
-    changes: dict[str, Any] = read_config(given["config"])[0] if "config" in given else {}
+    changes: dict[str, Any] = find_config(given["config"]) if "config" in given else {}
     own = _taken(given, ("arch", "weights", "init", "channels", "fit", "augment", "mirror", "dropout", "keep"))
-    if "init" in own:
-        own["init"] = str(by_name(Path(own["init"])))
     reading = _taken(given, ("data_dir", "on_bad", "max_pixels", "cache"))
     training = _taken(given, tuple(TrainConfig.__dataclass_fields__))
     if "compile_" in given:

@@ -54,7 +54,6 @@ def tune(
     """Try settings of training, judge them by the valid images, and write down the best; goes on where it stopped."""
     search = ("data", "trials", "minutes", "runs", "json")
     given = {key: value for key, value in locals().items() if value is not None and key not in (*search, "search")}
-    console.catch_termination()
     with console.waiting("loading"):
         from imgclf.cli._tuning import run_search
 

@@ -95,13 +95,20 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Seque
         state, known = read_state(path), _known_classes(path)
         note, head = _transplant(model, state, str(path), _Rows(known, tuple(map(nfc, classes))))
         return WeightsUsed(weights, "file", str(path), note, head)
-    if HUB_NAME.fullmatch(weights):
+    if HUB_NAME.fullmatch(weights) and not _is_among_runs(weights):
         note, _ = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
         return WeightsUsed(weights, "hub", weights, note)
     raise ConfigError(
-        f"weights is {weights!r}; allowed: auto, pretrained, none, a file ({', '.join(FILE_SUFFIXES)}), a run folder "
-        "or a hub name like timm/resnet18.a1_in1k"
+        f"weights is {weights!r}{', which is not there' if '/' in weights else ''}; allowed: auto, pretrained, none, "
+        f"a file ({', '.join(FILE_SUFFIXES)}), a run by its folder or its name, or a hub name like "
+        "timm/resnet18.a1_in1k"
     )
+
+
+def _is_among_runs(name: str) -> bool:
+    """Whether a name that could be one of a hub is that of a run which is gone: others are beside it."""
+    folder = Path(name).parent
+    return name.startswith(("./", "../")) or folder.name == "runs" or any(folder.glob("*/run.json"))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

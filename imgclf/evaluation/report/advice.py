@@ -22,7 +22,7 @@ from imgclf.evaluation.report.words import (
     short,
     valid_losses,
 )
-from imgclf.results import ClassResult, Evaluation, History
+from imgclf.results import ENDED, ClassResult, Evaluation, History
 
 WIDE = 0.06  # of an interval
 FEW_OF_A_CLASS = 10
@@ -34,7 +34,6 @@ LEARNED = 0.7  # of the images are right
 FALL = 0.02  # of the valid loss in the second half of training, in nats
 PRETRAINED = "efficientnet_lite0"  # its weights can also be had without a network
 BRIEF = 160  # characters of a finding
-ENDED = ("done", "stopped early")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""`imgclf use`: which run is the default."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from imgclf.cli import _console as console
+from imgclf.cli._options import Json
+from imgclf.cli._results import figure
+from imgclf.errors import ConfigError
+from imgclf.runlist import RunEntry
+
+
+def use(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="A run under ./runs; without it the default is shown.", show_default=False),
+    ] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Pin none: the newest finished run with a figure is the default again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Pin the run that predict, evaluate and other commands take without --model.
+
+    [dim]imgclf use photos-resnet18-1[/dim]
+    """
+    from imgclf.runlist import default_run, find_default, pin_run, unpin
+
+    if clear and run is not None:
+        raise ConfigError("--clear pins no run, so it stands alone; leave out RUN or --clear")
+    default: RunEntry | None
+    if clear:
+        unpin()
+        default = find_default()
+    else:
+        default = default_run() if run is None else pin_run(run)
+    if json:
+        console.show_json({"default": None if default is None else default.to_dict()})
+    elif default is None:
+        console.show("default: none, as there is no finished run with a figure")
+    else:
+        console.show(f"default: {default.path} ({default.reason}; {figure(default)})")
