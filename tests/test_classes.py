@@ -6,6 +6,7 @@ import pytest
 
 from imgclf.data.classes import in_one_form, look_alikes, spelled_as
 from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.errors import DataError
 
 COMPOSED, APART = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 
@@ -24,6 +25,11 @@ def test_a_source_takes_the_spelling_of_a_model():
     assert spelled.classes == (COMPOSED, "b")
     assert [sample.label for sample in spelled.samples] == [COMPOSED, "b", ""]
     assert spelled_as(source, ("b", APART)) is source
+
+
+def test_a_source_names_a_class_once_in_whatever_form():
+    with pytest.raises(DataError, match="named twice"):
+        Source("mine", (COMPOSED, APART), (), ArrayReader({}))
 
 
 @pytest.mark.parametrize("other", ["Cat", "cat ", "ca\N{ZERO WIDTH SPACE}t", "c\N{SOFT HYPHEN}at", "ｃat", "\ufeffcat"])

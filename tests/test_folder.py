@@ -199,6 +199,16 @@ def test_a_class_that_valid_lacks_is_only_noted(tmp_path):
     assert "valid holds no image of b" in open_folder(tmp_path).notes
 
 
+def test_the_folder_that_was_meant_is_named(tmp_path):
+    fill(tmp_path / "wrap/chairs", "red", "gray")
+    with pytest.raises(DataError, match=r"did you mean .*wrap/chairs"):
+        open_folder(tmp_path / "wrap")
+    for split in ("train", "val"):
+        fill(tmp_path / "wrap/chairs" / split, "red", "gray")
+    (note,) = open_folder(tmp_path / "wrap/chairs/train").notes
+    assert note == f"val/ beside it is not used: for that, name {tmp_path / 'wrap/chairs'}"
+
+
 def test_splits_without_train(tmp_path):
     fill(tmp_path / "val", "a", "b")
     fill(tmp_path / "test", "a", "b")

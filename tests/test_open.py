@@ -55,6 +55,8 @@ def test_errors_say_what_was_looked_for(photos, tmp_path):
         open_source("mnits")
     with pytest.raises(DataError, match=r"no folder, CSV file or named data set is called './nowhere'\. Named"):
         open_source("./nowhere")
+    with pytest.raises(DataError, match=rf"did you mean {photos}\?"):
+        open_source(f"{photos.parent}/phtos/")
     with pytest.raises(DataError, match="a file where a folder is needed"):
         open_source(photos / "a/0.png")
 

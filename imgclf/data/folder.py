@@ -136,6 +136,9 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
         samples, found = _splits_below(samples)
         scan.problems.extend(_unclear(samples) if strict and not scan.problems and not found else [])
     classes, notes = _judge_classes(samples, scan.problems, strict=strict)
+    if strict:
+        notes += _beside(root)
+        scan.problems.extend(_deeper(samples, root) if len(classes) == 1 else [])
     if not samples:
         scan.problems.extend(f"passed over {item}" for item in _grouped(scan.ignored))
     closed = [f"{printable(ref) or 'the folder'} {reason}" for ref, reason in scan.unreadable]
@@ -435,6 +438,29 @@ def _judge_classes(samples: list[Sample], problems: list[str], *, strict: bool) 
     if strict and len(classes) < 2:
         problems.append(f"at least 2 classes are needed; found only {', '.join(map(printable, classes))}")
     return classes, notes
+
+
+def _deeper(samples: list[Sample], root: str) -> list[str]:
+    """The hint that the folder meant is the only one in this one, where that holds folders and no images."""
+    inside = {_second(sample) for sample in samples}
+    tops = {sample.ref.partition("/")[0] for sample in samples}
+    if len(tops) != 1 or len(inside) < 2 or None in inside:
+        return []
+    return [f"did you mean {printable(os.path.join(root, tops.pop()))}?"]
+
+
+def _beside(root: str) -> list[str]:
+    """A note where the folder is the train folder of a split one, whose other parts are left out."""
+    parent, name = os.path.split(os.path.abspath(root))
+    if split_meant(name) != "train":
+        return []
+    others = sorted(entry.name for entry in _entries(parent) if _is_dir(entry))
+    others = [other for other in others if split_meant(other) in SPLIT_NAMES[1:]]
+    if not others:
+        return []
+    return [
+        f"{_some(others)} beside it {'is' if len(others) == 1 else 'are'} not used: for that, name {printable(parent)}"
+    ]
 
 
 def _layout_notes(samples: list[Sample], layout: dict[str, str] | None) -> list[str]:

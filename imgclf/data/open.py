@@ -44,8 +44,19 @@ def open_source(
         raise DataError(f"{shown} is a file where a folder is needed; a list of images must be a .csv")
     if text in NAMED:
         return open_named(text, data_dir)
-    close = close_matches(text, NAMED.names())
+    close = [*_close_paths(text), *close_matches(text, NAMED.names())]
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
     raise DataError(
         f"no folder, CSV file or named data set is called {shown!r}{hint} Named sets: {', '.join(NAMED.names())}"
     )
+
+
+def _close_paths(text: str) -> list[str]:
+    """Folders and CSV files that are where this one was looked for, and called nearly so."""
+    folder, name = os.path.split(text.rstrip("/" + os.sep))
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            there = sorted(e.name for e in entries if e.is_dir() or e.name.lower().endswith(".csv"))
+    except OSError:
+        return []
+    return [printable(os.path.join(folder, close)) for close in close_matches(name, there)]

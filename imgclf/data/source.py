@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from imgclf._files import nfc
 from imgclf.errors import DataError
 from imgclf.specs import Levels
 
@@ -94,9 +95,9 @@ class Source:
     default_recipe: str | None = None
 
     def __post_init__(self) -> None:
-        if len(set(self.classes)) != len(self.classes):
-            twice = sorted({c for c in self.classes if self.classes.count(c) > 1})
-            raise DataError(f"{self.name}: a class is named twice", twice)
+        names = [nfc(name) for name in self.classes]
+        if len(set(names)) != len(names):
+            raise DataError(f"{self.name}: a class is named twice", sorted({c for c in names if names.count(c) > 1}))
         known = set(self.classes)
         strangers = sorted({sample.label for sample in self.samples} - known - {""})
         if strangers:

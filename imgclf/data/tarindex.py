@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, field, replace
 from hashlib import sha256
 from typing import Any, BinaryIO
 
-from imgclf._files import printable, seal, unseal
+from imgclf._files import nfc, printable, seal, unseal
 from imgclf.data.images import MAX_PIXELS, BadImage, check_image, is_image_name
 from imgclf.errors import ConfigError, DataError
 from imgclf.specs import Levels
@@ -116,7 +116,7 @@ def parse_classes(name: str, data: bytes) -> tuple[str, ...]:
     names = json.loads(text) if name.endswith(".json") else [line.strip() for line in text.rstrip().splitlines()]
     if not isinstance(names, list) or not all(isinstance(item, str) and item for item in names):
         raise ValueError("expected a list of the classes' names")
-    if len(set(names)) < len(names):
+    if len(set(map(nfc, names))) < len(names):
         raise ValueError("it names a class twice")
     return tuple(names)
 
