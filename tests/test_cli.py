@@ -780,3 +780,13 @@ def test_a_class_without_test_images_is_shown_as_not_tested(capsys):
         "f1": None,
         "support": 0,
     }
+
+
+def test_of_several_processes_one_works_where_the_work_is_not_shared(photos, in_folder, monkeypatch):
+    for rank in "0", "1":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        result = run("prepare", photos, f"out-{rank}", "--size", "8")
+        assert result.exit_code == 0
+        assert ("60 images" in result.stdout) == Path(f"out-{rank}").exists() == (rank == "0")
+    assert result.output == ""

@@ -46,6 +46,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
 )
 KEPT = (train, tune, prepare, report, show)  # whose work is on the disk, whatever becomes of the output
+SHARED = ("train", "reproduce")  # the work of which several processes share
 COLLECT_AFTER = 1_000_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
 for command in COMMANDS:
     app.command(no_args_is_help=command not in (train, evaluate, runs, use, models, report))(
@@ -63,14 +64,25 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _go_alone() -> None:
+    """Of the processes that torchrun starts, let the main one work by itself: the others have nothing to add."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if os.environ.get("RANK", "0") != "0":
+            raise typer.Exit
+        del os.environ["WORLD_SIZE"]
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ) -> None:
     """From a folder of photos to a trained image classifier."""
+    if context.invoked_subcommand not in SHARED:
+        _go_alone()
     if debug:
         os.environ["IMGCLF_DEBUG"] = "1"
 

@@ -21,15 +21,16 @@ def reproduce(
     else with 1.
     """
     with console.waiting("loading"):
+        from imgclf import distributed
         from imgclf.cli._training import TrainView
         from imgclf.reproduce import reproduce as train_again
 
     view = TrainView()
     with view.progress:
         result = train_again(run, callbacks=[view], progress=view.evaluating)
-    if json:
+    if json and distributed.is_main():
         console.show_json(result.to_dict())
-    else:
+    elif distributed.is_main():
         _show(result)
     if not result.reproduced:
         raise typer.Exit(1)
