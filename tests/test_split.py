@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imgclf.data.folder import FileReader
 from imgclf.data.source import SPLIT_NAMES, ArrayReader, Sample, Source
-from imgclf.data.split import Split, content_key, make_split, pack_contents, read_split, unpack_contents, write_split
+from imgclf.data.split import (
+    Split,
+    content_key,
+    make_split,
+    open_fractions,
+    pack_contents,
+    read_split,
+    unpack_contents,
+    write_split,
+)
 from imgclf.errors import ConfigError, DataError
 
 NO_READER = ArrayReader({})
@@ -212,7 +222,7 @@ def test_split_csv_round_trips_odd_names(tmp_path):
     ("text", "match"),
     [
         ("path,label\na,b\n", "path, label, split"),
-        ("path,label,split\na,b,val\n", "line 2: split is 'val'"),
+        ("path,label,split\na,b,vaild\n", "line 2: split is 'vaild'"),
         ("path,label,split\na,b,train\na,b,test\n", "line 3: a is listed twice"),
     ],
 )
@@ -251,15 +261,113 @@ def test_what_changed_is_named(tmp_path):
     renamed = replace(samples[2], ref="c0/renamed.png")
     new = Sample("c0/new.png", "c0", sha256=content("new"))
     split = make_split(source([changed, relabelled, renamed, new, *samples[4:]]), file=tmp_path / "split.csv")
-    notes = "\n".join(split.notes)
-    assert "1 of the files are new and assigned: c0/new.png" in notes
-    assert "1 of the files are new names of known content, which stays where it was: c0/renamed.png" in notes
-    assert "2 of the files are gone: c0/2.png, c0/3.png" in notes
-    assert "1 of the files are changed in content and stay in place: c0/0.png" in notes
-    assert "1 of the files are changed in label and stay in place: c0/1.png" in notes
+    assert split.notes == (
+        "1 of the files are new and assigned: c0/new.png",
+        "1 of the files are new names of known content, which stays where it was: c0/renamed.png",
+    )
+    assert split.findings == (
+        "1 of the files are gone, or can't be used: c0/3.png",
+        "1 of the files are changed in content and stay in place: c0/0.png",
+        "1 of the files are changed in label and stay in place: c0/1.png",
+    )
     found = places(split)
     assert found["c0/renamed.png"] == home["c0/2.png"]
     assert found["c0/0.png"] == home["c0/0.png"]
+
+
+@pytest.mark.parametrize("grouped", ["before", "now"])
+def test_a_renamed_file_stays_where_it_was_whatever_group_is_given_now(tmp_path, grouped):
+    samples = singles([20, 20])
+    groups = [replace(s, group=f"g{i}") for i, s in enumerate(samples)]
+    first = make_split(source(groups if grouped == "before" else samples), seed=1)
+    write_split(first, tmp_path / "split.csv")
+    now = [replace(s, ref=f"new/{s.ref}") for s in (groups if grouped == "now" else samples)]
+    second = make_split(source(now), seed=2, file=tmp_path / "split.csv")
+    assert by_content(second) == by_content(first)
+    assert second.notes[0].startswith("40 of the files are new names of known content")
+    assert second.findings == ()
+
+
+def test_groups_and_copies_that_a_file_puts_in_two_splits_are_named(tmp_path):
+    samples = [replace(s, group=f"g{i // 2}") for i, s in enumerate(singles([8]))]
+    samples[6] = replace(samples[6], sha256=samples[0].sha256)
+    rows = [f"{s.ref},c0,{'test' if i in (1, 6, 7) else 'train'}" for i, s in enumerate(samples)]
+    (tmp_path / "mine.csv").write_text("\n".join(["path,label,split", *rows]))
+    assert make_split(source(samples), file=tmp_path / "mine.csv").findings == (
+        "train and test share 1 image (c0/0.png = c0/6.png): results on test will look better than they are",
+        "train and test share 1 group (g0): results on test will look better than they are",
+    )
+
+
+def test_paths_in_a_split_file_may_be_written_otherwise(tmp_path):
+    root = tmp_path / "photos"
+    samples = singles([8, 8])
+    (tmp_path / "link").symlink_to(root)
+    root.mkdir()
+    images = replace(source(samples), reader=FileReader(root))
+    ways = (
+        "{}",
+        "./{}",
+        "x/../{}",
+        "photos/{}",
+        f"{root}/{{}}",
+        f"{tmp_path}/link/{{}}",
+        f"{tmp_path}/x/../photos/./{{}}",
+    )
+    words = ("Val", "test ", "TRAINING")
+    expected, rows = {}, ["path,label,split"]
+    for i, sample in enumerate(samples):
+        way = ways[i % len(ways)].format(sample.ref)
+        rows.append(f"{way if i != 9 else way.replace('/', chr(92))},{sample.label},{words[i % 3]}")
+        expected[sample.ref] = ("valid", "test", "train")[i % 3]
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    split = make_split(images, file=tmp_path / "mine.csv")
+    assert places(split) == expected
+    assert (split.notes, split.findings) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([], "it lists no image"),
+        ([f"elsewhere/{i}.png,c0,test,{content(-i)}" for i in range(1, 4)], r"elsewhere/1.png is no image of set"),
+        (
+            ["c0/0.png,c0,test,", "c0/typo.png,c0,test,"],
+            r"does not fit the data; expected(.|\n)*c0/typo.png is no image",
+        ),
+        (["c0/0.png,c0,test,", "./c0/0.png,c0,train,"], r"\./c0/0.png and another row are the same image"),
+    ],
+)
+def test_a_split_file_that_does_not_fit_is_an_error(tmp_path, rows, match):
+    (tmp_path / "mine.csv").write_text("\n".join(["path,label,split,sha256", *rows]))
+    with pytest.raises(DataError, match=match):
+        make_split(source(singles([4, 4])), file=tmp_path / "mine.csv")
+
+
+def test_an_image_that_is_left_out_may_be_in_a_split_file(tmp_path):
+    samples = singles([4, 4])
+    (tmp_path / "bad.png").write_bytes(b"")
+    (tmp_path / "mine.csv").write_text("path,label,split\nbad.png,c0,test\nc0/0.png,c0,test\n")
+    split = make_split(replace(source(samples), reader=FileReader(tmp_path)), file=tmp_path / "mine.csv")
+    assert split.findings == ("1 of the files are gone, or can't be used: bad.png",)
+
+
+@pytest.mark.parametrize(
+    ("given", "fractions", "match"),
+    [
+        (("train", "test"), (0.6, 0.1, 0.3), "60/10/30, but set brings its own test images: use 86/14/0"),
+        (("train", "valid"), (0.6, 0.1, 0.3), "60/10/30, but set brings its own valid images: use 67/0/33"),
+        (("train", "valid", "test"), (0.7, 0.15, 0.15), "its own valid and test images: leave it out"),
+    ],
+)
+def test_a_share_of_what_the_data_bring_is_refused(given, fractions, match):
+    samples = source(replace(s, split=given[i % len(given)]) for i, s in enumerate(singles([30, 30])))
+    with pytest.raises(ConfigError, match=match):
+        make_split(samples, fractions)
+    split = make_split(samples, open_fractions(samples, fractions))
+    assert {s.ref: s.split for s in split.rows if s.split != "train"}.items() >= {
+        (s.ref, s.split) for s in samples.samples if s.split != "train"
+    }
 
 
 def test_known_content_keeps_its_place():
@@ -274,7 +382,7 @@ def test_known_content_keeps_its_place():
 
 def test_places_that_the_data_give_come_before_known_ones():
     rows = [replace(row, split="test" if i % 2 else "train") for i, row in enumerate(singles((6, 6)))]
-    split = make_split(source(rows), (0.8, 0.0, 0.2), known={content_key(row): "train" for row in rows})
+    split = make_split(source(rows), (1.0, 0.0, 0.0), known={content_key(row): "train" for row in rows})
     assert [row.split for row in split.rows] == [row.split for row in rows]
 
 

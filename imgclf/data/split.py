@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b, sha256
 from math import floor, isclose
 
 from imgclf._files import csv_text, printable, write_text
-from imgclf.data.duplicates import joined, unit_keys
+from imgclf.data.duplicates import describe_leaks, joined, unit_keys
+from imgclf.data.folder import SPLIT_WORDS
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.table import read_rows
 from imgclf.errors import ConfigError, DataError
@@ -33,12 +34,14 @@ MAX_PACKED = 200_000
 
 @dataclass(frozen=True)
 class Split:
-    """Every sample with its split and sha256, how it came about, and what was assumed (`notes`, for people)."""
+    """Every sample with its split and sha256, how it came about and, as sentences for people, what was assumed
+    (`notes`) and what looks wrong (`findings`)."""
 
     rows: tuple[Sample, ...] = field(repr=False)
     seed: int = 0
     fractions: tuple[float, float, float] = FRACTIONS
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
 
     def samples(self, split: str) -> tuple[Sample, ...]:
         """The samples of "train", "valid" or "test"."""
@@ -62,7 +65,7 @@ class Split:
 
 def make_split(
     source: Source,
-    fractions: tuple[float, float, float] = FRACTIONS,
+    fractions: tuple[float, float, float] | None = None,
     seed: int = 0,
     file: str | os.PathLike[str] | None = None,
     known: Mapping[str, str] | None = None,
@@ -70,19 +73,25 @@ def make_split(
     """Assign every sample to train, valid or test.
 
     What the source itself assigns stays; a valid or test split that it lacks is cut from its train, with the share
-    that `fractions` (train, valid, test; they sum to 1) gives it there. `file` is an earlier split.csv: its files keep
-    their place, new ones are assigned, and files that changed or are gone are named in `notes`. `known` are the places
-    of images that a model has seen before, by `content_key`; they count where neither the source nor the file decides.
+    that `fractions` (train, valid, test; they sum to 1, 0.7, 0.15 and 0.15 where nothing is asked for) gives it there.
+    `file` is an earlier split.csv: its files keep their place, new ones are assigned, and what changed or is gone is
+    named. `known` are the places of images that a model has seen before, by `content_key`; they count where neither the
+    source nor the file decides.
 
     Stratified: round(fraction × n) images go to test and to valid, and each class gives its share of them, by largest
     remainder. Within a class the units are ranked by a keyed hash (BLAKE2b, RFC 7693) of their content, so that the
-    same content and seed give the same place. Raises `DataError` where there is nothing to train on,
-    `ConfigError` for fractions that do not sum to 1.
+    same content and seed give the same place.
+
+    Raises `DataError` where there is nothing to train on and for a file that does not fit, `ConfigError` for fractions
+    that do not sum to 1, or that ask for a share of what the source brings.
     """
+    asked, fractions = fractions, fractions or FRACTIONS
     if min(fractions) < 0 or fractions[0] <= 0 or not isclose(sum(fractions), 1, abs_tol=1e-6):
         raise ConfigError(f"fractions are {fractions!r}; allowed: three that sum to 1, train above 0")
+    if asked is not None:
+        _require_open(source, asked)
     rows = [s if s.sha256 else replace(s, sha256=source.reader.digest(s.ref)) for s in source.samples]
-    given = {s.split for s in rows} - {None}
+    given = brought(source)
     if given and any(s.split is None for s in rows):
         raise DataError(f"{source.name}: some samples have a split and others have none; give it to all or to none")
     shares = _shares(fractions, given)
@@ -95,16 +104,45 @@ def make_split(
         notes += [f"{len(places):,} images keep the places that they had before"] if places else []
     earlier: tuple[Sample, ...] = ()
     if file is not None:
-        earlier = read_split(file)
+        earlier = fit_split(read_split(file), source.with_samples(rows), file)
         fixed |= {row.ref: str(row.split) for row in earlier}
-        notes += _changes(rows, earlier)
     elif given:
         notes += [f"{name} is cut from train, as the data holds none" for name in SPLIT_NAMES if name in cut]
-    outside = given - {"train"}
-    placed = _assign(rows, fixed, earlier, outside, shares, seed)
+    placed = _assign(rows, fixed, earlier, {*given} - {"train"}, shares, seed)
     if "train" not in placed.values():
         raise DataError(f"{source.name}: no image is left for train")
-    return Split(tuple(replace(s, split=placed[s.ref]) for s in rows), seed, fractions, tuple(notes))
+    rows = [replace(s, split=placed[s.ref]) for s in rows]
+    fresh, findings = _changes(rows, earlier) if file is not None else ([], [])
+    if file is not None or known:
+        findings += describe_leaks(rows)  # of what the data bring, the audit says so
+    return Split(tuple(rows), seed, fractions, (*notes, *fresh), tuple(findings))
+
+
+def brought(source: Source) -> tuple[str, ...]:
+    """The splits that the data themselves bring."""
+    given = {sample.split for sample in source.samples}
+    return tuple(name for name in SPLIT_NAMES if name in given)
+
+
+def open_fractions(source: Source, fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+    """The fractions with nothing for valid and test where the data bring these, the others in proportion."""
+    given = brought(source)
+    train, valid, test = (
+        0.0 if name in given and name != "train" else share for name, share in zip(SPLIT_NAMES, fractions, strict=True)
+    )
+    total = train + valid + test
+    return train / total, valid / total, test / total
+
+
+def _require_open(source: Source, fractions: tuple[float, float, float]) -> None:
+    """Raise `ConfigError` where a share is asked for of what the data bring: it would change nothing."""
+    given = [name for name in brought(source) if name != "train"]
+    if not any(share for name, share in zip(SPLIT_NAMES, fractions, strict=True) if name in given):
+        return
+    _, valid, test = (round(100 * share) for share in open_fractions(source, fractions))
+    use = "leave it out" if len(given) == 2 else f"use {100 - valid - test}/{valid}/{test}, or leave it out"
+    asked = "/".join(f"{100 * share:g}" for share in fractions)
+    raise ConfigError(f"split is {asked}, but {source.name} brings its own {' and '.join(given)} images: {use}")
 
 
 def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:
@@ -161,15 +199,62 @@ def read_split(path: str | os.PathLike[str]) -> tuple[Sample, ...]:
     problems: list[str] = []
     samples: dict[str, Sample] = {}
     for line, cells in rows:
-        ref, split = cells["path"], cells["split"]
-        if split not in SPLIT_NAMES:
-            problems.append(f"line {line}: split is {printable(split)!r}; allowed: {', '.join(SPLIT_NAMES)}")
+        ref, word = cells["path"], cells["split"].strip()
+        split = SPLIT_WORDS.get(word.lower())
+        if split is None:
+            problems.append(f"line {line}: split is {printable(word)!r}; expected {', '.join(SPLIT_NAMES)}")
         if ref in samples:
             problems.append(f"line {line}: {printable(ref)} is listed twice")
         samples[ref] = Sample(ref, cells["label"], cells.get("group") or None, split, cells.get("sha256", ""))
     if problems:
         raise DataError(f"{printable(os.fspath(path))} is not usable as a split", problems)
     return tuple(samples.values())
+
+
+def fit_split(rows: Sequence[Sample], source: Source, file: str | os.PathLike[str]) -> tuple[Sample, ...]:
+    """The rows of a split file with the paths by which the source knows the images.
+
+    A path may be written as the source has it, with `./` or backslashes, absolute, or relative to the file's folder.
+    Raises `DataError` for rows without a sha256 that name nothing, and for a file of which no row fits.
+    """
+    refs, contents = {s.ref for s in source.samples}, {s.sha256 for s in source.samples}
+    folder, root = os.path.dirname(os.path.abspath(file)), getattr(source.reader, "root", "")
+    fitted: dict[str, Sample] = {}
+    problems: list[str] = []
+    for row in rows:
+        written = [row.ref] if row.ref in refs else _written(row.ref, folder, root)
+        ref = next((ref for ref in written if ref in refs), os.path.normpath(row.ref))
+        if ref in fitted:
+            problems.append(f"{printable(row.ref)} and another row are the same image")
+        elif ref not in refs and not row.sha256 and not _is_there(source, ref):
+            problems.append(f"{printable(row.ref)} is no image of {source.name}")
+        fitted[ref] = replace(row, ref=ref)
+    if not problems and not any(row.ref in refs or row.sha256 in contents for row in fitted.values()):
+        problems = [f"{printable(ref)} is no image of {source.name}" for ref in fitted] or ["it lists no image"]
+    if problems:
+        place = f"relative to {printable(root)}, or absolute" if root else "as the data set names them"
+        raise DataError(f"{printable(os.fspath(file))} does not fit the data; expected paths {place}", problems)
+    return tuple(fitted.values())
+
+
+def _written(ref: str, folder: str, root: str) -> Iterator[str]:
+    """The ways in which a source below `root` may name what a split file in `folder` calls `ref`."""
+    plain = os.path.normpath(ref.replace("\\", "/"))
+    yield plain
+    for base in filter(None, (root, root and folder)):
+        path = os.path.join(base, plain)
+        yield path
+        for one, top in ((path, root), (os.path.realpath(path), os.path.realpath(root))):
+            yield os.path.relpath(one, top)
+
+
+def _is_there(source: Source, ref: str) -> bool:
+    """Whether there is something of this name, though it may be no image that can be used."""
+    try:
+        source.reader.digest(ref)
+    except (DataError, LookupError, ValueError):
+        return False
+    return True
 
 
 def _shares(fractions: tuple[float, float, float], given: Iterable[str | None]) -> tuple[Fraction, ...]:
@@ -181,22 +266,28 @@ def _shares(fractions: tuple[float, float, float], given: Iterable[str | None]) 
     return tuple(share / sum(exact) for share in exact)
 
 
-def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> list[str]:
-    """What differs between the data and an earlier split, as sentences."""
+def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> tuple[list[str], list[str]]:
+    """What differs between a split and an earlier one, as sentences: what is new, and what looks wrong."""
     before, now = {row.ref: row for row in earlier}, {row.ref: row for row in rows}
     both = [ref for ref in now if ref in before]
     new = [ref for ref in now if ref not in before]
-    known = {(row.label, row.sha256) for row in earlier}
-    moved = {ref for ref in new if (now[ref].label, now[ref].sha256) in known}
-    groups = {
+    contents, known = {row.sha256 for row in rows}, {(row.sha256, row.split) for row in earlier}
+    moved = {ref for ref in new if (now[ref].sha256, now[ref].split) in known}
+    added = {
         "new and assigned": [ref for ref in new if ref not in moved],
         "new names of known content, which stays where it was": [ref for ref in new if ref in moved],
-        "gone": [ref for ref in before if ref not in now],
+    }
+    changed = {
+        "gone, or can't be used": [ref for ref in before if ref not in now and before[ref].sha256 not in contents],
         "changed in content and stay in place": [
             ref for ref in both if before[ref].sha256 and before[ref].sha256 != now[ref].sha256
         ],
         "changed in label and stay in place": [ref for ref in both if before[ref].label != now[ref].label],
     }
+    return _named(added), _named(changed)
+
+
+def _named(groups: Mapping[str, list[str]]) -> list[str]:
     return [
         f"{len(refs)} of the files are {what}: {', '.join(map(printable, refs[:_SHOWN]))}{', …' * (len(refs) > _SHOWN)}"
         for what, refs in groups.items()
@@ -208,7 +299,7 @@ def _assign(
     rows: list[Sample],
     fixed: Mapping[str, str],
     earlier: tuple[Sample, ...],
-    outside: set[str | None],
+    outside: set[str],
     shares: tuple[Fraction, ...],
     seed: int,
 ) -> dict[str, str]:
