@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from imgclf._files import printable
 from imgclf.bundle import ARCH_NAME
-from imgclf.errors import SHOWN_PROBLEMS, ConfigError, warn_caller
+from imgclf.errors import ConfigError
 from imgclf.models._arch import ARCHS, Arch
 from imgclf.plan import AUTO_BATCH
 from imgclf.specs import ModelSpec
@@ -56,18 +55,3 @@ def register_builder(build: Builder) -> str:
     elif ARCHS.get(name).build is not build:
         raise ConfigError(f"an architecture called {name!r} is there already; give your function another name")
     return name
-
-
-def warn_of(event: str, subject: Any) -> None:
-    """The callback of a `fit` without callbacks: what should not be missed, as warnings."""
-    if event in ("audit", "lost"):
-        named = ((file.ref, file.reason) for file in subject.bad) if event == "audit" else subject.items()
-        bad = [f"{printable(ref)}: {reason}" for ref, reason in named]
-        shown = "; ".join(bad[:SHOWN_PROBLEMS]) + ("; …" if len(bad) > SHOWN_PROBLEMS else "")
-        if bad:
-            images = "1 image" if len(bad) == 1 else f"{len(bad)} images"
-            warn_caller(f"{images} left out that can't be read: {shown}")
-    elif event == "model" and subject.weights.note:
-        warn_caller(subject.weights.note)
-    elif event in ("equal", "damaged"):
-        warn_caller(subject)

@@ -50,8 +50,9 @@ class Classifier:
     `{"fit": "pad", "train": {"weight_decay": 0.1}}`. What is left out is as it suits the data.
 
     After `fit` or `load` there are `classes_`, `model_` and `recipe_` (the pixels); after `fit` also `history_`,
-    `split_`, `source_`, `weights_` (what training started from), `experiment_` (what was done, with nothing left open)
-    and `run_`. What was found out of a part of the own images is in `metrics_` and, image by image, in `answers_`.
+    `split_`, `source_`, `findings_` (what looks wrong about the images, as sentences), `weights_` (what training
+    started from), `experiment_` (what was done, with nothing left open) and `run_`. What was found out of a part of the
+    own images is in `metrics_` and, image by image, in `answers_`.
     """
 
     precision_ = "fp32"  # of evaluation and prediction
@@ -96,7 +97,7 @@ class Classifier:
 
         `runs` is the folder in which a run folder is made (called `name`, else after the data and the architecture);
         without it nothing is written. `batch_size` "auto" is the largest that fits. `callbacks` are told of every step
-        (`imgclf/training/callbacks.py`); without any, bad images and missing weights are Python warnings.
+        (`imgclf/training/callbacks.py`). What looks wrong about the images, and missing weights, are Python warnings.
 
         Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
         `train` raises.
@@ -129,7 +130,7 @@ class Classifier:
         learnt = work()
         plan, source, split = learnt.work.plan, learnt.work.source, learnt.work.split
         self.plan_, self.model_, self.spec_, self.recipe_ = plan, plan.model, plan.spec, plan.recipe
-        self.experiment_, self.weights_ = plan.experiment, plan.weights
+        self.experiment_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
         self.classes_, self.source_, self.split_ = source.classes, source, split
         self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
         self.history_, self.probe_, self.choices_ = learnt.history, learnt.probe, learnt.choices

@@ -16,7 +16,6 @@ from torch import nn
 
 from imgclf import distributed
 from imgclf._files import read_text, write_text
-from imgclf.asked import warn_of
 from imgclf.claims import Claims, examine, features_of
 from imgclf.classifier import Classifier
 from imgclf.data.split import pack_keys
@@ -25,7 +24,7 @@ from imgclf.models.ensemble import Ensemble
 from imgclf.plan import plan_loader
 from imgclf.results import History
 from imgclf.run import CONFIG, SPLIT, create_run, require_free, stem_of
-from imgclf.training.callbacks import Callback, notify
+from imgclf.training.callbacks import Callback, heard, notify
 
 MOST = 100
 AS_ONE = """\
@@ -132,7 +131,7 @@ def fit_ensemble(
         trained.append(classifier)
     different = _different(trained)
     if len(different) < members:
-        notify(callbacks or (warn_of,), "equal", _about_equals(members, len(different)))
+        notify(heard(callbacks), "equal", _about_equals(members, len(different)))
     joined = combine(different)
     _write_run(joined, members, different, runs, name)
     if "valid" in joined.metrics_ and len(different) > 1:

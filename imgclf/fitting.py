@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from imgclf import distributed
-from imgclf.asked import warn_of
 from imgclf.bundle import Manifest, save_model
 from imgclf.claims import Claims, examine, features_of
 from imgclf.compute import kept_memory
@@ -27,8 +26,8 @@ from imgclf.data.split import Split, pack_contents
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.plan import (
     Plan,
-    check_experiment,
     choose_experiment,
+    fit_experiment,
     make_plan,
     plan_as,
     plan_loader,
@@ -55,7 +54,7 @@ from imgclf.run import (
 from imgclf.specs import Experiment, to_dict
 from imgclf.start import Start, begin, knows_classes
 from imgclf.tracking import tested
-from imgclf.training.callbacks import Callback, notify
+from imgclf.training.callbacks import Callback, heard, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.loop import train
@@ -104,21 +103,21 @@ def fit_data(
     distributed.join()
     reading = choose_experiment(recipe, changes).data
     source = open_source(data, **reading_options(reading))
-    experiment = choose_experiment(recipe, changes, source.default_recipe)
-    check_experiment(experiment)
+    experiment = fit_experiment(recipe, changes, source)
     if runs is not None and distributed.is_main():
         require_outside(runs, source)
         require_free(runs, name)
-    callbacks = (callbacks or (warn_of,)) if distributed.is_main() else ()
+    callbacks = heard(callbacks) if distributed.is_main() else ()
     audited, split = read_data(source, experiment, callbacks)
     valid = len(split.samples("valid"))
     plan = make_plan(experiment, audited.source, split.samples("train"), compose, audited.sizes, valid)
-    plan = replace(plan, base=recipe_name(recipe, changes, source.default_recipe))
+    base = recipe_name(recipe, changes, source.default_recipe)
+    plan = replace(plan, base=base, findings=audited.all_findings)
     work = _prepare(plan, audited.source, split, callbacks)
     if runs is None or not distributed.is_main():
         return _learn(work, callbacks)
     named = None if isinstance(data, Source) else os.fspath(data)
-    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited, plan.base)
+    run = start_run(runs, name, manifest_of(work), work.plan.experiment, split, named, audited, base)
     with held(run):
         return _learn(replace(work, run=run), callbacks)
 
@@ -131,7 +130,8 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
     with held(run) if distributed.is_main() else nullcontext():
         experiment, data = read_experiment(run)
         fresh = run.info["status"] in ("running", "failed") and not has_checkpoint(path / CHECKPOINT)
-        warn = partial(notify, (callbacks or (warn_of,)) if distributed.is_main() else (), "damaged")
+        callbacks = heard(callbacks) if distributed.is_main() else ()
+        warn = partial(notify, callbacks, "damaged")
         state = None if fresh else load_checkpoint(path / CHECKPOINT, warn)
         reached = 0 if state is None else state["epoch"]
         planned = experiment.train.epochs
@@ -141,7 +141,6 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
             untested = "" if "result" in run.info else f", or see how good it is: imgclf evaluate --model {path}"
             raise ConfigError(f"{path} has finished {reached} epochs; go on to more with --epochs N{untested}")
         experiment = replace(experiment, train=config)
-        callbacks = callbacks if distributed.is_main() else ()
         work = _prepare(*plan_as(run, experiment, data, callbacks, weights=fresh), callbacks)
         if distributed.is_main():
             extended = run.info.get("extended", [])
@@ -163,7 +162,7 @@ def repeat_run(path: Path, callbacks: Sequence[Callback]) -> Learnt:
     experiment, data = read_experiment(run)
     # What the time allowed then is what is done again, in whatever time it takes now.
     experiment = replace(experiment, train=replace(experiment.train, minutes=None))
-    callbacks = callbacks if distributed.is_main() else ()
+    callbacks = heard(callbacks) if distributed.is_main() else ()
     return _learn(_prepare(*plan_as(run, experiment, data, callbacks, weights=True), callbacks), callbacks)
 
 

@@ -35,7 +35,7 @@ from imgclf.evaluation.curves import (
 from imgclf.plan import Plan, plan_loader, plan_training
 from imgclf.start import seconds_a_step
 from imgclf.training.auto import resolve_config
-from imgclf.training.callbacks import Callback, notify
+from imgclf.training.callbacks import Callback, Shown, notify
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.optim import class_weights
 from imgclf.training.probe import STRENGTHS, features_of, fit_logistic, linear_head
@@ -315,7 +315,9 @@ def _train_each(
             number += 1
             notify(callbacks, "trial", (number, total))
             part = replace(source, samples=(*(train[place] for place in places), *held))
-            classifier = Classifier(recipe=asked["recipe"], config=asked["config"]).fit(part, callbacks=[listen])
+            classifier = Classifier(recipe=asked["recipe"], config=asked["config"]).fit(
+                part, callbacks=[listen, Shown()]
+            )
             if classifier.history_.ended == "interrupted":
                 raise KeyboardInterrupt
             answers = classifier.answer(classifier.source_, judged)

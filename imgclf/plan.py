@@ -24,7 +24,7 @@ from imgclf.data.loader import Loader
 from imgclf.data.named import NAMED, open_named
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
-from imgclf.data.split import Split, content_key, make_split, read_split, unpack_contents
+from imgclf.data.split import Split, content_key, make_split, open_fractions, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
@@ -32,7 +32,7 @@ from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
 from imgclf.run import CONFIG, NOT_PLACES, SPLIT, Run, locate, run_config, run_source
 from imgclf.specs import DataConfig, Experiment, Levels, ModelSpec, Recipe, Step, TrainConfig, from_dict, to_dict
 from imgclf.training.auto import resolve_config, suited_augment, suited_fit, suited_size
-from imgclf.training.callbacks import Callback, notify
+from imgclf.training.callbacks import Callback, heard, notify
 from imgclf.training.device import launch_bound, pick_device, pick_precision, precision_name
 from imgclf.training.experiments import EXPERIMENTS, QUICKER
 from imgclf.training.probe import linear_head
@@ -50,7 +50,8 @@ LOOKED_AT = 16  # images that are opened to see how many channels the data have
 @dataclass(frozen=True)
 class Plan:
     """What training will do: what was `asked`, the experiment with nothing left open, the model, its pixels, what it
-    starts from, how large the images are, the name of the recipe that it is based on, and when it was `began`."""
+    starts from, how large the images are, the name of the recipe that it is based on, what looks wrong about the images
+    (`findings`), and when it was `began`."""
 
     asked: Experiment
     experiment: Experiment
@@ -60,6 +61,7 @@ class Plan:
     weights: WeightsUsed
     sizes: Sizes | None = None
     base: str | None = None
+    findings: tuple[str, ...] = ()
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -126,8 +128,21 @@ def _known_places(path: str) -> dict[str, str]:
     return dict.fromkeys(unpack_contents(read_manifest(path).seen), "train")
 
 
+def fit_experiment(base: str | Experiment | None, changes: Mapping[str, Any], source: Source) -> Experiment:
+    """The experiment to run on a source, checked before any image is read.
+
+    A recipe's shares of valid and test give way to those that the data bring; a user's are refused then. Raises
+    `UnknownName` or `ConfigError`.
+    """
+    experiment = choose_experiment(base, changes, source.default_recipe)
+    check_experiment(experiment)
+    if experiment.split is not None and "split" not in changes:
+        experiment = replace(experiment, split=open_fractions(source, experiment.split))
+    return experiment
+
+
 def check_experiment(experiment: Experiment) -> None:
-    """Raise `UnknownName` or `ConfigError` for a name or a device that is not there, before any image is read."""
+    """Raise `UnknownName` or `ConfigError` for a name or a device that is not there."""
     find_arch(pick_arch(experiment.arch, experiment.weights))
     if experiment.augment is not None:
         preset_steps(experiment.augment)
@@ -255,15 +270,16 @@ def plan_training(
     callbacks: Sequence[Callback] = (),
 ) -> tuple[Plan, Source, Split]:
     """What training with these changes of an experiment would do, on which images; nothing is written."""
+    callbacks = heard(callbacks)
     experiment = choose_experiment(recipe, changes)
     source = open_source(data, **reading_options(experiment.data))
-    experiment = choose_experiment(recipe, changes, source.default_recipe)
-    check_experiment(experiment)
+    experiment = fit_experiment(recipe, changes, source)
     audited, split = read_data(source, experiment, callbacks)
     plan = make_plan(
         experiment, audited.source, split.samples("train"), sizes=audited.sizes, valid=len(split.samples("valid"))
     )
-    plan = replace(plan, base=recipe_name(recipe, changes, source.default_recipe))
+    base = recipe_name(recipe, changes, source.default_recipe)
+    plan = replace(plan, base=base, findings=audited.all_findings)
     notify(callbacks, "model", plan)
     return plan, audited.source, split
 
@@ -315,8 +331,9 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
     without = [printable(name) for name, counts in split.counts().items() if not counts["train"]]
     if without:
         raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
+    split = replace(split, findings=tuple(text for text in split.findings if text not in audited.findings))
     notify(callbacks, "split", split)
-    return audited, split
+    return replace(audited, findings=(*audited.findings, *split.findings)), split
 
 
 def read_experiment(run: Run) -> tuple[Experiment, str]:
@@ -353,7 +370,8 @@ def plan_as(
     )
     if weights and plan.weights.source != start.source:
         raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
-    return replace(plan, experiment=experiment, recipe=recipe, weights=start), audited.source, split
+    plan = replace(plan, experiment=experiment, recipe=recipe, weights=start, findings=audited.all_findings)
+    return plan, audited.source, split
 
 
 def require_same_data(split: Split, rows: Sequence[Sample], run: str) -> None:

@@ -313,8 +313,8 @@ class Experiment:
     whether a mirrored image keeps its label; `recolour`: whether one with other colours does).
     `arch` "auto" is the best network whose pretrained weights are on this machine (`models.weights.pick_arch`).
     `init` is a run folder or a model file to go on from: its network and pixels, its weights, its head by class name.
-    `augment` is a preset's name. `split` holds the fractions of train, valid and test. `keep="all"` saves a model file
-    after every epoch beside the best one.
+    `augment` is a preset's name. `split` holds the fractions of train, valid and test; None is 0.7, 0.15 and 0.15 of
+    what the data do not divide themselves. `keep="all"` saves a model file after every epoch beside the best one.
     """
 
     arch: str = "auto"
@@ -330,7 +330,7 @@ class Experiment:
     mirror: bool | None = None
     recolour: bool | None = None
     tta: str = "none"
-    split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    split: tuple[float, float, float] | None = None
     keep: str = "best"
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -348,8 +348,9 @@ class Experiment:
         _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
         size_ok = self.size is None or _is_size(self.size)
         _check(size_ok, self, "size", f"[height, width], each 1 to {MAX_SIDE}")
-        ok = len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split) and self.split[0] > 0
-        _check(ok and math.isclose(sum(self.split), 1, abs_tol=1e-6), self, "split", "three fractions that sum to 1")
+        ok = self.split is None or (len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split))
+        ok = ok and (self.split is None or (self.split[0] > 0 and math.isclose(sum(self.split), 1, abs_tol=1e-6)))
+        _check(ok, self, "split", "three fractions that sum to 1")
         _check(self.tta in TTAS, self, "tta", ", ".join(TTAS))
         _check(self.keep in KEEPS, self, "keep", ", ".join(KEEPS))
 

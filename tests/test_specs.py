@@ -206,7 +206,7 @@ def test_every_field_with_a_default_may_be_left_out(kind):
         (Recipe, {"steps": [{"op": "flip", "parms": {}}]}, "Step has no 'parms'; did you mean params"),
         (DataConfig, {"zzz": 1}, "DataConfig has no 'zzz'; allowed: data_dir, on_bad"),
         (Experiment, {"train": 3}, "TrainConfig is 3; allowed: named values"),
-        (Experiment, {"split": None}, "Experiment does not fit the values"),
+        (Experiment, {"split": 3}, "Experiment does not fit the values"),
         (ModelSpec, {"arch": "lenet"}, "ModelSpec does not fit the values .*classes"),
         (TrainConfig, {"epochs": 0, "probe": False}, r"TrainConfig\.epochs is 0; allowed: 1 or more"),
     ],

@@ -35,7 +35,7 @@ from imgclf.results import ENDED, Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import INFO, ROOT, Run, config_source, held, open_run, write_info
 from imgclf.runlist import RunEntry, find_default
 from imgclf.tracking import Tracker, tested, tracker
-from imgclf.training.callbacks import Callback, TrainState, notify
+from imgclf.training.callbacks import Callback, Shown, TrainState, notify
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
@@ -274,7 +274,7 @@ def _example(classifier: Classifier) -> Path | None:
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
 
 
-class TrainView:
+class TrainView(Shown):
     """Shows the events of `Classifier.fit` on stderr as they come: a callback."""
 
     def __init__(self) -> None:
@@ -380,6 +380,8 @@ class TrainView:
         console.say(f"split: {sizes}")
         for note in split.notes:
             console.say(f"       {note}")
+        for finding in split.findings:
+            console.warn(finding)
 
     def _on_model(self, plan: Plan) -> None:
         config = plan.experiment.train

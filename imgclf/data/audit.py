@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
 from hashlib import file_digest, sha256
@@ -26,7 +26,7 @@ from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_reg
 from imgclf.data.shards import ShardReader
 from imgclf.data.source import Sample, Source
 from imgclf.data.tarindex import Entry
-from imgclf.errors import ConfigError, DataError
+from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError
 from imgclf.specs import Levels
 
 ALLOW_BAD = 0.05
@@ -74,6 +74,17 @@ class Audit:
     bad: tuple[BadFile, ...] = ()
     findings: tuple[str, ...] = ()
     sizes: Sizes | None = None
+
+    @property
+    def all_findings(self) -> tuple[str, ...]:
+        """The findings, and before them a sentence on the images that were left out."""
+        return (left_out(self.bad), *self.findings) if self.bad else self.findings
+
+
+def left_out(bad: Sequence[BadFile]) -> str:
+    """A sentence on images that can't be used."""
+    shown = "; ".join(f"{printable(file.ref)}: {file.reason}" for file in bad[:SHOWN_PROBLEMS])
+    return f"{_count(len(bad), 'image')} left out that can't be read: {shown}{'; …' * (len(bad) > SHOWN_PROBLEMS)}"
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ import torch
 from torch import nn
 
 from imgclf.compute import RandomState
+from imgclf.data.audit import BadFile, left_out
+from imgclf.errors import warn_caller
 from imgclf.inference import Answered
 from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import TrainConfig
@@ -130,6 +132,38 @@ class Tested:
     part: str
     result: Evaluation
     sample: Callable[[], Sequence[Answered]] = field(repr=False)
+
+
+class Shown:
+    """A callback that tells the user of all that `warn_of` would: where there is one, there are no Python warnings."""
+
+    def __call__(self, event: str, subject: Any) -> None:
+        """Show one event."""
+
+
+def heard(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    """The callbacks and, unless one of them shows it, one that warns of what should not be missed."""
+    shown = any(isinstance(callback, Shown) or callback is warn_of for callback in callbacks)
+    return tuple(callbacks) if shown else (*callbacks, warn_of)
+
+
+def warn_of(event: str, subject: Any) -> None:
+    """The callback that gives what should not be missed as Python warnings."""
+    match event:
+        case "audit":
+            texts = subject.all_findings
+        case "split":
+            texts = subject.findings
+        case "lost":
+            texts = (left_out([BadFile(ref, reason) for ref, reason in subject.items()]),)
+        case "model":
+            texts = (subject.weights.note,)
+        case "equal" | "damaged":
+            texts = (subject,)
+        case _:
+            texts = ()
+    for text in filter(None, texts):
+        warn_caller(text)
 
 
 def notify(callbacks: Iterable[Callback], event: str, subject: Any) -> None:
