@@ -24,7 +24,7 @@ from imgclf.data.loader import Loader
 from imgclf.data.named import NAMED, open_named
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
-from imgclf.data.split import Split, content_key, make_split, open_fractions, read_split, unpack_contents
+from imgclf.data.split import Split, brought, content_key, make_split, open_fractions, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
@@ -137,7 +137,7 @@ def fit_experiment(base: str | Experiment | None, changes: Mapping[str, Any], so
     experiment = choose_experiment(base, changes, source.default_recipe)
     check_experiment(experiment)
     if experiment.split is not None and "split" not in changes:
-        experiment = replace(experiment, split=open_fractions(source, experiment.split))
+        experiment = replace(experiment, split=open_fractions(brought(source), experiment.split))
     return experiment
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from imgclf.bundle import Manifest, save_model, save_weights
 from imgclf.data.audit import Audit
 from imgclf.data.source import Source
-from imgclf.data.split import Split, write_split
+from imgclf.data.split import Split, brought, write_split
 from imgclf.machine import machine
 from imgclf.models.backbones import find_arch
 from imgclf.results import Evaluation, Probe
@@ -70,6 +70,7 @@ def start_run(
         "bad": [[bad.ref, bad.reason] for bad in audit.bad],
         "ignored": list(audit.source.ignored),
         "findings": list(audit.findings),
+        "brought": list(brought(audit.source)),
     }
     stem = stem_of(manifest.data, manifest.spec.arch)
     return create_run(root, name or stem, info, exact=name is not None, fill=fill)

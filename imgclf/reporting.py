@@ -19,7 +19,7 @@ from imgclf.classifier import Classifier
 from imgclf.data.images import BadImage
 from imgclf.data.prepare import require_outside
 from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
-from imgclf.data.split import Split, read_split
+from imgclf.data.split import FRACTIONS, Split, in_percent, open_fractions, read_split
 from imgclf.errors import ImgclfError, UnknownName
 from imgclf.evaluation.answers import Answers, read_answers
 from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained, Typed
@@ -54,6 +54,7 @@ from imgclf.training.probe import linear_head
 SHOWN = 24  # training images
 SAMPLED = 2_000  # images whose size and brightness are looked at
 LONGER = 2
+MORE_TEST = (0.6, 0.1, 0.3)
 
 Progress = Callable[[int, int], None]
 
@@ -221,6 +222,7 @@ def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
         findings=tuple(run.info.get("findings", ())),
         bad=tuple((ref, reason) for ref, reason in run.info.get("bad", ())),
         ignored=tuple(run.info.get("ignored", ())),
+        brought=tuple(run.info.get("brought", ())),
     )
 
 
@@ -280,14 +282,16 @@ def _typed(run: Run, experiment: Experiment, model: nn.Module | None, rows: Sequ
     if config.minutes is not None:  # those that were left for training, so what was asked for has to be known
         longer = f"{anew} --minutes {math.ceil(LONGER * asked)}" if anew and asked else ""
     tests = _is_named(run) and run.model.is_file()
-    divided = place.split_file is None and experiment.init is None  # else images keep their places
+    brought, held_out = run.info.get("brought", ()), (experiment.split or FRACTIONS)[2]
+    free = anew and experiment.init is None and "test" not in brought  # else images keep their places
     return Typed(
         data,
         evaluate=f"imgclf evaluate --model {shlex.quote(str(run.path))}" if tests else "",
         resume=resume,
         longer=f"{longer} --epochs {LONGER * epochs}" if longer else "",
-        hold_out=f"{anew} --split 70/15/15" if anew and divided else "",
+        hold_out=f"{anew} --split {in_percent(open_fractions(brought))}" if free else "",
         curve=_curve(run, model, rows) if anew else "",
+        more_test=in_percent(open_fractions(brought, MORE_TEST)) if free and held_out < MORE_TEST[2] else "",
     )
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
@@ -374,13 +375,26 @@ def test_training_that_never_began_leaves_no_run(photos, in_folder):
     assert list((in_folder / "runs").iterdir()) == []
 
 
-def test_what_should_not_be_missed_is_a_warning_in_python(photos):
+def test_what_should_not_be_missed_is_a_warning_in_python_whatever_the_callbacks(photos, tmp_path):
     (photos / "red" / "bad.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="1 image left out that can't be read: red/bad.png"):
-        quick().fit(photos, epochs=1)
+    shutil.copy(photos / "red" / "00.png", photos / "blue" / "copy.png")
+    (tmp_path / "mine.csv").write_text("path,label,split\nred/01.png,red,test\nred/02.png,blue,test\n")
+    classifier = Classifier("lenet", size=16, config={**QUICK, "data": {"split_file": str(tmp_path / "mine.csv")}})
+    events = []
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        classifier.fit(photos, epochs=1, callbacks=[lambda event, subject: events.append(event)])
+    assert "audit" in events
+    assert tuple(str(warning.message) for warning in caught) == classifier.findings_
+    assert [finding.partition(":")[0] for finding in classifier.findings_] == [
+        "1 image left out that can't be read",
+        "equal content with different labels",
+        "1 of the files are changed in label and stay in place",
+    ]
+    assert {Path(warning.filename).name for warning in caught} == {"test_classifier.py"}
     (photos / "red" / "bad.png").unlink()
+    (photos / "blue" / "copy.png").unlink()
     with pytest.warns(UserWarning, match="resnet18 is NOT pretrained"):
-        Classifier("resnet18", size=32).fit(photos, epochs=1)
+        Classifier("resnet18", size=32).fit(photos, epochs=1, callbacks=[lambda event, subject: None])
 
 
 def test_unknown_names_are_answered_with_close_ones(photos):
@@ -502,6 +516,7 @@ def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
         quick().fit(photos, callbacks=[callback])
 
 
+@pytest.mark.filterwarnings("ignore:exact copies", "ignore:1 of the files are changed")
 def test_a_run_does_not_go_on_with_other_images(own):
     (own / "photos" / "red" / "00.png").write_bytes((own / "photos" / "red" / "01.png").read_bytes())
     with pytest.raises(DataError, match="was trained on other images") as caught:
@@ -509,6 +524,7 @@ def test_a_run_does_not_go_on_with_other_images(own):
     assert caught.value.problems == ("red/00.png: changed",)
 
 
+@pytest.mark.filterwarnings("ignore:equal content with different labels")
 def test_a_run_does_not_go_on_with_another_class(own):
     shutil.copytree(own / "photos" / "red", own / "photos" / "pink")
     with pytest.raises(DataError, match="was trained on other images") as caught:
@@ -580,7 +596,8 @@ def test_the_data_folder_is_never_touched(photos, in_folder):
     classifier.evaluate(photos)
     classifier.predict(photos)
     assert classifier.run_.info["bad"] == [["red/bad.png", "not an image of a known format"]]
-    Classifier().resume(classifier.run_.path, epochs=2)
+    with pytest.warns(UserWarning, match=r"red/bad\.png"):
+        Classifier().resume(classifier.run_.path, epochs=2)
     assert state_of(photos) == before
 
 
@@ -705,6 +722,7 @@ def test_a_run_goes_on_without_the_model_that_it_began_from(own):
     assert len(Classifier().resume(second.run_.path, epochs=2).history_) == 2
 
 
+@pytest.mark.filterwarnings("ignore:equal content with different labels")
 def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_in_the_model_file(tmp_path):
     """10 of the 16 bits of a file are used; the test images, which training does not see, are the brightest."""
     rng = np.random.default_rng(0)

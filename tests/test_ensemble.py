@@ -85,7 +85,8 @@ def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypa
 
     monkeypatch.setattr(Classifier, "fit", with_two_seeds)
     listen = lambda event, subject: told.append(subject) if event == "equal" else None  # noqa: E731
-    joined = fit_ensemble(str(photos), 3, TINY, runs="runs", callbacks=[listen])
+    with pytest.warns(UserWarning, match="2 of 3 members kept the same start"):
+        joined = fit_ensemble(str(photos), 3, TINY, runs="runs", callbacks=[listen])
     assert joined.spec_.members == 2
     assert told == [
         "2 of 3 members kept the same start: one of them is joined with the others: equal networks would only be slower"

@@ -38,6 +38,7 @@ TYPED = Typed(
     longer="imgclf train --resume runs/first --epochs 8",
     hold_out="imgclf train --config runs/first/config.toml --split 70/15/15",
     curve="imgclf learning-curve ./photos --config runs/first/config.toml --full",
+    more_test="60/10/30",
 )
 NASTY = ('<script>alert("x")</script>', "say \"hi\" & 'bye'", "😀 שלום", "x" * 300, "back\\slash\x07\udcff")
 

@@ -134,10 +134,19 @@ def test_what_cannot_run_is_not_advised(trained):
     (folder / SPLIT).write_text(split.replace(",test,", ",valid,"))
     assert typed(folder) == replace(whole, curve="")
     (folder / SPLIT).write_text(split)
-    (folder / CONFIG).write_text(config.replace("[data]", f"[data]\nsplit_file = '{folder / SPLIT}'"))
-    assert typed(folder) == replace(whole, hold_out="")
+    for brought, hold_out, more_test in (
+        (["train", "valid"], f"imgclf train --config {folder / CONFIG} --split 82/0/18", "67/0/33"),
+        (["train", "test"], "", ""),
+    ):
+        tell(folder, brought=brought)
+        assert typed(folder) == replace(whole, hold_out=hold_out, more_test=more_test)
+    tell(folder, brought=[])
+    (folder / CONFIG).write_text(f"split = [0.6, 0.1, 0.3]\n{config}")
+    assert typed(folder) == replace(whole, more_test="")
+    (folder / CONFIG).write_text(f"init = 'runs/other'\n{config}")
+    assert typed(folder) == replace(whole, hold_out="", more_test="")
     (folder / CONFIG).write_text(re.sub("augment = .*", 'augment = "custom"', config))
-    assert typed(folder) == replace(whole, hold_out="", curve="")
+    assert typed(folder) == replace(whole, hold_out="", curve="", more_test="")
     (folder / CONFIG).write_text(config)
     for file in (CHECKPOINT, PREVIOUS):
         (folder / file).unlink(missing_ok=True)

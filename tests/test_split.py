@@ -364,7 +364,7 @@ def test_a_share_of_what_the_data_bring_is_refused(given, fractions, match):
     samples = source(replace(s, split=given[i % len(given)]) for i, s in enumerate(singles([30, 30])))
     with pytest.raises(ConfigError, match=match):
         make_split(samples, fractions)
-    split = make_split(samples, open_fractions(samples, fractions))
+    split = make_split(samples, open_fractions(given, fractions))
     assert {s.ref: s.split for s in split.rows if s.split != "train"}.items() >= {
         (s.ref, s.split) for s in samples.samples if s.split != "train"
     }

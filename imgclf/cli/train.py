@@ -216,6 +216,7 @@ def changes_of(given: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"--split is {given['split']!r}, and there is no such file")
     elif "split" in given:
         own["split"] = parse_split(given["split"])
+        reading["split_file"] = None  # that of a config would decide alone
     if "allow_bad" in given:
         reading["allow_bad"] = _share(given["allow_bad"])
     return {

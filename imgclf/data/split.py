@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b, sha256
@@ -124,9 +124,10 @@ def brought(source: Source) -> tuple[str, ...]:
     return tuple(name for name in SPLIT_NAMES if name in given)
 
 
-def open_fractions(source: Source, fractions: tuple[float, float, float]) -> tuple[float, float, float]:
-    """The fractions with nothing for valid and test where the data bring these, the others in proportion."""
-    given = brought(source)
+def open_fractions(
+    given: Collection[str], fractions: tuple[float, float, float] = FRACTIONS
+) -> tuple[float, float, float]:
+    """The fractions with nothing for valid and test where these are given, the others in proportion."""
     train, valid, test = (
         0.0 if name in given and name != "train" else share for name, share in zip(SPLIT_NAMES, fractions, strict=True)
     )
@@ -139,10 +140,15 @@ def _require_open(source: Source, fractions: tuple[float, float, float]) -> None
     given = [name for name in brought(source) if name != "train"]
     if not any(share for name, share in zip(SPLIT_NAMES, fractions, strict=True) if name in given):
         return
-    _, valid, test = (round(100 * share) for share in open_fractions(source, fractions))
-    use = "leave it out" if len(given) == 2 else f"use {100 - valid - test}/{valid}/{test}, or leave it out"
-    asked = "/".join(f"{100 * share:g}" for share in fractions)
+    asked, open_to = "/".join(f"{100 * share:g}" for share in fractions), in_percent(open_fractions(given, fractions))
+    use = "leave it out" if len(given) == 2 else f"use {open_to}, or leave it out"
     raise ConfigError(f"split is {asked}, but {source.name} brings its own {' and '.join(given)} images: {use}")
+
+
+def in_percent(fractions: tuple[float, float, float]) -> str:
+    """The fractions as `--split` takes them, in whole numbers."""
+    _, valid, test = (round(100 * share) for share in fractions)
+    return f"{100 - valid - test}/{valid}/{test}"
 
 
 def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:

@@ -55,9 +55,9 @@ def warnings(
     """What a reader should mind, the gravest first, and what to do about it."""
     found = _of_the_run(data)
     if _is_undertrained(data):
-        found += [_train_longer(data), *_of_the_number(result, interval)]
+        found += [_train_longer(data), *_of_the_number(data, result, interval)]
     else:
-        found += [*_of_chance(data, result, interval), *_of_the_number(result, interval)]
+        found += [*_of_chance(data, result, interval), *_of_the_number(data, result, interval)]
         found += [*_of_classes(data, result, pairs), *_of_confidence(data)]
     for slicing in slicings:
         found += [
@@ -136,7 +136,7 @@ def _of_chance(data: ReportData, result: Evaluation, interval: tuple[float, floa
     return [Advice(text, todo, _on_data(data, "show", f"--size {height}x{width}"))]
 
 
-def _of_the_number(result: Evaluation, interval: tuple[float, float]) -> list[Advice]:
+def _of_the_number(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> list[Advice]:
     low, high = interval
     found = []
     if high - low > WIDE:
@@ -144,7 +144,8 @@ def _of_the_number(result: Evaluation, interval: tuple[float, float]) -> list[Ad
             f"{plural(result.n, 'image')} are few to test on: chance alone can move accuracy from {percent(low, 0)} "
             f"to {percent(high, 0)}."
         )
-        todo = "Add test images, or hold out more (as --split 60/10/30), before you compare models"
+        more = f", or hold out more (as --split {data.typed.more_test})," if data.typed.more_test else ""
+        todo = f"Add test images{more} before you compare models"
         found.append(Advice(text, todo))
     untested = [row.name for row in result.per_class if not row.support]
     if untested:
@@ -208,7 +209,8 @@ def _of_confidence(data: ReportData) -> list[Advice]:
     if answers.temperature == 1:
         so = ", and its confidence will be adjusted"
         if data.data.total("valid") < ENOUGH:
-            return [Advice(text, f"Train with {ENOUGH} or more validation images (--split){so}")]
+            how = "" if "valid" in data.data.brought else " (--split)"
+            return [Advice(text, f"Train with {ENOUGH} or more validation images{how}{so}")]
         return [Advice(text, f"Train anew{so}") if data.status in ENDED else _go_on(data, text, so)]
     return [Advice(text, "Go by what was right at which confidence (below), not by the number itself")]
 

@@ -46,13 +46,14 @@ class Trained:
 @dataclass(frozen=True)
 class DataFacts:
     """The data of a run: its name, how many images of each class (in their order) each part holds, as
-    `counts["cat"]["test"]`, and what was found."""
+    `counts["cat"]["test"]`, what was found, and which parts the data themselves `brought`."""
 
     name: str
     counts: Mapping[str, Mapping[str, int]]
     findings: tuple[str, ...] = ()
     bad: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    brought: tuple[str, ...] = ()
 
     def total(self, part: str) -> int:
         """How many images a part holds."""
@@ -71,7 +72,8 @@ class Samples:
 @dataclass(frozen=True)
 class Typed:
     """What can be typed about a run, each "" where it can't run: its `data` as other commands take them; what tests it,
-    goes on with it, trains it anew for longer, or with images held out for a test; its learning curve."""
+    goes on with it, trains it anew for longer, or with images held out for a test; its learning curve. `more_test` is a
+    value of `--split` that holds out more of them."""
 
     data: str = ""
     evaluate: str = ""
@@ -79,6 +81,7 @@ class Typed:
     longer: str = ""
     hold_out: str = ""
     curve: str = ""
+    more_test: str = ""
 
 
 @dataclass(frozen=True)
