@@ -17,9 +17,9 @@ from math import floor, isclose
 
 from imgclf._files import csv_text, printable, write_text
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
-from imgclf.data.folder import SPLIT_WORDS
+from imgclf.data.layout import split_meant
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
-from imgclf.data.table import read_rows
+from imgclf.data.table import read_rows, spellings
 from imgclf.errors import ConfigError, DataError
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
@@ -206,7 +206,7 @@ def read_split(path: str | os.PathLike[str]) -> tuple[Sample, ...]:
     samples: dict[str, Sample] = {}
     for line, cells in rows:
         ref, word = cells["path"], cells["split"].strip()
-        split = SPLIT_WORDS.get(word.lower())
+        split = split_meant(word)
         if split is None:
             problems.append(f"line {line}: split is {printable(word)!r}; expected {', '.join(SPLIT_NAMES)}")
         if ref in samples:
@@ -245,13 +245,13 @@ def fit_split(rows: Sequence[Sample], source: Source, file: str | os.PathLike[st
 
 def _written(ref: str, folder: str, root: str) -> Iterator[str]:
     """The ways in which a source below `root` may name what a split file in `folder` calls `ref`."""
-    plain = os.path.normpath(ref.replace("\\", "/"))
-    yield plain
-    for base in filter(None, (root, root and folder)):
-        path = os.path.join(base, plain)
-        yield path
-        for one, top in ((path, root), (os.path.realpath(path), os.path.realpath(root))):
-            yield os.path.relpath(one, top)
+    for way in map(os.path.normpath, spellings(ref)):
+        yield way
+        for base in filter(None, (root, root and folder)):
+            path = os.path.join(base, way)
+            yield path
+            for one, top in ((path, root), (os.path.realpath(path), os.path.realpath(root))):
+                yield os.path.relpath(one, top)
 
 
 def _is_there(source: Source, ref: str) -> bool:

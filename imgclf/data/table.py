@@ -172,10 +172,11 @@ def _sample(cells: dict[str, str], reader: FileReader) -> tuple[Sample, list[str
 
 def _spelling_of_file(path: str, reader: FileReader) -> str | None:
     """The path in the first spelling under which there is a file; None where there is none."""
-    return next((way for way in _spellings(path) if way.strip() and os.path.lexists(reader.path(way))), None)
+    return next((way for way in spellings(path) if way.strip() and os.path.lexists(reader.path(way))), None)
 
 
-def _spellings(path: str) -> Iterator[str]:
+def spellings(path: str) -> Iterator[str]:
+    """The ways in which a path may be meant: as it is, without blanks, with slashes, in either form of its accents."""
     yield path
     bare = path.strip()
     for way in (bare, bare.replace("\\", "/")):
