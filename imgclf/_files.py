@@ -143,6 +143,19 @@ def open_checked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` where no file can be written to `path`. Nothing is left there; missing folders stay missing."""
+    target = Path(path).absolute()
+    with suppress(FileNotFoundError, NotADirectoryError):
+        target.lstat()  # which knows names that are too long
+    there = next(folder for folder in target.parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(there)) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder as durable as the files are."""
     if os.name == "nt":  # Windows can't open a folder, and its rename is durable without

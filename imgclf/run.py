@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from imgclf._files import csv_text, printable, read_text, sync_folder, write_text
+from imgclf._files import csv_text, printable, read_text, require_writable, sync_folder, write_text
 from imgclf._registry import close_matches, unknown_name
 from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.results import EpochRecord, History
@@ -97,18 +97,15 @@ def create_run(
 
 def require_free(root: Path, name: str | None) -> None:
     """Raise `ConfigError` for a run's name that is a path, or taken; None is a name that is still to be made."""
-    parent = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
-    if not parent.is_dir():
-        raise ConfigError(f"{root} can't hold runs: {parent} is a file; give a folder as --runs")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"{root} can't hold runs: {parent} is not writable; give another --runs")
-    if name is None:
-        return
-    if not name or Path(name).name != name or name.startswith("."):
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
         raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
-    if (length := len(os.fsencode(name))) > NAME_BYTES:
+    if name is not None and (length := len(os.fsencode(name))) > NAME_BYTES:
         raise ConfigError(f"a run's name has {length} bytes; allowed: {NAME_BYTES}, as for any folder")
-    if (root / name).exists():
+    try:
+        require_writable(root / (name or "run"))
+    except OSError as error:
+        raise ConfigError(f"{root} can't hold runs: {error.filename}: {error.strerror}; give another place") from None
+    if name is not None and (root / name).exists():
         raise ConfigError(f"{root / name} is there already; give another --name, or delete it")
 
 

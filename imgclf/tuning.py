@@ -118,6 +118,7 @@ def tune(
     that file and where no trial was finished in time, and what training raises.
     """
     _optuna()
+    require_free(Path(folder), None)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     plan, source, split = plan_training(data, changes, recipe, callbacks)
     if not split.samples("valid"):
@@ -125,9 +126,11 @@ def tune(
     if not plan.experiment.train.epochs:
         raise ConfigError("there are no epochs to tune: choose another --recipe than probe, or more --epochs")
     require_outside(Path(folder), source)
-    require_free(Path(folder), None)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.name).name)[:STEM_LENGTH]
     base = Path(folder) / f"tune-{stem}"
+    for result in (Path(f"{base}.toml"), Path(f"{base}.png")):
+        if result.exists() and not Path(f"{base}.db").exists():
+            raise ConfigError(f"{result} already exists, and is of no search that goes on: move it away")
     base.parent.mkdir(parents=True, exist_ok=True)
     settings = _usual_settings(plan)
     study = _open_study(Path(f"{base}.db"), plan, split)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,10 +31,12 @@ from imgclf.cli._inputs import expand
 from imgclf.cli._results import show_evaluation
 from imgclf.cli._streams import Stream
 from imgclf.cli._training import TrainView
+from imgclf.data.folder import FileReader
 from imgclf.data.split import read_split
 from imgclf.dryrun import DryRun
 from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits
+from imgclf.inputs import InputReader
 from imgclf.results import EpochRecord, History, Prediction
 from imgclf.specs import TrainConfig
 
@@ -434,7 +437,7 @@ WRONG_USE = [
     (("show", "nowhere"), "no folder, CSV file or named data set"),
     (("show", "photos", "--channels", "photos/red/00.png"), "either DATA or --channels"),
     (("show", "--channels", "wrong.toml"), "wrong.toml"),
-    (("prepare", "photos", "empty"), "is there already"),
+    (("prepare", "photos", "empty"), "already exists"),
     (("prepare", "photos", "photos/inside"), "never written to"),
     (("prepare", "photos", "out", "--format", "gif"), "--format is 'gif'; allowed: jpg, png"),
     (("prepare", "photos", "out", "--fit", "stretch"), "allowed: crop, pad, squash"),
@@ -450,6 +453,89 @@ def test_wrong_use_ends_with_2_and_changes_nothing(odd, args, message):
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert contents(odd) == before
+
+
+IMAGE = "photos/red/00.png"
+LONG = 300 * "x"
+PLACES = [
+    (("predict", IMAGE, "--csv", "notes.csv"), "notes.csv already exists"),
+    (("predict", IMAGE, "--csv", "folder.csv"), "'folder.csv', a folder"),
+    (("predict", IMAGE, "--csv", "notes.csv/a.csv"), "notes.csv: Not a directory"),
+    (("predict", IMAGE, "--csv", f"{LONG}.csv"), "File name too long"),
+    (("predict", IMAGE, "--csv", "photos/a.csv"), "lies inside the data"),
+    (("predict", "other/one/00.png", "--csv", "other/a.csv"), "lies inside the data"),
+    (("predict", "other/one", "--csv", "other/one/a.csv"), "lies inside the data"),
+    (("explain", "other/one/00.png", "--out", "other/maps"), "other/maps lies inside the data"),
+    (("explain", IMAGE, "--out", "notes.csv/new"), "Not a directory"),
+    (("show", "photos", "--out", "old.png"), "old.png already exists"),
+    (("show", "photos", "--out", "photos"), "lies inside the data"),
+    (("show", "--channels", "other/one/00.png", "--out", "other/one"), "lies inside the data"),
+    (("show", "--channels", "old.png", "--out", "old.png", "--force"), "lies inside the data"),
+    (("find-lr", "photos", "--out", "old.png"), "old.png already exists"),
+    (("find-lr", "photos", "--out", "notes.csv/a.png"), "Not a directory"),
+    (("learning-curve", "photos", "--out", "old.png"), "old.png already exists"),
+    (("learning-curve", "photos", "--out", "photos/a.png"), "lies inside the data"),
+    (("compare", *2 * ("photos-lenet-1",), "--picture", "old.png"), "old.png already exists"),
+    (("compare", *2 * ("photos-lenet-1",), "--picture", "photos/a.png"), "lies inside the data"),
+    (("report", "photos-lenet-1", "--out", "old.html"), "old.html already exists"),
+    (("report", "photos-lenet-1", "--out", "photos/a.html"), "lies inside the data"),
+    (("train", "photos", "--runs", "notes.csv"), "notes.csv: Not a directory"),
+    (("train", "photos", "--name", LONG), "has 300 bytes"),
+    (("train", "photos", "--track", "tensorboard=photos/log"), "photos/log lies inside the data"),
+    (("tune", "photos", "--runs", "notes.csv/runs"), "Not a directory"),
+    (("tune", "photos", "--runs", "photos"), "lies inside the data"),
+    (("prepare", "photos", "notes.csv/out"), "Not a directory"),
+    (("prepare", "photos", "notes.csv"), "already exists"),
+]
+
+
+@pytest.fixture
+def taken(here, monkeypatch):
+    """Files that are in the way of commands, which are not to look at any image."""
+    for name in ("notes.csv", "old.png", "old.html"):
+        Path(name).write_text("mine")
+    Path("folder.csv").mkdir()
+    for name in ("one", "two"):
+        shutil.copytree("photos/red", f"other/{name}")
+
+    def look(self, *_):
+        raise AssertionError("the work began")
+
+    for reader, method in itertools.product((FileReader, InputReader), ("open", "digest")):
+        monkeypatch.setattr(reader, method, look)
+    return here
+
+
+@pytest.mark.parametrize(("args", "message"), PLACES, ids=[" ".join((a[0], *a[-2:]))[:60] for a, _ in PLACES])
+def test_a_place_that_is_taken_or_none_is_refused_before_the_work(taken, args, message):
+    before = contents(taken)
+    result = run(*args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert contents(taken) == before
+
+
+def test_a_labels_file_that_was_trained_on_is_never_replaced(here):
+    images = sorted(Path("photos").rglob("*.png"))
+    Path("labels.csv").write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in images))
+    before = Path("labels.csv").read_bytes()
+    info = Path("runs/photos-lenet-1/run.json")
+    info.write_text(json.dumps({**json.loads(info.read_text()), "source": "labels.csv"}))
+    assert run("predict", IMAGE, "--csv", "labels.csv", "--force").exit_code == 2
+    assert run("show", "labels.csv", "--out", IMAGE, "--force").exit_code == 2
+    assert Path("labels.csv").read_bytes() == before
+
+
+def test_a_file_is_replaced_by_force_alone_and_a_name_that_was_not_given_is_a_free_one(here):
+    Path("photos.png").write_text("mine")
+    assert done("show", "photos", "-n", "1").stdout == "photos-2.png\n"
+    assert Path("photos.png").read_text() == "mine"
+    done("show", "photos", "-n", "1", "--out", "photos.png", "--force")
+    with Image.open("photos.png") as picture:
+        assert picture.format == "PNG"
+    Path("out.csv").write_text("mine")
+    done("predict", IMAGE, "--csv", "out.csv", "--force")
+    assert Path("out.csv").read_text().startswith("path,label")
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
@@ -689,11 +775,11 @@ def test_show_names_bad_images_and_shows_others_in_their_place(here):
         if path.read_bytes() == b"no image":
             path.unlink()
     for options in (("-n", "48"), ("-n", "48", "--augmented", "--arch", "lenet")):
-        result = done("show", "photos", *options, "--out", "bad.png")
+        result = done("show", "photos", *options, "--out", "bad.png", "--force")
         assert "! 12 images can't be read and will be left out:\n" in result.stderr
         assert "red/0" in result.stderr
         assert "… and 7 more" in result.stderr
-        assert done("show", "good", *options, "--out", "good.png").stderr == ""
+        assert done("show", "good", *options, "--out", "good.png", "--force").stderr == ""
         assert grid("bad.png").shape == grid("good.png").shape
 
 

@@ -294,7 +294,7 @@ def test_a_shard_ends_where_it_is_full(photos, tmp_path):
 
 def test_shards_are_whole_or_not_there(photos, tmp_path):
     source = audit(open_source(photos)).source
-    for out, problem in ((photos / "out", "never written to"), (tmp_path, "is there already")):
+    for out, problem in ((photos / "out", "never written to"), (tmp_path, "already exists")):
         with pytest.raises(DataError, match=problem):
             prepare_shards(source, out)
     path = photos / source.samples[-1].ref

@@ -39,9 +39,6 @@ class Interruption:
     code = 130
 
 
-PICTURES = (".png", ".jpg", ".pdf", ".svg")
-
-
 def out() -> Console:
     """The console of results."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -186,21 +183,6 @@ def _is_lack_of_memory(error: Exception) -> bool:
     from imgclf.compute import ran_out_of_memory
 
     return ran_out_of_memory(error)
-
-
-def require_output(path: Path, suffixes: tuple[str, ...], option: str) -> None:
-    """Raise `ConfigError` for a file to write that is of another kind, before any work: it may be somebody's photo."""
-    if path.suffix.lower() not in suffixes:
-        raise ConfigError(
-            f"{option} is {str(path)!r}; expected the name of a file that ends in {' or '.join(suffixes)}"
-        )
-
-
-def picture_path(out: Path | None, name: str) -> Path:
-    """Where a picture goes: `out`, or `name` in the folder `out`, or `name`; checked before any work is done."""
-    path = Path(name) if out is None else out / name if out.is_dir() else out
-    require_output(path, PICTURES, "--out")
-    return path
 
 
 def bar(*columns: str | ProgressColumn, hidden: bool = False) -> Progress:

@@ -44,7 +44,6 @@ DataDir = Annotated[
     str | None,
     typer.Option(help="Where mnist, fashion-mnist and cifar10 lie, or are downloaded to.", show_default=False),
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
 DEFAULT_ARCH = "the best whose pretrained weights are on this machine, else resnet18"
 # What the commands that train, or try it, have in common.

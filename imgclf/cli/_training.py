@@ -17,6 +17,7 @@ from imgclf import distributed
 from imgclf._files import printable
 from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
+from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._plan import show_plan
 from imgclf.cli._results import figure, show_evaluation, write_page
 from imgclf.data.audit import Audit
@@ -32,10 +33,11 @@ from imgclf.fitting import keeping_memory, note_failure
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import ENDED, Choice, EpochRecord, Evaluation, Probe
-from imgclf.run import INFO, ROOT, Run, config_source, held, open_run, write_info
+from imgclf.run import INFO, ROOT, Run, config_source, find_run, held, open_run, write_info
 from imgclf.runlist import RunEntry, find_default
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, Shown, TrainState, notify
+from imgclf.training.trackers.tensorboard import TensorBoard
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
@@ -57,7 +59,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         return
     try:
         with view.progress, ExitStack() as stack:
-            trackers = _trackers(options)
+            trackers = _trackers(data, options)
             callbacks: list[Callback] = [view, keeping_memory(stack), *map(_until_tested, trackers)]
             if "ensemble" in options and "resume" not in options:  # what is followed is each of its members
                 callbacks, trackers = [view, *trackers], []
@@ -139,11 +141,15 @@ def _say_where_to_go_on(run: Run | None) -> None:
         console.say("interrupted")
 
 
-def _trackers(options: dict[str, Any]) -> list[Tracker]:
+def _trackers(data: str | None, options: dict[str, Any]) -> list[Tracker]:
     """One callback for all that --track names, or none; of several processes the first one tracks."""
     asked = dict.fromkeys(name for given in options.get("track", []) for name in given.split(","))
     if not asked or not distributed.is_main():
         return []
+    images = run_data(find_run(options["resume"])) if "resume" in options else [_named_data(data, options)]
+    for name, _, place in (each.partition("=") for each in asked):
+        if name.strip() == TensorBoard.name and place.strip():
+            output_folder(Path(place.strip()), "--track", data=images)
     return [tracker(*asked, warn=console.warn, say=lambda text: console.say(f"track: {text}"))]
 
 
@@ -163,7 +169,8 @@ def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callb
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
         raise ConfigError(f"--resume goes on as the run began; beside it only --epochs and --track, not {named}")
-    return Classifier().resume(options["resume"], epochs=options.get("epochs"), callbacks=callbacks)
+    folder = output_folder(find_run(options["resume"]).path, "--resume")
+    return Classifier().resume(folder, epochs=options.get("epochs"), callbacks=callbacks)
 
 
 def _keep(classifier: Classifier, test: Evaluation | None, before: int, began: float) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
+from imgclf.cli._output import PICTURES, Force, output_file, run_data
 from imgclf.cli.runs import HEADER, cells
 from imgclf.cli.show import WHOLE
 from imgclf.errors import DataError, ImgclfError
-from imgclf.run import ROOT
+from imgclf.run import ROOT, find_run
 
 if TYPE_CHECKING:
     from imgclf.data.source import Pixels, Source
@@ -32,6 +33,7 @@ def compare(
         Path | None,
         typer.Option(help=f"Make a picture of the images that changed, up to {MOST}.", show_default=False),
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Compare two runs on the same test images: accuracy, settings, and the images that changed.
@@ -39,7 +41,8 @@ def compare(
     [dim]imgclf compare photos-resnet18-1 photos-resnet50-1[/dim]
     """
     if picture is not None:
-        console.require_output(picture, console.PICTURES, "--picture")
+        places = [place for name in (a, b) for place in run_data(find_run(name, runs))]
+        output_file(picture, "--picture", PICTURES, force=force, data=places)
     with console.waiting("loading"):
         from imgclf.evaluation.compare import compare_runs
 

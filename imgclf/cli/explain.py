@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +11,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import Images, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, choices
+from imgclf.cli._output import model_data, output_folder
 from imgclf.specs import EXPLAIN_METHODS
 
 if TYPE_CHECKING:
@@ -53,12 +52,12 @@ def explain(
     paths = list(expand(images))
     if not paths:
         raise ConfigError("there are no images to explain: name files, folders or globs")
+    output_folder(out, "--out", data=[*paths, *model_data(model)])
     classifier = None if views == ["kernels"] and _is_without_model(model) else load_classifier(model, device)
 
     from imgclf.inputs import inputs_source
 
     source = inputs_source(paths)
-    _require_own_folder(out, paths, source, classifier)
     picture_of = _naming(out)
     rows: Iterator[dict[str, Any]]
     if views:
@@ -154,20 +153,6 @@ def _is_without_model(model: str | None) -> bool:
         console.say(f"the classic kernels alone, without learnt ones: {error}", "dim")
         return True
     return False
-
-
-def _require_own_folder(out: Path, paths: Sequence[str], source: Source, classifier: Classifier | None) -> None:
-    """Raise an error for a folder of pictures that lies in one of images, or in the data that the model learnt from."""
-    from imgclf._files import printable
-    from imgclf.data.prepare import require_outside
-    from imgclf.errors import ConfigError
-
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out is {printable(str(out))!r}, a file; expected a folder")
-    run = None if classifier is None else classifier.run_
-    learnt_from = [] if run is None else [run.info.get("source"), run.info.get("location")]
-    for folder in filter(os.path.isdir, filter(None, (*paths, *learnt_from))):
-        require_outside(out, replace(source, location=folder))
 
 
 def _row(picture: Path | None, **values: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from imgclf.cli._options import (
     Config,
     Json,
     Optimizer,
-    Out,
     RecipeName,
     Seed,
     Size,
@@ -23,6 +22,7 @@ from imgclf.cli._options import (
     Weights,
     command_line,
 )
+from imgclf.cli._output import Force, Out, picture_file
 from imgclf.cli.train import changes_of
 
 
@@ -40,11 +40,13 @@ def find_lr(
     device: TrainDevice = None,
     data_dir: TrainDataDir = None,
     out: Out = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Raise the learning rate over 100 steps, suggest one, and make a picture; nothing is kept of the training."""
-    given = {key: value for key, value in locals().items() if value is not None and key not in ("data", "out", "json")}
-    path = console.picture_path(out, "find-lr.png")
+    own = ("data", "out", "force", "json")
+    given = {key: value for key, value in locals().items() if value is not None and key not in (*own, "own")}
+    path = picture_file(out, "find-lr.png", force=force, data=[data])
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
         from imgclf.data.open import open_source

@@ -12,7 +12,6 @@ from imgclf.cli._options import (
     Config,
     Epochs,
     Json,
-    Out,
     RecipeName,
     Seed,
     Size,
@@ -21,6 +20,7 @@ from imgclf.cli._options import (
     TrainDevice,
     Weights,
 )
+from imgclf.cli._output import Force, Out, picture_file
 from imgclf.cli.train import changes_of
 
 NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
@@ -45,12 +45,13 @@ def learning_curve(
     device: TrainDevice = None,
     data_dir: TrainDataDir = None,
     out: Out = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Show the accuracy with 10 to 100 % of the training images, and what twice as many would bring."""
-    own = ("data", "full", "out", "json")
+    own = ("data", "full", "out", "force", "json")
     given = {key: value for key, value in locals().items() if value is not None and key not in (*own, "own")}
-    path = console.picture_path(out, "learning-curve.png")
+    path = picture_file(out, "learning-curve.png", force=force, data=[data])
     with console.waiting("loading"):
         from imgclf.cli._learning import CurveView
         from imgclf.data.open import open_source

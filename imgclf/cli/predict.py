@@ -11,6 +11,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import Images, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, Precision
+from imgclf.cli._output import Force, model_data, output_file
 from imgclf.specs import DataConfig
 
 COLUMNS = ("path", "label", "confidence")
@@ -25,6 +26,7 @@ def predict(
     csv: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file.", show_default=False)
     ] = None,
+    force: Force = False,
     reject: Annotated[
         float | None,
         typer.Option(
@@ -46,14 +48,14 @@ def predict(
     """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
     from imgclf._files import csv_text, write_text
 
+    paths = list(expand(images))
     if csv is not None:
-        console.require_output(csv, (".csv",), "--csv")
-        csv.parent.mkdir(parents=True, exist_ok=True)
+        output_file(csv, "--csv", (".csv",), force=force, data=[*paths, *model_data(model)])
     classifier = load_classifier(model, device, precision)
 
     from imgclf.inputs import inputs_source
 
-    source = inputs_source(list(expand(images)), max_pixels=max_pixels)
+    source = inputs_source(paths, max_pixels=max_pixels)
     rows: list[list[object]] = []
     judged = reject is not None
     row_of = partial(_table_row, judged=judged) if csv is None else partial(_csv_row, top=top, judged=judged)
@@ -72,6 +74,7 @@ def predict(
     if csv is not None:
         ranked = (name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}"))
         header = [*COLUMNS, *ranked, *(JUDGEMENT if judged else ()), "error"]
+        csv.parent.mkdir(parents=True, exist_ok=True)
         write_text(csv, csv_text([header, *rows]))
         console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
     elif not json:

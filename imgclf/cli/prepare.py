@@ -51,7 +51,7 @@ def prepare(
     from imgclf.data.audit import audit
     from imgclf.data.decode import common_levels
     from imgclf.data.open import open_source
-    from imgclf.data.prepare import FORMATS, parse_shard_size, prepare_folder, prepare_shards
+    from imgclf.data.prepare import FORMATS, parse_shard_size, prepare_folder, prepare_shards, require_new_folder
     from imgclf.errors import ConfigError, DataError
     from imgclf.specs import Recipe, parse_size
 
@@ -63,6 +63,7 @@ def prepare(
     recipe = Recipe(size=parse_size(size or SIZE), fit=fit, mean=(1.0,), kernel="bicubic")
     with console.progress("reading shards") as progress:
         source = open_source(data, data_dir=data_dir, strict=False, progress=progress)
+    require_new_folder(out, source)
     with console.progress("checking images") as progress:
         audited = audit(source, strict=False, allow_bad=1.0, progress=progress)
     reasons = [f"{bad.ref}: {bad.reason}" for bad in audited.bad]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import Out
+from imgclf.cli._output import Force, Out, output_file, run_data
 
 PAGES = (".html", ".htm")
 
@@ -19,9 +20,10 @@ def report(
         typer.Argument(metavar="RUN", help="A run folder, or its name; else the default run.", show_default=False),
     ] = None,
     out: Out = None,
+    force: Force = False,
 ) -> None:
     """Write the report of a run again: one page with figures, curves, confusions and pictures, to open in a browser."""
-    from imgclf.run import REPORT, find_run
+    from imgclf.run import REPORT, find_run, open_run
     from imgclf.runlist import default_run
 
     if run is None:
@@ -30,8 +32,10 @@ def report(
         console.say(f"run: {folder} ({default.reason})", "dim")
     else:
         folder = find_run(run).path
-    path = folder / REPORT if out is None else out / REPORT if out.is_dir() else out
-    console.require_output(path, PAGES, "--out")
+    path = folder / REPORT
+    if out is not None:
+        path = out / REPORT if os.path.isdir(out) else out
+        output_file(path, "--out", PAGES, force=force, data=run_data(open_run(folder)))
     with console.waiting("loading"):
         from imgclf.reporting import write_report
     with console.progress("writing the report") as progress:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import DataDir, Out
+from imgclf.cli._options import DataDir
+from imgclf.cli._output import Force, Out, picture_file
 from imgclf.specs import Recipe
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def show(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice and the augmentation.")] = 0,
     data_dir: DataDir = None,
     out: Out = None,
+    force: Force = False,
 ) -> None:
     """Make a picture of 20 images with their classes, or of one image's channels."""
     from imgclf.errors import ConfigError
@@ -44,10 +46,9 @@ def show(
     if (data is None) == (channels is None):
         raise ConfigError("show takes either DATA or --channels IMAGE")
     name = f"{channels.stem}-channels" if channels is not None else Path(data or "").name or "data"
-    path = console.picture_path(out, f"{name}{'-augmented' if augmented else ''}.png")
+    place = data if channels is None else str(channels)
+    path = picture_file(out, f"{name}{'-augmented' if augmented else ''}.png", force=force, data=[place or ""])
     if channels is not None:
-        if path.exists() and path.samefile(channels):
-            raise ConfigError(f"--out is the image itself, {str(path)!r}; name another file")
         _show_channels(channels, path)
     else:
         assert data is not None

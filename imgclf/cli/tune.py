@@ -23,6 +23,7 @@ from imgclf.cli._options import (
     TrainDevice,
     Weights,
 )
+from imgclf.cli._output import output_folder
 from imgclf.cli.train import changes_of
 from imgclf.run import ROOT
 
@@ -54,6 +55,7 @@ def tune(
     """Try settings of training, judge them by the valid images, and write down the best; goes on where it stopped."""
     search = ("data", "trials", "minutes", "runs", "json")
     given = {key: value for key, value in locals().items() if value is not None and key not in (*search, "search")}
+    output_folder(runs, "--runs", data=[data])
     with console.waiting("loading"):
         from imgclf.cli._tuning import run_search
 

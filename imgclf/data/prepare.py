@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import chain, count
@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from imgclf._files import printable, write_text
+from imgclf._files import printable, require_writable, write_text
 from imgclf.data.folder import FileReader
+from imgclf.data.images import is_image_name
 from imgclf.data.layout import split_meant
 from imgclf.data.shards import EXTRA, ShardReader, write_index
 from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
@@ -156,9 +157,7 @@ def _file_bytes(source: Source, ref: str) -> bytes:
 @contextmanager
 def _new_folder(out: Path, source: Source) -> Iterator[Path]:
     """A folder to fill, which gets the name `out` when all went well and else is gone. Raises `DataError`."""
-    require_outside(out, source)
-    if out.exists():
-        raise DataError(f"{out} is there already; name a new folder")
+    require_new_folder(out, source)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -168,10 +167,59 @@ def _new_folder(out: Path, source: Source) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_new_folder(out: Path, source: Source) -> None:
+    """Raise `DataError` where the folder `out` exists, can't be made, or lies inside the data."""
+    require_outside(out, source)
+    if os.path.lexists(out):
+        raise DataError(f"{printable(str(out))} already exists; name a new folder")
+    try:
+        require_writable(out)
+    except OSError as error:
+        raise DataError(f"{printable(str(out))} can't be made: {error.strerror}; name another folder") from None
+
+
 def require_outside(path: Path, source: Source) -> None:
-    """Raise `DataError` for a path that lies inside the folder of a source: data are never written to."""
-    if source.location and Path(source.location).resolve() in (path.resolve(), *path.resolve().parents):
+    """Raise `DataError` for a path within a source: in its folder, or one of its files."""
+    require_apart(path, [source.location])
+    if path.exists() and isinstance(source.reader, FileReader):
+        images = {os.path.realpath(source.reader.path(sample.ref)) for sample in source.samples}
+        if os.path.realpath(path) in images:
+            raise DataError(f"{printable(str(path))} is one of the images, which are never written to")
+
+
+def require_apart(path: Path, places: Collection[str]) -> None:
+    """Raise `DataError` for a path that is one of these places, or lies in one of them: data are never written to.
+
+    An image file, as a place, stands also for the folder of classes that it comes from, if it does.
+    """
+    whole = path.resolve()
+    images = {place for place in places if is_image_name(place) and not os.path.isdir(place)}
+    around = {_data_folder(folder) for folder in {os.path.dirname(os.path.abspath(image)) for image in images}}
+    data = {Path(place).resolve() for place in (set(places) - images) | around if os.path.exists(place)}
+    if data & {whole, *whole.parents} or (whole.exists() and whole in {Path(image).resolve() for image in images}):
         raise DataError(f"{printable(str(path))} lies inside the data, which are never written to; name another place")
+
+
+def _data_folder(folder: str) -> str:
+    """The data set that a folder of images seems to be a class of, as most folders beside it hold images, or ""."""
+    classes = os.path.dirname(folder)
+    try:
+        with os.scandir(classes) as entries:
+            folders = [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return ""
+    holding = sum(map(_holds_images, folders))
+    if holding < 2 or 2 * holding <= len(folders):
+        return ""
+    return os.path.dirname(classes) if split_meant(os.path.basename(classes)) else classes
+
+
+def _holds_images(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(is_image_name(entry.name) for entry in entries)
+    except OSError:
+        return False
 
 
 def _place(sample: Sample, in_folders: bool) -> Path:
