@@ -83,7 +83,8 @@ def _say_what_was_seen(classifier: Any, samples: list[Any]) -> None:
         console.warn("this model does not know what it was trained on, so none of these images is left out")
     seen = sum(content_key(sample) in classifier.seen_ for sample in samples)
     if seen:
-        console.warn(f"{seen:,} of these {console.plural(len(samples), 'image')} were trained or validated on")
+        were = "was" if seen == 1 else "were"
+        console.warn(f"{seen:,} of these {console.plural(len(samples), 'image')} {were} trained or validated on")
 
 
 def _say_what_is_gone(classifier: Any, samples: list[Any], part: str) -> None:

@@ -17,8 +17,8 @@ def in_one_form(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
 
     A Mac may store `Café` in another form than Linux. The form that training images have stands for all.
     """
-    ranked = sorted({(s.split not in (None, "train"), os.fsencode(s.label), s.label) for s in samples})
-    labels = _first_forms(label for *_, label in ranked)
+    found = {(s.label, s.split in (None, "train")) for s in samples}
+    labels = _first_forms(label for label, _ in sorted(found, key=lambda pair: (not pair[1], os.fsencode(pair[0]))))
     groups = _first_forms(sorted({s.group for s in samples if s.group}, key=os.fsencode))
     if not labels and not groups:
         return list(samples), []

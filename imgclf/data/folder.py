@@ -361,27 +361,28 @@ def _unwrapped(scan: _Scan, ref: str, split: str) -> str:
         ref = f"{ref}/{entries[0].name}"
 
 
+def _inside(samples: list[Sample]) -> dict[str, set[str]]:
+    """What folders with images each top folder holds, directly; "" where images lie in itself."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    for folder in sorted({sample.ref.rpartition("/")[0] for sample in samples}):
+        top, _, below = folder.partition("/")
+        inside[top].add(below.partition("/")[0])
+    return inside
+
+
 def _splits_below(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
     """The samples with their splits where every class folder holds split folders (`cat/train/`), and a note on it."""
-    meant = [split_meant(_second(sample) or "") for sample in samples]
-    if "train" not in meant or None in meant:
+    splits = {name: split_meant(name) for names in _inside(samples).values() for name in names}
+    if "train" not in splits.values() or None in splits.values():
         return samples, []
-    divided = [replace(sample, split=split) for sample, split in zip(samples, meant, strict=True)]
-    found = sorted({(SPLIT_NAMES.index(str(s.split)), f"{printable(str(_second(s)))}/") for s in divided})
-    return divided, [f"{' and '.join(name for _, name in found)} found below each class"]
-
-
-def _second(sample: Sample) -> str | None:
-    """The folder below the top one in which an image lies; None where it lies in the top one itself."""
-    parts = sample.ref.split("/", 2)
-    return parts[1] if len(parts) == 3 else None
+    divided = [replace(sample, split=splits[sample.ref.split("/")[1]]) for sample in samples]
+    ordered = sorted(splits, key=lambda name: (SPLIT_NAMES.index(str(splits[name])), name))
+    return divided, [f"{' and '.join(f'{printable(name)}/' for name in ordered)} found below each class"]
 
 
 def _unclear(samples: list[Sample]) -> list[str]:
     """Why the top folders may be no classes: by their names, or by what is in them."""
-    inside: dict[str, set[str | None]] = defaultdict(set)
-    for sample in samples:
-        inside[sample.ref.partition("/")[0]].add(_second(sample))
+    inside = _inside(samples)
     splits = named_like_splits(inside)
     if splits:
         return [
@@ -389,17 +390,17 @@ def _unclear(samples: list[Sample]) -> list[str]:
             f"folder per class in each. If they are classes, {_AS_CSV}"
         ]
     for top, names in inside.items():
-        parts = sorted(name for name in names if name and split_meant(name))
+        parts = sorted(filter(split_meant, names))
         if len({split_meant(name) for name in parts}) > 1:
             return [
                 f"{printable(top)}/ holds {_some(parts)}, and not every class folder holds such splits alone: move the "
                 f"splits to the top (train/{printable(top)}/), or list the images in a CSV (columns path, label, split)"
             ]
     shared = set.intersection(*inside.values()) if len(inside) > 1 else set()
-    if len(shared) > 1 and not any(None in names for names in inside.values()):
+    if len(shared) > 1 and not any("" in names for names in inside.values()):
         return [
-            f"{_some(sorted(inside))} all hold {_some(sorted(map(str, shared)))}: if those are the classes, call the "
-            f"outer folders train/, val/ and test/, or train on one of them; if the outer ones are, {_AS_CSV}"
+            f"{_some(list(inside))} all hold {_some(sorted(shared))}: if those are the classes, call the outer folders "
+            f"train/, val/ and test/, or train on one of them; if the outer ones are, {_AS_CSV}"
         ]
     return []
 
@@ -442,11 +443,11 @@ def _judge_classes(samples: list[Sample], problems: list[str], *, strict: bool) 
 
 def _deeper(samples: list[Sample], root: str) -> list[str]:
     """The hint that the folder meant is the only one in this one, where that holds folders and no images."""
-    inside = {_second(sample) for sample in samples}
-    tops = {sample.ref.partition("/")[0] for sample in samples}
-    if len(tops) != 1 or len(inside) < 2 or None in inside:
+    inside = _inside(samples)
+    (top, names), *others = inside.items()
+    if others or len(names) < 2 or "" in names:
         return []
-    return [f"did you mean {printable(os.path.join(root, tops.pop()))}?"]
+    return [f"did you mean {printable(os.path.join(root, top))}?"]
 
 
 def _beside(root: str) -> list[str]:
