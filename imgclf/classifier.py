@@ -21,7 +21,7 @@ from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.loader import Loader
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
-from imgclf.data.split import Split, choose_samples, content_key, pack_contents, read_split, unpack_contents
+from imgclf.data.split import Split, choose_samples, content_key, match_rows, pack_contents, read_split, unpack_contents
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.evaluation.answers import Answers, write_answers
 from imgclf.evaluation.explain import explain
@@ -180,14 +180,17 @@ class Classifier:
         if part is not None and part not in PARTS:
             raise ConfigError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
         if data is None and hasattr(self, "source_"):
-            source, samples = self.source_, choose_samples(self.source_, self.split_, self.seen_, part or "test")
+            source = self.source_
         else:
             audited = audit(labelled_source(data, self.run_), strict=False, allow_bad=1.0)
             source, self.lost_ = spelled_as(audited.source, self.classes_), {bad.ref: bad.reason for bad in audited.bad}
-            if data is None:
-                part = part or "test"
+        if data is None:  # whatever has come since is not of its data
+            part = part or "test"
+            rows = self.split_.rows if part == "all" else self.split_.samples(part)
+            samples = [sample for _, sample in match_rows(rows, source.samples) if sample is not None]
+        else:
             samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
-        strangers = sorted(set(source.classes) - set(self.classes_))
+        strangers = sorted(set(source.classes) - set(self.classes_)) if data is not None else []
         if strangers:
             known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
             raise DataError(f"{source.name} has classes that the model does not know; it knows {known}", strangers)

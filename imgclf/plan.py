@@ -15,16 +15,26 @@ import torch
 from torch import nn
 
 from imgclf import distributed
-from imgclf._files import natural, printable
+from imgclf._files import printable
 from imgclf.bundle import read_manifest
 from imgclf.compute import drawing, seeded, step_flops
 from imgclf.data.audit import Audit, Sizes, audit
+from imgclf.data.classes import spelled_as
 from imgclf.data.decode import common_levels
 from imgclf.data.loader import Loader
 from imgclf.data.named import NAMED, open_named
 from imgclf.data.open import open_source
 from imgclf.data.source import Sample, Source
-from imgclf.data.split import Split, brought, content_key, make_split, open_fractions, read_split, unpack_contents
+from imgclf.data.split import (
+    Split,
+    brought,
+    content_key,
+    follow_split,
+    make_split,
+    open_fractions,
+    read_split,
+    unpack_contents,
+)
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
@@ -355,36 +365,24 @@ def read_experiment(run: Run) -> tuple[Experiment, str]:
 def plan_as(
     run: Run, experiment: Experiment, data: str, callbacks: Sequence[Callback], *, weights: bool
 ) -> tuple[Plan, Source, Split]:
-    """Get ready to train as a run did: the same images in the same places, the same pixels, the same start.
+    """Get ready to train as a run did: the same images in the same places, whatever has come since and whatever they
+    are called now, the same pixels, the same start.
 
     Without `weights` the network is left as it was made, for a state that is loaded later.
     """
-    following = replace(experiment.data, split_file=str(run.path / SPLIT))
     source = _source_of(run, data, experiment.data)
-    audited, split = read_data(source, replace(experiment, data=following, init=None), callbacks)
-    require_same_data(split, read_split(run.path / SPLIT), str(run.path))
+    notify(callbacks, "source", source)
+    audited = audit(
+        source, allow_bad=1.0, strict=False, progress=lambda done, n: notify(callbacks, "audited", (done, n))
+    )
+    notify(callbacks, "audit", audited)
+    source, split = follow_split(read_split(run.path / SPLIT), spelled_as(audited.source, run.info["classes"]))
+    source = replace(source, classes=tuple(run.info["classes"]))
+    notify(callbacks, "split", split)
     recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
     asked = replace(experiment, init=None) if weights else replace(experiment, init=None, weights="none")
-    plan = make_plan(
-        asked, audited.source, split.samples("train"), recipe.compose, audited.sizes, len(split.samples("valid"))
-    )
+    plan = make_plan(asked, source, split.samples("train"), recipe.compose, audited.sizes, len(split.samples("valid")))
     if weights and plan.weights.source != start.source:
         raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
     plan = replace(plan, experiment=experiment, recipe=recipe, weights=start, findings=audited.all_findings)
-    return plan, audited.source, split
-
-
-def require_same_data(split: Split, rows: Sequence[Sample], run: str) -> None:
-    """Raise `DataError` unless a split holds exactly the rows of an earlier one."""
-    now = {(row.ref, row.label, row.split, row.sha256) for row in split.rows}
-    then = {(row.ref, row.label, row.split, row.sha256) for row in rows}
-    if now == then:
-        return
-    new, gone = (sorted({row[0] for row in rows}, key=natural) for rows in (now - then, then - now))
-    changed = set(new) & set(gone)
-    problems = [f"{printable(ref)}: changed" for ref in new if ref in changed]
-    problems += [f"{printable(ref)}: new" for ref in new if ref not in changed]
-    problems += [f"{printable(ref)}: gone" for ref in gone if ref not in changed]
-    raise DataError(
-        f"{run} was trained on other images; put them back, or train anew (--split FILE keeps places)", problems
-    )
+    return plan, source, split

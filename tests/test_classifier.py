@@ -22,6 +22,7 @@ from imgclf.bundle import read_manifest
 from imgclf.data.images import read_image
 from imgclf.data.pixelcache import PixelCache
 from imgclf.data.source import Sample, Source
+from imgclf.data.split import read_split
 from imgclf.data.store import Form
 from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
 from imgclf.models.build import head_of
@@ -519,17 +520,32 @@ def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
 @pytest.mark.filterwarnings("ignore:exact copies", "ignore:1 of the files are changed")
 def test_a_run_does_not_go_on_with_other_images(own):
     (own / "photos" / "red" / "00.png").write_bytes((own / "photos" / "red" / "01.png").read_bytes())
-    with pytest.raises(DataError, match="was trained on other images") as caught:
+    with pytest.raises(DataError, match="photos is not what it was: put these images back") as caught:
         Classifier().resume("runs/photos-lenet-1", epochs=50)
     assert caught.value.problems == ("red/00.png: changed",)
 
 
-@pytest.mark.filterwarnings("ignore:equal content with different labels")
-def test_a_run_does_not_go_on_with_another_class(own):
-    shutil.copytree(own / "photos" / "red", own / "photos" / "pink")
-    with pytest.raises(DataError, match="was trained on other images") as caught:
-        Classifier().resume("runs/photos-lenet-1", epochs=50)
-    assert "pink/00.png: new" in caught.value.problems
+def test_a_run_goes_by_its_split_whatever_has_come_since(own):
+    before = Classifier.load("runs/photos-lenet-1").evaluate()
+    rows = read_split("runs/photos-lenet-1/split.csv")
+    for index in range(3):
+        colour_image("red", 90 + index).save(own / "photos" / "red" / f"0-new-{index}.png")
+    (own / "photos" / "pink").mkdir()
+    colour_image("red", 99).save(own / "photos" / "pink" / "one.png")
+    for split in ("test", "train"):
+        moved = own / "photos" / next(row.ref for row in rows if row.split == split)
+        moved.rename(moved.with_name("zz.png" if split == "test" else "zy.png"))
+    loaded, resumed = Classifier.load("runs/photos-lenet-1"), Classifier().resume("runs/photos-lenet-1", epochs=13)
+    assert loaded.evaluate() == before
+    assert loaded.evaluate(part="all").n == resumed.evaluate(part="all").n == len(rows)
+    assert resumed.classes_ == loaded.classes_ == ("blue", "green", "red")
+    assert resumed.split_.digest == loaded.split_.digest
+    assert resumed.split_.notes[0].startswith(
+        "4 of the files are new since then and left out: pink/one.png, red/0-new-0"
+    )
+    assert resumed.split_.notes[1].startswith("2 of the files are of known content under a new name: ")
+    with pytest.raises(DataError, match="classes that the model does not know"):
+        loaded.evaluate("photos")
 
 
 def test_a_run_that_has_ended_asks_for_more_epochs(own):

@@ -128,7 +128,7 @@ def test_two_runs(tmp_path):
     assert (found.a.accuracy, found.b.accuracy, found.paired.difference) == (0.5, 0.75, 0.25)
     assert [change.path for change in found.fixed] == ["bee/1.jpg", "cat/2.jpg"]
     assert [change.path for change in found.broken] == ["ant/3.jpg"]
-    assert found.settings == {"arch": ("resnet18", "vgg16"), "train.lr": (None, 0.01)}
+    assert found.settings == {"arch": ("auto", "vgg16"), "train.lr": (None, 0.01)}
     assert found.surroundings == {"torch": ("1-a", "1-b")}
     value = json.loads(json.dumps(found.to_dict()))
     assert value["settings"]["train.lr"] == [None, 0.01]
@@ -176,7 +176,8 @@ def test_equal_weights_are_known_whatever_else_the_files_hold(tmp_path):
 
 
 def test_other_test_images_are_refused_with_both_digests(tmp_path):
-    one, two = answers_of(["ant", "bee"], ["ant", "bee"]), answers_of(["ant", "cat"], ["ant", "cat"])
+    one = answers_of(["ant", "bee"], ["ant", "bee"])
+    two = answers_of(["ant", "cat"], ["ant", "cat"], names=["other/1.jpg", "other/2.jpg"])
     make_run(tmp_path, "a", one)
     make_run(tmp_path, "b", two)
     with pytest.raises(DataError, match="tested on different images") as caught:
@@ -188,11 +189,29 @@ def test_other_test_images_are_refused_with_both_digests(tmp_path):
 
 def test_other_classes_are_refused_by_name(tmp_path):
     make_run(tmp_path, "a", answers_of(["ant"], ["ant"]))
-    make_run(tmp_path, "b", answers_of(["ant"], ["ant"], classes=("ant", "dog")))
+    make_run(tmp_path, "b", answers_of(["dog"], ["dog"], classes=("dog", "eel")))
     with pytest.raises(DataError, match="same classes") as caught:
         compare_runs("a", "b", runs=tmp_path)
     problems = [problem.rpartition("/")[2] for problem in caught.value.problems]
-    assert problems == ["a alone: bee", "a alone: cat", "b alone: dog"]
+    assert problems == ["a alone: ant", "a alone: bee", "a alone: cat", "b alone: dog", "b alone: eel"]
+
+
+def test_runs_are_compared_on_the_test_images_that_both_have(tmp_path):
+    contents = [letter * 64 for letter in "abcdef"]
+    before = answers_of(["ant", "bee", "cat", "ant"], ["ant", "ant", "cat", "bee"], contents=contents[:4])
+    classes, true = ("ant", "bee", "cat", "dog"), ["dog", "ant", "bee", "dog", "ant"]
+    after = answers_of(
+        true, ["dog", "ant", "bee", "ant", "ant"], classes=classes, contents=[contents[i] for i in (4, 0, 1, 5, 0)]
+    )
+    make_run(tmp_path, "a", before)
+    make_run(tmp_path, "b", after)
+    found = compare_runs("a", "b", runs=tmp_path)
+    assert (found.paired.n, found.paired.both, found.paired.only_b) == (2, 1, 1)
+    assert [change.content for change in found.changed] == [contents[1]]
+    assert (found.a.n, found.a.accuracy, found.b.n, found.b.accuracy) == (2, 0.5, 2, 1.0)
+    assert (found.left_out, found.alone) == ((2, 3), ((), ("dog",)))
+    assert found.to_dict()["left_out"] == [2, 3]
+    assert found.digest == before.take([0, 1]).digest
 
 
 def test_what_is_no_run_or_has_no_answers(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import colour_image
 from safetensors.torch import load_file
 
 from imgclf import Classifier
@@ -73,8 +74,15 @@ def test_other_versions_are_named(run):
 @pytest.mark.filterwarnings("ignore:1 of the files are gone")
 def test_other_images_are_refused(run, photos):
     next(photos.rglob("*.png")).unlink()
-    with pytest.raises(DataError, match="trained on other images"):
+    with pytest.raises(DataError, match="photos is not what it was: put these images back"):
         reproduce(run.path)
+
+
+def test_images_that_have_come_since_and_new_names_change_nothing(run, photos):
+    (photos / "pink").mkdir()
+    colour_image("red", 99).save(photos / "pink" / "one.png")
+    (photos / "red" / "05.png").rename(photos / "red" / "zz.png")
+    assert reproduce("r").weights_equal
 
 
 def test_another_start_is_refused(run):

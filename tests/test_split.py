@@ -15,6 +15,7 @@ from imgclf.data.split import (
     Split,
     content_key,
     make_split,
+    match_rows,
     open_fractions,
     pack_contents,
     read_split,
@@ -404,3 +405,10 @@ def test_packed_contents_come_out_again(make_source):
     assert unpack_contents("no such text!") == frozenset()
     many = [replace(rows[0], sha256=f"{i:064x}"[::-1]) for i in range(200_001)]
     assert pack_contents(many) == ""
+
+
+def test_rows_are_matched_by_content_and_class_and_copies_by_name():
+    rows = [Sample(ref, label, sha256=sha) for ref, label, sha in (("a", "x", "1"), ("b", "x", "1"), ("c", "y", "2"))]
+    now = [Sample(ref, label, sha256=sha) for ref, label, sha in (("new", "x", "1"), ("b", "x", "1"), ("c", "x", "2"))]
+    matched = [(row.ref, None if sample is None else sample.ref) for row, sample in match_rows(rows, now)]
+    assert matched == [("a", "new"), ("b", "b"), ("c", None)]

@@ -36,7 +36,7 @@ def compare(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Compare two runs on the same test images: accuracy, settings, and the images that changed.
+    """Compare two runs on the test images that both have: accuracy, settings, and the images that changed.
 
     [dim]imgclf compare photos-resnet18-1 photos-resnet50-1[/dim]
     """
@@ -57,6 +57,7 @@ def compare(
 
 
 def _show(result: Comparison) -> None:
+    _say_what_differs(result)
     console.show_table(("", *HEADER), [("a", *cells(result.a)), ("b", *cells(result.b))])
     console.show()
     paired, (low, high) = result.paired, result.paired.interval
@@ -75,6 +76,16 @@ def _show(result: Comparison) -> None:
             console.show_table((title, "a", "b"), [(name, *map(_word, pair)) for name, pair in differences.items()])
     _show_changed("wrong in a, right in b", result.fixed)
     _show_changed("right in a, wrong in b", result.broken)
+
+
+def _say_what_differs(result: Comparison) -> None:
+    """Say on how many of their test images the runs are compared, and which classes only one of them knows."""
+    for name, other, count, classes in zip("ab", "ba", result.left_out, result.alone, strict=True):
+        if count:
+            console.warn(f"{console.plural(count, 'test image')} of {name} left out, as {other} was not tested on them")
+        if classes:
+            console.warn(f"{other} does not know {console.plural(len(classes), 'class')} of {name}:")
+            console.say_list(classes)
 
 
 def _verdict(result: Comparison) -> str:

@@ -53,7 +53,7 @@ def evaluate(
         console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, and not in the figures:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
     if data is None:
-        _say_what_is_gone(classifier, samples, part or "test")
+        _say_what_has_changed(classifier, used, part or "test")
         if part in (None, "test") and classifier.run_ is not None:
             _keep(classifier.run_.path / ANSWERS, answers)
             page, _ = write_page(classifier.run_.path, classifier.model_, {"test": answers}, used)
@@ -87,11 +87,17 @@ def _say_what_was_seen(classifier: Any, samples: list[Any]) -> None:
         console.warn(f"{seen:,} of these {console.plural(len(samples), 'image')} {were} trained or validated on")
 
 
-def _say_what_is_gone(classifier: Any, samples: list[Any], part: str) -> None:
-    """Warn where images of the run's own split are not there any more, or not as they were."""
-    rows = classifier.split_.rows if part == "all" else classifier.split_.samples(part)
-    there = {(sample.label, sample.sha256) for sample in samples}
-    gone = [row.ref for row in rows if (row.label, row.sha256) not in there]
+def _say_what_has_changed(classifier: Any, source: Any, part: str) -> None:
+    """Say which images are not in the run's own split; warn where some of it are gone, or not as they were."""
+    from imgclf.data.split import match_rows
+
+    matched = match_rows(classifier.split_.rows, source.samples)
+    known = {sample.ref for _, sample in matched if sample is not None}
+    new = [sample.ref for sample in source.samples if sample.ref not in known]
+    if new:
+        console.say(f"{console.plural(len(new), 'image')} left out, as the run's split does not know them:")
+        console.say_list(new)
+    gone = [row.ref for row, sample in matched if sample is None and part in ("all", row.split)]
     if gone:
         are = "is" if len(gone) == 1 else "are"
         console.warn(f"{console.plural(len(gone), 'image')} of the run's {part} part {are} gone or changed:")

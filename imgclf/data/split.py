@@ -15,7 +15,7 @@ from fractions import Fraction
 from hashlib import blake2b, sha256
 from math import floor, isclose
 
-from imgclf._files import csv_text, printable, write_text
+from imgclf._files import csv_text, natural, printable, write_text
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
 from imgclf.data.layout import split_meant
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
@@ -149,6 +149,40 @@ def in_percent(fractions: tuple[float, float, float]) -> str:
     """The fractions as `--split` takes them, in whole numbers."""
     _, valid, test = (round(100 * share) for share in fractions)
     return f"{100 - valid - test}/{valid}/{test}"
+
+
+def match_rows(rows: Iterable[Sample], samples: Iterable[Sample]) -> list[tuple[Sample, Sample | None]]:
+    """Each row of an earlier split with the sample that it is about: of its class and content, and of its name if there
+    is one; None where it is gone or has changed. No sample stands for two rows."""
+    rows, left = list(rows), defaultdict[tuple[str, str], dict[str, Sample]](dict)
+    for sample in samples:
+        left[sample.label, sample.sha256][sample.ref] = sample
+    named = [left[row.label, row.sha256].pop(row.ref, None) for row in rows]
+    renamed = {key: iter(alike.values()) for key, alike in left.items()}
+    return [
+        (row, sample or next(renamed[row.label, row.sha256], None)) for row, sample in zip(rows, named, strict=True)
+    ]
+
+
+def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]:
+    """The images of an earlier split among those of a source, in its order and in its places; see `match_rows`.
+
+    Images that are new since are left out, which is noted. Raises `DataError` with those that
+    are gone or have changed.
+    """
+    matched, refs = match_rows(rows, source.samples), {sample.ref for sample in source.samples}
+    lost = [row.ref for row, sample in matched if sample is None]
+    if lost:
+        problems = [f"{printable(ref)}: {'changed' if ref in refs else 'gone'}" for ref in sorted(lost, key=natural)]
+        raise DataError(f"{source.name} is not what it was: put these images back", problems)
+    found = [(row, sample) for row, sample in matched if sample is not None]
+    known = {sample.ref for _, sample in found}
+    changes = {
+        "new since then and left out": [sample.ref for sample in source.samples if sample.ref not in known],
+        "of known content under a new name": [sample.ref for row, sample in found if row.ref != sample.ref],
+    }
+    placed = tuple(replace(sample, group=row.group, split=row.split) for row, sample in found)
+    return source.with_samples(sample for _, sample in found), Split(placed, notes=tuple(_named(changes)))
 
 
 def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:
@@ -293,7 +327,7 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> tuple[list[str]
     return _named(added), _named(changed)
 
 
-def _named(groups: Mapping[str, list[str]]) -> list[str]:
+def _named(groups: Mapping[str, Sequence[str]]) -> list[str]:
     return [
         f"{len(refs)} of the files are {what}: {', '.join(map(printable, refs[:_SHOWN]))}{', …' * (len(refs) > _SHOWN)}"
         for what, refs in groups.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -79,6 +80,12 @@ class Answers:
         images = zip(self.refs, self.contents, self.targets.tolist(), strict=True)
         lines = sorted(f"{content or ref}\0{self.classes[target]}" for ref, content, target in images)
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def take(self, positions: Sequence[int]) -> Answers:
+        """The answers to the images at these positions."""
+        refs, contents = (tuple(texts[i] for i in positions) for texts in (self.refs, self.contents))
+        rows = np.array(positions, np.int64)
+        return replace(self, logits=self.logits[rows], targets=self.targets[rows], refs=refs, contents=contents)
 
     @cached_property
     def evaluation(self) -> Evaluation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,10 +98,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, `a` and `b`, by their answers to the same test images, which `digest` stands for.
+    """Two runs, `a` and `b`, by their answers to the test images that both have, which `digest` stands for.
 
-    `changed` are the images that one of them gets right. `settings` maps what differs in their configurations to the
-    values of a and b (None where there is none), `surroundings` what differs in versions, machine and first weights.
+    `left_out` is how many test images of a and of b the other was not tested on, `alone` the classes that only a and
+    only b know. `changed` are the images that one of them gets right. `settings` maps what differs in their
+    configurations to the values of a and b (None where there is none), `surroundings` what differs in versions, machine
+    and first weights.
     `same_answers` says that both answer the same to every image, and `same_weights` that their weights are equal, too.
     """
 
@@ -114,6 +116,8 @@ class Comparison:
     digest: str
     same_answers: bool = False
     same_weights: bool = False
+    left_out: tuple[int, int] = (0, 0)
+    alone: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     @property
     def fixed(self) -> tuple[Change, ...]:
@@ -138,20 +142,24 @@ class Comparison:
             "digest": self.digest,
             "same_answers": self.same_answers,
             "same_weights": self.same_weights,
+            "left_out": list(self.left_out),
+            "alone": [list(names) for names in self.alone],
         }
 
 
 def compare_runs(
     a: str | os.PathLike[str], b: str | os.PathLike[str], *, runs: str | os.PathLike[str] = ROOT
 ) -> Comparison:
-    """Compare two runs, given as folders or as names under `runs`, by their answers to the same test images.
+    """Compare two runs, given as folders or as names under `runs`, by their answers to the test images that both have.
 
     Classes are matched by name, images by content. Raises `UnknownName` or `DataError` for what is no run, and
-    `DataError` for a run without answers and where the classes or the test images are not the same.
+    `DataError` for a run without answers and where no test image is the same.
     """
     first, second = find_run(a, Path(runs)), find_run(b, Path(runs))
-    answers = _answers_of(first), _answers_of(second)
-    _require_same_images(first, second, *answers)
+    both = _answers_of(first), _answers_of(second)
+    answers = common_answers(*both)
+    if not len(answers[0]):
+        raise _nothing_in_common(first, second, *both)
     paired, changed = compare_answers(*answers)
     same = all(one.called == other.called for one, other in zip(*map(_rows, answers), strict=True))
     surroundings = _different(_surroundings(first), _surroundings(second))
@@ -165,7 +173,32 @@ def compare_runs(
         digest=answers[0].digest,
         same_answers=same,
         same_weights=same and _have_equal_weights(first, second),
+        left_out=(len(both[0]) - len(answers[0]), len(both[1]) - len(answers[1])),
+        alone=_alone(*both),
     )
+
+
+def common_answers(a: Answers, b: Answers) -> tuple[Answers, Answers]:
+    """The answers of two models to the images that both were asked about: of the same content and true class."""
+    keys = [[(row.content or row.path, row.true) for row in _unsorted(answers)] for answers in (a, b)]
+    shared = Counter(keys[0]) & Counter(keys[1])
+    return a.take(_positions(keys[0], shared)), b.take(_positions(keys[1], shared))
+
+
+def _positions(keys: Sequence[tuple[str, str]], wanted: Counter[tuple[str, str]]) -> list[int]:
+    """Where these keys are, each as often as it is wanted."""
+    left, found = Counter(wanted), []
+    for position, key in enumerate(keys):
+        if left[key] > 0:
+            left[key] -= 1
+            found.append(position)
+    return found
+
+
+def _alone(a: Answers, b: Answers) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes that only one of two models knows."""
+    one, other = (tuple(name for name in x.classes if name not in y.classes) for x, y in ((a, b), (b, a)))
+    return one, other
 
 
 def compare_answers(a: Answers, b: Answers) -> tuple[Paired, tuple[Change, ...]]:
@@ -195,11 +228,14 @@ class _Row(NamedTuple):
 
 def _rows(answers: Answers) -> list[_Row]:
     """The answer to each image, in an order that depends on the images."""
+    return sorted(_unsorted(answers), key=lambda row: (row.content or row.path, row.true, row.path))
+
+
+def _unsorted(answers: Answers) -> Iterator[_Row]:
     names = [answers.classes[index] for index in answers.targets.tolist()]
     called = [answers.classes[index] for index in answers.predicted.tolist()]
     sure = answers.probabilities[np.arange(len(answers)), answers.targets].tolist()
-    rows = map(_Row, answers.contents, names, answers.refs, called, sure)
-    return sorted(rows, key=lambda row: (row.content or row.path, row.true, row.path))
+    return map(_Row, answers.contents, names, answers.refs, called, sure)
 
 
 def _in_turn(changes: Iterable[Change]) -> tuple[Change, ...]:
@@ -231,22 +267,21 @@ def _answers_of(run: Run) -> Answers:
     return replace(answers, classes=tuple(map(nfc, answers.classes)))
 
 
-def _require_same_images(a: Run, b: Run, first: Answers, second: Answers) -> None:
-    strangers = [f"{printable(str(a.path))} alone: {printable(name)}" for name in first.classes]
-    strangers = [line for line, name in zip(strangers, first.classes, strict=True) if name not in second.classes]
-    others = [name for name in second.classes if name not in first.classes]
-    strangers += [f"{printable(str(b.path))} alone: {printable(name)}" for name in others]
-    if strangers:
-        raise DataError("the two runs don't tell the same classes apart, so they can't be compared", strangers)
-    if first.digest != second.digest:
-        raise DataError(
-            "the two runs were tested on different images, so they can't be compared; train with the same test part: "
-            f"--split {printable(str(a.path))}/split.csv",
-            [
-                f"{printable(str(run.path))}: {len(answers):,} images, digest {answers.digest}"
-                for run, answers in ((a, first), (b, second))
-            ],
+def _nothing_in_common(a: Run, b: Run, first: Answers, second: Answers) -> DataError:
+    if not set(first.classes) & set(second.classes):
+        alone = ((run, name) for run, names in zip((a, b), _alone(first, second), strict=True) for name in names)
+        return DataError(
+            "the two runs don't tell the same classes apart, so they can't be compared",
+            [f"{printable(str(run.path))} alone: {printable(name)}" for run, name in alone],
         )
+    return DataError(
+        "the two runs were tested on different images, so they can't be compared; train with the same test part: "
+        f"--split {printable(str(a.path))}/split.csv",
+        [
+            f"{printable(str(run.path))}: {len(answers):,} images, digest {answers.digest}"
+            for run, answers in ((a, first), (b, second))
+        ],
+    )
 
 
 def _tested(run: Run, answers: Answers) -> RunEntry:
