@@ -3,6 +3,8 @@
 import os
 import pickle
 import socket
+import struct
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, ImageFile, ImageOps, features
 
-from imgclf.data.decode import common_levels
+from imgclf.data import decode
+from imgclf.data.decode import common_levels, levels_of
 from imgclf.data.images import (
     BadImage,
     check_image,
@@ -288,6 +291,47 @@ def test_too_many_pixels_are_refused_from_the_header():
     huge = header_only[:16] + (60_000).to_bytes(4, "big") * 2 + header_only[24:]
     with pytest.raises(BadImage, match=r"megapixels|CRC|broken|damaged"):
         read_image(huge)
+
+
+def test_the_limit_is_lower_where_a_decoder_takes_much_memory_for_each_pixel():
+    image = Image.new("RGB", (10, 9))
+    for kind, limit in (("WEBP", 80), ("JPEG2000", 50)):
+        data = encoded(image, kind)
+        for read in (read_image, check_image):
+            with pytest.raises(BadImage, match=rf"10×9 are 9e-05 megapixels, more than .* for {kind} \(--max-pixels\)"):
+                read(data, max_pixels=100)
+        assert read_image(data, max_pixels=-(-90 * 100 // limit)).shape == (9, 10, 3)
+    assert read_image(encoded(image, "PNG"), max_pixels=100).shape == (9, 10, 3)
+
+
+def test_what_an_icon_and_a_tile_hold_is_measured_before_it_is_decoded(monkeypatch):
+    inner = encoded(Image.new("RGB", (20, 10)), "PNG")
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 4, 4, 0, 0, 1, 32, len(inner), 22) + inner
+    tags = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (277, 1), (322, 20), (323, 10), (324, 200), (325, 200)]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    tiled = (b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + fields + bytes(4)).ljust(200, b"\0") + bytes(200)
+    assert read_image(tiled).shape == (4, 4, 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    for data in (icon, tiled):
+        with pytest.raises(BadImage, match=r"20×10 are .* more than the limit"):
+            read_image(data, max_pixels=199)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "RGBA", "LA", "I;16", "I", "F"])
+def test_a_large_image_is_converted_in_bands_without_a_trace_and_with_little_memory(monkeypatch, mode):
+    values = np.random.default_rng(0).integers(0, 256, (300, 200, 4), np.uint8)
+    raw = values.tobytes()[: len(Image.new(mode, (200, 300)).tobytes())]
+    image = Image.frombytes(mode, (200, 300), np.full(60_000, 0.5, "<f4").tobytes() if mode == "F" else raw)
+    expected = image_pixels(image)
+    levels = levels_of(image)
+    monkeypatch.setattr(decode, "BAND", 900)  # 4 rows, which do not divide the height
+    tracemalloc.start()
+    found = image_pixels(image)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, expected)
+    assert most < 1.3 * found.nbytes + 100_000
+    assert levels_of(image) == levels
 
 
 def test_between_pillows_limit_and_ours_nothing_is_refused(monkeypatch):

@@ -7,10 +7,11 @@ interpreter's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from imgclf.data.source import Pixels, Sides
@@ -26,7 +27,7 @@ _APPLICATION = range(0xE0, 0xF0)
 _HARMLESS = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0"}
 _SHORTEST_HARMLESS = 14  # what Pillow reads of them
 SWAPS_SIDES = (5, 6, 7, 8)  # the EXIF orientations that turn an image by a quarter
-_BAND = 256
+BAND = 2**20  # pixels that are converted at once
 _TOPS = {"integer": (255, 1023, 4095, 16383, 65535), "float": (1, 255)}
 _TAIL = 1e-3  # of the pixels, at either end
 _MEASURED = 2**20  # pixels, about
@@ -131,8 +132,9 @@ def levels_of(image: Image.Image) -> Levels | None:
     kind = _depth(image)
     if kind is None:
         return None
-    values = np.asarray(image).ravel()
-    values = values[:: values.size // _MEASURED | 1]  # odd, so that it does not keep to one column
+    step = image.width * image.height // _MEASURED | 1  # odd, so that it does not keep to one column
+    parts = [np.asarray(band).ravel()[-rows.start * image.width % step :: step].copy() for rows, band in bands(image)]
+    values = np.concatenate(parts)
     values = values[np.isfinite(values)]
     if not values.size:
         return None
@@ -169,64 +171,68 @@ def to_uint8(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
     """The pixels of a decoded image as uint8 (height, width, 1 or 3); see `images.read_image` for the rules."""
     kind = _depth(image)
     if kind is not None:
-        values = np.asarray(image)
-        own = next((one for one in levels if one.kind == kind), None) or _levels_alone(values, image.mode)
-        return _over_white_key(_scaled(values, own), image)
+        own = next((one for one in levels if one.kind == kind), None) or _levels_alone(image)
+        return _in_bands(image, 1, lambda band: _scaled(band, own))
     if image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA", "La")
-        return _over_white(image, "LA" if grey else "RGBA")
+        return _in_bands(image, 1 if grey else 3, lambda band: _over_white(band, "LA" if grey else "RGBA"))
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None
-        return np.asarray(converted)
+        to_rgb = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+        return _in_bands(image, 3, lambda band: np.asarray(ImageCms.applyTransform(band, to_rgb)))
     if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))[:, :, None]
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        return _in_bands(image, 1, lambda band: np.asarray(band.convert("L"))[:, :, None])
+    return _in_bands(image, 3, lambda band: np.asarray(band if band.mode == "RGB" else band.convert("RGB")))
 
 
-def _over_white(image: Image.Image, mode: str) -> Pixels:
-    """Composite over white, in bands: a large image would otherwise need its memory several times over."""
+def bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Some rows of an image after the other: all at once, a large one would take its memory several times over."""
     width, height = image.size
-    mixed: Pixels = np.empty((height, width, len(mode) - 1), np.uint8)
-    for top in range(0, height, _BAND):
-        bottom = min(height, top + _BAND)
-        band = np.asarray(image.crop((0, top, width, bottom)).convert(mode)).astype(np.uint16)
-        colour, alpha = band[..., :-1], band[..., -1:]
-        mixed[top:bottom] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
-    return mixed
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        yield slice(top, bottom), image if bottom - top == height else image.crop((0, top, width, bottom))
 
 
-def _over_white_key(pixels: Pixels, image: Image.Image) -> Pixels:
-    """A 16-bit grey PNG may name one value as transparent."""
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        pixels[np.asarray(image) == key] = 255
+def _in_bands(image: Image.Image, channels: int, convert: Callable[[Image.Image], Pixels]) -> Pixels:
+    """What `convert` makes of each band: uint8 (height, width, channels)."""
+    width, height = image.size
+    if width * height <= BAND:
+        return convert(image)
+    pixels: Pixels = np.empty((height, width, channels), np.uint8)
+    for rows, band in bands(image):
+        pixels[rows] = convert(band)
     return pixels
 
 
-def _levels_alone(values: np.ndarray[Any, Any], mode: str) -> Levels:
+def _over_white(image: Image.Image, mode: str) -> Pixels:
+    values = np.asarray(image.convert(mode)).astype(np.uint16)
+    colour, alpha = values[..., :-1], values[..., -1:]
+    mixed: Pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return mixed
+
+
+def _levels_alone(image: Image.Image) -> Levels:
     """The levels of an image of which no others of its kind are known."""
-    if mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):
         return Levels("integer", 0, 65535)
-    ends = [(band.min(), band.max()) for _, band in _bands(values)]
+    ends = [(values.min(), values.max()) for _, band in bands(image) for values in [_finite(band)]]
     low, high = float(min(low for low, _ in ends)), float(max(high for _, high in ends))
-    tops = (65535,) if mode == "I" else _TOPS["float"]
+    tops = (65535,) if image.mode == "I" else _TOPS["float"]
     top = next((top for top in tops if low >= 0 and high <= top), None)
-    kind = "integer" if mode == "I" else "float"
+    kind = "integer" if image.mode == "I" else "float"
     return Levels(kind, low, high) if top is None else Levels(kind, 0, top)
 
 
-def _scaled(values: np.ndarray[Any, Any], levels: Levels) -> Pixels:
+def _scaled(image: Image.Image, levels: Levels) -> Pixels:
     scale = 255 / (levels.high - levels.low) if levels.high > levels.low else 0.0
-    scaled: Pixels = np.empty((*values.shape, 1), np.uint8)
-    for rows, band in _bands(values):
-        scaled[rows, :, 0] = np.rint((band.clip(levels.low, levels.high) - levels.low) * scale)
+    values = (_finite(image).clip(levels.low, levels.high) - levels.low) * scale
+    scaled: Pixels = np.rint(values).astype(np.uint8)[:, :, None]
+    key = image.info.get("transparency")
+    if isinstance(key, int):  # a 16-bit grey PNG may name one value as transparent
+        scaled[np.asarray(image) == key] = 255
     return scaled
 
 
-def _bands(values: np.ndarray[Any, Any]) -> Iterator[tuple[slice, np.ndarray[Any, np.dtype[np.float64]]]]:
-    """Some rows after the other, as finite numbers: all at once would take several times the memory of the image."""
-    for top in range(0, len(values), _BAND):
-        rows = slice(top, top + _BAND)
-        yield rows, np.nan_to_num(values[rows].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+def _finite(image: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -12,7 +12,7 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from imgclf._files import printable
-from imgclf.data.decode import SWAPS_SIDES, Jpeg, decode_jpeg, find_jpeg, levels_of, to_uint8, upright
+from imgclf.data.decode import SWAPS_SIDES, Jpeg, bands, decode_jpeg, find_jpeg, levels_of, to_uint8, upright
 from imgclf.data.source import AtLeast, Draft, Pixels, Sides
 from imgclf.errors import DataError
 from imgclf.specs import Levels
@@ -59,6 +59,10 @@ _BY_MAGIC = tuple(name for name in _EXTENSIONS if name != "TGA")
 # Too short a magic number to tell an image among files that do not even have an extension.
 _WEAK_MAGIC = ("PPM", "DIB", "PCX", "XBM")
 _CHECK_SIDE = 32
+# Of the pixels that are allowed: these decoders take 16 and 20 bytes for each, or 1 GiB beside those of such an image.
+_SHARES = {"WEBP": 0.8, "JPEG2000": 0.5}
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class BadImage(DataError):
@@ -200,17 +204,18 @@ def digest_pixels(data: bytes, suffix: str = "", max_pixels: int = MAX_PIXELS) -
     Grey that is stored as colour is grey; of more than 8 bits all count. The first 16 digits are the `look` that
     `check_image` gives these pixels in a format other than JPEG. Raises `BadImage`.
     """
-    values: NDArray[Any]
     with _quiet_pillow(), _as_bad_image():
         image = _opened(BytesIO(data), suffix, max_pixels)
         if _format(image) == "JPEG":
-            pixels = values = read_image(data, max_pixels=max_pixels)
+            pixels = read_image(data, max_pixels=max_pixels)
         else:
             orientation = _decode(image, None, max_pixels)
-            pixels = values = upright(to_uint8(image), orientation)
-            if image.mode[0] in "IF":  # two of these may differ, and be the same in 8 bits
-                values = np.asarray(image, np.float64)
-    return _look(pixels) + _digest(values, 2 * LOOK)
+            pixels = upright(to_uint8(image), orientation)
+        if image.mode[0] not in "IF":
+            return _look(pixels) + _digest(pixels, 2 * LOOK)
+        # Two of more than 8 bits may differ, and be the same in 8.
+        values = (np.asarray(band, np.float64) for _, band in bands(image))
+        return _look(pixels) + _hashed((image.height, image.width), values, 2 * LOOK)
 
 
 def _some(image: Image.Image) -> Image.Image:
@@ -229,8 +234,13 @@ def _look(pixels: Pixels) -> str:
 def _digest(values: NDArray[Any], digits: int) -> str:
     if values.ndim == 3 and _is_grey(values[:1]) and _is_grey(values):
         values = values[:, :, 0]
-    digest = blake2b(repr(values.shape).encode(), digest_size=digits // 2)
-    digest.update(np.ascontiguousarray(values).data)
+    return _hashed(values.shape, [values], digits)
+
+
+def _hashed(shape: tuple[int, ...], parts: Iterable[NDArray[Any]], digits: int) -> str:
+    digest = blake2b(repr(shape).encode(), digest_size=digits // 2)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 
@@ -365,22 +375,41 @@ def _identify(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFi
     for name in (*_BY_MAGIC, "TGA") if suffix.lower() == ".tga" else _BY_MAGIC:
         if not _accepts(name, prefix):
             continue
+        for size in _icon_sizes(file) if name == "ICO" else ():
+            _check_size(size, max_pixels)
         file.seek(0)
         try:
             image: ImageFile.ImageFile = Image.OPEN[name][0](file, "")
         except (SyntaxError, IndexError, TypeError) as error:  # how Pillow's readers say "not mine"
             reason = f"damaged {name} header: {_one_line(error)}"
             continue
-        _check_size(image.size, max_pixels)
+        _check_size(image.size, max_pixels, name)
+        if name == "TIFF":
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            _check_size((tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)), max_pixels)  # decoded whole
         return image
     raise BadImage(reason)
 
 
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+def _icon_sizes(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """The sizes of the PNGs in an icon, one of which is decoded as soon as it is opened."""
+    for i in range(int.from_bytes(_peek(file, 6)[4:], "little")):
+        file.seek(6 + 16 * i + 12)  # where its entry says where it lies
+        file.seek(int.from_bytes(file.read(4), "little"))
+        start = file.read(24)
+        if start.startswith(_PNG_START) and len(start) == 24:
+            yield struct.unpack(">II", start[16:])
+
+
+def _check_size(size: tuple[int, int], max_pixels: int, kind: str = "") -> None:
     width, height = size
-    if width * height > max_pixels:
-        found, limit = width * height / 1e6, max_pixels / 1e6
-        raise BadImage(f"{width}×{height} are {found:.4g} megapixels, more than the limit of {limit:g} (--max-pixels)")
+    most = int(max_pixels * _SHARES.get(kind, 1))
+    if width * height > most:
+        found, limit = width * height / 1e6, most / 1e6
+        of_kind = f" for {kind}" if kind in _SHARES else ""
+        raise BadImage(
+            f"{width}×{height} are {found:.4g} megapixels, more than the limit of {limit:g}{of_kind} (--max-pixels)"
+        )
 
 
 def _decode(image: ImageFile.ImageFile, needed: Sides | None, max_pixels: int) -> int:
