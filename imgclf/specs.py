@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from imgclf._registry import close_matches
+from imgclf._registry import option_meant
 from imgclf.errors import ConfigError
 
 T = TypeVar("T")
@@ -383,7 +383,7 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
                 raise ConfigError(f"{key!r} belongs to the table [train]")
             if kind is Experiment and key in DataConfig.__dataclass_fields__:
                 raise ConfigError(f"{key!r} belongs to the table [data]")
-            close = close_matches(key, list(fields))
+            close = option_meant(key, list(fields))
             hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}"
             raise ConfigError(f"{kind.__name__} has no {key!r}; {hint}")
     values = {key: _restore(kind, key, value) for key, value in data.items()}

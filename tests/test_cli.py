@@ -19,11 +19,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
 from conftest import COLOURS, colour_image, copy_of_world, save_photos
 from PIL import Image
 from typer.testing import CliRunner
 
 import imgclf
+from imgclf._registry import CALLED_ELSEWHERE
 from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import COLLECT_AFTER, app
 from imgclf.cli._console import say_list
@@ -453,6 +455,27 @@ def test_wrong_use_ends_with_2_and_changes_nothing(odd, args, message):
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert contents(odd) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("train", "photos", "--val", "x"), "No such option: --val; did you mean --split?"),
+        (("train", "--data", "photos"), "No such option: --data; DATA has none: imgclf train DATA"),
+        (("predict", "a.png", "--weights", "x"), "--weights; did you mean --model?"),
+        (("cache", "list", "--jsn"), "--jsn; did you mean --json?"),
+    ],
+)
+def test_an_option_that_there_is_not_is_answered_with_the_one_that_is_meant(in_folder, args, message):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_only_options_that_there_are_are_meant():
+    commands = typer.main.get_command(app).commands.values()
+    there = {param.opts[0] for command in commands for param in command.params} | {"DATA", "IMAGES"}
+    assert {ours if ours.isupper() else f"--{ours}" for ours in CALLED_ELSEWHERE} <= there
 
 
 IMAGE = "photos/red/00.png"

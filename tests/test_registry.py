@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf._registry import Registry, close_matches, unknown_name
+from imgclf._registry import Registry, close_matches, option_meant, unknown_name
 from imgclf.errors import UnknownName
 
 
@@ -56,3 +56,31 @@ def test_close_matches_are_known_names(known, name):
 def test_few_names_are_all_listed():
     assert str(unknown_name("class", "cats", ["ants", "bees"])).endswith("did you mean ants? (there is ants, bees)")
     assert str(unknown_name("class", "cats", [*"abcdefg", "ants"])).endswith("did you mean ants?")
+
+
+TRAIN = ["DATA", "--arch", "--weights", "--size", "--batch-size", "--split", "--lr", "--ema", "--weight-decay"]
+TRAIN += ["--optimizer", "--layer-decay", "--data-dir", "--runs", "--name", "--dropout"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "known", "meant"),
+    [
+        ("--val", TRAIN, ["--split"]),
+        ("--model", TRAIN, ["--arch"]),
+        ("--out", TRAIN, ["--runs"]),
+        ("--output", ["IMAGES", "--out", "--model"], ["--out"]),
+        ("--imgsz", TRAIN, ["--size"]),
+        ("--batch", TRAIN, ["--batch-size"]),
+        ("--lr0", TRAIN, ["--lr"]),
+        ("--data", TRAIN, ["DATA"]),
+        ("--weights", ["--model", "--out"], ["--model"]),
+        ("--Batch_Size", TRAIN, ["--batch-size"]),
+        ("--optmizer", TRAIN, ["--optimizer"]),
+        ("--layer", TRAIN, ["--layer-decay"]),
+        ("--no-pretrained", TRAIN, ["--weights"]),
+        ("--something", TRAIN, []),
+        ("learning_rate", ["lr", "weight_decay"], ["lr"]),
+    ],
+)
+def test_an_option_of_other_tools_is_answered_with_the_one_that_is_meant(typed, known, meant):
+    assert option_meant(typed, known) == meant

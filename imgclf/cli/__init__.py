@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from imgclf.cli._console import guarded, signals_end_cleanly
+from imgclf.cli._options import Command
 from imgclf.cli._streams import guard_streams
 from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
@@ -49,7 +50,7 @@ KEPT = (train, tune, prepare, report, show)  # whose work is on the disk, whatev
 SHARED = ("train", "reproduce")  # the work of which several processes share
 COLLECT_AFTER = 1_000_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
 for command in COMMANDS:
-    app.command(no_args_is_help=command not in (train, evaluate, runs, use, models, report))(
+    app.command(cls=Command, no_args_is_help=command not in (train, evaluate, runs, use, models, report))(
         guarded(command, kept=command in KEPT)
     )
 app.add_typer(cache, name="cache")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from imgclf._registry import option_meant
 from imgclf.specs import OPTIMIZERS, Experiment, TrainConfig
 from imgclf.training.experiments import EXPERIMENTS
 from imgclf.training.trackers.names import TRACKERS
@@ -20,6 +22,30 @@ def option(panel: str, text: str, default: object = None, flag: str | None = Non
     """An option whose default is a field of the specs: shown in the help, and applied there and not here."""
     shown = f"{text} [dim]\\[default: {default}][/dim]" if default is not None else text
     return typer.Option(*([flag] if flag else []), help=shown, show_default=False, rich_help_panel=panel)
+
+
+class Command(TyperCommand):
+    """A command that answers an option which it does not have with the one that is meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; the error about an unknown option gets a hint."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # click's, wherever Typer has it from
+                self._hint(error)
+            raise
+
+    def _hint(self, error: Any) -> None:
+        options = [param.opts[0] for param in self.params if param.param_type_name == "option"]
+        arguments = [str(param.metavar) for param in self.params if param.param_type_name == "argument"]
+        meant = option_meant(error.option_name, [*options, *arguments])
+        error.message = error.message.rstrip(".")
+        if set(meant) & set(arguments):
+            error.message += f"; {arguments[0]} has none: imgclf {self.name} {' '.join(arguments)}"
+        elif meant:
+            error.message += f"; did you mean {' or '.join(meant)}?"
+        error.possibilities = None
 
 
 def choices(names: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import Json
+from imgclf.cli._options import Command, Json
 
 
 def cache_list(json: Json = False) -> None:
@@ -61,4 +61,4 @@ def _day(moment: float) -> str:
 
 cache = typer.Typer(no_args_is_help=True, help="Show or clear the pixels that are kept to save time.")
 for _command, _name in ((cache_list, "list"), (cache_clear, "clear")):
-    cache.command(_name)(console.guarded(_command))
+    cache.command(_name, cls=Command)(console.guarded(_command))
