@@ -10,7 +10,8 @@ classifier = Classifier("efficientnet_lite0", size=96).fit(folder, epochs=2)
 result = classifier.evaluate()
 print(f"{result.accuracy:.1%} of {result.n} images that were never used before")
 for row in result.per_class:
-    print(f"  {row.name}: precision {row.precision:.1%}, recall {row.recall:.1%}")
+    if row.support:  # a class without test images has no figures
+        print(f"  {row.name}: precision {row.precision:.1%}, recall {row.recall:.1%}")
 
 source, samples = classifier.samples_of(part="test")
 answers = classifier.predict([f"{folder}/{sample.ref}" for sample in samples])

@@ -35,7 +35,7 @@ from imgclf.data.split import (
     read_split,
     unpack_contents,
 )
-from imgclf.errors import ConfigError, DataError, NotFitted
+from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
@@ -136,6 +136,22 @@ def _known_places(path: str) -> dict[str, str]:
     if Path(path, SPLIT).is_file():
         return {content_key(row): str(row.split) for row in read_split(Path(path, SPLIT)) if row.sha256}
     return dict.fromkeys(unpack_contents(read_manifest(path).seen), "train")
+
+
+def _seen_by_start(weights: str, split: Split) -> tuple[str, ...]:
+    """A sentence on the images to judge by that a model saw which training starts from, where it is one of ours."""
+    if weights in NOT_PLACES:
+        return ()
+    try:
+        places = _known_places(weights)
+    except ModelFileError:  # published weights, or those of others, which don't say what they saw
+        return ()
+    before = [(places.get(content_key(row)), row.split) for row in split.rows]
+    seen = sum(then == "train" != now or (then, now) == ("valid", "test") for then, now in before)
+    if not seen:
+        return ()
+    images = f"{seen:,} image{'' if seen == 1 else 's'} to validate or test on"
+    return (f"{printable(weights)} was trained or validated on {images}: figures will look better than they are",)
 
 
 def fit_experiment(base: str | Experiment | None, changes: Mapping[str, Any], source: Source) -> Experiment:
@@ -341,7 +357,8 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
     without = [printable(name) for name, counts in split.counts().items() if not counts["train"]]
     if without:
         raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
-    split = replace(split, findings=tuple(text for text in split.findings if text not in audited.findings))
+    findings = (*split.findings, *_seen_by_start(experiment.weights, split))
+    split = replace(split, findings=tuple(text for text in findings if text not in audited.findings))
     notify(callbacks, "split", split)
     return replace(audited, findings=(*audited.findings, *split.findings)), split
 

@@ -19,14 +19,16 @@ from torch import nn
 
 from imgclf import Classifier
 from imgclf.bundle import read_manifest
+from imgclf.data.audit import audit
 from imgclf.data.images import read_image
+from imgclf.data.open import open_source
 from imgclf.data.pixelcache import PixelCache
 from imgclf.data.source import Sample, Source
-from imgclf.data.split import read_split
+from imgclf.data.split import content_key, read_split
 from imgclf.data.store import Form
 from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
 from imgclf.models.build import head_of
-from imgclf.plan import plan_training
+from imgclf.plan import plan_training, read_data
 from imgclf.run import open_run
 from imgclf.specs import Experiment, Levels, TrainConfig
 from imgclf.training.experiments import EXPERIMENTS
@@ -685,6 +687,21 @@ def test_a_class_is_added_to_a_trained_model(own, tmp_path):
     assert math.isnan(baseline.probe_.accuracy), "it would be measured on what the network was trained on"
     assert baseline.probe_.note == "the network was trained on some of these images"
     assert {row.name: row.recall for row in baseline.evaluate().per_class} == dict.fromkeys(classifier.classes_, 1.0)
+
+
+@pytest.mark.parametrize("start", ["weights", "init"])
+def test_images_that_the_start_has_seen_are_named_where_they_are_judged_by(own, start):
+    run, source = only_run(own), open_source(own / "photos")
+    known = {content_key(row): row.split for row in Classifier.load(run).split_.rows}
+    turned = {"train": "test", "valid": "train", "test": "train"}
+    audited = audit(source).source
+    divided = audited.with_samples(replace(s, split=turned[known[content_key(s)]]) for s in audited.samples)
+    given = {"weights": str(run), **({"init": str(run)} if start == "init" else {})}
+    (finding,) = read_data(divided, Experiment(arch="lenet", **given))[1].findings
+    count = sum(split == "train" for split in known.values())
+    assert f"was trained or validated on {count} images to validate or test on" in finding
+    if start == "init":
+        assert read_data(source, Experiment(arch="lenet", **given))[1].findings == ()
 
 
 def test_what_is_gone_on_from_decides_the_network(own):
