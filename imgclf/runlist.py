@@ -15,7 +15,7 @@ from typing import Any
 from imgclf._files import printable, read_text, write_text
 from imgclf.bundle import read_manifest
 from imgclf.errors import ConfigError, DataError, ModelFileError
-from imgclf.evaluation.answers import read_answers
+from imgclf.evaluation.answers import read_score
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.results import ENDED
 from imgclf.run import ANSWERS, INFO, MODEL, ROOT, Run, find_model, find_run, is_held, list_runs, spent_seconds
@@ -213,11 +213,10 @@ def _answered(run: Run) -> Mapping[str, Any]:
     if not (run.path / ANSWERS).is_file():
         return {}
     try:
-        answers = read_answers(run.path / ANSWERS)
+        right, n = read_score(run.path / ANSWERS)
     except DataError:
         return {}
-    hits, n = int((answers.predicted == answers.targets).sum()), len(answers)
-    return {"n": n, "accuracy": hits / n} if n else {}
+    return {"n": n, "accuracy": right / n} if n else {}
 
 
 def _of_model(run: Run) -> Mapping[str, Any]:

@@ -2,18 +2,20 @@
 
 import json
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 from typer.testing import CliRunner
 
 from imgclf import Classifier
+from imgclf._tensorfile import DTYPES, Raw, pack, read_header
 from imgclf.cli import app
 from imgclf.errors import DataError, ImgclfError
-from imgclf.evaluation.answers import Answers, read_answers, write_answers
+from imgclf.evaluation.answers import Answers, read_answers, read_score, write_answers
 from imgclf.run import ANSWERS
 
 TINY = {"train": {"device": "cpu", "precision": "fp32"}}
@@ -74,6 +76,7 @@ def test_any_names_round_trip(tmp_path_factory, name, temperature):
     answers = make_answers(2, refs=(name, "\udcff"), contents=("", "0" * 64), temperature=temperature)
     write_answers(path, answers)
     assert same(read_answers(path), answers)
+    assert read_score(path) == ((answers.predicted == answers.targets).sum(), 2)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +105,17 @@ def forged(change):
     """The bytes of a sound file with its tensors, or the texts in them, changed."""
 
     def forge(data):
-        tensors = load(data)
-        texts = json.loads(tensors["texts"].tobytes())
+        tensors, header = load(data), read_header(BytesIO(data))
+        manifest, texts = json.loads(header.manifest), json.loads(tensors["texts"].tobytes())
+        texts.update({name: manifest.pop(name) for name in ("format", "temperature")})
         change(tensors, texts)
+        manifest.update({name: texts.pop(name) for name in ("format", "temperature")})
         tensors["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
-        return save(tensors)
+        kinds = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+        raw = {
+            name: Raw(kinds[str(a.dtype)], a.shape, a.reshape(-1).view(np.uint8).data) for name, a in tensors.items()
+        }
+        return b"".join(pack(raw, json.dumps(manifest)))
 
     return forge
 
@@ -119,7 +128,8 @@ def forged(change):
         (forged(lambda tensors, texts: tensors.pop("targets")), "expected the tensors"),
         (forged(lambda tensors, texts: tensors.update(targets=np.zeros(6, np.int32))), "expected the tensors"),
         (forged(lambda tensors, texts: tensors.update(logits=np.full((6, 3), np.inf, np.float32))), "infinite"),
-        (forged(lambda tensors, texts: texts.update(format=2)), "its format is 2; this version reads 1"),
+        (forged(lambda tensors, texts: texts.update(format=1)), "its format is 1; this version reads 2"),
+        (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "its checksum does not fit its content"),
         (forged(lambda tensors, texts: texts.update(refs=[1] * 6)), "expected a temperature and the texts"),
         (forged(lambda tensors, texts: texts.update(refs=["a"])), "expected logits"),
         (forged(lambda tensors, texts: texts.update(temperature="1")), "expected a temperature and the texts"),

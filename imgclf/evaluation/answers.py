@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imgclf._files import printable, write_atomic
-from imgclf._tensorfile import parse_json
+from imgclf._tensorfile import Header, Raw, checksum, pack, parse_json, read_header
 from imgclf.errors import DataError, ImgclfError
 from imgclf.evaluation.calibration import measure_calibration
 from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits, softmax
 from imgclf.results import Evaluation
 
-FORMAT = 1
+T = TypeVar("T")
+
+FORMAT = 2
 TENSORS = {"logits": "float32", "targets": "int64", "texts": "uint8"}
+TEXTS = ("classes", "refs", "contents")
 CONTENT = re.compile(r"([0-9a-f]{64})?")
 
 
@@ -98,23 +101,38 @@ class Answers:
 
 def write_answers(path: Path, answers: Answers) -> None:
     """Write answers as a safetensors file with the tensors `logits`, `targets` and `texts`: a JSON object in ASCII with
-    `format`, `temperature`, `classes`, `refs` and `contents`."""
-    from safetensors.numpy import save
-
-    named = {name: getattr(answers, name) for name in ("temperature", "classes", "refs", "contents")}
-    texts = json.dumps({"format": FORMAT, **named}).encode("ascii")
-    tensors: dict[str, NDArray[Any]] = {
-        "logits": np.ascontiguousarray(answers.logits, np.float32),
-        "targets": np.ascontiguousarray(answers.targets, np.int64),
-        "texts": np.frombuffer(texts, np.uint8),
+    `classes`, `refs` and `contents`. Its metadata hold a manifest, with `format`, `temperature`, `images` and `right`,
+    and the checksum of all of it, as those of a model file do."""
+    right = int((answers.predicted == answers.targets).sum())
+    manifest = {"format": FORMAT, "temperature": answers.temperature, "images": len(answers), "right": right}
+    texts = json.dumps({name: getattr(answers, name) for name in TEXTS}).encode("ascii")
+    tensors = {
+        "logits": _raw("F32", np.ascontiguousarray(answers.logits, np.float32)),
+        "targets": _raw("I64", np.ascontiguousarray(answers.targets, np.int64)),
+        "texts": _raw("U8", np.frombuffer(texts, np.uint8)),
     }
-    write_atomic(path, save(tensors))
+    write_atomic(path, *pack(tensors, json.dumps(manifest)))
+
+
+def _raw(kind: str, array: NDArray[Any]) -> Raw:
+    return Raw(kind, array.shape, array.reshape(-1).view(np.uint8).data)
 
 
 def read_answers(path: Path) -> Answers:
     """The answers in a file; `DataError`, which names it, where it is missing or broken."""
+    return _read(path, _parse)
+
+
+def read_score(path: Path) -> tuple[int, int]:
+    """How many answers of a file are right, and how many there are, by its header alone. Raises what `read_answers`
+    raises."""
+    return _read(path, _parse_score)
+
+
+def _read(path: Path, parse: Callable[[BinaryIO], T]) -> T:
     try:
-        return _parse(path.read_bytes())
+        with open(path, "rb") as stream:
+            return parse(stream)
     except FileNotFoundError:
         problem = (
             "is not there: expected the answers to test images, as `imgclf train` and `imgclf evaluate` write them"
@@ -126,28 +144,41 @@ def read_answers(path: Path) -> Answers:
     raise DataError(f"{printable(str(path))} {problem}")
 
 
-def _parse(data: bytes) -> Answers:
-    from safetensors import SafetensorError
+def _manifest(header: Header) -> dict[str, Any]:
+    manifest = parse_json(header.manifest, "manifest")
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"its format is {manifest.get('format')!r}; this version reads {FORMAT}")
+    return manifest
+
+
+def _parse_score(stream: BinaryIO) -> tuple[int, int]:
+    manifest = _manifest(read_header(stream))
+    right, images = manifest.get("right"), manifest.get("images")
+    if type(right) is not int or type(images) is not int or not 0 <= right <= images:
+        raise DataError(f"{right!r} of {images!r} answers are right")
+    return right, images
+
+
+def _parse(stream: BinaryIO) -> Answers:
     from safetensors.numpy import load
 
-    try:
-        tensors = load(data)
-    except SafetensorError as error:
-        raise DataError(str(error)) from None
+    header = read_header(stream)
+    temperature = _manifest(header).get("temperature")
+    if checksum(stream, header) != header.sha256:
+        raise DataError("its checksum does not fit its content")
+    stream.seek(0)
+    tensors = load(stream.read())
     found = {name: str(tensor.dtype) for name, tensor in tensors.items()}
     if found != TENSORS:
         raise DataError(f"expected the tensors {TENSORS}, got {found}")
     texts = parse_json(tensors["texts"].tobytes(), "table of texts")
-    names, temperature = ("refs", "contents", "classes"), texts.get("temperature")
-    if texts.get("format") != FORMAT:
-        raise DataError(f"its format is {texts.get('format')!r}; this version reads {FORMAT}")
-    if not all(_are_texts(texts.get(name)) for name in names) or not isinstance(temperature, float):
-        raise DataError(f"expected a temperature and the texts {', '.join(names)}")
+    if not all(_are_texts(texts.get(name)) for name in TEXTS) or not isinstance(temperature, float):
+        raise DataError(f"expected a temperature and the texts {', '.join(TEXTS)}")
     if not all(map(CONTENT.fullmatch, texts["contents"])):
         raise DataError("expected each content as a sha256 in hexadecimal digits, or empty")
     if not np.isfinite(tensors["logits"]).all():
         raise DataError("a logit is NaN or infinite")
-    refs, contents, classes = (tuple(texts[name]) for name in names)
+    classes, refs, contents = (tuple(texts[name]) for name in TEXTS)
     return Answers(tensors["logits"], tensors["targets"], refs, contents, classes, temperature)
 
 

@@ -257,6 +257,7 @@ def _note_lost(state: TrainState, run: _Run) -> None:
     new = {ref: why for lost in distributed.gather(own) for ref, why in lost.items() if ref not in state.lost}
     if new:
         state.lost |= new
+        run.loader.lost.update(new)
         notify(run.callbacks, "lost", new)
 
 
