@@ -250,6 +250,21 @@ def test_a_file_whose_size_time_and_inode_are_as_before_is_read_again_when_its_c
     assert again.source.samples[0].sha256 != first.source.samples[0].sha256
 
 
+def test_a_file_that_changes_between_its_digest_and_its_pixels_is_bad_and_looked_at_again(tmp_path, monkeypatch):
+    path, real = photos(tmp_path) / "a/00.png", module.check_image
+
+    def check(file, *options):
+        if file.name == str(path):
+            time.sleep(0.02)
+            image(path, value=200)
+        return real(file, *options)
+
+    monkeypatch.setattr(module, "check_image", check)
+    assert audit(open_folder(tmp_path)).bad == (BadFile("a/00.png", "it changed while it was checked"),)
+    monkeypatch.undo()
+    assert audit(open_folder(tmp_path)).bad == ()
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, monkeypatch):
     (cache / "audit").write_text("a file where the folder should be")
     assert len(audit(open_folder(photos(tmp_path))).source) == 24

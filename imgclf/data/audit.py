@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
 from hashlib import file_digest, sha256
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -232,21 +233,29 @@ def _indexed(entry: Entry) -> _Fact:
 def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
     path = reader.path(ref)
     try:
-        stamp = file_stamp(os.stat(path))
-        if known is not None and known.stamp == stamp:
+        if known is not None and known.stamp == file_stamp(os.stat(path)):
             return known
         with open_regular(path) as file:
-            digest = file_digest(file, "sha256").hexdigest()
-            try:
-                facts = check_image(file, os.path.splitext(path)[1], reader.max_pixels)
-            except BadImage as error:
-                return _Fact(stamp, digest, error.reason)
-        plain = (facts.format, facts.height, facts.width, facts.look)
-        return _Fact(stamp, digest, "", *plain, levels=facts.levels, vanishes=facts.vanishes)
+            stamp = file_stamp(os.fstat(file.fileno()))
+            found = _checked(file, os.path.splitext(path)[1], reader.max_pixels)
+            if file_stamp(os.fstat(file.fileno())) != stamp:
+                return _Fact(reason="it changed while it was checked")
+        return replace(found, stamp=stamp)
     except BadImage as error:
         return _Fact(reason=error.reason)
     except OSError as error:
         return _Fact(reason=f"cannot be opened: {(error.strerror or str(error)).lower()}")
+
+
+def _checked(file: BufferedReader, suffix: str, max_pixels: int) -> _Fact:
+    """What an open file holds."""
+    digest = file_digest(file, "sha256").hexdigest()
+    try:
+        facts = check_image(file, suffix, max_pixels)
+    except BadImage as error:
+        return _Fact("", digest, error.reason)
+    plain = (facts.format, facts.height, facts.width, facts.look)
+    return _Fact("", digest, "", *plain, levels=facts.levels, vanishes=facts.vanishes)
 
 
 def _cache_path(reader: FileReader) -> Path:
