@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ import imgclf
 from imgclf._registry import CALLED_ELSEWHERE
 from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import COLLECT_AFTER, app
-from imgclf.cli._console import say_list
+from imgclf.cli._console import say_list, show_table
 from imgclf.cli._inputs import expand
 from imgclf.cli._results import show_evaluation
 from imgclf.cli._streams import Stream
@@ -673,6 +674,41 @@ def test_results_are_on_stdout_where_stderr_is_a_terminal(here, terminal, monkey
     results = io.StringIO()
     assert shown_on(results, terminal, *command, "--json") == 0
     assert len([json.loads(line) for line in results.getvalue().splitlines()]) == count
+
+
+class Screen(io.StringIO):
+    """A terminal to read."""
+
+    def isatty(self):
+        return True
+
+
+def on_narrow_terminal(monkeypatch, header, rows):
+    """The lines of a table on a terminal of 60 columns."""
+    screen = Screen()
+    with monkeypatch.context() as patch:
+        patch.setenv("COLUMNS", "60")
+        patch.setenv("TERM", "xterm")
+        patch.setattr(sys, "stdout", screen)
+        show_table(header, rows)
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()]
+
+
+def test_a_table_that_is_wider_than_the_terminal_is_shown_in_parts(monkeypatch):
+    names = [f"a-long-class-{number}" for number in range(5)]
+    lines = on_narrow_terminal(monkeypatch, ["true", *names], [[name, *range(5)] for name in names])
+    assert max(map(len, lines)) <= 60
+    parts = [part.splitlines() for part in "\n".join(lines).split("\n\n")]
+    assert [part[0].split() for part in parts] == [["true", *names[:2]], ["true", *names[2:4]], ["true", names[4]]]
+    assert [part[5].split() for part in parts] == [[names[4], *pair] for pair in ("01", "23", "4")]
+
+
+def test_a_table_folds_sentences_between_words_and_a_path_that_is_wider_than_the_terminal(monkeypatch):
+    text = "nothing of this long sentence is broken within a word of it, however narrow"
+    lines = on_narrow_terminal(monkeypatch, ["choice", "reason"], [["size", text]])
+    assert " ".join(line[8:] for line in lines[1:]) == text
+    folded = on_narrow_terminal(monkeypatch, ["image", "class"], [["folder/" * 15, "red"]])
+    assert "".join(folded).count("/") == 15
 
 
 def test_colours_that_are_forced_draw_no_bar_into_a_log(here, monkeypatch):

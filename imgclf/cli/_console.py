@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -29,6 +30,7 @@ from imgclf.errors import ConfigError, ImgclfError
 P = ParamSpec("P")
 FIELD = re.compile(r"\b(?:Experiment|TrainConfig|DataConfig|Recipe|ModelSpec)\.(\w+) is")  # an option, to a user
 PIPE_WIDTH = 1000  # a table that goes to a file or a pipe is not folded
+GAP, SHORT = 2, 12  # between the columns of a table; characters of a cell that is not folded
 NUMERIC = re.compile(r"–|[\d.,]+( ?%)?")
 
 
@@ -90,16 +92,51 @@ def show_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def show_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table of a result, to stdout; columns that hold numbers stand to the right."""
+def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], keys: int = 1) -> None:
+    """A table of a result, to stdout; columns that hold numbers stand to the right.
+
+    What is wider than the terminal is shown in parts, each with the first `keys` columns. No word is broken, unless
+    these alone take most of the room.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
-    table = Table(box=None, pad_edge=False)
-    for index, name in enumerate(header):
-        right = bool(cells) and all(NUMERIC.fullmatch(row[index]) for row in cells)
-        table.add_column(Text(printable(name), style="bold"), justify="right" if right else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    out().print(table)
+    names = [printable(name) for name in header]
+    least = [_least_width([name, *(row[index] for row in cells)]) for index, name in enumerate(names)]
+    screen = out()
+    for number, part in enumerate(_parts(least, keys, screen.width)):
+        if number:
+            show()
+        table = Table(box=None, pad_edge=False)
+        fits = sum(least[index] + GAP for index in part) - GAP <= screen.width
+        for index in part:
+            right = bool(cells) and all(NUMERIC.fullmatch(row[index]) for row in cells)
+            table.add_column(
+                Text(names[index], style="bold"),
+                justify="right" if right else "left",
+                overflow="fold",
+                min_width=least[index] if fits else None,
+            )
+        for row in cells:
+            table.add_row(*(Text(row[index]) for index in part))
+        screen.print(table)
+
+
+def _least_width(texts: Sequence[str]) -> int:
+    """The width of a column that breaks no word, and no text that is short."""
+    return max(cell_len(part) for text in texts for part in ([text] if len(text) <= SHORT else text.split(" ")))
+
+
+def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """The columns of each part of a table; all in one where they fit, or where the key columns leave no room."""
+    first, rest = list(range(keys)), range(keys, len(widths))
+    left = room - sum(widths[index] + GAP for index in first) + GAP
+    if left < room / 2:
+        return [[*first, *rest]]
+    parts: list[list[int]] = [[]]
+    for index in rest:
+        if parts[-1] and sum(widths[other] + GAP for other in (*parts[-1], index)) > left:
+            parts.append([])
+        parts[-1].append(index)
+    return [[*first, *part] for part in parts]
 
 
 def _cell(value: object) -> str:

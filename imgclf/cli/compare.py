@@ -58,7 +58,7 @@ def compare(
 
 def _show(result: Comparison) -> None:
     _say_what_differs(result)
-    console.show_table(("", *HEADER), [("a", *cells(result.a)), ("b", *cells(result.b))])
+    console.show_table(("", *HEADER), [("a", *cells(result.a)), ("b", *cells(result.b))], keys=2)
     console.show()
     paired, (low, high) = result.paired, result.paired.interval
     console.show(

@@ -54,7 +54,8 @@ def runs(
     elif not shown:
         console.say(f"none of {console.plural(len(entries), 'run')} is like that")
     else:
-        console.show_table(("", *HEADER), [("*" if entry.default else "", *cells(entry)) for entry in shown])
+        rows = [("*" if entry.default else "", *cells(entry)) for entry in shown]
+        console.show_table(("", *HEADER), rows, keys=2)
         _say_default(folder, entries, shown)
 
 
