@@ -42,6 +42,7 @@ from imgclf.run import (
     ANSWERS,
     CHECKPOINT,
     CONFIG,
+    REPORT,
     Run,
     find_run,
     held,
@@ -139,6 +140,8 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
         ended = run.info["status"] == "done"  # else it was killed before its result was written
         if config.epochs is None or config.epochs < reached + ended:
             untested = "" if "result" in run.info else f", or see how good it is: imgclf evaluate --model {path}"
+            if not untested and not (path / REPORT).exists():
+                untested = f", or write its report: imgclf report {path}"
             raise ConfigError(f"{path} has finished {reached} epochs; go on to more with --epochs N{untested}")
         experiment = replace(experiment, train=config)
         work = _prepare(*plan_as(run, experiment, data, callbacks, weights=fresh), callbacks)

@@ -35,6 +35,7 @@ from imgclf.plan import CUSTOM, labelled_source
 from imgclf.results import ENDED, Choice
 from imgclf.run import (
     ANSWERS,
+    AT_WORK,
     CHECKPOINT,
     CONFIG,
     EVENTS,
@@ -142,7 +143,7 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
     return ReportData(
         name=run.path.absolute().name,
         created=_when(str(run.info.get("created", ""))),
-        status="not ended" if status == "running" else status,
+        status="not ended" if status in AT_WORK else status,
         trained=_trained(run, known.model, experiment, recipe),
         data=_data(run, rows),
         history=history,

@@ -46,6 +46,7 @@ MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, ANSWERS, REPORT = (
 )
 LOCK = ".lock"
 ROOT = Path("runs")
+AT_WORK = ("running", "testing")  # what run.json says while a process holds the run, and after that was killed
 NAME_BYTES = 255  # of a file's or a folder's name, at most
 STEM_LENGTH = 100  # letters of the data's name in a name that is made from it
 NOT_PLACES = ("auto", "pretrained", "none")  # what weights may be beside a file

@@ -18,7 +18,7 @@ from imgclf.errors import ConfigError, DataError, ModelFileError
 from imgclf.evaluation.answers import read_score
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.results import ENDED
-from imgclf.run import ANSWERS, INFO, MODEL, ROOT, Run, find_model, find_run, is_held, list_runs, spent_seconds
+from imgclf.run import ANSWERS, AT_WORK, INFO, MODEL, ROOT, Run, find_model, find_run, is_held, list_runs, spent_seconds
 
 SORTS = ("number", "name", "data", "arch", "recipe", "status", "accuracy", "seconds", "size")
 FILTERS = ("name", "data", "arch", "recipe", "status")
@@ -190,9 +190,9 @@ def _text(entry: RunEntry, key: str) -> str:
 
 
 def _status(run: Run) -> str:
-    """How the run ended; `killed` where it says that it is running and no process holds it."""
+    """How the run ended; `killed` where it says that a process is at work, and none holds it."""
     status = str(run.info.get("status", "–"))
-    return "killed" if status == "running" and not is_held(run) else status
+    return "killed" if status in AT_WORK and not is_held(run) else status
 
 
 def _figures(run: Run) -> tuple[str | None, Mapping[str, Any]]:

@@ -26,9 +26,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import imgclf
+from imgclf.__main__ import main as entry_point
 from imgclf._registry import CALLED_ELSEWHERE
 from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import COLLECT_AFTER, app
+from imgclf.cli import _console as console
 from imgclf.cli._console import say_list, show_table
 from imgclf.cli._inputs import expand
 from imgclf.cli._results import show_evaluation
@@ -935,3 +937,73 @@ def test_of_several_processes_one_works_where_the_work_is_not_shared(photos, in_
         assert result.exit_code == 0
         assert ("60 images" in result.stdout) == Path(f"out-{rank}").exists() == (rank == "0")
     assert result.output == ""
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """Handlers of signals, and what is known of those that came, are as before after the test."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    monkeypatch.setattr(console.Interruption, "asked", False)
+    monkeypatch.setattr(console.Interruption, "code", 130)
+    yield numbers
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def leave_by(error, number):
+    """What a command does that a signal ends: it leaves by the interrupt, or by what typer makes of it elsewhere."""
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        raise error from None
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(130)], ids=["interrupt", "exit"])
+def test_a_signal_ends_any_command_with_its_code_and_cleanly(signals, name, error):
+    number = getattr(signal, name)
+    with pytest.raises(SystemExit) as end, console.signals_end_cleanly():
+        leave_by(error, number)
+    assert end.value.code == 128 + number
+    assert [signal.getsignal(heard) for heard in signals] == [signal.SIG_DFL] * 3
+
+
+def test_a_command_that_fails_ends_with_its_own_code(signals):
+    with pytest.raises(SystemExit) as end, console.signals_end_cleanly():
+        leave_by(SystemExit(1), signal.SIGTERM)
+    assert end.value.code == 1
+
+
+def test_a_signal_that_is_ignored_stays_so_for_every_command(signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with console.signals_end_cleanly():
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_what_an_import_makes_of_an_interrupt_is_no_bug(signals, capsys):
+    def command():
+        signal.raise_signal(signal.SIGTERM)
+
+    def importing():
+        try:
+            command()
+        except KeyboardInterrupt:
+            raise ImportError("numpy.core failed to import") from None
+
+    for work in (command, importing):
+        with console.signals_end_cleanly(), pytest.raises(typer.Exit) as end:
+            console.guarded(work)()
+        assert end.value.exit_code == 143
+    assert capsys.readouterr().err == "interrupted\ninterrupted\n"
+
+
+def test_an_interrupt_before_the_command_line_is_loaded_has_no_traceback(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imgclf.cli.main", interrupt)
+    with pytest.raises(SystemExit) as end:
+        entry_point()
+    assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")

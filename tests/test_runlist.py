@@ -175,10 +175,11 @@ def test_only_a_run_of_the_folder_that_has_a_model_is_pinned(tmp_path):
     assert named_default(root) is None
 
 
-def test_a_run_that_no_process_holds_was_killed(tmp_path):
-    run = make(tmp_path, status="running")
+@pytest.mark.parametrize("status", ["running", "testing"])
+def test_a_run_that_no_process_holds_was_killed(tmp_path, status):
+    run = make(tmp_path, status=status)
     with held(run):
-        assert entry_of(run).status == "running"
+        assert entry_of(run).status == status
     assert entry_of(run).status == "killed"
 
 

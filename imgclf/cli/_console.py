@@ -276,6 +276,10 @@ def signals_end_cleanly() -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if Interruption.asked and (isinstance(error, KeyboardInterrupt) or error.code == 130):  # as typer makes of all
+            raise SystemExit(Interruption.code) from None
+        raise
     finally:
         for number in heard:
             signal.signal(number, signal.SIG_DFL)
