@@ -131,11 +131,12 @@ def _like(path: str, arch: str | None) -> dict[str, Any]:
     return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}
 
 
-def _known_places(path: str) -> dict[str, str]:
-    """Where the images were that a model has seen, by content: as its run's split says, else in train."""
+def _known_places(path: str, unsaid: str = "train") -> dict[str, str]:
+    """Where the images were that a model has seen, by content: as its run's split says. A model file alone does not
+    tell train and valid apart: they are `unsaid` then."""
     if Path(path, SPLIT).is_file():
         return {content_key(row): str(row.split) for row in read_split(Path(path, SPLIT)) if row.sha256}
-    return dict.fromkeys(unpack_contents(read_manifest(path).seen), "train")
+    return dict.fromkeys(unpack_contents(read_manifest(path).seen), unsaid)
 
 
 def _seen_by_start(weights: str, split: Split) -> tuple[str, ...]:
@@ -143,7 +144,7 @@ def _seen_by_start(weights: str, split: Split) -> tuple[str, ...]:
     if weights in NOT_PLACES:
         return ()
     try:
-        places = _known_places(weights)
+        places = _known_places(weights, unsaid="valid")
     except ModelFileError:  # published weights, or those of others, which don't say what they saw
         return ()
     before = [(places.get(content_key(row)), row.split) for row in split.rows]

@@ -391,7 +391,7 @@ def test_what_should_not_be_missed_is_a_warning_in_python_whatever_the_callbacks
     assert [finding.partition(":")[0] for finding in classifier.findings_] == [
         "1 image left out that can't be read",
         "equal content with different labels",
-        "1 of the files are changed in label and stay in place",
+        "1 of the files is changed in label and kept in place",
     ]
     assert {Path(warning.filename).name for warning in caught} == {"test_classifier.py"}
     (photos / "red" / "bad.png").unlink()
@@ -519,7 +519,7 @@ def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
         quick().fit(photos, callbacks=[callback])
 
 
-@pytest.mark.filterwarnings("ignore:exact copies", "ignore:1 of the files are changed")
+@pytest.mark.filterwarnings("ignore:exact copies", "ignore:1 of the files is changed")
 def test_a_run_does_not_go_on_with_other_images(own):
     (own / "photos" / "red" / "00.png").write_bytes((own / "photos" / "red" / "01.png").read_bytes())
     with pytest.raises(DataError, match="photos is not what it was: put these images back") as caught:

@@ -71,7 +71,7 @@ def test_other_versions_are_named(run):
     assert reproduce(run.path).different["torch"][0] == "1.0"
 
 
-@pytest.mark.filterwarnings("ignore:1 of the files are gone")
+@pytest.mark.filterwarnings("ignore:1 of the files is gone")
 def test_other_images_are_refused(run, photos):
     next(photos.rglob("*.png")).unlink()
     with pytest.raises(DataError, match="photos is not what it was: put these images back"):

@@ -263,13 +263,13 @@ def test_what_changed_is_named(tmp_path):
     new = Sample("c0/new.png", "c0", sha256=content("new"))
     split = make_split(source([changed, relabelled, renamed, new, *samples[4:]]), file=tmp_path / "split.csv")
     assert split.notes == (
-        "1 of the files are new and assigned: c0/new.png",
-        "1 of the files are new names of known content, which stays where it was: c0/renamed.png",
+        "1 of the files is new and assigned: c0/new.png",
+        "1 of the files is new names of known content, which stays where it was: c0/renamed.png",
     )
     assert split.findings == (
-        "1 of the files are gone, or can't be used: c0/3.png",
-        "1 of the files are changed in content and stay in place: c0/0.png",
-        "1 of the files are changed in label and stay in place: c0/1.png",
+        "1 of the files is gone, or can't be used: c0/3.png",
+        "1 of the files is changed in content and kept in place: c0/0.png",
+        "1 of the files is changed in label and kept in place: c0/1.png",
     )
     found = places(split)
     assert found["c0/renamed.png"] == home["c0/2.png"]
@@ -350,7 +350,7 @@ def test_an_image_that_is_left_out_may_be_in_a_split_file(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     (tmp_path / "mine.csv").write_text("path,label,split\nbad.png,c0,test\nc0/0.png,c0,test\n")
     split = make_split(replace(source(samples), reader=FileReader(tmp_path)), file=tmp_path / "mine.csv")
-    assert split.findings == ("1 of the files are gone, or can't be used: bad.png",)
+    assert split.findings == ("1 of the files is gone, or can't be used: bad.png",)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_known_content_keeps_its_place():
     second = make_split(source(rows), seed=2, known=known)
     before, now = by_content(first), by_content(second)
     assert {key: now[key] for key in before} == before
-    assert "30 images keep the places that they had before" in second.notes
+    assert "images that keep the places that they had before: 30" in second.notes
 
 
 def test_places_that_the_data_give_come_before_known_ones():

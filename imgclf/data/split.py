@@ -101,7 +101,7 @@ def make_split(
     if known and not given:
         places = {s.ref: known[content_key(s)] for s in rows if content_key(s) in known}
         fixed |= places
-        notes += [f"{len(places):,} images keep the places that they had before"] if places else []
+        notes += [f"images that keep the places that they had before: {len(places):,}"] if places else []
     earlier: tuple[Sample, ...] = ()
     if file is not None:
         earlier = fit_split(read_split(file), source.with_samples(rows), file)
@@ -319,20 +319,20 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> tuple[list[str]
     }
     changed = {
         "gone, or can't be used": [ref for ref in before if ref not in now and before[ref].sha256 not in contents],
-        "changed in content and stay in place": [
+        "changed in content and kept in place": [
             ref for ref in both if before[ref].sha256 and before[ref].sha256 != now[ref].sha256
         ],
-        "changed in label and stay in place": [ref for ref in both if before[ref].label != now[ref].label],
+        "changed in label and kept in place": [ref for ref in both if before[ref].label != now[ref].label],
     }
     return _named(added), _named(changed)
 
 
 def _named(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    return [
-        f"{len(refs)} of the files are {what}: {', '.join(map(printable, refs[:_SHOWN]))}{', …' * (len(refs) > _SHOWN)}"
-        for what, refs in groups.items()
-        if refs
-    ]
+    found = []
+    for what, refs in groups.items():
+        shown = ", ".join(map(printable, sorted(refs, key=natural)[:_SHOWN])) + ", …" * (len(refs) > _SHOWN)
+        found += [f"{len(refs)} of the files {'is' if len(refs) == 1 else 'are'} {what}: {shown}"] if refs else []
+    return found
 
 
 def _assign(
