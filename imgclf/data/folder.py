@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import file_digest
+from io import BufferedReader
 from typing import BinaryIO, NamedTuple
 
 from imgclf._files import natural, printable
@@ -84,17 +85,20 @@ class FileReader:
     @contextmanager
     def opened(self, ref: str) -> Iterator[BinaryIO]:
         """The file of one image, to be read within. Raises `BadImage` where it can't be opened, or has changed."""
-        path = self.path(ref)
-        with open_regular(path) as file:
-            known, stamp = self._known.get(ref), file_stamp(os.fstat(file.fileno()))
-            if known is not None and known.stamp != stamp:
-                if file_digest(file, "sha256").hexdigest() != known.sha256:
-                    raise BadImage(CHANGED, path)
-                self._known[ref] = Known(known.sha256, stamp)
-                file.seek(0)
+        with open_regular(self.path(ref)) as file:
+            self._require_known(ref, file)
             yield file
-            if known is not None and file_stamp(os.fstat(file.fileno())) != stamp:
-                raise BadImage(CHANGED, path)
+            self._require_known(ref, file)  # it may be changing just now
+
+    def _require_known(self, ref: str, file: BufferedReader) -> None:
+        known, stamp = self._known.get(ref), file_stamp(os.fstat(file.fileno()))
+        if known is None or known.stamp == stamp:
+            return
+        file.seek(0)
+        if file_digest(file, "sha256").hexdigest() != known.sha256:
+            raise BadImage(CHANGED, self.path(ref))
+        file.seek(0)
+        self._known[ref] = Known(known.sha256, stamp)
 
     def digest(self, ref: str) -> str:
         """The sha256 (hex) of the file's bytes, which it is held to from now on. Raises `BadImage`."""
