@@ -121,6 +121,10 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._items[name] = item
 
+    def replace(self, name: str, item: T) -> None:
+        """Register `item` in the place of what has its name, if anything has."""
+        self._items[name] = item
+
     def get(self, name: str) -> T:
         """The item called `name`, or `UnknownName`."""
         try:

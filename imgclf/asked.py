@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from imgclf.bundle import ARCH_NAME
 from imgclf.errors import ConfigError
-from imgclf.models._arch import ARCHS, Arch
+from imgclf.models._arch import Arch
+from imgclf.models.own import name_of, own_arch
 from imgclf.plan import AUTO_BATCH
-from imgclf.specs import ModelSpec
 from imgclf.transforms.augment import compose_to_dict
 
-Builder = Callable[[ModelSpec], nn.Module]
+Builder = Callable[..., nn.Module] | nn.Module
 
 
 def changes_of(given: Mapping[str, Any], knobs: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
@@ -26,11 +25,13 @@ def changes_of(given: Mapping[str, Any], knobs: Mapping[str, Any]) -> tuple[Mapp
     augment, size, arch = given["augment"], given["size"], given["arch"]
     compose = None if augment is None or isinstance(augment, str) else compose_to_dict(augment)
     own = {
-        "arch": register_builder(arch) if callable(arch) else arch,
+        "arch": arch if arch is None or isinstance(arch, str) else name_of(arch),
         "weights": given["weights"],
         "init": None if given["init"] is None else os.fspath(given["init"]),
         "size": (size, size) if isinstance(size, int) else size,
         "augment": augment if compose is None else None,
+        "mean": given["mean"],
+        "std": given["std"],
     }
     if knobs.get("batch_size") == "auto":
         knobs = {**knobs, "batch_size": AUTO_BATCH}
@@ -42,16 +43,20 @@ def changes_of(given: Mapping[str, Any], knobs: Mapping[str, Any]) -> tuple[Mapp
     return compose, {**config, **{key: value for key, value in own.items() if value is not None}}
 
 
-def register_builder(build: Builder) -> str:
-    """The name under which a user's own network is known: its function's name, registered if it is new.
+def own_network(given: Mapping[str, Any]) -> Arch | None:
+    """The architecture that stands for the network of the user's own among the arguments of a `Classifier`, if any.
 
-    A model file of it can be loaded wherever the function was registered before (`imgclf.arch`, or this).
+    Raises `ConfigError` for what is no network, and for one that is pretrained on pixels of unknown mean and std.
     """
-    name = getattr(build, "__name__", type(build).__name__)
-    if not ARCH_NAME.fullmatch(name):
-        raise ConfigError(f"a network of your own needs a function with a plain name, not {name!r}")
-    if name not in ARCHS:
-        ARCHS.add(name, Arch(name, build, size=(224, 224), channels=3, family="own", summary="a network of your own"))
-    elif ARCHS.get(name).build is not build:
-        raise ConfigError(f"an architecture called {name!r} is there already; give your function another name")
-    return name
+    arch, pretrained = given["arch"], given["pretrained"]
+    if arch is None or isinstance(arch, str):
+        if pretrained:
+            raise ConfigError("pretrained is for a network of your own; with a name, say weights='pretrained'")
+        return None
+    known = [given[key] is not None or key in (given["config"] or {}) for key in ("mean", "std")]
+    if pretrained and not all(known):
+        raise ConfigError(
+            "pretrained=True needs the mean and the std of the pixels (0 to 1) that your network was trained on, as "
+            "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225) of ImageNet"
+        )
+    return own_arch(arch, pretrained=bool(pretrained))

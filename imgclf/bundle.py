@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 FILE_NAME = "model.safetensors"
-ARCH_NAME = re.compile(r"((timm|torchvision):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+ARCH_NAME = re.compile(r"((timm|torchvision|own):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
 UNKNOWN_TENSORS = ("centre", "basis", "points", "rest", "scale", "valid")
 SHOWN_TENSORS = 3

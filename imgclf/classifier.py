@@ -15,7 +15,7 @@ from torch import nn
 
 from imgclf import distributed
 from imgclf._files import printable
-from imgclf.asked import Builder, changes_of
+from imgclf.asked import Builder, changes_of, own_network
 from imgclf.bundle import read_model, save_model
 from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
@@ -29,6 +29,7 @@ from imgclf.evaluation.unknown import Refusal
 from imgclf.fitting import Data, Learnt, figures, fit_data, repeat_run, resume_run
 from imgclf.inference import answer, device_of, predict
 from imgclf.inputs import inputs_source
+from imgclf.models.own import OWN, own_arch, using
 from imgclf.plan import labelled_source
 from imgclf.results import Evaluation, Explanation, Prediction
 from imgclf.run import ANSWERS, CONFIG, MODEL, SPLIT, Run, find_model, open_run, read_config, write_info
@@ -42,12 +43,14 @@ PARTS = ("all", *SPLIT_NAMES)
 class Classifier:
     """An image classifier by the contract of scikit-learn: the constructor stores, `fit` works and returns `self`.
 
-    `arch` is the name of an architecture, or a function from a `ModelSpec` to a module; None is the best one whose
-    pretrained weights are on this machine. `weights` says what it starts from (`auto`, `pretrained`, `none`, a path, a
-    hub name), `init` a run folder or model file to go on from, with its network, pixels and classes; `size` is a side
-    or (height, width) in pixels; `augment` is a preset's name or an `albumentations.Compose`. `recipe` is a named
-    experiment, or an `Experiment`, which the others then change; `config` changes any other field of it, as in
-    `{"fit": "pad", "train": {"weight_decay": 0.1}}`. What is left out is as it suits the data.
+    `arch` is the name of an architecture, or a network of the user's own (`docs/own-networks.md`): a module, its class,
+    or a function that gives one. None is the best one whose pretrained weights are on this machine. `pretrained` says
+    that the user's own network comes with weights to go on from; `mean` and `std` are those of its pixels, in 0…1.
+    `weights` says what it starts from (`auto`, `pretrained`, `none`, a path, a hub name), `init` a run folder or model
+    file to go on from, with its network, pixels and classes; `size` is a side or (height, width) in pixels; `augment`
+    is a preset's name or an `albumentations.Compose`. `recipe` is a named experiment, or an `Experiment`, which the
+    others then change; `config` changes any other field of it, as in `{"fit": "pad", "train": {"weight_decay": 0.1}}`.
+    What is left out is as it suits the data.
 
     After `fit` or `load` there are `classes_`, `model_` and `recipe_` (the pixels); after `fit` also `history_`,
     `split_`, `source_`, `findings_` (what looks wrong about the images, as sentences), `weights_` (what training
@@ -68,6 +71,9 @@ class Classifier:
         augment: Any = None,
         recipe: str | Experiment | None = None,
         config: Mapping[str, Any] | None = None,
+        pretrained: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         self.arch = arch
         self.weights = weights
@@ -76,9 +82,13 @@ class Classifier:
         self.augment = augment
         self.recipe = recipe
         self.config = config
+        self.pretrained = pretrained
+        self.mean = mean
+        self.std = std
 
     def __repr__(self) -> str:
-        given = {name: value for name, value in vars(self).items() if not name.endswith("_") and value is not None}
+        given = {name: value for name, value in vars(self).items() if not name.endswith("_")}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
         return f"Classifier({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def fit(
@@ -127,7 +137,8 @@ class Classifier:
         """Forget what was learnt before and learn anew: after an error there is nothing."""
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
-        learnt = work()
+        with using(own_network(vars(self))):
+            learnt = work()
         plan, source, split = learnt.work.plan, learnt.work.source, learnt.work.split
         self.plan_, self.model_, self.spec_, self.recipe_ = plan, plan.model, plan.spec, plan.recipe
         self.experiment_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
@@ -247,18 +258,31 @@ class Classifier:
         model, metrics = self._fitted(), dict(self.manifest_.metrics)
         if hasattr(self, "split_"):
             metrics |= figures(self.metrics_, self.split_)
-        save_model(path, model, replace(self.manifest_, metrics=metrics), self.unknown_)
+        own = None if isinstance(self.arch, str | None) else own_arch(self.arch, new_head=True)
+        with using(own):
+            save_model(path, model, replace(self.manifest_, metrics=metrics), self.unknown_)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str = "auto", precision: str = "fp32") -> Classifier:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        arch: Builder | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> Classifier:
         """A classifier from a model file or a run, ready to evaluate and predict on `device` in `precision`.
 
         A run is given as its folder or as its name under `runs`. Where the file lies in its run folder, the classifier
-        knows the split of its training too.
+        knows the split of its training too. `arch` is the code of a network of the user's own, which no file brings
+        along; `ModelFileError` where the weights don't fit it.
         """
         file = find_model(path)
-        model, manifest, unknown = read_model(file)
-        self = cls(manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
+        with using(None if arch is None else own_arch(arch, new_head=True)):
+            model, manifest, unknown = read_model(file)
+        if arch is not None and not manifest.spec.arch.startswith(OWN):
+            raise ConfigError(f"{file} holds a {manifest.spec.arch}, which is no network of your own: leave out arch")
+        self = cls(arch or manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
         self.model_, self.precision_ = model.to(pick_device(device)), precision
         pick_precision(precision, device_of(model))  # one that the device does not have is refused here
         self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe

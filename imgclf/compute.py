@@ -23,6 +23,7 @@ from imgclf.errors import OutOfMemory
 
 T = TypeVar("T")
 
+CONTIGUOUS = "imgclf_contiguous"  # the attribute that marks such a network
 SMALL_STEP = 5e7  # floating-point operations of a forward pass: LeNet takes 2e7 for 32 images
 # Of mallopt(3): from which size on the C library takes a block from the system and returns it as soon as it is free,
 # and how much it holds back of what is free; then both within `kept_memory`, and after it.
@@ -41,6 +42,12 @@ NO_MEMORY = (
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """The context in which a forward pass runs."""
     return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+
+
+def memory_format_of(model: nn.Module) -> torch.memory_format:
+    """Channels-last memory, but for a network of the user's own that does not work in it (`models/tried.py`)."""
+    contiguous = any(getattr(module, CONTIGUOUS, False) for module in model.modules())
+    return torch.contiguous_format if contiguous else torch.channels_last
 
 
 def step_flops(model: nn.Module, example: torch.Tensor, batch_size: int) -> float:

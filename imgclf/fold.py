@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 
+from imgclf.compute import memory_format_of
+
 TOLERANCE = 1e-4  # of the largest logit; float32 rounding is a tenth of it
 # How Python gets at values: where a network does, it may go another way for other images.
 READERS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "__array__", "equal", "allclose"}
@@ -25,7 +27,7 @@ Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
 def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """A copy of `model` for evaluation, channels-last and with its batch norms folded; `example` is an input.
+    """A copy of `model` for evaluation, in its memory format and with its batch norms folded; `example` is an input.
 
     Where the way through the network depends on the image, or the folded one answers differently on random pixels, its
     batch norms stay.
@@ -43,7 +45,7 @@ def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    return copy.deepcopy(model).eval().to(memory_format=memory_format_of(model))
 
 
 def _find_pairs(network: nn.Module, example: torch.Tensor) -> list[Pair]:
@@ -123,7 +125,7 @@ def _is_plain_norm(module: nn.Module) -> bool:
 def _fold(network: nn.Module, pairs: list[Pair]) -> None:
     names = {module: name for name, module in network.named_modules()}
     for conv, norm in pairs:
-        folded = fuse_conv_bn_eval(conv, norm).to(memory_format=torch.channels_last)
+        folded = fuse_conv_bn_eval(conv, norm).to(memory_format=memory_format_of(network))
         network.set_submodule(names[conv], folded)
         behind = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
         network.set_submodule(names[norm], nn.Sequential(*behind))

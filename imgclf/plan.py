@@ -256,7 +256,7 @@ def plan_pixels(
     pretrained weights are there if it asks for them."""
     arch = find_arch(pick_arch(experiment.arch, experiment.weights))
     pretrained = arch.weights is not None and experiment.weights != "none"
-    channels = experiment.channels or (arch.channels if pretrained else _channels(source))
+    channels = experiment.channels or (_channels(source) if arch.any_channels and not pretrained else arch.channels)
     augment = experiment.augment or suited_augment(pretrained)
     size = experiment.size or suited_size(arch.size, sizes, resizable=arch.resizable)
     return Recipe(
@@ -388,6 +388,7 @@ def plan_as(
 
     Without `weights` the network is left as it was made, for a state that is loaded later.
     """
+    find_arch(experiment.arch)  # a network of the user's own is asked for before any image is read
     source = _source_of(run, data, experiment.data)
     notify(callbacks, "source", source)
     audited = audit(

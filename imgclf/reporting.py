@@ -29,6 +29,7 @@ from imgclf.evaluation.report.words import plural
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import Ensemble
 from imgclf.models.offline import have_offline_weights
+from imgclf.models.own import is_known
 from imgclf.models.summary import layer_table
 from imgclf.pictures import pick_samples, sample_pixels
 from imgclf.plan import CUSTOM, labelled_source
@@ -110,9 +111,12 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     """The network of a run, and its answers: as they were kept, or given now."""
     if not run.model.is_file():
         return Known()
+    kept = {"test": read_answers(run.path / ANSWERS)} if (run.path / ANSWERS).is_file() else {}
+    if not is_known(str(run.info["arch"])):  # a network of the user's own, whose code is not named
+        return Known(None, kept)
     classifier = Classifier.load(run.path)
-    if (run.path / ANSWERS).is_file():
-        return Known(classifier.model_, {"test": read_answers(run.path / ANSWERS)})
+    if kept:
+        return Known(classifier.model_, kept)
     parts = {row.split for row in read_split(run.path / SPLIT)}
     part = next((name for name in ("test", "valid") if name in parts), None)
     if part is None or not hasattr(classifier, "split_"):

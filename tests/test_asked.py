@@ -3,10 +3,10 @@
 import pytest
 from torch import nn
 
-from imgclf.asked import changes_of, register_builder
+from imgclf.asked import changes_of, own_network
 from imgclf.errors import ConfigError
 
-NOTHING = dict.fromkeys(("arch", "weights", "init", "size", "augment", "config"))
+NOTHING = dict.fromkeys(("arch", "weights", "init", "size", "augment", "config", "pretrained", "mean", "std"))
 
 
 def test_what_is_left_out_changes_nothing():
@@ -30,15 +30,17 @@ def test_a_pipeline_is_stored_and_no_preset():
     assert "augment" not in changes
 
 
-def test_a_name_stands_for_one_function():
-    def a_net_of_mine(spec):
-        return nn.Linear(spec.classes, 1)
+def test_a_network_of_ones_own_goes_by_its_name():
+    given = {**NOTHING, "arch": nn.Linear(1, 1)}
+    assert changes_of(given, {})[1]["arch"] == "own:Linear"
+    assert own_network({**NOTHING, "arch": "lenet"}) is None
+    assert own_network(given).weights is None
 
-    assert register_builder(a_net_of_mine) == "a_net_of_mine"
-    assert register_builder(a_net_of_mine) == "a_net_of_mine"
-    other = type("other", (), {"__call__": lambda self, spec: nn.Linear(1, 1)})()
-    other.__name__ = "a_net_of_mine"
-    with pytest.raises(ConfigError, match="another name"):
-        register_builder(other)
-    with pytest.raises(ConfigError, match="a plain name"):
-        register_builder(lambda spec: nn.Linear(1, 1))
+
+def test_a_pretrained_network_says_which_pixels_it_knows():
+    given = {**NOTHING, "arch": nn.Linear(1, 1), "pretrained": True}
+    with pytest.raises(ConfigError, match="needs the mean and the std"):
+        own_network({**given, "mean": (0.5,)})
+    assert own_network({**given, "mean": (0.5,), "config": {"std": (0.5,)}}).weights is not None
+    with pytest.raises(ConfigError, match="weights='pretrained'"):
+        own_network({**given, "arch": "resnet18"})

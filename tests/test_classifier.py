@@ -93,6 +93,9 @@ def test_the_constructor_only_stores():
         "augment": augment,
         "recipe": "r",
         "config": config,
+        "pretrained": False,
+        "mean": None,
+        "std": None,
     }
     assert vars(classifier)["config"] is config
 
@@ -418,11 +421,11 @@ def my_network(spec):
 
 def test_a_network_of_ones_own(photos, tmp_path):
     classifier = Classifier(my_network, size=8, config=QUICK).fit(photos, epochs=2, runs=tmp_path / "runs")
-    assert classifier.spec_.arch == "my_network"
-    loaded = Classifier.load(classifier.run_.path)
+    assert classifier.spec_.arch == "own:my_network"
+    loaded = Classifier.load(classifier.run_.path, arch=my_network)
     assert np.array_equal(loaded.predict_proba(photos), classifier.predict_proba(photos))
-    with pytest.raises(ConfigError, match="a function with a plain name"):
-        Classifier(lambda spec: my_network(spec)).fit(photos)
+    resumed = Classifier(lambda spec: my_network(spec)).resume(classifier.run_.path, epochs=3)
+    assert len(resumed.history_) == 3
 
 
 def test_a_pipeline_of_ones_own_is_stored_in_the_model_file(photos, tmp_path):

@@ -104,6 +104,7 @@ def template(tmp_path_factory):
         for index in range(5):
             save(colour, root / "my_photos" / name / f"{index}.jpg")
         save(colour, root / "a_folder" / f"{name}.png")
+    shutil.copy(ROOT / "examples" / "own_network.py", root)
     save(CLASSES["cat"], root / "img.jpg")
     save(CLASSES["dog"], root / "other.png")
     with pytest.MonkeyPatch.context() as patch:
@@ -176,9 +177,11 @@ def run_page(page):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_runs(example, reader, monkeypatch):
+def test_an_example_runs(example, reader, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")
+    if example.stem == "own_network":
+        assert all(float(share) > 95 for share in re.findall(r"([\d.]+)%", capsys.readouterr().out))
 
 
 def test_links_between_the_pages_lead_somewhere():

@@ -5,6 +5,7 @@ Every text that comes from a file name or a class is escaped, and never read as 
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import json
 import os
@@ -168,7 +169,7 @@ def guarded(command: Callable[P, None], *, kept: bool = False) -> Callable[P, No
         if os.environ.get("IMGCLF_DEBUG"):
             return command(*args, **kwargs)
         try:
-            command(*args, **kwargs)
+            contextvars.copy_context().run(command, *args, **kwargs)  # what it makes known ends with it
             if _was_lost() and (not kept or kwargs.get("json")):
                 raise typer.Exit(1)
         except (typer.Exit, typer.BadParameter):

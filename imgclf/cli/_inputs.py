@@ -48,8 +48,38 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(line.rstrip(b"\r\n"))
 
 
-def load_classifier(model: str | None, device: str, precision: str = "fp32") -> Classifier:
-    """The classifier of a model file or a run or, without one, of the default run, which is then said."""
+def arch_name(arch: str) -> str:
+    """The name of an architecture as it is; that of FILE.py:NAME, whose code the command then knows."""
+    from imgclf.models.own import named_network, own_arch, use
+
+    network = named_network(arch)
+    if network is None:
+        return arch
+    use(found := own_arch(network))
+    return found.name
+
+
+def require_own(arch: str | None) -> None:
+    """Make the code of FILE.py:NAME known to a command whose model is such a network; raise `ConfigError` for another
+    name of an architecture: a model has its own."""
+    from imgclf.errors import ConfigError
+    from imgclf.models.own import named_network, own_arch, use
+
+    if arch is None:
+        return
+    network = named_network(arch)
+    if network is None:
+        raise ConfigError(
+            f"--arch is {arch!r}; a model knows its network: leave it out, or name your own as FILE.py:NAME"
+        )
+    use(own_arch(network, new_head=True))
+
+
+def load_classifier(model: str | None, device: str, precision: str = "fp32", arch: str | None = None) -> Classifier:
+    """The classifier of a model file or a run or, without one, of the default run, which is then said.
+
+    `arch` is FILE.py:NAME of a network of the user's own.
+    """
     from imgclf.run import find_model
     from imgclf.runlist import default_run
 
@@ -60,6 +90,7 @@ def load_classifier(model: str | None, device: str, precision: str = "fp32") -> 
     else:
         path = find_model(model)
     with console.waiting("loading"):
+        require_own(arch)
         from imgclf.classifier import Classifier
 
         return Classifier.load(path, device=device, precision=precision)

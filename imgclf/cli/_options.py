@@ -73,7 +73,13 @@ DataDir = Annotated[
 
 DEFAULT_ARCH = "the best whose pretrained weights are on this machine, else resnet18"
 # What the commands that train, or try it, have in common.
-Arch = Annotated[str | None, option(MODEL, "The network; see `imgclf models`.", DEFAULT_ARCH)]
+Arch = Annotated[
+    str | None, option(MODEL, "The network; see `imgclf models`. FILE.py:NAME is one of your own.", DEFAULT_ARCH)
+]
+OwnArch = Annotated[
+    str | None,
+    typer.Option("--arch", help="FILE.py:NAME of the network, where the model is one of your own.", show_default=False),
+]
 RecipeName = Annotated[str | None, option(TRAINING, f"A named experiment: {choices(tuple(EXPERIMENTS.names()))}.")]
 Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these, or a run to train like.")]
 Weights = Annotated[str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)]

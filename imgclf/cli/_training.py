@@ -30,6 +30,7 @@ from imgclf.ensemble import fit_ensemble, require_members
 from imgclf.errors import ConfigError
 from imgclf.evaluation.report.words import instead_of_epochs, never_better, valid_losses, why_kept
 from imgclf.fitting import keeping_memory, note_failure
+from imgclf.models.own import OWN
 from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import ENDED, Choice, EpochRecord, Evaluation, Probe
@@ -69,7 +70,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
                 test = _test(classifier, view, trackers)
                 summary = _keep(classifier, test, view.resumed_after, began)
         if distributed.is_main():
-            _show(classifier, test, summary, as_json=bool(options["json"]))
+            _show(classifier, test, summary, options)
             warn_of_worse(before, find_default())
     except KeyboardInterrupt:
         _say_where_to_go_on(view.run)
@@ -92,7 +93,7 @@ def _fitted(
     data: str | None, changes: dict[str, Any], options: dict[str, Any], callbacks: Sequence[Callback]
 ) -> Classifier:
     if "resume" in options:
-        return _resume(data, options, callbacks)
+        return _resume(data, changes, options, callbacks)
     data, recipe = _named_data(data, options), options.get("recipe")
     runs, name = options.get("runs", ROOT), options.get("name")
     if "ensemble" in options:
@@ -163,8 +164,12 @@ def _until_tested(tracker: Tracker) -> Callback:
     return tell
 
 
-def _resume(data: str | None, options: dict[str, Any], callbacks: Sequence[Callback]) -> Classifier:
+def _resume(
+    data: str | None, changes: dict[str, Any], options: dict[str, Any], callbacks: Sequence[Callback]
+) -> Classifier:
     allowed = {"resume", "epochs", "track", "json"}
+    if str(changes.get("arch", "")).startswith(OWN):
+        allowed |= {"arch"}
     others = sorted(set(options) - allowed)
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
@@ -197,8 +202,8 @@ def _keep(classifier: Classifier, test: Evaluation | None, before: int, began: f
     return summary
 
 
-def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, Any], *, as_json: bool) -> None:
-    run = classifier.run_
+def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, Any], options: Mapping[str, Any]) -> None:
+    run, as_json = classifier.run_, options["json"]
     assert run is not None
     _warn_of_losses(classifier)
     if test is not None and not as_json:  # before the report, for which nobody shall wait
@@ -226,6 +231,8 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
         console.show(f"next:  {advice.command or advice.do}")
     elif example is not None:
         other = "" if ours else f" --model {shlex.quote(str(run.path))}"
+        if classifier.spec_.arch.startswith(OWN):
+            other += f" --arch {shlex.quote(options['arch'])}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
 
 

@@ -9,7 +9,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import load_classifier
-from imgclf.cli._options import DataDir, Device, Json, Model, Precision
+from imgclf.cli._options import DataDir, Device, Json, Model, OwnArch, Precision
 
 
 def evaluate(
@@ -22,6 +22,7 @@ def evaluate(
         ),
     ] = None,
     model: Model = None,
+    arch: OwnArch = None,
     part: Annotated[
         str | None,
         typer.Option(help="train, valid, test or all; else what the model was not trained on.", show_default=False),
@@ -36,7 +37,7 @@ def evaluate(
     from imgclf.data.open import open_source
     from imgclf.run import ANSWERS
 
-    classifier = load_classifier(model, device, precision)
+    classifier = load_classifier(model, device, precision, arch)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
     if data is not None:

@@ -10,7 +10,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import Images, expand, load_classifier
-from imgclf.cli._options import Device, Json, Model, choices
+from imgclf.cli._options import Device, Json, Model, OwnArch, choices
 from imgclf.cli._output import model_data, output_folder
 from imgclf.specs import EXPLAIN_METHODS
 
@@ -37,6 +37,7 @@ def explain(
     layers: Annotated[bool, typer.Option("--layers", help="The feature maps of each stage of the network.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder for the pictures.")] = FOLDER,
     model: Model = None,
+    arch: OwnArch = None,
     json: Json = False,
     device: Device = "auto",
 ) -> None:
@@ -53,7 +54,8 @@ def explain(
     if not paths:
         raise ConfigError("there are no images to explain: name files, folders or globs")
     output_folder(out, "--out", data=[*paths, *model_data(model)])
-    classifier = None if views == ["kernels"] and _is_without_model(model) else load_classifier(model, device)
+    alone = views == ["kernels"] and _is_without_model(model)
+    classifier = None if alone else load_classifier(model, device, arch=arch)
 
     from imgclf.inputs import inputs_source
 

@@ -10,7 +10,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import Images, expand, load_classifier
-from imgclf.cli._options import Device, Json, Model, Precision
+from imgclf.cli._options import Device, Json, Model, OwnArch, Precision
 from imgclf.cli._output import Force, model_data, output_file
 from imgclf.specs import DataConfig
 
@@ -21,6 +21,7 @@ JUDGEMENT = ("unknown_score", "accepted")
 def predict(
     images: Images,
     model: Model = None,
+    arch: OwnArch = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 3,
     json: Json = False,
     csv: Annotated[
@@ -51,7 +52,7 @@ def predict(
     paths = list(expand(images))
     if csv is not None:
         output_file(csv, "--csv", (".csv",), force=force, data=[*paths, *model_data(model)])
-    classifier = load_classifier(model, device, precision)
+    classifier = load_classifier(model, device, precision, arch)
 
     from imgclf.inputs import inputs_source
 

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import require_own
+from imgclf.cli._options import OwnArch
 from imgclf.cli._output import Force, Out, output_file, run_data
 
 PAGES = (".html", ".htm")
@@ -19,6 +21,7 @@ def report(
         Path | None,
         typer.Argument(metavar="RUN", help="A run folder, or its name; else the default run.", show_default=False),
     ] = None,
+    arch: OwnArch = None,
     out: Out = None,
     force: Force = False,
 ) -> None:
@@ -37,6 +40,7 @@ def report(
         path = out / REPORT if os.path.isdir(out) else out
         output_file(path, "--out", PAGES, force=force, data=run_data(open_run(folder)))
     with console.waiting("loading"):
+        require_own(arch)
         from imgclf.reporting import write_report
     with console.progress("writing the report") as progress:
         write_report(folder, path, progress=progress)

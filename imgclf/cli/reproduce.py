@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import Json
+from imgclf.cli._inputs import require_own
+from imgclf.cli._options import Json, OwnArch
 
 
 def reproduce(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name.", show_default=False)],
+    arch: OwnArch = None,
     json: Json = False,
 ) -> None:
     """Train again from the config and the split of a run, and compare weights and figures. Nothing is written.
@@ -21,6 +23,7 @@ def reproduce(
     else with 1.
     """
     with console.waiting("loading"):
+        require_own(arch)
         from imgclf import distributed
         from imgclf.cli._training import TrainView
         from imgclf.reproduce import reproduce as train_again

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import arch_name
 from imgclf.cli._options import DataDir
 from imgclf.cli._output import Force, Out, picture_file
 from imgclf.specs import Recipe
@@ -52,7 +53,7 @@ def show(
         _show_channels(channels, path)
     else:
         assert data is not None
-        given = {"arch": arch, "augment": augment, "fit": fit, "size": size}
+        given = {"arch": arch and arch_name(arch), "augment": augment, "fit": fit, "size": size}
         _show_grid(data, path, recipe, {k: v for k, v in given.items() if v is not None}, n, seed, augmented, data_dir)
     console.show(str(path))
 

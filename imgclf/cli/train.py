@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.cli._inputs import arch_name
 from imgclf.cli._options import (
     DATA,
     MODEL,
@@ -200,6 +201,8 @@ def changes_of(given: dict[str, Any]) -> dict[str, Any]:
 
     changes: dict[str, Any] = find_config(given["config"]) if "config" in given else {}
     own = _taken(given, ("arch", "weights", "init", "channels", "fit", "augment", "mirror", "dropout", "keep"))
+    if "arch" in own:
+        own["arch"] = arch_name(own["arch"])
     reading = _taken(given, ("data_dir", "on_bad", "max_pixels", "cache"))
     training = _taken(given, tuple(TrainConfig.__dataclass_fields__))
     if "compile_" in given:

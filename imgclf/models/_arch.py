@@ -12,6 +12,7 @@ from imgclf.specs import ModelSpec
 if TYPE_CHECKING:
     from torch import nn
 
+HEAD = "imgclf_head"  # the attribute of a user's own network that names the layer that gives the scores
 Builder = Callable[[ModelSpec], "nn.Module"]
 
 
@@ -21,6 +22,7 @@ class Arch:
 
     `build` makes the module, whose output is (batch, classes) of logits. `size` is (height, width) in pixels; `mean`
     and `std` are of values in 0…1, one for all channels or one each; `kernel` and `crop_ratio` are those of `Recipe`.
+    `any_channels` says that it can be built for another number of channels.
     `classes` is the number that the network was published with; `resizable` says that its weights serve other sizes
     as well. `weights` says where pretrained weights come from, None
     that there are none. `family` names the library or the group it belongs to.
@@ -31,6 +33,7 @@ class Arch:
     size: tuple[int, int]
     channels: int
     family: str
+    any_channels: bool = True
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     kernel: str = "bilinear"
@@ -47,13 +50,19 @@ ARCHS: Registry[Arch] = Registry("architecture")
 def arch(
     name: str, *, size: tuple[int, int], channels: int, family: str, classes: int = 10, summary: str
 ) -> Callable[[Builder], Builder]:
-    """Register the decorated builder as an architecture; the other fields of `Arch` keep their defaults."""
+    """Register the decorated builder as an architecture; the other fields of `Arch` keep their defaults.
+
+    The same function may be registered again, as a cell of a notebook that runs twice does.
+    """
 
     def register(build: Builder) -> Builder:
-        ARCHS.add(
-            name,
-            Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary),
-        )
+        made = Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary)
+        again = name in ARCHS and _origin(ARCHS.get(name).build) == _origin(build)
+        (ARCHS.replace if again else ARCHS.add)(name, made)
         return build
 
     return register
+
+
+def _origin(build: Builder) -> tuple[str, str]:
+    return build.__module__, getattr(build, "__qualname__", "")

@@ -14,6 +14,7 @@ from imgclf._registry import unknown_name
 from imgclf.errors import ConfigError
 from imgclf.models import offline, resnet, speedrun, teaching, vgg
 from imgclf.models._arch import ARCHS, Arch
+from imgclf.models.own import OWN, current
 from imgclf.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -25,14 +26,20 @@ IMAGENET_CLASSES = 1000
 INCEPTION_OPTIONS = {"aux_logits": False, "init_weights": True}
 
 
-@cache
 def find_arch(name: str) -> Arch:
-    """The architecture called `name`; a tag of timm's weights may follow, as in `resnet18.a1_in1k`.
+    """The architecture called `name`, or the user's own network of the moment (`own:NAME`).
+
+    A tag of timm's weights may follow, as in `resnet18.a1_in1k`.
 
     Raises `UnknownName` with close matches from all three collections.
     """
-    if name in ARCHS:
-        return ARCHS.get(name)
+    if name.startswith(OWN):
+        return current(name)
+    return ARCHS.get(name) if name in ARCHS else _library_arch(name)
+
+
+@cache
+def _library_arch(name: str) -> Arch:
     library, _, bare = name.rpartition(":")
     if re.fullmatch(r"\w+(\.[\w.-]+)?", bare):
         if library in ("", "timm") and _in_timm(bare):

@@ -9,7 +9,7 @@ from torch import nn
 
 from imgclf.compute import unseeded_drawing
 from imgclf.errors import ConfigError
-from imgclf.models._arch import Arch
+from imgclf.models._arch import HEAD, Arch
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import assemble
 from imgclf.specs import ModelSpec
@@ -41,6 +41,9 @@ def empty_network(spec: ModelSpec) -> nn.Module:
     is. Raises what `build_model` raises.
     """
     arch = find_arch(spec.arch)
+    if arch.family == "own":  # it is tried with real images
+        with unseeded_drawing():
+            return build_model(spec).to("meta")
     with unseeded_drawing():
         try:
             with torch.device("meta"):
@@ -55,8 +58,8 @@ def empty_network(spec: ModelSpec) -> nn.Module:
 def head_of(model: nn.Module) -> nn.Module:
     """The layer that turns features into class scores: a linear layer or a 1×1 convolution, or a list of them.
 
-    Found by structure: `get_classifier` (timm), else the last such layer in `head`, `heads`, `fc` or `classifier`.
-    Raises `ConfigError` where there is none of these.
+    Found by structure: `get_classifier` (timm), what a try has told of a user's own network, else the last such layer
+    in `head`, `heads`, `fc` or `classifier`. Raises `ConfigError` where there is none of these.
     """
     if hasattr(model, "get_classifier"):
         found: object = model.get_classifier()  # type: ignore[operator]
@@ -64,6 +67,9 @@ def head_of(model: nn.Module) -> nn.Module:
             return nn.ModuleList(found)
         assert isinstance(found, nn.Module)
         return found
+    own = getattr(model, HEAD, None)
+    if isinstance(own, str):
+        return model.get_submodule(own)
     for name in HEAD_NAMES:
         part = getattr(model, name, None)
         if isinstance(part, nn.Module):
@@ -99,6 +105,8 @@ def _size_error(arch: Arch, spec: ModelSpec, error: Exception) -> ConfigError:
     if smallest is not None and min(spec.size) < smallest:
         return ConfigError(f"{given}; the smallest size that works is {smallest}")
     reason = (str(error) or type(error).__name__).splitlines()[0]
+    if arch.family == "own":
+        return ConfigError(f"{given} with {spec.channels} channels: {reason}; give the size that it was made for")
     return ConfigError(f"{given}: {reason}; its own size is {arch.size[0]}x{arch.size[1]}")
 
 

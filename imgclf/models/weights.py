@@ -20,6 +20,7 @@ from imgclf.models._fetch import HUB_FILES, Unavailable, cached_hub_file, hub_fi
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
 from imgclf.models.offline import have_offline_weights, offline_weights
+from imgclf.models.own import OwnNetwork
 from imgclf.specs import ModelSpec
 
 CALM = 0.01
@@ -165,11 +166,14 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUsed:
     arch = find_arch(spec.arch)
     if arch.weights is None:
+        if asked == "pretrained" and arch.family == "own":
+            raise ConfigError(f"{spec.arch} is your own network: say pretrained=True, or give a file of its weights")
         if asked == "pretrained":
             raise ModelFileError(
                 f"there are no pretrained weights for {spec.arch}; use --weights none or another --arch"
             )
-        return WeightsUsed(asked, "none", f"from scratch: {spec.arch} has no published weights")
+        why = "" if arch.family == "own" else f": {spec.arch} has no published weights"
+        return WeightsUsed(asked, "none", f"from scratch{why}")
     try:
         state = _published_state(arch, spec, arch.weights)
     except (Unavailable, MissingExtra) as error:
@@ -187,6 +191,9 @@ def _published_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str,
     match arch.family:
         case "offline":
             return offline_weights()
+        case "own":
+            assert isinstance(arch.build, OwnNetwork)
+            return arch.build.state(spec)
         case "torchvision":
             return _torchvision_state(arch, spec, location)
         case _:

@@ -20,7 +20,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
-from imgclf.compute import all_finite, drawing, enough_threads, kept_memory, seeded, step_flops
+from imgclf.compute import (
+    all_finite,
+    drawing,
+    enough_threads,
+    kept_memory,
+    memory_format_of,
+    seeded,
+    step_flops,
+)
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.evaluation.calibration import fit_temperature
@@ -150,7 +158,7 @@ def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device:
     too_few = 1 if distributed.shard()[1] == 1 else 2 * distributed.shard()[1] - 1  # two for each process
     drop_last = config.drop_last or (pairs and 0 < len(loader) % config.batch_size <= too_few)
     distributed.sync_norms(model, device)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device, memory_format=memory_format_of(model))  # type: ignore[call-overload]
     distributed.share(model.state_dict().values())
     precision = pick_precision(config.precision, device)
     if config.minutes is not None and distributed.shard()[1] > 1:

@@ -15,6 +15,7 @@ from imgclf import distributed
 from imgclf.compute import (
     autocast,
     drawing,
+    memory_format_of,
     ran_out_of_memory,
     random_state,
     release_memory,
@@ -214,7 +215,7 @@ def probe_batch_size(
     """
     smallest = 2 if needs_pairs(model, config) else 1
     size = _power_of_two(min(MAX_PROBED, max(smallest, images // 4)))
-    network = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network = copy.deepcopy(model).to(device, memory_format=memory_format_of(model)).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config, 1e-6)
     with drawing(seeded(config.seed, device), device):
         if device.type == "cpu":
