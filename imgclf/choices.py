@@ -27,17 +27,18 @@ def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tu
 
 
 def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
-    recipe, own = plan.recipe, find_arch(plan.spec.arch).size
+    recipe, arch = plan.recipe, find_arch(plan.spec.arch)
     (height, width), sizes = recipe.size, plan.sizes
     if plan.asked.arch == AUTO:
         best = f"the best one whose pretrained weights are on this machine ({plan.weights.source}); else --arch"
         plain = "the default; else --arch"
         yield Choice("arch", plan.spec.arch, best if plan.weights.used == "pretrained" else plain)
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
-    reason = "the network's own" if recipe.size == own else small
+    reason = "the network's own" if recipe.size == arch.size else small
     yield Choice("size", f"{height}×{width}", _reason(plan, "size", reason))
     wide = "" if sizes is None else f"a crop would cut too much: width by height is {_range(*sizes.aspects)}"
     fit = wide if recipe.fit == "squash" else "keeps the shapes"
+    fit = "the network's own" if recipe.fit == arch.fit != "crop" else fit
     yield Choice("fit", recipe.fit, _reason(plan, "fit", fit))
     if recipe.levels:
         yield Choice("levels", ", ".join(map(str, recipe.levels)), _deep(train))

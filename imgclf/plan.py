@@ -259,12 +259,13 @@ def plan_pixels(
     channels = experiment.channels or (_channels(source) if arch.any_channels and not pretrained else arch.channels)
     augment = experiment.augment or suited_augment(pretrained)
     size = experiment.size or suited_size(arch.size, sizes, resizable=arch.resizable)
+    fit = experiment.fit or (suited_fit(size, sizes) if arch.fit == "crop" else arch.fit)
     return Recipe(
         size=size,
         channels=channels,
-        fit=experiment.fit or suited_fit(size, sizes),
+        fit=fit,
         kernel=arch.kernel,
-        crop_ratio=arch.crop_ratio,
+        crop_ratio=arch.crop_ratio if fit == arch.fit else 1.0,  # who squashes or pads wants to see the whole image
         mean=experiment.mean or _statistics(arch.mean, channels),
         std=experiment.std or _statistics(arch.std, channels),
         steps=_steps(experiment, source, augment) if compose is None else (),

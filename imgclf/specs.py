@@ -130,7 +130,7 @@ class Recipe:
 
     `fit` says how an image of another shape gets to `size`: `crop` covers it and cuts the centre, `pad` fits inside
     and fills up with the mean colour, `squash` changes the aspect. `crop_ratio` is the share of the resized side that
-    a centre crop keeps (timm's crop_pct). `steps` augment training images only. `compose` is a user's own
+    is kept of the centre (timm's crop_pct): 1 keeps the whole, and above it there is a border. `steps` augment training images only. `compose` is a user's own
     albumentations pipeline as `A.to_dict` gives it, and takes the place of `steps`. `tta` "mirror" averages the
     logits of an image and of its mirror image, "mirror-shift" also those of both, moved by a pixel along the diagonal.
     `levels` are those of images of more than 8 bits, one for each kind that the training images have; images of another
@@ -154,7 +154,7 @@ class Recipe:
         _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
         _check(self.fit in FITS, self, "fit", ", ".join(FITS))
         _check(self.kernel in KERNELS, self, "kernel", ", ".join(KERNELS))
-        _check(_is_real(self.crop_ratio, 0.1, 1.0), self, "crop_ratio", "0.1 to 1")
+        _check(_is_real(self.crop_ratio, 0.1, 2.0), self, "crop_ratio", "0.1 to 2")
         for name, low in (("mean", -1e3), ("std", 1e-6)):
             values = getattr(self, name)
             _check(isinstance(values, tuple), self, name, f"one number a channel ({self.channels})")

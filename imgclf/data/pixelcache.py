@@ -47,7 +47,7 @@ ABOUT = "form.json"
 KNOWN = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
 ORPHAN_AGE = 60.0  # seconds
 DECODERS = ("pillow", "simplejpeg")
-_FORMAT = 2
+_FORMAT = 3
 
 
 class _Entry(NamedTuple):

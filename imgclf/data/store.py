@@ -67,8 +67,7 @@ class Form:
             whole = {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colours": False}
             return whole | _levels(recipe)
         fit = {"size": list(recipe.size), "channels": recipe.channels, "fit": recipe.fit, "kernel": recipe.kernel}
-        if recipe.fit == "crop":
-            fit["crop_ratio"] = recipe.crop_ratio
+        fit["crop_ratio"] = recipe.crop_ratio
         if recipe.fit == "pad":
             fit["colour"] = mean_colour(recipe)
         return {**fit, "decode_size": list(decode_size(recipe)), **_levels(recipe)}

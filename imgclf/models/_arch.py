@@ -21,8 +21,8 @@ class Arch:
     """A kind of network: how to build one that is empty, and the pixels it prefers.
 
     `build` makes the module, whose output is (batch, classes) of logits. `size` is (height, width) in pixels; `mean`
-    and `std` are of values in 0…1, one for all channels or one each; `kernel` and `crop_ratio` are those of `Recipe`.
-    `any_channels` says that it can be built for another number of channels.
+    and `std` are of values in 0…1, one for all channels or one each; `kernel`, `fit` and `crop_ratio` are those of
+    `Recipe`. `any_channels` says that it can be built for another number of channels.
     `classes` is the number that the network was published with; `resizable` says that its weights serve other sizes
     as well. `weights` says where pretrained weights come from, None
     that there are none. `family` names the library or the group it belongs to.
@@ -37,6 +37,7 @@ class Arch:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     kernel: str = "bilinear"
+    fit: str = "crop"
     crop_ratio: float = 1.0
     classes: int = 10
     weights: str | None = None

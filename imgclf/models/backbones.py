@@ -95,7 +95,8 @@ def _timm_arch(name: str, bare: str) -> Arch:
         mean=tuple(cfg.mean),
         std=tuple(cfg.std),
         kernel=cfg.interpolation,
-        crop_ratio=min(cfg.crop_pct, 1.0),  # a few nets ask for a border around the picture, which a crop can't give
+        fit={"squash": "squash", "border": "pad"}.get(cfg.crop_mode, "crop"),
+        crop_ratio=cfg.crop_pct,
         classes=IMAGENET_CLASSES,
         weights=cfg.hf_hub_id or (cfg.url if isinstance(cfg.url, str) and cfg.url else None),
         resizable=not cfg.fixed_input_size,

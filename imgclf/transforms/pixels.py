@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +39,20 @@ def decode_size(recipe: Recipe) -> tuple[int, int]:
 def prepare(pixels: Pixels, recipe: Recipe) -> Pixels:
     """An image of any shape as uint8 (height, width, channels) of the recipe's size: no randomness, antialiased.
 
-    `crop` follows torchvision and timm: the image covers size / crop_ratio, and its centre is kept.
+    The same whole pixels as torchvision's and timm's transforms give, which resize to size / crop_ratio and cut out the
+    centre or, where that is smaller, put a border around it.
     """
     pixels = to_channels(pixels, recipe.channels)
-    if recipe.fit == "pad":
-        return _pad(pixels, recipe)
-    box = _centre_box(pixels.shape[:2], recipe) if recipe.fit == "crop" else None
-    return resize(pixels, recipe.size, recipe.kernel, box)
+    sides = zip(pixels.shape, _resized(pixels.shape[:2], recipe), recipe.size, strict=False)
+    rows, columns = (_stretch(*side) for side in sides)
+    box = (columns.start, rows.start, columns.end, rows.end)
+    part = resize(pixels, (rows.pixels, columns.pixels), recipe.kernel, box)
+    if part.shape[:2] == recipe.size:
+        return part
+    canvas = np.empty((*recipe.size, recipe.channels), np.uint8)
+    canvas[:] = mean_colour(recipe) if recipe.fit == "pad" else 0
+    canvas[rows.place : rows.place + rows.pixels, columns.place : columns.place + columns.pixels] = part
+    return canvas
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
@@ -87,26 +94,34 @@ def _row_factors(
     return scale.repeat(repeats).float().to(device), bias.repeat(repeats).float().to(device)
 
 
-def _centre_box(shape: tuple[int, int], recipe: Recipe) -> tuple[float, float, float, float]:
-    """The part of the image (left, top, right, bottom) that a centre crop keeps."""
-    height, width = shape
-    target_h, target_w = recipe.size
-    scale = max(int(target_h / recipe.crop_ratio) / height, int(target_w / recipe.crop_ratio) / width)
-    box_h, box_w = min(height, target_h / scale), min(width, target_w / scale)
-    left, top = (width - box_w) / 2, (height - box_h) / 2
-    return left, top, left + box_w, top + box_h
+class _Stretch(NamedTuple):
+    """What is seen of a side: from `start` to `end` of it, as so many `pixels`, which begin at a `place` of the target."""
+
+    start: float
+    end: float
+    pixels: int
+    place: int
 
 
-def _pad(pixels: Pixels, recipe: Recipe) -> Pixels:
-    height, width = pixels.shape[:2]
-    target_h, target_w = recipe.size
-    scale = min(target_h / height, target_w / width)
-    inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-    canvas = np.empty((target_h, target_w, recipe.channels), np.uint8)
-    canvas[:] = mean_colour(recipe)
-    top, left = (target_h - inner[0]) // 2, (target_w - inner[1]) // 2
-    canvas[top : top + inner[0], left : left + inner[1]] = resize(pixels, inner, recipe.kernel)
-    return canvas
+def _stretch(side: int, resized: int, target: int) -> _Stretch:
+    """The middle of a side that is resized to a whole number of pixels, of which a target has room for so many."""
+    if resized <= target:
+        return _Stretch(0.0, float(side), resized, (target - resized) // 2)
+    first = round((resized - target) / 2)
+    return _Stretch(first * side / resized, (first + target) * side / resized, target, 0)
+
+
+def _resized(shape: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+    """The whole pixels (height, width) that torchvision's and timm's transforms resize an image to."""
+    height, width = (max(1, int(side / recipe.crop_ratio)) for side in recipe.size)
+    if recipe.fit == "squash":
+        return height, width
+    if recipe.fit == "crop" and height == width:  # torchvision's, which rounds down where timm's own rounds
+        short = min(shape)
+        return int(height * shape[0] / short), int(height * shape[1] / short)
+    ratios = shape[0] / height, shape[1] / width
+    ratio = min(ratios) if recipe.fit == "crop" else max(ratios)
+    return max(1, round(shape[0] / ratio)), max(1, round(shape[1] / ratio))
 
 
 def mean_colour(recipe: Recipe) -> list[int]:
