@@ -53,6 +53,7 @@ from imgclf.transforms.presets import limited, preset_steps
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 AUTO_BATCH = 0
 CPU = torch.device("cpu")
+EXACT = ("teaching", "own")  # families that compute in fp32 unless asked: the documents' networks and a user's own
 FEW_MINUTES = 10
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
@@ -190,9 +191,11 @@ def make_plan(
     `valid` is how many of them there are to judge training by.
     """
     recipe = replace(plan_pixels(experiment, source, compose, sizes), levels=_levels(experiment, train))
-    network = pick_arch(experiment.arch, experiment.weights)
+    network, config = pick_arch(experiment.arch, experiment.weights), experiment.train
+    if config.precision == "auto" and find_arch(network).family in EXACT:
+        config = replace(config, precision="fp32")
     spec = ModelSpec(network, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
-    with drawing(seeded(experiment.train.seed, CPU), CPU):
+    with drawing(seeded(config.seed, CPU), CPU):
         model = build_model(spec)
         weights = load_weights(model, spec, experiment.weights, source.classes)
     augment = experiment.augment or suited_augment(weights.used != "none")
@@ -203,7 +206,7 @@ def make_plan(
         arch=network,
         **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
         augment=CUSTOM if compose is not None else augment,
-        train=_settle(experiment.train, model, recipe, train, weights, valid),
+        train=_settle(config, model, recipe, train, weights, valid),
     )
     return Plan(experiment, settled, spec, recipe, model, weights, sizes)
 

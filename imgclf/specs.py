@@ -130,11 +130,11 @@ class Recipe:
 
     `fit` says how an image of another shape gets to `size`: `crop` covers it and cuts the centre, `pad` fits inside
     and fills up with the mean colour, `squash` changes the aspect. `crop_ratio` is the share of the resized side that
-    is kept of the centre (timm's crop_pct): 1 keeps the whole, and above it there is a border. `steps` augment training images only. `compose` is a user's own
-    albumentations pipeline as `A.to_dict` gives it, and takes the place of `steps`. `tta` "mirror" averages the
-    logits of an image and of its mirror image, "mirror-shift" also those of both, moved by a pixel along the diagonal.
-    `levels` are those of images of more than 8 bits, one for each kind that the training images have; images of another
-    kind are read by the rules of `data.images.read_image`.
+    is kept of the centre (timm's crop_pct): 1 keeps the whole, and above it there is a border. `steps` augment training
+    images only. `compose` is a user's own albumentations pipeline as `A.to_dict` gives it, and takes the place of
+    `steps`. `tta` "mirror" averages the logits of an image and of its mirror image, "mirror-shift" also those of both,
+    moved by a pixel along the diagonal. `levels` are those of images of more than 8 bits, one for each kind that the
+    training images have; images of another kind are read by the rules of `data.images.read_image`.
     """
 
     size: tuple[int, int] = (224, 224)

@@ -51,6 +51,7 @@ PLAIN = {
     "patience": 0,
     "class_weights": "none",
     "drop_last": False,
+    "precision": "fp32",
 }
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imgclf.errors import DataError
+from imgclf.models.backbones import find_arch
 from imgclf.specs import FITS, KERNELS, Recipe
 from imgclf.transforms.pixels import decode_size, mean_colour, prepare, to_channels, to_input
 
@@ -27,21 +28,74 @@ def noise(height, width, channels=3):
     return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (37, 64), (64, 37), (30, 90), (20, 20)])
-@pytest.mark.parametrize("ratio", [1.0, 0.875])
-@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
-def test_a_crop_is_that_of_torchvision(shape, ratio, kernel):
-    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+def photo(height, width):
+    """Patches of colours, with edges that show a shift of a fraction of a pixel."""
+    rng = np.random.default_rng([height, width])
+    small = rng.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3)).astype(np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
-    size = 28
-    mode = InterpolationMode(kernel)
-    reference = Compose([Resize(int(size / ratio), interpolation=mode), CenterCrop(size)])
-    pixels = smooth(*shape)
-    ours = prepare(pixels, Recipe(size=(size, size), crop_ratio=ratio, kernel=kernel)).astype(int)
-    theirs = np.asarray(reference(Image.fromarray(pixels))).astype(int)
-    # The border differs: ours resizes only what is kept. So may the place, by the half pixel that theirs rounds away.
-    assert np.abs(ours - theirs)[1:-1, 1:-1].max() <= 8
-    assert np.abs(ours - theirs)[1:-1, 1:-1].mean() < 3
+
+def recipe_of(arch):
+    mean, std = (values * (3 // len(values)) for values in (arch.mean, arch.std))
+    return Recipe(arch.size, 3, arch.fit, arch.kernel, arch.crop_ratio, mean, std)
+
+
+SHAPES = [(375, 500), (500, 333), (481, 480), (299, 701), (224, 224), (100, 80)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18.a1_in1k",
+        "mobilenetv3_small_100",
+        "vit_base_patch16_224",
+        "dm_nfnet_f0",  # squashed, and the edges cut off
+        "coat_tiny",
+        "vit_base_patch16_siglip_224",  # squashed
+        "deepseek_vit_412m",  # with a border of the mean colour
+        "volo_d4_448",  # with a black border
+        "csatv2",
+    ],
+)
+def test_evaluation_pixels_are_those_of_timm(name, shape):
+    from timm.data import create_transform, resolve_data_config
+    from timm.models import get_pretrained_cfg
+
+    config = resolve_data_config({}, pretrained_cfg=get_pretrained_cfg(name).to_dict())
+    image = photo(*shape)
+    theirs = np.asarray(create_transform(**config, normalize=False)(image)).transpose(1, 2, 0).astype(int)
+    difference = np.abs(prepare(np.asarray(image), recipe_of(find_arch(name))) - theirs)
+    assert difference.max() <= 2, "Pillow may take the two directions in another order"
+    assert difference.mean() < 0.25
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["resnet50", "inception_v3", "efficientnet_b1", "vit_b_16", "swin_t"])
+def test_evaluation_pixels_are_those_of_torchvision(name, shape):
+    from torchvision.models import get_model_weights
+    from torchvision.transforms import functional
+
+    preset, image = get_model_weights(name).DEFAULT.transforms(), photo(*shape)
+    resized = functional.resize(image, preset.resize_size, preset.interpolation)
+    theirs = np.asarray(functional.center_crop(resized, preset.crop_size)).astype(int)
+    difference = np.abs(prepare(np.asarray(image), recipe_of(find_arch(f"torchvision:{name}"))) - theirs)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.25
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("ratio", [0.8, 1.0, 1.3])
+def test_sizes_that_are_no_square_are_those_of_timm(fit, ratio):
+    from timm.data import create_transform
+
+    mode, image = {"crop": "center", "squash": "squash", "pad": "border"}[fit], photo(120, 150)
+    recipe = Recipe((48, 96), 3, fit, "bicubic", ratio, (0.2, 0.4, 0.6))
+    transform = create_transform(
+        (3, 48, 96), crop_mode=mode, crop_pct=ratio, interpolation="bicubic", mean=recipe.mean, normalize=False
+    )
+    theirs = np.asarray(transform(image)).transpose(1, 2, 0).astype(int)
+    assert np.abs(prepare(np.asarray(image), recipe) - theirs).max() <= 2
 
 
 def test_a_crop_cuts_the_longer_side_on_both_ends_alike():

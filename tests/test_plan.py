@@ -10,6 +10,8 @@ from imgclf.choices import describe
 from imgclf.data.open import open_source
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import ConfigError, DataError, UnknownName
+from imgclf.models._arch import ARCHS
+from imgclf.models.backbones import find_arch
 from imgclf.plan import (
     check_experiment,
     choose_experiment,
@@ -149,6 +151,36 @@ def test_the_seed_gives_the_first_weights_and_nothing_else_is_drawn_from(make_so
     torch.set_rng_state(before)
     weights(1, make_source())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("arch", "wish", "expected"),
+    [
+        ("dm_nfnet_f0", None, ("squash", 0.9)),
+        ("dm_nfnet_f0", "squash", ("squash", 0.9)),
+        ("dm_nfnet_f0", "crop", ("crop", 1.0)),
+        ("deepseek_vit_412m", None, ("pad", 1.0)),
+        ("mobilenetv3_small_100", None, ("crop", 0.875)),
+        ("mobilenetv3_small_100", "squash", ("squash", 1.0)),
+    ],
+)
+def test_images_fit_as_the_network_was_trained_or_else_are_seen_whole(make_source, arch, wish, expected):
+    pixels = plan_pixels(Experiment(arch=arch, weights="none", fit=wish), make_source())
+    assert (pixels.fit, pixels.crop_ratio) == expected
+
+
+@pytest.mark.parametrize(
+    ("arch", "wish", "expected"),
+    [("lenet", "auto", "fp32"), ("lenet", "bf16", "bf16"), ("small_vgg11", "auto", "bf16"), ("my_net", "auto", "fp32")],
+)
+def test_networks_of_the_documents_and_ones_own_compute_in_fp32_unless_asked(
+    make_source, monkeypatch, arch, wish, expected
+):
+    monkeypatch.setattr("imgclf.training.device._has_bf16", lambda device: True)
+    monkeypatch.setitem(ARCHS._items, "my_net", replace(find_arch("lenet"), name="my_net", family="own"))
+    config = TrainConfig(device="cpu", precision=wish, epochs=1)
+    plan = planned(Experiment(arch=arch, weights="none", size=(32, 32), train=config), make_source())
+    assert plan.experiment.train.precision == expected
 
 
 def test_a_pipeline_of_ones_own_takes_the_place_of_the_preset(make_source):

@@ -43,7 +43,7 @@ BAD = [
     (Recipe, "channels", [0, 65, 1.0, True], "1 to 64"),
     (Recipe, "fit", ["stretch"], "crop, pad, squash"),
     (Recipe, "kernel", ["cubic"], "bicubic"),
-    (Recipe, "crop_ratio", [0.05, 1.1, math.nan, "1"], "0.1 to 1"),
+    (Recipe, "crop_ratio", [0.05, 2.1, math.nan, "1"], "0.1 to 2"),
     (
         Recipe,
         "mean",

@@ -23,7 +23,7 @@ def _hold_out(valid: float) -> tuple[float, float, float]:
     return (1 - TEST) * (1 - valid), (1 - TEST) * valid, TEST
 
 
-_PLAIN = TrainConfig(weight_decay=0.0, schedule="constant", label_smoothing=0.0, class_weights="none")
+_PLAIN = TrainConfig(weight_decay=0.0, schedule="constant", label_smoothing=0.0, class_weights="none", precision="fp32")
 
 
 def _sgd(lr: float, momentum: float, batch_size: int, epochs: int) -> TrainConfig:

@@ -95,7 +95,7 @@ def _row_factors(
 
 
 class _Stretch(NamedTuple):
-    """What is seen of a side: from `start` to `end` of it, as so many `pixels`, which begin at a `place` of the target."""
+    """What is seen of a side: from `start` to `end`, as so many `pixels`, the first at this `place` of the target."""
 
     start: float
     end: float
