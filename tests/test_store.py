@@ -7,13 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from imgclf.data.folder import FileReader
 from imgclf.data.pixelcache import Kept
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.data.store import Dense, Form, Ragged, memory_budget
-from imgclf.specs import Levels, Recipe
+from imgclf.data.store import Dense, Form, Ragged, memory_budget, open_prepared
+from imgclf.specs import FITS, Levels, Recipe
 from imgclf.transforms.crop import kept_side
-from imgclf.transforms.pixels import prepare
+from imgclf.transforms.pixels import decode_size, prepare
 from imgclf.transforms.presets import preset_steps
 
 SQUARE = Recipe(size=(8, 8), channels=1)
@@ -115,3 +117,19 @@ def test_settings_tell_pixels_apart():
 def test_a_loader_takes_a_share_of_the_memory():
     assert 2**20 < memory_budget() < 2**44
     assert Kept(np.zeros((1, 1, 1), np.uint8), (1, 1)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("shape", [(256, 384), (257, 385), (257, 191), (135, 514)])
+def test_what_a_scaled_decoding_rounds_up_moves_nothing(tmp_path, shape, fit):
+    rows, columns = np.linspace(0, 9, shape[0])[:, None], np.linspace(0, 9, shape[1])[None]
+    waves = [127 * (1 + np.sin(rows + c) * np.cos(columns - c)) for c in range(3)]
+    (tmp_path / "a").mkdir()
+    image = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
+    image.save(tmp_path / "a" / "0.jpg", quality=95, subsampling=0)
+    recipe = Recipe(size=(20, 20), fit=fit, crop_ratio=0.9)
+    source = Source("s", ("a",), (Sample("a/0.jpg", "a"),), FileReader(tmp_path))
+    whole = source.open("a/0.jpg")
+    assert source.open("a/0.jpg", decode_size(recipe)).shape != whole.shape
+    difference = np.abs(open_prepared(source, "a/0.jpg", recipe).astype(int) - prepare(whole, recipe))
+    assert difference.mean() < 0.4

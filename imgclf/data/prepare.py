@@ -24,9 +24,9 @@ from imgclf.data.images import is_image_name
 from imgclf.data.layout import split_meant
 from imgclf.data.shards import EXTRA, ShardReader, write_index
 from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
+from imgclf.data.store import open_prepared
 from imgclf.errors import ConfigError, DataError, MissingExtra
 from imgclf.specs import Recipe
-from imgclf.transforms.pixels import decode_size, prepare
 
 JPEG_QUALITY = 95
 FORMATS = {"jpg": "JPEG", "png": "PNG"}
@@ -72,7 +72,7 @@ def prepare_folder(
     used: Counter[Path] = Counter()
     with _new_folder(out, source) as partial:
         for done, sample in enumerate(source.samples):
-            pixels = prepare(source.open(sample.ref, decode_size(recipe)), recipe)
+            pixels = open_prepared(source, sample.ref, recipe)
             write_image(_unused(partial / _place(sample, in_folders), kind, used), pixels)
             if progress is not None:
                 progress(done + 1, len(source.samples))
@@ -138,7 +138,7 @@ def _write_shards(members: Iterator[dict[str, str | bytes]], folder: Path, name:
 def _image(source: Source, sample: Sample, recipe: Recipe | None, kind: str) -> dict[str, bytes]:
     """One image as {extension: bytes of the file}."""
     if recipe is not None:
-        return {kind: _encoded(prepare(source.open(sample.ref, decode_size(recipe)), recipe), kind)}
+        return {kind: _encoded(open_prepared(source, sample.ref, recipe), kind)}
     data = _file_bytes(source, sample.ref)
     kinds = [kind for kind, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)]
     return {kinds[0]: data} if kinds else {"png": _encoded(source.open(sample.ref), "png")}

@@ -55,9 +55,9 @@ class Form:
     def read(self, source: Source, ref: str) -> Kept:
         """Decode one image into this form. Raises `DataError`, as `BadImage`, where it can't be read."""
         if not self.whole:
-            return Kept(prepare(source.open(ref, decode_size(self.recipe)), self.recipe), self.recipe.size)
+            return Kept(open_prepared(source, ref, self.recipe), self.recipe.size)
         side = kept_side(self.recipe)
-        pixels, shape = open_measured(source, ref, side)
+        pixels, shape = open_measured(source, ref, (side, side))
         return Kept(to_channels(shrink(pixels, side), self.recipe.channels), shape)
 
     def settings(self) -> dict[str, object]:
@@ -80,7 +80,7 @@ class Form:
         shapes = []
         for sample in samples[:: max(1, -(-len(samples) // PEEKED))]:
             try:
-                shapes.append(open_measured(source, sample.ref, 1)[1])
+                shapes.append(open_measured(source, sample.ref, (1, 1))[1])
             except DataError:  # named when it is wanted
                 continue
         areas = [height * width * min(1.0, side / min(height, width)) ** 2 for height, width in shapes]
@@ -92,15 +92,24 @@ def _levels(recipe: Recipe) -> dict[str, object]:
     return {"levels": [astuple(levels) for levels in recipe.levels]} if recipe.levels else {}
 
 
-def open_measured(source: Source, ref: str, side: int) -> tuple[Pixels, tuple[int, int]]:
-    """The pixels of an image, no side of them below `side` where the image has it, and the image's (height, width)."""
+def open_prepared(source: Source, ref: str, recipe: Recipe) -> Pixels:
+    """The evaluation pixels of an image, which is decoded no larger than that takes."""
+    pixels, shape = open_measured(source, ref, decode_size(recipe), smooth=True)
+    return prepare(pixels, recipe, shape)
+
+
+def open_measured(source: Source, ref: str, least: Sides, *, smooth: bool = False) -> tuple[Pixels, Sides]:
+    """The pixels of an image, no side of them below its `least` where the image has it, and its (height, width).
+
+    See `Draft` for `smooth`.
+    """
     told: list[tuple[int, int]] = []
 
     def needed(shape: Sides) -> Sides:
         told.append(shape)
-        return side, side
+        return least
 
-    pixels = source.open(ref, Draft(needed))
+    pixels = source.open(ref, Draft(needed, smooth))
     return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
 
 

@@ -36,16 +36,18 @@ def decode_size(recipe: Recipe) -> tuple[int, int]:
     )
 
 
-def prepare(pixels: Pixels, recipe: Recipe) -> Pixels:
+def prepare(pixels: Pixels, recipe: Recipe, shape: tuple[int, int] | None = None) -> Pixels:
     """An image of any shape as uint8 (height, width, channels) of the recipe's size: no randomness, antialiased.
 
     The same whole pixels as torchvision's and timm's transforms give, which resize to size / crop_ratio and cut out the
-    centre or, where that is smaller, put a border around it.
+    centre or, where that is smaller, put a border around it. `shape` is the image's own (height, width) where it was
+    decoded at a half, a quarter or an eighth of it: an odd side has lost its half pixel then.
     """
     pixels = to_channels(pixels, recipe.channels)
-    sides = zip(pixels.shape, _resized(pixels.shape[:2], recipe), recipe.size, strict=False)
-    rows, columns = (_stretch(*side) for side in sides)
-    box = (columns.start, rows.start, columns.end, rows.end)
+    shape = shape or pixels.shape[:2]
+    rows, columns = (_stretch(*side) for side in zip(shape, _resized(shape, recipe), recipe.size, strict=True))
+    down, across = (_decoded_scale(*side) for side in zip(shape, pixels.shape, strict=False))
+    box = (columns.start / across, rows.start / down, columns.end / across, rows.end / down)
     part = resize(pixels, (rows.pixels, columns.pixels), recipe.kernel, box)
     if part.shape[:2] == recipe.size:
         return part
@@ -109,6 +111,11 @@ def _stretch(side: int, resized: int, target: int) -> _Stretch:
         return _Stretch(0.0, float(side), resized, (target - resized) // 2)
     first = round((resized - target) / 2)
     return _Stretch(first * side / resized, (first + target) * side / resized, target, 0)
+
+
+def _decoded_scale(side: int, decoded: int) -> int:
+    """What a side was divided by, a power of 2, to be decoded: that rounds up."""
+    return 1 << int(-(-side // decoded) - 1).bit_length()
 
 
 def _resized(shape: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
