@@ -19,10 +19,10 @@ from imgclf.data.loader import UNLABELLED, Loader, epoch_order
 from imgclf.data.open import open_source
 from imgclf.data.rows import sample_seed
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.data.store import Form
+from imgclf.data.store import Form, open_prepared
 from imgclf.errors import ConfigError, DataError, ImgclfError
 from imgclf.specs import Recipe, Step
-from imgclf.transforms.pixels import decode_size, prepare
+from imgclf.transforms.pixels import prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (8, 8)
@@ -127,7 +127,7 @@ def test_jpeg_pixels_are_near_the_exact_ones(smooth):
 @pytest.mark.parametrize("recipe", [PLAIN, PADDED, Recipe(size=(30, 20), channels=1, crop_ratio=0.8)])
 def test_evaluation_pixels_are_the_same_from_every_tier(smooth, recipe, cache):
     loader = loader_of(smooth, recipe, train=False, cache=cache)
-    expected = np.stack([prepare(smooth.open(s.ref, decode_size(recipe)), recipe) for s in smooth.samples])
+    expected = np.stack([open_prepared(smooth, s.ref, recipe) for s in smooth.samples])
     for _ in range(2):
         assert (torch.cat([batch.pixels for batch in loader.epoch()]).numpy() == expected).all()
 
