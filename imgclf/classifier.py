@@ -21,7 +21,16 @@ from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.loader import Loader
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
-from imgclf.data.split import Split, choose_samples, content_key, match_rows, pack_contents, read_split, unpack_contents
+from imgclf.data.split import (
+    Split,
+    choose_samples,
+    content_key,
+    match_rows,
+    pack_contents,
+    read_split,
+    seen_refs,
+    unpack_contents,
+)
 from imgclf.errors import ConfigError, DataError, NotFitted
 from imgclf.evaluation.answers import Answers, write_answers
 from imgclf.evaluation.explain import explain
@@ -161,9 +170,11 @@ class Classifier:
         """How good the model is: on its own test images or, with `data`, on any labelled ones, matched by class name.
 
         Of `data`, images that the model was trained or validated on are left out, and only the test part is used where
-        they are divided. `part` asks for `train`, `valid`, `test` or `all` instead. A model that was loaded from a file
-        away from its run folder still knows them by their content, up to 200,000 images (`seen_`). What could not be
-        read is in `lost_` (path → reason).
+        they are divided. `part` asks for `train`, `valid`, `test` or `all` instead. Where training saw some of the
+        images that are used, as copies in the user's own train and test folders, the figures are of all, and their
+        `unseen` is of those that it didn't see. A model that was loaded from a file away from its run folder still
+        knows them by their content, up to 200,000 images (`seen_`). What could not be read is in `lost_` (path →
+        reason).
         """
         answers = self.answer(*self.samples_of(data, part), progress=progress)
         if data is None:
@@ -183,7 +194,8 @@ class Classifier:
         precision = pick_precision(self.precision_, device_of(model))
         answers = answer(model, loader, progress=progress, precision=precision, temperature=self.temperature_)
         self.lost_ = {**self.lost_, **loader.lost}
-        return answers
+        again = seen_refs(source, self.seen_)
+        return replace(answers, seen=tuple(i for i, ref in enumerate(answers.refs) if ref in again))
 
     def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
         """The images that `evaluate` uses for these arguments, and the source that opens them."""
@@ -197,8 +209,8 @@ class Classifier:
             source, self.lost_ = spelled_as(audited.source, self.classes_), {bad.ref: bad.reason for bad in audited.bad}
         if data is None:  # whatever has come since is not of its data
             part = part or "test"
-            rows = self.split_.rows if part == "all" else self.split_.samples(part)
-            samples = [sample for _, sample in match_rows(rows, source.samples) if sample is not None]
+            matched = match_rows(self.split_.rows, source.samples)
+            samples = [sample for row, sample in matched if sample is not None and part in ("all", row.split)]
         else:
             samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
         strangers = sorted(set(source.classes) - set(self.classes_)) if data is not None else []

@@ -188,8 +188,9 @@ def figures(metrics: Mapping[str, Evaluation], split: Split) -> dict[str, dict[s
     confusion matrix, whose size grows with the square of the classes."""
     plain = {part: result.to_dict() for part, result in metrics.items()}
     for values in plain.values():
-        del values["confusion"]
         values["split"] = split.digest
+        for one in filter(None, (values, values["unseen"])):
+            del one["confusion"]
     return plain
 
 

@@ -33,6 +33,7 @@ from imgclf.data.split import (
     make_split,
     open_fractions,
     read_split,
+    require_open,
     unpack_contents,
 )
 from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted
@@ -164,9 +165,12 @@ def fit_experiment(base: str | Experiment | None, changes: Mapping[str, Any], so
     """
     experiment = choose_experiment(base, changes, source.default_recipe)
     check_experiment(experiment)
-    if experiment.split is not None and "split" not in changes:
-        experiment = replace(experiment, split=open_fractions(brought(source), experiment.split))
-    return experiment
+    if experiment.split is None:
+        return experiment
+    if changes.get("split") is not None:
+        require_open(source, experiment.split)
+        return experiment
+    return replace(experiment, split=open_fractions(brought(source), experiment.split))
 
 
 def check_experiment(experiment: Experiment) -> None:

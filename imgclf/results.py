@@ -141,7 +141,9 @@ class Evaluation:
 
     `loss` is the mean cross-entropy in nats, that of a `Classifier` at its temperature; `top5` is None where there are
     at most 10 classes. `balanced_accuracy` is the mean recall and `macro_f1` the mean F1 over the classes that have
-    images. The figures of an epoch have no `intervals` and no `calibration`.
+    images. The figures of an epoch have no `intervals` and no `calibration`. `seen` of the images were trained or
+    validated on as well (the same file, or one with equal pixels), and `unseen` are the figures without these: None
+    where nothing was seen, or all.
     """
 
     n: int
@@ -154,6 +156,8 @@ class Evaluation:
     confusion: tuple[tuple[int, int, int], ...] = field(repr=False)
     intervals: Intervals | None = None
     calibration: Calibration | None = None
+    seen: int = 0
+    unseen: Evaluation | None = None
 
     def confusion_matrix(self, chosen: Sequence[int] | None = None) -> NDArray[np.int64]:
         """Counts (k, k), a row for each true class and a column for each predicted one: of all classes or of those
@@ -170,7 +174,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
-        values = asdict(replace(self, confusion=()))
+        values = asdict(replace(self, confusion=(), unseen=None))
+        values["unseen"] = None if self.unseen is None else self.unseen.to_dict()
         names = [row.name for row in self.per_class]
         cells: dict[str, dict[str, int]] = {}
         for true, predicted, count in self.confusion:

@@ -35,7 +35,9 @@ def make_answers(n=6, k=3, **changes):
 
 def same(one, two):
     arrays = np.array_equal(one.logits, two.logits) and np.array_equal(one.targets, two.targets)
-    return arrays and all(getattr(one, f) == getattr(two, f) for f in ("refs", "contents", "classes", "temperature"))
+    return arrays and all(
+        getattr(one, f) == getattr(two, f) for f in ("refs", "contents", "classes", "temperature", "seen")
+    )
 
 
 def test_the_temperature_changes_how_sure_and_not_what():
@@ -87,6 +89,7 @@ def test_any_names_round_trip(tmp_path_factory, name, temperature):
         {"targets": np.full(6, 3)},
         {"targets": np.full(6, -1)},
         {"contents": ()},
+        {"seen": (6,)},
         {"temperature": 0.0},
         {"temperature": float("nan")},
     ],
@@ -94,6 +97,18 @@ def test_any_names_round_trip(tmp_path_factory, name, temperature):
 def test_what_does_not_fit_is_refused(changes):
     with pytest.raises(DataError, match="expected"):
         make_answers(**changes)
+
+
+def test_figures_are_given_of_all_images_and_of_those_that_training_did_not_see(tmp_path):
+    answers = make_answers(seen=(1, 4))
+    path = tmp_path / "answers.safetensors"
+    write_answers(path, answers)
+    assert same(read_answers(path), answers)
+    all_of_them, others = make_answers().evaluation, make_answers().take([0, 2, 3, 5]).evaluation
+    assert answers.evaluation == replace(all_of_them, seen=2, unseen=others)
+    assert (others.n, others.seen, others.unseen) == (4, 0, None)
+    assert make_answers(seen=tuple(range(6))).evaluation == replace(all_of_them, seen=6)
+    assert answers.take([4, 0]).seen == (0,)
 
 
 def test_broken_logits_have_no_probabilities():
@@ -128,8 +143,10 @@ def forged(change):
         (forged(lambda tensors, texts: tensors.pop("targets")), "expected the tensors"),
         (forged(lambda tensors, texts: tensors.update(targets=np.zeros(6, np.int32))), "expected the tensors"),
         (forged(lambda tensors, texts: tensors.update(logits=np.full((6, 3), np.inf, np.float32))), "infinite"),
-        (forged(lambda tensors, texts: texts.update(format=1)), "its format is 1; this version reads 2"),
+        (forged(lambda tensors, texts: texts.update(format=1)), "its format is 1; this version reads 3"),
         (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "its checksum does not fit its content"),
+        (forged(lambda tensors, texts: texts.update(seen=["0"])), "expected the positions of the images"),
+        (forged(lambda tensors, texts: texts.update(seen=[9])), "expected the images that were seen as positions"),
         (forged(lambda tensors, texts: texts.update(refs=[1] * 6)), "expected a temperature and the texts"),
         (forged(lambda tensors, texts: texts.update(refs=["a"])), "expected logits"),
         (forged(lambda tensors, texts: texts.update(temperature="1")), "expected a temperature and the texts"),

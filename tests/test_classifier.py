@@ -758,6 +758,33 @@ def test_a_run_goes_on_without_the_model_that_it_began_from(own):
     assert len(Classifier().resume(second.run_.path, epochs=2).history_) == 2
 
 
+@pytest.mark.filterwarnings("ignore:(train|valid) and test share", "ignore:test/b/other.bmp is the only BMP")
+def test_all_images_of_the_test_folder_are_tested_and_those_that_training_saw_are_counted(tmp_path, in_folder):
+    for number, (split, label) in enumerate((s, c) for s in ("train", "valid", "test") for c in "ab"):
+        for i in range(4):
+            path = tmp_path / "data" / split / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng([number, i]).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    data = tmp_path / "data"
+    shutil.copy(data / "train" / "a" / "0.png", data / "test" / "a" / "0.png")
+    Image.open(data / "train" / "b" / "1.png").save(data / "test" / "b" / "other.bmp")
+    shutil.copy(data / "valid" / "b" / "2.png", data / "test" / "b" / "2.png")
+    classifier = quick().fit(data, epochs=1, runs="runs", name="leaky")
+    expected = {f"test/a/{i}.png" for i in range(4)} | {f"test/b/{i}.png" for i in range(4)} | {"test/b/other.bmp"}
+    for model in (classifier, Classifier.load("runs/leaky")):
+        result = model.evaluate()
+        assert (result.n, result.seen, result.unseen.n) == (9, 3, 6)
+        assert set(model.answers_["test"].refs) == expected
+        assert len(model.answers_["test"].refs) == 9
+    classifier.save("saved.safetensors")
+    figures = read_manifest("saved.safetensors").metrics["test"]
+    assert (figures["seen"], figures["unseen"]["n"], "confusion" in figures["unseen"]) == (3, 6, False)
+    shutil.rmtree(data / "test")
+    shutil.copytree(data / "valid", data / "test")
+    result = quick().fit(data, epochs=1).evaluate()
+    assert (result.n, result.seen, result.unseen) == (8, 8, None)
+
+
 @pytest.mark.filterwarnings("ignore:equal content with different labels")
 def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_in_the_model_file(tmp_path):
     """10 of the 16 bits of a file are used; the test images, which training does not see, are the brightest."""

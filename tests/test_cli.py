@@ -39,6 +39,7 @@ from imgclf.cli._training import TrainView
 from imgclf.data.folder import FileReader
 from imgclf.data.split import read_split
 from imgclf.dryrun import DryRun
+from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.inputs import InputReader
@@ -911,6 +912,22 @@ def test_the_time_left_is_that_of_the_whole_training(monkeypatch):
         view("step", SimpleNamespace(**{**vars(state), "epoch": epoch, "step": step, "history": history}))
         left.append(view.progress.tasks[0].fields["left"])
     assert left == ["0:06:30 left", "0:08:30 left", "0:00:15 left"]
+
+
+def test_figures_are_shown_of_all_test_images_and_without_those_that_training_saw(capsys):
+    logits, targets = np.eye(3, dtype=np.float32)[[0, 2, 0, 0]], np.array([0, 2, 0, 1])
+    answers = Answers(logits, targets, tuple("wxyz"), ("",) * 4, ("ant", "bee", "wasp"))
+    for seen, line in (
+        ((), None),
+        ((0, 1), "2 images were trained or validated on; without them: accuracy 50.00% (1/2), 95 % interval 9.5–90.5"),
+        ((2,), "1 image was trained or validated on; without it: accuracy 66.67% (2/3)"),
+        ((0, 1, 2, 3), "all of these images were trained or validated on: the figures say nothing about new ones"),
+    ):
+        show_evaluation(replace(answers, seen=seen).evaluation, "test")
+        out = capsys.readouterr().out
+        assert "accuracy 75.00% (3/4)" in out
+        assert line is None or line in out
+        assert ("trained or validated on" in out) == bool(seen)
 
 
 def test_a_class_without_test_images_is_shown_as_not_tested(capsys):

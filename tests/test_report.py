@@ -414,6 +414,23 @@ def minded(data):
     return str(Text(page.render(data))).partition("What to mind")[2].partition("Figures")[0]
 
 
+def test_images_that_training_saw_are_told_first_and_figures_are_given_without_them():
+    answers = replace(answers_of([0] * 60 + [1] * 40, [0] * 60 + [1] * 20 + [0] * 20), seen=tuple(range(50)))
+    html = page.render(report_data(answers, typed=TYPED))
+    first = minded(report_data(answers, typed=TYPED)).strip()
+    assert first.startswith(
+        "Training saw 50 of the 100 images as well, which are in two parts: the figures look better than they are. Of "
+        "the other 50, it named 30 right (60.0\u202f%). Keep each image in one part only"
+    )
+    text = str(Text(html))
+    assert "Of 100 images that were held out, 50 of which it had seen in training all the same" in text
+    assert "expect between 46\u202f% and 72\u202f% of the answers to be right" in text
+    assert re.search(r"Accuracy, unseen\s+60\.0", text)
+    nothing_new = str(Text(page.render(report_data(replace(answers, seen=tuple(range(100)))))))
+    assert "How it does on new images, these can't tell." in nothing_new
+    assert "Training saw" not in minded(report_data(replace(answers, seen=())))
+
+
 def test_every_warning_says_what_to_do():
     targets = [0] * 100 + [1] * 100
     bad = answers_of(targets, [1] * 60 + [0] * 40 + [1] * 100, sure=9.0, classes=("cat", "dog"))

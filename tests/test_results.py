@@ -35,6 +35,8 @@ def test_an_evaluation_as_json():
         "confusion",
         "intervals",
         "calibration",
+        "seen",
+        "unseen",
     ]
     assert values["per_class"][0] == {"class": "cat", "precision": 1.0, "recall": 0.5, "f1": 0.6, "support": 2}
     assert values["confusion"] == {"cat": {"cat": 1, "dog": 1}, "dog": {"dog": 1}}
@@ -42,6 +44,9 @@ def test_an_evaluation_as_json():
     assert evaluation.confusion_matrix([1, 0]).tolist() == [[1, 0], [1, 1]]
     assert evaluation.confusion_matrix([1]).tolist() == [[1]]
     assert values["top5"] is None
+    assert (values["seen"], values["unseen"]) == (0, None)
+    leaked = replace(evaluation, seen=1, unseen=replace(evaluation, n=2)).to_dict()
+    assert (leaked["seen"], leaked["unseen"]) == (1, {**evaluation.to_dict(), "n": 2})
 
 
 def test_a_prediction_as_json():

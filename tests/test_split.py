@@ -13,12 +13,14 @@ from imgclf.data.folder import FileReader
 from imgclf.data.source import SPLIT_NAMES, ArrayReader, Sample, Source
 from imgclf.data.split import (
     Split,
+    choose_samples,
     content_key,
     make_split,
     match_rows,
     open_fractions,
     pack_contents,
     read_split,
+    seen_refs,
     unpack_contents,
     write_split,
 )
@@ -396,6 +398,30 @@ def test_a_file_over_given_splits(tmp_path):
     assert again.notes == ()
     more = [*samples, Sample("c0/t.png", "c0", split="test", sha256=content("t"))]
     assert places(make_split(source(more), file=tmp_path / "split.csv"))["c0/t.png"] == "test"
+
+
+def test_the_test_images_are_those_of_the_test_folder_each_once_though_others_have_their_content():
+    train, test = singles([4, 4]), [replace(s, ref=f"test/{s.ref}") for s in singles([6, 6])]  # 8 of 12 are in train
+    rows = [replace(s, ref=f"train/{s.ref}", split="train") for s in train] + [replace(s, split="test") for s in test]
+    data = source(rows)
+    split, seen = make_split(data, (1, 0, 0)), unpack_contents(pack_contents(rows[:8]))
+    chosen = choose_samples(data, split, seen, "test")
+    assert [s.ref for s in chosen] == [s.ref for s in test]
+    assert {s.ref for s in chosen} & seen_refs(data, seen) == {s.ref for s in test if int(s.ref[-5]) < 4}
+    unseen = choose_samples(data, split, seen, None)
+    assert [s.ref for s in unseen] == [s.ref for s in test if int(s.ref[-5]) >= 4]
+    renamed = source(replace(s, ref=f"elsewhere/{i}", split=None) for i, s in enumerate(data.samples))
+    assert [s.sha256 for s in choose_samples(renamed, split, seen, "test")].count(test[0].sha256) == 1
+    assert len(choose_samples(renamed, split, seen, "test")) == 12
+    equal = source([*(replace(s, ref=f"v/{s.ref}", split="valid") for s in train), *rows])
+    assert len(choose_samples(equal, make_split(equal), frozenset(), "test")) == 12
+
+
+def test_an_image_with_the_pixels_of_one_that_was_seen_was_seen():
+    rows = [replace(s, pixels="p" * (i in (1, 5))) for i, s in enumerate(singles([4, 4]))]
+    assert seen_refs(source(rows), frozenset({content_key(rows[1]), content_key(rows[2])})) == {
+        rows[i].ref for i in (1, 2, 5)
+    }
 
 
 def test_packed_contents_come_out_again(make_source):

@@ -33,6 +33,8 @@ def show_evaluation(result: Evaluation, title: str) -> None:
         shares.append(f"top-5 {result.top5:.2%}{_within(ends.top5, 100, 1)}")
     f1, loss = _within(ends.macro_f1, 1, 3), _within(ends.loss, 1, 3)
     console.show(f"{', '.join(shares)}, macro-F1 {result.macro_f1:.4f}{f1}, loss {result.loss:.4f}{loss}")
+    if result.seen:
+        console.show(_seen(result))
     if result.calibration is not None:
         console.show(_calibration(result.calibration))
     console.show()
@@ -53,6 +55,19 @@ def _class_row(row: ClassResult) -> list[str | None]:
     if row.precision is None or row.recall is None or row.f1 is None:
         return [row.name, None, None, None, "0"]
     return [row.name, f"{row.precision:.1%}", f"{row.recall:.1%}", f"{row.f1:.4f}", f"{row.support:,}"]
+
+
+def _seen(result: Evaluation) -> str:
+    """How many of the images training saw, and the accuracy without these."""
+    new = result.unseen
+    if new is None:
+        return "all of these images were trained or validated on: the figures say nothing about new ones"
+    assert new.intervals is not None
+    right = f"{new.accuracy:.2%} ({round(new.accuracy * new.n):,}/{new.n:,})"
+    interval = f", 95 % interval {_range(new.intervals.accuracy, 100, 1)}"
+    were, them = ("image was", "it") if result.seen == 1 else ("images were", "them")
+    saw = f"{result.seen:,} {were} trained or validated on"
+    return f"{saw}; without {them}: accuracy {right}{interval}, loss {new.loss:.4f}"
 
 
 def _within(ends: tuple[float, float] | None, scale: float, digits: int) -> str:

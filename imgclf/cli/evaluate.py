@@ -40,8 +40,6 @@ def evaluate(
     classifier = load_classifier(model, device, precision, arch)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
-    if data is not None:
-        _say_what_was_seen(classifier, samples)
     passed_over = len(used) - len(samples)
     if passed_over and part is None and data is not None:
         console.say(
@@ -53,6 +51,8 @@ def evaluate(
     if classifier.lost_:
         console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, and not in the figures:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
+    if data is not None or part in (None, "test"):
+        _say_what_was_seen(classifier, result)
     if data is None:
         _say_what_has_changed(classifier, used, part or "test")
         if part in (None, "test") and classifier.run_ is not None:
@@ -76,16 +76,13 @@ def _keep(path: Path, answers: Any) -> None:
         console.warn(f"the answers are not kept as {path}: {error.strerror}")
 
 
-def _say_what_was_seen(classifier: Any, samples: list[Any]) -> None:
+def _say_what_was_seen(classifier: Any, result: Any) -> None:
     """Warn where the figures are about images that the model may have learnt from."""
-    from imgclf.data.split import content_key
-
     if not classifier.seen_:
         console.warn("this model does not know what it was trained on, so none of these images is left out")
-    seen = sum(content_key(sample) in classifier.seen_ for sample in samples)
-    if seen:
-        were = "was" if seen == 1 else "were"
-        console.warn(f"{seen:,} of these {console.plural(len(samples), 'image')} {were} trained or validated on")
+    if result.seen:
+        were = "was" if result.seen == 1 else "were"
+        console.warn(f"{result.seen:,} of these {console.plural(result.n, 'image')} {were} trained or validated on")
 
 
 def _say_what_has_changed(classifier: Any, source: Any, part: str) -> None:

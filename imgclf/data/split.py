@@ -89,7 +89,7 @@ def make_split(
     if min(fractions) < 0 or fractions[0] <= 0 or not isclose(sum(fractions), 1, abs_tol=1e-6):
         raise ConfigError(f"fractions are {fractions!r}; allowed: three that sum to 1, train above 0")
     if asked is not None:
-        _require_open(source, asked)
+        require_open(source, asked)
     rows = [s if s.sha256 else replace(s, sha256=source.reader.digest(s.ref)) for s in source.samples]
     given = brought(source)
     if given and any(s.split is None for s in rows):
@@ -135,7 +135,7 @@ def open_fractions(
     return train / total, valid / total, test / total
 
 
-def _require_open(source: Source, fractions: tuple[float, float, float]) -> None:
+def require_open(source: Source, fractions: tuple[float, float, float]) -> None:
     """Raise `ConfigError` where a share is asked for of what the data bring: it would change nothing."""
     given = [name for name in brought(source) if name != "train"]
     if not any(share for name, share in zip(SPLIT_NAMES, fractions, strict=True) if name in given):
@@ -186,20 +186,28 @@ def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]
 
 
 def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:
-    """The samples of a source to evaluate on; their content decides which of them a split knows.
+    """The samples of a source to evaluate on, each once; a split knows them by name and content, else by content.
 
     Without a `part` these are the ones that are not `seen` (see `pack_contents`), and only the test part where the
     source is divided.
     """
     if part == "all":
         return list(source.samples)
-    known = {(row.label, row.sha256): row.split for row in split.rows} if split is not None else {}
-    placed = [(sample, known.get((sample.label, sample.sha256), sample.split)) for sample in source.samples]
+    matched = [] if split is None else match_rows(split.rows, source.samples)
+    known = {sample.ref: row.split for row, sample in matched if sample is not None}
+    placed = [(sample, known.get(sample.ref, sample.split)) for sample in source.samples]
     if part is not None:
         return [sample for sample, place in placed if place == part]
     divided = any(sample.split == "test" for sample in source.samples)
-    unseen = [(sample, place) for sample, place in placed if content_key(sample) not in seen]
-    return [sample for sample, place in unseen if place == "test" or not divided]
+    again = seen_refs(source, seen)
+    return [sample for sample, place in placed if sample.ref not in again and (place == "test" or not divided)]
+
+
+def seen_refs(source: Source, seen: frozenset[str]) -> frozenset[str]:
+    """The refs of the samples whose content is `seen` (see `pack_contents`), or that have the pixels of such a one."""
+    known = {sample.ref for sample in source.samples if content_key(sample) in seen}
+    pixels = {sample.pixels for sample in source.samples if sample.pixels and sample.ref in known}
+    return frozenset(known | {sample.ref for sample in source.samples if sample.pixels in pixels})
 
 
 def pack_contents(rows: Iterable[Sample]) -> str:

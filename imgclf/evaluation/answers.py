@@ -25,7 +25,7 @@ from imgclf.results import Evaluation
 
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
 TENSORS = {"logits": "float32", "targets": "int64", "texts": "uint8"}
 TEXTS = ("classes", "refs", "contents")
 CONTENT = re.compile(r"([0-9a-f]{64})?")
@@ -37,8 +37,8 @@ class Answers:
 
     `logits` are float32 (n, k), not divided by the temperature; `targets` the true class indices, int64 (n,). `refs`
     and `contents` are n texts: the images' names in their source, and the sha256 (hex) of their content, "" where
-    unknown. `classes` are the k names, `temperature` what the probabilities are taken at. Raises `DataError` where
-    these do not fit each other.
+    unknown. `classes` are the k names, `temperature` what the probabilities are taken at, `seen` the positions of the
+    images that were trained or validated on as well. Raises `DataError` where these do not fit each other.
     """
 
     logits: NDArray[np.float32]
@@ -47,6 +47,7 @@ class Answers:
     contents: tuple[str, ...]
     classes: tuple[str, ...]
     temperature: float = 1.0
+    seen: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n, k = len(self.refs), len(self.classes)
@@ -61,6 +62,8 @@ class Answers:
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise DataError(f"the temperature is {self.temperature!r}; expected a number above 0")
+        if not set(self.seen) <= set(range(n)):
+            raise DataError(f"expected the images that were seen as positions below {n}; got {self.seen[:5]}")
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -87,25 +90,30 @@ class Answers:
     def take(self, positions: Sequence[int]) -> Answers:
         """The answers to the images at these positions."""
         refs, contents = (tuple(texts[i] for i in positions) for texts in (self.refs, self.contents))
-        rows = np.array(positions, np.int64)
-        return replace(self, logits=self.logits[rows], targets=self.targets[rows], refs=refs, contents=contents)
+        rows, seen = np.array(positions, np.int64), set(self.seen)
+        again = tuple(place for place, i in enumerate(positions) if i in seen)
+        return replace(
+            self, logits=self.logits[rows], targets=self.targets[rows], refs=refs, contents=contents, seen=again
+        )
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """How good the answers are, with intervals; the loss is that of the probabilities."""
+        new = sorted(set(range(len(self))) - set(self.seen)) if self.seen else []
+        unseen = self.take(new).evaluation if new else None
         result = evaluate_logits(self.logits.astype(np.float64) / self.temperature, self.targets, self.classes)
         intervals = evaluation_intervals(self.logits, self.targets, self.temperature)
         calibration = measure_calibration(self.logits, self.targets, self.temperature)
-        return replace(result, intervals=intervals, calibration=calibration)
+        return replace(result, intervals=intervals, calibration=calibration, seen=len(self.seen), unseen=unseen)
 
 
 def write_answers(path: Path, answers: Answers) -> None:
     """Write answers as a safetensors file with the tensors `logits`, `targets` and `texts`: a JSON object in ASCII with
-    `classes`, `refs` and `contents`. Its metadata hold a manifest, with `format`, `temperature`, `images` and `right`,
-    and the checksum of all of it, as those of a model file do."""
+    `classes`, `refs`, `contents` and `seen`. Its metadata hold a manifest, with `format`, `temperature`, `images` and
+    `right`, and the checksum of all of it, as those of a model file do."""
     right = int((answers.predicted == answers.targets).sum())
     manifest = {"format": FORMAT, "temperature": answers.temperature, "images": len(answers), "right": right}
-    texts = json.dumps({name: getattr(answers, name) for name in TEXTS}).encode("ascii")
+    texts = json.dumps({name: getattr(answers, name) for name in (*TEXTS, "seen")}).encode("ascii")
     tensors = {
         "logits": _raw("F32", np.ascontiguousarray(answers.logits, np.float32)),
         "targets": _raw("I64", np.ascontiguousarray(answers.targets, np.int64)),
@@ -176,10 +184,13 @@ def _parse(stream: BinaryIO) -> Answers:
         raise DataError(f"expected a temperature and the texts {', '.join(TEXTS)}")
     if not all(map(CONTENT.fullmatch, texts["contents"])):
         raise DataError("expected each content as a sha256 in hexadecimal digits, or empty")
+    seen = texts.get("seen")
+    if not isinstance(seen, list) or not all(type(position) is int for position in seen):
+        raise DataError("expected the positions of the images that were seen")
     if not np.isfinite(tensors["logits"]).all():
         raise DataError("a logit is NaN or infinite")
     classes, refs, contents = (tuple(texts[name]) for name in TEXTS)
-    return Answers(tensors["logits"], tensors["targets"], refs, contents, classes, temperature)
+    return Answers(tensors["logits"], tensors["targets"], refs, contents, classes, temperature, tuple(seen))
 
 
 def _are_texts(value: Any) -> bool:

@@ -53,7 +53,7 @@ def warnings(
     slicings: Sequence[Slicing],
 ) -> list[Advice]:
     """What a reader should mind, the gravest first, and what to do about it."""
-    found = _of_the_run(data)
+    found = [*_of_the_run(data), *_of_leaks(result)]
     if _is_undertrained(data):
         found += [_train_longer(data), *_of_the_number(data, result, interval)]
     else:
@@ -104,6 +104,19 @@ def _of_the_run(data: ReportData) -> list[Advice]:
         )
         found.append(_hold_out(data, text))
     return found
+
+
+def _of_leaks(result: Evaluation) -> list[Advice]:
+    if not result.seen:
+        return []
+    text = (
+        f"Training saw {result.seen:,} of the {plural(result.n, 'image')} as well, which are in two parts: the "
+        "figures look better than they are."
+    )
+    if result.unseen is not None:
+        rest, right = result.unseen, round(result.unseen.accuracy * result.unseen.n)
+        text += f" Of the other {rest.n:,}, it named {right:,} right ({percent(rest.accuracy)})."
+    return [Advice(text, "Keep each image in one part only, and train again")]
 
 
 def _go_on(data: ReportData, text: str, so: str = "") -> Advice:

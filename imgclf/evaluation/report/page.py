@@ -149,10 +149,11 @@ def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
         "loss": ("Loss", "mean cross-entropy in nats: low where it is right and sure; 0 at best"),
     }
     values = {name: getattr(result, name) for name in said}
-    return [
+    rows = [
         {
             "name": said[name][0],
             "value": value,
+            "n": result.n,
             "interval": getattr(intervals, name),
             "share": name != "loss",
             "says": said[name][1],
@@ -160,6 +161,11 @@ def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
         for name, value in values.items()
         if value is not None
     ]
+    new = result.unseen
+    if new is not None and new.intervals is not None:
+        unseen = {"name": "Accuracy, unseen", "value": new.accuracy, "n": new.n, "interval": new.intervals.accuracy}
+        rows.insert(1, {**unseen, "share": True, "says": "the same of the images that training did not see"})
+    return rows
 
 
 def _class_rows(result: Evaluation) -> dict[str, Any]:

@@ -79,13 +79,17 @@ def _epochs(data: ReportData) -> str:
 def what_to_expect(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> str:
     """What the figures mean for new images."""
     right = round(result.accuracy * result.n)
+    if result.unseen is not None and result.unseen.intervals is not None:
+        interval = result.unseen.intervals.accuracy
     low, high = (percent(end, 0) for end in interval)
     often = f"between {low} and {high} of the answers" if low != high else f"about {low} of the answers"
     held = "that it had never seen" if data.part == "test" else "that also served to choose during training"
-    text = (
-        f"Of {plural(result.n, 'image')} {held}, it named {right:,} right. For new images of the same kind and origin, "
-        f"expect {often} to be right."
-    )
+    if result.seen:
+        held = f"that were held out, {result.seen:,} of which it had seen in training all the same"
+    text = f"Of {plural(result.n, 'image')} {held}, it named {right:,} right."
+    if result.seen == result.n:
+        return f"{text} How it does on new images, these can't tell."
+    text += f" For new images of the same kind and origin, expect {often} to be right."
     common = commonest(result)
     always = common.support / result.n
     return text + f" Always answering {quoted(common.name)} would be right for {percent(always, 0)}."
