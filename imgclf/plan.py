@@ -128,6 +128,11 @@ def _like(path: str, arch: str | None) -> dict[str, Any]:
     manifest = read_manifest(path)
     if arch not in (None, manifest.spec.arch):
         raise ConfigError(f"arch is {arch!r}, and {path} is a {manifest.spec.arch}: leave out one of --arch and --init")
+    if manifest.spec.members > 1:
+        raise ConfigError(
+            f"{path} is an ensemble of {manifest.spec.members} networks, and training goes on from one: name one of "
+            "its members, such as NAME-member-1"
+        )
     pixels = to_dict(manifest.recipe)
     shared = {name: pixels[name] for name in ("size", "channels", "fit", "mean", "std", "tta")}
     return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}

@@ -1,11 +1,16 @@
 """Where weights come from: caches, a stand-in hub, files, the offline package; and what happens without a network."""
 
+import argparse
 import http.server
 import os
+import re
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +25,9 @@ from imgclf.models import _fetch, offline
 from imgclf.models import weights as weights_module
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import build_model, head_of
+from imgclf.models.ensemble import assemble
 from imgclf.models.weights import adapt_channels, load_weights, pick_arch, read_state
+from imgclf.plan import choose_experiment
 from imgclf.specs import ModelSpec, Recipe
 
 LENET = ModelSpec("lenet", 4, 1, (28, 28))
@@ -478,10 +485,77 @@ def test_files_that_hold_no_weights(tmp_path, content, capsys):
         case "list":
             torch.save([torch.zeros(1)], path)
         case "nested":
-            torch.save({"state_dict": {"a": torch.zeros(1)}}, path)
-    with pytest.raises(ModelFileError, match=r"can't be read as weights|holds no state dict"):
+            torch.save({"epoch": 3, "optimizer": {"a": torch.zeros(1)}}, path)
+    with pytest.raises(ModelFileError, match=r"can't be read as weights|holds no weights|holds a list") as caught:
         read_state(path)
     assert "code ran" not in capsys.readouterr().out
+    assert "weights_only" not in str(caught.value)
+
+
+def before_each(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state},
+        lambda state: before_each("module.", state),
+        lambda state: before_each("_orig_mod.module.", state),
+        lambda state: {"epoch": 3, "arch": "lenet", "state_dict": before_each("module.", state), "optimizer": {}},
+        lambda state: {"model": state, "model_ema": {}, "args": argparse.Namespace(lr=0.1), "epoch": 3},  # torchvision
+        lambda state: {  # timm
+            "state_dict": {name: tensor + 1 for name, tensor in state.items()},
+            "state_dict_ema": state,
+            "args": argparse.Namespace(path=Path("x")),
+        },
+        lambda state: {  # Lightning
+            "pytorch-lightning_version": "2.5",
+            "state_dict": {**before_each("net.", state), "loss.weight": torch.ones(4)},
+            "hyper_parameters": {"data": Path("x"), "when": time.gmtime()},
+        },
+        lambda state: {"model_ema": {**before_each("module.", state), "n_averaged": torch.tensor(7)}},
+    ],
+)
+def test_the_checkpoints_of_training_scripts_are_opened(tmp_path, wrap):
+    given, model = build_model(LENET), build_model(LENET)
+    torch.save(wrap(given.state_dict()), tmp_path / "last.ckpt")
+    used = load_weights(model, LENET, str(tmp_path / "last.ckpt"))
+    assert same(given.state_dict(), model.state_dict())
+    assert (used.used, used.head) == ("file", "whole")
+    assert used.note is None or "loss.weight" in used.note
+
+
+class Learner:
+    __module__ = "fastai.learner"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (nn.Linear(2, 2), "a whole pickled object (torch.nn.modules.linear.Linear)"),
+        ({"epoch": 3, "model": nn.Linear(2, 2)}, "a whole pickled object (torch.nn.modules.linear.Linear)"),
+        (Learner(), "a fastai export (fastai.learner.Learner)"),
+    ],
+)
+def test_what_is_more_than_weights_is_called_by_its_name(tmp_path, monkeypatch, made, said):
+    monkeypatch.setitem(sys.modules, "fastai", sys.modules[__name__])
+    monkeypatch.setitem(sys.modules, "fastai.learner", sys.modules[__name__])
+    torch.save(made, tmp_path / "export.pkl")
+    with pytest.raises(ModelFileError, match=re.escape(said)) as caught:
+        load_weights(build_model(LENET), LENET, str(tmp_path / "export.pkl"))
+    assert "torch.save(model.state_dict(), FILE)" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_an_ensemble_is_nothing_to_go_on_from(tmp_path):
+    spec = replace(LENET, members=2)
+    manifest = Manifest(spec, tuple("abcd"), Recipe((28, 28), 1))
+    save_model(tmp_path / "e.safetensors", assemble(find_arch("lenet"), spec), manifest)
+    with pytest.raises(ModelFileError, match="an ensemble of 2 networks"):
+        load_weights(build_model(LENET), LENET, str(tmp_path / "e.safetensors"))
+    with pytest.raises(ConfigError, match="such as NAME-member-1"):
+        choose_experiment(None, {"init": str(tmp_path / "e.safetensors")})
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -564,7 +638,7 @@ def test_a_flipped_bit_in_a_saved_model_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1  # the lowest bits of a weight: still a sound number
     path.write_bytes(content)
-    with pytest.raises(ModelFileError, match=r"can't be read as weights .*the checksum does not match"):
+    with pytest.raises(ModelFileError, match=r"is corrupt: the checksum does not match"):
         load_weights(build_model(LENET), LENET, str(path))
 
 

@@ -19,12 +19,13 @@ from imgclf.models._arch import Arch
 from imgclf.models._fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
+from imgclf.models.checkpoints import read_checkpoint, without_prefix
 from imgclf.models.offline import have_offline_weights, offline_weights
 from imgclf.models.own import OwnNetwork
 from imgclf.specs import ModelSpec
 
 CALM = 0.01
-FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
 RUN_FILE = "model.safetensors"  # what stands for a run folder
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 AUTO = "auto"
@@ -77,7 +78,8 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Seque
     """Fill `model`, which was built from `spec`, in place.
 
     `weights` is `auto` (published weights where they can be had, else none and a note), `pretrained` (published ones,
-    or an error), `none`, a file (.safetensors, .pth, .pt: a state dict), a run folder (its model.safetensors), or a hub
+    or an error), `none`, a file (.safetensors, .pth, .pt, .ckpt, .tar: a state dict,
+    or the checkpoint of a training script that holds one), a run folder (its model.safetensors), or a hub
     name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name. The head stays fresh, except for
     that of a file: of a model that imgclf saved, the rows of those `classes` that it knows by name are taken over, of
     any other file a head of the same shape. The rows of a linear head that does not know all of the classes are left
@@ -93,7 +95,11 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Seque
         return _load_published(model, spec, weights)
     path = Path(weights, RUN_FILE) if Path(weights).is_dir() else Path(weights)
     if path.is_file() or path.suffix in FILE_SUFFIXES:
-        state, known = read_state(path), _known_classes(path)
+        state, (members, known) = read_state(path), _known_of(path)
+        if members > 1:
+            raise ModelFileError(
+                f"{path} is an ensemble of {members} networks, and training goes on from one: name one of its members"
+            )
         note, head = _transplant(model, state, str(path), _Rows(known, tuple(map(nfc, classes))))
         return WeightsUsed(weights, "file", str(path), note, head)
     if HUB_NAME.fullmatch(weights) and not _is_among_runs(weights):
@@ -121,15 +127,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelFileError(f"there is no file {str(path)!r}; weights need an existing {' or '.join(FILE_SUFFIXES)}")
     try:
-        if path.suffix == ".safetensors":
-            state: object = _read_safetensors(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file ends in any of a dozen errors of pickle, zipfile, torch, safetensors
+        state = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+    except ModelFileError:
+        raise
+    except Exception as error:  # a damaged file ends in any of several errors of safetensors
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{str(path)!r} can't be read as weights ({reason}); save them again") from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) and isinstance(k, str) for k, t in state.items()):
-        raise ModelFileError(f"{str(path)!r} holds no state dict (names to tensors); save `model.state_dict()` alone")
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise ModelFileError(f"{str(path)!r} holds NaN or infinite values in {name!r}; use weights that are sound")
@@ -146,7 +149,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as stream:
             header = read_header(stream)
             if checksum(stream, header) != header.sha256:
-                raise ModelFileError("corrupt: the checksum does not match")
+                raise ModelFileError(f"{str(path)!r} is corrupt: the checksum does not match; copy it again")
     return {name: tensor for name, tensor in load_file(path).items() if not (ours and name.startswith(BESIDE))}
 
 
@@ -269,16 +272,19 @@ class _Rows:
     wanted: tuple[str, ...]
 
 
-def _known_classes(path: Path) -> tuple[str, ...]:
-    """The class names in a model file of ours; () for any other file."""
+def _known_of(path: Path) -> tuple[int, tuple[str, ...]]:
+    """How many networks a model file of ours holds, and their class names; 1 and () for any other file."""
     if path.suffix != ".safetensors":
-        return ()
+        return 1, ()
     try:
         with path.open("rb") as stream:
-            classes = parse_json(read_header(stream).manifest, "manifest").get("classes")
+            manifest = parse_json(read_header(stream).manifest, "manifest")
     except ModelFileError:  # a safetensors file of others
-        return ()
-    return tuple(nfc(str(name)) for name in classes) if isinstance(classes, list) else ()
+        return 1, ()
+    classes, spec = manifest.get("classes"), manifest.get("spec")
+    members = spec.get("members", 1) if isinstance(spec, dict) else 1
+    names = tuple(nfc(str(name)) for name in classes) if isinstance(classes, list) else ()
+    return (members if isinstance(members, int) else 1), names
 
 
 def _transplant(
@@ -290,9 +296,10 @@ def _transplant(
     """
     own = model.state_dict()
     heads = _head_prefixes(model)
+    state, others = without_prefix(state, own)
     new = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
     head = {key: tensor for key, tensor in state.items() if key.startswith(heads)}
-    notes = []
+    notes = [f"what is no part of the network was left out: {_few(others)}"] if others else []
     stem = _first_convolution(model)
     if stem in new and stem in own and new[stem].ndim == 4:
         given, wanted = new[stem].shape[1], own[stem].shape[1]
