@@ -30,7 +30,7 @@ EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image
 TITLE_HEIGHT, SCALE_HEIGHT, MARGIN = 34, 18, 8
 SCALE = (9, 64)  # height and width of the colours of the heat, in output pixels
 HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
-BELOW: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": "dimgrey", "parse_math": False}
+GRID_TITLE = 25  # characters above an image of a grid
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
@@ -71,14 +71,16 @@ def save_grid(
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     texts = zip(titles, colours or repeat("black"), names or repeat(""), strict=False)
     for axis, image, (title, colour, name) in zip(axes.flat, images, texts, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title_of(title), fontsize=9, parse_math=False, color=colour)
-        axis.text(0.5, -0.03, title_of(name), **BELOW, transform=axis.transAxes)
+        axis.set_title(title_of(title, GRID_TITLE), fontsize=9, parse_math=False, color=colour)
+        axis.set_xlabel(end_of(name), fontsize=7, parse_math=False, color="dimgrey")
+    if legend or names:
+        figure.set_layout_engine("constrained", hspace=0.08)  # which leaves room for it, and between the rows
     if legend:
-        figure.set_layout_engine("constrained")  # which leaves room for it
         figure.suptitle(printable(legend), fontsize=10, parse_math=False, x=0.02, ha="left")
     save_figure(figure, path)
 
@@ -189,6 +191,12 @@ def _is_free(path: Path, image: str) -> bool:
             return bool(picture.info.get(SOURCE_KEY) == source_text(image))
     except OSError:
         return False
+
+
+def end_of(text: str, most: int = 32) -> str:
+    """The end of a path that fits below a picture, with control characters spelt out."""
+    text = printable(text)
+    return text if len(text) <= most else "…" + text[1 - most :]
 
 
 def title_of(text: str, most: int = 28) -> str:

@@ -65,6 +65,8 @@ def test_legend_title_image_and_name_stand_under_each_other(tmp_path):
     with Image.open(tmp_path / "grid.png") as picture:
         ink = (np.asarray(picture.convert("L")) < 200).any(axis=1)
     lines = np.flatnonzero(np.diff(ink.astype(int)) == 1)
+    ends = np.flatnonzero(np.diff(ink.astype(int)) == -1)
+    assert lines[4] - ends[3] > 2 * (lines[3] - ends[2])  # a name stands by its image, and not by the title below
     assert len(lines) == 7  # the legend, and for each of two rows of images titles, images and names
 
 

@@ -109,7 +109,7 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
 def _draw(result: Comparison, path: Path) -> Path | None:
     """A picture of the images that changed, those that b gets right first; None where there is none to show."""
     from imgclf.data.prepare import require_outside
-    from imgclf.pictures import save_grid
+    from imgclf.pictures import GRID_TITLE, save_grid, title_of
     from imgclf.plan import labelled_source
     from imgclf.run import open_run
 
@@ -131,9 +131,10 @@ def _draw(result: Comparison, path: Path) -> Path | None:
         return None
     if len(chosen) < len(result.changed):
         console.say(f"the picture shows {len(shown)} of the {len(result.changed):,} images that changed")
+    name = (GRID_TITLE - len(" → ")) // 2
     save_grid(
         [pixels for pixels, _ in shown],
-        [f"{change.a} → {change.b}" for _, change in shown],
+        [f"{title_of(change.a, name)} → {title_of(change.b, name)}" for _, change in shown],
         path,
         ["green" if change.better else "red" for _, change in shown],
         ["/".join(Path(change.path).parts[-2:]) for _, change in shown],

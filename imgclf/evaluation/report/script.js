@@ -91,7 +91,7 @@
 
   let opened = [];
   const open = () => {
-    const closed = [...document.querySelectorAll("details:not([open])")];
+    const closed = [...document.querySelectorAll("details:not([open], .reference)")];
     closed.forEach((part) => { part.open = true; });
     opened.push(...closed);
   };
