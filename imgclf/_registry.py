@@ -100,7 +100,7 @@ def _bare(option: str) -> str:
 
 def unknown_name(kind: str, name: str, known: list[str]) -> UnknownName:
     """The error for a name that is not known, with close matches or, failing these, what there is."""
-    close = close_matches(name, known)
+    close = close_matches(str(name), known)
     there = f"there is {', '.join(known[:SHOWN])}{', …' if len(known) > SHOWN else ''}"
     hint = f"did you mean {' or '.join(close)}?" if close else there
     if close and len(known) <= FEW:

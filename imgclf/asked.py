@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
+from imgclf._arguments import as_path, named_values, plain
 from imgclf.errors import ConfigError
 from imgclf.models._arch import Arch
 from imgclf.models.own import name_of, own_arch
@@ -22,12 +22,12 @@ def changes_of(given: Mapping[str, Any], knobs: Mapping[str, Any]) -> tuple[Mapp
 
     `given` are the arguments of a `Classifier`, `knobs` those of its `fit`.
     """
-    augment, size, arch = given["augment"], given["size"], given["arch"]
+    augment, size, arch = given["augment"], plain(given["size"]), given["arch"]
     compose = None if augment is None or isinstance(augment, str) else compose_to_dict(augment)
     own = {
         "arch": arch if arch is None or isinstance(arch, str) else name_of(arch),
         "weights": given["weights"],
-        "init": None if given["init"] is None else os.fspath(given["init"]),
+        "init": None if given["init"] is None else str(as_path("init", given["init"])),
         "size": (size, size) if isinstance(size, int) else size,
         "augment": augment if compose is None else None,
         "mean": given["mean"],
@@ -35,9 +35,9 @@ def changes_of(given: Mapping[str, Any], knobs: Mapping[str, Any]) -> tuple[Mapp
     }
     if knobs.get("batch_size") == "auto":
         knobs = {**knobs, "batch_size": AUTO_BATCH}
-    config = dict(given["config"] or {})
+    config = dict(named_values("config", given["config"] or {}))
     config["train"] = {
-        **config.get("train", {}),
+        **named_values("train", config.get("train", {})),
         **{key: value for key, value in knobs.items() if value is not None},
     }
     return compose, {**config, **{key: value for key, value in own.items() if value is not None}}

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from imgclf._arguments import as_path
 from imgclf._files import printable, write_atomic
 from imgclf._tensorfile import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, short
 from imgclf._version import __version__
@@ -254,7 +255,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 
 def _model_path(path: str | os.PathLike[str]) -> Path:
-    return Path(path, FILE_NAME) if os.path.isdir(path) else Path(path)
+    named = as_path("the path of a model", path)
+    return named / FILE_NAME if named.is_dir() else named
 
 
 @contextmanager

@@ -6,14 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from imgclf import distributed
+from imgclf._arguments import as_path, whole
 from imgclf._files import printable
 from imgclf.asked import Builder, changes_of, own_network
 from imgclf.bundle import read_model, save_model
@@ -122,7 +123,7 @@ class Classifier:
         `train` raises.
         """
         compose, changes = changes_of(vars(self), {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed})
-        folder = None if runs is None else Path(runs)
+        folder = None if runs is None else as_path("runs", runs)
         return self._take(
             lambda: fit_data(data, self.recipe, changes, compose, runs=folder, name=name, callbacks=callbacks)
         )
@@ -136,11 +137,11 @@ class Classifier:
 
         A run that ended before it had written its state begins again, in the same folder.
         """
-        return self._take(lambda: resume_run(Path(run), epochs, callbacks))
+        return self._take(lambda: resume_run(as_path("run", run), epochs, callbacks))
 
     def repeat(self, run: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Classifier:
         """Train again from the start as a run did, on the same images; nothing is written."""
-        return self._take(lambda: repeat_run(Path(run), callbacks))
+        return self._take(lambda: repeat_run(as_path("run", run), callbacks))
 
     def _take(self, work: Callable[[], Learnt]) -> Classifier:
         """Forget what was learnt before and learn anew: after an error there is nothing."""
@@ -225,7 +226,7 @@ class Classifier:
     def predict_each(
         self, images: Any, *, top: int = 5, reject: float | None = None, batch_size: int = 32
     ) -> Iterator[Prediction]:
-        """One `Prediction` after the other, for a path, a folder, a PIL image, an array, or a list of these.
+        """One `Prediction` after the other, for a path, a folder, a PIL image, an array, a file's bytes, or a list.
 
         An array is uint8 of (height, width) or (height, width, channels). A PIL image is turned as its EXIF says, also
         where it was converted, copied or resized: who turns one by hand takes the tag out (`ImageOps.exif_transpose`
@@ -234,7 +235,7 @@ class Classifier:
         that look unlike anything in training are not `accepted`: so many that of images of the known classes about
         that share is refused. `ConfigError` says why a model can't tell.
         """
-        model, source = self._fitted(), inputs_source(images)
+        model, source, top = self._fitted(), inputs_source(images), whole("top", top, 1)
         loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
         precision, refusal = pick_precision(self.precision_, device_of(model)), None
         if reject is not None:
@@ -280,7 +281,7 @@ class Classifier:
         path: str | os.PathLike[str],
         *,
         arch: Builder | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "fp32",
     ) -> Classifier:
         """A classifier from a model file or a run, ready to evaluate and predict on `device` in `precision`.

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from imgclf._arguments import whole
 from imgclf.choices import describe
 from imgclf.data.source import Source
 from imgclf.data.split import Split
@@ -59,6 +60,7 @@ def dry_run(
     What a probe would find out about mirrored and grey images is left open. Raises what training would raise before its
     first step.
     """
+    members = whole("members", members, 1)
     plan, source, split = plan_training(data, changes, recipe, callbacks)
     config, found, seconds = _measure(plan, source, split)
     train = split.samples("train")

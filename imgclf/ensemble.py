@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from imgclf import distributed
+from imgclf._arguments import as_path, named_values, require, whole
 from imgclf._files import read_text, write_text
 from imgclf.claims import Claims, examine, features_of
 from imgclf.classifier import Classifier
 from imgclf.data.split import pack_keys
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, NotFitted
+from imgclf.fitting import Data
 from imgclf.models.ensemble import Ensemble
 from imgclf.plan import plan_loader
 from imgclf.results import History
@@ -46,8 +48,13 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     They have the same architecture, classes and pixels, as those of several seeds or folds do; `ConfigError` where they
     differ. Images that any of them has seen count as seen. The history is theirs, one after the other.
     """
+    classifiers = list(classifiers) if isinstance(classifiers, Iterable) else [classifiers]
+    for member in classifiers:
+        require("a classifier to combine", member, Classifier)
     if not classifiers:
         raise ConfigError("there are no classifiers to combine; give one or more")
+    if not all(hasattr(member, "model_") for member in classifiers):
+        raise NotFitted("these classifiers are not all fitted yet: call fit, or Classifier.load")
     first = classifiers[0]
     for other in classifiers[1:]:
         for name, one, two in (
@@ -93,7 +100,7 @@ def _examine(joined: Classifier, classifiers: Sequence[Classifier]) -> Claims:
 
 
 def fit_ensemble(
-    data: str,
+    data: Data,
     members: int,
     changes: Mapping[str, Any],
     *,
@@ -109,10 +116,11 @@ def fit_ensemble(
     equal weights one is joined, as where all keep the same start; that is said. Where training is interrupted, that
     member is what comes back. Raises what `fit` raises.
     """
+    members, changes = whole("members", members, 2), named_values("changes", changes)
     require_members(members)
     if distributed.shard()[1] > 1:
         raise ConfigError("an ensemble is trained by one process: start it without torchrun, or its members one by one")
-    runs = Path(runs)
+    runs = as_path("runs", runs)
     names = [None if name is None else f"{name}-member-{number + 1}" for number in range(members)]
     for taken in (name, *names):
         require_free(runs, taken)

@@ -55,7 +55,7 @@ from imgclf.run import (
 from imgclf.specs import Experiment, to_dict
 from imgclf.start import Start, begin, knows_classes
 from imgclf.tracking import tested
-from imgclf.training.callbacks import Callback, heard, notify
+from imgclf.training.callbacks import Callback, as_callbacks, heard, notify
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.device import pick_device, pick_precision
 from imgclf.training.loop import train
@@ -101,6 +101,7 @@ def fit_data(
     callbacks: Sequence[Callback],
 ) -> Learnt:
     """Train on some data by a recipe with changes; `compose` is a user's own augmentation. See `Classifier.fit`."""
+    callbacks = as_callbacks(callbacks)
     distributed.join()
     reading = choose_experiment(recipe, changes).data
     source = open_source(data, **reading_options(reading))
@@ -125,6 +126,7 @@ def fit_data(
 
 def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Learnt:
     """Go on with the training of a run. See `Classifier.resume`."""
+    callbacks = as_callbacks(callbacks)
     distributed.join()
     run = find_run(path)
     path = run.path
@@ -160,6 +162,7 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
 
 def repeat_run(path: Path, callbacks: Sequence[Callback]) -> Learnt:
     """Train again from the start as a run did, writing nothing. See `Classifier.repeat`."""
+    callbacks = as_callbacks(callbacks)
     distributed.join()
     run = find_run(path)
     experiment, data = read_experiment(run)

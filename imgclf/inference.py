@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imgclf import distributed
+from imgclf._arguments import whole
 from imgclf.compute import (
     SMALL_STEP,
     autocast,
@@ -38,6 +39,7 @@ from imgclf.fold import fold_batch_norms
 from imgclf.models.features import Tapped, feature_layers
 from imgclf.results import Evaluation, Prediction
 from imgclf.specs import Recipe
+from imgclf.training.device import pick_device, pick_precision
 from imgclf.transforms.pixels import to_input
 
 WAITING = 2**26  # bytes of answers that stay on the device
@@ -124,13 +126,14 @@ def _of_all(
 def answer(
     model: nn.Module,
     loader: Loader,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
-    precision: torch.dtype = torch.float32,
+    precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
 ) -> Answers:
     """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
-    device = device or device_of(model)
+    device = device_of(model) if device is None else pick_device(device)
+    precision = pick_precision(precision, device)
     with quick(model, loader, device) as network, enough_threads(_batch_flops(network, loader, device)):
         logits, targets, positions = infer_placed(network, loader, device, progress, precision)
     return _answers(loader, logits, targets, positions, temperature)
@@ -165,9 +168,9 @@ def _answers(
 def evaluate(
     model: nn.Module,
     loader: Loader,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
-    precision: torch.dtype = torch.float32,
+    precision: torch.dtype | str = torch.float32,
 ) -> Evaluation:
     """How a model does on the samples of a loader. Raises what `infer` raises."""
     return answer(model, loader, device, progress, precision).evaluation
@@ -178,8 +181,8 @@ def predict(
     loader: Loader,
     *,
     top: int = 5,
-    device: torch.device | None = None,
-    precision: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
     refusal: Refusal | None = None,
 ) -> Iterator[Prediction]:
@@ -189,7 +192,8 @@ def predict(
     With a `refusal` each prediction says how unlike the training images its image is, and whether it is accepted. In
     float32 what stands beside an image in its batch changes no answer.
     """
-    device, said, k = device or device_of(model), 0, len(loader.classes)
+    device, said, k = device_of(model) if device is None else pick_device(device), 0, len(loader.classes)
+    precision, top = pick_precision(precision, device), whole("top", top, 1)
     with quick(model, loader, device) as network:
         small = _batch_flops(network, loader, device) < SMALL_STEP
         answering = _forward(network if refusal is None else _tapped(model, network), loader, device, precision)
@@ -296,8 +300,8 @@ def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:
     ranked = sorted(range(len(classes)), key=lambda i: -probabilities[i])
-    best = tuple((classes[i], probabilities[i]) for i in ranked[: max(1, top)])
-    return Prediction(path, best[0][0], best[0][1], best[:top], None, dict(zip(classes, probabilities, strict=True)))
+    best = tuple((classes[i], probabilities[i]) for i in ranked[:top])
+    return Prediction(path, best[0][0], best[0][1], best, None, dict(zip(classes, probabilities, strict=True)))
 
 
 def _failed(loader: Loader, index: int) -> Prediction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -25,7 +25,8 @@ class NoImage:
     reason: str
 
 
-Item = str | Image.Image | Pixels | NoImage
+Item = str | bytes | Image.Image | Pixels | NoImage
+KINDS = "a path, a PIL image, the bytes of an image file or a uint8 array"
 
 
 class InputReader:
@@ -45,9 +46,17 @@ class InputReader:
         item = self._items[ref]
         if isinstance(item, NoImage):
             raise BadImage(item.reason, ref)
+        if isinstance(item, bytes):
+            return self._decoded(item, ref, at_least)
         if isinstance(item, str):
             return read_image(item, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels)
         return image_pixels(item, self._levels) if isinstance(item, Image.Image) else item
+
+    def _decoded(self, data: bytes, ref: str, at_least: AtLeast) -> Pixels:
+        try:
+            return read_image(data, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels)
+        except BadImage as error:
+            raise BadImage(error.reason, ref) from error.__cause__
 
     def digest(self, ref: str) -> str:
         """The sha256 of the pixels."""
@@ -82,17 +91,27 @@ def _is_path(item: Item) -> bool:
 
 
 def _flatten(images: Any) -> Iterator[tuple[str, Item]]:
-    one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or not isinstance(images, Iterable)
-    for index, item in enumerate([images] if one else images):
+    several = isinstance(images, Iterable) and not _is_one(images)
+    for index, item in enumerate(images if several else [images]):
         if isinstance(item, str | os.PathLike):
             yield from _paths(os.fsdecode(item))
         elif isinstance(item, Image.Image):
             yield f"image {index}", item
+        elif isinstance(item, bytes | bytearray | memoryview):
+            yield f"image {index}", bytes(item)
         elif isinstance(item, np.ndarray):
             yield f"image {index}", _checked(item, index)
         else:
-            kinds = "a path, a PIL image or a uint8 array"
-            raise DataError(f"image {index} is {type(item).__name__}; expected {kinds}")
+            one = f"image {index} is" if several else "the images are"
+            raise DataError(f"{one} {type(item).__name__}; expected {KINDS}, or a list of these")
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is one thing and no list of things, whatever it gives when it is iterated over: the columns of a
+    table, the rows of an array, the lines of a file, the keys of a mapping."""
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Mapping):
+        return True
+    return any(hasattr(images, name) for name in ("__array__", "read"))
 
 
 def _checked(array: Any, index: int) -> Pixels:

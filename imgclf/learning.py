@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imgclf._arguments import named_values
 from imgclf._files import printable
 from imgclf.classifier import Classifier
 from imgclf.data.duplicates import joined, unit_keys
@@ -107,7 +108,8 @@ def learning_curve(
     and what training raises.
     """
     began = time.perf_counter()
-    changes = {**changes, "train": {**changes.get("train", {}), "minutes": None}}
+    train = named_values("train", named_values("changes", changes).get("train", {}))
+    changes = {**changes, "train": {**train, "minutes": None}}
     plan, source, split = plan_training(data, changes, recipe, callbacks)
     held = split.samples("test") if full else (*split.samples("valid"), *split.samples("test"))
     if not held:

@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imgclf._arguments import as_path
 from imgclf._files import printable
 from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
-from imgclf.errors import DataError
+from imgclf.errors import ConfigError, DataError
 from imgclf.evaluation.curves import LearningCurve
 from imgclf.results import Explanation, LrCurve
 from imgclf.specs import Recipe
 
 COLUMNS = 5
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
 SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
 MAX_STEM = 60  # of a file's name, which ends at 255 bytes
@@ -103,7 +105,7 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def save_explanation(explanation: Explanation, path: Path) -> None:
+def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> None:
     """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %, by
     gradcam", with its colours and what red means.
 
@@ -111,6 +113,11 @@ def save_explanation(explanation: Explanation, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(explanation, Explanation):
+        raise ConfigError(f"the explanation is {type(explanation).__name__}; expected one of those `explain` gives")
+    path = as_path("path", path)
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError(f"path is {str(path)!r}; expected a name that ends in {', '.join(PICTURES)}")
     pixels, heat = explanation.pixels, explanation.heat
     if pixels is None or heat is None or explanation.confidence is None:
         raise DataError(f"{printable(explanation.path)} has no explanation: {explanation.error}")

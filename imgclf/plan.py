@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from imgclf import distributed
+from imgclf._arguments import named_values, plain
 from imgclf._files import printable
 from imgclf.bundle import read_manifest
 from imgclf.compute import drawing, seeded, step_flops
@@ -85,7 +86,12 @@ def choose_experiment(
     Without a base it is the one called `suited`, which goes with the data; a user who names an architecture, or a model
     to go on from, gets the defaults of fine-tuning, or of training from scratch, instead.
     """
+    changes = plain(named_values("config", changes))
+    for key in changes.keys() & {"train", "data"}:
+        named_values(key, changes[key])
     base = _base(base, changes, suited)
+    if not isinstance(base, str | Experiment):
+        raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an Experiment")
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
     places = {key: _place(str(changes[key])) for key in ("init", "weights") if changes.get(key) is not None}

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from imgclf._arguments import as_path
 from imgclf._files import printable, read_text, write_text
 from imgclf.classifier import Classifier
 from imgclf.data.images import BadImage
@@ -97,7 +98,7 @@ def report_on(
 ) -> tuple[Path, ReportData]:
     """The same, with what the page shows."""
     folder = find_run(run)
-    path = Path(out) if out is not None else folder.path / REPORT
+    path = as_path("out", out) if out is not None else folder.path / REPORT
     known = known or _find_out(folder, progress)
     source, missing = _source(folder, known.source)
     if source is not None:

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from imgclf._arguments import as_path
 from imgclf._files import csv_text, printable, read_text, require_writable, sync_folder, write_text
 from imgclf._registry import close_matches, unknown_name
 from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError
@@ -98,7 +99,7 @@ def create_run(
 
 def require_free(root: Path, name: str | None) -> None:
     """Raise `ConfigError` for a run's name that is a path, or taken; None is a name that is still to be made."""
-    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+    if name is not None and (not isinstance(name, str) or not name or Path(name).name != name or name.startswith(".")):
         raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
     if name is not None and (length := len(os.fsencode(name))) > NAME_BYTES:
         raise ConfigError(f"a run's name has {length} bytes; allowed: {NAME_BYTES}, as for any folder")
@@ -255,7 +256,7 @@ def locate(named: str | os.PathLike[str], root: Path = ROOT) -> Path:
 
     A folder that is no run, of images for example, does not hide a run of its name. Where there is neither, the path.
     """
-    path = Path(named)
+    path = as_path("the run", named)
     if _holds_run(path) or os.path.isfile(path) or not _holds_run(root / path):
         return path
     return root / path

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from imgclf._arguments import plain
 from imgclf._registry import option_meant
 from imgclf.errors import ConfigError
 
@@ -40,6 +41,14 @@ DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
 MAX_CHANNELS = 64
 MAX_LEVEL = 3.5e38  # no float image holds more
+
+
+def _settle(owner: Any) -> None:
+    """Hold NumPy's numbers as Python's, and paths as text: a spec goes to JSON and back."""
+    for item in dataclasses.fields(owner):
+        value = getattr(owner, item.name)
+        if not isinstance(value, str | None):
+            object.__setattr__(owner, item.name, plain(value))
 
 
 def _check(ok: bool, owner: object, name: str, allowed: str) -> None:
@@ -99,6 +108,7 @@ class Step:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _settle(self)
         _check(self.op in STEPS, self, "op", ", ".join(STEPS))
         _check(isinstance(self.params, Mapping), self, "params", "named values")
 
@@ -115,6 +125,7 @@ class Levels:
     high: float
 
     def __post_init__(self) -> None:
+        _settle(self)
         _check(self.kind in DEPTHS, self, "kind", ", ".join(DEPTHS))
         for name in ("low", "high"):
             _check(_is_real(getattr(self, name), -MAX_LEVEL, MAX_LEVEL), self, name, "a finite number")
@@ -150,6 +161,7 @@ class Recipe:
     levels: tuple[Levels, ...] = ()
 
     def __post_init__(self) -> None:
+        _settle(self)
         _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
         _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
         _check(self.fit in FITS, self, "fit", ", ".join(FITS))
@@ -187,6 +199,7 @@ class ModelSpec:
     members: int = 1
 
     def __post_init__(self) -> None:
+        _settle(self)
         _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
         _check(_is_int(self.members, 1, 100), self, "members", "1 to 100")
         _check(_is_int(self.classes, 1, 1_000_000), self, "classes", "1 to 1,000,000")
@@ -243,6 +256,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _settle(self)
         _check(self.probe is None or isinstance(self.probe, bool), self, "probe", "true or false")
         _check(self.epochs is None or _is_int(self.epochs, 0, 100_000), self, "epochs", "0 (a probe alone) to 100,000")
         _check(self.epochs != 0 or self.probe is not False, self, "epochs", "1 or more, as there is no probe")
@@ -276,6 +290,7 @@ class TrainConfig:
         _check(self.precision in PRECISIONS, self, "precision", ", ".join(PRECISIONS))
         device_ok = DEVICE_NAME.fullmatch(str(self.device)) is not None
         _check(device_ok, self, "device", "auto, cpu, cuda, cuda:N, mps")
+        object.__setattr__(self, "device", str(self.device))  # a torch.device, too
         _check(self.engine in ENGINES, self, "engine", ", ".join(ENGINES))
         _check(self.compile in COMPILES, self, "compile", ", ".join(COMPILES))
         _check(_is_real(self.checkpoint_every, 1), self, "checkpoint_every", "1 (second) or more")
@@ -299,6 +314,7 @@ class DataConfig:
     cache: str = "auto"
 
     def __post_init__(self) -> None:
+        _settle(self)
         _check(self.on_bad in ON_BAD, self, "on_bad", ", ".join(ON_BAD))
         _check(_is_real(self.allow_bad, 0, 1), self, "allow_bad", "0 to 1")
         _check(_is_int(self.max_pixels, 1), self, "max_pixels", "1 or more")
@@ -336,6 +352,7 @@ class Experiment:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        _settle(self)
         _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
         _check(
             isinstance(self.weights, str) and bool(self.weights), self, "weights", "auto, pretrained, none, a file …"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from imgclf._arguments import require
 from imgclf.compute import own_copy
 from imgclf.data.loader import Batch
 from imgclf.data.source import Source
@@ -47,6 +48,8 @@ def tracker(*sinks: str | Sink, warn: Say | None = None, say: Say | None = None)
     Raises `UnknownName`, `MissingExtra` where a package is not installed, and `ConfigError` for a wrong place.
     """
     found = [find_sink(sink) if isinstance(sink, str) else sink for sink in sinks]
+    for sink in found:
+        require("a tracker", sink, Sink)
     return Tracker(found, warn or warn_caller, say or _quiet)
 
 

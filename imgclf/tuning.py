@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from imgclf._arguments import as_path, plain, whole
 from imgclf.classifier import Classifier
 from imgclf.data.prepare import require_outside
 from imgclf.data.split import Split
@@ -96,7 +97,7 @@ class _TimeIsUp(Exception):
 
 
 def tune(
-    data: str,
+    data: str | os.PathLike[str],
     changes: Mapping[str, Any],
     *,
     recipe: str | None = None,
@@ -118,16 +119,20 @@ def tune(
     that file and where no trial was finished in time, and what training raises.
     """
     _optuna()
-    require_free(Path(folder), None)
-    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    data, folder, trials = str(as_path("data", data)), as_path("folder", folder), whole("trials", trials, 1)
+    minutes = math.inf if minutes is None else plain(minutes)
+    if not isinstance(minutes, int | float) or not minutes > 0:
+        raise ConfigError(f"minutes is {minutes!r}; allowed: a number above 0")
+    require_free(folder, None)
+    deadline = time.monotonic() + 60 * minutes
     plan, source, split = plan_training(data, changes, recipe, callbacks)
     if not split.samples("valid"):
         raise ConfigError("there are no valid images to judge a trial by; give some in --split, as in 70/15/15")
     if not plan.experiment.train.epochs:
         raise ConfigError("there are no epochs to tune: choose another --recipe than probe, or more --epochs")
-    require_outside(Path(folder), source)
+    require_outside(folder, source)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.name).name)[:STEM_LENGTH]
-    base = Path(folder) / f"tune-{stem}"
+    base = folder / f"tune-{stem}"
     for result in (Path(f"{base}.toml"), Path(f"{base}.png")):
         if result.exists() and not Path(f"{base}.db").exists():
             raise ConfigError(f"{result} already exists, and is of no search that goes on: move it away")

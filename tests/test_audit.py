@@ -16,7 +16,7 @@ from imgclf.data.audit import BadFile, Sizes, audit
 from imgclf.data.folder import FileReader, open_folder
 from imgclf.data.images import read_image
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import DataError
+from imgclf.errors import ConfigError, DataError
 from imgclf.specs import Levels
 
 
@@ -309,7 +309,7 @@ def test_sets_in_memory_are_only_hashed():
 
 
 def test_unknown_choice(tmp_path):
-    with pytest.raises(ValueError, match="skip, error"):
+    with pytest.raises(ConfigError, match="skip, error"):
         audit(open_folder(photos(tmp_path)), on_bad="replace")
 
 

@@ -76,7 +76,7 @@ def test_equal_pixels_have_equal_digests():
     ("images", "message"),
     [
         ([], "no images to predict"),
-        ([3], "image 0 is int; expected a path, a PIL image or a uint8 array"),
+        ([3], "image 0 is int; expected a path, a PIL image, the bytes"),
         (None, "NoneType; expected"),
         (7, "int; expected"),
         ([ARRAY, None], "image 1 is NoneType"),

@@ -20,8 +20,9 @@ ROOT = Path(imgclf.__file__).parent
 # A module stands on the first line with a pattern for it.
 LAYERS = (
     ("errors", "_version", "distributed"),
-    ("_registry", "_files", "_tensorfile", "specs", "results", "machine", "compute", "fold"),
+    ("_arguments", "_registry", "_files", "_tensorfile", "specs", "results", "machine", "compute", "fold"),
     (
+        "training.device",
         "data.source",
         "data.decode",
         "data.images",

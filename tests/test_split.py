@@ -191,7 +191,7 @@ def test_missing_digests_are_read_from_the_source():
 
 
 def test_unknown_split_name():
-    with pytest.raises(ValueError, match="train, valid, test"):
+    with pytest.raises(ConfigError, match="train, valid, test"):
         Split(()).samples("val")
 
 

@@ -79,7 +79,7 @@ def test_a_trial_that_beats_the_start_is_better_than_one_that_does_not(photos, i
 
 
 def test_without_a_probe_there_is_no_start_to_beat(photos, in_folder):
-    result = tune(str(photos), TINY, trials=1)
+    result = tune(photos, TINY, trials=1)
     assert result.start is None
     assert result.usual_loss == result.trials[0].loss
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import PIL
 
+from imgclf._arguments import require, whole
 from imgclf._files import cache_folder, checked_file, natural, printable, read_checked
 from imgclf.data.classes import look_alikes
 from imgclf.data.duplicates import describe_duplicates
@@ -123,9 +124,11 @@ def audit(
 
     Raises `DataError`.
     """
+    require("source", source, Source)
     if on_bad not in ("skip", "error"):
-        raise ValueError(f"on_bad is {on_bad!r}; allowed: skip, error")
-    facts = _facts(source, workers or min(8, os.cpu_count() or 1), progress or (lambda done, total: None))
+        raise ConfigError(f"on_bad is {on_bad!r}; allowed: skip, error")
+    workers = min(8, os.cpu_count() or 1) if workers is None else whole("workers", workers, 1)
+    facts = _facts(source, workers, progress or (lambda done, total: None))
     found = [BadFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason]
     bad = tuple(sorted(found, key=lambda file: natural(file.ref)))
     good = [(s, fact) for s, fact in zip(source.samples, facts, strict=True) if not fact.reason]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imgclf._arguments import require, whole
 from imgclf.compute import in_parts_that_fit
 from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Job, Pace, fetched, share_cores
 from imgclf.data.rows import AlbumentationsPainter, CropPainter, Images, Painter, Prepared, chunks, paint_plain
@@ -22,6 +23,7 @@ from imgclf.data.store import Dense, Form
 from imgclf.data.tiers import Tier, choose_tier
 from imgclf.errors import ConfigError, DataError
 from imgclf.specs import CACHES, Recipe
+from imgclf.training.device import pick_device
 from imgclf.transforms.batch import alternate, augment, blend, pick_engine
 from imgclf.transforms.draws import sample_keys
 
@@ -81,9 +83,11 @@ class Loader:
         workers: int | None = None,
         cache: str = "auto",
         engine: str = "auto",
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
+        require("source", source, Source)
+        require("recipe", recipe, Recipe)
         index = {"": UNLABELLED, **{name: i for i, name in enumerate(classes)}}
         strangers = sorted({sample.label for sample in samples} - set(index))
         if strangers:
@@ -93,13 +97,14 @@ class Loader:
         self.samples = tuple(samples)
         self.classes = tuple(classes)
         self.recipe = recipe
-        self.batch_size = batch_size
-        self.device = device or torch.device("cpu")
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self.device = pick_device("cpu" if device is None else device)
         self.shard = shard
         self._source, self._cache = source.at_levels(recipe.levels), cache
         self._form = Form.of(recipe, train)
         self._targets = [index[sample.label] for sample in self.samples]
-        self._train, self._seed = train, seed
+        self._train, self._seed = train, whole("seed", seed, 0)
+        workers = None if workers is None else whole("workers", workers, 0)
         self._workers = 0 if workers is None and isinstance(source.reader, ArrayReader) else workers
         self._engine = pick_engine(recipe, engine) if train else ""
 

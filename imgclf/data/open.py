@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from imgclf._arguments import as_path, whole
 from imgclf._files import printable
 from imgclf._registry import close_matches
 from imgclf.data.folder import open_folder
@@ -33,6 +34,10 @@ def open_source(
     """
     if isinstance(data, Source):
         return data
+    if not isinstance(data, str | os.PathLike):
+        kinds = "a folder, a CSV file, tar shards or the name of a data set, as text or a Path, or a Source"
+        raise DataError(f"the data are {type(data).__name__}; expected {kinds}")
+    max_pixels, data_dir = whole("max_pixels", max_pixels, 1), data_dir and as_path("data_dir", data_dir)
     text, shown = os.fspath(data), printable(os.fspath(data))
     if names_shards(text):
         return open_shards(text, max_pixels=max_pixels, strict=strict, progress=progress)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from hashlib import blake2b, sha256
 from math import floor, isclose
+from typing import Any
 
+from imgclf._arguments import as_path, plain, require, whole
 from imgclf._files import csv_text, natural, printable, write_text
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
 from imgclf.data.layout import split_meant
@@ -46,7 +48,7 @@ class Split:
     def samples(self, split: str) -> tuple[Sample, ...]:
         """The samples of "train", "valid" or "test"."""
         if split not in SPLIT_NAMES:
-            raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLIT_NAMES)}")
+            raise ConfigError(f"split is {split!r}; allowed: {', '.join(SPLIT_NAMES)}")
         return tuple(sample for sample in self.rows if sample.split == split)
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -85,9 +87,9 @@ def make_split(
     Raises `DataError` where there is nothing to train on and for a file that does not fit, `ConfigError` for fractions
     that do not sum to 1, or that ask for a share of what the source brings.
     """
-    asked, fractions = fractions, fractions or FRACTIONS
-    if min(fractions) < 0 or fractions[0] <= 0 or not isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise ConfigError(f"fractions are {fractions!r}; allowed: three that sum to 1, train above 0")
+    require("source", source, Source)
+    asked, seed = None if fractions is None else _checked(fractions), whole("seed", seed, 0)
+    fractions = asked or FRACTIONS
     if asked is not None:
         require_open(source, asked)
     rows = [s if s.sha256 else replace(s, sha256=source.reader.digest(s.ref)) for s in source.samples]
@@ -104,6 +106,7 @@ def make_split(
         notes += [f"images that keep the places that they had before: {len(places):,}"] if places else []
     earlier: tuple[Sample, ...] = ()
     if file is not None:
+        file = as_path("file", file)
         earlier = fit_split(read_split(file), source.with_samples(rows), file)
         fixed |= {row.ref: str(row.split) for row in earlier}
     elif given:
@@ -183,6 +186,20 @@ def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]
     }
     placed = tuple(replace(sample, group=row.group, split=row.split) for row, sample in found)
     return source.with_samples(sample for _, sample in found), Split(placed, notes=tuple(_named(changes)))
+
+
+def _checked(fractions: Any) -> tuple[float, float, float]:
+    """The shares of train, valid and test, of whatever kind of numbers; `ConfigError` where these are none."""
+    parts = plain(fractions)
+    numbers = isinstance(parts, list | tuple) and all(type(part) in (int, float) for part in parts)
+    ok = numbers and len(parts) == 3 and min(parts) >= 0 and parts[0] > 0 and isclose(sum(parts), 1, abs_tol=1e-6)
+    if not ok:
+        raise ConfigError(
+            f"fractions are {parts!r}; allowed: three that sum to 1, of train, valid and test, train above 0, "
+            "as in (0.7, 0.15, 0.15)"
+        )
+    train, valid, test = map(float, parts)
+    return train, valid, test
 
 
 def choose_samples(source: Source, split: Split | None, seen: frozenset[str], part: str | None) -> list[Sample]:

@@ -7,11 +7,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from imgclf._arguments import as_path
 from imgclf._files import nfc, printable
 from imgclf.bundle import weights_digest
 from imgclf.errors import DataError, ModelFileError
@@ -155,7 +155,8 @@ def compare_runs(
     Classes are matched by name, images by content. Raises `UnknownName` or `DataError` for what is no run, and
     `DataError` for a run without answers and where no test image is the same.
     """
-    first, second = find_run(a, Path(runs)), find_run(b, Path(runs))
+    root = as_path("runs", runs)
+    first, second = find_run(a, root), find_run(b, root)
     both = _answers_of(first), _answers_of(second)
     answers = common_answers(*both)
     if not len(answers[0]):

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from imgclf._arguments import require
 from imgclf._files import nfc
 from imgclf._registry import unknown_name
 from imgclf.compute import in_parts_that_fit, own_copy
@@ -28,6 +29,7 @@ from imgclf.inference import device_of, logits_of, predict
 from imgclf.models.ensemble import Ensemble
 from imgclf.results import Explanation
 from imgclf.specs import EXPLAIN_METHODS, Recipe
+from imgclf.training.device import pick_precision
 from imgclf.transforms.pixels import mean_colour, to_input
 
 AT_ONCE = 8  # images whose maps and gradients are in memory together
@@ -41,7 +43,7 @@ def explain(
     *,
     method: str = EXPLAIN_METHODS[0],
     label: str | None = None,
-    precision: torch.dtype = torch.float32,
+    precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
 ) -> list[Explanation]:
     """Where in each image of the loader the class is that the model answers with, or `label`.
@@ -50,9 +52,11 @@ def explain(
     elsewhere meanwhile. Of an ensemble it is the mean over the members. Raises `UnknownName` for a method or a class
     that there is not, and `ConfigError` where the network has no maps with places.
     """
+    precision = pick_precision(precision, device_of(model))
     if method not in EXPLAIN_METHODS:
         raise unknown_name("method", method, list(EXPLAIN_METHODS))
     if label is not None:
+        require("label", label, str)
         label = next((name for name in loader.classes if nfc(name) == nfc(label)), label)
         if label not in loader.classes:
             raise unknown_name("class of the model", label, list(loader.classes))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from imgclf._arguments import require
 from imgclf.compute import unseeded_drawing
 from imgclf.errors import ConfigError
 from imgclf.models._arch import HEAD, Arch
@@ -27,6 +28,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
     Raises `UnknownName` for the architecture and `ConfigError` for a size that it can't take (the message names the
     smallest that works) or a dropout where it has none.
     """
+    require("spec", spec, ModelSpec)
     arch = find_arch(spec.arch)
     try:
         return _build(arch, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from imgclf._arguments import as_path
 from imgclf._files import nfc, printable
 from imgclf._tensorfile import BESIDE, checksum, parse_json, read_header
 from imgclf.compute import unseeded_drawing
@@ -74,7 +76,9 @@ def has_weights(arch: Arch) -> bool:
     return cached_hub_file(arch.weights, _hub_files(_bare(arch))) is not None
 
 
-def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Sequence[str] = ()) -> WeightsUsed:
+def load_weights(
+    model: nn.Module, spec: ModelSpec, weights: str | os.PathLike[str], classes: Sequence[str] = ()
+) -> WeightsUsed:
     """Fill `model`, which was built from `spec`, in place.
 
     `weights` is `auto` (published weights where they can be had, else none and a note), `pretrained` (published ones,
@@ -89,6 +93,7 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str, classes: Seque
     Raises `ModelFileError` for weights that can't be had or don't fit, `MissingExtra` for packaged weights that are not
     installed, and `ConfigError` for any other `weights`.
     """
+    weights = str(as_path("weights", weights)) if not isinstance(weights, str) else weights
     if weights == "none":
         return WeightsUsed(weights, "none", "from scratch")
     if weights in ("auto", "pretrained"):

@@ -52,7 +52,7 @@ from torch import nn
 
 from imgclf.compute import RandomState
 from imgclf.data.audit import BadFile, left_out
-from imgclf.errors import warn_caller
+from imgclf.errors import ConfigError, warn_caller
 from imgclf.inference import Answered
 from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import TrainConfig
@@ -134,6 +134,14 @@ class Tested:
     sample: Callable[[], Sequence[Answered]] = field(repr=False)
 
 
+def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    """Some callbacks as a tuple; `ConfigError` for what is no list of functions."""
+    functions = tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
+    if not all(map(callable, functions)):
+        raise ConfigError(f"callbacks is {callbacks!r}; allowed: a list of functions of (event, subject)")
+    return functions
+
+
 class Shown:
     """A callback that tells the user of all that `warn_of` would: where there is one, there are no Python warnings."""
 
@@ -143,8 +151,9 @@ class Shown:
 
 def heard(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     """The callbacks and, unless one of them shows it, one that warns of what should not be missed."""
+    callbacks = as_callbacks(callbacks)
     shown = any(isinstance(callback, Shown) or callback is warn_of for callback in callbacks)
-    return tuple(callbacks) if shown else (*callbacks, warn_of)
+    return callbacks if shown else (*callbacks, warn_of)
 
 
 def warn_of(event: str, subject: Any) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from imgclf.compute import WholeProcess
 from imgclf.errors import ConfigError
-from imgclf.specs import DEVICE_NAME
+from imgclf.specs import DEVICE_NAME, PRECISIONS
 
 PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE_SECONDS = 60.0  # what a compiler is assumed to take before it pays
@@ -19,9 +19,12 @@ CUDA_RATE = 1e14  # floating-point operations a second that training reaches: re
 LAUNCH_SECONDS = 5e-4  # what launching a small step is assumed to take: about 60 kernels of 8 µs each
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`); one that is not there is a `ConfigError`."""
-    if not DEVICE_NAME.fullmatch(name):
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`); one that is not there is a `ConfigError`. What
+    is a device already stays as it is."""
+    if isinstance(name, torch.device):
+        return name
+    if not isinstance(name, str) or not DEVICE_NAME.fullmatch(name):
         raise ConfigError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N, mps")
     if name == "auto":
         if torch.cuda.is_available():
@@ -39,14 +42,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: bf16 where `auto` finds a device that computes in it, else fp32.
+def pick_precision(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of autocast, also by its name: bf16 where `auto` finds a device that computes in it, else fp32.
 
     A property of the machine and never a race of timings, so that a run can be repeated.
     """
     if name == "auto":
         return torch.bfloat16 if _has_bf16(device) else torch.float32
-    dtype = PRECISION_DTYPES[name]
+    dtype = PRECISION_DTYPES.get(name) if isinstance(name, str) else name
+    if dtype is None or dtype not in PRECISION_DTYPES.values():
+        raise ConfigError(f"precision is {name!r}; allowed: {', '.join(PRECISIONS)}")
     if dtype is torch.float16 and device.type != "cuda":
         raise ConfigError(f"precision fp16 needs a CUDA device, this is {device}; use bf16, fp32 or auto")
     return dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf import distributed
+from imgclf._arguments import as_path, require
 from imgclf.compute import (
     all_finite,
     drawing,
@@ -37,7 +39,7 @@ from imgclf.inference import infer_placed
 from imgclf.models.build import head_of
 from imgclf.results import EpochRecord, Evaluation, History
 from imgclf.specs import Recipe, TrainConfig
-from imgclf.training.callbacks import Callback, TrainState, Weights, notify
+from imgclf.training.callbacks import Callback, TrainState, Weights, as_callbacks, notify
 from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
 from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
 from imgclf.training.graph import GraphedStep, should_capture
@@ -81,7 +83,7 @@ def train(
     config: TrainConfig,
     *,
     callbacks: Sequence[Callback] = (),
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     resume: dict[str, Any] | None = None,
     keep_start: bool = False,
     endless: bool = False,
@@ -100,6 +102,9 @@ def train(
     cut into parts of equal gradient; `OutOfMemory` is raised where a single image does not fit. Random numbers come
     from the seed alone, also where several threads train, and torch's own generators stay where they are.
     """
+    callbacks, state_file = as_callbacks(callbacks), None if checkpoint is None else as_path("checkpoint", checkpoint)
+    require("config", config, TrainConfig)
+    require("loader", loader, Loader)
     device = pick_device(config.device)
     with ExitStack() as stack:
         stack.enter_context(kept_memory(device))
@@ -119,12 +124,12 @@ def train(
         state.valid = tuple(sample.ref for sample in valid.samples) if valid is not None else ()
         if resume is not None:
             restore(state, resume)
-        if checkpoint is not None:
-            remove_leftovers(checkpoint)
-            require_space(state, checkpoint.parent)
+        if state_file is not None:
+            remove_leftovers(state_file)
+            require_space(state, state_file.parent)
         thrift, rewind = Thrift(config.checkpoint_every), Rewind(model, device)
         step = GraphedStep(callbacks) if captured else learn
-        run = _Run(loader, valid, callbacks, checkpoint, thrift, interrupts, rewind, step)
+        run = _Run(loader, valid, callbacks, state_file, thrift, interrupts, rewind, step)
         notify(callbacks, "start", state)
         try:
             if keep_start and resume is None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from imgclf._arguments import require
 from imgclf.compute import drawing, enough_threads, kept_memory, step_flops
 from imgclf.data.loader import Batch, Loader
 from imgclf.errors import ConfigError
@@ -41,6 +42,8 @@ def find_lr(
     and all random numbers stay as they are. Raises `ConfigError` where the first steps already diverge or there are no
     epochs.
     """
+    require("config", config, TrainConfig)
+    require("loader", loader, Loader)
     if config.epochs == 0:
         raise ConfigError("epochs is 0, and a probe alone has no learning rate to find: ask for 1 or more")
     device = pick_device(config.device)

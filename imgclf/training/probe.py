@@ -26,6 +26,7 @@ from imgclf.evaluation.unknown import choose_evenly
 from imgclf.inference import Progress, answer_with_features
 from imgclf.models.build import head_of
 from imgclf.results import Probe
+from imgclf.training.device import pick_device, pick_precision
 
 STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 11))  # 0.1 to 1e-5, the strongest first
 FOLDS = 5
@@ -52,8 +53,8 @@ def linear_head(model: nn.Module) -> nn.Linear | None:
 def fit_probe(
     model: nn.Module,
     loader: Loader,
-    device: torch.device,
-    precision: torch.dtype,
+    device: torch.device | str,
+    precision: torch.dtype | str,
     *,
     weight: torch.Tensor | None = None,
     progress: Progress | None = None,
@@ -65,6 +66,8 @@ def fit_probe(
     of each class. Cross-validation parts neither copies nor groups. Every process gets the same head. Raises
     `ConfigError` for a network without a linear head, and what `infer` raises.
     """
+    device = pick_device(device)
+    precision = pick_precision(precision, device)
     return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)[0]
 
 
