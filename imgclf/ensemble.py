@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from imgclf import distributed
-from imgclf._arguments import as_path, named_values, require, whole
+from imgclf._arguments import as_path, named_values, plain, require
 from imgclf._files import read_text, write_text
 from imgclf.claims import Claims, examine, features_of
 from imgclf.classifier import Classifier
@@ -37,8 +37,8 @@ AS_ONE = """\
 
 def require_members(members: int, name: str = "members") -> None:
     """Raise `ConfigError` for a number of networks that is no ensemble; `name` is what the user calls it."""
-    if not 2 <= members <= MOST:
-        raise ConfigError(f"{name} is {members}; allowed: 2 to {MOST} networks")
+    if not isinstance(members, int) or not 2 <= members <= MOST:
+        raise ConfigError(f"{name} is {members!r}; allowed: 2 to {MOST} networks")
 
 
 def combine(classifiers: Sequence[Classifier]) -> Classifier:
@@ -116,7 +116,7 @@ def fit_ensemble(
     equal weights one is joined, as where all keep the same start; that is said. Where training is interrupted, that
     member is what comes back. Raises what `fit` raises.
     """
-    members, changes = whole("members", members, 2), named_values("changes", changes)
+    members, changes = plain(members), named_values("changes", changes)
     require_members(members)
     if distributed.shard()[1] > 1:
         raise ConfigError("an ensemble is trained by one process: start it without torchrun, or its members one by one")
