@@ -212,7 +212,7 @@ def test_a_size_that_does_not_work_takes_no_memory():
         devices.add(torch.get_default_device().type)
         return find_arch("torchvision:alexnet").build(spec)
 
-    ARCHS.add("recorded", Arch("recorded", build, size=(224, 224), channels=3, family="own"))
+    ARCHS.add("recorded", Arch("recorded", build, size=(224, 224), channels=3, family="others"))
     with pytest.raises(ConfigError, match=r"the smallest size that works is 63$"):
         empty_network(ModelSpec("recorded", 3, 3, (32, 32)))
     assert devices == {"meta"}
