@@ -3,7 +3,6 @@ memory ran out. What one computation needs, no other thread of the program sees.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import gc
 import sys
@@ -29,6 +28,7 @@ SMALL_STEP = 5e7  # floating-point operations of a forward pass: LeNet takes 2e7
 # and how much it holds back of what is free; then both within `kept_memory`, and after it.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 KEPT, USUAL = (2**30, 2**31 - 1), (2**25, 2**26)
+HOLDERS = (nn.Module, MethodType, list, tuple, dict)  # what may lead to a module
 # What libraries below torch say in a plain RuntimeError.
 NO_MEMORY = (
     "can't allocate memory",
@@ -262,22 +262,22 @@ def in_evaluation(model: nn.Module) -> nn.Module:
 def own_copy(model: nn.Module) -> nn.Module:
     """A network with the very weights and buffers of `model`, in evaluation mode, whose modules are nobody else's.
 
-    Hooks on it are in no other thread's way. Takes a thousandth of a second, unlike a deep copy.
+    Hooks on it are in no other thread's way. Takes some thousandths of a second, a tenth of a deep copy.
     """
     twins: dict[nn.Module, nn.Module] = {module: object.__new__(type(module)) for module in model.modules()}
 
     def mine(value: Any) -> Any:
+        if not isinstance(value, HOLDERS):
+            return value
         if isinstance(value, nn.Module):
             return twins.get(value, value)
         if isinstance(value, MethodType):
             return MethodType(value.__func__, mine(value.__self__))
-        if type(value) in (list, tuple):
-            return type(value)(map(mine, value))
         if isinstance(value, dict):
-            copied = copy.copy(value)
-            copied.update((key, mine(entry)) for key, entry in value.items())
+            copied = value.copy()
+            copied.update([(key, mine(entry)) for key, entry in value.items()])
             return copied
-        return value
+        return type(value)(map(mine, value)) if type(value) in (list, tuple) else value
 
     for module, twin in twins.items():
         twin.__dict__.update(mine(module.__dict__), training=False, _compiled_call_impl=None)
