@@ -250,6 +250,19 @@ def test_a_file_whose_size_time_and_inode_are_as_before_is_read_again_when_its_c
     assert again.source.samples[0].sha256 != first.source.samples[0].sha256
 
 
+def test_copies_are_found_whatever_an_earlier_audit_compared(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        image(tmp_path / label / "other.png", size=(6, 4))
+    Image.fromarray(noise).save(tmp_path / "a" / "1.jpg")
+    image(tmp_path / "b" / "of-its-sides.png", size=(48, 40))
+    audit(open_folder(tmp_path))
+    (tmp_path / "b" / "of-its-sides.png").unlink()
+    (tmp_path / "a" / "2.jpg").write_bytes((tmp_path / "a" / "1.jpg").read_bytes() + b"\0")
+    assert any("exact copies within a class: 1 image" in finding for finding in audit(open_folder(tmp_path)).findings)
+
+
 def test_a_file_that_changes_between_its_digest_and_its_pixels_is_bad_and_looked_at_again(tmp_path, monkeypatch):
     path, real = photos(tmp_path) / "a/00.png", module.check_image
 

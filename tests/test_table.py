@@ -83,6 +83,7 @@ def test_all_problems_come_with_their_lines(photos):
         ("path,label,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n3.png,b,test\n", "'b' has no image in train"),
         ('path,label\n"0.png,a\n', "no CSV"),
         ("path,label\n", "found none"),
+        (f"path,label{'x' * 200_000}\n", "no CSV: .*field larger"),
         (
             "path,label\n0.png,K\xe4se\n1.png,b\n".encode("latin-1"),
             "not UTF-8 .*line 2: 'K\N{REPLACEMENT CHARACTER}se'",

@@ -212,10 +212,11 @@ def _compared(source: Source, reader: FileReader | ShardReader, facts: list[_Fac
 
     if mixed:
         look_closer([i for i, f in enumerate(facts) if f.format == "JPEG" and (f.height, f.width) in mixed])
-    alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    alike: dict[tuple[int, int, str], list[int]] = defaultdict(list)
     for i, fact in enumerate(facts):
-        jpeg = fact.format == "JPEG" and not fact.pixels
-        alike[fact.height, fact.width, jpeg, fact.pixels[:LOOK] or fact.look].append(i)
+        in_full = fact.format == "JPEG" and (fact.height, fact.width) in mixed
+        look = (in_full and fact.pixels[:LOOK]) or fact.look
+        alike[fact.height, fact.width, look].append(i)
     look_closer([i for same in alike.values() if len({facts[i].sha256 for i in same}) > 1 for i in same])
     return facts
 

@@ -36,9 +36,11 @@ def read_rows(path: str | os.PathLike[str], required: tuple[str, ...]) -> tuple[
     or a row is short.
     """
     shown = printable(os.fspath(path))
-    text = _text(path)
-    delimiter = next((d for d in _DELIMITERS if set(required) <= set(_names(text, d))), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = io.StringIO(_text(path), newline="")
+    first = lines.readline()
+    lines.seek(0)
+    delimiter = next((d for d in _DELIMITERS if set(required) <= set(_names(first, d))), ",")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = [cell.strip().lower() for cell in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -65,10 +67,12 @@ def _fitted(row: list[str], header: list[str]) -> list[str]:
     return row if any(header[len(row) :]) or "".join(row[width:]).strip() else (row + [""] * width)[:width]
 
 
-def _names(text: str, delimiter: str) -> list[str]:
-    """What the first line names where this divides it."""
-    first = io.StringIO(text, newline="").readline()
-    return [cell.strip().lower() for row in csv.reader([first], delimiter=delimiter) for cell in row]
+def _names(line: str, delimiter: str) -> list[str]:
+    """What a header names where this divides it; nothing where it is none."""
+    try:
+        return [cell.strip().lower() for row in csv.reader([line], delimiter=delimiter) for cell in row]
+    except csv.Error:
+        return []
 
 
 def _text(path: str | os.PathLike[str]) -> str:
