@@ -21,6 +21,7 @@ SEAL = re.compile(rb"\nimgclf ([0-9a-f]{16}) ([0-9a-f]{8})\n")  # the bytes befo
 SEAL_BYTES = 34
 CHUNK = 1 << 20
 DAMAGED = "its checksum does not fit its content"
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")  # how the name of a picture may end
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
 

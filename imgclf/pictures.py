@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imgclf._arguments import as_path
-from imgclf._files import printable
+from imgclf._files import PICTURES, printable
 from imgclf.data.images import BadImage
 from imgclf.data.loader import Loader
 from imgclf.data.source import Pixels, Sample, Source
@@ -24,7 +24,6 @@ from imgclf.results import Explanation, LrCurve
 from imgclf.specs import Recipe
 
 COLUMNS = 5
-PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
 SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
 MAX_STEM = 60  # of a file's name, which ends at 255 bytes

@@ -73,8 +73,8 @@ class RunEntry:
 def list_entries(root: Path) -> tuple[list[RunEntry], list[Path]]:
     """The runs in a folder, oldest first, and the run folders whose `run.json` can't be read."""
     runs = list_runs(root)
+    default = _default_among(runs, root)
     entries = [entry_of(run) for run in runs]
-    default = find_default(root)
     marked = [default if default is not None and entry.path == default.path else entry for entry in entries]
     return marked, unreadable_runs(root, runs)
 
@@ -82,10 +82,14 @@ def list_entries(root: Path) -> tuple[list[RunEntry], list[Path]]:
 def find_default(root: Path = ROOT) -> RunEntry | None:
     """The run that commands take without --model: the pinned one or, without a pin, the newest that has ended with a
     figure and whose network commands know; None where there is none, or where the pinned one is gone."""
+    return _default_among(list_runs(root), root)
+
+
+def _default_among(runs: Sequence[Run], root: Path) -> RunEntry | None:
     if (pinned := pinned_name(root)) is not None:
-        run = next((run for run in list_runs(root) if run.path.name == pinned and run.model.is_file()), None)
+        run = next((run for run in runs if run.path.name == pinned and run.model.is_file()), None)
         return None if run is None else replace(entry_of(run), default=True, pinned=True)
-    for run in reversed(list_runs(root)):
+    for run in reversed(runs):
         if run.info.get("status") in ENDED and run.model.is_file() and not run.info.get("own_network"):
             entry = entry_of(run)
             if entry.accuracy is not None:

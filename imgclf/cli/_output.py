@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imgclf._files import printable, require_writable
+from imgclf._files import PICTURES, printable, require_writable
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
     from imgclf.run import Run
-
-PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that already exists.")]

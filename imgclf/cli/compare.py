@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imgclf._files import PICTURES
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
-from imgclf.cli._output import PICTURES, Force, output_file, run_data
+from imgclf.cli._output import Force, output_file, run_data
 from imgclf.cli.runs import HEADER, cells
 from imgclf.cli.show import WHOLE
 from imgclf.errors import DataError, ImgclfError

@@ -40,16 +40,14 @@ def evaluate(
     classifier = load_classifier(model, device, precision, arch)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
-    passed_over = len(used) - len(samples)
-    if passed_over and part is None and data is not None:
-        console.say(
-            f"{console.plural(passed_over, 'image')} left out: trained or validated on, or not in the test part"
-        )
+    if data is not None and part is None and len(samples) < len(used):
+        images = console.plural(len(used) - len(samples), "image")
+        console.say(f"{images} left out: trained or validated on, or not in the test part")
     with console.progress("testing") as progress:
         answers = classifier.answer(used, samples, progress)
     result, page = answers.evaluation, None
     if classifier.lost_:
-        console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, and not in the figures:")
+        console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, left out of the figures:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
     if data is not None or part in (None, "test"):
         _say_what_was_seen(classifier, result)

@@ -22,7 +22,7 @@ import PIL
 from imgclf._arguments import require, whole
 from imgclf._files import cache_folder, checked_file, natural, printable, read_checked
 from imgclf.data.classes import look_alikes
-from imgclf.data.duplicates import describe_duplicates
+from imgclf.data.duplicates import describe_duplicates, plural
 from imgclf.data.folder import FileReader, Known
 from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_regular
 from imgclf.data.shards import ShardReader
@@ -86,7 +86,7 @@ class Audit:
 def left_out(bad: Sequence[BadFile]) -> str:
     """A sentence on images that can't be used."""
     shown = "; ".join(f"{printable(file.ref)}: {file.reason}" for file in bad[:SHOWN_PROBLEMS])
-    return f"{_count(len(bad), 'image')} left out that can't be read: {shown}{'; …' * (len(bad) > SHOWN_PROBLEMS)}"
+    return f"{plural(len(bad), 'image')} left out that can't be read: {shown}{'; …' * (len(bad) > SHOWN_PROBLEMS)}"
 
 
 @dataclass(frozen=True)
@@ -292,11 +292,11 @@ def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
 def _judge_bad(source: Source, clean: Source, bad: tuple[BadFile, ...], on_bad: str, allow_bad: float) -> None:
     problems = [f"{printable(file.ref)}: {file.reason}" for file in bad]
     if bad and on_bad == "error":
-        raise DataError(f"{_count(len(bad), 'image')} of {len(source)} can't be used; repair or remove:", problems)
+        raise DataError(f"{plural(len(bad), 'image')} of {len(source)} can't be used; repair or remove:", problems)
     share = len(bad) / max(1, len(source))
     if share > allow_bad:
         raise DataError(
-            f"{_count(len(bad), 'image')} of {len(source)} ({share:.1%}) can't be used, and at most {allow_bad:.1%} "
+            f"{plural(len(bad), 'image')} of {len(source)} ({share:.1%}) can't be used, and at most {allow_bad:.1%} "
             f"may be: repair or remove them, or pass --allow-bad {math.ceil(share * 100)}%",
             problems,
         )
@@ -305,7 +305,7 @@ def _judge_bad(source: Source, clean: Source, bad: tuple[BadFile, ...], on_bad: 
 def _judge_classes(source: Source, clean: Source) -> None:
     before, after = source.counts(), clean.counts()
     problems = [
-        f"class {printable(label)!r}: none of its {_count(before[label], 'image')} can be read"
+        f"class {printable(label)!r}: none of its {plural(before[label], 'image')} can be read"
         for label in source.classes
         if not after[label]
     ]
@@ -340,7 +340,7 @@ def _vanished(good: list[tuple[Sample, _Fact]]) -> list[str]:
     if not refs:
         return []
     shown = ", ".join(refs[:_SHOWN]) + ", …" * (len(refs) > _SHOWN)
-    return [f"{_count(len(refs), 'transparent image')} turned all white on a white background: {shown}"]
+    return [f"{plural(len(refs), 'transparent image')} turned all white on a white background: {shown}"]
 
 
 def _sizes(facts: list[_Fact]) -> Sizes | None:
@@ -351,7 +351,3 @@ def _sizes(facts: list[_Fact]) -> Sizes | None:
     aspects = sorted(width / height for height, width in sides)
     tenth = len(aspects) // 10
     return Sizes(sides[0], middle, sides[-1], (aspects[tenth], aspects[-1 - tenth]))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

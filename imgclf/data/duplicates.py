@@ -61,9 +61,9 @@ def describe_duplicates(samples: Sequence[Sample]) -> list[str]:
     doubled = [files for files in copies if len(files) > len({(s.label, s.split) for s in files})]
     found = []
     if spare:
-        found.append(f"exact copies within a class: {_count(spare, 'image')} ({_files(doubled)})")
+        found.append(f"exact copies within a class: {plural(spare, 'image')} ({_files(doubled)})")
     if conflicts:
-        found.append(f"equal content with different labels: {_count(len(conflicts), 'image')} ({_files(conflicts)})")
+        found.append(f"equal content with different labels: {plural(len(conflicts), 'image')} ({_files(conflicts)})")
     return [*found, *_leaks(samples, copies)]
 
 
@@ -84,10 +84,10 @@ def _leaks(samples: Sequence[Sample], copies: list[list[Sample]]) -> list[str]:
         named = [group for group, splits in groups.items() if both <= splits]
         better = f"results on {second} will look better than they are"
         if images:
-            found.append(f"{first} and {second} share {_count(len(images), 'image')} ({_files(images)}): {better}")
+            found.append(f"{first} and {second} share {plural(len(images), 'image')} ({_files(images)}): {better}")
         if named:
             shown = ", ".join(map(printable, named[:_SHOWN])) + ", …" * (len(named) > _SHOWN)
-            found.append(f"{first} and {second} share {_count(len(named), 'group')} ({shown}): {better}")
+            found.append(f"{first} and {second} share {plural(len(named), 'group')} ({shown}): {better}")
     return found
 
 
@@ -96,5 +96,6 @@ def _files(copies: list[list[Sample]]) -> str:
     return f"{shown}; …" if len(copies) > _SHOWN else shown
 
 
-def _count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "1,200 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -88,22 +88,17 @@ def make_split(
     that do not sum to 1, or that ask for a share of what the source brings.
     """
     require("source", source, Source)
-    asked, seed = None if fractions is None else _checked(fractions), whole("seed", seed, 0)
-    fractions = asked or FRACTIONS
-    if asked is not None:
-        require_open(source, asked)
+    seed, fractions = whole("seed", seed, 0), FRACTIONS if fractions is None else _asked(fractions, source)
     rows = [s if s.sha256 else replace(s, sha256=source.reader.digest(s.ref)) for s in source.samples]
     given = brought(source)
     if given and any(s.split is None for s in rows):
         raise DataError(f"{source.name}: some samples have a split and others have none; give it to all or to none")
     shares = _shares(fractions, given)
     cut = {name for name, share in zip(SPLIT_NAMES, shares, strict=True) if share and name != "train"}
-    notes: list[str] = []
-    fixed: dict[str, str] = {s.ref: str(s.split) for s in rows if s.split and not (s.split == "train" and cut)}
-    if known and not given:
-        places = {s.ref: known[content_key(s)] for s in rows if content_key(s) in known}
-        fixed |= places
-        notes += [f"images that keep the places that they had before: {len(places):,}"] if places else []
+    fixed = {s.ref: str(s.split) for s in rows if s.split and not (s.split == "train" and cut)}
+    places = {s.ref: known[content_key(s)] for s in rows if content_key(s) in known} if known and not given else {}
+    fixed |= places
+    notes = [f"images that keep the places that they had before: {len(places):,}"] if places else []
     earlier: tuple[Sample, ...] = ()
     if file is not None:
         file = as_path("file", file)
@@ -170,8 +165,7 @@ def match_rows(rows: Iterable[Sample], samples: Iterable[Sample]) -> list[tuple[
 def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]:
     """The images of an earlier split among those of a source, in its order and in its places; see `match_rows`.
 
-    Images that are new since are left out, which is noted. Raises `DataError` with those that
-    are gone or have changed.
+    Images that are new since are left out, which is noted. Raises `DataError` with those that are gone or have changed.
     """
     matched, refs = match_rows(rows, source.samples), {sample.ref for sample in source.samples}
     lost = [row.ref for row, sample in matched if sample is None]
@@ -188,8 +182,9 @@ def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]
     return source.with_samples(sample for _, sample in found), Split(placed, notes=tuple(_named(changes)))
 
 
-def _checked(fractions: Any) -> tuple[float, float, float]:
-    """The shares of train, valid and test, of whatever kind of numbers; `ConfigError` where these are none."""
+def _asked(fractions: Any, source: Source) -> tuple[float, float, float]:
+    """The shares of train, valid and test, of whatever kind of numbers; `ConfigError` where they are none, or where the
+    source brings its own."""
     parts = plain(fractions)
     numbers = isinstance(parts, list | tuple) and all(type(part) in (int, float) for part in parts)
     ok = numbers and len(parts) == 3 and min(parts) >= 0 and parts[0] > 0 and isclose(sum(parts), 1, abs_tol=1e-6)
@@ -199,6 +194,7 @@ def _checked(fractions: Any) -> tuple[float, float, float]:
             "as in (0.7, 0.15, 0.15)"
         )
     train, valid, test = map(float, parts)
+    require_open(source, (train, valid, test))
     return train, valid, test
 
 
@@ -304,13 +300,13 @@ def fit_split(rows: Sequence[Sample], source: Source, file: str | os.PathLike[st
 
 def _written(ref: str, folder: str, root: str) -> Iterator[str]:
     """The ways in which a source below `root` may name what a split file in `folder` calls `ref`."""
-    for way in map(os.path.normpath, spellings(ref)):
+    for way in dict.fromkeys(map(os.path.normpath, spellings(ref))):
         yield way
         for base in filter(None, (root, root and folder)):
             path = os.path.join(base, way)
             yield path
-            for one, top in ((path, root), (os.path.realpath(path), os.path.realpath(root))):
-                yield os.path.relpath(one, top)
+            yield os.path.relpath(path, root)
+            yield os.path.relpath(os.path.realpath(path), os.path.realpath(root))
 
 
 def _is_there(source: Source, ref: str) -> bool:

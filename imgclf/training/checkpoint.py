@@ -166,8 +166,8 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
     state.history = [EpochRecord(**record) for record in content["history"]]
     state.best, state.good, state.lost = content["best"], content["good"], content["lost"]
     if content["best_losses"] is not None:
-        known = dict(zip(content["valid"], content["best_losses"].tolist(), strict=True))
-        state.best_losses = torch.tensor([known.get(ref, math.nan) for ref in state.valid], dtype=torch.float64)
+        losses = dict(zip(content["valid"], content["best_losses"].tolist(), strict=True))
+        state.best_losses = torch.tensor([losses.get(ref, math.nan) for ref in state.valid], dtype=torch.float64)
     rank, processes = distributed.shard()
-    known = content["rng"][rank if len(content["rng"]) == processes else 0]
-    state.random |= {kind: known[kind] for kind in state.random if kind in known}  # those of a device that is used now
+    random = content["rng"][rank if len(content["rng"]) == processes else 0]
+    state.random |= {kind: random[kind] for kind in state.random if kind in random}  # of the devices used now
