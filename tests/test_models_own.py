@@ -81,6 +81,7 @@ def test_any_form_gives_a_network_with_a_score_for_each_class(made):
         (lambda: [][0], "can't be made: IndexError"),
         (nn.Sequential(Net(3), nn.Softmax(1)), "ends in a softmax"),
         (Net(3, width=5).add_module, "needs name, module"),
+        (dict, "own:dict can't be used; expected a torch.nn.Module"),
     ],
 )
 def test_what_is_no_such_network_is_said(made, said):
@@ -91,6 +92,15 @@ def test_what_is_no_such_network_is_said(made, said):
 def test_a_size_that_does_not_fit_is_said():
     with using(own_arch(Net)), pytest.raises(ConfigError, match=r"images of 9x9 .* the size that it was made for"):
         build_model(ModelSpec("own:Net", 3, 1, (9, 9)))
+
+
+def test_a_mistake_in_its_code_is_said():
+    class Mistaken(Flat):
+        def forward(self, images):
+            return images.shape.colour
+
+    with using(own_arch(Mistaken)), pytest.raises(ConfigError, match=r"own:Mistaken fails: AttributeError: .*colour"):
+        build_model(ModelSpec("own:Mistaken", 3, 1, (8, 8)))
 
 
 def test_only_a_network_that_needs_it_is_kept_contiguous():

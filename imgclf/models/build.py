@@ -9,7 +9,7 @@ from torch import nn
 
 from imgclf._arguments import require
 from imgclf.compute import unseeded_drawing
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, ImgclfError
 from imgclf.models._arch import HEAD, Arch
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import assemble
@@ -34,6 +34,10 @@ def build_model(spec: ModelSpec) -> nn.Module:
         return _build(arch, spec)
     except SHAPE_ERRORS as error:
         raise _size_error(arch, spec, error) from error
+    except Exception as error:  # a mistake in the user's own code, of any kind
+        if arch.family != "own" or isinstance(error, ImgclfError):
+            raise
+        raise ConfigError(f"{spec.arch} fails: {type(error).__name__}: {error}") from error
 
 
 def empty_network(spec: ModelSpec) -> nn.Module:

@@ -84,7 +84,10 @@ class OwnNetwork:
 
 def arguments(made: Callable[..., Any], spec: ModelSpec, name: str) -> inspect.BoundArguments:
     """What a class or a function is called with: `FILLED` by name, or the spec."""
-    signature = inspect.signature(made)
+    try:
+        signature = inspect.signature(made)
+    except ValueError:
+        raise ConfigError(f"{name} can't be used; expected a torch.nn.Module, its class, or a function") from None
     fixed = made.keywords if isinstance(made, partial) else {}
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     free = [p for p in signature.parameters.values() if p.name not in fixed and p.kind not in kinds]
