@@ -168,6 +168,26 @@ def test_the_shares_of_all_processes_are_the_whole(source, world, train):
     assert {len(rank) for rank in ranks} == {len(whole)}
 
 
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_images_are_blended_with_the_same_ones_by_any_number_of_processes(smooth, world, cache):
+    def blended(shard):
+        rows = {}
+        for batch in loader_of(smooth, MIXED, shard=shard, cache=cache).epoch(2):
+            for i, position in enumerate(batch.positions.tolist()):
+                assert position not in rows
+                rows[position] = batch.pixels[i], batch.targets[i], batch.mix.targets[i], batch.mix.share[i]
+        return rows
+
+    alone, together = blended((0, 1)), {}
+    for rank in range(world):
+        share = blended((rank, world))
+        assert not share.keys() & together.keys()
+        together |= share
+    assert alone.keys() == together.keys()
+    assert all(equal(alone[i], together[i]) for i in alone)
+
+
 def test_epochs_differ_in_order_and_in_pixels(source):
     loader = loader_of(source, workers=0)
     first, second = (list(loader.epoch(epoch)) for epoch in range(2))

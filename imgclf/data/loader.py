@@ -24,7 +24,7 @@ from imgclf.data.tiers import Tier, choose_tier
 from imgclf.errors import ConfigError, DataError
 from imgclf.specs import CACHES, Recipe
 from imgclf.training.device import pick_device
-from imgclf.transforms.batch import alternate, augment, blend, pick_engine
+from imgclf.transforms.batch import alternate, augment, blend, blends, pick_engine
 from imgclf.transforms.draws import sample_keys
 
 UNLABELLED = -1
@@ -45,6 +45,11 @@ class Batch(NamedTuple):
     targets: torch.Tensor
     positions: torch.Tensor
     mix: Mix | None = None
+
+    def part(self, begin: int, end: int) -> Batch:
+        """The images from `begin` to before `end`."""
+        mix = self.mix and Mix(self.mix.targets[begin:end], self.mix.share[begin:end])
+        return Batch(self.pixels[begin:end], self.targets[begin:end], self.positions[begin:end], mix)
 
 
 Steps = Callable[[torch.Tensor, Recipe, int, int, NDArray[np.uint64]], torch.Tensor]  # as `augment`
@@ -143,8 +148,8 @@ class Loader:
         self._images.settle()
         plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
         try:
-            for finish in fetched(plans, threads, ahead, self._images.watch, self._pace):
-                yield self._batch(*finish(), epoch)
+            for guest, finish in fetched(plans, threads, ahead, self._images.watch, self._pace):
+                yield self._batch(*finish(), epoch, guest)
         finally:
             self._images.settle()  # what was decoded is kept, also when the epoch is left early
             if self._images.keeps:
@@ -208,22 +213,34 @@ class Loader:
         """Batches travel on a stream of their own, while the device computes."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def _plans(self, epoch: int, steps: range, threads: int) -> Iterator[tuple[Finish, list[Job]]]:
-        n, (rank, world) = len(self.samples), self.shard
+    def _plans(self, epoch: int, steps: range, threads: int) -> Iterator[tuple[tuple[int | None, Finish], list[Job]]]:
+        n = len(self.samples)
         order = epoch_order(self._seed, epoch, n) if self._train else np.arange(n)
         memory = self._images.memory
         selects = isinstance(memory, Dense) and self._painter is paint_plain
         for step in steps:
-            index = order[step * self.batch_size : (step + 1) * self.batch_size][rank::world]
+            index, guest = self._share(order[step * self.batch_size : (step + 1) * self.batch_size])
             if selects and isinstance(memory, Dense):
                 missing = memory.missing(index)
                 jobs: list[Job] = [partial(self._fill, missing[cut]) for cut in chunks(missing, threads)]
-                yield partial(self._select, memory, index), jobs
+                yield (guest, partial(self._select, memory, index)), jobs
             else:
                 pixels = self._empty(len(index))
                 filled: NDArray[np.bool_] = np.zeros(len(index), np.bool_)
                 jobs = [partial(self._paint, index, epoch, pixels, filled, cut) for cut in chunks(index, threads)]
-                yield partial(_collected, pixels, index, filled), jobs
+                yield (guest, partial(_collected, pixels, index, filled)), jobs
+
+    def _share(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.int64], int | None]:
+        """This process's part of a batch, and its guest: where images are blended, the one that its last is blended
+        with comes at the end, so that images meet the same ones whatever the number of processes."""
+        rank, world = self.shard
+        if world == 1 or not (self._train and blends(self.recipe)):
+            return batch[rank::world], None
+        begin, end = (len(batch) * place // world for place in (rank, rank + 1))
+        if begin == end:
+            return batch[:0], None
+        guest = batch[end % len(batch)]
+        return np.append(batch[begin:end], guest), int(guest)
 
     def _empty(self, n: int) -> torch.Tensor:
         shape = (n, *self._form.shape)
@@ -247,7 +264,7 @@ class Loader:
     ) -> None:
         filled[cut] = self._painter(self._images, index[cut], epoch, pixels.numpy()[cut])
 
-    def _batch(self, pixels: torch.Tensor, index: NDArray[np.int64], epoch: int) -> Batch:
+    def _batch(self, pixels: torch.Tensor, index: NDArray[np.int64], epoch: int, guest: int | None) -> Batch:
         positions = torch.from_numpy(index)
         pixels, mix = self._to_device(pixels), None
         targets = self._labels.index_select(0, self._to_device(positions))
@@ -257,7 +274,8 @@ class Loader:
             pixels = self._changed(steps, pixels, epoch, keys)
             pixels, blended = blend(pixels, targets, self.recipe, self._seed, epoch, keys)
             mix = None if blended is None else Mix(*blended)
-        return Batch(pixels, targets, positions, mix)
+        batch = Batch(pixels, targets, positions, mix)
+        return batch.part(0, len(index) - 1) if len(index) and index[-1] == guest else batch
 
     def _changed(self, steps: Steps, pixels: torch.Tensor, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
         """The augmented pixels: in parts where the memory asks for it, which changes none of them."""

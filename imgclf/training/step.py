@@ -179,8 +179,7 @@ def split_batch(batch: Batch, most: int, pairs: bool = False) -> Iterator[Batch]
             yield batch
         return
     for begin, end in _bounds(n, most, pairs):
-        mix = batch.mix and Mix(batch.mix.targets[begin:end], batch.mix.share[begin:end])
-        yield Batch(batch.pixels[begin:end], batch.targets[begin:end], batch.positions[begin:end], mix)
+        yield batch.part(begin, end)
 
 
 def _bounds(n: int, most: int, pairs: bool) -> list[tuple[int, int]]:

@@ -66,6 +66,11 @@ def alternate(pixels: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys:
     return _run({"alternating_flip": _alternating_flip}, pixels, recipe, seed, epoch, keys)
 
 
+def blends(recipe: Recipe) -> bool:
+    """Whether `blend` does anything."""
+    return any(step.op in _BLENDS for step in _steps(recipe))
+
+
 def blend(
     pixels: torch.Tensor, targets: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: NDArray[np.uint64]
 ) -> tuple[torch.Tensor, Shares | None]:
