@@ -35,14 +35,14 @@ def test_a_reader_who_has_gone_is_a_fault_and_no_error():
 
 @pytest.mark.parametrize(
     ("encoding", "shown"),
-    [("ascii", "true v  called -> 86.7-90.1 x \\xe9\\u732b"), ("cp1252", "true v  called -> 86.7–90.1 × é\\u732b")],
+    [("ascii", 'true v  called -> 86.7-90.1 x "\\xe9\\u732b"'), ("cp1252", "true v  called -> 86.7–90.1 × “é\\u732b”")],
 )
 def test_what_an_encoding_lacks_is_replaced(monkeypatch, encoding, shown):
     written = io.BytesIO()
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding=encoding))
     guard_streams()
-    sys.stdout.write("true ↓  called → 86.7–90.1 × é猫")
+    sys.stdout.write("true ↓  called → 86.7–90.1 × “é猫”")
     sys.stdout.flush()
     assert written.getvalue().decode(encoding) == shown
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 # What stands for the characters of our own texts where the encoding has none for them.
-PLAIN = {"→": "->", "←": "<-", "↓": "v", "–": "-", "−": "-", "·": "*", "×": "x", "±": "+-", "…": "...", "✓": "v"}
+PLAIN = {"→": "->", "↓": "v", "–": "-", "−": "-", "·": "*", "×": "x", "±": "+-", "…": "...", "“": '"', "”": '"'}
 ERRORS = "imgclf-plain"
 
 
