@@ -278,6 +278,16 @@ def test_what_changed_is_named(tmp_path):
     assert found["c0/0.png"] == home["c0/0.png"]
 
 
+def test_labels_in_another_unicode_form_are_no_change(tmp_path):
+    samples = [replace(s, label={"c0": "Caf\u00e9"}.get(s.label, s.label)) for s in singles([10, 10])]
+    write_split(make_split(source(samples)), tmp_path / "split.csv")
+    now = [replace(s, label={"Caf\u00e9": "Cafe\u0301"}.get(s.label, s.label)) for s in samples]
+    split = make_split(source(now), file=tmp_path / "split.csv")
+    assert (split.notes, split.findings) == ((), ())
+    assert {s.label for s in split.rows} == {"Cafe\u0301", "c1"}
+    assert all(found is not None for _, found in match_rows(read_split(tmp_path / "split.csv"), now))
+
+
 @pytest.mark.parametrize("grouped", ["before", "now"])
 def test_a_renamed_file_stays_where_it_was_whatever_group_is_given_now(tmp_path, grouped):
     samples = singles([20, 20])

@@ -17,7 +17,7 @@ from math import floor, isclose
 from typing import Any
 
 from imgclf._arguments import as_path, plain, require, whole
-from imgclf._files import csv_text, natural, printable, write_text
+from imgclf._files import csv_text, natural, nfc, printable, write_text
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
 from imgclf.data.layout import split_meant
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
@@ -154,12 +154,11 @@ def match_rows(rows: Iterable[Sample], samples: Iterable[Sample]) -> list[tuple[
     is one; None where it is gone or has changed. No sample stands for two rows."""
     rows, left = list(rows), defaultdict[tuple[str, str], dict[str, Sample]](dict)
     for sample in samples:
-        left[sample.label, sample.sha256][sample.ref] = sample
-    named = [left[row.label, row.sha256].pop(row.ref, None) for row in rows]
+        left[nfc(sample.label), sample.sha256][sample.ref] = sample
+    keys = [(nfc(row.label), row.sha256) for row in rows]
+    named = [left[key].pop(row.ref, None) for key, row in zip(keys, rows, strict=True)]
     renamed = {key: iter(alike.values()) for key, alike in left.items()}
-    return [
-        (row, sample or next(renamed[row.label, row.sha256], None)) for row, sample in zip(rows, named, strict=True)
-    ]
+    return [(row, sample or next(renamed[key], None)) for key, row, sample in zip(keys, rows, named, strict=True)]
 
 
 def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]:
@@ -343,7 +342,7 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> tuple[list[str]
         "changed in content and kept in place": [
             ref for ref in both if before[ref].sha256 and before[ref].sha256 != now[ref].sha256
         ],
-        "changed in label and kept in place": [ref for ref in both if before[ref].label != now[ref].label],
+        "changed in label and kept in place": [ref for ref in both if nfc(before[ref].label) != nfc(now[ref].label)],
     }
     return _named(added), _named(changed)
 
