@@ -515,6 +515,8 @@ def before_each(prefix, state):
             "hyper_parameters": {"data": Path("x"), "when": time.gmtime()},
         },
         lambda state: {"model_ema": {**before_each("module.", state), "n_averaged": torch.tensor(7)}},
+        lambda state: {"state_dict": state, "best": np.float64(0.9), "curve": np.arange(3.0)},
+        lambda state: {"params": state, "optimizer": {"state": {}}},
     ],
 )
 def test_the_checkpoints_of_training_scripts_are_opened(tmp_path, wrap):

@@ -31,6 +31,9 @@ class _Inert:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
+    def __setstate__(self, _: Any) -> None:  # what the file has for a NumPy dtype, as of a best accuracy, is a tuple
+        pass
+
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The weights in a file that `torch.save` wrote: a state dict, or one in a training script's checkpoint.
@@ -40,7 +43,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     found: Any = _opened(path)
     named = repr(str(path))
     while isinstance(found, Mapping) and not _is_state(found):
-        key = next((key for key in WRAPPINGS if isinstance(found.get(key), Mapping | _Inert) and found[key]), None)
+        known = [key for key in WRAPPINGS if isinstance(found.get(key), Mapping | _Inert) and found[key]]
+        states = [key for key, value in found.items() if isinstance(value, Mapping) and _is_state(value)]
+        key = known[0] if known else states[0] if len(states) == 1 else None
         if key is None:
             keys = ", ".join(short(printable(str(key))) for key in list(found)[:6])
             raise ModelFileError(f"{named} holds no weights: expected names and tensors, found {keys or 'nothing'}")
