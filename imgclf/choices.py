@@ -74,7 +74,8 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     yield Choice("ema", f"{config.ema:g}", _reason(plan, "train.ema", average))
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
-    spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images a class"
+    spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images per class"
+    spread = spread if few < many else f"{few:,} images per class"
     yield Choice("class_weights", str(config.class_weights), _reason(plan, "train.class_weights", spread))
 
 

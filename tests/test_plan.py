@@ -141,6 +141,17 @@ def test_a_network_that_nobody_names_is_settled_and_given_with_its_reason(make_s
     assert "arch" not in {choice.name for choice in describe(planned(LENET, make_source()), make_source().samples, ())}
 
 
+def test_how_many_images_the_classes_have_is_told_as_a_range_only_where_they_differ(make_source):
+    source = make_source()
+    told = [
+        next(choice.reason for choice in describe(planned(LENET, source), train, ()) if choice.name == "class_weights")
+        for train in (source.samples, source.samples[1:])
+    ]
+    least, most = source.classes[0], source.classes[1]
+    n = source.counts()[most]
+    assert told == [f"{n} images per class", f"{n - 1} ({least}) to {n} ({most}) images per class"]
+
+
 def test_the_seed_gives_the_first_weights_and_nothing_else_is_drawn_from(make_source):
     before = torch.get_rng_state()
     first = weights(1, make_source())
