@@ -113,7 +113,7 @@ def require_free(root: Path, name: str | None) -> None:
 
 def stem_of(data: str, arch: str, *more: str) -> str:
     """What a run is called, but for its number, unless the user names it: after its data and its network."""
-    return "-".join((data[:STEM_LENGTH], arch, *more))
+    return "-".join((data[:STEM_LENGTH], arch.replace(":", "-"), *more))  # a colon is no part of a name on Windows
 
 
 def _claim(draft: Path, names: Iterable[str]) -> Path:

@@ -191,11 +191,13 @@ def test_a_new_architecture_is_one_decorated_function():
     try:
         assert find_arch("tiny_test_net").build is tiny
         assert build_model(native("tiny_test_net"))(torch.rand(1, 1, 8, 8)).shape == (1, 10)
-        with pytest.raises(ValueError, match="registered twice"):
-            arch("tiny_test_net", size=(8, 8), channels=1, family="test", summary="")(tiny)
+        again = arch("tiny_test_net", size=(9, 9), channels=1, family="test", summary="")
+        assert again(tiny) is tiny
+        assert find_arch("tiny_test_net").size == (9, 9)
+        with pytest.raises(ConfigError, match="'tiny_test_net' is there already: choose another name"):
+            again(lambda spec: tiny(spec))
     finally:
         ARCHS._items.pop("tiny_test_net")
-        find_arch.cache_clear()
 
 
 def test_a_network_without_a_head_by_name_is_refused():

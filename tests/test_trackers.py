@@ -360,7 +360,7 @@ def test_a_network_that_cannot_be_traced_has_no_graph_and_that_is_said(make_sour
     follow = tracker(f"tensorboard={tmp_path}", warn=said.append)
     Classifier(stubborn, size=8, config=CONFIG).fit(make_source(), epochs=1, callbacks=[follow])
     assert said == ["tensorboard: the network can't be traced, so there is no graph of it (NotImplementedError)"]
-    assert points(read_events(tmp_path / "levels-stubborn" / "train"), "loss")
+    assert points(read_events(tmp_path / "levels-own-stubborn" / "train"), "loss")
 
 
 @pytest.mark.usefixtures("no_noise")

@@ -273,13 +273,20 @@ def test_an_interrupted_training_claims_nothing(photos):
         cut.predict(photos, reject=0.05)
 
 
-def headless_network(spec):
-    return nn.Sequential(nn.Flatten(), nn.Linear(spec.channels * spec.size[0] * spec.size[1], spec.classes))
+class Headless(nn.Module):
+    """Its scores come from no layer that features could be taken before."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(spec.channels * spec.size[0] * spec.size[1], spec.classes) / 9)
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weights
 
 
 def test_a_network_without_a_known_head_says_what_to_do(photos):
     config = {**CPU, "split": (0.4, 0.4, 0.2)}
-    own = Classifier(headless_network, size=8, config=config).fit(photos, epochs=1)
+    own = Classifier(Headless, size=8, config=config).fit(photos, epochs=1)
     assert own.temperature_ != 1.0
     with pytest.raises(ConfigError, match="name its last layer `head`"):
         own.predict(photos, reject=0.05)

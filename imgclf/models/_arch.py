@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgclf._registry import Registry
+from imgclf.errors import ConfigError
 from imgclf.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -53,12 +54,15 @@ def arch(
 ) -> Callable[[Builder], Builder]:
     """Register the decorated builder as an architecture; the other fields of `Arch` keep their defaults.
 
-    The same function may be registered again, as a cell of a notebook that runs twice does.
+    The same function may be registered again, as a cell of a notebook that runs twice does. Another one under a name
+    that is taken is a `ConfigError`.
     """
 
     def register(build: Builder) -> Builder:
         made = Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary)
         again = name in ARCHS and _origin(ARCHS.get(name).build) == _origin(build)
+        if name in ARCHS and not again:
+            raise ConfigError(f"an architecture called {name!r} is there already: choose another name")
         (ARCHS.replace if again else ARCHS.add)(name, made)
         return build
 
