@@ -19,10 +19,10 @@ from imgclf.data.loader import UNLABELLED, Loader, epoch_order
 from imgclf.data.open import open_source
 from imgclf.data.rows import sample_seed
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.data.store import Form, open_prepared
+from imgclf.data.store import Form
 from imgclf.errors import ConfigError, DataError, ImgclfError
 from imgclf.specs import Recipe, Step
-from imgclf.transforms.pixels import prepare
+from imgclf.transforms.pixels import open_prepared, prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (8, 8)

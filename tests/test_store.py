@@ -12,10 +12,10 @@ from PIL import Image
 from imgclf.data.folder import FileReader
 from imgclf.data.pixelcache import Kept
 from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.data.store import Dense, Form, Ragged, memory_budget, open_prepared
+from imgclf.data.store import Dense, Form, Ragged, memory_budget
 from imgclf.specs import FITS, Levels, Recipe
 from imgclf.transforms.crop import kept_side
-from imgclf.transforms.pixels import decode_size, prepare
+from imgclf.transforms.pixels import decode_size, open_prepared, prepare
 from imgclf.transforms.presets import preset_steps
 
 SQUARE = Recipe(size=(8, 8), channels=1)

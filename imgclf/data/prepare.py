@@ -24,9 +24,9 @@ from imgclf.data.images import is_image_name
 from imgclf.data.layout import split_meant
 from imgclf.data.shards import EXTRA, ShardReader, write_index
 from imgclf.data.source import SPLIT_NAMES, Pixels, Sample, Source
-from imgclf.data.store import open_prepared
 from imgclf.errors import ConfigError, DataError, MissingExtra
 from imgclf.specs import Recipe
+from imgclf.transforms.pixels import open_prepared
 
 JPEG_QUALITY = 95
 FORMATS = {"jpg": "JPEG", "png": "PNG"}

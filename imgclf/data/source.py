@@ -128,6 +128,21 @@ class Source:
         return replace(self, reader=self.reader.at_levels(levels))
 
 
+def open_measured(source: Source, ref: str, least: Sides, *, smooth: bool = False) -> tuple[Pixels, Sides]:
+    """The pixels of an image, no side of them below its `least` where the image has it, and its (height, width).
+
+    See `Draft` for `smooth`.
+    """
+    told: list[tuple[int, int]] = []
+
+    def needed(shape: Sides) -> Sides:
+        told.append(shape)
+        return least
+
+    pixels = source.open(ref, Draft(needed, smooth))
+    return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
+
+
 class ArrayReader:
     """Reads a set that lies in memory: `arrays` maps the first part of a ref ("train/00012") to uint8 (n, h, w, c)."""
 

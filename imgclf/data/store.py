@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from imgclf.compute import ran_out_of_memory, release_memory
 from imgclf.data.pixelcache import Kept
-from imgclf.data.source import ArrayReader, Draft, Pixels, Sample, Sides, Source
+from imgclf.data.source import ArrayReader, Pixels, Sample, Source, open_measured
 from imgclf.errors import DataError
 from imgclf.machine import memory
 from imgclf.specs import Recipe
 from imgclf.transforms.augment import takes_whole_image
 from imgclf.transforms.crop import kept_side, shrink
-from imgclf.transforms.pixels import decode_size, mean_colour, prepare, to_channels
+from imgclf.transforms.pixels import decode_size, mean_colour, open_prepared, prepare, to_channels
 
 RAM_SHARE = 0.125  # of the training images, and of the valid ones: a quarter together
 PEEKED = 24
@@ -90,27 +90,6 @@ class Form:
 
 def _levels(recipe: Recipe) -> dict[str, object]:
     return {"levels": [astuple(levels) for levels in recipe.levels]} if recipe.levels else {}
-
-
-def open_prepared(source: Source, ref: str, recipe: Recipe) -> Pixels:
-    """The evaluation pixels of an image, which is decoded no larger than that takes."""
-    pixels, shape = open_measured(source, ref, decode_size(recipe), smooth=True)
-    return prepare(pixels, recipe, shape)
-
-
-def open_measured(source: Source, ref: str, least: Sides, *, smooth: bool = False) -> tuple[Pixels, Sides]:
-    """The pixels of an image, no side of them below its `least` where the image has it, and its (height, width).
-
-    See `Draft` for `smooth`.
-    """
-    told: list[tuple[int, int]] = []
-
-    def needed(shape: Sides) -> Sides:
-        told.append(shape)
-        return least
-
-    pixels = source.open(ref, Draft(needed, smooth))
-    return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
 
 
 class Dense:
