@@ -986,6 +986,17 @@ def test_a_signal_ends_any_command_with_its_code_and_cleanly(signals, name, erro
     assert [signal.getsignal(heard) for heard in signals] == [signal.SIG_DFL] * 3
 
 
+def test_a_signal_leaves_no_cursor_hidden_whenever_it_comes(signals, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    console.err().show_cursor(False)
+    with pytest.raises(SystemExit), console.signals_end_cleanly():
+        leave_by(KeyboardInterrupt(), signal.SIGTERM)
+    assert screen.getvalue() == "\x1b[?25l\x1b[?25h"
+
+
 def test_a_command_that_fails_ends_with_its_own_code(signals):
     with pytest.raises(SystemExit) as end, console.signals_end_cleanly():
         leave_by(SystemExit(1), signal.SIGTERM)

@@ -284,3 +284,5 @@ def signals_end_cleanly() -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, signal.SIG_DFL)
+        if Interruption.asked and sys.stderr.isatty():
+            err().show_cursor()  # the signal may have come when a bar had hidden it, and before it would bring it back
