@@ -23,8 +23,8 @@ CALLED_ELSEWHERE = {
     "mirror": "flip hflip fliplr horizontal-flip",
     "augment": "aug augmentation augmentations auto-augment aa mixup cutmix transforms randaugment",
     "dropout": "drop drop-rate dropout-rate",
-    "split": "val valid validation val-split valid-split validation-split val-size val-dir test test-split test-size "
-    "test-dir split-ratio folds",
+    "split": "val valid validation val-split valid-split validation-split val-size valid-pct val-dir test "
+    "test-split test-size test-dir split-ratio folds",
     "part": "split subset partition val valid validation test train",
     "data-dir": "root cache-dir download-dir",
     "cache": "cache-images",
@@ -59,7 +59,7 @@ CALLED_ELSEWHERE = {
     "runs": "out output o output-dir out-dir outdir save-dir project log-dir logdir checkpoint-dir default-root-dir",
     "name": "run-name experiment exp exp-name run",
     "track": "tensorboard wandb visdom mlflow log logger report-to",
-    "reject": "threshold conf confidence unknown ood",
+    "reject": "unknown ood",
     "top": "topk top-k k",
     "recipe": "preset hyp experiment",
     "config": "cfg yaml toml",

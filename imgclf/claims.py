@@ -69,7 +69,7 @@ def examine(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> C
 def _why_not(model: nn.Module, valid: Loader) -> str:
     """Why the features of these images would be of no use; "" where they are."""
     if len(valid) < ENOUGH:
-        return f"{len(valid)} validation image{'' if len(valid) == 1 else 's'}, and a threshold needs {ENOUGH}"
+        return f"needs {ENOUGH} validation images, has {len(valid)}"
     try:
         feature_layers(model)
     except ConfigError as error:

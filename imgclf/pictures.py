@@ -156,7 +156,7 @@ def _draw_scale(figure, left: int, bottom: int, label: str) -> None:  # type: ig
     colours = _heated(np.array(0.5), np.tile(np.linspace(0, 1, width), (height, 1)))
     figure.figimage(colours, left, bottom + (SCALE_HEIGHT - height) // 2, origin="upper")
     where = ((left + width + MARGIN) / figure.bbox.width, (bottom + SCALE_HEIGHT / 2) / figure.bbox.height)
-    text = f"red speaks most for {title_of(label, 18)}"
+    text = f"less → more evidence for “{title_of(label, 18)}”"
     figure.text(*where, text, ha="left", va="center", fontsize=8, color="dimgrey", parse_math=False)
 
 

@@ -108,7 +108,7 @@ def require_free(root: Path, name: str | None) -> None:
     except OSError as error:
         raise ConfigError(f"{root} can't hold runs: {error.filename}: {error.strerror}; give another place") from None
     if name is not None and (root / name).exists():
-        raise ConfigError(f"{root / name} is there already; give another --name, or delete it")
+        raise ConfigError(f"{root / name} already exists; give another --name, or delete it")
 
 
 def stem_of(data: str, arch: str, *more: str) -> str:
@@ -130,7 +130,7 @@ def _claim(draft: Path, names: Iterable[str]) -> Path:
             continue
         sync_folder(path.parent)
         return path
-    raise ConfigError(f"{path} is there already; give another --name, or delete it")
+    raise ConfigError(f"{path} already exists; give another --name, or delete it")
 
 
 def write_info(run: Run, **more: Any) -> Run:

@@ -115,5 +115,5 @@ def test_honest_probabilities_have_hardly_an_error_and_others_get_better():
 
 def test_of_few_images_there_is_no_temperature():
     logits, targets = answers(0, 20, 3, 1.0)
-    assert choose_temperature(logits[:19], targets[:19]) == (1.0, "19 validation images, and a temperature needs 20")
+    assert choose_temperature(logits[:19], targets[:19]) == (1.0, "needs 20 validation images, has 19")
     assert choose_temperature(logits, targets) == (fit_temperature(logits, targets), "")

@@ -23,6 +23,7 @@ import pytest
 import typer
 from conftest import COLOURS, colour_image, copy_of_world, save_photos
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import imgclf
@@ -423,7 +424,7 @@ WRONG_USE = [
     (("train", "photos", *TINY, "--recipe", "digit"), "did you mean digits"),
     (("train", "photos", *TINY, "--config", "nothing.toml"), "nothing.toml cannot be read"),
     (("train", "photos", *TINY, "--config", "wrong.toml"), "no 'archs'; did you mean arch"),
-    (("train", "photos", *TINY, "--name", "photos-lenet-1"), "is there already; give another --name"),
+    (("train", "photos", *TINY, "--name", "photos-lenet-1"), "already exists; give another --name"),
     (("train", "photos", *TINY, "--name", "a/b"), "allowed: the name of a folder"),
     (("train", "photos", *TINY, "--no-such-option"), "No such option"),
     (("train", "--resume", "photos"), "is no run folder"),
@@ -704,6 +705,26 @@ def test_a_table_that_is_wider_than_the_terminal_is_shown_in_parts(monkeypatch):
     parts = [part.splitlines() for part in "\n".join(lines).split("\n\n")]
     assert [part[0].split() for part in parts] == [["true", *names[:2]], ["true", *names[2:4]], ["true", names[4]]]
     assert [part[5].split() for part in parts] == [[names[4], *pair] for pair in ("01", "23", "4")]
+
+
+def test_no_part_of_a_table_is_wider_than_the_terminal(monkeypatch):
+    header = ["run", "accuracy", "95 % interval", "of", "seconds", "MB"]
+    row = ["a-run-of-ten", "100.0 %", "82.4–100.0", "18 test", "15", "13.7"]
+    lines = on_narrow_terminal(monkeypatch, header, [row])
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines[-1].split()) == " ".join(row)
+
+
+def test_a_reason_goes_on_below_itself_on_a_terminal_and_stays_one_line_elsewhere(monkeypatch, capsys):
+    reason = "a crop would cut too much: width by height is 2.00, which is wide"
+    for terminal, count in ((True, 3), (False, 1)):
+        shown = Console(stderr=True, width=40, force_terminal=terminal, color_system=None)
+        monkeypatch.setattr(console, "err", lambda shown=shown: shown)
+        console.say_beside("fit  squash  ", reason)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == count
+        assert lines[0].startswith("fit  squash  a crop")
+        assert " ".join(line[13:] for line in lines) == reason
 
 
 def test_a_table_folds_sentences_between_words_and_a_path_that_is_wider_than_the_terminal(monkeypatch):

@@ -46,7 +46,7 @@ def test_members_are_called_after_their_ensemble(photos, in_folder):
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == names
     shutil.rmtree("runs/ens")
     shutil.rmtree("runs/ens-member-1")
-    with pytest.raises(ConfigError, match="ens-member-2 is there already"):
+    with pytest.raises(ConfigError, match="ens-member-2 already exists"):
         fit_ensemble(str(photos), 2, TINY, runs="runs", name="ens")
     assert not (in_folder / "runs" / "ens-member-1").exists(), "nothing is trained before"
 

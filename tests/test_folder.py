@@ -49,6 +49,7 @@ def test_junk_never_becomes_a_class_and_is_listed(tmp_path):
     for i in range(12):
         (tmp_path / f"a/{i}.txt").write_text("x")
     (tmp_path / "a/README").write_text("x")
+    (tmp_path / "a/clip.MOV").write_text("x")
     image(tmp_path / "beside.png")
     source = open_folder(tmp_path)
     assert source.classes == ("a", "b")
@@ -59,9 +60,10 @@ def test_junk_never_becomes_a_class_and_is_listed(tmp_path):
         ".git/: hidden",
         "empty/: a folder without images",
         "2 files named .DS_Store: hidden",
-        "12 files ending .txt: not an image by its name",
-        "a/README: not an image by its name",
-        "beside.png: lies beside the class folders",
+        "12 files ending .txt: not a supported image type",
+        "a/README: not a supported image type",
+        "a/clip.MOV: a video: save its frames as images",
+        "beside.png: not inside a class folder",
         "Thumbs.db: left",
     ):
         assert line in ignored
@@ -159,7 +161,7 @@ def test_other_folders_beside_the_splits_are_listed(tmp_path):
     source = open_folder(tmp_path)
     assert source.classes == ("a", "b")
     assert "sketches/: beside the split folders" in source.ignored
-    assert any(line.startswith("train/loose.png: lies beside") for line in source.ignored)
+    assert any(line.startswith("train/loose.png: not inside a class folder") for line in source.ignored)
 
 
 def test_folders_without_images_or_classes_beside_train_count_as_missing(tmp_path):

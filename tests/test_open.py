@@ -59,6 +59,9 @@ def test_errors_say_what_was_looked_for(photos, tmp_path):
         open_source(f"{photos.parent}/phtos/")
     with pytest.raises(DataError, match="a file where a folder is needed"):
         open_source(photos / "a/0.png")
+    (tmp_path / "photos.ZIP").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"photos.ZIP is an archive; unpack it, and name the folder"):
+        open_source(tmp_path / "photos.ZIP")
 
 
 def test_tar_shards(photos, tmp_path):

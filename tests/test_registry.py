@@ -68,6 +68,8 @@ TRAIN += ["--optimizer", "--layer-decay", "--data-dir", "--runs", "--name", "--d
         ("--val", TRAIN, ["--split"]),
         ("--model", TRAIN, ["--arch"]),
         ("--out", TRAIN, ["--runs"]),
+        ("--valid_pct", TRAIN, ["--split"]),
+        ("--conf", ["IMAGES", "--reject", "--top"], []),
         ("--output", ["IMAGES", "--out", "--model"], ["--out"]),
         ("--imgsz", TRAIN, ["--size"]),
         ("--batch", TRAIN, ["--batch-size"]),

@@ -85,7 +85,7 @@ def test_a_name_made_from_the_data_is_a_plain_folder_name(tmp_path, name, folder
 
 def test_a_name_of_ones_own_is_taken_as_it_is_and_only_once(tmp_path):
     assert create_run(tmp_path, "mine", {}, exact=True).path == tmp_path / "mine"
-    with pytest.raises(ConfigError, match="mine is there already; give another --name"):
+    with pytest.raises(ConfigError, match="mine already exists; give another --name"):
         create_run(tmp_path, "mine", {}, exact=True)
 
 

@@ -149,7 +149,7 @@ def test_given_splits_stay_and_what_is_missing_is_cut_from_train():
     before = {s.ref for s in samples if s.split == "test"}
     assert {s.ref for s in split.samples("test")} == before
     assert len(split.samples("valid")) == round(120 * 0.15 / 0.85)
-    assert split.notes == ("valid is cut from train, as the data holds none",)
+    assert split.notes == ("valid is cut from train: the data have none of their own",)
 
 
 def test_three_given_splits_are_left_alone():

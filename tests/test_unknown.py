@@ -106,7 +106,7 @@ def test_few_or_equal_images_break_nothing():
     assert np.isfinite(alone.scores(logits, features)).all()
     flat = fit_unknown(features[:1].repeat(9, 0), logits[:1].repeat(20, 0), features[:1].repeat(20, 0))
     assert np.isfinite(flat.scores(logits, features)).all()
-    with pytest.raises(ConfigError, match="19 validation images, and a threshold needs 20"):
+    with pytest.raises(ConfigError, match="needs 20 validation images, has 19"):
         fit_unknown(features, logits[:19], features[:19])
 
 
@@ -256,8 +256,8 @@ def test_a_lost_image_has_no_score(digits, tmp_path):
 def test_too_few_validation_images_are_an_error_that_says_so(photos):
     few = Classifier("lenet", size=16, weights="none", config=CPU).fit(photos, epochs=1)
     assert few.temperature_ == 1.0
-    assert few.manifest_.calibration["note"] == "9 validation images, and a temperature needs 20"
-    with pytest.raises(ConfigError, match="9 validation images, and a threshold needs 20"):
+    assert few.manifest_.calibration["note"] == "needs 20 validation images, has 9"
+    with pytest.raises(ConfigError, match="needs 20 validation images, has 9"):
         few.predict(photos, reject=0.05)
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,15 @@ def say(text: str = "", style: str = "") -> None:
     _print(Text(printable(text), style=style))
 
 
+def say_beside(start: str, text: str) -> None:
+    """A line of progress in two columns; on a terminal that is too narrow for `text`, it goes on below itself."""
+    room = err().width - cell_len(start)
+    folds = err().is_terminal and room >= SHORT
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) if folds else [text]
+    for number, line in enumerate(lines or [text]):
+        say((" " * cell_len(start) if number else start) + line)
+
+
 def warn(text: str) -> None:
     """A line that should not be missed, to stderr."""
     _print(Text("! ", style="bold yellow") + Text(printable(text), style="yellow"))
@@ -101,20 +111,18 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], keys: in
     """
     cells = [[_cell(value) for value in row] for row in rows]
     names = [printable(name) for name in header]
-    least = [_least_width([name, *(row[index] for row in cells)]) for index, name in enumerate(names)]
+    columns = [[name, *(row[index] for row in cells)] for index, name in enumerate(names)]
+    least = [_least_width(column) for column in columns]
     screen = out()
     for number, part in enumerate(_parts(least, keys, screen.width)):
         if number:
             show()
         table = Table(box=None, pad_edge=False)
-        fits = sum(least[index] + GAP for index in part) - GAP <= screen.width
-        for index in part:
+        widths = _widths([least[index] for index in part], [columns[index] for index in part], screen.width)
+        for index, width in zip(part, widths, strict=True):
             right = bool(cells) and all(NUMERIC.fullmatch(row[index]) for row in cells)
             table.add_column(
-                Text(names[index], style="bold"),
-                justify="right" if right else "left",
-                overflow="fold",
-                min_width=least[index] if fits else None,
+                Text(names[index], style="bold"), justify="right" if right else "left", overflow="fold", width=width
             )
         for row in cells:
             table.add_row(*(Text(row[index]) for index in part))
@@ -124,6 +132,19 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], keys: in
 def _least_width(texts: Sequence[str]) -> int:
     """The width of a column that breaks no word, and no text that is short."""
     return max(cell_len(part) for text in texts for part in ([text] if len(text) <= SHORT else text.split(" ")))
+
+
+def _widths(least: Sequence[int], columns: Sequence[Sequence[str]], room: int) -> Sequence[int | None]:
+    """The widths of columns that break no word: what is left over goes to the narrowest that could use it. None where
+    there is too little room for that, which leaves it to the table."""
+    spare = room - sum(least) - GAP * (len(least) - 1)
+    if spare < 0:
+        return [None] * len(least)
+    full = [max(map(cell_len, texts)) for texts in columns]
+    widths = list(least)
+    for _ in range(min(spare, sum(full) - sum(least))):
+        widths[min((i for i, width in enumerate(widths) if width < full[i]), key=widths.__getitem__)] += 1
+    return widths
 
 
 def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:

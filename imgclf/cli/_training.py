@@ -209,7 +209,7 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
     if test is not None and not as_json:  # before the report, for which nobody shall wait
         show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
         if test.n < FEW:
-            console.warn(f"{console.plural(test.n, 'test image')}: too few for figures to rely on")
+            console.warn(f"only {console.plural(test.n, 'test image')}: these figures are unreliable")
     interrupted = classifier.history_.ended == "interrupted"
     if not interrupted:
         _say_claims(classifier)
@@ -258,11 +258,14 @@ def _figured(entry: RunEntry) -> str:
 
 def _say_claims(classifier: Classifier) -> None:
     """What probabilities and refusals rest on, or why there are none."""
-    calibration, missing = classifier.manifest_.calibration, classifier.manifest_.unknown.get("missing")
-    if calibration["note"]:
-        console.say(f"probabilities are as the network gives them: {calibration['note']}")
-    if missing and missing != calibration["note"]:
-        console.say(f"predict --reject is not possible with this model: {missing}")
+    uncalibrated, missing = classifier.manifest_.calibration["note"], classifier.manifest_.unknown.get("missing")
+    if uncalibrated and uncalibrated == missing:
+        console.say(f"probabilities not calibrated, no predict --reject: {missing}")
+        return
+    if uncalibrated:
+        console.say(f"probabilities not calibrated: {uncalibrated}")
+    if missing:
+        console.say(f"no predict --reject: {missing}")
 
 
 def _warn_of_losses(classifier: Classifier) -> None:
@@ -441,7 +444,7 @@ class TrainView(Shown):
         console.say("")
         width = max(len(choice.value) for choice in new)
         for choice in new:
-            console.say(f"       {choice.name:13}  {choice.value:{width}}  {choice.reason}")
+            console.say_beside(f"       {choice.name:13}  {choice.value:{width}}  ", choice.reason)
 
     def _on_baseline(self, result: Evaluation) -> None:
         if not self._epochs:

@@ -33,9 +33,12 @@ from imgclf.specs import Levels
 _JUNK = frozenset(
     ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information")
 )
-_NOT_AN_IMAGE = "not an image by its name"
-_UNSUPPORTED = dict.fromkeys((".heic", ".heif"), "HEIC can't be read here: export the photos as JPEG")
-_NO_CLASS = "lies beside the class folders, so it has no class"
+_NOT_AN_IMAGE = "not a supported image type"
+_UNSUPPORTED = {
+    **dict.fromkeys((".heic", ".heif"), "HEIC can't be read here: export the photos as JPEG"),
+    **dict.fromkeys((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"), "a video: save its frames as images"),
+}
+_NO_CLASS = "not inside a class folder"
 _AS_CSV = "list the images in a CSV (columns path and label)"
 
 

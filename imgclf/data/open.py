@@ -17,6 +17,8 @@ from imgclf.data.source import Source
 from imgclf.data.table import open_table
 from imgclf.errors import DataError
 
+ARCHIVES = (".zip", ".7z", ".rar")
+
 
 def open_source(
     data: str | os.PathLike[str] | Source,
@@ -46,6 +48,8 @@ def open_source(
     if os.path.exists(text):
         if text.lower().endswith(".csv"):
             return open_table(text, max_pixels=max_pixels, strict=strict)
+        if text.lower().endswith(ARCHIVES):
+            raise DataError(f"{shown} is an archive; unpack it, and name the folder of the images")
         raise DataError(f"{shown} is a file where a folder is needed; a list of images must be a .csv")
     if text in NAMED:
         return open_named(text, data_dir)

@@ -105,7 +105,7 @@ def make_split(
         earlier = fit_split(read_split(file), source.with_samples(rows), file)
         fixed |= {row.ref: str(row.split) for row in earlier}
     elif given:
-        notes += [f"{name} is cut from train, as the data holds none" for name in SPLIT_NAMES if name in cut]
+        notes += [f"{name} is cut from train: the data have none of their own" for name in SPLIT_NAMES if name in cut]
     placed = _assign(rows, fixed, earlier, {*given} - {"train"}, shares, seed)
     if "train" not in placed.values():
         raise DataError(f"{source.name}: no image is left for train")

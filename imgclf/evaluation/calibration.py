@@ -128,5 +128,5 @@ def choose_temperature(logits: ArrayLike, targets: ArrayLike) -> tuple[float, st
     """The temperature for a model file and, where it stays 1, the reason: of too few images it would be a guess."""
     n = len(np.asarray(targets))
     if n < ENOUGH:
-        return 1.0, f"{n} validation image{'' if n == 1 else 's'}, and a temperature needs {ENOUGH}"
+        return 1.0, f"needs {ENOUGH} validation images, has {n}"
     return fit_temperature(logits, targets), ""

@@ -130,8 +130,7 @@ def fit_unknown(train: NDArray[np.float32], logits: NDArray[np.float32], feature
     """From the features (m, d) of training images, and the logits (n, k) and features (n, d) of validation images,
     which were not trained on. Raises `ConfigError` where these are fewer than 20, or the features too many to keep."""
     if len(features) < ENOUGH:
-        n = len(features)
-        raise ConfigError(f"{n} validation image{'' if n == 1 else 's'}, and a threshold needs {ENOUGH}")
+        raise ConfigError(f"needs {ENOUGH} validation images, has {len(features)}")
     if train.shape[1] > MOST_VALUES:
         raise ConfigError(f"the network has {train.shape[1]:,} features, and up to {MOST_VALUES:,} are kept")
     directions = min(DIRECTIONS, MOST_VALUES // train.shape[1], *train.shape)
