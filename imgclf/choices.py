@@ -68,7 +68,7 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
     yield Choice("lr", f"{config.lr:g}", _reason(plan, "train.lr", f"{config.optimizer}, {start}"))
     slower = f"for each twelfth of the depth, {start}"
     yield Choice("layer_decay", f"{config.layer_decay:g}", _reason(plan, "train.layer_decay", slower))
-    norms = "few small batches tell less than the weights' statistics" if config.freeze_norm else start
+    norms = "few, small batches: pretrained statistics are kept" if config.freeze_norm else start
     yield Choice("freeze_norm", _yes(config.freeze_norm), _reason(plan, "train.freeze_norm", norms))
     average = "the running mean of the weights is kept" if config.ema else start
     yield Choice("ema", f"{config.ema:g}", _reason(plan, "train.ema", average))

@@ -168,7 +168,7 @@ def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]
         harmless = _harmless(right, altered)
         found: dict[str, Any] = {field: harmless}
         experiment = replace(experiment, **found)
-        figures = f"of {len(right)} valid images {right.mean():.1%} are right, and {altered.mean():.1%} {word}"
+        figures = f"accuracy on {len(right)} valid images {right.mean():.1%}, {word} {altered.mean():.1%}"
         choices.append(Choice(field, "yes" if harmless else "no", figures))
     steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False)
     return replace(plan, experiment=experiment, recipe=replace(recipe, steps=steps)), tuple(choices)

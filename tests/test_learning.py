@@ -207,7 +207,7 @@ def test_the_command(photos, in_folder, pooled):
     assert "linear head on frozen features" in result.stderr
     text = CliRunner().invoke(app, [*arguments, "--out", "c.png"])
     assert text.exit_code == 0, text.stderr
-    for word in ("images  accuracy", "law:     error = ", "more:    72 images", "picture: c.png", "blue"):
+    for word in ("images  accuracy", "fit:     error = ", "more:    72 images", "picture: c.png", "blue"):
         assert word in text.stdout
 
 

@@ -77,12 +77,12 @@ def _show(curve: LearningCurve) -> None:
     rows = [(f"{p.images:,}", console.percent(p.accuracy), _range(*p.interval), p.draws) for p in curve.points]
     console.show_table(("images", "accuracy", "95 % interval", "draws"), rows)
     console.show()
-    console.show(f"law:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
+    console.show(f"fit:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
     gain, doubled = curve.gain, curve.doubled
     if not curve.lawful:
         console.show("more:    the points don't follow the law, so what more images would bring can't be told from it")
     elif gain.high < NOTHING:
-        console.show(f"more:    {2 * images:,} images, twice as many, would bring nothing that counts")
+        console.show(f"more:    {2 * images:,} images, twice as many, would bring next to nothing")
     else:
         console.show(
             f"more:    {2 * images:,} images, twice as many, would bring about {_gain(gain)} points, to "
@@ -119,5 +119,5 @@ def _told(gain: Estimate | None) -> str | None:
     if gain is None:
         return None
     if max(abs(gain.low), abs(gain.high)) < NOTHING:
-        return "nothing that counts"
+        return "negligible"
     return _gain(gain) if gain.told else f"can't be told {_gain(gain).partition(' ')[2]}"
