@@ -556,7 +556,7 @@ def test_a_labels_file_that_was_trained_on_is_never_replaced(here):
 
 def test_a_file_is_replaced_by_force_alone_and_a_name_that_was_not_given_is_a_free_one(here):
     Path("photos.png").write_text("mine")
-    assert done("show", "photos", "-n", "1").stdout == "photos-2.png\n"
+    assert done("show", "photos/red/..", "-n", "1").stdout == "photos-2.png\n"
     assert Path("photos.png").read_text() == "mine"
     done("show", "photos", "-n", "1", "--out", "photos.png", "--force")
     with Image.open("photos.png") as picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,7 +47,7 @@ def show(
 
     if (data is None) == (channels is None):
         raise ConfigError("show takes either DATA or --channels IMAGE")
-    name = f"{channels.stem}-channels" if channels is not None else Path(data or "").name or "data"
+    name = f"{channels.stem}-channels" if channels is not None else Path(os.path.abspath(data or "")).name or "data"
     place = data if channels is None else str(channels)
     path = picture_file(out, f"{name}{'-augmented' if augmented else ''}.png", force=force, data=[place or ""])
     if channels is not None:
