@@ -43,6 +43,15 @@ def test_split_group_extra_columns_and_byte_order_mark(photos):
     assert source.notes == ("columns that are not used: camera",)
 
 
+def test_splits_in_a_column_of_another_name_are_refused_instead_of_passed_over(photos):
+    rows = "0.png,a,train\n1.png,b,Train\n2.png,a,val\n3.png,b,testing\n"
+    with pytest.raises(DataError, match="column 'subset' holds Train, testing, train, val: call it split, or take it out"):
+        open_table(table(photos, f"path,label,subset\n{rows}"))
+    assert open_table(table(photos, f"path,label,line\n{rows.replace('val', 'car')}")).samples[0].split is None
+    every = "".join(f"{line},test\n" for line in rows.split())
+    assert open_table(table(photos, f"path,label,split,old\n{every}")).samples[0].split == "train"
+
+
 def test_cells_guarded_against_spreadsheets_come_back(photos):
     text = csv_text([("path", "label"), *((f"{i}.png", "-1" if i < 2 else "=1") for i in range(4))])
     assert open_table(table(photos, text)).classes == ("-1", "=1")

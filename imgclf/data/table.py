@@ -118,6 +118,7 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
             problems.append(f"line {line}: {printable(sample.ref)} is listed otherwise in line {earlier}")
     samples, spelling = in_one_form([sample for _, sample in first.values()])
     problems += _split_problems(samples, [line for line, _ in first.values()])
+    problems += _splits_elsewhere(rows, header)
     if strict:
         problems += class_problems(samples)
     if problems:
@@ -199,6 +200,17 @@ def _split_problems(samples: list[Sample], lines: list[int]) -> list[str]:
         if sample.split is None
     ]
     return problems if not given or "train" in given else [*problems, "no row has the split train"]
+
+
+def _splits_elsewhere(rows: list[Row], header: list[str]) -> list[str]:
+    """A line for each column that names the splits under another name, where none is called split."""
+    others = [] if "split" in header else [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
+    words = {name: {cells[name].strip() for _, cells in rows} for name in others}
+    return [
+        f"column {printable(name)!r} holds {', '.join(map(printable, sorted(found)))}: call it split, or take it out"
+        for name, found in words.items()
+        if all(map(split_meant, found)) and {"train"} < set(map(split_meant, found))
+    ]
 
 
 def class_problems(samples: list[Sample]) -> list[str]:
