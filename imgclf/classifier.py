@@ -21,6 +21,7 @@ from imgclf.bundle import read_model, save_model
 from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.loader import Loader
+from imgclf.data.prepare import require_apart
 from imgclf.data.source import SPLIT_NAMES, Sample, Source
 from imgclf.data.split import (
     Split,
@@ -267,8 +268,13 @@ class Classifier:
         return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`."""
+        """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`.
+
+        `DataError` where that lies inside the data of training.
+        """
         model, metrics = self._fitted(), dict(self.manifest_.metrics)
+        if hasattr(self, "source_"):
+            require_apart(as_path("path", path), [self.source_.location])
         if hasattr(self, "split_"):
             metrics |= figures(self.metrics_, self.split_)
         own = None if isinstance(self.arch, str | None) else own_arch(self.arch, new_head=True)

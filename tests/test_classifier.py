@@ -776,6 +776,8 @@ def test_all_images_of_the_test_folder_are_tested_and_those_that_training_saw_ar
         assert (result.n, result.seen, result.unseen.n) == (9, 3, 6)
         assert set(model.answers_["test"].refs) == expected
         assert len(model.answers_["test"].refs) == 9
+    with pytest.raises(DataError, match="lies inside the data"):
+        classifier.save(data / "train")
     classifier.save("saved.safetensors")
     figures = read_manifest("saved.safetensors").metrics["test"]
     assert (figures["seen"], figures["unseen"]["n"], "confusion" in figures["unseen"]) == (3, 6, False)
