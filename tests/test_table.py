@@ -45,7 +45,9 @@ def test_split_group_extra_columns_and_byte_order_mark(photos):
 
 def test_splits_in_a_column_of_another_name_are_refused_instead_of_passed_over(photos):
     rows = "0.png,a,train\n1.png,b,Train\n2.png,a,val\n3.png,b,testing\n"
-    with pytest.raises(DataError, match="column 'subset' holds Train, testing, train, val: call it split, or take it out"):
+    with pytest.raises(
+        DataError, match="column 'subset' holds Train, testing, train, val: call it split, or take it out"
+    ):
         open_table(table(photos, f"path,label,subset\n{rows}"))
     assert open_table(table(photos, f"path,label,line\n{rows.replace('val', 'car')}")).samples[0].split is None
     every = "".join(f"{line},test\n" for line in rows.split())
