@@ -194,15 +194,15 @@ def require_apart(path: Path, places: Collection[str]) -> None:
     """
     whole = path.resolve()
     images = {place for place in places if is_image_name(place) and not os.path.isdir(place)}
-    around = {_data_folder(folder) for folder in {os.path.dirname(os.path.abspath(image)) for image in images}}
+    folders = {os.path.dirname(os.path.abspath(image)) for image in images}
+    around = {_data_folder(classes) for classes in set(map(os.path.dirname, folders))}
     data = {Path(place).resolve() for place in (set(places) - images) | around if os.path.exists(place)}
     if data & {whole, *whole.parents} or (whole.exists() and whole in {Path(image).resolve() for image in images}):
         raise DataError(f"{printable(str(path))} lies inside the data, which are never written to; name another place")
 
 
-def _data_folder(folder: str) -> str:
-    """The data set that a folder of images seems to be a class of, as most folders beside it hold images, or ""."""
-    classes = os.path.dirname(folder)
+def _data_folder(classes: str) -> str:
+    """The data set that a folder seems to hold the classes of, as most folders in it hold images, or ""."""
     try:
         with os.scandir(classes) as entries:
             folders = [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
