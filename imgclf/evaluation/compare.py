@@ -198,7 +198,8 @@ def _positions(keys: Sequence[tuple[str, str]], wanted: Counter[tuple[str, str]]
 
 def _alone(a: Answers, b: Answers) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The classes that only one of two models knows."""
-    one, other = (tuple(name for name in x.classes if name not in y.classes) for x, y in ((a, b), (b, a)))
+    shared = set(a.classes) & set(b.classes)
+    one, other = (tuple(name for name in answers.classes if name not in shared) for answers in (a, b))
     return one, other
 
 
