@@ -1056,3 +1056,16 @@ def test_an_interrupt_before_the_command_line_is_loaded_has_no_traceback(monkeyp
     with pytest.raises(SystemExit) as end:
         entry_point()
     assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_prepare_says_that_eight_bits_are_left_only_of_files_that_it_writes_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(["deep/a/1.png", "deep/b/2.png", "tiff/a/1.tif", "tiff/b/2.tif"]):
+        Path(name).parent.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 4000 + i, np.uint16)).save(name)
+    said = "images of more than 8 bits are written with 8"
+    told = [
+        said in run("prepare", *args).stderr
+        for args in (("deep", "copied", "--shards"), ("tiff", "anew", "--shards"), ("deep", "small", "--size", "8"))
+    ]
+    assert told == [False, True, True]

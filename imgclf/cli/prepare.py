@@ -51,7 +51,14 @@ def prepare(
     from imgclf.data.audit import audit
     from imgclf.data.decode import common_levels
     from imgclf.data.open import open_source
-    from imgclf.data.prepare import FORMATS, parse_shard_size, prepare_folder, prepare_shards, require_new_folder
+    from imgclf.data.prepare import (
+        FORMATS,
+        is_copied,
+        parse_shard_size,
+        prepare_folder,
+        prepare_shards,
+        require_new_folder,
+    )
     from imgclf.errors import ConfigError, DataError
     from imgclf.specs import Recipe, parse_size
 
@@ -73,16 +80,17 @@ def prepare(
         console.warn(f"{console.plural(len(reasons), 'image')} can't be read and will be left out:")
         console.say_list(reasons)
     levels = common_levels(sample.levels for sample in audited.source.samples)
-    if levels:
+    resized = None if shards and size is None else recipe
+    deep = [sample for sample in audited.source.samples if sample.levels is not None]
+    if any(resized or not is_copied(audited.source, sample) for sample in deep):
         console.say(f"images of more than 8 bits are written with 8: {', '.join(map(str, levels))} become 0 to 255")
     source = audited.source.at_levels(levels)
     with console.progress("writing" if shards else "resizing") as progress:
         if shards:
-            resized = recipe if size is not None else None
             count = prepare_shards(source, out, resized, kind, limit, progress)
         else:
             count = prepare_folder(source, out, recipe, kind, progress)
-    of = f" of {recipe.size[0]}×{recipe.size[1]}" if size is not None or not shards else ""
+    of = f" of {recipe.size[0]}×{recipe.size[1]}" if resized else ""
     where = f"{console.plural(len(list(out.glob('*.tar'))), 'shard')} in {out}" if shards else str(out)
     console.show(f"{console.plural(count, 'image')}{of} in {where}")
     if reasons:

@@ -33,6 +33,7 @@ FORMATS = {"jpg": "JPEG", "png": "PNG"}
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 # What every reader of shards knows; other formats are written as PNG. WebP: RIFF, its length, WEBP.
 _MAGIC = {"jpg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF....WEBP"}
+_MAGIC_BYTES = 12
 
 
 class ShardSize(NamedTuple):
@@ -140,18 +141,27 @@ def _image(source: Source, sample: Sample, recipe: Recipe | None, kind: str) -> 
     if recipe is not None:
         return {kind: _encoded(open_prepared(source, sample.ref, recipe), kind)}
     data = _file_bytes(source, sample.ref)
-    kinds = [kind for kind, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)]
-    return {kinds[0]: data} if kinds else {"png": _encoded(source.open(sample.ref), "png")}
+    known = _known_kind(data)
+    return {known: data} if known else {"png": _encoded(source.open(sample.ref), "png")}
 
 
-def _file_bytes(source: Source, ref: str) -> bytes:
-    """The file of an image as it is; b"" for a source that has no files."""
+def is_copied(source: Source, sample: Sample) -> bool:
+    """Whether the file of an image goes into shards byte by byte, where these have no size of their own."""
+    return _known_kind(_file_bytes(source, sample.ref, _MAGIC_BYTES)) is not None
+
+
+def _known_kind(data: bytes) -> str | None:
+    return next((kind for kind, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)), None)
+
+
+def _file_bytes(source: Source, ref: str, most: int = -1) -> bytes:
+    """The file of an image as it is, or `most` bytes of it at least; b"" for a source that has no files."""
     if isinstance(source.reader, ShardReader):
         return source.reader.read(ref)
     if not isinstance(source.reader, FileReader):
         return b""
     with source.reader.opened(ref) as file:
-        return file.read()
+        return file.read(most)
 
 
 @contextmanager
