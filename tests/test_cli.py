@@ -466,7 +466,7 @@ def test_wrong_use_ends_with_2_and_changes_nothing(odd, args, message):
     ("args", "message"),
     [
         (("train", "photos", "--val", "x"), "No such option: --val; did you mean --split?"),
-        (("train", "--data", "photos"), "No such option: --data; DATA has none: imgclf train DATA"),
+        (("train", "--data", "photos"), "No such option: --data; DATA goes without one: imgclf train DATA"),
         (("predict", "a.png", "--weights", "x"), "--weights; did you mean --model?"),
         (("cache", "list", "--jsn"), "--jsn; did you mean --json?"),
     ],

@@ -303,7 +303,7 @@ def test_a_page_says_everything_of_a_run():
         "cat called dog",
         "5 of 30 images",
         "dog (cat)",
-        "After the temperature",
+        "After calibration",
         "2.000",
         "imgclf reproduce runs/first",
         'arch = "lenet"',

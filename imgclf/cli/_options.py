@@ -42,7 +42,7 @@ class Command(TyperCommand):
         meant = option_meant(error.option_name, [*options, *arguments])
         error.message = error.message.rstrip(".")
         if set(meant) & set(arguments):
-            error.message += f"; {arguments[0]} has none: imgclf {self.name} {' '.join(arguments)}"
+            error.message += f"; {arguments[0]} goes without one: imgclf {self.name} {' '.join(arguments)}"
         elif meant:
             error.message += f"; did you mean {' or '.join(meant)}?"
         error.possibilities = None

@@ -241,9 +241,9 @@ def _trust(answers: Answers, right: NDArray[np.bool_]) -> dict[str, Any]:
     """Calibration before and after the temperature, and what thresholds bring."""
     measured = answers.evaluation.calibration
     assert measured is not None  # as answers give it
-    rows = [("as the network says", measured.before)]
+    rows = [("not calibrated" if answers.temperature == 1 else "before calibration", measured.before)]
     if answers.temperature != 1:
-        rows.append(("after the temperature", measured.after))
+        rows.append(("after calibration", measured.after))
     taken = (replace(answers, temperature=1.0), answers)
     charts = [
         figures.reliability(f"trust-{number}", name.capitalize(), filled_bins(taken[number]))
