@@ -77,7 +77,7 @@ def test_the_threshold_is_the_conformal_quantile(unknown, n, share):
         assert above / (n + 1) <= share < (above + 1) / (n + 1)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 5.0, float("nan")])
+@pytest.mark.parametrize("share", [0.0, 1.0, 1, -0.1, 5.0, float("nan"), "0.05", True, [0.05]])
 def test_a_share_that_is_none_is_refused(unknown, share):
     with pytest.raises(ConfigError, match=r"allowed: a share between 0 and 1"):
         unknown.threshold(share)

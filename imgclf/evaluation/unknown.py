@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imgclf._arguments import plain
 from imgclf.errors import ConfigError, ModelFileError
 from imgclf.results import Prediction
 
@@ -75,9 +76,9 @@ class Unknown:
 
         Raises `ConfigError` for a share that is not between 0 and 1, or too small for so few validation images.
         """
-        n = len(self.valid)
-        if not 0 < share < 1:
-            raise ConfigError(f"reject is {share:g}; allowed: a share between 0 and 1, as 0.05")
+        n, share = len(self.valid), plain(share)
+        if not isinstance(share, float) or not 0 < share < 1:
+            raise ConfigError(f"reject is {share!r}; allowed: a share between 0 and 1, as 0.05")
         rank = math.ceil((n + 1) * (1 - share) - 1e-9)
         if rank > n:
             raise ConfigError(
