@@ -90,7 +90,7 @@ def option_meant(name: str, known: list[str]) -> list[str]:
     plain, ours = _bare(name), {_bare(item): item for item in known}
     theirs = [own for own, names in CALLED_ELSEWHERE.items() if plain in names.split() and _bare(own) in ours]
     found = [plain] if plain in ours else [_bare(own) for own in theirs[:1]]
-    found = found or [item for item in ours if plain in item.split("-")]
+    found = found or [item for item in ours if plain in (*item.split("-"), item.removesuffix("s"))]
     return [ours[item] for item in (found or close_matches(plain, list(ours)))[:3]]
 
 

@@ -218,7 +218,8 @@ class Classifier:
         strangers = sorted(set(source.classes) - set(self.classes_)) if data is not None else []
         if strangers:
             known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
-            raise DataError(f"{source.name} has classes that the model does not know; it knows {known}", strangers)
+            own = "; to test on the images of its own split, name no data" if hasattr(self, "split_") else ""
+            raise DataError(f"{source.name} has classes that the model does not know; it knows {known}{own}", strangers)
         if not samples:
             wanted = f"in its part {part!r}" if part else "to test on that the model was not trained on"
             raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")

@@ -107,9 +107,15 @@ def default_run(root: Path = ROOT) -> RunEntry:
             "(imgclf use RUN), or none (imgclf use --clear)"
         )
     raise ModelFileError(
-        f"there is no finished run with a figure under {root.absolute()}: train one (imgclf train DATA), or name a run "
-        "or a model file"
+        f"{why_none(root)} under {root.absolute()}: train one (imgclf train DATA), or name a run or a model file"
     )
+
+
+def why_none(root: Path = ROOT) -> str:
+    """Why no run is the default, where none is pinned."""
+    if any(run.info.get("own_network") and run.info.get("status") in ENDED for run in list_runs(root)):
+        return "the finished runs are all of networks of your own, which need --model RUN --arch FILE.py:NAME"
+    return "there is no finished run with a figure"
 
 
 def pin_run(named: str | os.PathLike[str], root: Path = ROOT) -> RunEntry:

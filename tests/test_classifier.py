@@ -549,7 +549,7 @@ def test_a_run_goes_by_its_split_whatever_has_come_since(own):
         "4 of the files are new since then and left out: pink/one.png, red/0-new-0"
     )
     assert resumed.split_.notes[1].startswith("2 of the files are of known content under a new name: ")
-    with pytest.raises(DataError, match="classes that the model does not know"):
+    with pytest.raises(DataError, match="to test on the images of its own split, name no data"):
         loaded.evaluate("photos")
 
 

@@ -79,6 +79,7 @@ def test_any_form_gives_a_network_with_a_score_for_each_class(made):
         (nn.Linear, "needs in_features, out_features"),
         (lambda: "net", "gives str; expected a torch.nn.Module"),
         (lambda: [][0], "can't be made: IndexError"),
+        (lambda n: nn.Linear(64, n), r"its n is an imgclf.ModelSpec; one called classes gets the number"),
         (nn.Sequential(Net(3), nn.Softmax(1)), "ends in a softmax"),
         (Net(3, width=5).add_module, "needs name, module"),
         (dict, "own:dict can't be used; expected a torch.nn.Module"),
@@ -175,6 +176,7 @@ def test_a_file_that_the_user_names_is_imported(in_folder):
     for text, said in (
         ("mine.py:nett", "has no nett"),
         ("a.py:net", "no file a.py"),
+        ("mine.py", r"expected mine\.py:NAME"),
         ("broken.py:net", "ZeroDivision"),
     ):
         with pytest.raises(ConfigError, match=said):

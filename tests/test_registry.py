@@ -77,6 +77,7 @@ TRAIN += ["--optimizer", "--layer-decay", "--data-dir", "--runs", "--name", "--d
         ("--data", TRAIN, ["DATA"]),
         ("--weights", ["--model", "--out"], ["--model"]),
         ("--Batch_Size", TRAIN, ["--batch-size"]),
+        ("--weight", TRAIN, ["--weights", "--weight-decay"]),
         ("--optmizer", TRAIN, ["--optimizer"]),
         ("--layer", TRAIN, ["--layer-decay"]),
         ("--no-pretrained", TRAIN, ["--weights"]),

@@ -164,6 +164,12 @@ def test_only_a_run_of_the_folder_that_has_a_model_is_pinned(tmp_path):
     root = tmp_path / "runs"
     with pytest.raises(ModelFileError, match="there is no finished run with a figure under"):
         default_run(root)
+    make(root, "own", own_network=True)
+    with pytest.raises(
+        ModelFileError,
+        match=r"the finished runs are all of networks of your own, which need --model RUN --arch FILE\.py",
+    ):
+        default_run(root)
     make(root, "one", model=b"")
     with pytest.raises(ModelFileError, match="without a result"):
         pin_run("one", root)

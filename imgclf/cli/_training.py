@@ -35,7 +35,7 @@ from imgclf.plan import Plan
 from imgclf.recorder import note_test
 from imgclf.results import ENDED, Choice, EpochRecord, Evaluation, Probe
 from imgclf.run import INFO, ROOT, Run, config_source, find_run, held, open_run, write_info
-from imgclf.runlist import RunEntry, find_default
+from imgclf.runlist import RunEntry, find_default, why_none
 from imgclf.tracking import Tracker, tested, tracker
 from imgclf.training.callbacks import Callback, Shown, TrainState, notify
 from imgclf.training.trackers.tensorboard import TensorBoard
@@ -239,7 +239,7 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
 def _about_default(default: RunEntry | None, *, ours: bool) -> str:
     """Which run commands take without --model, and why."""
     if default is None:
-        return "none, as no run has ended with a figure"
+        return f"none, as {why_none()}"
     return f"{'this run' if ours else default.path} ({default.reason})"
 
 

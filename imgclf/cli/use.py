@@ -27,7 +27,7 @@ def use(
 
     [dim]imgclf use photos-resnet18-1[/dim]
     """
-    from imgclf.runlist import default_run, find_default, pin_run, unpin
+    from imgclf.runlist import default_run, find_default, pin_run, unpin, why_none
 
     if clear and run is not None:
         raise ConfigError("--clear pins no run, so it stands alone; leave out RUN or --clear")
@@ -40,6 +40,6 @@ def use(
     if json:
         console.show_json({"default": None if default is None else default.to_dict()})
     elif default is None:
-        console.show("default: none, as there is no finished run with a figure")
+        console.show(f"default: none, as {why_none()}")
     else:
         console.show(f"default: {default.path} ({default.reason}; {figure(default)})")

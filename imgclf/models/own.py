@@ -71,7 +71,10 @@ class OwnNetwork:
             try:
                 network = self.made(*given.args, **given.kwargs)
             except Exception as error:
-                raise ConfigError(f"{self.name} can't be made: {type(error).__name__}: {error}") from error
+                hint = ""
+                for parameter in (key for key, value in given.arguments.items() if value is spec and key != "spec"):
+                    hint = f" (its {parameter} is an imgclf.ModelSpec; one called classes gets the number of classes)"
+                raise ConfigError(f"{self.name} can't be made: {type(error).__name__}: {error}{hint}") from error
         if not isinstance(network, nn.Module):
             raise ConfigError(f"{self.name} gives {type(network).__name__}; expected a torch.nn.Module")
         return copy.deepcopy(network).cpu()  # a function too may give the same one again
@@ -179,10 +182,12 @@ def named_network(text: str) -> Any | None:
     """What FILE.py:NAME names, whose file is run for it; None for any other text.
 
     Files beside it can be imported from it. Raises `ConfigError` where there is no such file or name, and for what its
-    code raises.
+    code raises, and for a file without a name.
     """
     found = FILE.fullmatch(text)
     if found is None:
+        if text.endswith(".py"):
+            raise ConfigError(f"arch is {text!r}; expected {text}:NAME, for a class, a function or a network in it")
         return None
     path = Path(found["file"]).resolve()
     if not path.is_file():
