@@ -193,5 +193,5 @@ def test_an_architecture_may_be_registered_again_by_the_same_function_alone(monk
             return Net(spec.classes, width)
 
     assert build_model(ModelSpec("mine", 3, 1, (8, 8))).conv.out_channels == 5
-    with pytest.raises(ValueError, match="registered twice"):
+    with pytest.raises(ConfigError, match="is there already"):
         register(from_spec)
