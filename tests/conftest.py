@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 import standin_device
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from imgclf.data.source import ArrayReader, Sample, Source
+
+settings.register_profile("imgclf", deadline=None)  # a busy machine is no fault
+settings.load_profile("imgclf")
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 
