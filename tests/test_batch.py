@@ -381,7 +381,7 @@ EVERY = (
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9),
     st.integers(0, 2**63 - 1),
@@ -472,7 +472,7 @@ def test_both_kinds_of_operations_turn_the_hue():
 
 
 @given(st.integers(1, 9))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_on_an_accelerator_too_an_image_is_the_same_alone(n):
     pixels, factors = images(n, 13, 17), np.random.default_rng(n).uniform(0.5, 1.5, (3, n))
     together = ops_torch.colour(ops_torch.hue(pixels, factors[0] - 1), *factors)

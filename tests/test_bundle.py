@@ -177,7 +177,7 @@ def test_reading_the_manifest_needs_no_torch(file):
     data=st.text(max_size=5),
     metrics=st.dictionaries(st.text(max_size=3), st.none() | st.booleans() | st.integers() | st.text(max_size=3)),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_names_and_results_round_trip(model, tmp_path_factory, classes, data, metrics):
     path = tmp_path_factory.getbasetemp() / "names.safetensors"
     manifest = make_manifest(classes=classes, data=data, metrics={"valid": metrics})
@@ -295,7 +295,6 @@ def test_a_damaged_weight_is_called_corrupt(file, good):
 
 
 @given(data=st.binary(max_size=200), prefix=st.sampled_from([b"", raw("{"), raw('{"a":')[:12]]))
-@settings(deadline=None)
 def test_random_bytes_are_refused(tmp_path_factory, prefix, data):
     path = tmp_path_factory.getbasetemp() / "noise"
     path.write_bytes(prefix + data)
@@ -303,7 +302,7 @@ def test_random_bytes_are_refused(tmp_path_factory, prefix, data):
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_random_edits_are_refused(tmp_path_factory, good, data):
     start = data.draw(st.integers(0, len(good) - 1))
     end = data.draw(st.integers(start, min(start + 20, len(good))))
@@ -510,7 +509,7 @@ JSON = st.recursive(
 
 
 @given(field=st.sampled_from(FIELDS), value=JSON)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_value_in_any_field_loads_or_is_refused(model, tmp_path_factory, field, value):
     path = tmp_path_factory.getbasetemp() / "field"
     path.write_bytes(forge(model, put(field, value)))
@@ -644,7 +643,7 @@ ANY_TENSORS = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ANY_TENSORS)
 def test_safetensors_reads_what_is_packed_and_every_tensor_is_aligned(kinds):
     tensors = {

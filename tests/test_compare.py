@@ -47,7 +47,6 @@ def make_run(root, name, answers=None, **changes):
 
 
 @given(paired)
-@settings(deadline=None)
 def test_the_interval_holds_the_difference_and_turns_with_the_models(p):
     low, high = p.interval
     assert -1 <= low <= p.difference <= high <= 1
@@ -87,7 +86,7 @@ def test_the_test_is_the_binomial_one():
 
 
 @given(st.lists(st.tuples(*[st.sampled_from(CLASSES)] * 3), min_size=1, max_size=20), st.randoms())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_neither_the_order_of_images_nor_that_of_classes_matters(rows, random):
     true, mine, theirs = zip(*rows, strict=True)
     names = [f"{i}.jpg" for i in range(len(rows))]

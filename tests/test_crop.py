@@ -11,7 +11,7 @@ from imgclf.transforms import crop
 from imgclf.transforms.crop import WHOLE, crop_decode_size, crop_resize, kept_side, shrink
 from imgclf.transforms.pixels import to_channels
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 sides = st.integers(1, 300)
 
 

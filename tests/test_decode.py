@@ -14,7 +14,7 @@ from imgclf.data.decode import decode_jpeg, find_jpeg
 from imgclf.data.images import BadImage, check_image, read_image
 from imgclf.data.source import Draft
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 sides = st.integers(1, 90)
 
 
@@ -192,7 +192,7 @@ def verdict(data, needed):
         return error.reason
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([{}, {"progressive": True}, {"exif": turned(6)}, {"restart_marker_blocks": 1}]),
     st.sampled_from([None, (9, 9)]),

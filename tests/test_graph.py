@@ -181,7 +181,7 @@ def test_warming_up_leaves_no_trace_in_statistics_and_random_numbers(model, opti
 
 
 @given(st.lists(st.floats(1e-4, 0.3), min_size=2, max_size=5))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_each_step_has_its_learning_rate(lrs):
     usual, graphed, _ = both([batch_of(seed=i) for i in range(len(lrs))], lrs, momentum=0.9)
     assert_same(graphed, usual, atol=1e-5, rtol=1e-4)
@@ -201,7 +201,7 @@ def test_groups_may_differ_in_their_learning_rates():
 
 
 @given(st.lists(st.sampled_from([N, N, 5, 1, 0]), min_size=1, max_size=8), st.sampled_from(OPTIMIZERS))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_batches_of_other_sizes_take_the_ordinary_step(sizes, options):
     usual, graphed, recorders = both([batch_of(n, seed=i) for i, n in enumerate(sizes)], **options)
     assert_same(graphed, usual, atol=1e-5, rtol=1e-4)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -77,7 +77,6 @@ def learn(state, value):
     update_mean(state)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.sampled_from([0.5, 0.9]))
 def test_the_mean_follows_the_weights_exponentially(values, decay):
     state, expected = training(decay), 1.0

@@ -87,7 +87,7 @@ def test_neither_workers_nor_tiers_change_a_batch(smooth, recipe, engine):
         assert all(same(loader.epoch(epoch), again[epoch]) for epoch in (0, 1, 0)), cache
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**63 - 1), st.sampled_from(["none", "light", "standard", "shifts-flips"]), st.integers(0, 4))
 def test_any_seed_gives_the_same_batches_from_every_tier(seed, preset, workers):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 9, 8, 3), np.uint8)
@@ -397,7 +397,7 @@ def test_an_epoch_that_is_given_up_ends_its_threads(source):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("imgclf-loader")]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 12), st.booleans())
 def test_steps_are_the_batches_that_come(n, batch_size, drop_last):
     pixels = np.zeros((n, 2, 2, 1), np.uint8)

@@ -36,7 +36,7 @@ def second_moments(maps: torch.Tensor) -> torch.Tensor:
     return values @ values.T / values.shape[1]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(channels=st.integers(1, 4), n=st.integers(2, 40), side=st.integers(4, 12), seed=st.integers(0, 99))
 def test_whitened_maps_have_variance_one_and_do_not_go_together(channels, n, side, seed):
     pixels = smooth_images(n, channels, side, seed)

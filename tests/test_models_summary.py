@@ -56,7 +56,7 @@ def test_other_windows():
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(["conv", "max", "avg"]),
     side=st.tuples(st.integers(8, 40), st.integers(8, 40)),

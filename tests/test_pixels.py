@@ -12,7 +12,7 @@ from imgclf.models.backbones import find_arch
 from imgclf.specs import FITS, KERNELS, Recipe
 from imgclf.transforms.pixels import decode_size, mean_colour, prepare, to_channels, to_input
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 CPU = torch.device("cpu")
 
 

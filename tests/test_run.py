@@ -174,7 +174,7 @@ experiments = st.builds(
 
 
 @given(experiment=experiments, source=st.none() | st.text(min_size=1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_config_comes_back_as_it_was(tmp_path_factory, experiment, source):
     path = tmp_path_factory.mktemp("config") / "config.toml"
     write_config(path, experiment, source)

@@ -48,7 +48,7 @@ def exact_gradients(maps, side, weight_shape, bias, images_too, **options):
     return [t.grad for t, needed in ((images, images_too), (weight, True), (shift, bias)) if needed]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     side=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),

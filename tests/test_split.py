@@ -55,7 +55,7 @@ sizes_of = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 fractions_of = st.sampled_from(
     [(0.7, 0.15, 0.15), (0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.9, 0.0, 0.1), (0.6, 0.4, 0.0)]
 )
-fast = settings(max_examples=60, deadline=None)
+fast = settings(max_examples=60)
 
 
 @fast
