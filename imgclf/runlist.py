@@ -114,7 +114,7 @@ def default_run(root: Path = ROOT) -> RunEntry:
 def why_none(root: Path = ROOT) -> str:
     """Why no run is the default, where none is pinned."""
     if any(run.info.get("own_network") and run.info.get("status") in ENDED for run in list_runs(root)):
-        return "the finished runs are all of networks of your own, which need --model RUN --arch FILE.py:NAME"
+        return "there are finished runs only of networks of your own (these need --model RUN --arch FILE.py:NAME)"
     return "there is no finished run with a figure"
 
 

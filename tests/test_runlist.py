@@ -167,7 +167,7 @@ def test_only_a_run_of_the_folder_that_has_a_model_is_pinned(tmp_path):
     make(root, "own", own_network=True)
     with pytest.raises(
         ModelFileError,
-        match=r"the finished runs are all of networks of your own, which need --model RUN --arch FILE\.py",
+        match=r"only of networks of your own \(these need --model RUN --arch FILE\.py",
     ):
         default_run(root)
     make(root, "one", model=b"")
