@@ -6,6 +6,7 @@ import threading
 import time
 from io import BytesIO
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,6 @@ from imgclf.data.folder import FileReader, open_folder
 from imgclf.data.images import read_image
 from imgclf.data.source import ArrayReader, Sample, Source
 from imgclf.errors import ConfigError, DataError
-from imgclf.specs import Levels
 
 
 @pytest.fixture(autouse=True)
@@ -204,9 +204,16 @@ def test_where_the_values_of_deep_images_lie_is_known_and_remembered(tmp_path, m
     bits[0, 0] = 65535  # a hot pixel
     for name, values in (("a/x.png", bits), ("b/y.tif", (bits.clip(0, 1023) - 500.0).astype(np.float32))):
         Image.fromarray(values).save(tmp_path / name)
+    cv2.imwrite(str(tmp_path / "b/z.png"), np.dstack((bits, bits // 2, bits // 4)))
     first = audit(open_folder(tmp_path)).source.samples
     deep = {sample.ref: sample.levels for sample in first if sample.levels is not None}
-    assert deep == {"a/x.png": Levels("integer", 0, 1023), "b/y.tif": Levels("float", -500, 523)}
+    assert {ref: (found.kind, found.low) for ref, found in deep.items()} == {
+        "a/x.png": ("integer", 0),
+        "b/y.tif": ("float", -500),
+        "b/z.png": ("integer", 0),
+    }
+    assert (deep["a/x.png"].high, deep["b/y.tif"].high) == (1023, 523)
+    assert 1000 < deep["b/z.png"].high <= 1023
     monkeypatch.setattr(module, "open_regular", lambda path: pytest.fail("read again"))
     assert audit(open_folder(tmp_path)).source.samples == first
 

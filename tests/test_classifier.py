@@ -10,6 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -809,8 +810,10 @@ def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_i
     file = tmp_path / "data" / "test" / "lit" / "0.png"
     scaled = np.rint(np.asarray(Image.open(file)).clip(0, 1023) * (255 / 1023)).astype(np.uint8)
     expected = classifier.predict_proba(scaled)
+    color = tmp_path / "color.tif"
+    cv2.imwrite(str(color), np.asarray(Image.open(file))[..., None].repeat(3, 2))
     for model in (classifier, loaded):
-        for image in (file, Image.open(file), Image.fromarray(scaled)):
+        for image in (file, color, Image.open(file), Image.fromarray(scaled)):
             assert np.array_equal(model.predict_proba(image), expected)
     assert np.array_equal(loaded.explain(file)[0].pixels, scaled[..., None])
     for label in ("dim", "lit"):  # a model that goes on, with images of 12 bits, keeps its range

@@ -6,6 +6,7 @@ import socket
 import struct
 import tracemalloc
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -133,6 +134,105 @@ def test_transparent_value_of_a_16_bit_png_is_white():
     pixels = read_image(encoded(Image.fromarray(values), "PNG", transparency=20000))
     assert pixels[0, 1, 0] == 255
     assert pixels[0, 0, 0] == 0
+
+
+def png16(values, kind, chunks=()):
+    """A PNG of 16 bits a channel, of a color type of the format, which Pillow can't write."""
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def tiff16(values, order="<", **tags):
+    """A TIFF of 16 bits a channel; `tags` beside the needed ones are named t274 and the like."""
+    height, width, channels = values.shape
+    numbers = {256: width, 257: height, 259: 1, 262: 2, 277: channels, 278: height, 279: values.nbytes}
+    numbers |= {int(name[1:]): value for name, value in tags.items()}
+    at = 8 + 2 + 12 * (len(numbers) + 2) + 4
+    entries = {tag: (4, 1, value) for tag, value in numbers.items()}
+    entries |= {258: (3, channels, at), 273: (4, 1, at + 2 * channels)}
+    fields = b"".join(struct.pack(f"{order}HHII", tag, *entries[tag]) for tag in sorted(entries))
+    start = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    return start + fields + bytes(4) + bits + values.astype(f"{order}u2").tobytes()
+
+
+TEN_BITS = np.random.default_rng(0).integers(0, 1024, (6, 9, 3)).astype(np.uint16)
+OPAQUE = np.full((6, 9, 1), 65535, np.uint16)
+DEEP_COLORS = {
+    "png": png16(TEN_BITS, 2),
+    "png with alpha": png16(np.dstack((TEN_BITS, OPAQUE)), 6),
+    "tiff": tiff16(TEN_BITS),
+    "big-endian tiff": tiff16(TEN_BITS, ">"),
+    "tiff with alpha": tiff16(np.dstack((TEN_BITS, OPAQUE)), t338=2),
+    "tiff with premultiplied alpha": tiff16(np.dstack((TEN_BITS, OPAQUE)), t338=1),
+    "tiff with a channel that means nothing": tiff16(np.dstack((TEN_BITS, OPAQUE // 2)), t338=0),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP_COLORS)
+def test_all_16_bits_of_colors_are_read(kind):
+    """Pillow alone keeps the upper byte: 4 of the 1024 values."""
+    data, levels = DEEP_COLORS[kind], (Levels("integer", 0, 1023),)
+    expected = np.rint(TEN_BITS * (255 / 1023))
+    assert np.array_equal(read_image(data, levels=levels), expected)
+    assert np.array_equal(read_image(data), (TEN_BITS.astype(int) + 128) // 257)
+    facts = check_image(data)
+    assert facts.levels == Levels("integer", float(TEN_BITS.min()), float(TEN_BITS.max()))
+    assert (facts.width, facts.height, facts.vanishes) == (9, 6, False)
+    assert digest_pixels(data) == digest_pixels(DEEP_COLORS["png"]) != digest_pixels(png16(TEN_BITS ^ 1, 2))
+    assert digest_pixels(data).startswith(facts.look)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_colors_are_turned_once_in_bands_as_well(monkeypatch, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    note = [(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))]
+    small = Image.fromarray((TEN_BITS // 4).astype(np.uint8))
+    expected = read_image(encoded(small, "PNG", exif=exif))
+    monkeypatch.setattr(decode, "BAND", 20)  # 2 rows or 3
+    levels = (Levels("integer", 0, 1020),)
+    for data in (png16(TEN_BITS // 4 * 4, 2, note), tiff16(TEN_BITS // 4 * 4, t274=orientation)):
+        assert np.array_equal(read_image(data, levels=levels), expected)
+        assert digest_pixels(data).startswith(check_image(data).look)
+
+
+def test_transparent_deep_colors_lie_over_white():
+    values = np.array([[[0, 0, 0], [1000, 500, 0], [1000, 500, 0]]], np.uint16)
+    alpha = np.array([[[0], [65535], [13107]]], np.uint16)  # the last one: a fifth
+    levels = (Levels("integer", 0, 1000),)
+    expected = [[255, 255, 255], [255, 128, 0], [255, 230, 204]]
+    for data in (png16(np.dstack((values, alpha)), 6), tiff16(np.dstack((values, alpha)), t338=2)):
+        assert read_image(data, levels=levels)[0].tolist() == expected
+    named = png16(values, 2, [(b"tRNS", values[0, 1].astype(">u2").tobytes())])
+    assert read_image(named, levels=levels)[0].tolist() == [[0, 0, 0], [255, 255, 255], [255, 255, 255]]
+    grey = np.dstack((values[..., :1] + np.uint16(900), alpha))
+    assert check_image(png16(grey, 4)).levels == Levels("integer", 1900, 1900)  # what nobody sees does not count
+    assert check_image(png16(np.dstack((values, 0 * alpha)), 6)).vanishes
+
+
+def test_grey_of_16_bits_that_is_stored_as_color_is_grey():
+    grey = TEN_BITS[..., :1]
+    assert digest_pixels(png16(grey.repeat(3, 2), 2)) == digest_pixels(encoded(Image.fromarray(grey[..., 0]), "PNG"))
+
+
+def test_of_deep_colors_that_opencv_reads_otherwise_the_upper_bytes_count(monkeypatch, capfd):
+    half = tiff16(np.dstack((TEN_BITS * 32, OPAQUE // 2)), t338=1)  # opencv knows nothing of premultiplied colors
+    with Image.open(BytesIO(half)) as image:
+        assert np.array_equal(read_image(half), image_pixels(image))
+    assert check_image(half).levels is None
+    strange = [tiff16(TEN_BITS, t40000=7), png16(TEN_BITS, 2, [(b"iCCP", b"x\0\0" + zlib.compress(b"short"))])]
+    for data in strange:
+        assert check_image(data).levels is not None
+    assert capfd.readouterr().err == ""  # what libpng and libtiff dislike is none of the user's business
+    with pytest.raises(BadImage, match=r"more than the limit of 5e-05 for 16-bit color \(--max-pixels\)"):
+        read_image(strange[0], max_pixels=126)
+    monkeypatch.setattr("imgclf.data.images.deep_color", None)  # of 8 bits nothing goes this way
+    for kind in ("PNG", "TIFF"):
+        assert read_image(encoded(Image.new("RGBA", (3, 3), (9, 8, 7, 255)), kind)).shape == (3, 3, 3)
 
 
 @pytest.mark.parametrize(

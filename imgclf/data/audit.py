@@ -32,7 +32,7 @@ from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError
 from imgclf.specs import Levels
 
 ALLOW_BAD = 0.05
-_CACHE_FORMAT = 6
+_CACHE_FORMAT = 7
 _CHUNK = 32
 _QUICK = 5e-4  # seconds for a file
 _TRIED = 4  # chunks over which a moment of waiting is no sign of slowness

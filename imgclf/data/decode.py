@@ -2,17 +2,18 @@
 
 Pillow and simplejpeg use the same decoder with the same settings (accurate DCT and, unless a draft will do, smooth
 upsampling of the colours), so their pixels agree; simplejpeg does without the copies and works outside of the
-interpreter's lock.
+interpreter's lock. Of colour with 16 bits a channel Pillow keeps the upper byte: OpenCV reads the lower one as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from dataclasses import dataclass
+from typing import IO, Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from imgclf.data.source import Pixels, Sides
 from imgclf.specs import DEPTHS, Levels
@@ -31,6 +32,9 @@ BAND = 2**20  # pixels that are converted at once
 _TOPS = {"integer": (255, 1023, 4095, 16383, 65535), "float": (1, 255)}
 _TAIL = 1e-3  # of the pixels, at either end
 _MEASURED = 2**20  # pixels, about
+_BITS_PER_SAMPLE = 258
+_FULL = 65535  # of 16 bits
+_CHUNKS_OF_PIXELS = (b"IHDR", b"tRNS", b"IDAT", b"IEND")
 
 
 class Jpeg(NamedTuple):
@@ -44,6 +48,28 @@ class Jpeg(NamedTuple):
     width: int
     channels: int
     bare: bool
+
+
+@dataclass(frozen=True)
+class DeepColor:
+    """A colour image of 16 bits a channel: RGB (height, width, 3) and, where any of it is transparent, its opacity."""
+
+    color: NDArray[np.uint16]
+    alpha: NDArray[np.uint16] | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), as Pillow has it."""
+        return self.color.shape[1], self.color.shape[0]
+
+    def crop(self, box: tuple[int, int, int, int]) -> DeepColor:
+        """What lies in (left, top, right, bottom), as Pillow has it, without a copy."""
+        part = slice(box[1], box[3]), slice(box[0], box[2])
+        return DeepColor(self.color[part], None if self.alpha is None else self.alpha[part])
+
+
+Decoded = Image.Image | DeepColor
+AnyDecoded = TypeVar("AnyDecoded", bound=Decoded)
 
 
 def find_jpeg(file: BinaryIO) -> Jpeg | None:
@@ -124,7 +150,82 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.require(pixels, requirements=("C", "W"))
 
 
-def levels_of(image: Image.Image) -> Levels | None:
+def is_deep_color(image: ImageFile.ImageFile) -> bool:
+    """Whether this is a PNG or TIFF, not decoded yet, of whose colours Pillow would keep 8 of 16 bits."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    if image.format == "TIFF":
+        return 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ())  # type: ignore[attr-defined]
+    return image.format == "PNG" and any(";16" in str(tile.args) for tile in image.tile)
+
+
+def deep_color(image: Image.Image, file: IO[bytes]) -> DeepColor | None:
+    """All bits of a colour image that Pillow has decoded from a file.
+
+    None where OpenCV can't, or where it gives other pixels: the upper bytes must be those that Pillow has kept, which
+    vouches for the order of channels, the orientation and the kind of transparency.
+    """
+    if file.seek(0, 2) > _MOST_BYTES + 8 * image.width * image.height:  # there is more in it than the image
+        return None
+    file.seek(0)
+    found = _by_opencv(_only_pixels(file.read()) if image.format == "PNG" else file.read())
+    transparent = image.has_transparency_data
+    if found is None or found.dtype != np.uint16 or found.shape[:2] != (image.height, image.width):
+        return None
+    if found.ndim != 3 or found.shape[2] < (4 if transparent else 3):
+        return None
+    values = found.view(np.uint16)
+    deep = DeepColor(values[..., 2::-1], values[..., 3:] if transparent else None)
+    if not all(_same_upper_bytes(part, band) for (_, part), (_, band) in zip(bands(deep), bands(image), strict=True)):
+        return None
+    opaque = deep.alpha is not None and bool((deep.alpha == _FULL).all())
+    return DeepColor(deep.color, None) if opaque else deep
+
+
+def _by_opencv(data: bytes) -> NDArray[Any] | None:
+    """What OpenCV decodes, as it is stored (BGR); it is kept from writing to the standard error meanwhile."""
+    import cv2
+
+    log = cv2.utils.logging
+    before = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    finally:
+        if before != log.LOG_LEVEL_SILENT:  # else another thread may be at it, and puts back what was before
+            log.setLogLevel(before)
+
+
+def _only_pixels(png: bytes) -> bytes:
+    """A PNG without the chunks that say nothing of its pixels: libpng writes what it dislikes of them to stderr."""
+    at, kept = 8, [png[:8]]
+    while at + 12 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] in _CHUNKS_OF_PIXELS:
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _same_upper_bytes(deep: DeepColor, image: Image.Image) -> bool:
+    values = np.dstack((deep.color, deep.alpha)) if deep.alpha is not None and image.mode == "RGBA" else deep.color
+    return np.array_equal(values >> 8, np.asarray(image))
+
+
+def exact_values(image: Decoded) -> Iterator[NDArray[np.float64]]:
+    """Every value of an image of more than 8 bits, one band after the other; of grey that is stored as colour once."""
+    if isinstance(image, Image.Image):
+        yield from (np.asarray(band, np.float64) for _, band in bands(image))
+        return
+    grey = all(bool((band.color == band.color[..., :1]).all()) for _, band in bands(image))
+    for _, band in bands(image):
+        yield (band.color[..., 0] if grey else band.color).astype(np.float64)
+        if band.alpha is not None:
+            yield band.alpha.astype(np.float64)
+
+
+def levels_of(image: Decoded) -> Levels | None:
     """Where the values of a decoded image of more than 8 bits lie, None for any other.
 
     A thousandth of the pixels at either end is left aside: sensors have dead and hot ones.
@@ -132,14 +233,23 @@ def levels_of(image: Image.Image) -> Levels | None:
     kind = _depth(image)
     if kind is None:
         return None
-    step = image.width * image.height // _MEASURED | 1  # odd, so that it does not keep to one column
-    parts = [np.asarray(band).ravel()[-rows.start * image.width % step :: step].copy() for rows, band in bands(image)]
+    width, height = image.size
+    step = width * height // _MEASURED | 1  # odd, so that it does not keep to one column
+    parts = [_visible(band, slice(-rows.start * width % step, None, step)) for rows, band in bands(image)]
     values = np.concatenate(parts)
     values = values[np.isfinite(values)]
     if not values.size:
         return None
     low, high = np.quantile(values, (_TAIL, 1 - _TAIL), method="nearest")
     return Levels(kind, float(low), float(high))
+
+
+def _visible(image: Decoded, some: slice) -> NDArray[Any]:
+    """The values of some pixels, but for those that are fully transparent: nothing is known to be meant by these."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image).ravel()[some].copy()
+    color = image.color.reshape(-1, 3)[some]
+    return (color if image.alpha is None else color[image.alpha.ravel()[some] > 0]).ravel()
 
 
 def common_levels(found: Iterable[Levels | None]) -> tuple[Levels, ...]:
@@ -162,16 +272,22 @@ def _usual(kind: str, low: float, high: float) -> Levels:
     return Levels(kind, 0.0, float(top)) if top is not None and fills else Levels(kind, low, high)
 
 
-def _depth(image: Image.Image) -> str | None:
+def _depth(image: Decoded) -> str | None:
     """The kind of an image of more than 8 bits, None for any other."""
+    if isinstance(image, DeepColor):
+        return "integer"
     return {"I": "integer", "F": "float"}.get(image.mode.partition(";")[0])
 
 
-def to_uint8(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
+def to_uint8(image: Decoded, levels: tuple[Levels, ...] = ()) -> Pixels:
     """The pixels of a decoded image as uint8 (height, width, 1 or 3); see `images.read_image` for the rules."""
     kind = _depth(image)
+    known = next((one for one in levels if one.kind == kind), None)
+    if isinstance(image, DeepColor):
+        common = known or Levels("integer", 0, _FULL)
+        return _in_bands(image, 3, lambda band: _deep_over_white(band, common))
     if kind is not None:
-        own = next((one for one in levels if one.kind == kind), None) or _levels_alone(image)
+        own = known or _levels_alone(image)
         return _in_bands(image, 1, lambda band: _scaled(band, own))
     if image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA", "La")
@@ -185,16 +301,17 @@ def to_uint8(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
     return _in_bands(image, 3, lambda band: np.asarray(band if band.mode == "RGB" else band.convert("RGB")))
 
 
-def bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+def bands(image: AnyDecoded) -> Iterator[tuple[slice, AnyDecoded]]:
     """Some rows of an image after the other: all at once, a large one would take its memory several times over."""
     width, height = image.size
     rows = max(1, BAND // width)
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
-        yield slice(top, bottom), image if bottom - top == height else image.crop((0, top, width, bottom))
+        band = image if bottom - top == height else image.crop((0, top, width, bottom))
+        yield slice(top, bottom), cast(AnyDecoded, band)
 
 
-def _in_bands(image: Image.Image, channels: int, convert: Callable[[Image.Image], Pixels]) -> Pixels:
+def _in_bands(image: AnyDecoded, channels: int, convert: Callable[[AnyDecoded], Pixels]) -> Pixels:
     """What `convert` makes of each band: uint8 (height, width, channels)."""
     width, height = image.size
     if width * height <= BAND:
@@ -215,23 +332,34 @@ def _over_white(image: Image.Image, mode: str) -> Pixels:
 def _levels_alone(image: Image.Image) -> Levels:
     """The levels of an image of which no others of its kind are known."""
     if image.mode.startswith("I;16"):
-        return Levels("integer", 0, 65535)
+        return Levels("integer", 0, _FULL)
     ends = [(values.min(), values.max()) for _, band in bands(image) for values in [_finite(band)]]
     low, high = float(min(low for low, _ in ends)), float(max(high for _, high in ends))
-    tops = (65535,) if image.mode == "I" else _TOPS["float"]
+    tops = (_FULL,) if image.mode == "I" else _TOPS["float"]
     top = next((top for top in tops if low >= 0 and high <= top), None)
     kind = "integer" if image.mode == "I" else "float"
     return Levels(kind, low, high) if top is None else Levels(kind, 0, top)
 
 
 def _scaled(image: Image.Image, levels: Levels) -> Pixels:
-    scale = 255 / (levels.high - levels.low) if levels.high > levels.low else 0.0
-    values = (_finite(image).clip(levels.low, levels.high) - levels.low) * scale
-    scaled: Pixels = np.rint(values).astype(np.uint8)[:, :, None]
+    scaled: Pixels = np.rint(_stretched(_finite(image), levels)).astype(np.uint8)[:, :, None]
     key = image.info.get("transparency")
     if isinstance(key, int):  # a 16-bit grey PNG may name one value as transparent
         scaled[np.asarray(image) == key] = 255
     return scaled
+
+
+def _deep_over_white(image: DeepColor, levels: Levels) -> Pixels:
+    values = _stretched(image.color.astype(np.float64), levels)
+    if image.alpha is not None:
+        values = 255 + (values - 255) * (image.alpha / _FULL)
+    pixels: Pixels = np.rint(values).astype(np.uint8)
+    return pixels
+
+
+def _stretched(values: NDArray[np.float64], levels: Levels) -> NDArray[np.float64]:
+    scale = 255 / (levels.high - levels.low) if levels.high > levels.low else 0.0
+    return (values.clip(levels.low, levels.high) - levels.low) * scale
 
 
 def _finite(image: Image.Image) -> NDArray[np.float64]:

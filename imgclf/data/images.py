@@ -24,7 +24,20 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from imgclf._files import printable
-from imgclf.data.decode import SWAPS_SIDES, Jpeg, bands, decode_jpeg, find_jpeg, levels_of, to_uint8, upright
+from imgclf.data.decode import (
+    SWAPS_SIDES,
+    Decoded,
+    DeepColor,
+    Jpeg,
+    decode_jpeg,
+    deep_color,
+    exact_values,
+    find_jpeg,
+    is_deep_color,
+    levels_of,
+    to_uint8,
+    upright,
+)
 from imgclf.data.source import AtLeast, Draft, Pixels, Sides
 from imgclf.errors import DataError
 from imgclf.specs import Levels
@@ -59,8 +72,9 @@ _BY_MAGIC = tuple(name for name in _EXTENSIONS if name != "TGA")
 # Too short a magic number to tell an image among files that do not even have an extension.
 _WEAK_MAGIC = ("PPM", "DIB", "PCX", "XBM")
 _CHECK_SIDE = 32
-# Of the pixels that are allowed: these decoders take 16 and 20 bytes for each, or 1 GiB beside those of such an image.
-_SHARES = {"WEBP": 0.8, "JPEG2000": 0.5}
+_DEEP = "16-bit color"
+# Of the pixels that are allowed: these decoders take 16 to 25 bytes for each, or 1 GiB beside those of such an image.
+_SHARES = {"WEBP": 0.8, "JPEG2000": 0.5, _DEEP: 0.4}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -124,7 +138,7 @@ def read_image(
     Of images of more than 8 bits, those of a kind for which there are `levels` are scaled by these, and others by rules
     that look at the one image only:
 
-    - 16 bits (`I;16`): value / 257, rounded, so that the mean keeps its place;
+    - 16 bits (`I;16`, and colour in PNG and TIFF): value / 257, rounded, so that the mean keeps its place;
     - 32-bit integers (`I`): the same where all values lie in 0…65535, else minimum … maximum become 0 … 255;
     - floats (`F`): × 255 where all lie in 0…1, unchanged where all lie in 0…255, else minimum … maximum become
       0 … 255; values that are not finite count as 0.
@@ -157,7 +171,8 @@ def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
     """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`.
 
     The orientation that the image notes is applied, as `ImageOps.exif_transpose` does. Pillow keeps that note in what
-    `convert`, `copy`, `resize` and `crop` give, and in what `rotate` and `transpose` give as well.
+    `convert`, `copy`, `resize` and `crop` give, and in what `rotate` and `transpose` give as well. Of colours with 16
+    bits it holds 8.
     """
     with _quiet_pillow(), _as_bad_image():
         image.load()
@@ -185,16 +200,20 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
         image = _opened(file, suffix, max_pixels)
         width, height = image.size
         mode, kind = image.mode, _format(image)
-        orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
-        # Whether pixels can be converted does not depend on how many; to pick some before they are turned is quicker.
-        look = _look(upright(to_uint8(image), orientation) if orientation > 1 else to_uint8(_some(image)))
-        levels, vanishes = levels_of(image), _vanishes(image)
+        decoded, orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
+        if orientation > 1 or isinstance(decoded, DeepColor):
+            look = _look(upright(to_uint8(decoded), orientation))
+        else:  # whether pixels can be converted does not depend on how many, and to pick some before is quicker
+            look = _look(to_uint8(_some(decoded)))
+        levels, vanishes = levels_of(decoded), _vanishes(decoded)
     height, width = _as_displayed((height, width), orientation)
     return ImageFacts(width, height, mode, kind, look, levels, vanishes)
 
 
-def _vanishes(image: Image.Image) -> bool:
+def _vanishes(image: Decoded) -> bool:
     """Whether an image with transparency is all white when it lies on white, as a white drawing is."""
+    if isinstance(image, DeepColor):
+        return image.alpha is not None and bool((to_uint8(image) == 255).all())
     return image.has_transparency_data and all(bool((to_uint8(part) == 255).all()) for part in (_some(image), image))
 
 
@@ -208,14 +227,13 @@ def digest_pixels(data: bytes, suffix: str = "", max_pixels: int = MAX_PIXELS) -
         image = _opened(BytesIO(data), suffix, max_pixels)
         if _format(image) == "JPEG":
             pixels = read_image(data, max_pixels=max_pixels)
-        else:
-            orientation = _decode(image, None, max_pixels)
-            pixels = upright(to_uint8(image), orientation)
-        if image.mode[0] not in "IF":
+            return _look(pixels) + _digest(pixels, 2 * LOOK)
+        decoded, orientation = _decode(image, None, max_pixels)
+        pixels = upright(to_uint8(decoded), orientation)
+        if isinstance(decoded, Image.Image) and decoded.mode[0] not in "IF":
             return _look(pixels) + _digest(pixels, 2 * LOOK)
         # Two of more than 8 bits may differ, and be the same in 8.
-        values = (np.asarray(band, np.float64) for _, band in bands(image))
-        return _look(pixels) + _hashed((image.height, image.width), values, 2 * LOOK)
+        return _look(pixels) + _hashed((image.height, image.width), exact_values(decoded), 2 * LOOK)
 
 
 def _some(image: Image.Image) -> Image.Image:
@@ -306,8 +324,8 @@ def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int, levels:
         if _format(image) == "JPEG":
             needed = _as_stored((image.height, image.width), _orientation(image), at_least)
         with _as_bad_image():
-            orientation = _decode(image, needed, max_pixels)
-            return upright(to_uint8(image, levels), orientation)
+            decoded, orientation = _decode(image, needed, max_pixels)
+            return upright(to_uint8(decoded, levels), orientation)
 
 
 def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:
@@ -412,18 +430,22 @@ def _check_size(size: tuple[int, int], max_pixels: int, kind: str = "") -> None:
         )
 
 
-def _decode(image: ImageFile.ImageFile, needed: Sides | None, max_pixels: int) -> int:
-    """Decode in place, and say which orientation is still to be applied.
+def _decode(image: ImageFile.ImageFile, needed: Sides | None, max_pixels: int) -> tuple[Decoded, int]:
+    """Decode, with all bits, and say which orientation is still to be applied.
 
     `needed` is the (height, width) that a JPEG must keep. No other image is asked for its orientation before it is
     decoded: a PNG would be decoded to answer, and its errors would be lost.
     """
     if needed is not None and _format(image) == "JPEG":
         image.draft(None, (max(1, needed[1]), max(1, needed[0])))
+    file = image.fp if is_deep_color(image) else None
+    if file is not None:
+        _check_size(image.size, max_pixels, _DEEP)
     with _damage_of(_format(image)):
         image.load()
     _check_size(image.size, max_pixels)  # an icon's header may promise less than it holds
-    return _orientation(image)
+    deep = None if file is None else deep_color(image, file)  # Pillow has judged whether there is damage
+    return image if deep is None else deep, _orientation(image)
 
 
 def _format(image: Image.Image) -> str:

@@ -46,8 +46,8 @@ SUFFIX = ".pixels"
 ABOUT = "form.json"
 KNOWN = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
 ORPHAN_AGE = 60.0  # seconds
-DECODERS = ("pillow", "simplejpeg")
-_FORMAT = 3
+DECODERS = ("pillow", "simplejpeg", "opencv-python-headless")
+_FORMAT = 4
 
 
 class _Entry(NamedTuple):

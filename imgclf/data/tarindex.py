@@ -25,7 +25,7 @@ LABELS = ("cls", "json", "txt")  # the first that a key has decides
 MAX_HEADER = 2**20
 MAX_LABEL = 2**20
 MAX_IMAGE = 2**30
-_FORMAT = 6
+_FORMAT = 7
 _BLOCK = 512
 _TAIL = 2**16
 # The first dot in a file's name ends its key: webdataset.tariterators.base_plus_ext.
