@@ -205,14 +205,15 @@ def test_an_empty_network_refuses_what_the_real_one_refuses(name, size, message)
         empty_network(ModelSpec(name, 3, 3, size))
 
 
-def test_a_size_that_does_not_work_takes_no_memory():
+def test_a_size_that_does_not_work_takes_no_memory(monkeypatch):
     devices = set()
 
     def build(spec):
         devices.add(torch.get_default_device().type)
         return find_arch("torchvision:alexnet").build(spec)
 
-    ARCHS.add("recorded", Arch("recorded", build, size=(224, 224), channels=3, family="others"))
+    recorded = Arch("recorded", build, size=(224, 224), channels=3, family="others")
+    monkeypatch.setitem(ARCHS._items, "recorded", recorded)
     with pytest.raises(ConfigError, match=r"the smallest size that works is 63$"):
         empty_network(ModelSpec("recorded", 3, 3, (32, 32)))
     assert devices == {"meta"}

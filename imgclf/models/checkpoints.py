@@ -16,6 +16,7 @@ from imgclf.errors import ModelFileError
 
 # Where training scripts keep the weights, the running mean of them first, as timm's own reader has it.
 WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+NO_WRAPPINGS = ("optim", "sched", "scaler")  # in the names of what stands beside them
 COUNTERS = ("n_averaged",)  # beside the weights of torch's averaged models
 WEIGHTS_ALONE = "save its weights alone: torch.save(model.state_dict(), FILE)"
 
@@ -44,7 +45,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     named = repr(str(path))
     while isinstance(found, Mapping) and not _is_state(found):
         known = [key for key in WRAPPINGS if isinstance(found.get(key), Mapping | _Inert) and found[key]]
-        states = [key for key, value in found.items() if isinstance(value, Mapping) and _is_state(value)]
+        others = [key for key in found if not any(word in str(key) for word in NO_WRAPPINGS)]
+        states = [key for key in others if isinstance(found[key], Mapping) and _is_state(found[key])]
         key = known[0] if known else states[0] if len(states) == 1 else None
         if key is None:
             keys = ", ".join(short(printable(str(key))) for key in list(found)[:6])
