@@ -33,13 +33,13 @@ from imgclf.data.split import (
     seen_refs,
     unpack_contents,
 )
-from imgclf.errors import ConfigError, DataError, NotFitted
+from imgclf.errors import ConfigError, DataError, NotFitted, warn_caller
 from imgclf.evaluation.answers import Answers, write_answers
 from imgclf.evaluation.explain import explain
 from imgclf.evaluation.unknown import Refusal
 from imgclf.fitting import Data, Learnt, figures, fit_data, repeat_run, resume_run
 from imgclf.inference import answer, device_of, predict
-from imgclf.inputs import inputs_source
+from imgclf.inputs import far_values, inputs_source
 from imgclf.models.own import OWN, own_arch, using
 from imgclf.plan import labelled_source
 from imgclf.results import Evaluation, Explanation, Prediction
@@ -176,9 +176,12 @@ class Classifier:
         images that are used, as copies in the user's own train and test folders, the figures are of all, and their
         `unseen` is of those that it didn't see. A model that was loaded from a file away from its run folder still
         knows them by their content, up to 200,000 images (`seen_`). What could not be read is in `lost_` (path →
-        reason).
+        reason). Values far beyond those of training, in images of more than 8 bits, are a Python warning.
         """
-        answers = self.answer(*self.samples_of(data, part), progress=progress)
+        source, samples = self.samples_of(data, part)
+        answers = self.answer(source, samples, progress=progress)
+        if far := far_values(source, samples, self.recipe_.levels):
+            warn_caller(far)
         if data is None:
             part = part or "test"
             self.answers_[part], self.metrics_[part] = answers, answers.evaluation
@@ -249,8 +252,15 @@ class Classifier:
         return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, refusal=refusal)
 
     def predict(self, images: Any, *, top: int = 5, reject: float | None = None) -> list[Prediction]:
-        """The predictions of `predict_each`, all at once."""
-        return list(self.predict_each(images, top=top, reject=reject))
+        """The predictions of `predict_each`, all at once.
+
+        Values far beyond those of training, in images of more than 8 bits, are a Python warning.
+        """
+        source = inputs_source(images)
+        predictions = list(self.predict_each(source, top=top, reject=reject))
+        if far := far_values(source, source.samples, self.recipe_.levels):
+            warn_caller(far)
+        return predictions
 
     def predict_proba(self, images: Any) -> NDArray[np.float64]:
         """Probabilities (n, classes), columns in the order of `classes_`; `DataError` where an image can't be read."""

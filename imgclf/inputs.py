@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from imgclf.data.decode import is_far
+from imgclf.data.duplicates import plural
 from imgclf.data.folder import image_files
-from imgclf.data.images import MAX_PIXELS, BadImage, image_pixels, read_image
+from imgclf.data.images import MAX_PIXELS, BadImage, Found, image_pixels, read_image
 from imgclf.data.source import AtLeast, Pixels, Sample, Source
 from imgclf.errors import DataError
 from imgclf.specs import Levels
@@ -30,31 +33,41 @@ KINDS = "a path, a PIL image, the bytes of an image file or a uint8 array"
 
 
 class InputReader:
-    """Opens paths, PIL images and arrays by their position; the same steps for each as in training."""
+    """Opens paths, PIL images and arrays by their position; the same steps for each as in training.
+
+    `far` are the images whose values lie far beyond the levels, and where; readers at other levels share it.
+    """
 
     def __init__(self, items: dict[str, Item], max_pixels: int = MAX_PIXELS, levels: tuple[Levels, ...] = ()) -> None:
         self._items = items
         self._max_pixels = max_pixels
         self._levels = levels
+        self.far: dict[str, Levels] = {}
 
     def at_levels(self, levels: tuple[Levels, ...]) -> InputReader:
         """See `DeepReader`."""
-        return InputReader(self._items, self._max_pixels, levels)
+        reader = InputReader(self._items, self._max_pixels, levels)
+        reader.far = self.far
+        return reader
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one input; see `Reader.open`."""
-        item = self._items[ref]
+        item, found = self._items[ref], partial(self._found, ref)
         if isinstance(item, NoImage):
             raise BadImage(item.reason, ref)
         if isinstance(item, bytes):
-            return self._decoded(item, ref, at_least)
+            return self._decoded(item, ref, at_least, found)
         if isinstance(item, str):
-            return read_image(item, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels)
-        return image_pixels(item, self._levels) if isinstance(item, Image.Image) else item
+            return read_image(item, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels, found=found)
+        return image_pixels(item, self._levels, found) if isinstance(item, Image.Image) else item
 
-    def _decoded(self, data: bytes, ref: str, at_least: AtLeast) -> Pixels:
+    def _found(self, ref: str, levels: Levels) -> None:
+        if is_far(levels, self._levels):
+            self.far[ref] = levels
+
+    def _decoded(self, data: bytes, ref: str, at_least: AtLeast, found: Found) -> Pixels:
         try:
-            return read_image(data, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels)
+            return read_image(data, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels, found=found)
         except BadImage as error:
             raise BadImage(error.reason, ref) from error.__cause__
 
@@ -84,6 +97,18 @@ def inputs_source(images: Any, *, max_pixels: int = MAX_PIXELS) -> Source:
         names.append(name)
         items[name] = item
     return Source("input", (), tuple(Sample(name, "") for name in names), InputReader(items, max_pixels))
+
+
+def far_values(source: Source, samples: Iterable[Sample], levels: tuple[Levels, ...]) -> str:
+    """What to say where images that were read hold values far beyond those of training, `levels`; else nothing."""
+    known = source.reader.far.values() if isinstance(source.reader, InputReader) else (s.levels for s in samples)
+    far = [one for one in known if one is not None and is_far(one, levels)]
+    if not far:
+        return ""
+    values = f"{min(one.low for one in far):g} to {max(one.high for one in far):g}"
+    trained = ", ".join(map(str, levels)) or "0 to 255"
+    images = f"{plural(len(far), 'image')} {'holds' if len(far) == 1 else 'hold'}"
+    return f"{images} values of {values}, and training saw {trained}: the answers may be wrong"
 
 
 def _is_path(item: Item) -> bool:

@@ -816,6 +816,18 @@ def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_i
         for image in (file, color, Image.open(file), Image.fromarray(scaled)):
             assert np.array_equal(model.predict_proba(image), expected)
     assert np.array_equal(loaded.explain(file)[0].pixels, scaled[..., None])
+    for label in ("dim", "lit"):
+        (tmp_path / "far" / label).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "far" / label / f"{label}.png"), rng.integers(0, 60000, (16, 16, 3), np.uint16))
+    far = r"^2 images hold values of \d+ to 59\d\d\d, and training saw 0 to 1023: the answers may be wrong$"
+    with pytest.warns(UserWarning, match=far):
+        classifier.predict([tmp_path / "far", file])
+    with pytest.warns(UserWarning, match=far):
+        classifier.evaluate(tmp_path / "far", part="all")
+    loaded.recipe_ = replace(loaded.recipe_, levels=())  # as of a model that saw 8 bits only
+    with pytest.warns(UserWarning, match="^1 image holds values of .*, and training saw 0 to 255: "):
+        loaded.predict([color, Image.fromarray(scaled)])
+    loaded = Classifier.load(tmp_path)
     for label in ("dim", "lit"):  # a model that goes on, with images of 12 bits, keeps its range
         Image.fromarray(np.full((16, 16), 4000, np.uint16)).save(tmp_path / "data" / "train" / label / "bright.png")
     plans = [plan_training(tmp_path / "data", changes)[0] for changes in ({"init": str(tmp_path)}, {"arch": "lenet"})]

@@ -209,6 +209,17 @@ def test_evaluate_other_images(here):
     assert "true ↓  called →" in shown.stdout
 
 
+def test_values_far_beyond_those_of_training_are_said(here):
+    for name in ("red", "green"):
+        (here / "deep" / name).mkdir(parents=True)
+        values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000 + len(name)
+        Image.fromarray(values).save(here / "deep" / name / "a.png")
+    for command in ("evaluate", "predict"):
+        far = "! 2 images hold values of 3 to 63005, and training saw 0 to 255: the answers may be wrong\n"
+        assert far in done(command, "deep").stderr
+        assert "training saw" not in done(command, "photos").stderr
+
+
 def test_predict_takes_files_folders_globs_and_lists(here):
     folder = [f"photos/red/{index:02d}.png" for index in range(20)]
     assert [row["path"] for row in rows("photos/red")] == folder

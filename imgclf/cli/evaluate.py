@@ -35,6 +35,7 @@ def evaluate(
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
     from imgclf.cli._results import show_evaluation, write_page
     from imgclf.data.open import open_source
+    from imgclf.inputs import far_values
     from imgclf.run import ANSWERS
 
     classifier = load_classifier(model, device, precision, arch)
@@ -49,6 +50,8 @@ def evaluate(
     if classifier.lost_:
         console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, left out of the figures:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
+    if far := far_values(used, samples, classifier.recipe_.levels):
+        console.warn(far)
     if data is not None or part in (None, "test"):
         _say_what_was_seen(classifier, result)
     if data is None:

@@ -54,7 +54,7 @@ def predict(
         output_file(csv, "--csv", (".csv",), force=force, data=[*paths, *model_data(model)])
     classifier = load_classifier(model, device, precision, arch)
 
-    from imgclf.inputs import inputs_source
+    from imgclf.inputs import far_values, inputs_source
 
     source = inputs_source(paths, max_pixels=max_pixels)
     rows: list[list[object]] = []
@@ -86,6 +86,8 @@ def predict(
         console.say(
             f"{refused:,} of {known} unknown: unlike the training images (unknown above a score of {threshold:.2f})"
         )
+    if far := far_values(source, source.samples, classifier.recipe_.levels):
+        console.warn(far)
     if failed:
         console.warn(f"{failed:,} of {console.plural(len(source), 'input')} could not be read")
         raise typer.Exit(1)

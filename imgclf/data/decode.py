@@ -266,6 +266,15 @@ def common_levels(found: Iterable[Levels | None]) -> tuple[Levels, ...]:
     )
 
 
+def is_far(found: Levels, levels: tuple[Levels, ...]) -> bool:
+    """Whether values lie as far again beyond the levels of their kind as these reach, or no levels of it are known."""
+    known = next((one for one in levels if one.kind == found.kind), None)
+    if known is None:
+        return True
+    span = known.high - known.low
+    return found.high > known.high + span or found.low < known.low - span
+
+
 def _usual(kind: str, low: float, high: float) -> Levels:
     top = next((top for top in _TOPS[kind] if high <= top), None)
     fills = top is not None and low >= 0 and 4 * (high - low) >= top

@@ -12,7 +12,7 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -72,6 +72,7 @@ _BY_MAGIC = tuple(name for name in _EXTENSIONS if name != "TGA")
 # Too short a magic number to tell an image among files that do not even have an extension.
 _WEAK_MAGIC = ("PPM", "DIB", "PCX", "XBM")
 _CHECK_SIDE = 32
+Found = Callable[[Levels], None] | None
 _DEEP = "16-bit color"
 # Of the pixels that are allowed: these decoders take 16 to 25 bytes for each, or 1 GiB beside those of such an image.
 _SHARES = {"WEBP": 0.8, "JPEG2000": 0.5, _DEEP: 0.4}
@@ -130,6 +131,7 @@ def read_image(
     at_least: AtLeast = None,
     max_pixels: int = MAX_PIXELS,
     levels: tuple[Levels, ...] = (),
+    found: Found = None,
 ) -> Pixels:
     """The pixels of an image file, or of its bytes, as uint8 of shape (height, width, channels).
 
@@ -145,12 +147,13 @@ def read_image(
 
     `at_least` (height, width) as displayed lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither
     side falls below it; a `Draft` is asked with the (height, width) in its header, and may let its colours be
-    doubled where they would be smoothed. More than `max_pixels` are refused from the header. Raises `BadImage`.
+    doubled where they would be smoothed. `found` is told where the values of an image of more than 8 bits lie. More
+    than `max_pixels` are refused from the header. Raises `BadImage`.
     """
     if isinstance(source, bytes):
-        return _read(BytesIO(source), "", at_least, max_pixels, levels)
+        return _read(BytesIO(source), "", at_least, max_pixels, levels, found)
     with open_regular(source) as file:
-        return read_open(file, os.fspath(source), at_least, max_pixels, levels)
+        return read_open(file, os.fspath(source), at_least, max_pixels, levels, found)
 
 
 def read_open(
@@ -159,15 +162,16 @@ def read_open(
     at_least: AtLeast = None,
     max_pixels: int = MAX_PIXELS,
     levels: tuple[Levels, ...] = (),
+    found: Found = None,
 ) -> Pixels:
     """The pixels of an image file that is open, by the rules of `read_image`; `path` is what it is called."""
     try:
-        return _read(file, path, at_least, max_pixels, levels)
+        return _read(file, path, at_least, max_pixels, levels, found)
     except BadImage as error:
         raise BadImage(error.reason, path) from error.__cause__
 
 
-def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
+def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = (), found: Found = None) -> Pixels:
     """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`.
 
     The orientation that the image notes is applied, as `ImageOps.exif_transpose` does. Pillow keeps that note in what
@@ -176,7 +180,14 @@ def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = ()) -> Pixels:
     """
     with _quiet_pillow(), _as_bad_image():
         image.load()
+        _tell(found, image)
         return upright(to_uint8(image, levels), _orientation(image))
+
+
+def _tell(found: Found, image: Decoded) -> None:
+    levels = levels_of(image) if found is not None else None
+    if found is not None and levels is not None:
+        found(levels)
 
 
 def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_PIXELS) -> ImageFacts:
@@ -309,7 +320,9 @@ def _require_regular(mode: int, path: str) -> None:
         raise BadImage(f"{file_kind(mode)}, not a regular file", path)
 
 
-def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int, levels: tuple[Levels, ...]) -> Pixels:
+def _read(
+    file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int, levels: tuple[Levels, ...], found: Found
+) -> Pixels:
     with _as_bad_image():
         jpeg = find_jpeg(file)
     if jpeg is not None:
@@ -325,6 +338,7 @@ def _read(file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int, levels:
             needed = _as_stored((image.height, image.width), _orientation(image), at_least)
         with _as_bad_image():
             decoded, orientation = _decode(image, needed, max_pixels)
+            _tell(found, decoded)
             return upright(to_uint8(decoded, levels), orientation)
 
 
