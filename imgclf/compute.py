@@ -8,7 +8,6 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import cache
 from types import MethodType
@@ -115,24 +114,32 @@ def enough_threads(flops: float) -> Iterator[None]:
 
 
 def made_on_one_core(items: Generator[T]) -> Iterator[T]:
-    """The items of a generator, each made in a thread of their own that computes on one core; where they are waited
-    for, and between them, the caller's thread has all of its own."""
-    with closing(items), ThreadPoolExecutor(1) as maker:
-        maker.submit(_use_threads, 1).result()
-        while (item := maker.submit(next, items, None).result()) is not None:
+    """The items of a generator, each made on one core; between them, the caller's thread has all of its own."""
+    with closing(items):
+        while True:
+            with enough_threads(0):
+                item = next(items, None)
+            if item is None:
+                return
             yield item
 
 
 def _use_threads(number: int) -> None:
     """Let this thread compute with so many threads, and no other.
 
-    torch lets those that begin later take over the last number that was set anywhere: another thread sets that back.
+    `torch.set_num_threads` also sets what threads that begin later take over; OpenMP beneath it has a number for each.
     """
-    with ThreadPoolExecutor(1) as other:
-        usual = other.submit(torch.get_num_threads).result()
-        torch.get_num_threads()  # else a thread that has just begun would take over the last number after this
-        torch.set_num_threads(number)
-        other.submit(torch.set_num_threads, usual).result()
+    torch.get_num_threads()  # else torch would set this thread's number when it first computes
+    for library in _openmp():
+        library.set_num_threads(number)
+
+
+@cache
+def _openmp() -> list[Any]:
+    """The OpenMP libraries of this process; none where torch was built without."""
+    from threadpoolctl import ThreadpoolController
+
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "openmp"]
 
 
 RandomState = dict[str, torch.Tensor]  # of each generator, by the kind of its device
