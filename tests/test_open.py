@@ -57,6 +57,11 @@ def test_errors_say_what_was_looked_for(photos, tmp_path):
         open_source("./nowhere")
     with pytest.raises(DataError, match=rf"did you mean {photos}\?"):
         open_source(f"{photos.parent}/phtos/")
+    (photos.parent / ".photo").mkdir()
+    with pytest.raises(DataError, match=rf"did you mean {photos}\?"):  # a hidden folder, as .git, is nobody's data
+        open_source(f"{photos.parent}/photo")
+    with pytest.raises(DataError, match=rf"did you mean {photos.parent}/.photo or "):
+        open_source(f"{photos.parent}/.photos")
     with pytest.raises(DataError, match="a file where a folder is needed"):
         open_source(photos / "a/0.png")
     (tmp_path / "photos.ZIP").write_bytes(b"PK")

@@ -61,11 +61,12 @@ def open_source(
 
 
 def _close_paths(text: str) -> list[str]:
-    """Folders and CSV files that are where this one was looked for, and called nearly so."""
+    """Folders and CSV files that are where this one was looked for, and called nearly so; hidden ones only for one."""
     folder, name = os.path.split(text.rstrip("/" + os.sep))
     try:
         with os.scandir(folder or os.curdir) as entries:
             there = sorted(e.name for e in entries if e.is_dir() or e.name.lower().endswith(".csv"))
     except OSError:
         return []
+    there = [entry for entry in there if name.startswith(".") or not entry.startswith(".")]
     return [printable(os.path.join(folder, close)) for close in close_matches(name, there)]
