@@ -16,7 +16,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.data.dataset import ArrayReader, Sample, Source
 
 settings.register_profile("imgclf", deadline=None)  # a busy machine is no fault
 settings.load_profile("imgclf")

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from imgclf import Classifier
-from imgclf.data.loader import Loader
-from imgclf.inference import predict
-from imgclf.specs import EXPLAIN_METHODS, OPTIMIZERS, Recipe, TrainConfig
+from imgclf.core.config import EXPLAIN_METHODS, OPTIMIZERS, Recipe, TrainConfig
+from imgclf.data.loading.loader import Loader
+from imgclf.evaluation.inference import predict
 from imgclf.training.checkpoint import load_checkpoint
 from imgclf.training.loop import train
 from imgclf.transforms.presets import PRESETS, preset_steps

@@ -12,11 +12,11 @@ from safetensors.numpy import load
 from typer.testing import CliRunner
 
 from imgclf import Classifier
-from imgclf._tensorfile import DTYPES, Raw, pack, read_header
 from imgclf.cli import app
-from imgclf.errors import DataError, ImgclfError
-from imgclf.evaluation.answers import Answers, read_answers, read_score, write_answers
-from imgclf.run import ANSWERS
+from imgclf.core.errors import DataError, ImgclfError
+from imgclf.core.tensor_file import DTYPES, Raw, pack, read_header
+from imgclf.evaluation.predictions import Answers, read_answers, read_score, write_answers
+from imgclf.storage.run_folder import ANSWERS
 
 TINY = {"train": {"device": "cpu", "precision": "fp32"}}
 

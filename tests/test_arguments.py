@@ -10,7 +10,7 @@ import torch
 
 import imgclf
 from imgclf import Classifier, Experiment, Explanation, ImgclfError, Loader, ModelSpec, Recipe, Step, TrainConfig
-from imgclf._arguments import plain
+from imgclf.core.arguments import plain
 
 SEVEN = (np.int8(7), np.uint64(7), np.array(7), torch.tensor(7))
 TINY = Recipe(size=(8, 8), channels=1)
@@ -97,7 +97,7 @@ def loader16(make_source, device):
 )
 def test_what_is_no_image_is_refused_and_not_taken_apart(images, message):
     with pytest.raises(ImgclfError, match=message):
-        imgclf.inputs.inputs_source(images)
+        imgclf.data.sources.inputs.inputs_source(images)
 
 
 def test_the_columns_of_a_table_are_no_file_names():
@@ -111,7 +111,7 @@ def test_the_columns_of_a_table_are_no_file_names():
             return np.array([["a.png", "cat"]])
 
     with pytest.raises(ImgclfError, match="the images are Table"):
-        imgclf.inputs.inputs_source(Table())
+        imgclf.data.sources.inputs.inputs_source(Table())
 
 
 WRONG = {

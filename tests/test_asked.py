@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
-from imgclf.asked import changes_of, own_network
-from imgclf.errors import ConfigError
+from imgclf.core.errors import ConfigError
+from imgclf.estimator.settings import changes_of, own_network
 
 NOTHING = dict.fromkeys(("arch", "weights", "init", "size", "augment", "config", "pretrained", "mean", "std"))
 

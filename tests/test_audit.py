@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 import imgclf.data.audit as module
-from imgclf._files import read_checked
+from imgclf.core.errors import ConfigError, DataError
+from imgclf.core.files import read_checked
 from imgclf.data.audit import BadFile, Sizes, audit
-from imgclf.data.folder import FileReader, open_folder
+from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.images import read_image
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import ConfigError, DataError
+from imgclf.data.sources.folder import FileReader, open_folder
 
 
 @pytest.fixture(autouse=True)

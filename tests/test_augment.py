@@ -10,10 +10,10 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from imgclf.errors import ConfigError
-from imgclf.specs import Recipe, Step, from_dict, to_dict
-from imgclf.transforms.augment import Augmenter, compose_to_dict, takes_whole_image
-from imgclf.transforms.pixels import prepare
+from imgclf.core.config import Recipe, Step, from_dict, to_dict
+from imgclf.core.errors import ConfigError
+from imgclf.transforms.albumentations_pipeline import Augmenter, compose_to_dict, takes_whole_image
+from imgclf.transforms.preprocess import prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (12, 16)
@@ -136,7 +136,8 @@ def test_a_pipeline_that_cannot_be_stored_is_refused():
 
 def test_the_library_is_kept_from_the_network_and_loaded_only_when_it_is_needed():
     code = (
-        "import os, sys; import imgclf.transforms.augment as a; from imgclf.specs import Recipe, Step\n"
+        "import os, sys; import imgclf.transforms.albumentations_pipeline as a\n"
+        "from imgclf.core.config import Recipe, Step\n"
         "assert 'albumentations' not in sys.modules and 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
         "import numpy as np\n"
         "a.Augmenter(Recipe(size=(4, 4), steps=(Step('flip', {'p': 1.0}),)))(np.zeros((4, 4, 3), np.uint8), 0)\n"

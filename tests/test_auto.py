@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgclf.core.config import OPTIMIZERS, TrainConfig
+from imgclf.core.errors import ConfigError
 from imgclf.data.audit import Sizes
-from imgclf.errors import ConfigError
-from imgclf.specs import OPTIMIZERS, TrainConfig
-from imgclf.training.auto import resolve_config, suited_fit, suited_size
+from imgclf.training.defaults import resolve_config, suited_fit, suited_size
 
 
 @pytest.mark.parametrize("pretrained", [True, False])

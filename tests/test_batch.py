@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from imgclf.errors import ConfigError
-from imgclf.specs import Recipe, Step
+from imgclf.core.config import Recipe, Step
+from imgclf.core.errors import ConfigError
 from imgclf.transforms import batch, ops_cpu, ops_torch
-from imgclf.transforms.augment import Augmenter, _pipeline
+from imgclf.transforms.albumentations_pipeline import Augmenter, _pipeline
 from imgclf.transforms.batch import alternate, augment, blend, crop_boxes, pick_engine
 from imgclf.transforms.presets import PRESETS, preset_steps
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from imgclf.bench import _bound, _size, _smaller, benchmark
-from imgclf.machine import cores, machine
+from imgclf.runtime.device import cores, machine
+from imgclf.studies.benchmark import _bound, _size, _smaller, benchmark
 
 CHANGES = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"batch_size": 8, "device": "cpu"}}
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors import torch as safetensors_torch
 
-from imgclf._tensorfile import MAX_HEADER, pack
-from imgclf.bundle import FORMAT, Manifest, load_model, raw_tensors, read_manifest, save_model
-from imgclf.errors import ModelFileError
+from imgclf.core.config import ModelSpec, Recipe, Step, to_dict
+from imgclf.core.errors import ModelFileError
+from imgclf.core.tensor_file import MAX_HEADER, pack
 from imgclf.models.build import build_model
-from imgclf.specs import ModelSpec, Recipe, Step, to_dict
+from imgclf.storage.model_file import FORMAT, Manifest, load_model, raw_tensors, read_manifest, save_model
 
 SPEC = ModelSpec("cnn_zero_to_all", classes=2, channels=1, size=(16, 16))
 RECIPE = Recipe(
@@ -165,7 +165,7 @@ def test_buffers_and_channels_survive(tmp_path):
 
 def test_reading_the_manifest_needs_no_torch(file):
     code = (
-        "import sys; from imgclf.bundle import read_manifest; read_manifest(sys.argv[1]);"
+        "import sys; from imgclf.storage.model_file import read_manifest; read_manifest(sys.argv[1]);"
         "sys.exit(', '.join({'torch', 'numpy', 'timm', 'torchvision', 'safetensors'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf._files import checked_file
-from imgclf.data.loader import Loader
-from imgclf.errors import DataError, ImgclfError, ModelFileError
-from imgclf.specs import Recipe, TrainConfig
+from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.errors import DataError, ImgclfError, ModelFileError
+from imgclf.core.files import checked_file
+from imgclf.data.loading.loader import Loader
 from imgclf.training import checkpoint, loop
 from imgclf.training.checkpoint import FORMAT, NEW, PREVIOUS, Thrift, load_checkpoint
 from imgclf.training.loop import train

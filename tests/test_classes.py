@@ -4,9 +4,9 @@ import unicodedata
 
 import pytest
 
+from imgclf.core.errors import DataError
 from imgclf.data.classes import in_one_form, look_alikes, spelled_as
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import DataError
+from imgclf.data.dataset import ArrayReader, Sample, Source
 
 COMPOSED, APART = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 

@@ -19,20 +19,20 @@ from PIL import Image
 from torch import nn
 
 from imgclf import Classifier
-from imgclf.bundle import read_manifest
+from imgclf.core.config import Experiment, Levels, TrainConfig
+from imgclf.core.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
 from imgclf.data.audit import audit
+from imgclf.data.dataset import Sample, Source
 from imgclf.data.images import read_image
-from imgclf.data.open import open_source
-from imgclf.data.pixelcache import PixelCache
-from imgclf.data.source import Sample, Source
+from imgclf.data.loading.disk_cache import PixelCache
+from imgclf.data.loading.pixel_store import Form
+from imgclf.data.sources.open import open_source
 from imgclf.data.split import content_key, read_split
-from imgclf.data.store import Form
-from imgclf.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
+from imgclf.estimator.plan import plan_training, read_data
 from imgclf.models.build import head_of
-from imgclf.plan import plan_training, read_data
-from imgclf.run import open_run
-from imgclf.specs import Experiment, Levels, TrainConfig
-from imgclf.training.experiments import EXPERIMENTS
+from imgclf.storage.model_file import read_manifest
+from imgclf.storage.run_folder import open_run
+from imgclf.training.recipes import EXPERIMENTS
 
 EXACT = {"precision": "fp32", "device": "cpu"}
 QUICK = {"augment": "none", "train": {**EXACT, "lr": 0.003}}

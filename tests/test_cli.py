@@ -28,8 +28,6 @@ from typer.testing import CliRunner
 
 import imgclf
 from imgclf.__main__ import main as entry_point
-from imgclf._registry import CALLED_ELSEWHERE
-from imgclf.bundle import load_model, read_manifest
 from imgclf.cli import COLLECT_AFTER, app
 from imgclf.cli import _console as console
 from imgclf.cli._console import say_list, show_table
@@ -37,15 +35,17 @@ from imgclf.cli._inputs import expand
 from imgclf.cli._results import show_evaluation
 from imgclf.cli._streams import Stream
 from imgclf.cli._training import TrainView
-from imgclf.data.folder import FileReader
+from imgclf.core.config import TrainConfig
+from imgclf.core.registry import CALLED_ELSEWHERE
+from imgclf.core.results import EpochRecord, History, Prediction
+from imgclf.data.sources.folder import FileReader
+from imgclf.data.sources.inputs import InputReader
 from imgclf.data.split import read_split
-from imgclf.dryrun import DryRun
-from imgclf.evaluation.answers import Answers
 from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits
-from imgclf.inputs import InputReader
-from imgclf.results import EpochRecord, History, Prediction
-from imgclf.specs import TrainConfig
+from imgclf.evaluation.predictions import Answers
+from imgclf.storage.model_file import load_model, read_manifest
+from imgclf.studies.dry_run import DryRun
 
 CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with a figure)\n"
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
@@ -770,7 +770,7 @@ def test_a_reader_that_has_seen_enough_ends_the_predictions_quietly(here, monkey
             predicted.append(number)
             yield Prediction(str(number), "red", 1.0)
 
-    monkeypatch.setattr("imgclf.classifier.Classifier.predict_each", predict_each)
+    monkeypatch.setattr("imgclf.estimator.classifier.Classifier.predict_each", predict_each)
     reader, writer = os.pipe()
     os.close(reader)
     stderr = io.StringIO()
@@ -851,7 +851,7 @@ def test_predictions_as_json_are_not_kept_in_memory(here, monkeypatch):
             yield prediction
             del prediction
 
-    monkeypatch.setattr("imgclf.classifier.Classifier.predict_each", predict_each)
+    monkeypatch.setattr("imgclf.estimator.classifier.Classifier.predict_each", predict_each)
     assert len(rows("photos")) == 50
     assert max(alive) <= 2
 

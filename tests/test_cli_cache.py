@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from imgclf._files import cache_folder
 from imgclf.cli.cache import cache
-from imgclf.data.pixelcache import Kept, PixelCache, list_cache
-from imgclf.data.store import Form
-from imgclf.specs import Recipe
+from imgclf.core.config import Recipe
+from imgclf.core.files import cache_folder
+from imgclf.data.loading.disk_cache import Kept, PixelCache, list_cache
+from imgclf.data.loading.pixel_store import Form
 
 
 def run(*arguments):

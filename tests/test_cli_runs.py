@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.cli._training import warn_of_worse
-from imgclf.run import ANSWERS, list_runs, open_run
-from imgclf.runlist import RunEntry
+from imgclf.storage.run_folder import ANSWERS, list_runs, open_run
+from imgclf.storage.run_list import RunEntry
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
 

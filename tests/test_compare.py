@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.bundle import Manifest, save_model
-from imgclf.errors import DataError, UnknownName
-from imgclf.evaluation.answers import Answers, write_answers
-from imgclf.evaluation.compare import Comparison, Paired, compare_answers, compare_runs
+from imgclf.core.config import Experiment, ModelSpec, Recipe, TrainConfig
+from imgclf.core.errors import DataError, UnknownName
+from imgclf.evaluation.predictions import Answers, write_answers
 from imgclf.models.build import build_model
-from imgclf.run import ANSWERS, create_run, write_config
-from imgclf.runlist import RunEntry
-from imgclf.specs import Experiment, ModelSpec, Recipe, TrainConfig
+from imgclf.storage.model_file import Manifest, save_model
+from imgclf.storage.run_folder import ANSWERS, create_run, write_config
+from imgclf.storage.run_list import RunEntry
+from imgclf.studies.compare import Comparison, Paired, compare_answers, compare_runs
 
 CLASSES = ("ant", "bee", "cat")
 ENTRY = RunEntry("a", 1, "done", None, None, None, None)

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from imgclf.compute import (
+from imgclf.core.config import ModelSpec
+from imgclf.models.build import build_model
+from imgclf.runtime.compute import (
     all_finite,
     autocast,
     drawing,
@@ -24,8 +26,6 @@ from imgclf.compute import (
     seeded,
     step_flops,
 )
-from imgclf.models.build import build_model
-from imgclf.specs import ModelSpec
 
 CPU = torch.device("cpu")
 
@@ -202,7 +202,7 @@ LARGE = 24_000_000  # floats: more than the C library keeps by itself
 # In a process of its own, since what others have freed before could serve; it prints the new pages of ten times each.
 ASKING = f"""
 import resource, torch
-from imgclf.compute import kept_memory
+from imgclf.runtime.compute import kept_memory
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -235,13 +235,13 @@ def test_freed_memory_serves_the_next_step_and_is_given_back():
 
 
 def test_an_accelerator_keeps_its_memory_itself(monkeypatch):
-    monkeypatch.setattr("imgclf.compute._glibc", lambda: pytest.fail("nothing is to be set"))
+    monkeypatch.setattr("imgclf.runtime.compute._glibc", lambda: pytest.fail("nothing is to be set"))
     with kept_memory(torch.device("cuda")):
         pass
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr("imgclf.compute._glibc", lambda: None)
+    monkeypatch.setattr("imgclf.runtime.compute._glibc", lambda: None)
     with kept_memory(CPU):
         pass
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgclf.specs import Recipe
+from imgclf.core.config import Recipe
 from imgclf.transforms import crop
 from imgclf.transforms.crop import WHOLE, crop_decode_size, crop_resize, kept_side, shrink
-from imgclf.transforms.pixels import to_channels
+from imgclf.transforms.preprocess import to_channels
 
 few = settings(max_examples=60)
 sides = st.integers(1, 300)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.evaluation.curves import (
+from imgclf.studies.scaling_law import (
     ClassGain,
     Estimate,
     HalvedClass,

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from imgclf.data import decode, images
-from imgclf.data.decode import decode_jpeg, find_jpeg
+from imgclf.data import images
+from imgclf.data import jpeg as decode
+from imgclf.data.dataset import Draft
 from imgclf.data.images import BadImage, check_image, read_image
-from imgclf.data.source import Draft
+from imgclf.data.jpeg import decode_jpeg, find_jpeg
 
 few = settings(max_examples=60)
 sides = st.integers(1, 90)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.errors import ConfigError
-from imgclf.training import device as module
-from imgclf.training.device import (
+from imgclf.core.errors import ConfigError
+from imgclf.training import acceleration as module
+from imgclf.training.acceleration import (
     compiled,
     pick_device,
     pick_precision,

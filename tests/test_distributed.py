@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from imgclf import distributed
-from imgclf.errors import ConfigError
+from imgclf.core.errors import ConfigError
+from imgclf.runtime import distributed
 
 TALK = """
 import torch
-from imgclf import distributed
+from imgclf.runtime import distributed
 
 distributed.join()
 rank, world = distributed.shard()
@@ -70,7 +70,7 @@ def test_a_process_on_its_own_has_nobody_to_ask():
 
 LEAVE = """
 import os
-from imgclf import distributed
+from imgclf.runtime import distributed
 
 distributed.join()
 import torch._dynamo

@@ -15,8 +15,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from imgclf import plan
 from imgclf.cli import app
+from imgclf.estimator import plan
 from imgclf.models import weights
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +125,7 @@ def one_epoch(monkeypatch):
         return resolve(replace(config, epochs=config.epochs or 1), **options)
 
     monkeypatch.setattr(plan, "resolve_config", quick)
-    monkeypatch.setattr("imgclf.start.MEASURED", 0.1)
+    monkeypatch.setattr("imgclf.estimator.warm_start.MEASURED", 0.1)
 
 
 @pytest.fixture

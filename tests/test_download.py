@@ -8,9 +8,9 @@ from multiprocessing import get_context
 
 import pytest
 
-import imgclf.data.download as module
-from imgclf.data.download import download
-from imgclf.errors import DataError
+import imgclf.data.sources.download as module
+from imgclf.core.errors import DataError
+from imgclf.data.sources.download import download
 
 CONTENT = b"data" * 5000
 MD5 = hashlib.md5(CONTENT).hexdigest()

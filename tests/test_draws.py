@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from imgclf.data.source import Sample
-from imgclf.transforms.draws import STREAMS, Draws, sample_keys, uniforms
+from imgclf.data.dataset import Sample
+from imgclf.transforms.rng import STREAMS, Draws, sample_keys, uniforms
 
 MASK = 2**64 - 1
 SAMPLES = [Sample(f"class/{i}.jpg", "class") for i in range(4000)]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from imgclf import dryrun
-from imgclf.dryrun import WIDTH, dry_run, needed, python_of
-from imgclf.plan import choose_experiment
-from imgclf.run import read_config, write_config
+from imgclf.estimator.plan import choose_experiment
+from imgclf.storage.run_folder import read_config, write_config
+from imgclf.studies import dry_run as dryrun
+from imgclf.studies.dry_run import WIDTH, dry_run, needed, python_of
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu"}}
 
@@ -13,7 +13,7 @@ TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs"
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     """Steps are measured for a moment: these networks are tiny."""
-    monkeypatch.setattr("imgclf.start.MEASURED", 0.1)
+    monkeypatch.setattr("imgclf.estimator.warm_start.MEASURED", 0.1)
 
 
 def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):

@@ -9,16 +9,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from imgclf import Classifier, distributed
-from imgclf.bundle import read_manifest, save_model
+from imgclf import Classifier
 from imgclf.cli import app
-from imgclf.ensemble import combine, fit_ensemble
-from imgclf.errors import ConfigError
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError
 from imgclf.models.build import build_model
 from imgclf.models.ensemble import Ensemble
-from imgclf.reproduce import reproduce
-from imgclf.run import open_run, read_config
-from imgclf.specs import ModelSpec
+from imgclf.runtime import distributed
+from imgclf.storage.model_file import read_manifest, save_model
+from imgclf.storage.run_folder import open_run, read_config
+from imgclf.studies.ensemble import combine, fit_ensemble
+from imgclf.studies.reproduce import reproduce
 
 TINY = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 5}}
 

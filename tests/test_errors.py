@@ -2,8 +2,8 @@
 
 import pytest
 
-from imgclf import errors
-from imgclf.errors import DataError, ImgclfError, MissingExtra
+from imgclf.core import errors
+from imgclf.core.errors import DataError, ImgclfError, MissingExtra
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from imgclf.data.loader import Loader
+from imgclf.core.config import Experiment, from_dict, to_dict
+from imgclf.data.loading.loader import Loader
+from imgclf.estimator.plan import make_plan
 from imgclf.models.backbones import find_arch
-from imgclf.plan import make_plan
-from imgclf.specs import Experiment, from_dict, to_dict
-from imgclf.training.auto import resolve_config
-from imgclf.training.experiments import EXPERIMENTS
+from imgclf.training.defaults import resolve_config
 from imgclf.training.loop import train
+from imgclf.training.recipes import EXPERIMENTS
 
 # What the documents say: architecture; optimizer, lr, momentum; batch, epochs; size; one of mean and std; and what is
 # special to one of them.

@@ -11,15 +11,15 @@ from PIL import Image
 from torch import nn
 
 from imgclf import Classifier, Explanation, explain, save_explanation
-from imgclf.data.loader import Loader
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import ConfigError, DataError, UnknownName
-from imgclf.evaluation.explain import _plus_plus
+from imgclf.core.config import EXPLAIN_METHODS, ModelSpec, Recipe
+from imgclf.core.errors import ConfigError, DataError, UnknownName
+from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.loading.loader import Loader
+from imgclf.evaluation.saliency import _plus_plus
 from imgclf.models.build import build_model
 from imgclf.models.ensemble import Ensemble
 from imgclf.models.resnet import SmallResNet
-from imgclf.specs import EXPLAIN_METHODS, ModelSpec, Recipe
-from imgclf.transforms.pixels import to_input
+from imgclf.transforms.preprocess import to_input
 
 SIDE, SQUARE, CLASSES = 48, 16, ("columns", "rows", "squares")
 RECIPE = Recipe(size=(SIDE, SIDE), fit="squash", mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -25,12 +25,12 @@ from conftest import save_photos
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from imgclf import recorder
-from imgclf.bundle import load_model
 from imgclf.cli import app, main
 from imgclf.data.split import read_split
-from imgclf.run import held, list_runs, open_run, read_config
-from imgclf.runlist import default_run
+from imgclf.estimator import recorder
+from imgclf.storage.model_file import load_model
+from imgclf.storage.run_folder import held, list_runs, open_run, read_config
+from imgclf.storage.run_list import default_run
 from imgclf.training import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")

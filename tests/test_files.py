@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf import _files
-from imgclf._files import (
+from imgclf.core import files as _files
+from imgclf.core.files import (
     FORMULA_STARTS,
     atomic_file,
     cache_folder,

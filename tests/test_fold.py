@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.fold import fold_batch_norms
+from imgclf.core.config import ModelSpec
 from imgclf.models.build import build_model
-from imgclf.specs import ModelSpec
+from imgclf.models.fuse import fold_batch_norms
 
 
 def randomised(model):

@@ -7,9 +7,9 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from imgclf.data.folder import FileReader, image_files, open_folder
+from imgclf.core.errors import DataError
 from imgclf.data.images import BadImage
-from imgclf.errors import DataError
+from imgclf.data.sources.folder import FileReader, image_files, open_folder
 
 
 def image(path, value=0, kind="PNG"):

@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from imgclf.data.loader import Batch, Mix
-from imgclf.specs import Recipe, TrainConfig
-from imgclf.training import graph as module
-from imgclf.training.callbacks import TrainState
-from imgclf.training.graph import GraphedStep, should_capture
+from imgclf.core.config import Recipe, TrainConfig
+from imgclf.data.loading.loader import Batch, Mix
+from imgclf.training import cuda_graph as module
+from imgclf.training.cuda_graph import GraphedStep, should_capture
+from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer, set_lr
 from imgclf.training.step import Rewind, learn
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
 
-from imgclf.data import decode
-from imgclf.data.decode import common_levels, levels_of
+from imgclf.core.config import Levels
+from imgclf.data import jpeg as decode
 from imgclf.data.images import (
     BadImage,
     check_image,
@@ -28,7 +28,7 @@ from imgclf.data.images import (
     open_regular,
     read_image,
 )
-from imgclf.specs import Levels
+from imgclf.data.jpeg import common_levels, levels_of
 
 ORIENTATION = 0x0112
 

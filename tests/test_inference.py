@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.data.loader import Loader
-from imgclf.data.open import open_source
-from imgclf.errors import DataError, OutOfMemory
+from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.errors import DataError, OutOfMemory
+from imgclf.data.loading.loader import Loader
+from imgclf.data.sources.open import open_source
+from imgclf.evaluation.inference import FEW, MANY, evaluate, infer, predict, quick
 from imgclf.evaluation.metrics import softmax
-from imgclf.evaluation.unknown import Refusal, fit_unknown
-from imgclf.inference import FEW, MANY, evaluate, infer, predict, quick
+from imgclf.evaluation.ood import Refusal, fit_unknown
 from imgclf.models.build import build_model
-from imgclf.specs import ModelSpec, Recipe
 
 RECIPE = Recipe(size=(16, 16))
 CPU = torch.device("cpu")
@@ -274,7 +274,7 @@ class Flip(nn.Module):
 def test_answers_are_fetched_now_and_then(model, source, monkeypatch):
     found = []
     for waiting in (2**26, 100):
-        monkeypatch.setattr("imgclf.inference.WAITING", waiting)
+        monkeypatch.setattr("imgclf.evaluation.inference.WAITING", waiting)
         found.append(infer(model, loader_of(source, batch_size=7), torch.device("cpu")))
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -7,10 +7,10 @@ import pytest
 from conftest import colour_image
 from PIL import Image
 
-from imgclf.data.folder import open_folder
+from imgclf.core.errors import DataError
 from imgclf.data.images import BadImage
-from imgclf.errors import DataError
-from imgclf.inputs import inputs_source
+from imgclf.data.sources.folder import open_folder
+from imgclf.data.sources.inputs import inputs_source
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 

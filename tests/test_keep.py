@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from imgclf.training.keep import beats_best, lent, start_mean, update_mean
+from imgclf.training.ema import beats_best, lent, start_mean, update_mean
 
 
 def state_of(start, left=False, epoch=1, schedule="cosine"):

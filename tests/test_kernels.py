@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from imgclf.errors import ConfigError
-from imgclf.evaluation.kernels import CLASSIC, filtered, first_convolution, save_kernels, save_stages, stage_maps
+from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.errors import ConfigError
 from imgclf.models.build import build_model
-from imgclf.specs import ModelSpec, Recipe
-from imgclf.transforms.pixels import to_input
+from imgclf.plots.kernels import CLASSIC, filtered, first_convolution, save_kernels, save_stages, stage_maps
+from imgclf.transforms.preprocess import to_input
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28, 1)).astype(np.uint8)
 GREY = Recipe(size=(28, 28), channels=1, mean=(0.5,), std=(0.5,))

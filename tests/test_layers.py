@@ -170,7 +170,7 @@ sys.stderr.write(json.dumps([loaded, seen]))
     "statement",
     [
         "import imgclf; dir(imgclf)",
-        "import imgclf.cli, imgclf.data.prepare",
+        "import imgclf.cli, imgclf.data.write",
         "from imgclf.cli import app; app(['--help'])",
         "from imgclf.cli import app; app(['train', '--help'])",
         "from imgclf.cli import app; app(['models', 'resnet'])",

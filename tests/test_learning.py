@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
-from imgclf import learning
 from imgclf.cli import app
-from imgclf.data.source import Sample
-from imgclf.errors import ConfigError, DataError
-from imgclf.learning import DRAWS, draw_parts, learning_curve
-from imgclf.models._arch import ARCHS, Arch
+from imgclf.core.errors import ConfigError, DataError
+from imgclf.data.dataset import Sample
+from imgclf.models.registry import ARCHS, Arch
 from imgclf.models.weights import WeightsUsed
+from imgclf.studies import learning_curve as learning
+from imgclf.studies.learning_curve import DRAWS, draw_parts, learning_curve
 
 TINY = {"arch": "lenet", "weights": "none", "size": [16, 16], "train": {"epochs": 2, "device": "cpu"}}
 
@@ -42,7 +42,7 @@ def pooled(monkeypatch):
     used = WeightsUsed("auto", "pretrained", "from a test")
     monkeypatch.setattr(learning, "DRAWS", {0.1: 3, 0.4: 2, 0.8: 2, 1.0: 1})
     monkeypatch.setattr(learning, "CLASS_FITS", 0)
-    monkeypatch.setattr("imgclf.plan.load_weights", lambda *args: used)
+    monkeypatch.setattr("imgclf.estimator.plan.load_weights", lambda *args: used)
     return {"arch": "pooled", "train": {"device": "cpu"}, "split": [0.6, 0.2, 0.2]}
 
 
@@ -231,8 +231,8 @@ def test_interrupted_training_ends_the_whole(photos, monkeypatch):
 
 
 def test_a_picture_of_the_law(tmp_path):
-    from imgclf.evaluation.curves import LearningCurve, curve_point, fit_law
-    from imgclf.pictures import save_learning_curve
+    from imgclf.plots.grids import save_learning_curve
+    from imgclf.studies.scaling_law import LearningCurve, curve_point, fit_law
 
     rng = np.random.default_rng(0)
     wrong = [rng.random((2, 100)) < share for share in (0.5, 0.4, 0.3)]

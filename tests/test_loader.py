@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgclf.data import prefetch, tiers
+from imgclf.core.config import Recipe, Step
+from imgclf.core.errors import ConfigError, DataError, ImgclfError
 from imgclf.data.audit import audit
+from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.images import BadImage
-from imgclf.data.loader import UNLABELLED, Loader, epoch_order
-from imgclf.data.open import open_source
-from imgclf.data.rows import sample_seed
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.data.store import Form
-from imgclf.errors import ConfigError, DataError, ImgclfError
-from imgclf.specs import Recipe, Step
-from imgclf.transforms.pixels import open_prepared, prepare
+from imgclf.data.loading import prefetch, tiers
+from imgclf.data.loading.loader import UNLABELLED, Loader, epoch_order
+from imgclf.data.loading.pixel_store import Form
+from imgclf.data.loading.rows import sample_seed
+from imgclf.data.sources.open import open_source
+from imgclf.transforms.preprocess import open_prepared, prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (8, 8)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from imgclf.core.config import OPTIMIZERS, Recipe, Step, TrainConfig
+from imgclf.core.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
+from imgclf.data.dataset import ArrayReader, Sample
 from imgclf.data.images import BadImage
-from imgclf.data.loader import Loader
-from imgclf.data.source import ArrayReader, Sample
-from imgclf.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
-from imgclf.inference import evaluate, predict
-from imgclf.specs import OPTIMIZERS, Recipe, Step, TrainConfig
+from imgclf.data.loading.loader import Loader
+from imgclf.evaluation.inference import evaluate, predict
 from imgclf.training import checkpoint as checkpoint_module
 from imgclf.training.checkpoint import load_checkpoint
 from imgclf.training.loop import train

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from imgclf import Classifier
 from imgclf.cli import app
-from imgclf.data.loader import Loader
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import ConfigError
-from imgclf.plan import make_plan
-from imgclf.specs import Experiment, Recipe, TrainConfig
-from imgclf.start import plan_start
+from imgclf.core.config import Experiment, Recipe, TrainConfig
+from imgclf.core.errors import ConfigError
+from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.loading.loader import Loader
+from imgclf.estimator.plan import make_plan
+from imgclf.estimator.warm_start import plan_start
 from imgclf.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, suggest_lr
 
 

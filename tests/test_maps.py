@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.errors import ConfigError
-from imgclf.evaluation.maps import Site, capture, find_last_site, find_sites, spread
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError
+from imgclf.evaluation.feature_maps import Site, capture, find_last_site, find_sites, spread
 from imgclf.models.build import build_model, head_of
-from imgclf.specs import ModelSpec
 
 # arch, size, the layer, how its output lies, its grid
 LAST = [

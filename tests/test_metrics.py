@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from imgclf.errors import DataError, ImgclfError
+from imgclf.core.errors import DataError, ImgclfError
 from imgclf.evaluation.metrics import evaluate_logits, softmax
 
 

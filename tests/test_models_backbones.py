@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.errors import ConfigError, UnknownName
-from imgclf.models._arch import ARCHS, Arch
+from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.errors import ConfigError, UnknownName
 from imgclf.models.backbones import all_names, find_arch
 from imgclf.models.build import build_model, empty_network, head_of
-from imgclf.specs import ModelSpec, Recipe
+from imgclf.models.registry import ARCHS, Arch
 
 
 def outputs(head: nn.Module) -> int:
@@ -126,7 +126,7 @@ def test_prefixes_paths_and_other_libraries_are_no_architectures(name):
 
 def test_our_own_names_load_neither_timm_nor_torchvision():
     code = (
-        "import sys; from imgclf.models.build import build_model; from imgclf.specs import ModelSpec;"
+        "import sys; from imgclf.models.build import build_model; from imgclf.core.config import ModelSpec;"
         "build_model(ModelSpec('lenet', 10, 1, (28, 28)));"
         "sys.exit(bool({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
     )

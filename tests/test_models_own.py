@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from imgclf import Classifier
-from imgclf._tensorfile import pack
-from imgclf.bundle import Manifest, load_model, raw_tensors
-from imgclf.compute import memory_format_of
-from imgclf.errors import ConfigError, ModelFileError, UnknownName
+from imgclf.core.config import ModelSpec, Recipe, to_dict
+from imgclf.core.errors import ConfigError, ModelFileError, UnknownName
+from imgclf.core.tensor_file import pack
 from imgclf.models import own
-from imgclf.models._arch import ARCHS, arch
 from imgclf.models.build import build_model, empty_network, head_of
 from imgclf.models.own import named_network, own_arch, using
+from imgclf.models.registry import ARCHS, arch
 from imgclf.models.weights import load_weights
-from imgclf.specs import ModelSpec, Recipe, to_dict
+from imgclf.runtime.compute import memory_format_of
+from imgclf.storage.model_file import Manifest, load_model, raw_tensors
 
 SPEC = ModelSpec("own:Net", 3, 1, (8, 8))
 

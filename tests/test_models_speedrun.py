@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from imgclf.errors import ConfigError
+from imgclf.core.config import ModelSpec, TrainConfig
+from imgclf.core.errors import ConfigError
 from imgclf.models.build import build_model, head_of
 from imgclf.models.speedrun import LOGIT_SCALE, NOISE, OFFSET_SCALE, SpeedNet, Whitening, speednet
 from imgclf.models.summary import layer_table
-from imgclf.specs import ModelSpec, TrainConfig
 from imgclf.training.optim import make_optimizer
 
 

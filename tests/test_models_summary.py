@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from imgclf.core.config import ModelSpec
 from imgclf.models import summary
 from imgclf.models.build import build_model
 from imgclf.models.summary import LayerRow, layer_table
-from imgclf.specs import ModelSpec
 
 
 def table_of(name: str, size, channels=3, classes=10):

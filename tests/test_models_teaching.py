@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.errors import ConfigError
-from imgclf.models._arch import ARCHS, Arch, arch
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model, head_of
-from imgclf.specs import ModelSpec
+from imgclf.models.registry import ARCHS, Arch, arch
 
 find_arch("lenet")  # importing its module fills the registry
 OWN = [item for item in ARCHS if item.family != "offline"]

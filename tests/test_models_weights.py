@@ -18,17 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from imgclf.bundle import Manifest, save_model
-from imgclf.errors import ConfigError, MissingExtra, ModelFileError
-from imgclf.evaluation.unknown import fit_unknown
-from imgclf.models import _fetch, offline
+from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.errors import ConfigError, MissingExtra, ModelFileError
+from imgclf.estimator.plan import choose_experiment
+from imgclf.evaluation.ood import fit_unknown
+from imgclf.models import fetch as _fetch
+from imgclf.models import offline
 from imgclf.models import weights as weights_module
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import build_model, head_of
 from imgclf.models.ensemble import assemble
 from imgclf.models.weights import adapt_channels, load_weights, pick_arch, read_state
-from imgclf.plan import choose_experiment
-from imgclf.specs import ModelSpec, Recipe
+from imgclf.storage.model_file import Manifest, save_model
 
 LENET = ModelSpec("lenet", 4, 1, (28, 28))
 RESNET = ModelSpec("resnet18", 4, 3, (64, 64))

@@ -11,9 +11,9 @@ import tarfile
 import numpy as np
 import pytest
 
-import imgclf.data.named as module
-from imgclf.data.named import NAMED, default_data_dir, open_named
-from imgclf.errors import DataError, UnknownName
+import imgclf.data.sources.named as module
+from imgclf.core.errors import DataError, UnknownName
+from imgclf.data.sources.named import NAMED, default_data_dir, open_named
 
 RNG = np.random.default_rng(0)
 

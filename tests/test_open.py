@@ -5,9 +5,9 @@ import tarfile
 import pytest
 from PIL import Image
 
+from imgclf.core.errors import DataError
 from imgclf.data.images import BadImage
-from imgclf.data.open import open_source
-from imgclf.errors import DataError
+from imgclf.data.sources.open import open_source
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from imgclf.specs import SCHEDULES, TrainConfig
+from imgclf.core.config import SCHEDULES, TrainConfig
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgclf import pictures
-from imgclf.data.loader import Loader
-from imgclf.pictures import (
+from imgclf.core.config import Recipe
+from imgclf.core.results import LrCurve
+from imgclf.data.loading.loader import Loader
+from imgclf.plots import grids as pictures
+from imgclf.plots.grids import (
     pick_samples,
     sample_pixels,
     save_channels,
@@ -17,9 +19,7 @@ from imgclf.pictures import (
     save_importances,
     save_lr_curve,
 )
-from imgclf.results import LrCurve
-from imgclf.specs import Recipe
-from imgclf.transforms.pixels import prepare
+from imgclf.transforms.preprocess import prepare
 from imgclf.transforms.presets import preset_steps
 
 

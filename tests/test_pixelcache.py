@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf._files import cache_folder, read_checked
-from imgclf.data import pixelcache
-from imgclf.data.pixelcache import (
+from imgclf.core.config import Recipe
+from imgclf.core.errors import ConfigError
+from imgclf.core.files import cache_folder, read_checked
+from imgclf.data.loading import disk_cache as pixelcache
+from imgclf.data.loading.disk_cache import (
     Kept,
     PixelCache,
     clear_cache,
@@ -23,9 +25,7 @@ from imgclf.data.pixelcache import (
     list_cache,
     pixel_folder,
 )
-from imgclf.data.store import Form
-from imgclf.errors import ConfigError
-from imgclf.specs import Recipe
+from imgclf.data.loading.pixel_store import Form
 
 FORM = Form(Recipe(size=(8, 8)), whole=False)
 
@@ -87,7 +87,7 @@ CHILD = """
 import hashlib, json, os, sys
 from types import SimpleNamespace
 import numpy as np
-from imgclf.data.pixelcache import Kept, PixelCache
+from imgclf.data.loading.disk_cache import Kept, PixelCache
 
 def fill(first, last):
     cache = PixelCache(SimpleNamespace(settings=lambda: json.loads(sys.argv[1])))

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgclf.errors import DataError
+from imgclf.core.config import FITS, KERNELS, Recipe
+from imgclf.core.errors import DataError
 from imgclf.models.backbones import find_arch
-from imgclf.specs import FITS, KERNELS, Recipe
-from imgclf.transforms.pixels import decode_size, mean_colour, prepare, to_channels, to_input
+from imgclf.transforms.preprocess import decode_size, mean_colour, prepare, to_channels, to_input
 
 few = settings(max_examples=40)
 CPU = torch.device("cpu")

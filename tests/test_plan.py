@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from imgclf.choices import describe
-from imgclf.data.open import open_source
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import ConfigError, DataError, UnknownName
-from imgclf.models._arch import ARCHS
-from imgclf.models.backbones import find_arch
-from imgclf.plan import (
+from imgclf.core.config import DataConfig, Experiment, TrainConfig
+from imgclf.core.errors import ConfigError, DataError, UnknownName
+from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.sources.open import open_source
+from imgclf.estimator.decisions import describe
+from imgclf.estimator.plan import (
     check_experiment,
     choose_experiment,
     make_plan,
@@ -20,9 +19,10 @@ from imgclf.plan import (
     read_data,
     reading_options,
 )
-from imgclf.specs import DataConfig, Experiment, TrainConfig
-from imgclf.training.experiments import EXPERIMENTS
-from imgclf.transforms.augment import compose_to_dict
+from imgclf.models.backbones import find_arch
+from imgclf.models.registry import ARCHS
+from imgclf.training.recipes import EXPERIMENTS
+from imgclf.transforms.albumentations_pipeline import compose_to_dict
 
 LENET = Experiment(arch="lenet", weights="none", size=(16, 16))
 
@@ -187,7 +187,7 @@ def test_images_fit_as_the_network_was_trained_or_else_are_seen_whole(make_sourc
 def test_networks_of_the_documents_and_ones_own_compute_in_fp32_unless_asked(
     make_source, monkeypatch, arch, wish, expected
 ):
-    monkeypatch.setattr("imgclf.training.device._has_bf16", lambda device: True)
+    monkeypatch.setattr("imgclf.training.acceleration._has_bf16", lambda device: True)
     monkeypatch.setitem(ARCHS._items, "my_net", replace(find_arch("lenet"), name="my_net", family="own"))
     config = TrainConfig(device="cpu", precision=wish, epochs=1)
     plan = planned(Experiment(arch=arch, weights="none", size=(32, 32), train=config), make_source())

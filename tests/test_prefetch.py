@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf.data.prefetch import SHORT, SHORT_NATIVE, Pace, Watch, fetched
+from imgclf.data.loading.prefetch import SHORT, SHORT_NATIVE, Pace, Watch, fetched
 
 
 def run(jobs, threads, pace=None):

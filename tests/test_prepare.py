@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 
 from imgclf.cli import app
 from imgclf.cli.prepare import SHARD_SIZE
-from imgclf.data import shards
+from imgclf.core.config import Recipe
+from imgclf.core.errors import ConfigError, DataError, MissingExtra
 from imgclf.data.audit import audit
+from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.images import read_image
-from imgclf.data.open import open_source
-from imgclf.data.prepare import ShardSize, parse_shard_size, prepare_folder, prepare_shards, save_samples, write_image
-from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.data.sources import tar_shards as shards
+from imgclf.data.sources.open import open_source
 from imgclf.data.split import make_split
-from imgclf.errors import ConfigError, DataError, MissingExtra
-from imgclf.specs import Recipe
-from imgclf.transforms.pixels import prepare
+from imgclf.data.write import ShardSize, parse_shard_size, prepare_folder, prepare_shards, save_samples, write_image
+from imgclf.transforms.preprocess import prepare
 
 RECIPE = Recipe(size=(8, 16), fit="squash")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from imgclf.errors import UnknownName
-from imgclf.specs import Recipe
-from imgclf.transforms.augment import Augmenter
+from imgclf.core.config import Recipe
+from imgclf.core.errors import UnknownName
+from imgclf.transforms.albumentations_pipeline import Augmenter
 from imgclf.transforms.batch import augment
 from imgclf.transforms.presets import PRESETS, RECOLOURING, limited, preset_steps
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from imgclf.data.loader import Loader
-from imgclf.errors import ConfigError
-from imgclf.specs import Recipe
-from imgclf.training.probe import fit_logistic, fit_probe, linear_head
+from imgclf.core.config import Recipe
+from imgclf.core.errors import ConfigError
+from imgclf.data.loading.loader import Loader
+from imgclf.training.linear_probe import fit_logistic, fit_probe, linear_head
 
 CPU = torch.device("cpu")
 

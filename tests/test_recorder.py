@@ -7,12 +7,12 @@ import os
 import pytest
 import torch
 
-from imgclf.bundle import load_model
-from imgclf.classifier import Classifier
 from imgclf.data.split import read_split
-from imgclf.run import open_run, read_config
+from imgclf.estimator.classifier import Classifier
+from imgclf.storage.model_file import load_model
+from imgclf.storage.run_folder import open_run, read_config
 from imgclf.training import checkpoint
-from imgclf.training.callbacks import warn_of
+from imgclf.training.events import warn_of
 
 CONFIG = {"train": {"precision": "fp32", "device": "cpu"}}
 

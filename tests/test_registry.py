@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf._registry import Registry, close_matches, option_meant, unknown_name
-from imgclf.errors import UnknownName
+from imgclf.core.errors import UnknownName
+from imgclf.core.registry import Registry, close_matches, option_meant, unknown_name
 
 
 @pytest.fixture

@@ -11,25 +11,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.evaluation.answers import Answers
+from imgclf.core.results import EpochRecord, History
+from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.metrics import evaluate_logits
-from imgclf.evaluation.report import figures, page
-from imgclf.evaluation.report.advice import before_use
-from imgclf.evaluation.report.confusion import (
+from imgclf.evaluation.predictions import Answers
+from imgclf.report import charts as figures
+from imgclf.report import page
+from imgclf.report.advice import before_use
+from imgclf.report.confidence import filled_bins, risk_coverage, suggest_thresholds
+from imgclf.report.confusion import (
     by_cell,
     confused_pairs,
     most_confused_classes,
     surest,
     together,
 )
-from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained, Typed
-from imgclf.evaluation.report.slices import slice_images
-from imgclf.evaluation.report.thumbnails import look_at, picture_of, within
-from imgclf.evaluation.report.trust import filled_bins, risk_coverage, suggest_thresholds
-from imgclf.evaluation.report.words import why_kept
-from imgclf.results import EpochRecord, History
+from imgclf.report.slices import slice_images
+from imgclf.report.text import why_kept
+from imgclf.report.thumbnails import look_at, picture_of, within
+from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained, Typed
 
 TYPED = Typed(
     data="./photos",

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from imgclf.evaluation.answers import Answers
-from imgclf.evaluation.report import page as report_page
-from imgclf.evaluation.report.facts import DataFacts, Look, ReportData, Samples, Trained
-from imgclf.evaluation.report.thumbnails import picture_of
-from imgclf.results import Choice, EpochRecord, History
+from imgclf.core.results import Choice, EpochRecord, History
+from imgclf.evaluation.predictions import Answers
+from imgclf.report import page as report_page
+from imgclf.report.thumbnails import picture_of
+from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

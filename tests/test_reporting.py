@@ -11,18 +11,29 @@ import pytest
 from torch import nn
 from typer.testing import CliRunner
 
-import imgclf.reporting
+import imgclf.report.collect
 from imgclf import Classifier
 from imgclf.cli import app
-from imgclf.errors import DataError
-from imgclf.evaluation.answers import read_answers
-from imgclf.evaluation.report.facts import Typed
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import DataError
+from imgclf.core.results import EpochRecord, History
+from imgclf.evaluation.predictions import read_answers
 from imgclf.models.build import build_model
 from imgclf.models.offline import have_offline_weights
-from imgclf.reporting import Known, gather, write_report
-from imgclf.results import EpochRecord, History
-from imgclf.run import ANSWERS, CHECKPOINT, CONFIG, HISTORY, INFO, MODEL, SPLIT, open_run, read_history, write_history
-from imgclf.specs import ModelSpec
+from imgclf.report.collect import Known, gather, write_report
+from imgclf.report.view import Typed
+from imgclf.storage.run_folder import (
+    ANSWERS,
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    INFO,
+    MODEL,
+    SPLIT,
+    open_run,
+    read_history,
+    write_history,
+)
 from imgclf.training.checkpoint import PREVIOUS
 
 TINY = {"epochs": 2, "batch_size": 16}
@@ -256,7 +267,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(photos, in_folder,
     def fail(*args, **options):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(imgclf.reporting, "render", fail)
+    monkeypatch.setattr(imgclf.report.collect, "render", fail)
     result = run("train", photos, "--arch", "lenet", "--size", 16, "--epochs", 1, "--name", "two")
     assert result.exit_code == 0
     assert "the report is not written: no ink" in result.stderr

@@ -8,10 +8,10 @@ from conftest import colour_image
 from safetensors.torch import load_file
 
 from imgclf import Classifier
-from imgclf.bundle import load_model, save_model
-from imgclf.errors import ConfigError, DataError
-from imgclf.reproduce import Figure, reproduce
-from imgclf.run import INFO, open_run
+from imgclf.core.errors import ConfigError, DataError
+from imgclf.storage.model_file import load_model, save_model
+from imgclf.storage.run_folder import INFO, open_run
+from imgclf.studies.reproduce import Figure, reproduce
 
 CONFIG = {"train": {"precision": "fp32", "device": "cpu", "lr": 0.003}}
 
@@ -45,10 +45,10 @@ def test_the_same_machine_gives_the_same_bits(run):
 
 
 def test_what_a_time_allowed_is_done_again_in_any_time(photos, in_folder, monkeypatch):
-    monkeypatch.setattr("imgclf.start.MEASURED", 0.05)
+    monkeypatch.setattr("imgclf.estimator.warm_start.MEASURED", 0.05)
     config = {"train": {**CONFIG["train"], "minutes": 1.0}}
     classifier = Classifier("lenet", size=16, config=config).fit(photos, epochs=2, batch_size=16, runs="runs", name="r")
-    monkeypatch.setattr("imgclf.start.fit_to_time", lambda *_: pytest.fail("the time is measured again"))
+    monkeypatch.setattr("imgclf.estimator.warm_start.fit_to_time", lambda *_: pytest.fail("the time is measured again"))
     assert reproduce(classifier.run_.path).weights_equal
 
 

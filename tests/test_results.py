@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from imgclf.results import ClassResult, EpochRecord, Evaluation, History, Prediction
+from imgclf.core.results import ClassResult, EpochRecord, Evaluation, History, Prediction
 
 
 def record(epoch, best):

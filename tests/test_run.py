@@ -12,9 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.errors import ConfigError, DataError, ImgclfError, ModelFileError, UnknownName
-from imgclf.results import EpochRecord
-from imgclf.run import (
+from imgclf.core.config import (
+    FITS,
+    OPTIMIZERS,
+    SCHEDULES,
+    DataConfig,
+    Experiment,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+from imgclf.core.errors import ConfigError, DataError, ImgclfError, ModelFileError, UnknownName
+from imgclf.core.results import EpochRecord
+from imgclf.storage.run_folder import (
     INFO,
     append_event,
     config_source,
@@ -33,16 +43,6 @@ from imgclf.run import (
     write_config,
     write_history,
     write_info,
-)
-from imgclf.specs import (
-    FITS,
-    OPTIMIZERS,
-    SCHEDULES,
-    DataConfig,
-    Experiment,
-    TrainConfig,
-    from_dict,
-    to_dict,
 )
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from imgclf import Classifier
-from imgclf.errors import ConfigError, ModelFileError, UnknownName
-from imgclf.evaluation.answers import Answers, write_answers
+from imgclf.core.errors import ConfigError, ModelFileError, UnknownName
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.run import ANSWERS, CHECKPOINT, INFO, MODEL, create_run, held, open_run, write_info
-from imgclf.runlist import (
+from imgclf.evaluation.predictions import Answers, write_answers
+from imgclf.storage.run_folder import ANSWERS, CHECKPOINT, INFO, MODEL, create_run, held, open_run, write_info
+from imgclf.storage.run_list import (
     FILTERS,
     SORTS,
     RunEntry,

@@ -11,12 +11,12 @@ import pytest
 from test_tarindex import PIXELS, encoded, make_tar
 
 import imgclf
-from imgclf.data import shards
+from imgclf.core.errors import DataError, MissingExtra
 from imgclf.data.audit import Audit, BadFile, audit
 from imgclf.data.images import BadImage, read_image
-from imgclf.data.shards import names_shards, open_shards, write_index
+from imgclf.data.sources import tar_shards as shards
+from imgclf.data.sources.tar_shards import names_shards, open_shards, write_index
 from imgclf.data.split import make_split
-from imgclf.errors import DataError, MissingExtra
 
 NAMES = ["blue", "green", "red"]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from imgclf.training import small_maps
-from imgclf.training.small_maps import MOST_PIXELS, quick_gradients
+from imgclf.training import fast_backward as small_maps
+from imgclf.training.fast_backward import MOST_PIXELS, quick_gradients
 
 CPU, LARGE = torch.device("cpu"), 1e12
 

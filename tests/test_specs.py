@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf.errors import ConfigError
-from imgclf.specs import (
+from imgclf.core.config import (
     FITS,
     KERNELS,
     OPTIMIZERS,
@@ -28,6 +27,7 @@ from imgclf.specs import (
     parse_split,
     to_dict,
 )
+from imgclf.core.errors import ConfigError
 
 TWELVE = Levels("integer", 0, 4095)
 REQUIRED = {

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.data.folder import FileReader
-from imgclf.data.source import SPLIT_NAMES, ArrayReader, Sample, Source
+from imgclf.core.errors import ConfigError, DataError
+from imgclf.data.dataset import SPLIT_NAMES, ArrayReader, Sample, Source
+from imgclf.data.sources.folder import FileReader
 from imgclf.data.split import (
     Split,
     choose_samples,
@@ -24,7 +25,6 @@ from imgclf.data.split import (
     unpack_contents,
     write_split,
 )
-from imgclf.errors import ConfigError, DataError
 
 NO_READER = ArrayReader({})
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from imgclf import Classifier
-from imgclf.data.loader import Loader
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.errors import ConfigError
-from imgclf.plan import make_plan
-from imgclf.specs import Experiment, TrainConfig
-from imgclf.start import fit_to_time, try_alterations
+from imgclf.core.config import Experiment, TrainConfig
+from imgclf.core.errors import ConfigError
+from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.loading.loader import Loader
+from imgclf.estimator.plan import make_plan
+from imgclf.estimator.warm_start import fit_to_time, try_alterations
 
 EXACT = {"precision": "fp32", "device": "cpu"}
 PROBED = Experiment(arch="lenet", weights="none", size=(16, 16), channels=3, train=TrainConfig(probe=True, **EXACT))
@@ -110,7 +110,7 @@ def timed(minutes, **train):
 
 
 def test_more_time_gives_more_epochs_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr("imgclf.start.seconds_a_step", lambda *_: 0.5)
+    monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 0.5)
     epochs = [fit_to_time(*timed(minutes), None)[0].epochs for minutes in (0.05, 1, 5, 1000)]
     assert epochs == sorted(epochs)
     assert epochs[0] == 1
@@ -121,14 +121,14 @@ def test_more_time_gives_more_epochs_up_to_a_limit(monkeypatch):
 @pytest.mark.parametrize("minutes", [0.2, 0.33, 0.5, 0.9, 1.7])
 def test_the_time_is_used(monkeypatch, minutes):
     """Also where it is one epoch and a third: two shorter ones are taken."""
-    monkeypatch.setattr("imgclf.start.seconds_a_step", lambda *_: 0.5)
+    monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 0.5)
     config, _ = fit_to_time(*timed(minutes), None)
     seconds = 0.5 * config.epochs * (config.epoch_steps or 8)
     assert 0.8 * 60 * minutes < seconds <= 60 * minutes
 
 
 def test_an_epoch_is_cut_to_the_time(monkeypatch):
-    monkeypatch.setattr("imgclf.start.seconds_a_step", lambda *_: 1.0)
+    monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 1.0)
     config, choice = fit_to_time(*timed(5 / 60), None)
     assert config.epochs == 1
     assert 3 <= config.epoch_steps <= 5
@@ -136,13 +136,13 @@ def test_an_epoch_is_cut_to_the_time(monkeypatch):
 
 
 def test_no_time_is_an_error(monkeypatch):
-    monkeypatch.setattr("imgclf.start.seconds_a_step", lambda *_: 100.0)
+    monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 100.0)
     with pytest.raises(ConfigError, match="nothing of it remains for training"):
         fit_to_time(*timed(0.5), None)
 
 
 def test_training_ends_with_its_time(monkeypatch):
-    monkeypatch.setattr("imgclf.start.MEASURED", 0.1)
+    monkeypatch.setattr("imgclf.estimator.warm_start.MEASURED", 0.1)
     config = {"size": (16, 16), "train": {**EXACT, "minutes": 6 / 60, "epochs": 100_000, "batch_size": 4}}
     classifier = Classifier("lenet", weights="none", config=config).fit(halves(sided))
     assert classifier.history_.ended == "done"

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from imgclf.data.loader import Batch, Mix
-from imgclf.errors import OutOfMemory
-from imgclf.specs import Recipe, TrainConfig
+from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.errors import OutOfMemory
+from imgclf.data.loading.loader import Batch, Mix
 from imgclf.training import step as module
-from imgclf.training.callbacks import TrainState
+from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer
 from imgclf.training.step import Rewind, batch_weight, learn, probe_batch_size, split_batch, summed_loss
 

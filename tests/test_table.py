@@ -5,9 +5,9 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from imgclf._files import csv_text
-from imgclf.data.table import open_table
-from imgclf.errors import DataError
+from imgclf.core.errors import DataError
+from imgclf.core.files import csv_text
+from imgclf.data.sources.csv_table import open_table
 
 
 @pytest.fixture

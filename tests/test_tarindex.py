@@ -11,9 +11,11 @@ from conftest import colour_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf._files import seal, unseal
-from imgclf.data import tarindex
-from imgclf.data.tarindex import (
+from imgclf.core.config import Levels
+from imgclf.core.errors import DataError
+from imgclf.core.files import seal, unseal
+from imgclf.data.sources import tar_index as tarindex
+from imgclf.data.sources.tar_index import (
     MAX_HEADER,
     MAX_LABEL,
     Entry,
@@ -23,8 +25,6 @@ from imgclf.data.tarindex import (
     parse_classes,
     unpack_index,
 )
-from imgclf.errors import DataError
-from imgclf.specs import Levels
 
 
 def encoded(name="red", index=0, kind="PNG"):

@@ -14,14 +14,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from imgclf import Classifier, tracker, tracking
+from imgclf import Classifier, tracker
 from imgclf.cli import app
-from imgclf.errors import ConfigError, MissingExtra, UnknownName
-from imgclf.results import ClassResult, EpochRecord, Evaluation
-from imgclf.training.trackers.names import TRACKERS, find_sink
-from imgclf.training.trackers.sink import Pictures, Session, Sink, draw_confusion, shown_confusion
-from imgclf.training.trackers.tensorboard import TensorBoard
-from imgclf.training.trackers.visdom import MOST_POINTS, Visdom
+from imgclf.core.errors import ConfigError, MissingExtra, UnknownName
+from imgclf.core.results import ClassResult, EpochRecord, Evaluation
+from imgclf.tracking import tracker as tracking
+from imgclf.tracking.backend import Pictures, Session, Sink, draw_confusion, shown_confusion
+from imgclf.tracking.registry import TRACKERS, find_sink
+from imgclf.tracking.tensorboard import TensorBoard
+from imgclf.tracking.visdom import MOST_POINTS, Visdom
 
 CONFIG = {"train": {"precision": "fp32"}}
 
@@ -485,7 +486,7 @@ def test_a_visdom_server_that_is_not_there(make_source, plain):
 
 def test_a_visdom_server_that_never_answers(make_source, plain, monkeypatch):
     pytest.importorskip("visdom")
-    monkeypatch.setattr("imgclf.training.trackers.visdom.PATIENCE", 0.5)
+    monkeypatch.setattr("imgclf.tracking.visdom.PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         classifier, said, seconds = tracked_by_visdom(make_source(), port)

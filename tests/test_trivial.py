@@ -7,12 +7,12 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from imgclf.errors import ConfigError
-from imgclf.specs import Recipe, Step
+from imgclf.core.config import Recipe, Step
+from imgclf.core.errors import ConfigError
 from imgclf.transforms import batch, ops_cpu, ops_torch
-from imgclf.transforms.augment import Augmenter, _pipeline
+from imgclf.transforms.albumentations_pipeline import Augmenter, _pipeline
 from imgclf.transforms.batch import augment
-from imgclf.transforms.trivial import OPERATIONS, RECOLOURING, Space, alter
+from imgclf.transforms.trivial_augment import OPERATIONS, RECOLOURING, Space, alter
 
 FAR = {"shear": 0.3, "shift": 0.2, "rotate": 30, "factor": 0.9}
 SPACE = Space(**FAR)

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from imgclf import Classifier, tuning
+from imgclf import Classifier
 from imgclf.cli import _tuning, app
-from imgclf.errors import ConfigError, DataError, MissingExtra
-from imgclf.results import EpochRecord, History
-from imgclf.run import read_config
-from imgclf.specs import Experiment, from_dict
-from imgclf.tuning import tune
+from imgclf.core.config import Experiment, from_dict
+from imgclf.core.errors import ConfigError, DataError, MissingExtra
+from imgclf.core.results import EpochRecord, History
+from imgclf.storage.run_folder import read_config
+from imgclf.studies import tune as tuning
+from imgclf.studies.tune import tune
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 3}}
 

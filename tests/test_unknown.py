@@ -15,18 +15,18 @@ from torch import nn
 from typer.testing import CliRunner
 
 from imgclf import Classifier, combine, fit_ensemble
-from imgclf.bundle import UNKNOWN_TENSORS, read_manifest
-from imgclf.claims import features_of
 from imgclf.cli import app
-from imgclf.compute import own_copy
-from imgclf.data.loader import Loader
-from imgclf.data.open import open_source
-from imgclf.errors import ConfigError, ModelFileError
-from imgclf.evaluation.unknown import MOST_VALUES, Unknown, choose_evenly, fit_unknown
-from imgclf.inference import answer_with_features
+from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.errors import ConfigError, ModelFileError
+from imgclf.data.loading.loader import Loader
+from imgclf.data.sources.open import open_source
+from imgclf.estimator.calibrate import features_of
+from imgclf.evaluation.inference import answer_with_features
+from imgclf.evaluation.ood import MOST_VALUES, Unknown, choose_evenly, fit_unknown
 from imgclf.models.build import build_model
 from imgclf.models.features import Tapped, feature_layers
-from imgclf.specs import ModelSpec, Recipe
+from imgclf.runtime.compute import own_copy
+from imgclf.storage.model_file import UNKNOWN_TENSORS, read_manifest
 from imgclf.transforms.presets import preset_steps
 
 CPU = {"train": {"device": "cpu", "precision": "fp32"}}
@@ -240,7 +240,7 @@ def test_fit_looks_again_at_what_training_has_kept(photos, monkeypatch, precisio
         asked.append((loader.tier.name, loader.recipe.steps != (), precision))
         return features_of(model, loader, progress, torch.float32)
 
-    monkeypatch.setattr("imgclf.fitting.features_of", watched)
+    monkeypatch.setattr("imgclf.estimator.fit.features_of", watched)
     config = {"train": {"device": "cpu", "precision": precision}, "split": (0.4, 0.4, 0.2)}
     Classifier("lenet", size=16, weights="none", augment="standard", config=config).fit(photos, epochs=1)
     assert asked == [("ram", True, expected)]

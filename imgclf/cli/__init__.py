@@ -58,8 +58,8 @@ app.add_typer(cache, name="cache")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from imgclf._version import __version__
         from imgclf.cli import _console
+        from imgclf.core.version import __version__
 
         _console.show(f"imgclf {__version__}")
         raise typer.Exit

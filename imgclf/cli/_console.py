@@ -25,9 +25,9 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from imgclf._files import natural, printable
 from imgclf.cli._streams import Stream
-from imgclf.errors import ConfigError, ImgclfError
+from imgclf.core.errors import ConfigError, ImgclfError
+from imgclf.core.files import natural, printable
 
 P = ParamSpec("P")
 FIELD = re.compile(r"\b(?:Experiment|TrainConfig|DataConfig|Recipe|ModelSpec)\.(\w+) is")  # an option, to a user
@@ -239,7 +239,7 @@ def _fail_unforeseen(error: Exception) -> None:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    from imgclf.compute import ran_out_of_memory
+    from imgclf.runtime.compute import ran_out_of_memory
 
     return ran_out_of_memory(error)
 

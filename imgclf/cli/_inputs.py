@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from imgclf._files import natural
 from imgclf.cli import _console as console
+from imgclf.core.files import natural
 
 if TYPE_CHECKING:
-    from imgclf.classifier import Classifier
+    from imgclf.estimator.classifier import Classifier
 
 Images = Annotated[
     list[str],
@@ -62,7 +62,7 @@ def arch_name(arch: str) -> str:
 def require_own(arch: str | None) -> None:
     """Make the code of FILE.py:NAME known to a command whose model is such a network; raise `ConfigError` for another
     name of an architecture: a model has its own."""
-    from imgclf.errors import ConfigError
+    from imgclf.core.errors import ConfigError
     from imgclf.models.own import named_network, own_arch, use
 
     if arch is None:
@@ -80,8 +80,8 @@ def load_classifier(model: str | None, device: str, precision: str = "fp32", arc
 
     `arch` is FILE.py:NAME of a network of the user's own.
     """
-    from imgclf.run import find_model
-    from imgclf.runlist import default_run
+    from imgclf.storage.run_folder import find_model
+    from imgclf.storage.run_list import default_run
 
     if model is None:
         default = default_run()
@@ -91,6 +91,6 @@ def load_classifier(model: str | None, device: str, precision: str = "fp32", arc
         path = find_model(model)
     with console.waiting("loading"):
         require_own(arch)
-        from imgclf.classifier import Classifier
+        from imgclf.estimator.classifier import Classifier
 
         return Classifier.load(path, device=device, precision=precision)

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from imgclf._registry import option_meant
-from imgclf.specs import OPTIMIZERS, Experiment, TrainConfig
-from imgclf.training.experiments import EXPERIMENTS
-from imgclf.training.trackers.names import TRACKERS
+from imgclf.core.config import OPTIMIZERS, Experiment, TrainConfig
+from imgclf.core.registry import option_meant
+from imgclf.tracking.registry import TRACKERS
+from imgclf.training.recipes import EXPERIMENTS
 
 DATA, MODEL, TRAINING, OUTPUT = "Data", "Model and pixels", "Training", "Output"
 

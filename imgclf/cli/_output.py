@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imgclf._files import PICTURES, printable, require_writable
-from imgclf.errors import ConfigError
+from imgclf.core.errors import ConfigError
+from imgclf.core.files import PICTURES, printable, require_writable
 
 if TYPE_CHECKING:
-    from imgclf.run import Run
+    from imgclf.storage.run_folder import Run
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that already exists.")]
@@ -62,7 +62,7 @@ def output_folder(path: Path, option: str, *, data: Collection[str] = ()) -> Pat
 
 def _require_place(path: Path, option: str, data: Collection[str], file: Path | None = None) -> None:
     """Refuse what lies within the data, and where `file`, else `path`, can't be written."""
-    from imgclf.data.prepare import require_apart
+    from imgclf.data.write import require_apart
 
     try:
         require_writable(file or path)
@@ -74,9 +74,9 @@ def _require_place(path: Path, option: str, data: Collection[str], file: Path | 
 
 def model_data(model: str | None) -> list[str]:
     """Where the images are that the model of a run has learnt from; nothing for a model file of its own."""
-    from imgclf.errors import ImgclfError
-    from imgclf.run import find_model, open_run
-    from imgclf.runlist import default_run
+    from imgclf.core.errors import ImgclfError
+    from imgclf.storage.run_folder import find_model, open_run
+    from imgclf.storage.run_list import default_run
 
     try:
         return run_data(open_run(Path(default_run().path) if model is None else find_model(model).parent))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from imgclf.cli import _console as console
-from imgclf.dryrun import dry_run
-from imgclf.run import ROOT
+from imgclf.storage.run_folder import ROOT
+from imgclf.studies.dry_run import dry_run
 
 if TYPE_CHECKING:
     from imgclf.cli._training import TrainView

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgclf.cli import _console as console
-from imgclf.results import Calibration, ClassResult, Evaluation
+from imgclf.core.results import Calibration, ClassResult, Evaluation
 
 if TYPE_CHECKING:
-    from imgclf.data.source import Source
-    from imgclf.evaluation.answers import Answers
-    from imgclf.evaluation.report.advice import Advice
-    from imgclf.runlist import RunEntry
+    from imgclf.data.dataset import Source
+    from imgclf.evaluation.predictions import Answers
+    from imgclf.report.advice import Advice
+    from imgclf.storage.run_list import RunEntry
 
 MAX_CONFUSION = 12  # classes whose confusion matrix fits a terminal
 
@@ -103,8 +103,8 @@ def write_page(
     Where it fails that is a warning: the result does not depend on it.
     """
     try:
-        from imgclf.evaluation.report.advice import before_use
-        from imgclf.reporting import Known, report_on
+        from imgclf.report.advice import before_use
+        from imgclf.report.collect import Known, report_on
 
         with console.progress("writing the report") as progress:
             page, data = report_on(run, known=Known(model, answers, source), progress=progress)

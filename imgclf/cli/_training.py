@@ -13,32 +13,32 @@ from typing import Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from imgclf import distributed
-from imgclf._files import printable
-from imgclf.classifier import Classifier
 from imgclf.cli import _console as console
 from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._plan import show_plan
 from imgclf.cli._results import figure, show_evaluation, write_page
+from imgclf.core.errors import ConfigError
+from imgclf.core.files import printable
+from imgclf.core.results import ENDED, Choice, EpochRecord, Evaluation, Probe
 from imgclf.data.audit import Audit
-from imgclf.data.folder import FileReader
-from imgclf.data.loader import Loader
-from imgclf.data.prepare import save_samples
-from imgclf.data.source import SPLIT_NAMES, Source
+from imgclf.data.dataset import SPLIT_NAMES, Source
+from imgclf.data.loading.loader import Loader
+from imgclf.data.sources.folder import FileReader
 from imgclf.data.split import Split
-from imgclf.ensemble import fit_ensemble, require_members
-from imgclf.errors import ConfigError
-from imgclf.evaluation.report.words import instead_of_epochs, never_better, valid_losses, why_kept
-from imgclf.fitting import keeping_memory, note_failure
+from imgclf.data.write import save_samples
+from imgclf.estimator.classifier import Classifier
+from imgclf.estimator.fit import keeping_memory, note_failure
+from imgclf.estimator.plan import Plan
+from imgclf.estimator.recorder import note_test
 from imgclf.models.own import OWN
-from imgclf.plan import Plan
-from imgclf.recorder import note_test
-from imgclf.results import ENDED, Choice, EpochRecord, Evaluation, Probe
-from imgclf.run import INFO, ROOT, Run, config_source, find_run, held, open_run, write_info
-from imgclf.runlist import RunEntry, find_default, why_none
-from imgclf.tracking import Tracker, tested, tracker
-from imgclf.training.callbacks import Callback, Shown, TrainState, notify
-from imgclf.training.trackers.tensorboard import TensorBoard
+from imgclf.report.text import instead_of_epochs, never_better, valid_losses, why_kept
+from imgclf.runtime import distributed
+from imgclf.storage.run_folder import INFO, ROOT, Run, config_source, find_run, held, open_run, write_info
+from imgclf.storage.run_list import RunEntry, find_default, why_none
+from imgclf.studies.ensemble import fit_ensemble, require_members
+from imgclf.tracking.tensorboard import TensorBoard
+from imgclf.tracking.tracker import Tracker, tested, tracker
+from imgclf.training.events import Callback, Shown, TrainState, notify
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points

@@ -12,9 +12,9 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import command_line
 from imgclf.cli._training import TrainView
-from imgclf.pictures import save_importances
-from imgclf.training.callbacks import TrainState
-from imgclf.tuning import ENOUGH, Trial, Tuning, tune
+from imgclf.plots.grids import save_importances
+from imgclf.studies.tune import ENOUGH, Trial, Tuning, tune
+from imgclf.training.events import TrainState
 
 SHOWN = 5
 

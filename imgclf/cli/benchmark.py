@@ -32,8 +32,8 @@ def benchmark(
     """Measure the stages of training on these images; say which one bounds it, and what to change."""
     given = {key: value for key, value in locals().items() if value is not None}
     with console.waiting("loading"):
-        from imgclf.bench import benchmark as measure
         from imgclf.cli._training import TrainView
+        from imgclf.studies.benchmark import benchmark as measure
 
     view = TrainView()
     with view.progress:

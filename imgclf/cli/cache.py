@@ -15,8 +15,8 @@ def cache_list(json: Json = False) -> None:
     """List the pixels that are kept for the next run, and what is known of files that were checked."""
     from dataclasses import asdict
 
-    from imgclf._files import cache_folder
-    from imgclf.data.pixelcache import in_units, list_cache
+    from imgclf.core.files import cache_folder
+    from imgclf.data.loading.disk_cache import in_units, list_cache
 
     entries = list_cache()
     total = sum(entry.bytes for entry in entries)
@@ -38,8 +38,8 @@ def cache_clear(
     json: Json = False,
 ) -> None:
     """Remove what is kept, all of it or one entry of the list; the next run makes again what it needs."""
-    from imgclf._registry import unknown_name
-    from imgclf.data.pixelcache import clear_cache, in_units, list_cache
+    from imgclf.core.registry import unknown_name
+    from imgclf.data.loading.disk_cache import clear_cache, in_units, list_cache
 
     names = [entry.name for entry in list_cache()]
     if name and name not in names:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from imgclf._files import PICTURES
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
 from imgclf.cli._output import Force, output_file, run_data
 from imgclf.cli.runs import HEADER, cells
 from imgclf.cli.show import WHOLE
-from imgclf.errors import DataError, ImgclfError
-from imgclf.run import ROOT, find_run
+from imgclf.core.errors import DataError, ImgclfError
+from imgclf.core.files import PICTURES
+from imgclf.storage.run_folder import ROOT, find_run
 
 if TYPE_CHECKING:
-    from imgclf.data.source import Pixels, Source
-    from imgclf.evaluation.compare import Change, Comparison
+    from imgclf.data.dataset import Pixels, Source
+    from imgclf.studies.compare import Change, Comparison
 
 SHOWN = 10  # images of each kind
 MOST = 50  # images of a picture
@@ -45,7 +45,7 @@ def compare(
         places = [place for name in (a, b) for place in run_data(find_run(name, runs))]
         output_file(picture, "--picture", PICTURES, force=force, data=places)
     with console.waiting("loading"):
-        from imgclf.evaluation.compare import compare_runs
+        from imgclf.studies.compare import compare_runs
 
         result = compare_runs(a, b, runs=runs)
     drawn = None if picture is None else _draw(result, picture)
@@ -109,10 +109,10 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
 
 def _draw(result: Comparison, path: Path) -> Path | None:
     """A picture of the images that changed, those that b gets right first; None where there is none to show."""
-    from imgclf.data.prepare import require_outside
-    from imgclf.pictures import GRID_TITLE, save_grid, title_of
-    from imgclf.plan import labelled_source
-    from imgclf.run import open_run
+    from imgclf.data.write import require_outside
+    from imgclf.estimator.plan import labelled_source
+    from imgclf.plots.grids import GRID_TITLE, save_grid, title_of
+    from imgclf.storage.run_folder import open_run
 
     source = labelled_source(None, open_run(Path(result.a.path)))
     require_outside(path, source)
@@ -146,8 +146,8 @@ def _draw(result: Comparison, path: Path) -> Path | None:
 
 def _pixels(source: Source, change: Change) -> Pixels:
     """The image as it was tested."""
-    from imgclf.data.source import Sample
-    from imgclf.pictures import sample_pixels
+    from imgclf.data.dataset import Sample
+    from imgclf.plots.grids import sample_pixels
 
     if change.content and source.reader.digest(change.path) != change.content:
         raise DataError(f"{change.path} is not what it was")

@@ -34,9 +34,9 @@ def evaluate(
 ) -> None:
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
     from imgclf.cli._results import show_evaluation, write_page
-    from imgclf.data.open import open_source
-    from imgclf.inputs import far_values
-    from imgclf.run import ANSWERS
+    from imgclf.data.sources.inputs import far_values
+    from imgclf.data.sources.open import open_source
+    from imgclf.storage.run_folder import ANSWERS
 
     classifier = load_classifier(model, device, precision, arch)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
@@ -69,7 +69,7 @@ def evaluate(
 
 def _keep(path: Path, answers: Any) -> None:
     """Write the answers into the run's folder, which need not be the user's own: the figures are there without."""
-    from imgclf.evaluation.answers import write_answers
+    from imgclf.evaluation.predictions import write_answers
 
     try:
         write_answers(path, answers)

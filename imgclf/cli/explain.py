@@ -12,11 +12,11 @@ from imgclf.cli import _console as console
 from imgclf.cli._inputs import Images, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, OwnArch, choices
 from imgclf.cli._output import model_data, output_folder
-from imgclf.specs import EXPLAIN_METHODS
+from imgclf.core.config import EXPLAIN_METHODS
 
 if TYPE_CHECKING:
-    from imgclf.classifier import Classifier
-    from imgclf.data.source import Pixels, Sample, Source
+    from imgclf.data.dataset import Pixels, Sample, Source
+    from imgclf.estimator.classifier import Classifier
 
     Naming = Callable[[str, str], Path]
 
@@ -42,8 +42,8 @@ def explain(
     device: Device = "auto",
 ) -> None:
     """Make a picture of what in an image speaks for the class. An image that can't be read is named."""
-    from imgclf._registry import unknown_name
-    from imgclf.errors import ConfigError
+    from imgclf.core.errors import ConfigError
+    from imgclf.core.registry import unknown_name
 
     if method not in EXPLAIN_METHODS:
         raise unknown_name("method", method, list(EXPLAIN_METHODS))
@@ -57,7 +57,7 @@ def explain(
     alone = views == ["kernels"] and _is_without_model(model)
     classifier = None if alone else load_classifier(model, device, arch=arch)
 
-    from imgclf.inputs import inputs_source
+    from imgclf.data.sources.inputs import inputs_source
 
     source = inputs_source(paths)
     picture_of = _naming(out)
@@ -74,7 +74,7 @@ def _explained(
     source: Source, classifier: Classifier, method: str, label: str | None, picture_of: Naming
 ) -> Iterator[dict[str, Any]]:
     """A row for each image, whose picture is written then."""
-    from imgclf.pictures import save_explanation
+    from imgclf.plots.grids import save_explanation
 
     for start in range(0, len(source), AT_ONCE):
         part = source.with_samples(source.samples[start : start + AT_ONCE])
@@ -95,7 +95,7 @@ def _looked_at(
 ) -> Iterator[dict[str, Any]]:
     """A row for each view of an image, whose picture is written then."""
     from imgclf.data.images import BadImage
-    from imgclf.evaluation.kernels import first_convolution, save_kernels, save_stages, stage_maps
+    from imgclf.plots.kernels import first_convolution, save_kernels, save_stages, stage_maps
 
     for view in views:
         picture, error = None, None
@@ -117,8 +117,8 @@ def _looked_at(
 
 def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pixels:
     """What the model sees of an image or, without a model, the image no larger than a picture of it needs to be."""
-    from imgclf.pictures import sample_pixels
-    from imgclf.transforms.pixels import resize
+    from imgclf.plots.grids import sample_pixels
+    from imgclf.transforms.preprocess import resize
 
     if classifier is not None:
         return sample_pixels(source, [sample], classifier.recipe_, augmented=False)[0]
@@ -130,7 +130,7 @@ def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pi
 
 def _naming(out: Path) -> Naming:
     """What gives each picture of this command a name of its own."""
-    from imgclf.pictures import free_path
+    from imgclf.plots.grids import free_path
 
     taken: set[Path] = set()
 
@@ -144,8 +144,8 @@ def _naming(out: Path) -> Naming:
 
 def _is_without_model(model: str | None) -> bool:
     """Whether there is nothing but the classic kernels to show, which is said."""
-    from imgclf.errors import ModelFileError
-    from imgclf.runlist import default_run
+    from imgclf.core.errors import ModelFileError
+    from imgclf.storage.run_list import default_run
 
     if model is not None:
         return False

@@ -49,10 +49,10 @@ def find_lr(
     path = picture_file(out, "find-lr.png", force=force, data=[data])
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
-        from imgclf.data.open import open_source
-        from imgclf.data.prepare import require_outside
-        from imgclf.pictures import save_lr_curve
-        from imgclf.start import plan_start
+        from imgclf.data.sources.open import open_source
+        from imgclf.data.write import require_outside
+        from imgclf.estimator.warm_start import plan_start
+        from imgclf.plots.grids import save_lr_curve
         from imgclf.training.lr_finder import find_lr as search
 
     changes = changes_of(given)

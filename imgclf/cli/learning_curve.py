@@ -26,7 +26,7 @@ from imgclf.cli.train import changes_of
 NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
 
 if TYPE_CHECKING:
-    from imgclf.evaluation.curves import Estimate, LearningCurve
+    from imgclf.studies.scaling_law import Estimate, LearningCurve
 
 
 def learning_curve(
@@ -54,10 +54,10 @@ def learning_curve(
     path = picture_file(out, "learning-curve.png", force=force, data=[data])
     with console.waiting("loading"):
         from imgclf.cli._learning import CurveView
-        from imgclf.data.open import open_source
-        from imgclf.data.prepare import require_outside
-        from imgclf.learning import learning_curve as measure
-        from imgclf.pictures import save_learning_curve
+        from imgclf.data.sources.open import open_source
+        from imgclf.data.write import require_outside
+        from imgclf.plots.grids import save_learning_curve
+        from imgclf.studies.learning_curve import learning_curve as measure
 
     changes = changes_of(given)
     require_outside(path, open_source(data, data_dir=changes["data"].get("data_dir")))

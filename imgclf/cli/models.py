@@ -27,7 +27,7 @@ def models(
 
     [dim]imgclf models resnet[/dim]   [dim]imgclf models lenet[/dim]
     """
-    from imgclf._registry import unknown_name
+    from imgclf.core.registry import unknown_name
     from imgclf.models.catalog import list_models, measure
 
     found = list_models(name)
@@ -69,9 +69,9 @@ def _side(size: tuple[int, int]) -> str:
 
 
 def _show_layers(info: Any, classes: int, size: str | None, channels: int | None) -> None:
+    from imgclf.core.config import ModelSpec, parse_size
     from imgclf.models.build import build_model
     from imgclf.models.summary import layer_table
-    from imgclf.specs import ModelSpec, parse_size
 
     spec = ModelSpec(info.name, classes, channels or info.channels, parse_size(size) if size else info.size)
     rows = layer_table(build_model(spec), spec.size, spec.channels)

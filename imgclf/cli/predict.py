@@ -12,7 +12,7 @@ from imgclf.cli import _console as console
 from imgclf.cli._inputs import Images, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, OwnArch, Precision
 from imgclf.cli._output import Force, model_data, output_file
-from imgclf.specs import DataConfig
+from imgclf.core.config import DataConfig
 
 COLUMNS = ("path", "label", "confidence")
 JUDGEMENT = ("unknown_score", "accepted")
@@ -47,14 +47,14 @@ def predict(
     precision: Precision = "fp32",
 ) -> None:
     """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
-    from imgclf._files import csv_text, write_text
+    from imgclf.core.files import csv_text, write_text
 
     paths = list(expand(images))
     if csv is not None:
         output_file(csv, "--csv", (".csv",), force=force, data=[*paths, *model_data(model)])
     classifier = load_classifier(model, device, precision, arch)
 
-    from imgclf.inputs import far_values, inputs_source
+    from imgclf.data.sources.inputs import far_values, inputs_source
 
     source = inputs_source(paths, max_pixels=max_pixels)
     rows: list[list[object]] = []

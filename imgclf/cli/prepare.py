@@ -47,11 +47,13 @@ def prepare(
     With --shards they become tar files, for sets that are too large for so many files, or lie far away.
     Images that can't be read are named and left out, and the command then ends with 1.
     """
-    from imgclf._files import printable
+    from imgclf.core.config import Recipe, parse_size
+    from imgclf.core.errors import ConfigError, DataError
+    from imgclf.core.files import printable
     from imgclf.data.audit import audit
-    from imgclf.data.decode import common_levels
-    from imgclf.data.open import open_source
-    from imgclf.data.prepare import (
+    from imgclf.data.jpeg import common_levels
+    from imgclf.data.sources.open import open_source
+    from imgclf.data.write import (
         FORMATS,
         is_copied,
         parse_shard_size,
@@ -59,8 +61,6 @@ def prepare(
         prepare_shards,
         require_new_folder,
     )
-    from imgclf.errors import ConfigError, DataError
-    from imgclf.specs import Recipe, parse_size
 
     if kind not in FORMATS:
         raise ConfigError(f"--format is {kind!r}; allowed: {', '.join(FORMATS)}")

@@ -26,8 +26,8 @@ def report(
     force: Force = False,
 ) -> None:
     """Write the report of a run again: one page with figures, curves, confusions and pictures, to open in a browser."""
-    from imgclf.run import REPORT, find_run, open_run
-    from imgclf.runlist import default_run
+    from imgclf.storage.run_folder import REPORT, find_run, open_run
+    from imgclf.storage.run_list import default_run
 
     if run is None:
         default = default_run()
@@ -41,7 +41,7 @@ def report(
         output_file(path, "--out", PAGES, force=force, data=run_data(open_run(folder)))
     with console.waiting("loading"):
         require_own(arch)
-        from imgclf.reporting import write_report
+        from imgclf.report.collect import write_report
     with console.progress("writing the report") as progress:
         write_report(folder, path, progress=progress)
     console.show(str(path))

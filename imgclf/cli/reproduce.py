@@ -24,9 +24,9 @@ def reproduce(
     """
     with console.waiting("loading"):
         require_own(arch)
-        from imgclf import distributed
         from imgclf.cli._training import TrainView
-        from imgclf.reproduce import reproduce as train_again
+        from imgclf.runtime import distributed
+        from imgclf.studies.reproduce import reproduce as train_again
 
     view = TrainView()
     with view.progress:

@@ -10,9 +10,9 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json, choices
-from imgclf.errors import ModelFileError
-from imgclf.run import ROOT
-from imgclf.runlist import FILTERS, SORTS, RunEntry
+from imgclf.core.errors import ModelFileError
+from imgclf.storage.run_folder import ROOT
+from imgclf.storage.run_list import FILTERS, SORTS, RunEntry
 
 HEADER = ("run", "data", "arch", "recipe", "accuracy", "95 % interval", "of", "seconds", "MB", "status")
 
@@ -34,8 +34,8 @@ def runs(
 
     [dim]imgclf runs --filter data=cifar10 --sort accuracy[/dim]
     """
-    from imgclf.errors import ConfigError
-    from imgclf.runlist import filtered, list_entries, ordered
+    from imgclf.core.errors import ConfigError
+    from imgclf.storage.run_list import filtered, list_entries, ordered
 
     if folder != ROOT and not folder.is_dir():
         raise ConfigError(f"--runs is {str(folder)!r}; expected the folder that holds run folders")
@@ -61,7 +61,7 @@ def runs(
 
 def _say_default(folder: Path, entries: Sequence[RunEntry], shown: Sequence[RunEntry]) -> None:
     """Which of the runs is the default and why, if it is in the table, or why none is."""
-    from imgclf.runlist import default_run
+    from imgclf.storage.run_list import default_run
 
     default = next((entry for entry in entries if entry.default), None)
     if default is None:

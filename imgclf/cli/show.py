@@ -12,11 +12,11 @@ from imgclf.cli import _console as console
 from imgclf.cli._inputs import arch_name
 from imgclf.cli._options import DataDir
 from imgclf.cli._output import Force, Out, picture_file
-from imgclf.specs import Recipe
+from imgclf.core.config import Recipe
 
 if TYPE_CHECKING:
-    from imgclf.data.source import Pixels, Source
-    from imgclf.specs import Experiment
+    from imgclf.core.config import Experiment
+    from imgclf.data.dataset import Pixels, Source
 
 WHOLE = Recipe(size=(224, 224), fit="pad", kernel="bicubic", mean=(1.0,))  # the whole image, on white
 
@@ -43,7 +43,7 @@ def show(
     force: Force = False,
 ) -> None:
     """Make a picture of 20 images with their classes, or of one image's channels."""
-    from imgclf.errors import ConfigError
+    from imgclf.core.errors import ConfigError
 
     if (data is None) == (channels is None):
         raise ConfigError("show takes either DATA or --channels IMAGE")
@@ -61,8 +61,8 @@ def show(
 
 def _show_channels(image: Path, path: Path) -> None:
     from imgclf.data.images import read_image
-    from imgclf.pictures import ANNOTATED_SIDE, save_channels
-    from imgclf.transforms.pixels import prepare
+    from imgclf.plots.grids import ANNOTATED_SIDE, save_channels
+    from imgclf.transforms.preprocess import prepare
 
     pixels = read_image(image)
     height, width = pixels.shape[:2]
@@ -87,13 +87,13 @@ def _show_grid(
     augmented: bool,
     data_dir: str | None,
 ) -> None:
-    from imgclf._files import printable
-    from imgclf.data.open import open_source
-    from imgclf.data.prepare import require_outside
-    from imgclf.errors import DataError
-    from imgclf.pictures import save_grid
-    from imgclf.plan import choose_experiment
-    from imgclf.specs import parse_size
+    from imgclf.core.config import parse_size
+    from imgclf.core.errors import DataError
+    from imgclf.core.files import printable
+    from imgclf.data.sources.open import open_source
+    from imgclf.data.write import require_outside
+    from imgclf.estimator.plan import choose_experiment
+    from imgclf.plots.grids import save_grid
 
     source = _at_levels(open_source(data, data_dir=data_dir, strict=False), n, seed)
     require_outside(path, source)
@@ -113,8 +113,8 @@ def _show_grid(
 def _at_levels(source: Source, n: int, seed: int) -> Source:
     """The source, whose images of more than 8 bits are shown by the levels of `n` of them."""
     from imgclf.data.audit import audit
-    from imgclf.data.decode import common_levels
-    from imgclf.pictures import pick_samples
+    from imgclf.data.jpeg import common_levels
+    from imgclf.plots.grids import pick_samples
 
     looked_at = audit(source.with_samples(pick_samples(source, n, seed)), strict=False, allow_bad=1.0).source
     return source.at_levels(common_levels(sample.levels for sample in looked_at.samples))
@@ -124,7 +124,7 @@ def _training_pixels(experiment: Experiment, source: Source) -> Recipe:
     """The pixels of training. Only where an image that they depend on is bad, all are checked, as training does."""
     from imgclf.data.audit import audit
     from imgclf.data.images import BadImage
-    from imgclf.plan import plan_pixels
+    from imgclf.estimator.plan import plan_pixels
 
     try:
         return plan_pixels(experiment, source)
@@ -141,7 +141,7 @@ def _readable(
     from dataclasses import replace
 
     from imgclf.data.images import BadImage
-    from imgclf.pictures import pick_samples, sample_pixels
+    from imgclf.plots.grids import pick_samples, sample_pixels
 
     images: list[Pixels] = []
     titles, bad = [], []

@@ -32,9 +32,7 @@ from imgclf.cli._options import (
     choices,
     option,
 )
-from imgclf.errors import ConfigError
-from imgclf.run import ROOT
-from imgclf.specs import (
+from imgclf.core.config import (
     CACHES,
     CLASS_WEIGHTS,
     COMPILES,
@@ -51,6 +49,8 @@ from imgclf.specs import (
     parse_size,
     parse_split,
 )
+from imgclf.core.errors import ConfigError
+from imgclf.storage.run_folder import ROOT
 
 
 def train(
@@ -197,7 +197,7 @@ def train(
 
 def changes_of(given: dict[str, Any]) -> dict[str, Any]:
     """The options as changes of an `Experiment`, over those of the config file."""
-    from imgclf.run import find_config
+    from imgclf.storage.run_folder import find_config
 
     changes: dict[str, Any] = find_config(given["config"]) if "config" in given else {}
     own = _taken(given, ("arch", "weights", "init", "channels", "fit", "augment", "mirror", "dropout", "keep"))

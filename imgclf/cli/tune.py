@@ -25,7 +25,7 @@ from imgclf.cli._options import (
 )
 from imgclf.cli._output import output_folder
 from imgclf.cli.train import changes_of
-from imgclf.run import ROOT
+from imgclf.storage.run_folder import ROOT
 
 
 def tune(

@@ -9,8 +9,8 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
 from imgclf.cli._results import figure
-from imgclf.errors import ConfigError
-from imgclf.runlist import RunEntry
+from imgclf.core.errors import ConfigError
+from imgclf.storage.run_list import RunEntry
 
 
 def use(
@@ -27,7 +27,7 @@ def use(
 
     [dim]imgclf use photos-resnet18-1[/dim]
     """
-    from imgclf.runlist import default_run, find_default, pin_run, unpin, why_none
+    from imgclf.storage.run_list import default_run, find_default, pin_run, unpin, why_none
 
     if clear and run is not None:
         raise ConfigError("--clear pins no run, so it stands alone; leave out RUN or --clear")

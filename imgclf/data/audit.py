@@ -19,17 +19,17 @@ from typing import Any, TypeVar
 
 import PIL
 
-from imgclf._arguments import require, whole
-from imgclf._files import cache_folder, checked_file, natural, printable, read_checked
+from imgclf.core.arguments import require, whole
+from imgclf.core.config import Levels
+from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, DataError
+from imgclf.core.files import cache_folder, checked_file, natural, printable, read_checked
 from imgclf.data.classes import look_alikes
+from imgclf.data.dataset import Sample, Source
 from imgclf.data.duplicates import describe_duplicates, plural
-from imgclf.data.folder import FileReader, Known
 from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_regular
-from imgclf.data.shards import ShardReader
-from imgclf.data.source import Sample, Source
-from imgclf.data.tarindex import Entry
-from imgclf.errors import SHOWN_PROBLEMS, ConfigError, DataError
-from imgclf.specs import Levels
+from imgclf.data.sources.folder import FileReader, Known
+from imgclf.data.sources.tar_index import Entry
+from imgclf.data.sources.tar_shards import ShardReader
 
 ALLOW_BAD = 0.05
 _CACHE_FORMAT = 7

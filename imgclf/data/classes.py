@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from imgclf._files import nfc, printable
-from imgclf.data.source import Sample, Source
+from imgclf.core.files import nfc, printable
+from imgclf.data.dataset import Sample, Source
 
 
 def in_one_form(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:

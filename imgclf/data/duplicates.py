@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
-from imgclf._files import printable
-from imgclf.data.source import SPLIT_NAMES, Sample
+from imgclf.core.files import printable
+from imgclf.data.dataset import SPLIT_NAMES, Sample
 
 _SHOWN = 3
 

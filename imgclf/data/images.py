@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from imgclf._files import printable
-from imgclf.data.decode import (
+from imgclf.core.config import Levels
+from imgclf.core.errors import DataError
+from imgclf.core.files import printable
+from imgclf.data.dataset import AtLeast, Draft, Pixels, Sides
+from imgclf.data.jpeg import (
     SWAPS_SIDES,
     Decoded,
     DeepColor,
@@ -38,9 +41,6 @@ from imgclf.data.decode import (
     to_uint8,
     upright,
 )
-from imgclf.data.source import AtLeast, Draft, Pixels, Sides
-from imgclf.errors import DataError
-from imgclf.specs import Levels
 
 MAX_PIXELS = 100_000_000
 LOOK = 16  # hexadecimal digits of a look

@@ -16,13 +16,13 @@ from hashlib import blake2b, sha256
 from math import floor, isclose
 from typing import Any
 
-from imgclf._arguments import as_path, plain, require, whole
-from imgclf._files import csv_text, natural, nfc, printable, write_text
+from imgclf.core.arguments import as_path, plain, require, whole
+from imgclf.core.errors import ConfigError, DataError
+from imgclf.core.files import csv_text, natural, nfc, printable, write_text
+from imgclf.data.dataset import SPLIT_NAMES, Sample, Source
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
-from imgclf.data.layout import split_meant
-from imgclf.data.source import SPLIT_NAMES, Sample, Source
-from imgclf.data.table import read_rows, spellings
-from imgclf.errors import ConfigError, DataError
+from imgclf.data.sources.csv_table import read_rows, spellings
+from imgclf.data.sources.layout import split_meant
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
 FRACTIONS = (0.7, 0.15, 0.15)

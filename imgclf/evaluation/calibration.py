@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imgclf.core.results import Calibration, Sureness
 from imgclf.evaluation.metrics import softmax
-from imgclf.results import Calibration, Sureness
 
 COOLEST, HOTTEST = 0.1, 10.0
 LOWEST, HIGHEST = -math.log(HOTTEST), -math.log(COOLEST)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imgclf.core.results import Intervals
 from imgclf.evaluation.metrics import TOP5_ABOVE, mean_f1, mean_recall, rank_of_truth, softmax
-from imgclf.results import Intervals
 
 LEVEL = 0.95
 Z = 1.959963984540054  # of the normal distribution, for that level

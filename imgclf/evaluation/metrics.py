@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imgclf.errors import DataError, ImgclfError
-from imgclf.results import ClassResult, Evaluation
+from imgclf.core.errors import DataError, ImgclfError
+from imgclf.core.results import ClassResult, Evaluation
 
 TOP5_ABOVE = 10  # classes: among fewer, five guesses are no figure
 Floats = NDArray[np.float64]

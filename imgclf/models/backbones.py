@@ -10,12 +10,12 @@ import re
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from imgclf._registry import unknown_name
-from imgclf.errors import ConfigError
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError
+from imgclf.core.registry import unknown_name
 from imgclf.models import offline, resnet, speedrun, teaching, vgg
-from imgclf.models._arch import ARCHS, Arch
 from imgclf.models.own import OWN, current
-from imgclf.specs import ModelSpec
+from imgclf.models.registry import ARCHS, Arch
 
 if TYPE_CHECKING:
     from torch import nn

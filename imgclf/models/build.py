@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from imgclf._arguments import require
-from imgclf.compute import unseeded_drawing
-from imgclf.errors import ConfigError, ImgclfError
-from imgclf.models._arch import HEAD, Arch
+from imgclf.core.arguments import require
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError, ImgclfError
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import assemble
-from imgclf.specs import ModelSpec
+from imgclf.models.registry import HEAD, Arch
+from imgclf.runtime.compute import unseeded_drawing
 
 # What layers raise for an image that is too small or of a shape that they can't take.
 SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)

@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-from imgclf._files import csv_text, read_text, write_text
-from imgclf.specs import ModelSpec, parse_size
+from imgclf.core.config import ModelSpec, parse_size
+from imgclf.core.files import csv_text, read_text, write_text
 
 TABLE = Path(__file__).with_name("catalog.csv")
 COLUMNS = ("name", "params", "size", "channels", "weights")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imgclf._files import printable
-from imgclf._tensorfile import short
-from imgclf.errors import ModelFileError
+from imgclf.core.errors import ModelFileError
+from imgclf.core.files import printable
+from imgclf.core.tensor_file import short
 
 # Where training scripts keep the weights, the running mean of them first, as timm's own reader has it.
 WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "net", "weights")

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from imgclf.models._arch import Arch
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.models.registry import Arch
 
 
 class Ensemble(nn.Module):

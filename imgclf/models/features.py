@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from imgclf.errors import ConfigError
+from imgclf.core.errors import ConfigError
 from imgclf.models.build import head_of
 from imgclf.models.ensemble import Ensemble
 

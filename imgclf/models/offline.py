@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from imgclf.errors import MissingExtra, ModelFileError
-from imgclf.models._arch import ARCHS, Arch
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import MissingExtra, ModelFileError
+from imgclf.models.registry import ARCHS, Arch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

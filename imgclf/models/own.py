@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgclf.errors import ConfigError, UnknownName
-from imgclf.models._arch import Arch
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError, UnknownName
+from imgclf.models.registry import Arch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

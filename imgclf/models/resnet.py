@@ -13,9 +13,9 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgclf.models._arch import ARCHS, Arch, arch
-from imgclf.models._layers import kaiming_normal
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.models.layers import kaiming_normal
+from imgclf.models.registry import ARCHS, Arch, arch
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:

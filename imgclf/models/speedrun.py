@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgclf.models._arch import arch
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.models.registry import arch
 
 PATCH = 2  # the side of the patches that are whitened
 NOISE = 5e-4  # what is added to a variance, so that a direction in which pixels hardly differ is not blown up

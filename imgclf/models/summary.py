@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from imgclf.compute import own_copy
+from imgclf.runtime.compute import own_copy
 
 
 @dataclass(frozen=True)

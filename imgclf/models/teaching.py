@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from imgclf.models._arch import arch
-from imgclf.models._layers import dropout, flat_features, stack, xavier_uniform
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.models.layers import dropout, flat_features, stack, xavier_uniform
+from imgclf.models.registry import arch
 
 
 @arch(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from imgclf.compute import CONTIGUOUS, memory_format_of
-from imgclf.errors import ConfigError
-from imgclf.models._arch import HEAD
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError
+from imgclf.models.registry import HEAD
+from imgclf.runtime.compute import CONTIGUOUS, memory_format_of
 
 TRIED = 2  # images
 

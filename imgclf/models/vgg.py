@@ -12,9 +12,9 @@ from itertools import pairwise
 
 from torch import nn
 
-from imgclf.models._arch import ARCHS, Arch, arch
-from imgclf.models._layers import dropout, flat_features, kaiming_normal, stack
-from imgclf.specs import ModelSpec
+from imgclf.core.config import ModelSpec
+from imgclf.models.layers import dropout, flat_features, kaiming_normal, stack
+from imgclf.models.registry import ARCHS, Arch, arch
 
 # Each inner tuple is one stack: the number of maps that each of its convolutions makes. A pooling follows each stack.
 CONFIGURATIONS = {

@@ -12,19 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from imgclf._arguments import as_path
-from imgclf._files import nfc, printable
-from imgclf._tensorfile import BESIDE, checksum, parse_json, read_header
-from imgclf.compute import unseeded_drawing
-from imgclf.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
-from imgclf.models._arch import Arch
-from imgclf.models._fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
+from imgclf.core.arguments import as_path
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
+from imgclf.core.files import nfc, printable
+from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
 from imgclf.models.checkpoints import read_checkpoint, without_prefix
+from imgclf.models.fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
 from imgclf.models.offline import have_offline_weights, offline_weights
 from imgclf.models.own import OwnNetwork
-from imgclf.specs import ModelSpec
+from imgclf.models.registry import Arch
+from imgclf.runtime.compute import unseeded_drawing
 
 CALM = 0.01
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from imgclf import distributed
-from imgclf._files import checked_file, open_checked, sync_folder
-from imgclf.errors import DataError, ImgclfError, ModelFileError, warn_caller
-from imgclf.results import EpochRecord
-from imgclf.training.callbacks import TrainState
+from imgclf.core.errors import DataError, ImgclfError, ModelFileError, warn_caller
+from imgclf.core.files import checked_file, open_checked, sync_folder
+from imgclf.core.results import EpochRecord
+from imgclf.runtime import distributed
+from imgclf.training.events import TrainState
 
 FORMAT = 6
 PREVIOUS = "checkpoint-previous.pt"

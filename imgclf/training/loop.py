@@ -20,9 +20,17 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from imgclf import distributed
-from imgclf._arguments import as_path, require
-from imgclf.compute import (
+from imgclf.core.arguments import as_path, require
+from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.errors import ConfigError, DataError, TrainingDiverged
+from imgclf.core.results import EpochRecord, Evaluation, History
+from imgclf.data.loading.loader import Batch, Loader
+from imgclf.evaluation.calibration import fit_temperature
+from imgclf.evaluation.inference import infer_placed
+from imgclf.evaluation.metrics import evaluate_logits
+from imgclf.models.build import head_of
+from imgclf.runtime import distributed
+from imgclf.runtime.compute import (
     all_finite,
     drawing,
     enough_threads,
@@ -31,23 +39,15 @@ from imgclf.compute import (
     seeded,
     step_flops,
 )
-from imgclf.data.loader import Batch, Loader
-from imgclf.errors import ConfigError, DataError, TrainingDiverged
-from imgclf.evaluation.calibration import fit_temperature
-from imgclf.evaluation.metrics import evaluate_logits
-from imgclf.inference import infer_placed
-from imgclf.models.build import head_of
-from imgclf.results import EpochRecord, Evaluation, History
-from imgclf.specs import Recipe, TrainConfig
-from imgclf.training.callbacks import Callback, TrainState, Weights, as_callbacks, notify
+from imgclf.training.acceleration import compiled, pick_device, pick_precision, should_compile, tuned
 from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
-from imgclf.training.device import compiled, pick_device, pick_precision, should_compile, tuned
-from imgclf.training.graph import GraphedStep, should_capture
+from imgclf.training.cuda_graph import GraphedStep, should_capture
+from imgclf.training.ema import beats_best, copied, lent, start_mean, update_mean
+from imgclf.training.events import Callback, TrainState, Weights, as_callbacks, notify
+from imgclf.training.fast_backward import quick_gradients
 from imgclf.training.interrupt import Interrupts, polite_interrupts
-from imgclf.training.keep import beats_best, copied, lent, start_mean, update_mean
+from imgclf.training.linear_probe import soften_head
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
-from imgclf.training.probe import soften_head
-from imgclf.training.small_maps import quick_gradients
 from imgclf.training.step import Rewind, learn, needs_pairs
 
 MAX_RETRIES = 3

@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from imgclf._arguments import require
-from imgclf.compute import drawing, enough_threads, kept_memory, step_flops
-from imgclf.data.loader import Batch, Loader
-from imgclf.errors import ConfigError
-from imgclf.inference import Progress
-from imgclf.results import LrCurve
-from imgclf.specs import TrainConfig
-from imgclf.training.callbacks import TrainState
-from imgclf.training.device import pick_device
+from imgclf.core.arguments import require
+from imgclf.core.config import TrainConfig
+from imgclf.core.errors import ConfigError
+from imgclf.core.results import LrCurve
+from imgclf.data.loading.loader import Batch, Loader
+from imgclf.evaluation.inference import Progress
+from imgclf.runtime.compute import drawing, enough_threads, kept_memory, step_flops
+from imgclf.training.acceleration import pick_device
+from imgclf.training.events import TrainState
+from imgclf.training.fast_backward import quick_gradients
+from imgclf.training.linear_probe import soften_head
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
-from imgclf.training.probe import soften_head
-from imgclf.training.small_maps import quick_gradients
 from imgclf.training.step import Rewind, learn
 
 LOWEST, HIGHEST = 1e-7, 10.0

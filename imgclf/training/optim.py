@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from imgclf.specs import TrainConfig
+from imgclf.core.config import TrainConfig
 
 BETA = 0.999
 MANY_COPIED = 2**20  # weights from which on SGD's foreach kernels are quicker for that; those of Adam never are

@@ -11,8 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from imgclf import distributed
-from imgclf.compute import (
+from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.errors import OutOfMemory
+from imgclf.data.loading.loader import Batch, Mix
+from imgclf.runtime import distributed
+from imgclf.runtime.compute import (
     autocast,
     drawing,
     memory_format_of,
@@ -22,13 +25,10 @@ from imgclf.compute import (
     seeded,
     set_random_state,
 )
-from imgclf.data.loader import Batch, Mix
-from imgclf.errors import OutOfMemory
-from imgclf.machine import free_memory
-from imgclf.specs import Recipe, TrainConfig
-from imgclf.training.callbacks import TrainState
+from imgclf.runtime.device import free_memory
+from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer
-from imgclf.transforms.pixels import to_input
+from imgclf.transforms.preprocess import to_input
 
 MAX_PROBED = 256
 MEMORY_SHARE = 0.5  # of what the machine has free: on a CPU the system ends a program that takes too much

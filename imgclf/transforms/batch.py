@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.errors import ConfigError
-from imgclf.specs import Recipe, Step
+from imgclf.core.config import Recipe, Step
+from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu, ops_torch
 from imgclf.transforms._ops import Numbers, Ops
-from imgclf.transforms.augment import BORDERS, check_border, run_step
-from imgclf.transforms.draws import Draws
-from imgclf.transforms.trivial import DRAWS, Space, alter
+from imgclf.transforms.albumentations_pipeline import BORDERS, check_border, run_step
+from imgclf.transforms.rng import Draws
+from imgclf.transforms.trivial_augment import DRAWS, Space, alter
 
 Shares = tuple[torch.Tensor, torch.Tensor]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from imgclf.specs import Recipe
-from imgclf.transforms.pixels import Pixels, resize, to_channels
+from imgclf.core.config import Recipe
+from imgclf.transforms.preprocess import Pixels, resize, to_channels
 
 Box = tuple[float, float, float, float]  # (top, left, height, width) as fractions of the image's sides
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)

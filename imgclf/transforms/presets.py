@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from imgclf._registry import Registry
-from imgclf.specs import Step
+from imgclf.core.config import Step
+from imgclf.core.registry import Registry
 
 Preset = Callable[[bool], tuple[Step, ...]]
 PRESETS: Registry[Preset] = Registry("augmentation preset")

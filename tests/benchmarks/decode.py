@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imgclf.compute import kept_memory
-from imgclf.data.decode import Jpeg, decode_jpeg, find_jpeg
-from imgclf.data.loader import Loader
-from imgclf.data.open import open_source
-from imgclf.specs import Recipe, Step
+from imgclf.core.config import Recipe, Step
+from imgclf.data.jpeg import Jpeg, decode_jpeg, find_jpeg
+from imgclf.data.loading.loader import Loader
+from imgclf.data.sources.open import open_source
+from imgclf.runtime.compute import kept_memory
 from imgclf.transforms.batch import crop_boxes
 from imgclf.transforms.crop import crop_decode_size
-from imgclf.transforms.pixels import to_input
+from imgclf.transforms.preprocess import to_input
 
 SIDE = 224
 BATCH = 50

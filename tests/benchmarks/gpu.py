@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imgclf.bench import benchmark
-from imgclf.classifier import Classifier
-from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.estimator.classifier import Classifier
+from imgclf.studies.benchmark import benchmark
 
 HERE = Path(__file__).parent
 BATCH = 256

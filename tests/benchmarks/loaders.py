@@ -22,12 +22,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from imgclf.compute import kept_memory
-from imgclf.data.loader import Loader
-from imgclf.data.open import open_source
-from imgclf.data.source import ArrayReader, Sample, Source
-from imgclf.specs import Recipe
-from imgclf.transforms.pixels import to_input
+from imgclf.core.config import Recipe
+from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.loading.loader import Loader
+from imgclf.data.sources.open import open_source
+from imgclf.runtime.compute import kept_memory
+from imgclf.transforms.preprocess import to_input
 from imgclf.transforms.presets import preset_steps
 
 WORKERS = 2

@@ -19,9 +19,9 @@ from typing import Any
 
 from folders import once
 
-from imgclf.classifier import Classifier
-from imgclf.training.callbacks import Weights
-from imgclf.training.keep import copied
+from imgclf.estimator.classifier import Classifier
+from imgclf.training.ema import copied
+from imgclf.training.events import Weights
 
 ARCH = "efficientnet_lite0"
 # What is changed of the experiment for each part that is off, or another.

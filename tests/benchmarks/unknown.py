@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from imgclf.core.config import Experiment
 from imgclf.data.audit import audit
-from imgclf.data.open import open_source
-from imgclf.data.source import ArrayReader, Sample, Source
+from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.sources.open import open_source
+from imgclf.estimator.plan import Plan, make_plan, plan_loader
 from imgclf.evaluation.calibration import fit_temperature, measure_calibration
+from imgclf.evaluation.inference import answer_with_features
 from imgclf.evaluation.metrics import softmax
-from imgclf.evaluation.unknown import fit_unknown
-from imgclf.inference import answer_with_features
-from imgclf.plan import Plan, make_plan, plan_loader
-from imgclf.specs import Experiment
-from imgclf.training.probe import fit_logistic
+from imgclf.evaluation.ood import fit_unknown
+from imgclf.training.linear_probe import fit_logistic
 
 SHARE = 0.05
 TRAINED, VALIDATED, TESTED = 240, 60, 200

@@ -1,0 +1,1 @@
+"""What every room uses: errors, settings, results, files; no torch, no images."""

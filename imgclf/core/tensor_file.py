@@ -1,0 +1,215 @@
+"""The bytes of a model file: a safetensors header that is trusted in nothing, and a checksum over all it stands for.
+
+The format is that of https://huggingface.co/docs/safetensors: eight bytes with the header's length, the header as JSON,
+the tensors. Errors here are `ModelFileError` without the file's name, which the caller adds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import accumulate
+from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+from imgclf.core.errors import ModelFileError
+
+MAX_HEADER = 8_000_000  # bytes; a network with 1,000 classes and 1,000 tensors needs some 200,000
+FORMAT_MAX_HEADER = 100_000_000  # what the safetensors format itself allows
+BESIDE = "unknown:"  # how the tensors are called that are no weights; no layer's name has a colon
+MAX_AXES = 8
+CHUNK = 1 << 20
+DTYPES = {  # the name in the file: (the name in torch, bytes an element)
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+FOREIGN = {  # how files that are no safetensors begin
+    b"PK": "a zip archive, as torch.save writes it",
+    b"\x80": "a pickle",
+    b"\x93NUMPY": "a NumPy file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip archive",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in the file; its bytes lie from `begin` to `end`, counted from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What comes before the tensors, `size` bytes in all: the manifest (JSON), the checksum, where each tensor lies."""
+
+    size: int
+    manifest: str
+    sha256: str
+    tensors: Mapping[str, Stored]
+
+
+class Raw(NamedTuple):
+    """A tensor to be written: its type by the name in the file, its shape, its bytes (little-endian, in C order)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def read_header(stream: BinaryIO, total: int | None = None) -> Header:
+    """The header of the file in `stream`, checked against the format and its length: `total`, or what is there."""
+    start = stream.read(9)
+    total = stream.seek(0, os.SEEK_END) if total is None else total
+    size = int.from_bytes(start[:8], "little")
+    if len(start) == 9 and (start[8:] != b"{" or size > MAX_HEADER):
+        _refuse(start, size)
+    if len(start) < 9 or size > total - 8:
+        raise ModelFileError(f"truncated: {total} bytes end within the header; copy the file again or train again")
+    stream.seek(8)
+    entries = parse_json(stream.read(size), "header")
+    texts = entries.pop("__metadata__", None)
+    if not isinstance(texts, dict) or not isinstance(texts.get("imgclf"), str):
+        raise ModelFileError("has no imgclf manifest: a safetensors file, but not a model that imgclf saved")
+    if texts.keys() != {"imgclf", "sha256"} or not texts["imgclf"].isascii():
+        raise ModelFileError("corrupt: the metadata are not an ASCII manifest and its sha256")
+    tensors = {name: _parse_entry(name, entry) for name, entry in entries.items()}
+    _check_layout(tensors, total - 8 - size)
+    return Header(8 + size, texts["imgclf"], texts["sha256"], tensors)
+
+
+def checksum(stream: BinaryIO, header: Header) -> str:
+    """The sha256 (hex) over the manifest and, sorted by name, each tensor's name, dtype, shape and bytes."""
+    return _digest(
+        header.manifest,
+        (
+            (name, one.dtype, one.shape, _chunks(stream, header.size + one.begin, one.end - one.begin))
+            for name, one in sorted(header.tensors.items())
+        ),
+    )
+
+
+def pack(tensors: Mapping[str, Raw], manifest: str) -> list[bytes | memoryview]:
+    """The parts of a file, one after the other: its header, with the manifest and the checksum, and each tensor.
+
+    The writer of safetensors copies all tensors twice and puts metadata in a random order; here equal models give equal
+    files. As there, types of more bytes come first, so that each tensor begins at a multiple of its own.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-DTYPES[item[1].dtype][1], item[0]))
+    ends = list(accumulate(len(raw.data) for _, raw in ordered))
+    entries = {
+        name: {"dtype": raw.dtype, "shape": raw.shape, "data_offsets": (end - len(raw.data), end)}
+        for (name, raw), end in zip(ordered, ends, strict=True)
+    }
+    digest = _digest(manifest, ((name, raw.dtype, raw.shape, [raw.data]) for name, raw in sorted(tensors.items())))
+    texts = {"imgclf": manifest, "sha256": digest}
+    header = json.dumps({"__metadata__": texts, **entries}, separators=(",", ":")).encode("ascii")
+    header = header.ljust(math.ceil(len(header) / 8) * 8)  # the tensors start at a multiple of 8 bytes
+    return [len(header).to_bytes(8, "little") + header, *(raw.data for _, raw in ordered)]
+
+
+def _digest(manifest: str, tensors: Iterable[tuple[str, str, tuple[int, ...], Iterable[bytes | memoryview]]]) -> str:
+    digest = sha256(manifest.encode("ascii"))
+    for name, dtype, shape, chunks in tensors:
+        digest.update(json.dumps([name, dtype, shape]).encode("ascii"))
+        for chunk in chunks:
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(stream: BinaryIO, begin: int, left: int) -> Iterator[bytes]:
+    stream.seek(begin)
+    while left:
+        chunk = stream.read(min(left, CHUNK))
+        if not chunk:
+            raise ModelFileError("truncated while it was read; wait until it is written, and try again")
+        yield chunk
+        left -= len(chunk)
+
+
+def parse_json(source: str | bytes, what: str) -> dict[str, Any]:
+    """A JSON object in which no key comes twice and every number is finite; `what` names it in the error."""
+    try:
+        text = source.decode("utf-8") if isinstance(source, bytes) else source
+        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ModelFileError(f"corrupt: the {what} is nested too deeply") from None
+    except ValueError as error:
+        raise ModelFileError(f"corrupt: the {what} is not JSON ({short(str(error))})") from None
+    if not isinstance(value, dict):
+        raise ModelFileError(f"corrupt: the {what} is not a JSON object")
+    return value
+
+
+def short(text: str) -> str:
+    """The start of a text that may be a hostile file's, for a message."""
+    return text if len(text) <= 120 else text[:120] + "…"
+
+
+def _refuse(start: bytes, size: int) -> NoReturn:
+    if start[8:] == b"{" and size <= FORMAT_MAX_HEADER:
+        raise ModelFileError(f"has a header of {size:,} bytes; imgclf reads up to {MAX_HEADER:,}")
+    look = next((f" (it looks like {what})" for magic, what in FOREIGN.items() if start.startswith(magic)), "")
+    raise ModelFileError(
+        f"is not a safetensors file{look}; files of other formats can run code when they are opened, so they never "
+        "are: give a model.safetensors that imgclf saved"
+    )
+
+
+def _parse_entry(name: str, entry: Any) -> Stored:
+    malformed = ModelFileError(f"corrupt: the header's entry for the tensor {short(repr(name))} is malformed")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise malformed
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES or not _are_sizes(shape) or not _are_sizes(offsets):
+        raise malformed
+    if len(shape) > MAX_AXES or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype][1]:
+        raise malformed
+    return Stored(dtype, tuple(shape), *offsets)
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_layout(tensors: Mapping[str, Stored], length: int) -> None:
+    """The tensors must fill the rest of the file exactly: no gap, no overlap, nothing left over."""
+    end = 0
+    for stored in sorted(tensors.values(), key=lambda stored: (stored.begin, stored.end)):
+        if stored.begin != end:
+            raise ModelFileError("corrupt: the tensors overlap or leave gaps")
+        end = stored.end
+    if end > length:
+        raise ModelFileError(f"truncated: {end - length} bytes are missing; copy the file again or train again")
+    if end < length:
+        raise ModelFileError(f"corrupt: {length - end} bytes belong to no tensor")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ModelFileError(f"corrupt: the key {short(repr(name))} comes twice")
+        values[name] = value
+    return values
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{short(text)} is not a finite number")
+    return number

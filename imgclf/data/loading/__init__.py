@@ -1,0 +1,1 @@
+"""From images to batches: readers ahead, stores of pixels, the loader."""

@@ -1,0 +1,184 @@
+"""Pixels that are decoded once and stay in memory: what is kept of an image, and where.
+
+An image is kept in one of two forms. Where each epoch cuts another part out of it, it is kept whole, shrunk to a little
+more than the size of the model, in its own shape. In all other cases the prepared pixels are kept, which all have the
+size of the model and lie in one tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imgclf.core.config import Recipe
+from imgclf.core.errors import DataError
+from imgclf.data.dataset import ArrayReader, Pixels, Sample, Source, open_measured
+from imgclf.data.loading.disk_cache import Kept
+from imgclf.runtime.compute import ran_out_of_memory, release_memory
+from imgclf.runtime.device import memory
+from imgclf.transforms.albumentations_pipeline import takes_whole_image
+from imgclf.transforms.crop import kept_side, shrink
+from imgclf.transforms.preprocess import decode_size, mean_colour, open_prepared, prepare, to_channels
+
+RAM_SHARE = 0.125  # of the training images, and of the valid ones: a quarter together
+PEEKED = 24
+WIDEST = 16 / 9  # assumed where no image tells its shape
+
+
+def memory_budget() -> int:
+    """The bytes that the pixels of one loader may take: an eighth of the memory."""
+    return int(memory() * RAM_SHARE)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which pixels of an image are kept: the `whole` of it, shrunk, or what `prepare` makes of it."""
+
+    recipe: Recipe
+    whole: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, train: bool) -> Form:
+        """The form that training or evaluation by this recipe starts from."""
+        return cls(recipe, train and takes_whole_image(recipe))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of prepared pixels."""
+        return (*self.recipe.size, self.recipe.channels)
+
+    def read(self, source: Source, ref: str) -> Kept:
+        """Decode one image into this form. Raises `DataError`, as `BadImage`, where it can't be read."""
+        if not self.whole:
+            return Kept(open_prepared(source, ref, self.recipe), self.recipe.size)
+        side = kept_side(self.recipe)
+        pixels, shape = open_measured(source, ref, (side, side))
+        return Kept(to_channels(shrink(pixels, side), self.recipe.channels), shape)
+
+    def settings(self) -> dict[str, object]:
+        """All that these pixels depend on, apart from the image, as JSON values."""
+        recipe = self.recipe
+        if self.whole:
+            whole = {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colours": False}
+            return whole | _levels(recipe)
+        fit = {"size": list(recipe.size), "channels": recipe.channels, "fit": recipe.fit, "kernel": recipe.kernel}
+        fit["crop_ratio"] = recipe.crop_ratio
+        if recipe.fit == "pad":
+            fit["colour"] = mean_colour(recipe)
+        return {**fit, "decode_size": list(decode_size(recipe)), **_levels(recipe)}
+
+    def bytes_each(self, source: Source, samples: Sequence[Sample]) -> int:
+        """The mean bytes of a kept image; for whole images from the headers of up to 24 of them, evenly spread."""
+        if not self.whole:
+            return math.prod(self.shape)
+        side = kept_side(self.recipe)
+        shapes = []
+        for sample in samples[:: max(1, -(-len(samples) // PEEKED))]:
+            try:
+                shapes.append(open_measured(source, sample.ref, (1, 1))[1])
+            except DataError:  # named when it is wanted
+                continue
+        areas = [height * width * min(1.0, side / min(height, width)) ** 2 for height, width in shapes]
+        area = sum(areas) / len(areas) if areas else side * side * WIDEST
+        return math.ceil(area * self.recipe.channels)
+
+
+def _levels(recipe: Recipe) -> dict[str, object]:
+    return {"levels": [astuple(levels) for levels in recipe.levels]} if recipe.levels else {}
+
+
+class Dense:
+    """Prepared pixels of n images as one uint8 tensor (n, height, width, channels), filled as images are needed.
+
+    A set that lies in memory already, in the right size, is copied at once. May be filled from several threads.
+    """
+
+    def __init__(self, source: Source, samples: Sequence[Sample], form: Form) -> None:
+        array = _stacked(source, samples, form)
+        self.full = array is not None
+        self._has: NDArray[np.bool_] = np.full(len(samples), self.full)
+        shape = (len(samples), *form.shape)
+        self._tensor = torch.empty(shape, dtype=torch.uint8) if array is None else torch.from_numpy(array)
+
+    def missing(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the positions that are still to be filled."""
+        return index[:0] if self.full else index[~self._has[index]]
+
+    def present(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the positions that are filled."""
+        return index if self.full else index[self._has[index]]
+
+    def put(self, position: int, pixels: Pixels) -> None:
+        """Fill one position."""
+        if self._tensor.is_cpu:
+            self._tensor.numpy()[position] = pixels
+        else:
+            self._tensor[position] = torch.tensor(pixels, device=self._tensor.device)
+        self._has[position] = True
+
+    def select(self, index: torch.Tensor) -> torch.Tensor:
+        """The pixels at the positions, in new memory on the device of `self`."""
+        here = index.to(self._tensor.device, non_blocking=self._tensor.is_cuda)
+        return self._tensor.index_select(0, here)
+
+    def row(self, position: int) -> Kept | None:
+        """The pixels at one position, not to be written to; None where it is still to be filled."""
+        if not self._has[position]:
+            return None
+        pixels = self._tensor[position].cpu().numpy()
+        return Kept(pixels, pixels.shape[:2])
+
+    def settle(self, device: torch.device) -> None:
+        """Once as good as full, see whether anything is missing, and move to `device` if there is room by now."""
+        self.full = bool(self._has.all())
+        try:
+            self._tensor = self._tensor.to(device)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            release_memory(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensor lies."""
+        return self._tensor.device
+
+
+def _stacked(source: Source, samples: Sequence[Sample], form: Form) -> Pixels | None:
+    """The images of an array reader that are what `prepare` would make of them, copied at once; else None."""
+    reader = source.reader
+    if type(reader) is not ArrayReader or not samples:
+        return None
+    keys, _, numbers = zip(*(sample.ref.rpartition("/") for sample in samples), strict=True)
+    index = np.array(numbers, np.int64)
+    arrays = {key: reader.arrays[key] for key in set(keys)}
+    firsts = [array[0] for array in arrays.values()]
+    if any(prepare(first, form.recipe) is not first for first in firsts):
+        return None
+    if len(arrays) == 1:
+        return np.take(arrays[keys[0]], index, axis=0)
+    stacked: Pixels = np.empty((len(samples), *form.shape), np.uint8)
+    places = np.array(keys)
+    for key, array in arrays.items():
+        stacked[places == key] = array[index[places == key]]
+    return stacked
+
+
+class Ragged:
+    """Whole images of n samples, each an array of its own shape, filled as images are needed."""
+
+    def __init__(self, n: int) -> None:
+        self._kept: list[Kept | None] = [None] * n
+
+    def put(self, position: int, kept: Kept) -> None:
+        """Fill one position."""
+        self._kept[position] = kept
+
+    def row(self, position: int) -> Kept | None:
+        """What is kept at one position, not to be written to; None where it is still to be filled."""
+        return self._kept[position]

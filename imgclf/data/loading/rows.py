@@ -1,0 +1,229 @@
+"""From a sample to its row in a batch: read or found where pixels are kept, then copied, cropped or augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf.core.config import Recipe, Step
+from imgclf.core.errors import DataError
+from imgclf.data.dataset import Draft, Pixels, Sample, Sides, Source
+from imgclf.data.images import CHANGED, BadImage
+from imgclf.data.loading.disk_cache import Kept, PixelCache
+from imgclf.data.loading.pixel_store import Dense, Form, Ragged
+from imgclf.data.loading.prefetch import Watch
+from imgclf.transforms.albumentations_pipeline import Augmenter
+from imgclf.transforms.batch import crop_boxes
+from imgclf.transforms.crop import crop_decode_size, crop_resize
+from imgclf.transforms.preprocess import decode_size, prepare
+
+Index = NDArray[np.int64]
+Keys = NDArray[np.uint64]
+T = TypeVar("T")
+
+CHUNK = 8  # images that a thread takes at once, at least
+CUTS = 3  # pieces of a batch for each thread
+
+
+class Images:
+    """The kept pixels of samples, by position; from where the tier says. May be used from several threads.
+
+    What can't be read is None, and named in `lost` (ref → reason); it is tried again each time.
+    """
+
+    def __init__(self, source: Source, samples: Sequence[Sample], form: Form, tier: str) -> None:
+        self.source, self.samples, self.form = source, samples, form
+        self.lost: dict[str, str] = {}
+        self.watch = Watch()
+        self.memory: Dense | Ragged | None = None
+        self._disk: PixelCache | None = None
+        if tier in ("device", "ram"):
+            self.memory = Ragged(len(samples)) if form.whole else Dense(source, samples, form)
+        elif tier in ("disk", "jpeg"):
+            self._disk = PixelCache(form, lossy=tier == "jpeg")
+
+    def __call__(self, position: int) -> Kept | None:
+        """What is kept of one image; not to be written to."""
+        kept = self.memory.row(position) if self.memory is not None else None
+        if kept is None:
+            kept = self.guarded(position, self._from_disk if self._disk is not None else self._read)
+            if kept is not None and isinstance(self.memory, Ragged):
+                self.memory.put(position, kept)
+            elif kept is not None and isinstance(self.memory, Dense):
+                self.memory.put(position, kept.pixels)
+        return kept
+
+    @property
+    def keeps(self) -> bool:
+        """Whether pixels are kept at all."""
+        return self.memory is not None or self._disk is not None
+
+    def guarded(self, position: int, read: Callable[[Sample], T]) -> T | None:
+        """What `read` gives, or None and a line in `lost`."""
+        sample = self.samples[position]
+        try:
+            with self.watch.reading(sample.ref):
+                return read(sample)
+        except DataError as error:
+            self.lost[sample.ref] = error.reason if isinstance(error, BadImage) else str(error)
+            return None
+
+    def settle(self) -> None:
+        """Keep for good what was added to the disk: before and after an epoch."""
+        if self._disk is not None:
+            self._disk.seal()
+
+    def read_large(self, sample: Sample) -> Kept:
+        """The whole image as it is decoded for evaluation."""
+        pixels = self.source.open(sample.ref, decode_size(self.form.recipe))
+        return Kept(pixels, (pixels.shape[0], pixels.shape[1]))
+
+    def _read(self, sample: Sample) -> Kept:
+        return self.form.read(self.source, sample.ref)
+
+    def _from_disk(self, sample: Sample) -> Kept:
+        """By the digest that the sample is known by; its reader holds what is added to it."""
+        assert self._disk is not None
+        kept = self._disk.find(sample.sha256) if sample.sha256 else None
+        if kept is None:
+            digest = self.source.reader.digest(sample.ref)
+            if sample.sha256 not in ("", digest):
+                raise BadImage(CHANGED, sample.ref)
+            kept = self._disk.find(digest) or self._disk.add(digest, self._read(sample))
+        return kept
+
+
+class Prepared(Images):
+    """Evaluation pixels of some of the samples of other `Images`, made of those that they keep; where these keep none,
+    of the files.
+
+    Whole images that are kept have been shrunk, and perhaps compressed: they give nearly the pixels of an evaluation.
+    """
+
+    def __init__(self, images: Images, positions: Sequence[int]) -> None:
+        samples = [images.samples[i] for i in positions]
+        super().__init__(images.source, samples, Form.of(images.form.recipe, train=False), "off")
+        self._images, self._positions = images, positions
+        self.lost, self.watch = images.lost, images.watch
+
+    def __call__(self, position: int) -> Kept | None:
+        """See `Images`."""
+        if not self._images.keeps:
+            return super().__call__(position)
+        kept = self._images(self._positions[position])
+        if kept is None or not self._images.form.whole:
+            return kept
+        return Kept(prepare(kept.pixels, self.form.recipe), self.form.recipe.size)
+
+    def settle(self) -> None:
+        """See `Images`."""
+        self._images.settle()
+
+
+def sample_seed(seed: int, epoch: int, key: str) -> int:
+    """The seed (0 to 2^32 - 1) of one sample's augmentation by albumentations in one epoch."""
+    return int.from_bytes(blake2b(f"{seed}/{epoch}/{key}".encode("utf-8", "surrogateescape"), digest_size=4).digest())
+
+
+def chunks(index: Index, parts: int) -> list[slice]:
+    """Cuts of a batch for `parts` threads: a few for each, so that none waits long for the others."""
+    share = max(CHUNK, -(-len(index) // (parts * CUTS))) if parts else max(1, len(index))
+    return [slice(begin, begin + share) for begin in range(0, len(index), share)]
+
+
+class Painter(Protocol):
+    """Writes the images at some positions into the rows of a batch, for one epoch."""
+
+    def __call__(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+        """Fill `out`, uint8 (n, height, width, channels); which rows are filled: the others can't be read."""
+
+
+def paint_plain(images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+    """The prepared pixels as they are."""
+    return [_written(images(i), row) for i, row in zip(index.tolist(), out, strict=True)]
+
+
+def _written(kept: Kept | None, row: Pixels) -> bool:
+    if kept is not None:
+        row[...] = kept.pixels
+    return kept is not None
+
+
+class AlbumentationsPainter:
+    """Every image through albumentations: the whole image where a crop of it comes first, else the prepared pixels."""
+
+    def __init__(self, recipe: Recipe, seed: int, tier: str) -> None:
+        self._augment, self._seed, self._off = Augmenter(recipe), seed, tier == "off"
+
+    def __call__(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+        """See `Painter`."""
+        filled = []
+        for i, row in zip(index.tolist(), out, strict=True):
+            sample = images.samples[i]
+            kept = images.guarded(i, images.read_large) if self._off and images.form.whole else images(i)
+            if kept is not None:
+                row[...] = self._augment(kept.pixels, sample_seed(self._seed, epoch, sample.sha256 or sample.ref))
+            filled.append(kept is not None)
+        return filled
+
+
+class CropPainter:
+    """The random resized crop of each image, for the steps of `transforms.batch` to go on with.
+
+    Where whole images are not kept, the crop is chosen from the header of a file, which is then decoded as small as
+    the crop allows.
+    """
+
+    def __init__(self, step: Step, seed: int, keys: Keys, tier: str) -> None:
+        self._step, self._seed, self._keys, self._off = step, seed, keys, tier == "off"
+        self._shapes: Index = np.ones((len(keys), 2), np.int64)  # as they were found last
+
+    def __call__(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+        """See `Painter`."""
+        if self._off and images.form.whole:
+            return self._from_files(images, index, epoch, out)
+        kept = [images(i) for i in index.tolist()]
+        boxes = self._boxes(index, epoch, np.array([(1, 1) if one is None else one.shape for one in kept]))
+        for one, box, row in zip(kept, boxes, out, strict=True):
+            if one is not None:
+                top, left, height, width = box.tolist()
+                crop_resize(one.pixels, (top, left, height, width), row)
+        return [one is not None for one in kept]
+
+    def _boxes(self, index: Index, epoch: int, shapes: Index) -> NDArray[np.float64]:
+        return crop_boxes(self._step, self._seed, epoch, self._keys[index], shapes)
+
+    def _from_files(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+        guesses = self._boxes(index, epoch, self._shapes[index])
+        rows = zip(index.tolist(), guesses, out, strict=True)
+        return [
+            images.guarded(i, partial(self._cut, images.source, i, epoch, guess, row)) is not None
+            for i, guess, row in rows
+        ]
+
+    def _cut(
+        self, source: Source, position: int, epoch: int, box: NDArray[np.float64], row: Pixels, sample: Sample
+    ) -> Sides:
+        """Read one image for its crop alone; `box` is the crop if the image still has the shape it had before."""
+        known = tuple(self._shapes[position].tolist())
+        told: list[Sides] = []
+
+        def needed(shape: Sides) -> Sides:
+            told.append(shape)
+            return crop_decode_size(box_of(shape), (row.shape[0], row.shape[1]))
+
+        def box_of(shape: Sides) -> tuple[float, float, float, float]:
+            own = box if shape == known else self._boxes(np.array([position]), epoch, np.array([shape]))[0]
+            top, left, height, width = own.tolist()
+            return top, left, height, width
+
+        pixels = source.open(sample.ref, Draft(needed))
+        shape = told[0] if told else (pixels.shape[0], pixels.shape[1])
+        crop_resize(pixels, box_of(shape), row)
+        self._shapes[position] = shape
+        return shape

@@ -1,0 +1,1 @@
+"""Kinds of data: folders, CSV files, tar shards, named sets."""

@@ -1,0 +1,85 @@
+"""What a trained network may claim: a temperature for its probabilities, and what it knows unlike images by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from imgclf.core.errors import ConfigError
+from imgclf.data.loading.loader import Loader
+from imgclf.evaluation.calibration import choose_temperature
+from imgclf.evaluation.inference import Progress, answer, answer_with_features
+from imgclf.evaluation.ood import ENOUGH, Unknown, choose_evenly, fit_unknown
+from imgclf.evaluation.predictions import Answers
+from imgclf.models.features import feature_layers
+from imgclf.storage.model_file import Manifest
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The answers to the validation images at the temperature, None where there was none to look at; what `unknown`
+    images are known by, or why that is `missing`; and why the temperature is 1, as a `note`."""
+
+    answers: Answers | None = None
+    note: str = "no validation images were looked at"
+    unknown: Unknown | None = None
+    missing: str = "no validation images were looked at"
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        if self.answers is None:
+            return {"temperature": 1.0, "images": 0, "note": self.note}
+        images = 0 if self.note else len(self.answers)
+        return {"temperature": self.answers.temperature, "images": images, "note": self.note}
+
+    def within(self, manifest: Manifest) -> Manifest:
+        """A manifest with these claims; the shapes of what is known are filled in where it is saved."""
+        return replace(manifest, calibration=self.calibration, unknown={"missing": self.missing})
+
+
+def examine(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> Claims:
+    """Find out what a model may claim, in one pass over its validation images.
+
+    `train` gives the features (m, d) of some training images, at some cost: it is asked only where they are of use.
+    """
+    missing = _why_not(model, valid)
+    if missing:
+        answers = answer(model, valid)
+    else:
+        answers, features = answer_with_features(model, valid)
+    temperature, note = choose_temperature(answers.logits, answers.targets)
+    unknown = None
+    if not missing:
+        try:
+            unknown = fit_unknown(train(), answers.logits, features)
+        except ConfigError as error:
+            missing = str(error)
+    return Claims(replace(answers, temperature=temperature), note, unknown, missing)
+
+
+def _why_not(model: nn.Module, valid: Loader) -> str:
+    """Why the features of these images would be of no use; "" where they are."""
+    if len(valid) < ENOUGH:
+        return f"needs {ENOUGH} validation images, has {len(valid)}"
+    try:
+        feature_layers(model)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def features_of(
+    model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
+) -> Features:
+    """The features (m, d) of up to 2,000 of the loader's samples, evenly from their classes, as they are evaluated."""
+    chosen = loader.as_evaluated(choose_evenly(np.array(loader.targets)).tolist())
+    return answer_with_features(model, chosen, progress, precision)[1]

@@ -1,0 +1,355 @@
+"""`Classifier`: fit, evaluate, predict, save and load, composed of the public functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from imgclf.core.arguments import as_path, whole
+from imgclf.core.config import EXPLAIN_METHODS, Experiment
+from imgclf.core.errors import ConfigError, DataError, NotFitted, warn_caller
+from imgclf.core.files import printable
+from imgclf.core.results import Evaluation, Explanation, Prediction
+from imgclf.data.audit import audit
+from imgclf.data.classes import spelled_as
+from imgclf.data.dataset import SPLIT_NAMES, Sample, Source
+from imgclf.data.loading.loader import Loader
+from imgclf.data.sources.inputs import far_values, inputs_source
+from imgclf.data.split import (
+    Split,
+    choose_samples,
+    content_key,
+    match_rows,
+    pack_contents,
+    read_split,
+    seen_refs,
+    unpack_contents,
+)
+from imgclf.data.write import require_apart
+from imgclf.estimator.fit import Data, Learnt, figures, fit_data, repeat_run, resume_run
+from imgclf.estimator.plan import labelled_source
+from imgclf.estimator.settings import Builder, changes_of, own_network
+from imgclf.evaluation.inference import answer, device_of, predict
+from imgclf.evaluation.ood import Refusal
+from imgclf.evaluation.predictions import Answers, write_answers
+from imgclf.evaluation.saliency import explain
+from imgclf.models.own import OWN, own_arch, using
+from imgclf.runtime import distributed
+from imgclf.storage.model_file import read_model, save_model
+from imgclf.storage.run_folder import ANSWERS, CONFIG, MODEL, SPLIT, Run, find_model, open_run, read_config, write_info
+from imgclf.training.acceleration import pick_device, pick_precision
+from imgclf.training.events import Callback
+
+PARTS = ("all", *SPLIT_NAMES)
+
+
+class Classifier:
+    """An image classifier by the contract of scikit-learn: the constructor stores, `fit` works and returns `self`.
+
+    `arch` is the name of an architecture, or a network of the user's own (`docs/own-networks.md`): a module, its class,
+    or a function that gives one. None is the best one whose pretrained weights are on this machine. `pretrained` says
+    that the user's own network comes with weights to go on from; `mean` and `std` are those of its pixels, in 0…1.
+    `weights` says what it starts from (`auto`, `pretrained`, `none`, a path, a hub name), `init` a run folder or model
+    file to go on from, with its network, pixels and classes; `size` is a side or (height, width) in pixels; `augment`
+    is a preset's name or an `albumentations.Compose`. `recipe` is a named experiment, or an `Experiment`, which the
+    others then change; `config` changes any other field of it, as in `{"fit": "pad", "train": {"weight_decay": 0.1}}`.
+    What is left out is as it suits the data.
+
+    After `fit` or `load` there are `classes_`, `model_` and `recipe_` (the pixels); after `fit` also `history_`,
+    `split_`, `source_`, `findings_` (what looks wrong about the images, as sentences), `weights_` (what training
+    started from), `experiment_` (what was done, with nothing left open) and `run_`. What was found out of a part of the
+    own images is in `metrics_` and, image by image, in `answers_`.
+    """
+
+    precision_ = "fp32"  # of evaluation and prediction
+    run_: Run | None = None
+
+    def __init__(
+        self,
+        arch: str | Builder | None = None,
+        *,
+        weights: str | None = None,
+        init: str | os.PathLike[str] | None = None,
+        size: int | tuple[int, int] | None = None,
+        augment: Any = None,
+        recipe: str | Experiment | None = None,
+        config: Mapping[str, Any] | None = None,
+        pretrained: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.arch = arch
+        self.weights = weights
+        self.init = init
+        self.size = size
+        self.augment = augment
+        self.recipe = recipe
+        self.config = config
+        self.pretrained = pretrained
+        self.mean = mean
+        self.std = std
+
+    def __repr__(self) -> str:
+        given = {name: value for name, value in vars(self).items() if not name.endswith("_")}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        return f"Classifier({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    def fit(
+        self,
+        data: Data,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | Literal["auto"] | None = None,
+        seed: int | None = None,
+        runs: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Classifier:
+        """Train on a folder, a CSV file, a named data set or a `Source`. Ctrl-C ends it and keeps the best weights.
+
+        `runs` is the folder in which a run folder is made (called `name`, else after the data and the architecture);
+        without it nothing is written. `batch_size` "auto" is the largest that fits. `callbacks` are told of every step
+        (`imgclf/training/events.py`). What looks wrong about the images, and missing weights, are Python warnings.
+
+        Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
+        `train` raises.
+        """
+        compose, changes = changes_of(vars(self), {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed})
+        folder = None if runs is None else as_path("runs", runs)
+        return self._take(
+            lambda: fit_data(data, self.recipe, changes, compose, runs=folder, name=name, callbacks=callbacks)
+        )
+
+    def resume(
+        self, run: str | os.PathLike[str], *, epochs: int | None = None, callbacks: Sequence[Callback] = ()
+    ) -> Classifier:
+        """Go on with the training of a run where it stopped, on the same images, to `epochs` in all.
+
+        The run is given as its folder or as its name under `runs`.
+
+        A run that ended before it had written its state begins again, in the same folder.
+        """
+        return self._take(lambda: resume_run(as_path("run", run), epochs, callbacks))
+
+    def repeat(self, run: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Classifier:
+        """Train again from the start as a run did, on the same images; nothing is written."""
+        return self._take(lambda: repeat_run(as_path("run", run), callbacks))
+
+    def _take(self, work: Callable[[], Learnt]) -> Classifier:
+        """Forget what was learnt before and learn anew: after an error there is nothing."""
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+        with using(own_network(vars(self))):
+            learnt = work()
+        plan, source, split = learnt.work.plan, learnt.work.source, learnt.work.split
+        self.plan_, self.model_, self.spec_, self.recipe_ = plan, plan.model, plan.spec, plan.recipe
+        self.experiment_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
+        self.classes_, self.source_, self.split_ = source.classes, source, split
+        self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
+        self.history_, self.probe_, self.choices_ = learnt.history, learnt.probe, learnt.choices
+        self.answers_ = {} if learnt.claims.answers is None else {"valid": learnt.claims.answers}
+        self.metrics_ = {part: answers.evaluation for part, answers in self.answers_.items()}
+        self.manifest_, self.unknown_ = learnt.manifest, learnt.claims.unknown
+        self.run_, self.lost_ = learnt.work.run, dict(learnt.lost)
+        return self
+
+    def evaluate(
+        self,
+        data: Data | None = None,
+        *,
+        part: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluation:
+        """How good the model is: on its own test images or, with `data`, on any labelled ones, matched by class name.
+
+        Of `data`, images that the model was trained or validated on are left out, and only the test part is used where
+        they are divided. `part` asks for `train`, `valid`, `test` or `all` instead. Where training saw some of the
+        images that are used, as copies in the user's own train and test folders, the figures are of all, and their
+        `unseen` is of those that it didn't see. A model that was loaded from a file away from its run folder still
+        knows them by their content, up to 200,000 images (`seen_`). What could not be read is in `lost_` (path →
+        reason). Values far beyond those of training, in images of more than 8 bits, are a Python warning.
+        """
+        source, samples = self.samples_of(data, part)
+        answers = self.answer(source, samples, progress=progress)
+        if far := far_values(source, samples, self.recipe_.levels):
+            warn_caller(far)
+        if data is None:
+            part = part or "test"
+            self.answers_[part], self.metrics_[part] = answers, answers.evaluation
+            if part == "test" and self.run_ is not None and hasattr(self, "history_"):
+                write_answers(self.run_.path / ANSWERS, answers)
+                if self.lost_:
+                    self.run_ = write_info(self.run_, lost=[*map(list, self.lost_.items())])
+        return answers.evaluation
+
+    def answer(
+        self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
+    ) -> Answers:
+        """What the model says of just these samples of a source, one by one."""
+        model, loader = self._fitted(), self._loader(source, samples, cache=self._cache())
+        precision = pick_precision(self.precision_, device_of(model))
+        answers = answer(model, loader, progress=progress, precision=precision, temperature=self.temperature_)
+        self.lost_ = {**self.lost_, **loader.lost}
+        again = seen_refs(source, self.seen_)
+        return replace(answers, seen=tuple(i for i, ref in enumerate(answers.refs) if ref in again))
+
+    def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
+        """The images that `evaluate` uses for these arguments, and the source that opens them."""
+        self._fitted()
+        if part is not None and part not in PARTS:
+            raise ConfigError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
+        if data is None and hasattr(self, "source_"):
+            source = self.source_
+        else:
+            audited = audit(labelled_source(data, self.run_), strict=False, allow_bad=1.0)
+            source, self.lost_ = spelled_as(audited.source, self.classes_), {bad.ref: bad.reason for bad in audited.bad}
+        if data is None:  # whatever has come since is not of its data
+            part = part or "test"
+            matched = match_rows(self.split_.rows, source.samples)
+            samples = [sample for row, sample in matched if sample is not None and part in ("all", row.split)]
+        else:
+            samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
+        strangers = sorted(set(source.classes) - set(self.classes_)) if data is not None else []
+        if strangers:
+            known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
+            own = "; to test on the images of its own split, name no data" if hasattr(self, "split_") else ""
+            raise DataError(f"{source.name} has classes that the model does not know; it knows {known}{own}", strangers)
+        if not samples:
+            wanted = f"in its part {part!r}" if part else "to test on that the model was not trained on"
+            raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")
+        return source, samples
+
+    def predict_each(
+        self, images: Any, *, top: int = 5, reject: float | None = None, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """One `Prediction` after the other, for a path, a folder, a PIL image, an array, a file's bytes, or a list.
+
+        An array is uint8 of (height, width) or (height, width, channels). A PIL image is turned as its EXIF says, also
+        where it was converted, copied or resized: who turns one by hand takes the tag out (`ImageOps.exif_transpose`
+        does both). `top` is how many classes each prediction
+        lists. An image that cannot be read gives a prediction with an `error`. With `reject`, 0.05 for example, images
+        that look unlike anything in training are not `accepted`: so many that of images of the known classes about
+        that share is refused. `ConfigError` says why a model can't tell.
+        """
+        model, source, top = self._fitted(), inputs_source(images), whole("top", top, 1)
+        loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
+        precision, refusal = pick_precision(self.precision_, device_of(model)), None
+        if reject is not None:
+            if self.unknown_ is None:
+                raise ConfigError(
+                    f"this model can't tell what is unlike its images: {self.manifest_.unknown['missing']}"
+                )
+            refusal = Refusal(self.unknown_, reject)
+        return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, refusal=refusal)
+
+    def predict(self, images: Any, *, top: int = 5, reject: float | None = None) -> list[Prediction]:
+        """The predictions of `predict_each`, all at once.
+
+        Values far beyond those of training, in images of more than 8 bits, are a Python warning.
+        """
+        source = inputs_source(images)
+        predictions = list(self.predict_each(source, top=top, reject=reject))
+        if far := far_values(source, source.samples, self.recipe_.levels):
+            warn_caller(far)
+        return predictions
+
+    def predict_proba(self, images: Any) -> NDArray[np.float64]:
+        """Probabilities (n, classes), columns in the order of `classes_`; `DataError` where an image can't be read."""
+        predictions = self.predict(images, top=1)
+        bad = [f"{printable(p.path)}: {p.error}" for p in predictions if p.error is not None]
+        if bad:
+            raise DataError("no probabilities for images that cannot be read", bad)
+        return np.array([[p.probabilities[name] for name in self.classes_] for p in predictions])
+
+    def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
+        """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
+        source = inputs_source(images)
+        loader = self._loader(source, source.samples, cache="ram", shard=(0, 1))
+        model = self._fitted()
+        precision = pick_precision(self.precision_, device_of(model))
+        return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`.
+
+        `DataError` where that lies inside the data of training.
+        """
+        model, metrics = self._fitted(), dict(self.manifest_.metrics)
+        if hasattr(self, "source_"):
+            require_apart(as_path("path", path), [self.source_.location])
+        if hasattr(self, "split_"):
+            metrics |= figures(self.metrics_, self.split_)
+        own = None if isinstance(self.arch, str | None) else own_arch(self.arch, new_head=True)
+        with using(own):
+            save_model(path, model, replace(self.manifest_, metrics=metrics), self.unknown_)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        arch: Builder | None = None,
+        device: str | torch.device = "auto",
+        precision: str = "fp32",
+    ) -> Classifier:
+        """A classifier from a model file or a run, ready to evaluate and predict on `device` in `precision`.
+
+        A run is given as its folder or as its name under `runs`. Where the file lies in its run folder, the classifier
+        knows the split of its training too. `arch` is the code of a network of the user's own, which no file brings
+        along; `ModelFileError` where the weights don't fit it.
+        """
+        file = find_model(path)
+        with using(None if arch is None else own_arch(arch, new_head=True)):
+            model, manifest, unknown = read_model(file)
+        if arch is not None and not manifest.spec.arch.startswith(OWN):
+            raise ConfigError(f"{file} holds a {manifest.spec.arch}, which is no network of your own: leave out arch")
+        self = cls(arch or manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
+        self.model_, self.precision_ = model.to(pick_device(device)), precision
+        pick_precision(precision, device_of(model))  # one that the device does not have is refused here
+        self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
+        self.manifest_, self.unknown_, self.seen_ = manifest, unknown, unpack_contents(manifest.seen)
+        self.metrics_, self.answers_, self.lost_ = {}, {}, {}
+        if file.name == MODEL:
+            with suppress(DataError, OSError):  # the file predicts, whatever lies beside it
+                run, split = open_run(file.parent), Split(read_split(file.parent / SPLIT))
+                if manifest.seen == pack_contents((*split.samples("train"), *split.samples("valid"))):
+                    self.run_, self.split_ = run, split
+        return self
+
+    @property
+    def temperature_(self) -> float:
+        """What the logits are divided by: fitted on the validation images, 1 where there were too few."""
+        return float(self.manifest_.calibration["temperature"])
+
+    def _cache(self) -> str:
+        """Where the pixels of labelled images are kept for the next time: on the disk, if those of training are."""
+        if hasattr(self, "experiment_"):
+            used = self.experiment_.data.cache
+        else:
+            values = read_config(self.run_.path / CONFIG)[0] if self.run_ is not None else {}
+            used = values.get("data", {}).get("cache", "off")
+        return "disk" if used in ("disk", "jpeg") else "off"
+
+    def _fitted(self) -> nn.Module:
+        if not hasattr(self, "model_"):
+            raise NotFitted("this classifier is not fitted yet: call fit, or Classifier.load")
+        return self.model_
+
+    def _loader(self, source: Source, samples: Sequence[Sample], *, train: bool = False, **options: Any) -> Loader:
+        """A loader with this model's classes and pixels; the batches of training where it is known."""
+        own: dict[str, Any] = {"device": device_of(self._fitted()), "shard": distributed.shard()}
+        if hasattr(self, "experiment_"):
+            config = self.experiment_.train
+            own |= {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
+            own |= {"engine": config.engine, "device": pick_device(config.device)}
+        options = {**own, **options}
+        return Loader(source, samples, self.recipe_, classes=self.classes_, train=train, **options)

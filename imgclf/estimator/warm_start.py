@@ -1,0 +1,246 @@
+"""Between the plan and the first step: first pixels, a probe, what the labels bear, how much time there is."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.errors import ConfigError, ModelFileError
+from imgclf.core.results import Choice, Probe
+from imgclf.data.dataset import Sample
+from imgclf.data.loading.loader import Loader
+from imgclf.data.split import Split, content_key, unpack_contents
+from imgclf.estimator.decisions import describe
+from imgclf.estimator.plan import Plan, plan_loader, plan_training
+from imgclf.evaluation.inference import Progress, device_of, evaluate, infer
+from imgclf.storage.model_file import read_manifest
+from imgclf.training.acceleration import pick_device, pick_precision
+from imgclf.training.defaults import EPOCHS
+from imgclf.training.events import Callback, notify
+from imgclf.training.linear_probe import fit_probe_on_features
+from imgclf.training.optim import class_weights
+from imgclf.training.throughput import train_rate
+from imgclf.transforms.ops_cpu import LUMA
+from imgclf.transforms.preprocess import to_input
+from imgclf.transforms.presets import RECOLOURING, limited
+
+FIRST_PIXELS = 5_000 * 32 * 32  # of each channel, for a network that starts from the data
+SEEN = 200  # valid images that are looked at in other ways
+MEASURED = 3.0  # seconds
+LONGER = 4  # times as many epochs as would be taken without a limit, at most
+Alteration = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The plan with what was found out, the probe if there is one, and every choice with its reason; and the features
+    (m, d) of training images by which the probe was fitted."""
+
+    plan: Plan
+    probe: Probe | None
+    choices: tuple[Choice, ...]
+    features: NDArray[np.float32] | None = None
+
+
+def begin(
+    plan: Plan,
+    split: Split,
+    loaders: tuple[Loader, Loader | None],
+    load: Callable[..., Loader],
+    callbacks: Sequence[Callback],
+) -> Start:
+    """Bring the model of a plan to where training starts, and settle what its first answers tell.
+
+    `loaders` are those of training and of validation; `load` makes others, of samples and options. Tells the callbacks
+    of the probe. Raises what `fit_to_time` and `fit_probe` raise.
+    """
+    train_samples, config = split.samples("train"), plan.experiment.train
+    if plan.weights.used == "none":
+        most = max(1, FIRST_PIXELS // math.prod(plan.recipe.size))
+        few = train_samples[:: -(-len(train_samples) // most)]
+        show_first(plan.model, load(few, shard=(0, 1), device=torch.device("cpu")))
+    plan.model.to(pick_device(config.device)).eval()
+    probe: Probe | None = None
+    features: NDArray[np.float32] | None = None
+    found: tuple[Choice, ...] = ()
+    if config.probe:
+        plain = load(train_samples, cache=plan.experiment.data.cache)
+        probe, features = begin_with_probe(plan.model, plain, config, lambda *done: notify(callbacks, "probing", done))
+        if has_seen(plan, train_samples):
+            note = "the network was trained on some of these images"
+            probe = replace(probe, accuracy=math.nan, error=math.nan, loss=math.nan, note=note)
+        notify(callbacks, "probe", probe)
+    if config.epochs and loaders[1] is not None and knows_classes(plan):
+        samples = loaders[1].samples
+        plan, found = try_alterations(plan, load(samples[:: -(-len(samples) // SEEN)]))
+    if config.epochs and config.minutes is not None:
+        config, choice = fit_to_time(plan, *loaders)
+        plan = replace(plan, experiment=replace(plan.experiment, train=config))
+        found = (*found, choice)
+    return Start(plan, probe, describe(plan, train_samples, found), features)
+
+
+def plan_start(
+    data: str | os.PathLike[str], changes: Mapping[str, Any], recipe: str | None, callbacks: Sequence[Callback]
+) -> tuple[Start, Loader]:
+    """Where training with these changes of an experiment takes its first step, and the loader of that step.
+
+    A limit of minutes is left aside: nothing is fitted to it. Raises what training would raise before its first step.
+    """
+    plan, source, split = plan_training(data, changes, recipe, callbacks)
+    experiment = plan.experiment
+    plan = replace(plan, experiment=replace(experiment, train=replace(experiment.train, minutes=None)))
+
+    def load(samples: Sequence[Sample], **options: Any) -> Loader:
+        return plan_loader(plan, source, samples, **options)
+
+    held_out = split.samples("valid")
+    loaders = (load(split.samples("train"), train=True), load(held_out) if held_out else None)
+    start = begin(plan, split, loaders, load, callbacks)
+    return start, plan_loader(start.plan, source, split.samples("train"), train=True)
+
+
+def knows_classes(plan: Plan) -> bool:
+    """Whether the head of a plan's model means something before the first step."""
+    return bool(plan.experiment.train.probe) or plan.weights.head == "whole"
+
+
+def has_seen(plan: Plan, samples: Sequence[Sample]) -> bool:
+    """Whether a plan starts from a model file of ours that has seen some of the samples, or can't tell what it saw."""
+    if plan.weights.used != "file":
+        return False
+    try:
+        seen = unpack_contents(read_manifest(plan.weights.source).seen)
+    except ModelFileError:  # of others, as published weights are
+        return False
+    return not seen or any(content_key(sample) in seen for sample in samples)
+
+
+def show_first(model: nn.Module, loader: Loader) -> None:
+    """Give a network that has an `init_from` the images of a loader on the processor to start from."""
+    start = getattr(model, "init_from", None)
+    if start is not None:
+        start(torch.cat([to_input(batch.pixels, loader.recipe, loader.device) for batch in loader.epoch()]))
+
+
+def begin_with_probe(
+    model: nn.Module, loader: Loader, config: TrainConfig, progress: Progress
+) -> tuple[Probe, NDArray[np.float32]]:
+    """Give the network, on its own device, the head of a logistic regression on its features of the loader's images;
+    those of some of them come back."""
+    weight = class_weights(loader.targets, len(loader.classes), config.class_weights)
+    precision = pick_precision(config.precision, device_of(model))
+    return fit_probe_on_features(model, loader, precision, weight=weight, progress=progress)
+
+
+def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]]:
+    """Whether mirrored images keep their labels, and images in grey, where that was left open.
+
+    A model whose head knows the classes is asked about valid images as they are and altered. An alteration changes
+    labels where, of the answers that turn from right to wrong or from wrong to right, significantly more turn wrong
+    (McNemar 1947, two standard errors). Gives the plan without augmentation that changes labels, and what was found.
+    """
+    experiment, recipe, model = plan.experiment, plan.recipe, plan.model
+    asked: list[tuple[str, str, Alteration]] = []
+    if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in recipe.steps):
+        asked.append(("mirror", "mirrored", lambda images: images.flip(3)))
+    if experiment.recolour is None and recipe.channels == 3 and any(s.op in RECOLOURING for s in recipe.steps):
+        asked.append(("recolour", "grey", _greying(recipe)))
+    if not asked:
+        return plan, ()
+    device = pick_device(experiment.train.device)
+    precision = pick_precision(experiment.train.precision, device)
+    right = _right(model, valid, device, precision)
+    choices = []
+    for field, word, alter in asked:
+        altered = _right(nn.Sequential(_Altered(alter), model), valid, device, precision)
+        harmless = _harmless(right, altered)
+        found: dict[str, Any] = {field: harmless}
+        experiment = replace(experiment, **found)
+        figures = f"accuracy on {len(right)} valid images {right.mean():.1%}, {word} {altered.mean():.1%}"
+        choices.append(Choice(field, "yes" if harmless else "no", figures))
+    steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False)
+    return replace(plan, experiment=experiment, recipe=replace(recipe, steps=steps)), tuple(choices)
+
+
+class _Altered(nn.Module):
+    """A layer without weights."""
+
+    def __init__(self, alter: Alteration) -> None:
+        super().__init__()
+        self._alter = alter
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The altered images."""
+        return self._alter(images)
+
+
+def _greying(recipe: Recipe) -> Alteration:
+    """Normalised images (n, 3, height, width) as if they had been grey."""
+    luma, mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (LUMA, recipe.mean, recipe.std))
+
+    def grey(images: torch.Tensor) -> torch.Tensor:
+        centre, scale = mean.to(images.device), std.to(images.device)
+        level = ((images * scale + centre) * luma.to(images.device)).sum(1, keepdim=True)
+        altered: torch.Tensor = (level - centre) / scale
+        return altered
+
+    return grey
+
+
+def _right(model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype) -> np.ndarray[Any, Any]:
+    logits, targets = infer(model, loader, device, None, precision)
+    right: np.ndarray[Any, Any] = logits.argmax(1) == targets
+    return right
+
+
+def _harmless(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    return lost - won <= 2 * math.sqrt(lost + won)
+
+
+def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[TrainConfig, Choice]:
+    """The config with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
+
+    A few steps of a copy of the model are measured, and one look at valid; time is left for the last one. An epoch is
+    cut where the time does not suffice for a whole one. Epochs that were asked for are the most, else four times as
+    many as without a limit. The config's `minutes` become those of training itself, which ends then whatever was
+    measured. Raises `ConfigError` where nothing remains.
+    """
+    config = plan.experiment.train
+    assert config.minutes is not None
+    step = seconds_a_step(plan.model, loader, config)
+    check = 0.0 if valid is None else seconds_of(valid, plan.model)
+    left = 60 * config.minutes - (time.perf_counter() - plan.began) - check
+    if left <= step + check:
+        raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
+    steps = min(loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)
+    most = plan.asked.train.epochs or LONGER * EPOCHS[plan.weights.used != "none"][1]
+    epochs = min(most, max(1, math.ceil(left / (steps * step + check))))
+    cut = min(steps, max(1, int((left / epochs - check) / step)))
+    config = replace(config, epochs=epochs, epoch_steps=cut if cut < steps else config.epoch_steps, minutes=left / 60)
+    value = f"{epochs}" + (f", of {cut} of {steps} steps" if cut < steps else "")
+    return config, Choice("epochs", value, f"{left:.0f} s are left for training, a step takes {1000 * step:,.0f} ms")
+
+
+def seconds_a_step(model: nn.Module, loader: Loader, config: TrainConfig) -> float:
+    """How long a step takes with what belongs to it, measured for about three seconds on a copy of the model."""
+    return loader.batch_size / train_rate(model, loader, config, MEASURED)
+
+
+def seconds_of(loader: Loader, model: nn.Module) -> float:
+    """How long it takes to evaluate."""
+    began = time.perf_counter()
+    evaluate(model, loader)
+    return time.perf_counter() - began

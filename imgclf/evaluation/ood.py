@@ -1,0 +1,198 @@
+"""What looks unlike anything in training: a score, and the threshold that refuses a chosen share of real images.
+
+The score is the distance of an image's features to the nearest ones of training images (Sun et al. 2022,
+arXiv:2204.06507) and, where the energy of its logits speaks against it as well, that (Liu et al. 2020,
+arXiv:2010.03759).
+The threshold is a quantile on images that were not trained on (split conformal prediction: Vovk et al. 2005).
+docs/probabilities.md has the measurements behind this choice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf.core.arguments import plain
+from imgclf.core.errors import ConfigError, ModelFileError
+from imgclf.core.results import Prediction
+
+MOST_IMAGES = 2_000  # of training, whose features are kept
+MOST_SCORES = 10_000  # of validation
+DIRECTIONS = 64
+MOST_VALUES = 500_000  # of the basis, 2 MB
+ENOUGH = 20  # validation images
+NEIGHBOURS = 5
+OVERSAMPLED, ROUNDS = 16, 2  # of the search for the directions
+TINY, FLAT, UNUSED = 1e-12, 1e-5, 1e30
+SEED = 0
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown:
+    """What it takes to tell how unlike the training images an image is; float32 throughout.
+
+    Features are scaled to length 1; of them count the `basis` (d, q) of main directions around their `centre` (d,), and
+    the squared length of what lies outside of these. `points` (m, q) and `rest` (m,) are those of training images,
+    `scale` (4,) the mean and the spread of the distance and of the energy on validation images, `valid` their scores in
+    rising order.
+    """
+
+    centre: Floats
+    basis: Floats
+    points: Floats
+    rest: Floats
+    scale: Floats
+    valid: Floats
+
+    def __post_init__(self) -> None:
+        (d, q), m = self.basis.shape, len(self.points)
+        shapes = {"centre": (d,), "points": (m, q), "rest": (m,), "scale": (4,), "valid": (len(self.valid),)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ModelFileError(f"unknown.{name} has the shape {getattr(self, name).shape}; expected {shape}")
+        if not (m and len(self.valid) and (self.scale[1::2] > 0).all() and (np.diff(self.valid) >= 0).all()):
+            raise ModelFileError("unknown needs points, spreads above 0 and rising scores of validation images")
+
+    def scores(self, logits: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """How unlike the training images each image is, (n,): around 0 for validation images, in units of their spread.
+
+        Takes logits (n, k), not divided by a temperature, and features (n, d).
+        """
+        mean, spread, usual, width = self.scale.astype(np.float64).tolist()
+        doubt = (_energy(logits) - usual) / width
+        # Certainty excuses nothing: networks are sure of much that they have never seen.
+        scores: NDArray[np.float64] = (self._distances(features) - mean) / spread + np.maximum(doubt, 0)
+        return scores
+
+    def threshold(self, share: float) -> float:
+        """The score above which at most this share (0…1) of images of the kind of the validation images lies.
+
+        Raises `ConfigError` for a share that is not between 0 and 1, or too small for so few validation images.
+        """
+        n, share = len(self.valid), plain(share)
+        if not isinstance(share, float) or not 0 < share < 1:
+            raise ConfigError(f"reject is {share!r}; allowed: a share between 0 and 1, as 0.05")
+        rank = math.ceil((n + 1) * (1 - share) - 1e-9)
+        if rank > n:
+            raise ConfigError(
+                f"reject is {share:g}, and {n} validation images tell of no share below "
+                f"{math.ceil(1e4 / (n + 1)) / 1e4:g}: use that or more"
+            )
+        return float(self.valid[rank - 1])
+
+    def arrays(self) -> dict[str, Floats]:
+        """The arrays by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @cached_property
+    def _squares(self) -> NDArray[np.float64]:
+        points = self.points.astype(np.float64)
+        squares: NDArray[np.float64] = (points**2).sum(axis=1) + self.rest
+        return squares
+
+    def _distances(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The mean distance to the nearest points. What lies outside of the directions counts as if at right angles."""
+        places, rest = _project(features, self.centre, self.basis)
+        own = (places**2).sum(axis=1) + rest
+        squares = own[:, None] + self._squares - 2 * places @ self.points.T.astype(np.float64)
+        nearest = np.partition(squares, min(NEIGHBOURS, len(self.points)) - 1, axis=1)[:, :NEIGHBOURS]
+        distances: NDArray[np.float64] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
+        return distances
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is known of unlike images, and the share of images of the known classes that may be refused."""
+
+    unknown: Unknown
+    share: float
+
+    def __post_init__(self) -> None:
+        _ = self.threshold  # refuses a share before any image is read
+
+    @cached_property
+    def threshold(self) -> float:
+        """The largest score that is accepted; `ConfigError` for a share that can't be had."""
+        return self.unknown.threshold(self.share)
+
+    def judge(self, prediction: Prediction, score: float) -> Prediction:
+        """The prediction with its score, and whether it is accepted."""
+        return replace(prediction, unknown_score=score, accepted=score <= self.threshold)
+
+
+def fit_unknown(train: NDArray[np.float32], logits: NDArray[np.float32], features: NDArray[np.float32]) -> Unknown:
+    """From the features (m, d) of training images, and the logits (n, k) and features (n, d) of validation images,
+    which were not trained on. Raises `ConfigError` where these are fewer than 20, or the features too many to keep."""
+    if len(features) < ENOUGH:
+        raise ConfigError(f"needs {ENOUGH} validation images, has {len(features)}")
+    if train.shape[1] > MOST_VALUES:
+        raise ConfigError(f"the network has {train.shape[1]:,} features, and up to {MOST_VALUES:,} are kept")
+    directions = min(DIRECTIONS, MOST_VALUES // train.shape[1], *train.shape)
+    centre = _unit(train).mean(axis=0)
+    basis = _main_directions(_unit(train) - centre, directions)
+    blank_scale, no_scores = np.array([0, 1, 0, 1]), np.zeros(1)
+    parts = (centre, basis, *_project(train, centre, basis), blank_scale, no_scores)
+    blank = Unknown(*(part.astype(np.float32) for part in parts))
+    distances, energies = blank._distances(features), _energy(logits)
+    width = energies.std() if energies.std() > FLAT else UNUSED  # the logits of an ensemble have no energy
+    scale = np.array([distances.mean(), max(distances.std(), FLAT), energies.mean(), width], np.float32)
+    fitted = replace(blank, scale=scale)
+    scores = np.sort(fitted.scores(logits, features))
+    if len(scores) > MOST_SCORES:
+        scores = scores[np.linspace(0, len(scores) - 1, MOST_SCORES).round().astype(np.int64)]
+    return replace(fitted, valid=scores.astype(np.float32))
+
+
+def choose_evenly(targets: NDArray[np.int64], most: int = MOST_IMAGES) -> NDArray[np.int64]:
+    """The positions, rising, of up to `most` images: as many of each class as there are, or as of the others."""
+    order = np.argsort(targets, kind="stable")
+    counts = np.bincount(targets)
+    starts = np.cumsum(counts) - counts
+    random = np.random.default_rng(SEED)
+    place = np.empty(len(targets), np.int64)  # of each image among those of its class, in a random order
+    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        place[order[start : start + count]] = random.permutation(count)
+    chosen: NDArray[np.int64] = np.sort(np.argsort(place, kind="stable")[:most])
+    return chosen
+
+
+def _energy(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Minus the logarithm of the sum of the exponentials: high where no class gets a high logit."""
+    values = logits.astype(np.float64)
+    top = values.max(axis=1)
+    energy: NDArray[np.float64] = -(top + np.log(np.exp(values - top[:, None]).sum(axis=1)))
+    return energy
+
+
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    values = features.astype(np.float64)
+    unit: NDArray[np.float64] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), TINY)
+    return unit
+
+
+def _project(
+    features: NDArray[np.float32], centre: NDArray[Any], basis: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Features in the main directions, (n, q), and the squared length of what is left, (n,)."""
+    around = _unit(features) - centre
+    places = around @ basis.astype(np.float64)
+    return places, np.maximum((around**2).sum(axis=1) - (places**2).sum(axis=1), 0)
+
+
+def _main_directions(points: NDArray[np.float64], q: int) -> NDArray[np.float64]:
+    """An orthonormal basis (d, q) of the directions in which points (m, d) vary most, nearly: a seeded randomised
+    search (Halko et al. 2011, arXiv:0909.4061), which is quick for many features."""
+    wide = min(q + OVERSAMPLED, *points.shape)
+    found = np.linalg.qr(points.T @ np.random.default_rng(SEED).normal(size=(len(points), wide)))[0]
+    for _ in range(ROUNDS):
+        found = np.linalg.qr(points.T @ (points @ found))[0]
+    turn = np.linalg.svd(points @ found, full_matrices=False)[2]
+    basis: NDArray[np.float64] = found @ turn[:q].T
+    return basis

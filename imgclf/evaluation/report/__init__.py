@@ -1,1 +1,0 @@
-"""One offline page that tells a person how good a model is, and why."""

@@ -1,0 +1,187 @@
+"""Which pixels speak for a class: Grad-CAM, Grad-CAM++ and occlusion, for any network.
+
+Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) takes the last maps that still have places, weighs each by the mean
+gradient of the class's logit, and keeps what is positive of their sum. Grad-CAM++ (Chattopadhay et al. 2018,
+arXiv:1710.11063) weighs the positive gradients, so that several objects of a class show. Occlusion (Zeiler and Fergus
+2014, arXiv:1311.2901) covers part after part of the image and looks at what the answer loses: slow, but it asks the
+whole network and needs no maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from imgclf.core.arguments import require
+from imgclf.core.config import EXPLAIN_METHODS, Recipe
+from imgclf.core.files import nfc
+from imgclf.core.registry import unknown_name
+from imgclf.core.results import Explanation
+from imgclf.data.loading.loader import Loader
+from imgclf.evaluation.feature_maps import Site, find_last_site, spread
+from imgclf.evaluation.inference import device_of, logits_of, predict
+from imgclf.models.ensemble import Ensemble
+from imgclf.models.fuse import fold_batch_norms
+from imgclf.runtime.compute import in_parts_that_fit, own_copy
+from imgclf.training.acceleration import pick_precision
+from imgclf.transforms.preprocess import mean_colour, to_input
+
+AT_ONCE = 8  # images whose maps and gradients are in memory together
+COVERED = 32  # covered images that go through the network together
+PATCH = 1 / 8  # the side of what is covered, as a part of the image's; half of it is the way to the next
+
+
+def explain(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    method: str = EXPLAIN_METHODS[0],
+    label: str | None = None,
+    precision: torch.dtype | str = torch.float32,
+    temperature: float = 1.0,
+) -> list[Explanation]:
+    """Where in each image of the loader the class is that the model answers with, or `label`.
+
+    The images stay in memory: give it a part at a time where there are many. The model stays as it is, and may answer
+    elsewhere meanwhile. Of an ensemble it is the mean over the members. Raises `UnknownName` for a method or a class
+    that there is not, and `ConfigError` where the network has no maps with places.
+    """
+    precision = pick_precision(precision, device_of(model))
+    if method not in EXPLAIN_METHODS:
+        raise unknown_name("method", method, list(EXPLAIN_METHODS))
+    if label is not None:
+        require("label", label, str)
+        label = next((name for name in loader.classes if nfc(name) == nfc(label)), label)
+        if label not in loader.classes:
+            raise unknown_name("class of the model", label, list(loader.classes))
+    model = own_copy(model)  # for hooks of its own
+    with torch.inference_mode(False):  # a caller's inference mode would forbid gradients
+        predictions = list(predict(model, loader, top=1, precision=precision, temperature=temperature))
+        labels = [prediction.label if label is None else label for prediction in predictions]
+        found: dict[int, tuple[NDArray[np.float32], NDArray[np.uint8]]] = {}
+        for batch in filter(lambda batch: len(batch.targets), loader.epoch()):
+            positions = batch.positions.tolist()
+            targets = torch.tensor([loader.classes.index(str(labels[i])) for i in positions], dtype=torch.int64)
+            heats = _heats(model, batch.pixels, targets, loader.recipe, method, precision)
+            found |= zip(positions, zip(heats, batch.pixels.cpu().numpy(), strict=True), strict=True)
+    return [
+        Explanation(said.path, name, said.probabilities[name], method, *found[i])
+        if name is not None and said.error is None
+        else Explanation(said.path, None, None, method, error=said.error)
+        for i, (said, name) in enumerate(zip(predictions, labels, strict=True))
+    ]
+
+
+def _heats(
+    model: nn.Module, pixels: Tensor, targets: Tensor, recipe: Recipe, method: str, precision: torch.dtype
+) -> Iterator[NDArray[np.float32]]:
+    """The heat of each image, scaled so that its hottest pixel is 1."""
+    device = device_of(model)
+    first = to_input(pixels[:1], recipe, device)
+    if method == "occlusion":
+        network = fold_batch_norms(model, first)
+        for image, target in zip(pixels, targets.tolist(), strict=True):
+            yield _scaled(_occlusion(network, image, target, recipe, precision))
+        return
+    members = list(model.members) if isinstance(model, Ensemble) else [model]
+    site = find_last_site(members[0], first)
+    mean_cam = partial(_mean_cam, members, site, method, recipe.tta != "none")
+
+    def heats(most: int) -> NDArray[np.float32]:
+        parts = zip(torch.split(pixels, most), torch.split(targets.to(device), most), strict=True)
+        return np.concatenate([mean_cam(to_input(part, recipe, device), wanted) for part, wanted in parts])
+
+    yield from map(_scaled, in_parts_that_fit(heats, AT_ONCE, device)[0])
+
+
+def _mean_cam(
+    members: Sequence[nn.Module], site: Site, method: str, mirrored: bool, images: Tensor, targets: Tensor
+) -> NDArray[np.float32]:
+    """The mean of the members' maps (n, height, width), and of those of the `mirrored` images."""
+    heats = [_cam(member, images, targets, site, method) for member in members]
+    if mirrored:  # the views of mirror-shift that are moved by one pixel show the same places
+        heats += [_cam(member, images.flip(3), targets, site, method).flip(2) for member in members]
+    mean: NDArray[np.float32] = torch.stack(heats).mean(0).cpu().numpy()
+    return mean
+
+
+def _cam(model: nn.Module, images: Tensor, targets: Tensor, site: Site, method: str) -> Tensor:
+    """Class activation maps (n, height, width), not scaled: what the maps' places add to the logit."""
+    outputs: list[Tensor] = []
+
+    def begin(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        if len(outputs) == site.call + 1:
+            torch.set_grad_enabled(True)  # no layer before needs one; `no_grad` below sets it back
+        return outputs[-1].clone()  # a later layer may work in place
+
+    handle = model.get_submodule(site.name).register_forward_hook(begin)
+    try:
+        with torch.no_grad():
+            scores = model(images).float().gather(1, targets[:, None])
+            (gradient,) = torch.autograd.grad(scores.sum(), outputs[site.call])
+    finally:
+        handle.remove()
+    maps, slopes = site.maps(outputs[site.call].detach()).float(), site.maps(gradient).float()
+    weights = _plus_plus(maps, slopes) if method == "gradcam++" else slopes.mean((2, 3), keepdim=True)
+    size = (images.shape[2], images.shape[3])
+    return spread((weights * maps).sum(1).relu(), site, size)
+
+
+def _plus_plus(maps: Tensor, slopes: Tensor) -> Tensor:
+    """The weights (n, c, 1, 1) of Grad-CAM++ (equations 11 and 19, for the exponential of the logit)."""
+    squares = slopes**2
+    below = 2 * squares + maps.sum((2, 3), keepdim=True) * squares * slopes
+    shares = torch.where(below == 0, 0, squares / torch.where(below == 0, 1, below))
+    return (shares * slopes.relu()).sum((2, 3), keepdim=True)
+
+
+def _occlusion(
+    model: nn.Module, image: Tensor, target: int, recipe: Recipe, precision: torch.dtype
+) -> NDArray[np.float64]:
+    """How much the log-odds of the class fall, on average over the patches that cover a pixel (height, width).
+
+    Of log-odds, since a probability of 1.0 hardly moves. Each pixel is covered by as many patches as any other.
+    """
+    height, width = image.shape[:2]
+    patches = list(product(_cuts(height), _cuts(width)))
+    grey = torch.tensor(mean_colour(recipe), dtype=torch.uint8, device=image.device)
+    odds, most, device = [], COVERED, device_of(model)
+    for start in range(0, len(patches), COVERED):
+        part = patches[start : start + COVERED]
+        covered = image.repeat(len(part), 1, 1, 1)
+        for row, (rows, columns) in zip(covered, part, strict=True):
+            row[rows, columns] = grey
+        compute = partial(logits_of, model, covered, recipe, device, precision)
+        logits, most = in_parts_that_fit(compute, most, device)
+        odds.append(_log_odds(logits, target))
+    whole = _log_odds(logits_of(model, image[None], recipe, device, precision, 1), target)
+    losses, covers = np.zeros((height, width)), np.zeros((height, width))
+    for (rows, columns), value in zip(patches, np.concatenate(odds), strict=True):
+        losses[rows, columns] += whole[0] - value
+        covers[rows, columns] += 1
+    return np.maximum(losses / covers, 0)
+
+
+def _cuts(side: int) -> list[slice]:
+    """The patches along one side; those at its ends hang over, so that each pixel is in two."""
+    stride = max(1, round(side * PATCH / 2))
+    return [slice(max(0, start), start + 2 * stride) for start in range(-stride, side, stride)]
+
+
+def _log_odds(logits: Tensor, target: int) -> NDArray[np.float64]:
+    """log p / (1 - p) of one class."""
+    values = logits.cpu().numpy().astype(np.float64)
+    odds: NDArray[np.float64] = values[:, target] - np.logaddexp.reduce(np.delete(values, target, axis=1), axis=1)
+    return odds
+
+
+def _scaled(heat: NDArray[np.floating]) -> NDArray[np.float32]:
+    most = heat.max()
+    return (heat / most if most > 0 else heat).astype(np.float32)

@@ -1,0 +1,73 @@
+"""What an architecture is, and the registry of imgclf's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgclf.core.config import ModelSpec
+from imgclf.core.errors import ConfigError
+from imgclf.core.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HEAD = "imgclf_head"  # the attribute of a user's own network that names the layer that gives the scores
+Builder = Callable[[ModelSpec], "nn.Module"]
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A kind of network: how to build one that is empty, and the pixels it prefers.
+
+    `build` makes the module, whose output is (batch, classes) of logits. `size` is (height, width) in pixels; `mean`
+    and `std` are of values in 0…1, one for all channels or one each; `kernel`, `fit` and `crop_ratio` are those of
+    `Recipe`. `any_channels` says that it can be built for another number of channels.
+    `classes` is the number that the network was published with; `resizable` says that its weights serve other sizes
+    as well. `weights` says where pretrained weights come from, None
+    that there are none. `family` names the library or the group it belongs to.
+    """
+
+    name: str
+    build: Builder
+    size: tuple[int, int]
+    channels: int
+    family: str
+    any_channels: bool = True
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    kernel: str = "bilinear"
+    fit: str = "crop"
+    crop_ratio: float = 1.0
+    classes: int = 10
+    weights: str | None = None
+    resizable: bool = False
+    summary: str = ""
+
+
+ARCHS: Registry[Arch] = Registry("architecture")
+
+
+def arch(
+    name: str, *, size: tuple[int, int], channels: int, family: str, classes: int = 10, summary: str
+) -> Callable[[Builder], Builder]:
+    """Register the decorated builder as an architecture; the other fields of `Arch` keep their defaults.
+
+    The same function may be registered again, as a cell of a notebook that runs twice does. Another one under a name
+    that is taken is a `ConfigError`.
+    """
+
+    def register(build: Builder) -> Builder:
+        made = Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary)
+        again = name in ARCHS and _origin(ARCHS.get(name).build) == _origin(build)
+        if name in ARCHS and not again:
+            raise ConfigError(f"an architecture called {name!r} is there already: choose another name")
+        (ARCHS.replace if again else ARCHS.add)(name, made)
+        return build
+
+    return register
+
+
+def _origin(build: Builder) -> tuple[str, str]:
+    return build.__module__, getattr(build, "__qualname__", "")

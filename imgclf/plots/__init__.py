@@ -1,0 +1,1 @@
+"""Pictures to look at: matplotlib figures, Pillow grids."""

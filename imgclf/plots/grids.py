@@ -1,0 +1,265 @@
+"""Pictures to look at: a grid of images with their classes, one image channel by channel with its values, and where in
+an image a class is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain, count, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imgclf.core.arguments import as_path
+from imgclf.core.config import Recipe
+from imgclf.core.errors import ConfigError, DataError
+from imgclf.core.files import PICTURES, printable
+from imgclf.core.results import Explanation, LrCurve
+from imgclf.data.dataset import Pixels, Sample, Source
+from imgclf.data.images import BadImage
+from imgclf.data.loading.loader import Loader
+from imgclf.studies.scaling_law import LearningCurve
+
+COLUMNS = 5
+ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
+SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
+MAX_STEM = 60  # of a file's name, which ends at 255 bytes
+EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image gets at least
+TITLE_HEIGHT, SCALE_HEIGHT, MARGIN = 34, 18, 8
+SCALE = (9, 64)  # height and width of the colours of the heat, in output pixels
+HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
+GRID_TITLE = 25  # characters above an image of a grid
+CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
+
+
+def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
+    """`n` samples of a source, the classes in turn, by a seeded choice."""
+    rng = np.random.default_rng(seed)
+    by_class: dict[str, list[Sample]] = {name: [] for name in source.classes}
+    for index in rng.permutation(len(source.samples)):
+        by_class[source.samples[index].label].append(source.samples[index])
+    turns = max(map(len, by_class.values()), default=0)
+    in_turn = [rows[turn] for turn in range(turns) for rows in by_class.values() if turn < len(rows)]
+    return in_turn[:n]
+
+
+def sample_pixels(
+    source: Source, samples: Sequence[Sample], recipe: Recipe, *, augmented: bool, seed: int = 0
+) -> list[Pixels]:
+    """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
+    loader = Loader(source, samples, recipe, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram")
+    shown: dict[int, Pixels] = {}
+    for batch in loader.epoch():
+        shown |= zip(batch.positions.tolist(), batch.pixels.numpy(), strict=True)
+    for ref, reason in loader.lost.items():
+        raise BadImage(reason, ref)
+    return [shown[position] for position in range(len(samples))]
+
+
+def save_grid(
+    images: Sequence[Pixels],
+    titles: Sequence[str],
+    path: Path,
+    colours: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    legend: str = "",
+) -> None:
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour,
+    and over its name; the `legend` stands above all of them."""
+    rows = -(-len(images) // COLUMNS)
+    figure, axes = _figure(rows, COLUMNS, 2.2)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    texts = zip(titles, colours or repeat("black"), names or repeat(""), strict=False)
+    for axis, image, (title, colour, name) in zip(axes.flat, images, texts, strict=False):
+        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title_of(title, GRID_TITLE), fontsize=9, parse_math=False, color=colour)
+        axis.set_xlabel(end_of(name), fontsize=7, parse_math=False, color="dimgrey")
+    if legend or names:
+        figure.set_layout_engine("constrained", hspace=0.08)  # which leaves room for it, and between the rows
+    if legend:
+        figure.suptitle(printable(legend), fontsize=10, parse_math=False, x=0.02, ha="left")
+    save_figure(figure, path)
+
+
+def save_channels(pixels: Pixels, title: str, path: Path) -> None:
+    """Write one image (height, width, channels) as a picture a channel, each pixel with its value 0…255.
+
+    The CIFAR-10 document (D4) prints such a picture. Values stay readable up to 32 × 32 pixels.
+    """
+    channels = pixels.shape[2]
+    names = CHANNEL_NAMES.get(channels, tuple(f"channel {i + 1}" for i in range(channels)))
+    figure, axes = _figure(1, channels, 9.0)
+    for axis, name, plane in zip(axes.flat, names, np.moveaxis(pixels, 2, 0), strict=True):
+        axis.imshow(plane, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(f"{title_of(title)}: {name}", parse_math=False)
+        axis.axis("off")
+        for (y, x), value in np.ndenumerate(plane):
+            colour = "black" if value > 127 else "white"
+            axis.text(x, y, str(value), ha="center", va="center", fontsize=6, color=colour)
+    save_figure(figure, path)
+
+
+def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> None:
+    """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %, by
+    gradcam", with its colours and what red means.
+
+    Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
+    """
+    from matplotlib.figure import Figure
+
+    if not isinstance(explanation, Explanation):
+        raise ConfigError(f"the explanation is {type(explanation).__name__}; expected one of those `explain` gives")
+    path = as_path("path", path)
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError(f"path is {str(path)!r}; expected a name that ends in {', '.join(PICTURES)}")
+    pixels, heat = explanation.pixels, explanation.heat
+    if pixels is None or heat is None or explanation.confidence is None:
+        raise DataError(f"{printable(explanation.path)} has no explanation: {explanation.error}")
+    colours = pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True).repeat(3, axis=2)
+    hot = _heated(colours.mean(2, keepdims=True) / 255, heat)
+    scale = -(-EXPLAINED_SIDE // max(heat.shape))
+    height, width = heat.shape[0] * scale, heat.shape[1] * scale
+    panel = max(width, EXPLAINED_SIDE) + MARGIN
+    dpi = 100
+    figure = Figure(
+        figsize=((2 * panel + MARGIN) / dpi, (height + SCALE_HEIGHT + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi
+    )
+    answer = f"{title_of(explanation.label or '', 20)} {100 * explanation.confidence:.0f} %, by {explanation.method}"
+    titles = (Path(explanation.path).name, answer)
+    for index, (shown, title) in enumerate(zip((colours / 255, hot), titles, strict=True)):
+        left = MARGIN + index * panel
+        enlarged = shown.repeat(scale, axis=0).repeat(scale, axis=1)
+        figure.figimage(enlarged, left + (panel - MARGIN - width) // 2, MARGIN, origin="upper")
+        where = ((left + (panel - MARGIN) / 2) / figure.bbox.width, 1 - TITLE_HEIGHT / 2 / figure.bbox.height)
+        figure.text(*where, title_of(title, 40), ha="center", va="center", fontsize=11, parse_math=False)
+    _draw_scale(figure, MARGIN + panel, MARGIN + height, explanation.label or "")
+    save_figure(figure, path, dpi, explanation.path)
+
+
+def _heated(grey: NDArray[Any], heat: NDArray[Any]) -> NDArray[Any]:
+    """Pixels 0…1 (height, width, 3): `grey` ones with the colours of the heat over them, the stronger the hotter."""
+    from matplotlib import colormaps
+
+    strength = HEAT_STRENGTH * heat[..., None]
+    heated: NDArray[Any] = (1 - strength) * grey + strength * colormaps["turbo"](heat)[..., :3]
+    return heated
+
+
+def _draw_scale(figure, left: int, bottom: int, label: str) -> None:  # type: ignore[no-untyped-def]
+    """The colours of the heat from none to the hottest, and what the last one means, from output pixels on."""
+    height, width = SCALE
+    colours = _heated(np.array(0.5), np.tile(np.linspace(0, 1, width), (height, 1)))
+    figure.figimage(colours, left, bottom + (SCALE_HEIGHT - height) // 2, origin="upper")
+    where = ((left + width + MARGIN) / figure.bbox.width, (bottom + SCALE_HEIGHT / 2) / figure.bbox.height)
+    text = f"less → more evidence for “{title_of(label, 18)}”"
+    figure.text(*where, text, ha="left", va="center", fontsize=8, color="dimgrey", parse_math=False)
+
+
+def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-def]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * inches, rows * inches * 1.1), layout="tight")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(figure, path: Path, dpi: int = 120, image: str = "") -> None:  # type: ignore[no-untyped-def]
+    """Write a figure of matplotlib; its folder is made. A PNG file remembers of which `image` it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remembered = image and path.suffix.lower() == ".png"
+    figure.savefig(path, dpi=dpi, metadata={SOURCE_KEY: source_text(image)} if remembered else None)
+
+
+def source_text(image: str) -> str:
+    """How a picture remembers the image."""
+    return printable(os.path.abspath(image))
+
+
+def free_path(folder: Path, image: str, kind: str, taken: Container[Path] = ()) -> Path:
+    """A name in `folder` for a picture of an image: NAME-kind.png or, where that is taken, NAME-kind-2.png, and so on.
+
+    An earlier picture of the same image may be written over; any other file counts as taken.
+    """
+    stem = f"{Path(image).stem[:MAX_STEM]}-{kind}"
+    names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
+    return next(path for path in map(folder.joinpath, names) if path not in taken and _is_free(path, image))
+
+
+def _is_free(path: Path, image: str) -> bool:
+    if not os.path.lexists(path):
+        return True
+    try:
+        with Image.open(path) as picture:
+            return bool(picture.info.get(SOURCE_KEY) == source_text(image))
+    except OSError:
+        return False
+
+
+def end_of(text: str, most: int = 32) -> str:
+    """The end of a path that fits below a picture, with control characters spelt out."""
+    text = printable(text)
+    return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def title_of(text: str, most: int = 28) -> str:
+    """A text that fits above a picture, with control characters spelt out."""
+    text = printable(text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
+    """Write the loss over the learning rate, the suggestion, if any, and the `usual` rate, that of training."""
+    figure, axes = _figure(1, 1, 5.0)
+    axis = axes.flat[0]
+    axis.plot(curve.rates, curve.losses)
+    axis.set_xscale("log")
+    axis.set_ylim(top=min(max(curve.losses), 2 * curve.losses[0]))  # an explosion would hide the rest
+    if curve.suggestion is not None:
+        axis.axvline(curve.suggestion, linestyle="--", color="C1", label=f"suggested: {curve.suggestion:.2g}")
+    axis.axvline(usual, linestyle=":", color="black", label=f"train would use {usual:.2g}")
+    axis.legend()
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("training loss, smoothed")
+    figure.suptitle(title_of(title, 60), parse_math=False, fontsize=11)
+    save_figure(figure, path)
+
+
+def save_importances(importances: Mapping[str, float], path: Path, title: str, trials: int) -> None:
+    """Write how much each thing that was tuned matters, by so many trials, as bars."""
+    figure, axes = _figure(1, 1, 5.0)
+    names = sorted(importances, key=importances.__getitem__)
+    axes.flat[0].barh(names, [importances[name] for name in names])
+    axes.flat[0].set_xlabel(f"share of the differences between {trials} trials")
+    figure.suptitle(title_of(title, 60), parse_math=False, fontsize=11)
+    save_figure(figure, path)
+
+
+def save_learning_curve(curve: LearningCurve, path: Path) -> None:
+    """Write the accuracy over the number of training images: measured, and the law with its 95 % band up to twice as
+    many."""
+    from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
+
+    figure, axes = _figure(1, 1, 5.0)
+    axis, (band, points) = axes.flat[0], (curve.band, curve.points)
+    axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % interval of the fit")
+    axis.plot(band.images, band.accuracy, label="fit")
+    images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
+    ends = np.array([point.interval for point in points]).T
+    bars = np.abs(ends - accuracy)
+    axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
+    axis.axvline(images[-1], linestyle=":", color="grey")
+    axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.set_xlabel("training images")
+    axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
+    axis.set_title(title_of(f"{curve.data}, {curve.arch}", 60), parse_math=False)
+    axis.legend(loc="lower right")
+    save_figure(figure, path)

@@ -1,0 +1,183 @@
+"""What convolutions do to one image: the classic kernels, those that a network learnt, and the maps of its stages.
+
+Document D1 shows what a kernel is with two that people made: Gaussian and Sobel. A network learns its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imgclf.core.config import Recipe
+from imgclf.core.errors import ConfigError
+from imgclf.data.dataset import Pixels
+from imgclf.evaluation.feature_maps import Site, capture, find_sites
+from imgclf.evaluation.inference import device_of
+from imgclf.models.ensemble import Ensemble
+from imgclf.plots.grids import save_figure, title_of
+from imgclf.runtime.compute import own_copy
+from imgclf.transforms.preprocess import to_channels, to_input
+
+CLASSIC = {  # name: the numbers, and what they are divided by
+    "Gaussian, divided by 16": (((1, 2, 1), (2, 4, 2), (1, 2, 1)), 16),
+    "Sobel": (((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)), 1),
+}
+MOST_KERNELS = 32
+MAPS_A_STAGE = COLUMNS = 8
+
+
+def filtered(grey: NDArray[Any], kernel: NDArray[Any]) -> NDArray[np.float64]:
+    """What a kernel makes of an image (height, width): its cross-correlation, without padding."""
+    weights, image = (torch.from_numpy(values.astype(np.float64)) for values in (kernel, grey))
+    result: NDArray[np.float64] = F.conv2d(image[None, None], weights[None, None])[0, 0].numpy()
+    return result
+
+
+def first_convolution(model: nn.Module, pixels: Pixels, recipe: Recipe) -> tuple[str, Tensor, Tensor]:
+    """The name of the convolution that sees the image, its kernels (n, channels, height, width) and the maps
+    (n, height, width) that it makes of these pixels.
+
+    Raises `ConfigError` for a network without one. Of an ensemble it is that of the first member.
+    """
+    model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
+    found: list[tuple[str, Tensor, Tensor]] = []
+    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+    def record(module: nn.Conv2d, inputs: object, output: Tensor) -> None:
+        if not found:
+            found.append((names[module], module.weight.detach().cpu(), output[0].cpu().clone()))
+
+    for module in names:
+        module.register_forward_hook(record)
+    with torch.no_grad():
+        model(_input(model, pixels, recipe))
+    if not found:
+        raise ConfigError(f"{type(model).__name__} has no convolution, so there are no kernels to show")
+    return found[0]
+
+
+def stage_maps(model: nn.Module, pixels: Pixels, recipe: Recipe) -> list[tuple[str, Tensor]]:
+    """The maps (n, height, width) of each stage, in the order of the pass, with the name of the layer that made them.
+
+    A stage is what has maps of one size; the last layer of it is shown. Of an ensemble it is the first member's.
+    """
+    model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
+    images = _input(model, pixels, recipe)
+    last: dict[tuple[int, int], Site] = {}
+    for site in find_sites(model, images):
+        last.pop(site.grid, None)
+        last[site.grid] = site
+    if not last:
+        raise ConfigError(f"{type(model).__name__} has no feature maps: nothing in it keeps the places of the image")
+    maps = capture(model, images, list(last.values()))
+    return [(site.name, found[0].cpu()) for site, found in zip(last.values(), maps, strict=True)]
+
+
+def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tensor, Tensor] | None = None) -> None:
+    """Write the classic kernels with what they make of the pixels (height, width, channels) of an image and, below, the
+    learnt ones of `first_convolution`, each with its map at the same place to the right."""
+    grey = (to_channels(pixels, 1) if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True))[..., 0]
+    shown = 0 if learnt is None else min(len(learnt[1]), MOST_KERNELS)
+    columns = max(1, min(shown, COLUMNS))
+    below = -(-shown // columns) * 6 / columns + 0.2  # inches: the picture is 12 wide, and the tiles have a half
+    figure = _figure(2.8 + below if shown else 2.8)
+    grid = figure.add_gridspec(2 if shown else 1, 1, height_ratios=[2.8, below] if shown else [1])
+    classic = grid[0].subgridspec(1, 1 + 2 * len(CLASSIC)).subplots()
+    _draw(classic[0], pixels if pixels.shape[2] == 3 else grey, f"{title_of(Path(image).name, 20)}, {_shape(grey)}")
+    for index, (name, (kernel, divisor)) in enumerate(CLASSIC.items()):
+        made = filtered(grey, np.array(kernel) / divisor)
+        _draw_numbers(classic[1 + 2 * index], kernel, name)
+        _draw(classic[2 + 2 * index], made, f"{name.partition(',')[0]}: {_shape(made)}")
+    if learnt is not None:
+        name, kernels, maps = learnt
+        count = f"{shown} of {len(kernels)}" if shown < len(kernels) else str(shown)
+        left, right = grid[1].subgridspec(1, 2).subplots()
+        tiles = [_kernel_colours(kernel) for kernel in kernels[:shown].numpy()]
+        _draw(left, _mosaic(tiles), f"{count} learnt kernels, {_shape(kernels[0, 0].numpy())}, of layer {name}")
+        tiles = [_signed_colours(made) for made in maps[:shown].numpy()]
+        _draw(right, _mosaic(tiles), f"their maps, {_shape(maps[0].numpy())}: red above 0, blue below")
+    save_figure(figure, path, image=image)
+
+
+def save_stages(stages: Sequence[tuple[str, Tensor]], image: str, path: Path) -> None:
+    """Write the maps of `stage_maps`: a row a stage, of the maps that vary most, each from its darkest to its brightest
+    value."""
+    figure = _figure(0.4 + 1.65 * len(stages))
+    axes = figure.subplots(len(stages), 1, squeeze=False)[:, 0]
+    figure.suptitle(title_of(Path(image).name), fontsize=10)
+    for axis, (name, maps) in zip(axes, stages, strict=True):
+        best = maps.flatten(1).var(1).argsort(descending=True)[:MAPS_A_STAGE]
+        which = "" if len(best) == len(maps) else f"; the {len(best)} that vary most"
+        plural = "map" if len(maps) == 1 else "maps"
+        tiles = [_grey_colours(maps[index].numpy()) for index in best.tolist()]
+        _draw(axis, _mosaic(tiles), f"{name}: {len(maps):,} {plural} of {_shape(maps[0].numpy())}{which}")
+    save_figure(figure, path, image=image)
+
+
+def _input(model: nn.Module, pixels: Pixels, recipe: Recipe) -> Tensor:
+    return to_input(torch.from_numpy(pixels)[None], recipe, device_of(model))
+
+
+def _shape(image: NDArray[Any]) -> str:
+    return f"{image.shape[0]}×{image.shape[1]}"
+
+
+def _grey_colours(made: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = made.min(), made.max()
+    grey: NDArray[np.float32] = ((made - low) / ((high - low) or 1))[..., None].repeat(3, axis=2)
+    return grey
+
+
+def _signed_colours(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """0 in white, what is above in red, what is below in blue."""
+    from matplotlib import colormaps
+
+    colours: NDArray[np.float64] = colormaps["RdBu_r"](0.5 + values / (2 * (np.abs(values).max() or 1)))[..., :3]
+    return colours
+
+
+def _kernel_colours(kernel: NDArray[np.float32]) -> NDArray[np.floating]:
+    """A kernel (channels, height, width): of colours as a colour, 0 in grey; others by the sign of their sum."""
+    if len(kernel) == 3:
+        return 0.5 + kernel.transpose(1, 2, 0) / (2 * (np.abs(kernel).max() or 1))
+    return _signed_colours(kernel.sum(0))
+
+
+def _mosaic(tiles: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
+    """Pictures (height, width, 3) of one size, up to eight in a row, with white between them."""
+    columns = min(len(tiles), COLUMNS)
+    scale = -(-30 // tiles[0].shape[1])  # else a gap of one pixel would be too wide for small ones
+    height, width = tiles[0].shape[0] * scale, tiles[0].shape[1] * scale
+    gap = width // 10
+    rows = -(-len(tiles) // columns)
+    canvas = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3))
+    for index, tile in enumerate(tiles):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = tile.repeat(scale, axis=0).repeat(scale, axis=1)
+    return canvas
+
+
+def _figure(height: float):  # type: ignore[no-untyped-def]
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(12, height), layout="constrained")
+
+
+def _draw(axis, image, title: str) -> None:  # type: ignore[no-untyped-def]
+    axis.imshow(image, cmap="gray", interpolation="nearest")
+    axis.set_title(title, fontsize=9, parse_math=False)
+    axis.axis("off")
+
+
+def _draw_numbers(axis, kernel: Sequence[Sequence[int]], title: str) -> None:  # type: ignore[no-untyped-def]
+    _draw(axis, _signed_colours(np.array(kernel, dtype=np.float32)), title)
+    for (row, column), value in np.ndenumerate(np.array(kernel)):
+        colour = "white" if abs(value) == np.abs(kernel).max() else "black"
+        axis.text(column, row, str(value), ha="center", va="center", fontsize=14, color=colour)

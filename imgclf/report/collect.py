@@ -1,0 +1,349 @@
+"""The report of a run: gathers what its folder, its model and its images have to say, and writes the page."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from imgclf.core.arguments import as_path
+from imgclf.core.config import Experiment, Recipe, from_dict
+from imgclf.core.errors import ImgclfError, UnknownName
+from imgclf.core.files import printable, read_text, write_text
+from imgclf.core.results import ENDED, Choice
+from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source
+from imgclf.data.images import BadImage
+from imgclf.data.split import FRACTIONS, Split, in_percent, open_fractions, read_split
+from imgclf.data.write import require_outside
+from imgclf.estimator.classifier import Classifier
+from imgclf.estimator.plan import CUSTOM, labelled_source
+from imgclf.evaluation.predictions import Answers, read_answers
+from imgclf.models.backbones import find_arch
+from imgclf.models.ensemble import Ensemble
+from imgclf.models.offline import have_offline_weights
+from imgclf.models.own import is_known
+from imgclf.models.summary import layer_table
+from imgclf.plots.grids import pick_samples, sample_pixels
+from imgclf.report.page import pictures_to_show, render
+from imgclf.report.text import plural
+from imgclf.report.thumbnails import look_at
+from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained, Typed
+from imgclf.storage.run_folder import (
+    ANSWERS,
+    AT_WORK,
+    CHECKPOINT,
+    CONFIG,
+    EVENTS,
+    HISTORY,
+    REPORT,
+    SPLIT,
+    Run,
+    find_run,
+    read_config,
+    read_history,
+    read_start,
+)
+from imgclf.training.checkpoint import has_checkpoint
+from imgclf.training.linear_probe import linear_head
+
+SHOWN = 24  # training images
+SAMPLED = 2_000  # images whose size and brightness are looked at
+LONGER = 2
+MORE_TEST = (0.6, 0.1, 0.3)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a run: its network and where its images are, if they are there; the answers by part."""
+
+    model: nn.Module | None = None
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    source: Source | None = None
+
+
+def write_report(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    known: Known | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the report of a run, to its `report.html` or to `out`, and give its path.
+
+    The run is given as its folder or as its name under `runs`.
+
+    Where the answers to its test images are not there they are made, if the model and the images are; a run without
+    test images is reported on by its valid images. `progress` is told (images done, images in all).
+    Raises `DataError` where this is no run folder, or where `out` lies inside the data.
+    """
+    return report_on(run, out, known=known, progress=progress)[0]
+
+
+def report_on(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    known: Known | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, ReportData]:
+    """The same, with what the page shows."""
+    folder = find_run(run)
+    path = as_path("out", out) if out is not None else folder.path / REPORT
+    known = known or _find_out(folder, progress)
+    source, missing = _source(folder, known.source)
+    if source is not None:
+        require_outside(path, source)
+    data = gather(folder, replace(known, source=source), missing, progress)
+    write_text(path, render(data))
+    return path, data
+
+
+def _find_out(run: Run, progress: Progress | None) -> Known:
+    """The network of a run, and its answers: as they were kept, or given now."""
+    if not run.model.is_file():
+        return Known()
+    kept = {"test": read_answers(run.path / ANSWERS)} if (run.path / ANSWERS).is_file() else {}
+    if not is_known(str(run.info["arch"])):  # a network of the user's own, whose code is not named
+        return Known(None, kept)
+    classifier = Classifier.load(run.path)
+    if kept:
+        return Known(classifier.model_, kept)
+    parts = {row.split for row in read_split(run.path / SPLIT)}
+    part = next((name for name in ("test", "valid") if name in parts), None)
+    if part is None or not hasattr(classifier, "split_"):
+        return Known(classifier.model_)
+    try:
+        source, samples = classifier.samples_of(part=part)
+    except (ImgclfError, OSError):  # the images are gone: the page says so
+        return Known(classifier.model_)
+    return Known(classifier.model_, {part: classifier.answer(source, samples, progress)}, source)
+
+
+def gather(run: Run, known: Known, missing: str = "", progress: Progress | None = None) -> ReportData:
+    """Everything that the page of a run shows; `missing` says why there are no images where no source is known."""
+    source = known.source
+    part = "test" if "test" in known.answers else "valid"
+    answers = known.answers.get(part)
+    rows = read_split(run.path / SPLIT)
+    values, _ = read_config(run.path / CONFIG)
+    experiment, recipe = from_dict(Experiment, values), from_dict(Recipe, run.info["recipe"])
+    source = source and source.at_levels(recipe.levels)
+    history = read_history(run.path / HISTORY)
+    looks: Mapping[str, Look] = {}
+    sampled = frozenset(_sampled(answers.refs)) if answers is not None else frozenset()
+    if source is not None and answers is not None:
+        looks = _look(source, answers, sampled, progress)
+        missing = _gone(answers, looks)
+    status = str(run.info["status"])
+    return ReportData(
+        name=run.path.absolute().name,
+        created=_when(str(run.info.get("created", ""))),
+        status="not ended" if status in AT_WORK else status,
+        trained=_trained(run, known.model, experiment, recipe),
+        data=_data(run, rows),
+        history=history,
+        answers=answers,
+        part=part,
+        looks=looks,
+        sampled=sampled,
+        missing=missing,
+        samples=Samples() if source is None else _samples(source, rows, recipe, experiment),
+        choices=tuple(Choice(**choice) for choice in run.info.get("choices", ())),
+        config=read_text(run.path / CONFIG),
+        commands=_commands(run, experiment),
+        start=read_start(run.path / EVENTS),
+        probed=bool(experiment.train.probe),
+        typed=_typed(run, experiment, known.model, rows, len(history)),
+        members=tuple(shlex.quote(member) for member in run.info.get("members", ())),
+        offline=have_offline_weights(),
+        facts=_facts(run, rows, experiment),
+    )
+
+
+def _source(run: Run, source: Source | None) -> tuple[Source | None, str]:
+    """Where a run's images are, or why there are none to show."""
+    if source is not None:
+        return source, ""
+    try:
+        return labelled_source(None, run), ""
+    except (ImgclfError, OSError) as error:
+        reason = printable(str(error).splitlines()[0])
+        return None, f"The images are not where they were ({reason}), so there are no pictures."
+
+
+def _sampled(refs: Sequence[str]) -> list[str]:
+    """Refs of images that stand for all."""
+    return [refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:SAMPLED].tolist()]
+
+
+def _look(source: Source, answers: Answers, sampled: Set[str], progress: Progress | None) -> dict[str, Look]:
+    """A look at the images that are to be shown, and at those by which sizes and brightness are known."""
+    pictured = {answers.refs[i] for i in pictures_to_show(answers)}
+    shown, named = pictured | sampled, zip(answers.refs, answers.contents, strict=True)
+    return look_at(source, [image for image in named if image[0] in shown], pictured, progress)
+
+
+def _gone(answers: Answers, looks: Mapping[str, Look]) -> str:
+    gone = sum(answers.refs[i] not in looks for i in pictures_to_show(answers))
+    if not gone:
+        return ""
+    return f"{plural(gone, 'image')} could not be opened, or changed since the answers were given: not shown."
+
+
+def _trained(run: Run, model: nn.Module | None, experiment: Experiment, recipe: Recipe) -> Trained:
+    members = len(run.info.get("members", ())) or 1
+    facts = Trained(
+        arch=str(run.info["arch"]),
+        weights=str(run.info["weights"]["source"]),
+        size=recipe.size,
+        channels=recipe.channels,
+        members=members,
+        probe=experiment.train.epochs == 0,
+    )
+    if model is None:
+        return facts
+    one = _one(model)
+    kernels = next((m.weight.detach().cpu().numpy() for m in one.modules() if isinstance(m, nn.Conv2d)), None)
+    parameters = sum(p.numel() for p in model.parameters())
+    return replace(facts, parameters=parameters, layers=layer_table(one, recipe.size, recipe.channels), kernels=kernels)
+
+
+def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
+    counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in run.info["classes"]}
+    for row in rows:
+        counts[row.label][str(row.split)] += 1
+    return DataFacts(
+        name=str(run.info["data"]),
+        counts=counts,
+        findings=tuple(run.info.get("findings", ())),
+        bad=tuple((ref, reason) for ref, reason in run.info.get("bad", ())),
+        ignored=tuple(run.info.get("ignored", ())),
+        brought=tuple(run.info.get("brought", ())),
+    )
+
+
+def _samples(source: Source, rows: Sequence[Sample], recipe: Recipe, experiment: Experiment) -> Samples:
+    """Training images with the pixels of the first epoch; a probe sees them without augmentation."""
+    train = source.with_samples(row for row in rows if row.split == "train")
+    chosen, seed, augmented = pick_samples(train, SHOWN), experiment.train.seed, experiment.train.epochs != 0
+    images: list[Pixels] = []
+    titles = []
+    for sample in chosen:
+        with suppress(BadImage):  # gone: `gather` says so of the images that count
+            images += sample_pixels(source, [sample], recipe, augmented=augmented, seed=seed)
+            titles.append(sample.label)
+    augmentation = str(experiment.augment or "none") if augmented else "none"
+    return Samples(tuple(images), tuple(titles), augmentation)
+
+
+def _one(model: nn.Module) -> nn.Module:
+    """A network or, of an ensemble, one of its members."""
+    return next(model.members.children()) if isinstance(model, Ensemble) else model
+
+
+def _is_named(run: Run) -> bool:
+    """Whether commands can train as a run did: they know no source and no network of the user's own."""
+    try:
+        return bool(run.info.get("source")) and find_arch(str(run.info["arch"])).family != "own"
+    except UnknownName:
+        return False
+
+
+def _resume(run: Run) -> str:
+    """The command that goes on with the training of a run; "" where there is nothing to go on from."""
+    begun = run.info["status"] in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
+    possible = _is_named(run) and begun and "members" not in run.info
+    return f"imgclf train --resume {shlex.quote(str(run.path))}" if possible else ""
+
+
+def _anew(run: Run, experiment: Experiment) -> str:
+    """The command that trains as a run did; "" where no config can say how."""
+    if not _is_named(run) or experiment.augment == CUSTOM:
+        return ""
+    members = len(run.info.get("members", ()))
+    ensemble = f" --ensemble {members}" if members > 1 else ""
+    return f"imgclf train --config {shlex.quote(str(run.path / CONFIG))}{ensemble}"
+
+
+def _typed(run: Run, experiment: Experiment, model: nn.Module | None, rows: Sequence[Sample], epochs: int) -> Typed:
+    """The commands for what may be done next with a run that has had so many epochs."""
+    if not run.info.get("source"):
+        return Typed()
+    place, config = experiment.data, experiment.train
+    data = shlex.quote(run.info["source"])
+    if place.data_dir is not None:
+        data += f" --data-dir {shlex.quote(place.data_dir)}"
+    resume, anew, asked = _resume(run), _anew(run, experiment), run.info.get("minutes")
+    longer = resume
+    if config.minutes is not None:  # those that were left for training, so what was asked for has to be known
+        longer = f"{anew} --minutes {math.ceil(LONGER * asked)}" if anew and asked else ""
+    tests = _is_named(run) and run.model.is_file()
+    brought, held_out = run.info.get("brought", ()), (experiment.split or FRACTIONS)[2]
+    free = anew and experiment.init is None and "test" not in brought  # else images keep their places
+    return Typed(
+        data,
+        evaluate=f"imgclf evaluate --model {shlex.quote(str(run.path))}" if tests else "",
+        resume=resume,
+        longer=f"{longer} --epochs {LONGER * epochs}" if longer else "",
+        hold_out=f"{anew} --split {in_percent(open_fractions(brought))}" if free else "",
+        curve=_curve(run, model, rows) if anew else "",
+        more_test=in_percent(open_fractions(brought, MORE_TEST)) if free and held_out < MORE_TEST[2] else "",
+    )
+
+
+def _curve(run: Run, model: nn.Module | None, rows: Sequence[Sample]) -> str:
+    """The command for the learning curve of a run's network: on its features, if they are pretrained and a linear head
+    can stand on them, or of its training from scratch, if there are test images to judge by; else ""."""
+    weights = run.info["weights"]
+    scratch = weights["used"] == "none"
+    if scratch:
+        possible = any(row.split == "test" for row in rows)
+    else:
+        possible = weights["used"] != "file" and model is not None and linear_head(_one(model)) is not None
+    command = f"imgclf learning-curve {shlex.quote(run.info['source'])} --config {shlex.quote(str(run.path / CONFIG))}"
+    return f"{command}{' --full' if scratch else ''}" if possible else ""
+
+
+def _commands(run: Run, experiment: Experiment) -> tuple[tuple[str, str], ...]:
+    """What to type to train again, and what each is good for."""
+    if not _is_named(run):
+        return ()
+    if run.info["status"] not in ENDED:
+        resume = _resume(run)
+        return ((resume, "Go on with the training of this run:"),) if resume else ()
+    if "members" in run.info:
+        purpose = "Train a member of this ensemble again, on the same images in the same places, and compare:"
+        return tuple((f"imgclf reproduce {shlex.quote(member)}", purpose) for member in run.info["members"])
+    again = "Train again on the same images in the same places, and compare weights and figures:"
+    reproduce, anew = f"imgclf reproduce {shlex.quote(str(run.path))}", _anew(run, experiment)
+    return ((reproduce, again), *([(anew, "Make a new run with the same configuration:")] if anew else []))
+
+
+def _facts(run: Run, rows: Sequence[Sample], experiment: Experiment) -> dict[str, str]:
+    info = run.info
+    machine = {name: str(value) for name, value in info.get("machine", {}).items() if name != "processes"}
+    named = {
+        "data": info.get("source") or info["data"],
+        "seed": experiment.train.seed,
+        "split (sha256)": Split(tuple(rows)).digest[:16],
+    }
+    facts = {name: str(value) for name, value in named.items() if value is not None}
+    return {**facts, **machine, **info.get("versions", {})}
+
+
+def _when(created: str) -> str:
+    """`26 November 2026, 09:36 UTC`."""
+    try:
+        return f"{datetime.fromisoformat(created):%-d %B %Y, %H:%M} UTC"
+    except ValueError:
+        return created

@@ -1,0 +1,320 @@
+"""How a network computes: its precision, its threads, its random numbers, its memory, and the one way to notice that
+memory ran out. What one computation needs, no other thread of the program sees."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import cache
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imgclf.core.errors import OutOfMemory
+
+T = TypeVar("T")
+
+CONTIGUOUS = "imgclf_contiguous"  # the attribute that marks such a network
+SMALL_STEP = 5e7  # floating-point operations of a forward pass: LeNet takes 2e7 for 32 images
+# Of mallopt(3): from which size on the C library takes a block from the system and returns it as soon as it is free,
+# and how much it holds back of what is free; then both within `kept_memory`, and after it.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+KEPT, USUAL = (2**30, 2**31 - 1), (2**25, 2**26)
+HOLDERS = (nn.Module, MethodType, list, tuple, dict)  # what may lead to a module
+# What libraries below torch say in a plain RuntimeError.
+NO_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",  # oneDNN
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "out of memory",
+)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs."""
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+
+
+def memory_format_of(model: nn.Module) -> torch.memory_format:
+    """Channels-last memory, but for a network of the user's own that does not work in it (`models/tried.py`)."""
+    contiguous = any(getattr(module, CONTIGUOUS, False) for module in model.modules())
+    return torch.contiguous_format if contiguous else torch.channels_last
+
+
+def step_flops(model: nn.Module, example: torch.Tensor, batch_size: int) -> float:
+    """The floating-point operations of one forward pass of a batch; `example` is an input of one image."""
+    counter = _Operations()
+    with torch.no_grad(), counter:
+        in_evaluation(model)(example)
+    return counter.total * batch_size
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the floating-point operations of this thread, by the formulas of torch's `FlopCounterMode`; that one also
+    hooks every module of the process, in all threads."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # loads triton, which predictions of few images do without
+
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas = flop_registry
+        self.total: float = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = self._formulas.get(getattr(func, "_overloadpacket", func))
+        if count is None and hasattr(func, "decompose"):  # in inference mode, what has a formula may be within
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        self.total += count(*args, **kwargs, out_val=result) if count is not None else 0
+        return result
+
+
+def all_finite(tensors: Sequence[torch.Tensor], device: torch.device) -> bool:
+    """Whether none of them holds NaN or infinity; one wait for `device`, not one for each.
+
+    The sum of a tensor tells in a tenth of the time: it is not finite where a value is not. It may also have been too
+    large; then every value is looked at.
+    """
+
+    def together(looks: Iterable[torch.Tensor]) -> bool:
+        return bool(torch.stack([look.to(device, non_blocking=True) for look in looks]).all())
+
+    if not tensors:
+        return True
+    return together(tensor.sum().isfinite() for tensor in tensors) or together(t.isfinite().all() for t in tensors)
+
+
+@contextmanager
+def enough_threads(flops: float) -> Iterator[None]:
+    """Compute small steps on one core. Two save a third of such a step on a quiet machine; on a busy one each of its
+    many operations waits for the slower core, and it takes twenty times as long."""
+    if flops >= SMALL_STEP:
+        yield
+        return
+    before = torch.get_num_threads()
+    _use_threads(1)
+    try:
+        yield
+    finally:
+        _use_threads(before)
+
+
+def made_on_one_core(items: Generator[T]) -> Iterator[T]:
+    """The items of a generator, each made on one core; between them, the caller's thread has all of its own."""
+    with closing(items):
+        while True:
+            with enough_threads(0):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+def _use_threads(number: int) -> None:
+    """Let this thread compute with so many threads, and no other.
+
+    `torch.set_num_threads` also sets what threads that begin later take over; OpenMP beneath it has a number for each.
+    """
+    torch.get_num_threads()  # else torch would set this thread's number when it first computes
+    for library in _openmp():
+        library.set_num_threads(number)
+
+
+@cache
+def _openmp() -> list[Any]:
+    """The OpenMP libraries of this process; none where torch was built without."""
+    from threadpoolctl import ThreadpoolController
+
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "openmp"]
+
+
+RandomState = dict[str, torch.Tensor]  # of each generator, by the kind of its device
+
+_drawing = threading.RLock()  # torch has one generator a device, for all threads
+
+
+def seeded(seed: int, device: torch.device) -> RandomState:
+    """The random numbers that begin at a seed, on the processor and on `device`."""
+    devices = {"cpu": torch.device("cpu"), device.type: device}
+    return {kind: torch.Generator(where).manual_seed(seed).get_state() for kind, where in devices.items()}
+
+
+@contextmanager
+def drawing(state: RandomState, device: torch.device) -> Iterator[None]:
+    """What is drawn within comes from `state`, which moves on by that; torch's own generators stay where they are.
+
+    Threads take turns, so that each draws what it would draw alone.
+    """
+    with _drawing:
+        before = random_state(device)
+        set_random_state(state, device)
+        try:
+            yield
+        finally:
+            state.update(random_state(device))
+            set_random_state(before, device)
+
+
+def unseeded_drawing() -> AbstractContextManager[None]:
+    """`drawing` for numbers that do not matter, such as weights that others take the place of at once."""
+    processor = torch.device("cpu")
+    return drawing(seeded(0, processor), processor)
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Where torch's random numbers stand, on the processor and on an accelerator."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: RandomState, device: torch.device) -> None:
+    """Go on from a `random_state`; that of a device which is not used now is left out."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
+
+
+class WholeProcess:
+    """A setting of the whole process that several threads may want at once: made for the first of them, and taken back
+    after the last."""
+
+    def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
+        self._make = make  # gives what takes it back
+        self._lock = threading.RLock()  # a garbage collection within may close a generator that wants it as well
+        self._count = 0
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """The setting is made within."""
+        with self._lock:
+            if self._count == 0:
+                self._take_back = self._make()
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if self._count == 0:
+                    self._take_back()
+
+
+@contextmanager
+def kept_memory(device: torch.device) -> Iterator[None]:
+    """Keep what is freed for the next step, and give it back at the end: with glibc on Linux, for a CPU.
+
+    Left to itself it returns each large result of a layer to the system and asks for it anew, page by page, at every
+    step: a sixth of the time of a step on photos. (PyTorch's Performance Tuning Guide: "Switch memory allocator".)
+    """
+    if device.type != "cpu" or _glibc() is None:
+        yield
+        return
+    with _keeping.made():
+        yield
+
+
+def _keep() -> Callable[[], None]:
+    libc = _glibc()
+    assert libc is not None
+
+    def set_sizes(block: int, held: int) -> None:
+        if not libc.mallopt(M_MMAP_THRESHOLD, block):  # older versions take no more than this
+            libc.mallopt(M_MMAP_THRESHOLD, USUAL[0])
+        libc.mallopt(M_TRIM_THRESHOLD, held)
+
+    def give_back() -> None:
+        set_sizes(*USUAL)
+        libc.malloc_trim(0)
+
+    set_sizes(*KEPT)
+    return give_back
+
+
+_keeping = WholeProcess(_keep)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None  # others have neither
+
+
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """The model itself where all of it is in evaluation mode, else an `own_copy` that is."""
+    return own_copy(model) if any(module.training for module in model.modules()) else model
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A network with the very weights and buffers of `model`, in evaluation mode, whose modules are nobody else's.
+
+    Hooks on it are in no other thread's way. Takes some thousandths of a second, a tenth of a deep copy.
+    """
+    twins: dict[nn.Module, nn.Module] = {module: object.__new__(type(module)) for module in model.modules()}
+
+    def mine(value: Any) -> Any:
+        if not isinstance(value, HOLDERS):
+            return value
+        if isinstance(value, nn.Module):
+            return twins.get(value, value)
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, mine(value.__self__))
+        if isinstance(value, dict):
+            copied = value.copy()
+            copied.update([(key, mine(entry)) for key, entry in value.items()])
+            return copied
+        return type(value)(map(mine, value)) if type(value) in (list, tuple) else value
+
+    for module, twin in twins.items():
+        twin.__dict__.update(mine(module.__dict__), training=False, _compiled_call_impl=None)
+    return twins[model]
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether this is a lack of memory; some allocators say so in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def in_parts_that_fit(compute: Callable[[int], T], most: int, device: torch.device) -> tuple[T, int]:
+    """What `compute` gives when told to take at most so many images at once: `most`, or half as many as often as the
+    memory asks for it; and how many they were. Raises `OutOfMemory` where a single image does not fit."""
+    while True:
+        try:
+            return compute(most), most
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if most <= 1:
+                raise OutOfMemory(f"{device} has too little memory for a single image") from error
+        most = (most + 1) // 2
+        release_memory(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what a pass that failed still holds, so that a smaller one finds it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

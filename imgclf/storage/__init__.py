@@ -1,0 +1,1 @@
+"""What is on the disk: model files and run folders."""

@@ -1,0 +1,370 @@
+"""The model file: the weights and, in one manifest beside them, all that is needed to predict.
+
+A safetensors file whose metadata hold exactly two texts: `imgclf`, the manifest as JSON, and `sha256`, the checksum
+over the manifest and every tensor. Loading it never runs code. `docs/model-file.md` is its specification.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from imgclf.core.arguments import as_path
+from imgclf.core.config import ModelSpec, Recipe, from_dict, to_dict
+from imgclf.core.errors import ImgclfError, ModelFileError
+from imgclf.core.files import printable, write_atomic
+from imgclf.core.tensor_file import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, short
+from imgclf.core.version import __version__
+from imgclf.storage.run_folder import locate
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from imgclf.evaluation.ood import Unknown
+
+FORMAT = 3
+FILE_NAME = "model.safetensors"
+ARCH_NAME = re.compile(r"((timm|torchvision|own):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
+UNKNOWN_TENSORS = ("centre", "basis", "points", "rest", "scale", "valid")
+SHOWN_TENSORS = 3
+MAX_MESSAGE = 600
+
+
+def _installed_versions() -> dict[str, str]:
+    versions = {"imgclf": __version__}
+    for package in RECORDED_PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _uncalibrated() -> dict[str, Any]:
+    return {"temperature": 1.0, "images": 0, "note": "no validation images were looked at"}
+
+
+def _not_known() -> dict[str, Any]:
+    return {"missing": "training has not come to its end"}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a model file says about its weights; what is in it must be JSON.
+
+    `spec` rebuilds the empty network, `classes` names its outputs in their order, `recipe` makes its pixels. `weights`
+    says what training started from, `metrics` maps a split's name to its results and the split's digest, `data` is the
+    name of the data set, `seen` the contents that were trained or validated on (`data.split.pack_contents`). `versions`
+    are those of the packages that wrote the file, `created` the time (ISO 8601, UTC). `calibration` holds the
+    `temperature` that the logits are divided by, on how many `images` it was fitted and, as a `note`, why on none;
+    `unknown` the `shapes` of the tensors by which unlike images are known, or why they are `missing`.
+    A wrong field raises `ModelFileError`, which names it.
+    """
+
+    spec: ModelSpec
+    classes: tuple[str, ...]
+    recipe: Recipe
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    seen: str = ""
+    versions: Mapping[str, str] = field(default_factory=_installed_versions)
+    created: str = field(default_factory=_now)
+    calibration: Mapping[str, Any] = field(default_factory=_uncalibrated)
+    unknown: Mapping[str, Any] = field(default_factory=_not_known)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        self._require(type(self.format) is int and self.format == FORMAT, "format", str(FORMAT))
+        self._require(isinstance(self.spec, ModelSpec), "spec", "a ModelSpec")
+        self._require(isinstance(self.recipe, Recipe), "recipe", "a Recipe")
+        names_ok = isinstance(self.classes, tuple) and all(isinstance(name, str) and name for name in self.classes)
+        self._require(names_ok, "classes", "names")
+        self._require(len(set(self.classes)) == len(self.classes), "classes", "names that differ from each other")
+        for name in ("weights", "metrics", "versions"):
+            self._require(isinstance(getattr(self, name), Mapping), name, "named values")
+        versions_ok = "imgclf" in self.versions and all(isinstance(text, str) for text in self.versions.values())
+        self._require(versions_ok, "versions", "texts, imgclf among them")
+        for name in ("data", "seen", "created"):
+            self._require(isinstance(getattr(self, name), str), name, "a text")
+        self._require(_is_calibration(self.calibration), "calibration", "temperature (0.01 to 100), images and note")
+        self._require(_is_unknown(self.unknown), "unknown", "the shapes of tensors, or why they are missing")
+        self._check_agreement()
+
+    def _require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise ModelFileError(f"manifest.{name} is {short(repr(getattr(self, name)))}; expected {expected}")
+
+    def _check_agreement(self) -> None:
+        spec, names, channels = self.spec, len(self.classes), self.recipe.channels
+        if not ARCH_NAME.fullmatch(spec.arch):
+            raise ModelFileError(
+                f"manifest.spec.arch is {short(repr(spec.arch))}; expected the plain name of an architecture, "
+                "never a hub address, a folder or a path"
+            )
+        if names != spec.classes:
+            raise ModelFileError(f"manifest.classes has {names} names; expected spec.classes, {spec.classes}")
+        if channels != spec.channels:
+            raise ModelFileError(f"manifest.recipe.channels is {channels}; expected spec.channels, {spec.channels}")
+
+
+def _is_calibration(value: Any) -> bool:
+    if not isinstance(value, Mapping) or value.keys() != {"temperature", "images", "note"}:
+        return False
+    temperature, images = value["temperature"], value["images"]
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    return number and 0.01 <= temperature <= 100 and type(images) is int and isinstance(value["note"], str)
+
+
+def _is_unknown(value: Any) -> bool:
+    if not isinstance(value, Mapping) or len(value) != 1:
+        return False
+    if isinstance(value.get("missing"), str):
+        return True
+    shapes = value.get("shapes")
+    return (isinstance(shapes, Mapping) and shapes.keys() == set(UNKNOWN_TENSORS)) and all(
+        isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape) for shape in shapes.values()
+    )
+
+
+def save_model(
+    path: str | os.PathLike[str], model: nn.Module, manifest: Manifest, unknown: Unknown | None = None
+) -> None:
+    """Write the weights of `model` and the `manifest` to `path`: a file, or a folder that gets a `model.safetensors`.
+
+    `unknown` is what unlike images are known by; without it the manifest says why it is missing.
+
+    A crash at any moment leaves the old file or the new one; equal weights and manifests give equal bytes. What is
+    saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.spec` builds,
+    where one is NaN or infinite, or where the manifest holds what JSON cannot.
+    """
+    save_weights(path, model.state_dict(), manifest, unknown)
+
+
+def save_weights(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], manifest: Manifest, unknown: Unknown | None = None
+) -> None:
+    """`save_model`, for the weights of a model that are at hand without it; they must not change meanwhile."""
+    from torch import from_numpy
+
+    target = _model_path(path)
+    with _naming(target, "not saved: "):
+        tensors = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+        if unknown is not None:
+            arrays = unknown.arrays()
+            manifest = replace(manifest, unknown={"shapes": {name: list(a.shape) for name, a in arrays.items()}})
+            tensors |= {BESIDE + name: from_numpy(array.copy()) for name, array in arrays.items()}
+        _check_finite(tensors)
+        parts = pack(raw_tensors(tensors), _to_json(manifest))
+        header = read_header(io.BytesIO(parts[0]), sum(map(len, parts)))
+        _check_fit(header.tensors, _parse_manifest(parse_json(header.manifest, "manifest")))
+    write_atomic(target, *parts)
+
+
+def raw_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Raw]:
+    """Tensors on the CPU as they are written; raises `ModelFileError` for a type that a model file does not hold."""
+    stored = {there: name for name, (there, _) in DTYPES.items()}
+    for name, tensor in tensors.items():
+        if _type_name(tensor) not in stored:
+            raise ModelFileError(f"the tensor {name!r} is {_type_name(tensor)}; expected one of {', '.join(stored)}")
+    return {name: Raw(stored[_type_name(t)], tuple(t.shape), _bytes_of(t)) for name, t in tensors.items()}
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Its own memory where that is in order; the view keeps it alive."""
+    from torch import uint8
+
+    view: memoryview = tensor.resolve_neg().contiguous().reshape(-1).view(uint8).numpy().data
+    return view
+
+
+def _type_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def weights_digest(path: str | os.PathLike[str]) -> str:
+    """The sha256 (hex) of the weights in a model file, or in that of a run folder: the same for equal weights,
+    whatever else the file holds."""
+    target = _model_path(locate(path))
+    with _naming(target), _open(target) as stream:
+        header = read_header(stream)
+        own = {name: tensor for name, tensor in header.tensors.items() if not name.startswith(BESIDE)}
+        return checksum(stream, replace(header, manifest="", tensors=own))
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
+    """The model (on the CPU, in eval mode) and the manifest of a model file, or of the one in a run, which is given as
+    its folder or as its name under `runs`.
+
+    Nothing in the file is run, and nothing is downloaded. Structure, checksum, manifest, architecture, the name, type
+    and shape of every tensor, and its values are checked, in this order; `ModelFileError` says what is wrong.
+    """
+    return read_model(path)[:2]
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unknown | None]:
+    """What `load_model` gives, and what unlike images are known by, where the file holds that."""
+    from safetensors import torch as safetensors_torch
+
+    from imgclf.evaluation.ood import Unknown
+    from imgclf.models.backbones import find_arch
+    from imgclf.models.ensemble import assemble
+    from imgclf.runtime.compute import unseeded_drawing
+
+    target = _model_path(locate(path))
+    with _naming(target), _open(target) as stream:
+        header = read_header(stream)
+        values = parse_json(header.manifest, "manifest")
+        _check_format(values)
+        if checksum(stream, header) != header.sha256:
+            raise ModelFileError("corrupt: the checksum does not match; copy the file again or train again")
+        manifest = _parse_manifest(values)
+        _check_fit(header.tensors, manifest)
+        stream.seek(0)
+        tensors = safetensors_torch.load(stream.read())
+        _check_finite(tensors)
+        arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.unknown.get("shapes", {})}
+        unknown = Unknown(**arrays) if arrays else None
+        with unseeded_drawing():
+            model = assemble(find_arch(manifest.spec.arch), manifest.spec)
+        model.load_state_dict(tensors, strict=True)
+    return model.eval(), manifest, unknown
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a model file or of a run, see `load_model`, from the header alone and without torch.
+
+    It is checked field by field, but not against the checksum, which takes all the weights: `load_model` does that.
+    """
+    target = _model_path(locate(path))
+    with _naming(target), _open(target) as stream:
+        return _parse_manifest(parse_json(read_header(stream).manifest, "manifest"))
+
+
+def _model_path(path: str | os.PathLike[str]) -> Path:
+    named = as_path("the path of a model", path)
+    return named / FILE_NAME if named.is_dir() else named
+
+
+@contextmanager
+def _naming(path: Path, prefix: str = "") -> Iterator[None]:
+    """Lets every error name the file; what the specs or the architectures refuse is a wrong model file here."""
+    try:
+        yield
+    except ImgclfError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    else:
+        return
+    raise ModelFileError(f"{printable(str(path))}: {prefix}{printable(problem[:MAX_MESSAGE])}")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        raise ModelFileError("there is no such model file; give a model.safetensors or the folder of a run") from None
+    if not regular:  # opening a pipe would wait for ever
+        raise ModelFileError("is not a regular file; give a model.safetensors or the folder of a run")
+    with path.open("rb") as stream:
+        yield stream
+
+
+def _to_json(manifest: Manifest) -> str:
+    try:
+        return json.dumps(to_dict(manifest), sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"the manifest holds a value that is not JSON: {error}") from None
+
+
+def _check_format(values: Mapping[str, Any]) -> None:
+    number, versions = values.get("format"), values.get("versions")
+    if type(number) is int and number != FORMAT:
+        writer = versions.get("imgclf") if isinstance(versions, dict) else None
+        raise ModelFileError(
+            f"made by imgclf {short(str(writer or '(unknown version)'))} with format {short(str(number))}, "
+            f"this version ({__version__}) reads format {FORMAT}: "
+            + ("upgrade imgclf" if number > FORMAT else "train the model again")
+        )
+
+
+def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
+    _check_format(values)
+    _check_keys(Manifest, values, "manifest")
+    spec = values["spec"]
+    _check_keys(ModelSpec, spec, "manifest.spec")
+    _check_keys(Recipe, values["recipe"], "manifest.recipe")
+    classes = values["classes"]
+    built = {
+        "spec": from_dict(ModelSpec, spec),
+        "recipe": from_dict(Recipe, values["recipe"]),
+        "classes": tuple(classes) if isinstance(classes, list) else classes,
+    }
+    return Manifest(**{**values, **built})
+
+
+def _check_keys(kind: type, values: Any, where: str) -> None:
+    """No field may be missing: the default of this version need not be the one of the version that wrote the file."""
+    if not isinstance(values, dict):
+        raise ModelFileError(f"{where} is {short(repr(values))}; expected named values")
+    expected = {item.name for item in fields(kind)}
+    for name in sorted(expected ^ values.keys()):
+        problem = "is missing" if name in expected else "is not a field of this format"
+        raise ModelFileError(f"{where}.{short(name)} {problem}")
+
+
+def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
+    """The tensors must be those of the network that the spec builds, by name, type and shape.
+
+    The network is an empty one that takes no memory, so that a small file can't make it allocate a large one (but for
+    the few architectures that `empty_network` has to build).
+    """
+    from imgclf.models.build import empty_network
+
+    state = empty_network(manifest.spec).state_dict()
+    wanted = {name: _describe(_type_name(t), tuple(t.shape)) for name, t in state.items()}
+    shapes = manifest.unknown.get("shapes", {})
+    wanted |= {BESIDE + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
+    found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{short(name)} is not part of it" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {found[name]}, expected {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
+    ]
+    if problems:
+        network = f"{manifest.spec.arch} with {manifest.spec.classes} classes"
+        more = f"; and {len(problems) - SHOWN_TENSORS} more" if len(problems) > SHOWN_TENSORS else ""
+        raise ModelFileError(f"the weights do not fit {network}: {'; '.join(problems[:SHOWN_TENSORS])}{more}")
+
+
+def _describe(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} ({', '.join(map(str, shape))})"
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    from torch import device
+
+    from imgclf.runtime.compute import all_finite
+
+    if all_finite([*tensors.values()], device("cpu")):
+        return
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelFileError(f"the tensor {name!r} holds NaN or infinite values; train again with a lower lr")

@@ -1,0 +1,1 @@
+"""Whatever trains or measures more than once."""

@@ -1,0 +1,1 @@
+"""Follow training live: TensorBoard, Visdom, MLflow, W&B."""

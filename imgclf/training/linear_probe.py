@@ -1,0 +1,274 @@
+"""The baseline of fine-tuning, and its start: frozen features and a linear head.
+
+The head is an L2-regularised multinomial logistic regression, its strength chosen by cross-validation. To fine-tune
+from such a head distorts the features less than to start from a random one (LP-FT: Kumar et al. 2022,
+arXiv:2202.10054).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from imgclf.core.errors import ConfigError
+from imgclf.core.results import Probe
+from imgclf.data.duplicates import joined, unit_keys
+from imgclf.data.loading.loader import Loader
+from imgclf.evaluation.inference import Progress, answer_with_features
+from imgclf.evaluation.ood import choose_evenly
+from imgclf.models.build import head_of
+from imgclf.training.acceleration import pick_device, pick_precision
+
+STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 11))  # 0.1 to 1e-5, the strongest first
+FOLDS = 5
+MANY = 5_000  # images from which on one fold is enough, in float32
+ITERATIONS = 100
+
+
+class HeldOut(NamedTuple):
+    """How a head does on `images` that it was not fitted to: mean loss and accuracy, and the standard error of the
+    latter, in which images that belong together count as one look. NaN where there are none."""
+
+    loss: float = math.nan
+    accuracy: float = math.nan
+    error: float = math.nan
+    images: int = 0
+
+
+def linear_head(model: nn.Module) -> nn.Linear | None:
+    """The last layer of a network, where a probe can be its weights."""
+    head = head_of(model)
+    return head if isinstance(head, nn.Linear) and head.bias is not None else None
+
+
+def fit_probe(
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device | str,
+    precision: torch.dtype | str,
+    *,
+    weight: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> Probe:
+    """Set the linear head of `model` to a logistic regression on its features of the loader's samples.
+
+    The loader gives evaluation pixels. Where `load_weights` has left the rows of the head that the network was
+    pretrained with, its own classes say which directions of the features matter. `weight` (classes,) weighs the images
+    of each class. Cross-validation parts neither copies nor groups. Every process gets the same head. Raises
+    `ConfigError` for a network without a linear head, and what `infer` raises.
+    """
+    device = pick_device(device)
+    precision = pick_precision(precision, device)
+    return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)[0]
+
+
+def fit_probe_on_features(
+    model: nn.Module,
+    loader: Loader,
+    precision: torch.dtype,
+    *,
+    weight: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> tuple[Probe, NDArray[np.float32]]:
+    """The same on the model's own device, and the features (m, d) of as many images as `choose_evenly` takes."""
+    began = time.perf_counter()
+    head = linear_head(model)
+    if head is None:
+        raise ConfigError("a probe needs a network whose last layer is linear, with a bias; leave the probe out")
+    features, labels, units = features_of(model, loader, precision, progress)
+    found = features.numpy().astype(np.float32)
+    prior = getattr(head, "prior", None)
+    weights, bias, strength, held_out = fit_logistic(features, labels, head.out_features, prior, weight, units=units)
+    with torch.no_grad():
+        head.weight.copy_(weights)
+        head.bias.copy_(bias)
+    note = "" if held_out.images else "no class has images of two groups"
+    seconds = time.perf_counter() - began
+    probe = Probe(held_out.accuracy, held_out.error, held_out.loss, strength, len(labels), seconds, note)
+    return probe, found[choose_evenly(labels.numpy())]
+
+
+def soften_head(model: nn.Module, start: Mapping[str, torch.Tensor], scale: float) -> None:
+    """Set the linear head of `model` to `scale` times that of the weights `start`: equal answers, less sure."""
+    head = linear_head(model) if scale != 1 else None
+    if head is None:
+        return
+    own = set(head.parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter in own:
+                parameter.copy_(scale * start[name])
+
+
+def features_of(
+    model: nn.Module, loader: Loader, precision: torch.dtype, progress: Progress | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the last layer of `model` gets for the loader's samples (n, d), their labels, and a number that those share
+    which are of one group or copies of each other; all in order.
+
+    In float64 for so few images that it costs nothing.
+    """
+    answers, found = answer_with_features(model, loader, progress, precision)
+    features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
+    samples = {sample.ref: sample for sample in loader.samples}
+    units = torch.tensor(joined([samples[ref] for ref in answers.refs], unit_keys), dtype=torch.int64)
+    return (features.double() if len(labels) <= MANY else features), labels, units
+
+
+def fit_logistic(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    prior: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    units: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, float, HeldOut]:
+    """Weights (classes, d) and bias (classes,) for features (n, d), the one of the `strengths` (falling) of the L2
+    penalty that was chosen, and how heads do on images that are held out; of none where no class has two `units`, and
+    where there is nothing to choose. Images of the same number in `units` (n,) are held out together.
+    """
+    centre = features.mean(0)
+    mixing = _mixing(features - centre, prior)
+    points = (features - centre) @ mixing
+    basis = torch.linalg.svd(points, full_matrices=False).Vh if len(points) < points.shape[1] else None
+    points = points if basis is None else points @ basis.T
+    weight = None if weight is None else weight.to(points)
+    strength, score = strengths[0], HeldOut()
+    if len(strengths) > 1:
+        units = torch.arange(len(labels)) if units is None else units
+        strength, score = _choose(points, labels, classes, weight, strengths, units)
+    solution = _minimise(points, labels, classes, strength, weight)
+    inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
+    weights = inner @ mixing.T
+    return weights, solution[:, -1] - weights @ centre, strength, score
+
+
+def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
+    """What centred features (n, d) are multiplied by, (d, d): an image has a mean squared length of 1 after it.
+
+    With a `prior` half of that length lies in the scores of the classes that it knows. It is the square root of the
+    matrix of inner products of an image's features and scores side by side, so that no feature is added.
+    """
+    identity = torch.eye(features.shape[1], dtype=features.dtype)
+    inner = identity / _length(features) ** 2
+    if prior is not None:
+        rows = prior.cpu().to(features)  # in two steps: Metal has no float64
+        rows = rows - rows.mean(0)
+        inner = (inner + rows.T @ rows / _length(features @ rows.T) ** 2) / 2
+    values, vectors = torch.linalg.eigh(inner)
+    mixing: torch.Tensor = vectors * values.clamp_min(0).sqrt()
+    return mixing
+
+
+def _length(points: torch.Tensor) -> torch.Tensor:
+    return points.square().sum(1).mean().sqrt().clamp_min(1e-12)
+
+
+def _choose(
+    points: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    weight: torch.Tensor | None,
+    strengths: Sequence[float],
+    units: torch.Tensor,
+) -> tuple[float, HeldOut]:
+    """The strength of least loss on images that are held out, each class spread evenly over the folds."""
+    fold = _folds(labels, units)
+    tried = range(1 if len(labels) > MANY else FOLDS)
+    held_out = [fold == number for number in tried if (fold == number).any()]
+    if not held_out:
+        return strengths[len(strengths) // 2], HeldOut()
+    losses = torch.zeros(len(strengths))
+    right: list[list[torch.Tensor]] = [[] for _ in strengths]
+    for out in held_out:
+        start = None
+        for place, strength in enumerate(strengths):
+            start = _minimise(points[~out], labels[~out], classes, strength, weight, start)
+            logits = points[out] @ start[:, :-1].T + start[:, -1]
+            losses[place] += F.cross_entropy(logits, labels[out], reduction="sum")
+            right[place].append(logits.argmax(1) == labels[out])
+    best = int(losses.argmin())
+    answers, judged = torch.cat(right[best]).double(), torch.cat([units[out] for out in held_out])
+    accuracy = float(answers.mean())
+    error = _clustered_error(answers - accuracy, judged)
+    return strengths[best], HeldOut(float(losses[best]) / len(answers), accuracy, error, len(answers))
+
+
+def _clustered_error(deviations: torch.Tensor, units: torch.Tensor) -> float:
+    """The standard error of a mean whose terms deviate from it by `deviations`, those of one unit together."""
+    together = torch.zeros(int(units.max()) + 1, dtype=deviations.dtype).index_add(0, units, deviations)
+    return float(together.square().sum().sqrt()) / len(deviations)
+
+
+def _folds(labels: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """A number from 0 to 4 for each image, the same within a unit; -1 for what is never held out, as a class would have
+    no other image.
+
+    The places follow the order of the images, so that the same images always give the same head.
+    """
+    if len(set(units.tolist())) < len(units):
+        return torch.tensor(_folds_of_units(labels.tolist(), units.tolist()))
+    order = labels.argsort(stable=True)
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    place = torch.empty_like(labels)
+    place[order] = torch.arange(len(labels)) - starts[labels[order]]
+    return torch.where(counts[labels] > 1, place % FOLDS, -1)
+
+
+def _folds_of_units(labels: list[int], units: list[int]) -> list[int]:
+    """The same for units of several images: class by class, the largest units first, each to the fold that has held the
+    least of its classes by then."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, unit in enumerate(units):
+        members[unit].append(place)
+    holds = {unit: Counter(labels[place] for place in places) for unit, places in members.items()}
+    spread = Counter(label for counts in holds.values() for label in counts)
+    sizes = Counter(labels)
+    held: list[Counter[int]] = [Counter() for _ in range(FOLDS)]
+    fold = [-1] * len(labels)
+    for unit in sorted(members, key=lambda unit: (min(holds[unit]), -len(members[unit]))):
+        if any(spread[label] < 2 for label in holds[unit]):
+            continue
+        shares = [sum(some[label] / sizes[label] for label in holds[unit]) for some in held]
+        number = shares.index(min(shares))
+        held[number].update(holds[unit])
+        for place in members[unit]:
+            fold[place] = number
+    return fold
+
+
+def _minimise(
+    points: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    strength: float,
+    weight: torch.Tensor | None,
+    start: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The weights and the bias (classes, d + 1) of least mean cross-entropy plus `strength` / 2 times the squares."""
+    solution = torch.zeros(classes, points.shape[1] + 1, dtype=points.dtype) if start is None else start.clone()
+    solution.requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [solution], max_iter=ITERATIONS, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = points @ solution[:, :-1].T + solution[:, -1]
+        value = F.cross_entropy(logits, labels, weight) + strength / 2 * solution[:, :-1].square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return solution.detach()

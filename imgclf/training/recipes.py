@@ -1,0 +1,157 @@
+"""Named experiments, for `--recipe NAME`: those of the course documents with the documents' own settings, and the ones
+that suit the embedded data sets.
+
+The documents look at the test set after every epoch and choose by eye. Here the test set is touched once, at the end;
+where a document holds out no validation images, a twelfth of its training images (5,000 of MNIST's 60,000) is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from imgclf.core.config import Experiment, TrainConfig
+from imgclf.core.registry import Registry
+
+EXPERIMENTS: Registry[Experiment] = Registry("recipe")
+TEST = 0.15
+
+EXPERIMENTS.add("probe", Experiment(train=TrainConfig(epochs=0)))
+
+
+def _hold_out(valid: float) -> tuple[float, float, float]:
+    """A split that holds out this part of what is not test; the test part serves data that come without a test set."""
+    return (1 - TEST) * (1 - valid), (1 - TEST) * valid, TEST
+
+
+_PLAIN = TrainConfig(weight_decay=0.0, schedule="constant", label_smoothing=0.0, class_weights="none", precision="fp32")
+
+
+def _sgd(lr: float, momentum: float, batch_size: int, epochs: int) -> TrainConfig:
+    return replace(_PLAIN, optimizer="sgd", lr=lr, momentum=momentum, batch_size=batch_size, epochs=epochs)
+
+
+def _adam(lr: float, batch_size: int, epochs: int) -> TrainConfig:
+    return replace(_PLAIN, optimizer="adam", lr=lr, batch_size=batch_size, epochs=epochs)
+
+
+_MNIST = Experiment(
+    weights="none", size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), augment="none", split=_hold_out(1 / 12)
+)
+_CIFAR = Experiment(
+    weights="none", size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, augment="none", split=_hold_out(0.1)
+)
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images
+_LAB_10_1 = replace(_adam(0.001, 100, 15), seed=777, drop_last=True)
+
+EXPERIMENTS.add("d0", replace(_MNIST, arch="cnn_zero_to_all", train=_sgd(0.01, 0.5, 64, 9)))
+EXPERIMENTS.add("d1", replace(_MNIST, arch="lenet", train=_sgd(0.001, 0.9, 128, 21)))
+EXPERIMENTS.add("d3", replace(_MNIST, arch="cnn_two_layer", train=_LAB_10_1))
+EXPERIMENTS.add("d3-keras", replace(_MNIST, arch="cnn_keras", keep="all", train=_adam(0.001, 100, 15)))
+EXPERIMENTS.add("d4", replace(_CIFAR, arch="cnn_cifar", split=_hold_out(0.2), train=_sgd(0.01, 0.0, 20, 30)))
+EXPERIMENTS.add("lab10-2", replace(_MNIST, arch="cnn_deep", train=_LAB_10_1))
+EXPERIMENTS.add(
+    "lab10-4",
+    Experiment(
+        arch="cnn_imagefolder",
+        weights="none",
+        size=(64, 128),
+        channels=3,
+        fit="squash",
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        augment="none",
+        train=_adam(0.00005, 8, 7),
+    ),
+)
+EXPERIMENTS.add(
+    "lab10-5",
+    replace(
+        _CIFAR,
+        arch="vgg16_cifar_lab",
+        train=replace(_sgd(0.005, 0.9, 512, 50), schedule="step", step_epochs=5, gamma=0.9),
+    ),
+)
+EXPERIMENTS.add(
+    "lab10-6",
+    replace(
+        _CIFAR,
+        arch="resnet50_cifar_lab",
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+        augment="shifts",
+        train=replace(_sgd(0.1, 0.9, 256, 150), schedule="step", step_epochs=10, gamma=0.5, weight_decay=5e-4),
+    ),
+)
+
+# Nets as small as LeNet gain nothing from bf16.
+_SHORT = TrainConfig(lr=0.004, weight_decay=0.01, schedule="onecycle", precision="fp32")
+EXPERIMENTS.add(
+    "mnist",
+    replace(_MNIST, arch="lenet", mean=(0.13,), std=(0.31,), train=replace(_SHORT, epochs=10, batch_size=128)),
+)
+EXPERIMENTS.add(
+    "digits",
+    Experiment(
+        arch="lenet",
+        weights="none",
+        size=(28, 28),
+        channels=1,
+        mean=(0.3,),
+        std=(0.37,),
+        augment="light",
+        train=replace(_SHORT, epochs=40),
+    ),
+)
+EXPERIMENTS.add(
+    "cifar10",
+    replace(
+        _CIFAR,
+        arch="small_resnet18",
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+        augment="shifts-flips",
+        train=TrainConfig(
+            epochs=10,
+            batch_size=128,
+            lr=0.1,
+            optimizer="sgd",
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="onecycle",
+        ),
+    ),
+)
+
+# Batch, momentum, rate and decay of arXiv:2404.00498, turned from a summed loss (11.5 and 0.0153 per 1,024 images) to a
+# mean one. Its 10 epochs count on Lookahead; without it, it takes 14.
+EXPERIMENTS.add(
+    "speedrun",
+    replace(
+        _CIFAR,
+        arch="speednet",
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+        augment="speedrun",
+        tta="mirror-shift",
+        split=_hold_out(0.02),
+        train=TrainConfig(
+            epochs=14,
+            batch_size=1000,
+            lr=1.5,
+            optimizer="sgd",
+            momentum=0.85,
+            nesterov=True,
+            weight_decay=0.0013,
+            schedule="onecycle",
+            label_smoothing=0.2,
+        ),
+    ),
+)
+
+# The same for a minute on a processor: more steps, and each a twentieth of the work.
+_SPEEDRUN = EXPERIMENTS.get("speedrun")
+EXPERIMENTS.add(
+    "speedrun-small",
+    replace(_SPEEDRUN, arch="speednet_small", tta="mirror", train=replace(_SPEEDRUN.train, batch_size=250, lr=0.5)),
+)
+QUICKER = {"speedrun": "speedrun-small"}  # for a processor that has only a few minutes

@@ -1,0 +1,163 @@
+"""Evaluation pixels: the one function that valid, test and predict all use, and the step from pixels to a tensor."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imgclf.core.config import Recipe
+from imgclf.core.errors import DataError
+from imgclf.data.dataset import Source, open_measured
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = NDArray[np.uint8]
+
+_KERNELS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_LUMA = np.array([299, 587, 114], dtype=np.float32) / 1000  # ITU-R BT.601, as Pillow's mode L
+_HEADROOM = 2  # decode at no less than twice the final size: what a scaled decoding loses then is invisible
+
+
+def decode_size(recipe: Recipe) -> tuple[int, int]:
+    """The (height, width) below which an image must not be decoded, so that scaled decoding costs no detail."""
+    height, width = recipe.size
+    return (
+        int(np.ceil(_HEADROOM * height / recipe.crop_ratio)),
+        int(np.ceil(_HEADROOM * width / recipe.crop_ratio)),
+    )
+
+
+def prepare(pixels: Pixels, recipe: Recipe, shape: tuple[int, int] | None = None) -> Pixels:
+    """An image of any shape as uint8 (height, width, channels) of the recipe's size: no randomness, antialiased.
+
+    The same whole pixels as torchvision's and timm's transforms give, which resize to size / crop_ratio and cut out the
+    centre or, where that is smaller, put a border around it. `shape` is the image's own (height, width) where it was
+    decoded at a half, a quarter or an eighth of it: an odd side has lost its half pixel then.
+    """
+    pixels = to_channels(pixels, recipe.channels)
+    shape = shape or pixels.shape[:2]
+    rows, columns = (_stretch(*side) for side in zip(shape, _resized(shape, recipe), recipe.size, strict=True))
+    down, across = (_decoded_scale(*side) for side in zip(shape, pixels.shape, strict=False))
+    box = (columns.start / across, rows.start / down, columns.end / across, rows.end / down)
+    part = resize(pixels, (rows.pixels, columns.pixels), recipe.kernel, box)
+    if part.shape[:2] == recipe.size:
+        return part
+    canvas = np.empty((*recipe.size, recipe.channels), np.uint8)
+    canvas[:] = mean_colour(recipe) if recipe.fit == "pad" else 0
+    canvas[rows.place : rows.place + rows.pixels, columns.place : columns.place + columns.pixels] = part
+    return canvas
+
+
+def open_prepared(source: Source, ref: str, recipe: Recipe) -> Pixels:
+    """The evaluation pixels of an image, which is decoded no larger than that takes."""
+    pixels, shape = open_measured(source, ref, decode_size(recipe), smooth=True)
+    return prepare(pixels, recipe, shape)
+
+
+def to_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Grey to colour by repetition, colour to grey by luma (BT.601); other numbers of channels must agree."""
+    have = pixels.shape[2]
+    if have == channels:
+        return pixels
+    if have == 1:
+        return np.repeat(pixels, channels, axis=2)
+    if have == 3 and channels == 1:
+        grey: Pixels = (pixels @ _LUMA + 0.5).astype(np.uint8)[..., None]
+        return grey
+    raise DataError(f"an image has {have} channels, the model takes {channels}: no rule turns one into the other")
+
+
+def to_input(pixels: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
+    """A batch of pixels, uint8 (n, height, width, channels), as normalised float32 (n, channels, height, width).
+
+    The bytes travel to the device, not the floats; the result lies in channels-last memory.
+    """
+
+    n, height, width, channels = pixels.shape
+    # A row of pixels at a time: three channels alone are too short a run for vector instructions.
+    scale, bias = _row_factors(recipe.mean, recipe.std, width if channels > 1 else 1, device)
+    # Not towards the processor: it would read before all of it has arrived.
+    rows = pixels.to(device, non_blocking=device.type == "cuda").reshape(n * height, width * channels)
+    return rows.float().mul_(scale).add_(bias).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+@cache
+def _row_factors(
+    mean: tuple[float, ...], std: tuple[float, ...], repeats: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the bytes of a row are multiplied by, and what is added."""
+    import torch
+
+    means, deviations = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    scale, bias = 1 / (255 * deviations), -means / deviations
+    return scale.repeat(repeats).float().to(device), bias.repeat(repeats).float().to(device)
+
+
+class _Stretch(NamedTuple):
+    """What is seen of a side: from `start` to `end`, as so many `pixels`, the first at this `place` of the target."""
+
+    start: float
+    end: float
+    pixels: int
+    place: int
+
+
+def _stretch(side: int, resized: int, target: int) -> _Stretch:
+    """The middle of a side that is resized to a whole number of pixels, of which a target has room for so many."""
+    if resized <= target:
+        return _Stretch(0.0, float(side), resized, (target - resized) // 2)
+    first = round((resized - target) / 2)
+    return _Stretch(first * side / resized, (first + target) * side / resized, target, 0)
+
+
+def _decoded_scale(side: int, decoded: int) -> int:
+    """What a side was divided by, a power of 2, to be decoded: that rounds up."""
+    return 1 << int(-(-side // decoded) - 1).bit_length()
+
+
+def _resized(shape: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+    """The whole pixels (height, width) that torchvision's and timm's transforms resize an image to."""
+    height, width = (max(1, int(side / recipe.crop_ratio)) for side in recipe.size)
+    if recipe.fit == "squash":
+        return height, width
+    if recipe.fit == "crop" and height == width:  # torchvision's, which rounds down where timm's own rounds
+        short = min(shape)
+        return int(height * shape[0] / short), int(height * shape[1] / short)
+    ratios = shape[0] / height, shape[1] / width
+    ratio = min(ratios) if recipe.fit == "crop" else max(ratios)
+    return max(1, round(shape[0] / ratio)), max(1, round(shape[1] / ratio))
+
+
+def mean_colour(recipe: Recipe) -> list[int]:
+    """The recipe's mean as a colour, 0…255 a channel: what stands where there is no image."""
+    return [round(min(max(value, 0.0), 1.0) * 255) for value in recipe.mean]
+
+
+def resize(
+    pixels: Pixels, size: tuple[int, int], kernel: str, box: tuple[float, float, float, float] | None = None
+) -> Pixels:
+    """An image, or the part in `box` (left, top, right, bottom; in pixels), at a size (height, width), antialiased.
+
+    Resizing only the part that is kept bounds the memory for any aspect.
+    """
+    whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
+    if pixels.shape[:2] == size and box in (None, whole):
+        return pixels
+    if pixels.shape[2] in (1, 3):
+        planes = [Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))]
+    else:
+        planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(pixels.shape[2])]
+    resized = [np.asarray(plane.resize(size[::-1], _KERNELS[kernel], box=box)) for plane in planes]
+    if len(resized) == 1:
+        return resized[0] if resized[0].ndim == 3 else resized[0][..., None]
+    return np.stack(resized, axis=2)
