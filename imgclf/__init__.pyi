@@ -18,6 +18,7 @@ from .core.results import EpochRecord as EpochRecord
 from .core.results import Evaluation as Evaluation
 from .core.results import Explanation as Explanation
 from .core.results import History as History
+from .core.results import LearningCurve as LearningCurve
 from .core.results import LrCurve as LrCurve
 from .core.results import Prediction as Prediction
 from .core.results import Probe as Probe
@@ -48,7 +49,6 @@ from .studies.dry_run import dry_run as dry_run
 from .studies.ensemble import combine as combine
 from .studies.ensemble import fit_ensemble as fit_ensemble
 from .studies.learning_curve import learning_curve as learning_curve
-from .studies.scaling_law import LearningCurve as LearningCurve
 from .studies.tune import Tuning as Tuning
 from .studies.tune import tune as tune
 from .tracking.tracker import tracker as tracker

@@ -720,7 +720,7 @@ def test_the_pixels_of_the_test_part_are_kept_where_those_of_training_are(photos
     digests = [sample.sha256 for sample in classifier.samples_of()[1]]
     for way in (classifier, Classifier.load(classifier.run_.path)):
         first = way.evaluate()
-        assert PixelCache(Form.of(classifier.recipe_, train=False)).holds(digests) == share * len(digests)
+        assert PixelCache(Form.of(classifier.recipe_, train=False).settings()).holds(digests) == share * len(digests)
         assert way.evaluate() == first
 
 

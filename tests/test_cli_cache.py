@@ -20,7 +20,7 @@ def run(*arguments):
 @pytest.fixture
 def filled():
     for side in (8, 16):
-        pixels = PixelCache(Form(Recipe(size=(side, side)), whole=False))
+        pixels = PixelCache(Form(Recipe(size=(side, side)), whole=False).settings())
         pixels.add("ab" * 32, Kept(np.zeros((side, side, 3), np.uint8), (100, 100)))
         pixels.seal()
     (cache_folder() / "audit").mkdir()

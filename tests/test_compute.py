@@ -15,7 +15,6 @@ from imgclf.models.build import build_model
 from imgclf.runtime.compute import (
     all_finite,
     autocast,
-    drawing,
     enough_threads,
     in_evaluation,
     kept_memory,
@@ -23,9 +22,9 @@ from imgclf.runtime.compute import (
     own_copy,
     ran_out_of_memory,
     release_memory,
-    seeded,
     step_flops,
 )
+from imgclf.runtime.random import drawing, seeded
 
 CPU = torch.device("cpu")
 

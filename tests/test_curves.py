@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.studies.scaling_law import (
-    ClassGain,
-    Estimate,
-    HalvedClass,
-    LearningCurve,
-    PowerLaw,
-    class_gains,
-    curve_point,
-    fit_law,
-)
+from imgclf.core.results import ClassGain, Estimate, LearningCurve, PowerLaw
+from imgclf.studies.scaling_law import HalvedClass, class_gains, curve_point, fit_law
 
 SIZES = (100, 200, 400, 800, 1000)
 DRAWS = (5, 5, 3, 2, 1)

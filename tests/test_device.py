@@ -5,15 +5,9 @@ import torch
 from torch import nn
 
 from imgclf.core.errors import ConfigError
-from imgclf.training import acceleration as module
-from imgclf.training.acceleration import (
-    compiled,
-    pick_device,
-    pick_precision,
-    precision_name,
-    should_compile,
-    tuned,
-)
+from imgclf.runtime import device as runtime_device
+from imgclf.runtime.device import pick_device, pick_precision, precision_name
+from imgclf.training.acceleration import compiled, should_compile, tuned
 
 CPU = torch.device("cpu")
 
@@ -48,7 +42,7 @@ def test_a_device_number_too_high(monkeypatch):
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_computes_in_bf16_where_the_device_does(monkeypatch, has, dtype):
-    monkeypatch.setattr(module, "_has_bf16", lambda device: has)
+    monkeypatch.setattr(runtime_device, "_has_bf16", lambda device: has)
     assert pick_precision("auto", CPU) is dtype
     assert pick_precision("fp32", CPU) is torch.float32
     assert pick_precision("bf16", CPU) is torch.bfloat16

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from imgclf.data.dataset import Sample
-from imgclf.transforms.rng import STREAMS, Draws, sample_keys, uniforms
+from imgclf.data.loading.loader import sample_keys
+from imgclf.transforms.rng import STREAMS, Draws, uniforms
 
 MASK = 2**64 - 1
 SAMPLES = [Sample(f"class/{i}.jpg", "class") for i in range(4000)]

@@ -15,14 +15,14 @@ from PIL import Image
 from imgclf.core.config import Recipe, Step
 from imgclf.core.errors import ConfigError, DataError, ImgclfError
 from imgclf.data.audit import audit
-from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.dataset import ArrayReader, Sample, Source, open_prepared
 from imgclf.data.images import BadImage
-from imgclf.data.loading import prefetch, tiers
+from imgclf.data.loading import pixel_store, prefetch
 from imgclf.data.loading.loader import UNLABELLED, Loader, epoch_order
 from imgclf.data.loading.pixel_store import Form
 from imgclf.data.loading.rows import sample_seed
 from imgclf.data.sources.open import open_source
-from imgclf.transforms.preprocess import open_prepared, prepare
+from imgclf.transforms.preprocess import prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (8, 8)
@@ -470,7 +470,7 @@ def test_no_more_batches_are_read_ahead_than_the_cores_allow(make_source, monkey
     ],
 )
 def test_a_tier_is_chosen_by_size(smooth, monkeypatch, memory, disk, train, expected):
-    monkeypatch.setattr(tiers, "memory_budget", lambda: memory)
+    monkeypatch.setattr(pixel_store, "memory_budget", lambda: memory)
     monkeypatch.setenv("IMGCLF_CACHE_BUDGET", str(disk))
     recipe = Recipe(size=(128, 128), steps=preset_steps("strong"))
     loader = loader_of(smooth, recipe, train=train) if train else loader_of(smooth, PLAIN, train=False)
@@ -482,7 +482,7 @@ def test_a_tier_is_chosen_by_size(smooth, monkeypatch, memory, disk, train, expe
 def test_an_accelerator_keeps_what_it_has_room_for(make_source, monkeypatch):
     source, recipe = make_source(), Recipe(size=SIZE, channels=1)
     for free, expected in ((36 * 64 * 2, "device"), (36 * 64, "ram")):
-        monkeypatch.setattr(tiers, "_free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(pixel_store, "_free_memory", lambda device, free=free: free)
         assert loader_of(source, recipe, device=torch.device("meta")).tier.name == expected
 
 

@@ -10,15 +10,9 @@ from PIL import Image
 from imgclf.core.config import Recipe
 from imgclf.core.results import LrCurve
 from imgclf.data.loading.loader import Loader
+from imgclf.data.loading.preview import pick_samples, sample_pixels
 from imgclf.plots import grids as pictures
-from imgclf.plots.grids import (
-    pick_samples,
-    sample_pixels,
-    save_channels,
-    save_grid,
-    save_importances,
-    save_lr_curve,
-)
+from imgclf.plots.grids import save_channels, save_grid, save_importances, save_lr_curve
 from imgclf.transforms.preprocess import prepare
 from imgclf.transforms.presets import preset_steps
 

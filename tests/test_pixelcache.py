@@ -27,7 +27,7 @@ from imgclf.data.loading.disk_cache import (
 )
 from imgclf.data.loading.pixel_store import Form
 
-FORM = Form(Recipe(size=(8, 8)), whole=False)
+FORM = Form(Recipe(size=(8, 8)), whole=False).settings()
 
 
 def image(number, shape=(8, 8, 3)):
@@ -62,7 +62,7 @@ def test_what_was_sealed_is_found_by_every_later_cache():
         assert cache.find(name(5)) is None
         assert cache.holds(map(name, range(9))) == 5
         assert not cache.find(name(0)).pixels.flags.writeable
-    assert PixelCache(Form(Recipe(size=(8, 8), channels=1), whole=False)).find(name(0)) is None
+    assert PixelCache(Form(Recipe(size=(8, 8), channels=1), whole=False).settings()).find(name(0)) is None
 
 
 def test_images_of_any_shape():
@@ -90,7 +90,7 @@ import numpy as np
 from imgclf.data.loading.disk_cache import Kept, PixelCache
 
 def fill(first, last):
-    cache = PixelCache(SimpleNamespace(settings=lambda: json.loads(sys.argv[1])))
+    cache = PixelCache(json.loads(sys.argv[1]))
     for i in range(first, last):
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
         cache.add(hashlib.sha256(str(i).encode()).hexdigest(), Kept(pixels, (100 + i, 200)))
@@ -100,7 +100,7 @@ def fill(first, last):
 
 def child(script):
     """Another process that runs `script` with `fill(first, last)`; without torch, which takes long to import."""
-    command = [sys.executable, "-c", CHILD + script, json.dumps(FORM.settings())]
+    command = [sys.executable, "-c", CHILD + script, json.dumps(FORM)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -232,7 +232,7 @@ def test_a_cache_that_is_cleared_while_it_is_built_or_read():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_gives_the_same_when_it_is_added_and_when_it_is_found(channels):
-    form = Form(Recipe(size=(32, 32), channels=channels), whole=False)
+    form = Form(Recipe(size=(32, 32), channels=channels), whole=False).settings()
     y, x = np.mgrid[:32, :32]
     pixels = np.repeat((4 * x + 3 * y).astype(np.uint8)[..., None], channels, axis=2)
     cache = PixelCache(form, lossy=True)

@@ -11,16 +11,10 @@ from imgclf.core.errors import ConfigError, DataError, UnknownName
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.sources.open import open_source
 from imgclf.estimator.decisions import describe
-from imgclf.estimator.plan import (
-    check_experiment,
-    choose_experiment,
-    make_plan,
-    plan_pixels,
-    read_data,
-    reading_options,
-)
+from imgclf.estimator.plan import check_experiment, choose_experiment, make_plan, plan_pixels, read_data
 from imgclf.models.backbones import find_arch
 from imgclf.models.registry import ARCHS
+from imgclf.storage.run_data import reading_options
 from imgclf.training.recipes import EXPERIMENTS
 from imgclf.transforms.albumentations_pipeline import compose_to_dict
 

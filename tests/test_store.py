@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imgclf.core.config import FITS, Levels, Recipe
-from imgclf.data.dataset import ArrayReader, Sample, Source
+from imgclf.data.dataset import ArrayReader, Sample, Source, open_prepared
 from imgclf.data.loading.disk_cache import Kept
 from imgclf.data.loading.pixel_store import Dense, Form, Ragged, memory_budget
 from imgclf.data.sources.folder import FileReader
 from imgclf.transforms.crop import kept_side
-from imgclf.transforms.preprocess import decode_size, open_prepared, prepare
+from imgclf.transforms.preprocess import decode_size, prepare
 from imgclf.transforms.presets import preset_steps
 
 SQUARE = Recipe(size=(8, 8), channels=1)

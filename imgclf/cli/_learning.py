@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from imgclf.cli import _console as console
 from imgclf.cli._tuning import TuneView
+from imgclf.core.results import CurvePoint
 from imgclf.estimator.plan import Plan
-from imgclf.studies.scaling_law import CurvePoint
 
 
 class CurveView(TuneView):

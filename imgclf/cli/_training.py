@@ -27,7 +27,7 @@ from imgclf.data.sources.folder import FileReader
 from imgclf.data.split import Split
 from imgclf.data.write import save_samples
 from imgclf.estimator.classifier import Classifier
-from imgclf.estimator.fit import keeping_memory, note_failure
+from imgclf.estimator.fit import keeping_memory, note_failure, tested
 from imgclf.estimator.plan import Plan
 from imgclf.estimator.recorder import note_test
 from imgclf.models.own import OWN
@@ -37,7 +37,7 @@ from imgclf.storage.run_folder import INFO, ROOT, Run, config_source, find_run, 
 from imgclf.storage.run_list import RunEntry, find_default, why_none
 from imgclf.studies.ensemble import fit_ensemble, require_members
 from imgclf.tracking.tensorboard import TensorBoard
-from imgclf.tracking.tracker import Tracker, tested, tracker
+from imgclf.tracking.tracker import Tracker, tracker
 from imgclf.training.events import Callback, Shown, TrainState, notify
 
 SHOWN = 5

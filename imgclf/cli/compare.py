@@ -110,8 +110,8 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
 def _draw(result: Comparison, path: Path) -> Path | None:
     """A picture of the images that changed, those that b gets right first; None where there is none to show."""
     from imgclf.data.write import require_outside
-    from imgclf.estimator.plan import labelled_source
     from imgclf.plots.grids import GRID_TITLE, save_grid, title_of
+    from imgclf.storage.run_data import labelled_source
     from imgclf.storage.run_folder import open_run
 
     source = labelled_source(None, open_run(Path(result.a.path)))
@@ -147,7 +147,7 @@ def _draw(result: Comparison, path: Path) -> Path | None:
 def _pixels(source: Source, change: Change) -> Pixels:
     """The image as it was tested."""
     from imgclf.data.dataset import Sample
-    from imgclf.plots.grids import sample_pixels
+    from imgclf.data.loading.preview import sample_pixels
 
     if change.content and source.reader.digest(change.path) != change.content:
         raise DataError(f"{change.path} is not what it was")

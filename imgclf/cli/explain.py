@@ -117,7 +117,7 @@ def _looked_at(
 
 def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pixels:
     """What the model sees of an image or, without a model, the image no larger than a picture of it needs to be."""
-    from imgclf.plots.grids import sample_pixels
+    from imgclf.data.loading.preview import sample_pixels
     from imgclf.transforms.preprocess import resize
 
     if classifier is not None:

@@ -26,7 +26,7 @@ from imgclf.cli.train import changes_of
 NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
 
 if TYPE_CHECKING:
-    from imgclf.studies.scaling_law import Estimate, LearningCurve
+    from imgclf.core.results import Estimate, LearningCurve
 
 
 def learning_curve(

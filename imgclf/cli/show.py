@@ -114,7 +114,7 @@ def _at_levels(source: Source, n: int, seed: int) -> Source:
     """The source, whose images of more than 8 bits are shown by the levels of `n` of them."""
     from imgclf.data.audit import audit
     from imgclf.data.jpeg import common_levels
-    from imgclf.plots.grids import pick_samples
+    from imgclf.data.loading.preview import pick_samples
 
     looked_at = audit(source.with_samples(pick_samples(source, n, seed)), strict=False, allow_bad=1.0).source
     return source.at_levels(common_levels(sample.levels for sample in looked_at.samples))
@@ -141,7 +141,7 @@ def _readable(
     from dataclasses import replace
 
     from imgclf.data.images import BadImage
-    from imgclf.plots.grids import pick_samples, sample_pixels
+    from imgclf.data.loading.preview import pick_samples, sample_pixels
 
     images: list[Pixels] = []
     titles, bad = [], []

@@ -17,6 +17,7 @@ from imgclf.core.arguments import plain
 from imgclf.core.errors import ConfigError
 from imgclf.core.registry import option_meant
 
+CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 T = TypeVar("T")
 
 FITS = ("crop", "pad", "squash")

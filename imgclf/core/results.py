@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+UNLIKELY = 0.01  # chance below which a learning curve's points don't follow its law
 ENDED = ("done", "stopped early")  # how a run ends that comes to its end
 
 
@@ -237,3 +238,97 @@ class Explanation:
         """The documented `--json` form, without the pixels and the heat."""
         names = ("path", "label", "confidence", "method", "error")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval leaves no doubt about the sign."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The accuracy (0…1) that `images` training images bring, `fraction` of all, the mean over `draws` of them; its
+    `interval` is for the number of held-out images."""
+
+    fraction: float
+    images: int
+    draws: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The error (0…1) after n training images: `scale` · n^−`exponent` + `floor`."""
+
+    scale: float
+    exponent: float
+    floor: float
+
+    def error(self, images: float) -> float:
+        """The error after so many training images."""
+        return float(self.scale * images**-self.exponent + self.floor)
+
+
+@dataclass(frozen=True)
+class Band:
+    """The law as a line: numbers of images, and the accuracy there with the ends of its interval."""
+
+    images: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """What twice as many training images of one class would bring: to the accuracy over all classes and to the `recall`
+    of its own, which is now that of `images` training images. None where that was not measured."""
+
+    name: str
+    images: int
+    recall: float | None
+    accuracy_gain: Estimate | None
+    recall_gain: Estimate | None
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Accuracy on `held_out` images by the number of training images; `full` says that the network itself was trained
+    each time, and not a linear head on frozen features.
+
+    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is. `misfit`
+    is how often points that follow the law would lie at least as far from it by chance: where it is low, the law tells
+    nothing of more images.
+    """
+
+    data: str
+    arch: str
+    full: bool
+    held_out: int
+    points: tuple[CurvePoint, ...]
+    law: PowerLaw
+    doubled: Estimate
+    gain: Estimate
+    misfit: float
+    classes: tuple[ClassGain, ...]
+    seconds: float
+    band: Band = field(repr=False)
+
+    @property
+    def lawful(self) -> bool:
+        """Whether the points follow the law well enough to go by it."""
+        return self.misfit >= UNLIKELY
+
+    def to_dict(self) -> dict[str, Any]:
+        """The documented `--json` form."""
+        return asdict(self)

@@ -10,9 +10,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.config import Levels
+from imgclf.core.config import Levels, Recipe
 from imgclf.core.errors import DataError
 from imgclf.core.files import nfc
+from imgclf.transforms.preprocess import decode_size, prepare
 
 Pixels = NDArray[np.uint8]
 Sides = tuple[int, int]  # (height, width)
@@ -141,6 +142,12 @@ def open_measured(source: Source, ref: str, least: Sides, *, smooth: bool = Fals
 
     pixels = source.open(ref, Draft(needed, smooth))
     return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
+
+
+def open_prepared(source: Source, ref: str, recipe: Recipe) -> Pixels:
+    """The evaluation pixels of an image, which is decoded no larger than that takes."""
+    pixels, shape = open_measured(source, ref, decode_size(recipe), smooth=True)
+    return prepare(pixels, recipe, shape)
 
 
 class ArrayReader:

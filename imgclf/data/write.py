@@ -21,12 +21,11 @@ from PIL import Image
 from imgclf.core.config import Recipe
 from imgclf.core.errors import ConfigError, DataError, MissingExtra
 from imgclf.core.files import printable, require_writable, write_text
-from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source
+from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source, open_prepared
 from imgclf.data.images import is_image_name
 from imgclf.data.sources.folder import FileReader
 from imgclf.data.sources.layout import split_meant
 from imgclf.data.sources.tar_shards import EXTRA, ShardReader, write_index
-from imgclf.transforms.preprocess import open_prepared
 
 JPEG_QUALITY = 95
 FORMATS = {"jpg": "JPEG", "png": "PNG"}

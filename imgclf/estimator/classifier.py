@@ -35,7 +35,6 @@ from imgclf.data.split import (
 )
 from imgclf.data.write import require_apart
 from imgclf.estimator.fit import Data, Learnt, figures, fit_data, repeat_run, resume_run
-from imgclf.estimator.plan import labelled_source
 from imgclf.estimator.settings import Builder, changes_of, own_network
 from imgclf.evaluation.inference import answer, device_of, predict
 from imgclf.evaluation.ood import Refusal
@@ -43,9 +42,10 @@ from imgclf.evaluation.predictions import Answers, write_answers
 from imgclf.evaluation.saliency import explain
 from imgclf.models.own import OWN, own_arch, using
 from imgclf.runtime import distributed
+from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import read_model, save_model
+from imgclf.storage.run_data import labelled_source
 from imgclf.storage.run_folder import ANSWERS, CONFIG, MODEL, SPLIT, Run, find_model, open_run, read_config, write_info
-from imgclf.training.acceleration import pick_device, pick_precision
 from imgclf.training.events import Callback
 
 PARTS = ("all", *SPLIT_NAMES)

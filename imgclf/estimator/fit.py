@@ -19,6 +19,7 @@ from imgclf.core.errors import ConfigError, ImgclfError
 from imgclf.core.results import Choice, Evaluation, History, Probe
 from imgclf.data.dataset import Source
 from imgclf.data.loading.loader import Loader
+from imgclf.data.loading.preview import pick_samples
 from imgclf.data.sources.open import open_source
 from imgclf.data.split import Split, pack_contents
 from imgclf.data.write import require_outside
@@ -32,14 +33,16 @@ from imgclf.estimator.plan import (
     plan_loader,
     read_data,
     read_experiment,
-    reading_options,
     recipe_name,
 )
 from imgclf.estimator.recorder import Recorder, start_run
 from imgclf.estimator.warm_start import Start, begin, knows_classes
+from imgclf.evaluation.inference import answered
 from imgclf.runtime import distributed
 from imgclf.runtime.compute import kept_memory
+from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import Manifest, save_model
+from imgclf.storage.run_data import reading_options
 from imgclf.storage.run_folder import (
     ANSWERS,
     CHECKPOINT,
@@ -54,13 +57,12 @@ from imgclf.storage.run_folder import (
     write_config,
     write_info,
 )
-from imgclf.tracking.tracker import tested
-from imgclf.training.acceleration import pick_device, pick_precision
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
-from imgclf.training.events import Callback, as_callbacks, heard, notify
+from imgclf.training.events import Callback, Tested, as_callbacks, heard, notify
 from imgclf.training.loop import train
 
 Data = str | os.PathLike[str] | Source
+SHOWN_IMAGES = 20  # of a part that is tested, for those who follow training
 
 
 @dataclass(frozen=True)
@@ -343,3 +345,13 @@ def note_failure(run: Run | None, *, fresh: bool = False) -> Iterator[None]:
 def _tell(run: Run, **facts: Any) -> None:
     with suppress(OSError, ImgclfError):  # what ended the work is what is told
         write_info(open_run(run.path), **facts)
+
+
+def tested(plan: Plan, source: Source, split: Split, part: str, result: Evaluation) -> Tested:
+    """What to tell of a test of a plan's model on a part of its data."""
+
+    def sample() -> Sequence[Any]:
+        samples = pick_samples(source.with_samples(split.samples(part)), SHOWN_IMAGES)
+        return answered(plan.model, plan_loader(plan, source, samples, cache="off"))
+
+    return Tested(part, result, sample)

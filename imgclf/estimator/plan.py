@@ -15,15 +15,24 @@ import torch
 from torch import nn
 
 from imgclf.core.arguments import named_values, plain
-from imgclf.core.config import DataConfig, Experiment, Levels, ModelSpec, Recipe, Step, TrainConfig, from_dict, to_dict
-from imgclf.core.errors import ConfigError, DataError, ModelFileError, NotFitted
+from imgclf.core.config import (
+    CUSTOM,
+    Experiment,
+    Levels,
+    ModelSpec,
+    Recipe,
+    Step,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+from imgclf.core.errors import ConfigError, DataError, ModelFileError
 from imgclf.core.files import printable
 from imgclf.data.audit import Audit, Sizes, audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.jpeg import common_levels
 from imgclf.data.loading.loader import Loader
-from imgclf.data.sources.named import NAMED, open_named
 from imgclf.data.sources.open import open_source
 from imgclf.data.split import (
     Split,
@@ -40,10 +49,13 @@ from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
 from imgclf.runtime import distributed
-from imgclf.runtime.compute import drawing, seeded, step_flops
+from imgclf.runtime.compute import step_flops
+from imgclf.runtime.device import pick_device, pick_precision, precision_name
+from imgclf.runtime.random import drawing, seeded
 from imgclf.storage.model_file import read_manifest
-from imgclf.storage.run_folder import CONFIG, NOT_PLACES, SPLIT, Run, locate, run_config, run_source
-from imgclf.training.acceleration import launch_bound, pick_device, pick_precision, precision_name
+from imgclf.storage.run_data import reading_options, source_of_run
+from imgclf.storage.run_folder import CONFIG, NOT_PLACES, SPLIT, Run, locate, run_config
+from imgclf.training.acceleration import launch_bound
 from imgclf.training.defaults import resolve_config, suited_augment, suited_fit, suited_size
 from imgclf.training.events import Callback, heard, notify
 from imgclf.training.linear_probe import linear_head
@@ -52,7 +64,6 @@ from imgclf.training.step import has_batch_norms, probe_batch_size
 from imgclf.transforms.batch import pick_engine
 from imgclf.transforms.presets import limited, preset_steps
 
-CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 AUTO_BATCH = 0
 CPU = torch.device("cpu")
 EXACT = ("teaching", "own")  # families that compute in fp32 unless asked: the documents' networks and a user's own
@@ -338,29 +349,6 @@ def plan_loader(plan: Plan, source: Source, samples: Sequence[Sample], **options
     return Loader(source, samples, plan.recipe, classes=source.classes, **{**own, **options})
 
 
-def reading_options(config: DataConfig) -> dict[str, Any]:
-    """The keyword arguments of `open_source`."""
-    return {"data_dir": config.data_dir, "max_pixels": config.max_pixels}
-
-
-def labelled_source(data: str | os.PathLike[str] | Source | None, run: Run | None) -> Source:
-    """The images to evaluate on: `data` or, without them, those that a run was trained on."""
-    if data is not None:
-        return open_source(data, strict=False)
-    values, named = run_config(run) if run is not None else ({}, None)
-    if named is None:
-        raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
-    assert run is not None
-    return _source_of(run, named, from_dict(Experiment, values).data)
-
-
-def _source_of(run: Run, named: str, config: DataConfig) -> Source:
-    """The images that a run was made of, whatever lies in the present working folder; its split says who is where."""
-    if run.info.get("location") is None and named in NAMED:
-        return open_named(named, config.data_dir)
-    return open_source(run_source(run, named), strict=False, **reading_options(config))
-
-
 def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> tuple[Audit, Split]:
     """Check every image of a source, and split what is usable; tells the callbacks of each step."""
     config = experiment.data
@@ -408,7 +396,7 @@ def plan_as(
     Without `weights` the network is left as it was made, for a state that is loaded later.
     """
     find_arch(experiment.arch)  # a network of the user's own is asked for before any image is read
-    source = _source_of(run, data, experiment.data)
+    source = source_of_run(run, data, experiment.data)
     notify(callbacks, "source", source)
     audited = audit(
         source, allow_bad=1.0, strict=False, progress=lambda done, n: notify(callbacks, "audited", (done, n))

@@ -24,8 +24,8 @@ from imgclf.data.split import Split, content_key, unpack_contents
 from imgclf.estimator.decisions import describe
 from imgclf.estimator.plan import Plan, plan_loader, plan_training
 from imgclf.evaluation.inference import Progress, device_of, evaluate, infer
+from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import read_manifest
-from imgclf.training.acceleration import pick_device, pick_precision
 from imgclf.training.defaults import EPOCHS
 from imgclf.training.events import Callback, notify
 from imgclf.training.linear_probe import fit_probe_on_features

@@ -39,7 +39,7 @@ from imgclf.runtime.compute import (
     own_copy,
     step_flops,
 )
-from imgclf.training.acceleration import pick_device, pick_precision
+from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.transforms.preprocess import to_input
 
 WAITING = 2**26  # bytes of answers that stay on the device

@@ -29,7 +29,7 @@ from imgclf.evaluation.inference import device_of, logits_of, predict
 from imgclf.models.ensemble import Ensemble
 from imgclf.models.fuse import fold_batch_norms
 from imgclf.runtime.compute import in_parts_that_fit, own_copy
-from imgclf.training.acceleration import pick_precision
+from imgclf.runtime.device import pick_precision
 from imgclf.transforms.preprocess import mean_colour, to_input
 
 AT_ONCE = 8  # images whose maps and gradients are in memory together

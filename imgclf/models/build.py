@@ -13,7 +13,7 @@ from imgclf.core.errors import ConfigError, ImgclfError
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import assemble
 from imgclf.models.registry import HEAD, Arch
-from imgclf.runtime.compute import unseeded_drawing
+from imgclf.runtime.random import unseeded_drawing
 
 # What layers raise for an image that is too small or of a shape that they can't take.
 SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError)

@@ -24,7 +24,7 @@ from imgclf.models.fetch import HUB_FILES, Unavailable, cached_hub_file, hub_fil
 from imgclf.models.offline import have_offline_weights, offline_weights
 from imgclf.models.own import OwnNetwork
 from imgclf.models.registry import Arch
-from imgclf.runtime.compute import unseeded_drawing
+from imgclf.runtime.random import unseeded_drawing
 
 CALM = 0.01
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")

@@ -14,14 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imgclf.core.arguments import as_path
-from imgclf.core.config import Recipe
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.core.files import PICTURES, printable
-from imgclf.core.results import Explanation, LrCurve
-from imgclf.data.dataset import Pixels, Sample, Source
-from imgclf.data.images import BadImage
-from imgclf.data.loading.loader import Loader
-from imgclf.studies.scaling_law import LearningCurve
+from imgclf.core.results import Explanation, LearningCurve, LrCurve
+from imgclf.data.dataset import Pixels
 
 COLUMNS = 5
 ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
@@ -33,30 +29,6 @@ SCALE = (9, 64)  # height and width of the colours of the heat, in output pixels
 HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
 GRID_TITLE = 25  # characters above an image of a grid
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
-
-
-def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
-    """`n` samples of a source, the classes in turn, by a seeded choice."""
-    rng = np.random.default_rng(seed)
-    by_class: dict[str, list[Sample]] = {name: [] for name in source.classes}
-    for index in rng.permutation(len(source.samples)):
-        by_class[source.samples[index].label].append(source.samples[index])
-    turns = max(map(len, by_class.values()), default=0)
-    in_turn = [rows[turn] for turn in range(turns) for rows in by_class.values() if turn < len(rows)]
-    return in_turn[:n]
-
-
-def sample_pixels(
-    source: Source, samples: Sequence[Sample], recipe: Recipe, *, augmented: bool, seed: int = 0
-) -> list[Pixels]:
-    """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
-    loader = Loader(source, samples, recipe, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram")
-    shown: dict[int, Pixels] = {}
-    for batch in loader.epoch():
-        shown |= zip(batch.positions.tolist(), batch.pixels.numpy(), strict=True)
-    for ref, reason in loader.lost.items():
-        raise BadImage(reason, ref)
-    return [shown[position] for position in range(len(samples))]
 
 
 def save_grid(

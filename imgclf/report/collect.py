@@ -15,27 +15,41 @@ import numpy as np
 from torch import nn
 
 from imgclf.core.arguments import as_path
-from imgclf.core.config import Experiment, Recipe, from_dict
+from imgclf.core.config import CUSTOM, Experiment, Recipe, from_dict
 from imgclf.core.errors import ImgclfError, UnknownName
 from imgclf.core.files import printable, read_text, write_text
 from imgclf.core.results import ENDED, Choice
+from imgclf.data.audit import audit
+from imgclf.data.classes import spelled_as
 from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source
 from imgclf.data.images import BadImage
-from imgclf.data.split import FRACTIONS, Split, in_percent, open_fractions, read_split
+from imgclf.data.loading.loader import Loader
+from imgclf.data.loading.preview import pick_samples, sample_pixels
+from imgclf.data.split import (
+    FRACTIONS,
+    Split,
+    in_percent,
+    match_rows,
+    open_fractions,
+    read_split,
+    seen_refs,
+    unpack_contents,
+)
 from imgclf.data.write import require_outside
-from imgclf.estimator.classifier import Classifier
-from imgclf.estimator.plan import CUSTOM, labelled_source
+from imgclf.evaluation.inference import answer
 from imgclf.evaluation.predictions import Answers, read_answers
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import Ensemble
 from imgclf.models.offline import have_offline_weights
 from imgclf.models.own import is_known
 from imgclf.models.summary import layer_table
-from imgclf.plots.grids import pick_samples, sample_pixels
 from imgclf.report.page import pictures_to_show, render
 from imgclf.report.text import plural
 from imgclf.report.thumbnails import look_at
 from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained, Typed
+from imgclf.runtime.device import pick_device
+from imgclf.storage.model_file import load_model
+from imgclf.storage.run_data import labelled_source
 from imgclf.storage.run_folder import (
     ANSWERS,
     AT_WORK,
@@ -115,18 +129,25 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     kept = {"test": read_answers(run.path / ANSWERS)} if (run.path / ANSWERS).is_file() else {}
     if not is_known(str(run.info["arch"])):  # a network of the user's own, whose code is not named
         return Known(None, kept)
-    classifier = Classifier.load(run.path)
+    model, manifest = load_model(run.model)
     if kept:
-        return Known(classifier.model_, kept)
-    parts = {row.split for row in read_split(run.path / SPLIT)}
+        return Known(model, kept)
+    rows = read_split(run.path / SPLIT)
+    parts = {row.split for row in rows}
     part = next((name for name in ("test", "valid") if name in parts), None)
-    if part is None or not hasattr(classifier, "split_"):
-        return Known(classifier.model_)
+    if part is None:
+        return Known(model)
     try:
-        source, samples = classifier.samples_of(part=part)
+        source = spelled_as(audit(labelled_source(None, run), strict=False, allow_bad=1.0).source, manifest.classes)
     except (ImgclfError, OSError):  # the images are gone: the page says so
-        return Known(classifier.model_)
-    return Known(classifier.model_, {part: classifier.answer(source, samples, progress)}, source)
+        return Known(model)
+    samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
+    loader = Loader(source, samples, manifest.recipe, classes=manifest.classes, device=pick_device("auto"))
+    temperature = float(manifest.calibration["temperature"])
+    answers = answer(model.to(loader.device), loader, progress=progress, temperature=temperature)
+    again = seen_refs(source, unpack_contents(manifest.seen))
+    seen = tuple(i for i, ref in enumerate(answers.refs) if ref in again)
+    return Known(model, {part: replace(answers, seen=seen)}, source)
 
 
 def gather(run: Run, known: Known, missing: str = "", progress: Progress | None = None) -> ReportData:

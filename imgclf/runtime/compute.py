@@ -142,58 +142,6 @@ def _openmp() -> list[Any]:
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "openmp"]
 
 
-RandomState = dict[str, torch.Tensor]  # of each generator, by the kind of its device
-
-_drawing = threading.RLock()  # torch has one generator a device, for all threads
-
-
-def seeded(seed: int, device: torch.device) -> RandomState:
-    """The random numbers that begin at a seed, on the processor and on `device`."""
-    devices = {"cpu": torch.device("cpu"), device.type: device}
-    return {kind: torch.Generator(where).manual_seed(seed).get_state() for kind, where in devices.items()}
-
-
-@contextmanager
-def drawing(state: RandomState, device: torch.device) -> Iterator[None]:
-    """What is drawn within comes from `state`, which moves on by that; torch's own generators stay where they are.
-
-    Threads take turns, so that each draws what it would draw alone.
-    """
-    with _drawing:
-        before = random_state(device)
-        set_random_state(state, device)
-        try:
-            yield
-        finally:
-            state.update(random_state(device))
-            set_random_state(before, device)
-
-
-def unseeded_drawing() -> AbstractContextManager[None]:
-    """`drawing` for numbers that do not matter, such as weights that others take the place of at once."""
-    processor = torch.device("cpu")
-    return drawing(seeded(0, processor), processor)
-
-
-def random_state(device: torch.device) -> RandomState:
-    """Where torch's random numbers stand, on the processor and on an accelerator."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def set_random_state(states: RandomState, device: torch.device) -> None:
-    """Go on from a `random_state`; that of a device which is not used now is left out."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-    elif "mps" in states and device.type == "mps":
-        torch.mps.set_rng_state(states["mps"])
-
-
 class WholeProcess:
     """A setting of the whole process that several threads may want at once: made for the first of them, and taken back
     after the last."""

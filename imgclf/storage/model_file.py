@@ -222,7 +222,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unkno
     from imgclf.evaluation.ood import Unknown
     from imgclf.models.backbones import find_arch
     from imgclf.models.ensemble import assemble
-    from imgclf.runtime.compute import unseeded_drawing
+    from imgclf.runtime.random import unseeded_drawing
 
     target = _model_path(locate(path))
     with _naming(target), _open(target) as stream:

@@ -17,8 +17,7 @@ from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.folder import FileReader
 from imgclf.estimator.plan import Plan, plan_loader, plan_training
-from imgclf.runtime.device import cores, machine
-from imgclf.training.acceleration import pick_device
+from imgclf.runtime.device import cores, machine, pick_device
 from imgclf.training.events import Callback
 from imgclf.training.throughput import train_rate, wait
 from imgclf.transforms.preprocess import decode_size

@@ -20,7 +20,7 @@ from imgclf.estimator.decisions import describe
 from imgclf.estimator.plan import Plan, choose_experiment, plan_loader, plan_training
 from imgclf.estimator.warm_start import fit_to_time, seconds_a_step
 from imgclf.evaluation.inference import infer
-from imgclf.training.acceleration import pick_device, pick_precision
+from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.training.events import Callback
 from imgclf.training.step import step_memory
 

@@ -18,24 +18,15 @@ from numpy.typing import NDArray
 from imgclf.core.arguments import named_values
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.core.files import printable
+from imgclf.core.results import ClassGain, LearningCurve
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.duplicates import joined, unit_keys
 from imgclf.data.split import Split
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.plan import Plan, plan_loader, plan_training
 from imgclf.estimator.warm_start import seconds_a_step
-from imgclf.studies.scaling_law import (
-    FEWEST,
-    ClassGain,
-    FittedLaw,
-    HalvedClass,
-    LearningCurve,
-    Wrong,
-    class_gains,
-    curve_point,
-    fit_law,
-)
-from imgclf.training.acceleration import pick_device, pick_precision
+from imgclf.runtime.device import pick_device, pick_precision
+from imgclf.studies.scaling_law import FEWEST, FittedLaw, HalvedClass, Wrong, class_gains, curve_point, fit_law
 from imgclf.training.defaults import resolve_config
 from imgclf.training.events import Callback, Shown, notify
 from imgclf.training.linear_probe import STRENGTHS, features_of, fit_logistic, linear_head

@@ -7,12 +7,12 @@ held-out images, which are resampled, and from the choice of the training images
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imgclf.core.results import Band, ClassGain, CurvePoint, Estimate, PowerLaw
 from imgclf.evaluation.intervals import wilson_interval
 
 EXPONENTS = np.linspace(0.05, 1.5, 59)
@@ -20,71 +20,9 @@ SAMPLES = 2000  # of the bootstrap
 SMOOTHNESS = 33  # places at which the law is drawn
 PARAMETERS = FEWEST = 3  # of a law, and so the fewest sizes that it can be fitted to
 CONFIDENCE = 95
-UNLIKELY = 0.01
 
 Wrong = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def told(self) -> bool:
-        """Whether the interval leaves no doubt about the sign."""
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """The accuracy (0…1) that `images` training images bring, `fraction` of all, the mean over `draws` of them; its
-    `interval` is for the number of held-out images."""
-
-    fraction: float
-    images: int
-    draws: int
-    accuracy: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """The error (0…1) after n training images: `scale` · n^−`exponent` + `floor`."""
-
-    scale: float
-    exponent: float
-    floor: float
-
-    def error(self, images: float) -> float:
-        """The error after so many training images."""
-        return float(self.scale * images**-self.exponent + self.floor)
-
-
-@dataclass(frozen=True)
-class Band:
-    """The law as a line: numbers of images, and the accuracy there with the ends of its interval."""
-
-    images: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ClassGain:
-    """What twice as many training images of one class would bring: to the accuracy over all classes and to the `recall`
-    of its own, which is now that of `images` training images. None where that was not measured."""
-
-    name: str
-    images: int
-    recall: float | None
-    accuracy_gain: Estimate | None
-    recall_gain: Estimate | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,39 +35,6 @@ class HalvedClass:
     own: NDArray[np.bool_]
     half: Wrong | None = None
     quarter: Wrong | None = None
-
-
-@dataclass(frozen=True)
-class LearningCurve:
-    """Accuracy on `held_out` images by the number of training images; `full` says that the network itself was trained
-    each time, and not a linear head on frozen features.
-
-    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is. `misfit`
-    is how often points that follow the law would lie at least as far from it by chance: where it is low, the law tells
-    nothing of more images.
-    """
-
-    data: str
-    arch: str
-    full: bool
-    held_out: int
-    points: tuple[CurvePoint, ...]
-    law: PowerLaw
-    doubled: Estimate
-    gain: Estimate
-    misfit: float
-    classes: tuple[ClassGain, ...]
-    seconds: float
-    band: Band = field(repr=False)
-
-    @property
-    def lawful(self) -> bool:
-        """Whether the points follow the law well enough to go by it."""
-        return self.misfit >= UNLIKELY
-
-    def to_dict(self) -> dict[str, Any]:
-        """The documented `--json` form."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,8 @@ from imgclf.core.errors import warn_caller
 from imgclf.core.results import Choice, Evaluation
 from imgclf.data.dataset import Source
 from imgclf.data.loading.loader import Batch
-from imgclf.data.split import Split
-from imgclf.estimator.plan import Plan, plan_loader
-from imgclf.evaluation.inference import answered, device_of
-from imgclf.plots.grids import pick_samples
+from imgclf.estimator.plan import Plan
+from imgclf.evaluation.inference import device_of
 from imgclf.runtime.compute import own_copy
 from imgclf.storage.run_folder import Run, stem_of
 from imgclf.tracking.backend import Pictures, Session, Sink
@@ -55,16 +53,6 @@ def tracker(*sinks: str | Sink, warn: Say | None = None, say: Say | None = None)
 
 def _quiet(text: str) -> None:
     pass
-
-
-def tested(plan: Plan, source: Source, split: Split, part: str, result: Evaluation) -> Tested:
-    """What to tell of a test of a plan's model on a part of its data."""
-
-    def sample() -> Sequence[Any]:
-        samples = pick_samples(source.with_samples(split.samples(part)), SHOWN)
-        return answered(plan.model, plan_loader(plan, source, samples, cache="off"))
-
-    return Tested(part, result, sample)
 
 
 class Worker:

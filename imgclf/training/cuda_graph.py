@@ -20,7 +20,7 @@ from imgclf.data.loading.loader import Batch
 from imgclf.runtime import distributed
 from imgclf.training.acceleration import launch_bound
 from imgclf.training.events import Callback, TrainState, notify
-from imgclf.training.step import Rewind, _accumulate, _update, batch_weight, learn
+from imgclf.training.step import Rewind, accumulate, batch_weight, learn, update_weights
 
 WARM_UPS = 3
 
@@ -108,9 +108,9 @@ def _recorded(
     counts = state.sums.new_tensor([len(targets), 1])
 
     def step() -> None:
-        sums = _accumulate(state, static, recipe, batch_weight(targets, None, state.class_weights))
+        sums = accumulate(state, static, recipe, batch_weight(targets, None, state.class_weights))
         with _capturable(state.optimizer, lrs):
-            _update(state)
+            update_weights(state)
         state.sums += sums * counts
         state.optimizer.zero_grad(set_to_none=True)  # backward, when recorded, makes its own in the graph's pool
 

@@ -55,7 +55,7 @@ from imgclf.core.errors import ConfigError, warn_caller
 from imgclf.core.results import EpochRecord, Evaluation, History
 from imgclf.data.audit import BadFile, left_out
 from imgclf.evaluation.inference import Answered
-from imgclf.runtime.compute import RandomState
+from imgclf.runtime.random import RandomState
 
 Callback = Callable[[str, Any], None]
 

@@ -26,7 +26,7 @@ from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.inference import Progress, answer_with_features
 from imgclf.evaluation.ood import choose_evenly
 from imgclf.models.build import head_of
-from imgclf.training.acceleration import pick_device, pick_precision
+from imgclf.runtime.device import pick_device, pick_precision
 
 STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 11))  # 0.1 to 1e-5, the strongest first
 FOLDS = 5

@@ -30,16 +30,10 @@ from imgclf.evaluation.inference import infer_placed
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.models.build import head_of
 from imgclf.runtime import distributed
-from imgclf.runtime.compute import (
-    all_finite,
-    drawing,
-    enough_threads,
-    kept_memory,
-    memory_format_of,
-    seeded,
-    step_flops,
-)
-from imgclf.training.acceleration import compiled, pick_device, pick_precision, should_compile, tuned
+from imgclf.runtime.compute import all_finite, enough_threads, kept_memory, memory_format_of, step_flops
+from imgclf.runtime.device import pick_device, pick_precision
+from imgclf.runtime.random import drawing, seeded
+from imgclf.training.acceleration import compiled, should_compile, tuned
 from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
 from imgclf.training.cuda_graph import GraphedStep, should_capture
 from imgclf.training.ema import beats_best, copied, lent, start_mean, update_mean

@@ -14,8 +14,9 @@ from imgclf.core.errors import ConfigError
 from imgclf.core.results import LrCurve
 from imgclf.data.loading.loader import Batch, Loader
 from imgclf.evaluation.inference import Progress
-from imgclf.runtime.compute import drawing, enough_threads, kept_memory, step_flops
-from imgclf.training.acceleration import pick_device
+from imgclf.runtime.compute import enough_threads, kept_memory, step_flops
+from imgclf.runtime.device import pick_device
+from imgclf.runtime.random import drawing
 from imgclf.training.events import TrainState
 from imgclf.training.fast_backward import quick_gradients
 from imgclf.training.linear_probe import soften_head

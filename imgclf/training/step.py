@@ -15,17 +15,9 @@ from imgclf.core.config import Recipe, TrainConfig
 from imgclf.core.errors import OutOfMemory
 from imgclf.data.loading.loader import Batch, Mix
 from imgclf.runtime import distributed
-from imgclf.runtime.compute import (
-    autocast,
-    drawing,
-    memory_format_of,
-    ran_out_of_memory,
-    random_state,
-    release_memory,
-    seeded,
-    set_random_state,
-)
+from imgclf.runtime.compute import autocast, memory_format_of, ran_out_of_memory, release_memory
 from imgclf.runtime.device import free_memory
+from imgclf.runtime.random import drawing, random_state, seeded, set_random_state
 from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer
 from imgclf.transforms.preprocess import to_input
@@ -73,7 +65,7 @@ def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> in
     rewind.note()
     while True:
         try:
-            sums = _accumulate(state, batch, recipe, weight)
+            sums = accumulate(state, batch, recipe, weight)
             break
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -89,7 +81,7 @@ def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> in
         rewind.back()
     try:
         distributed.sum_gradients(state.model.parameters())
-        _update(state)
+        update_weights(state)
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
@@ -124,7 +116,7 @@ def _too_little(device: torch.device) -> str:
     return f"{device} has too little memory to train even on single images: use a smaller --size or --arch"
 
 
-def _accumulate(state: TrainState, batch: Batch, recipe: Recipe, whole: torch.Tensor | int) -> torch.Tensor:
+def accumulate(state: TrainState, batch: Batch, recipe: Recipe, whole: torch.Tensor | int) -> torch.Tensor:
     """Leave the gradient of a batch in the parameters; its part of the mean loss, and its hits, float32 (2,)."""
     state.optimizer.zero_grad(set_to_none=True)
     weight, smoothing = state.class_weights, state.config.label_smoothing
@@ -141,7 +133,8 @@ def _accumulate(state: TrainState, batch: Batch, recipe: Recipe, whole: torch.Te
     return torch.stack([reduce(torch.add, losses), reduce(torch.add, hits)])
 
 
-def _update(state: TrainState) -> None:
+def update_weights(state: TrainState) -> None:
+    """One step of the optimizer by the gradients that are there, clipped where the config says so."""
     if state.config.clip_norm:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), state.config.clip_norm)

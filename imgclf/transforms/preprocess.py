@@ -11,7 +11,6 @@ from PIL import Image
 
 from imgclf.core.config import Recipe
 from imgclf.core.errors import DataError
-from imgclf.data.dataset import Source, open_measured
 
 if TYPE_CHECKING:
     import torch
@@ -56,12 +55,6 @@ def prepare(pixels: Pixels, recipe: Recipe, shape: tuple[int, int] | None = None
     canvas[:] = mean_colour(recipe) if recipe.fit == "pad" else 0
     canvas[rows.place : rows.place + rows.pixels, columns.place : columns.place + columns.pixels] = part
     return canvas
-
-
-def open_prepared(source: Source, ref: str, recipe: Recipe) -> Pixels:
-    """The evaluation pixels of an image, which is decoded no larger than that takes."""
-    pixels, shape = open_measured(source, ref, decode_size(recipe), smooth=True)
-    return prepare(pixels, recipe, shape)
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:

@@ -7,26 +7,15 @@ and a mixing function, so its k-th number can be asked for directly, for a whole
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.data.dataset import Sample
-
 STREAMS = 256  # numbers that one step may draw for one image
 _GAMMA = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = 2**64 - 1
-
-
-def sample_keys(samples: Sequence[Sample]) -> NDArray[np.uint64]:
-    """A number (n,) for each sample, from its sha256 or else its ref; the same whatever samples stand beside it."""
-    texts = ((sample.sha256 or sample.ref).encode("utf-8", "surrogateescape") for sample in samples)
-    digests = b"".join(blake2b(text, digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def uniforms(seed: int, epoch: int, keys: NDArray[np.uint64], stream: int) -> NDArray[np.float64]:

@@ -22,22 +22,19 @@ import shutil
 import threading
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from imgclf.core.errors import ConfigError
 from imgclf.core.files import SEAL_BYTES, cache_folder, checked_file, read_checked, seal, sync_folder, unseal
 from imgclf.data.dataset import Pixels
-
-if TYPE_CHECKING:
-    from imgclf.data.loading.pixel_store import Form
 
 DISK_SHARE = 0.2
 QUALITY = 95
@@ -104,10 +101,10 @@ def disk_room() -> int:
     return max(0, int((shutil.disk_usage(there).free + taken) * DISK_SHARE) - taken)
 
 
-def form_key(form: Form, lossy: bool) -> tuple[str, dict[str, object]]:
-    """The name of a form's folder, and all that its pixels depend on: settings, encoding, and who decodes."""
+def form_key(settings: Mapping[str, object], lossy: bool) -> tuple[str, dict[str, object]]:
+    """The name of a form's folder, and all that its pixels depend on: its settings, encoding, and who decodes."""
     decoders = {name: _version(name) for name in DECODERS}
-    settings = {**form.settings(), "jpeg": QUALITY if lossy else None, "format": _FORMAT, **decoders}
+    settings = {**settings, "jpeg": QUALITY if lossy else None, "format": _FORMAT, **decoders}
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16], settings
 
 
@@ -121,12 +118,14 @@ def _version(package: str) -> str | None:
 class PixelCache:
     """The images of one form on the disk: found by their digest, added while an epoch runs, kept by `seal`.
 
+    `settings` are what the pixels of a form depend on, as JSON values.
+
     May be used from several threads and by several processes at once. What is not added, because the budget is spent
     or the disk is full, is read again each time.
     """
 
-    def __init__(self, form: Form, *, lossy: bool = False) -> None:
-        self._key, self._settings = form_key(form, lossy)
+    def __init__(self, settings: Mapping[str, object], *, lossy: bool = False) -> None:
+        self._key, self._settings = form_key(settings, lossy)
         self._folder = pixel_folder() / self._key
         self._lossy = lossy
         self._room: int | None = None

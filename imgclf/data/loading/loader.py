@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +19,12 @@ from imgclf.core.arguments import require, whole
 from imgclf.core.config import CACHES, Recipe
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.data.dataset import ArrayReader, Sample, Source
-from imgclf.data.loading.pixel_store import Dense, Form
+from imgclf.data.loading.pixel_store import Dense, Form, Tier, choose_tier
 from imgclf.data.loading.prefetch import SHORT, SHORT_NATIVE, Job, Pace, fetched, share_cores
 from imgclf.data.loading.rows import AlbumentationsPainter, CropPainter, Images, Painter, Prepared, chunks, paint_plain
-from imgclf.data.loading.tiers import Tier, choose_tier
 from imgclf.runtime.compute import in_parts_that_fit
-from imgclf.training.acceleration import pick_device
+from imgclf.runtime.device import pick_device
 from imgclf.transforms.batch import alternate, augment, blend, blends, pick_engine
-from imgclf.transforms.rng import sample_keys
 
 UNLABELLED = -1
 
@@ -305,3 +304,10 @@ def _collected(
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
     """The rows that could be read."""
     return (pixels, index) if filled.all() else (pixels[torch.from_numpy(filled)], index[filled])
+
+
+def sample_keys(samples: Sequence[Sample]) -> NDArray[np.uint64]:
+    """A number (n,) for each sample, from its sha256 or else its ref; the same whatever samples stand beside it."""
+    texts = ((sample.sha256 or sample.ref).encode("utf-8", "surrogateescape") for sample in samples)
+    digests = b"".join(blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)

@@ -45,7 +45,7 @@ class Images:
         if tier in ("device", "ram"):
             self.memory = Ragged(len(samples)) if form.whole else Dense(source, samples, form)
         elif tier in ("disk", "jpeg"):
-            self._disk = PixelCache(form, lossy=tier == "jpeg")
+            self._disk = PixelCache(form.settings(), lossy=tier == "jpeg")
 
     def __call__(self, position: int) -> Kept | None:
         """What is kept of one image; not to be written to."""

@@ -1,0 +1,36 @@
+"""A look at some samples of a source: which, and what a model sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from imgclf.core.config import Recipe
+from imgclf.data.dataset import Pixels, Sample, Source
+from imgclf.data.images import BadImage
+from imgclf.data.loading.loader import Loader
+
+
+def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
+    """`n` samples of a source, the classes in turn, by a seeded choice."""
+    rng = np.random.default_rng(seed)
+    by_class: dict[str, list[Sample]] = {name: [] for name in source.classes}
+    for index in rng.permutation(len(source.samples)):
+        by_class[source.samples[index].label].append(source.samples[index])
+    turns = max(map(len, by_class.values()), default=0)
+    in_turn = [rows[turn] for turn in range(turns) for rows in by_class.values() if turn < len(rows)]
+    return in_turn[:n]
+
+
+def sample_pixels(
+    source: Source, samples: Sequence[Sample], recipe: Recipe, *, augmented: bool, seed: int = 0
+) -> list[Pixels]:
+    """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
+    loader = Loader(source, samples, recipe, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram")
+    shown: dict[int, Pixels] = {}
+    for batch in loader.epoch():
+        shown |= zip(batch.positions.tolist(), batch.pixels.numpy(), strict=True)
+    for ref, reason in loader.lost.items():
+        raise BadImage(reason, ref)
+    return [shown[position] for position in range(len(samples))]
