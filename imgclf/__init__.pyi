@@ -1,8 +1,8 @@
 # The public names, and where each lives: read by type checkers, and by `__init__.py` to import each on first use.
-from .core.config import Experiment as Experiment
-from .core.config import ModelSpec as ModelSpec
-from .core.config import Recipe as Recipe
-from .core.config import Step as Step
+from .core.config import AugmentStep as AugmentStep
+from .core.config import ExperimentConfig as ExperimentConfig
+from .core.config import ModelConfig as ModelConfig
+from .core.config import PreprocessConfig as PreprocessConfig
 from .core.config import TrainConfig as TrainConfig
 from .core.errors import ConfigError as ConfigError
 from .core.errors import DataError as DataError
@@ -13,7 +13,7 @@ from .core.errors import NotFitted as NotFitted
 from .core.errors import OutOfMemory as OutOfMemory
 from .core.errors import TrainingDiverged as TrainingDiverged
 from .core.errors import UnknownName as UnknownName
-from .core.results import Choice as Choice
+from .core.results import Decision as Decision
 from .core.results import EpochRecord as EpochRecord
 from .core.results import Evaluation as Evaluation
 from .core.results import Explanation as Explanation

@@ -75,8 +75,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
-def colour_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Image.Image:
-    """An image (height, width) of a noisy colour; each index gives another one."""
+def color_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Image.Image:
+    """An image (height, width) of a noisy color; each index gives another one."""
     rng = np.random.default_rng([index, *name.encode()])
     pixels = np.array(COLOURS[name]) + rng.integers(-30, 30, (*size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -91,11 +91,11 @@ def copy_of_world(world: Path, target: Path, *without: str) -> Path:
 
 
 def save_photos(root: Path) -> Path:
-    """Make a folder with 20 images in each of 3 class folders, which differ by colour."""
+    """Make a folder with 20 images in each of 3 class folders, which differ by color."""
     for name in COLOURS:
         (root / name).mkdir(parents=True)
         for index in range(20):
-            colour_image(name, index).save(root / name / f"{index:02d}.png")
+            color_image(name, index).save(root / name / f"{index:02d}.png")
     return root
 
 

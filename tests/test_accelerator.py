@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from imgclf import Classifier
-from imgclf.core.config import EXPLAIN_METHODS, OPTIMIZERS, Recipe, TrainConfig
+from imgclf.core.config import EXPLAIN_METHODS, OPTIMIZERS, PreprocessConfig, TrainConfig
 from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.inference import predict
 from imgclf.training.checkpoint import load_checkpoint
 from imgclf.training.loop import train
 from imgclf.transforms.presets import PRESETS, preset_steps
 
-RECIPE = Recipe(size=(8, 8), channels=1)
+RECIPE = PreprocessConfig(size=(8, 8), channels=1)
 BATCH = 8
 CLOSE = {"cpu": {"atol": 0, "rtol": 0}, "cuda": {"atol": 1e-3, "rtol": 1e-2}}  # a GPU adds up in any order
 
@@ -126,7 +126,7 @@ def test_training_goes_on_from_a_run(photos, device, tmp_path):
     config = {"size": (16, 16), "train": {"device": device, "batch_size": 16}}
     run = Classifier("lenet", config=config).fit(photos, epochs=1, runs=tmp_path).run_.path
     classifier = Classifier(init=run, config={"train": config["train"]}).fit(photos, epochs=1)
-    assert {choice.name for choice in classifier.choices_} >= {"mirror"}
+    assert {choice.name for choice in classifier.decisions_} >= {"mirror"}
     assert len(classifier.predict([photos / "red" / "00.png"])) == 1
     assert next(classifier.model_.parameters()).device.type == device
 

@@ -1,4 +1,4 @@
-"""The answers to labelled images: what they say, and their file."""
+"""The answers to labeled images: what they say, and their file."""
 
 import json
 from dataclasses import replace
@@ -15,8 +15,8 @@ from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.core.errors import DataError, ImgclfError
 from imgclf.core.tensor_file import DTYPES, Raw, pack, read_header
-from imgclf.evaluation.predictions import Answers, read_answers, read_score, write_answers
-from imgclf.storage.run_folder import ANSWERS
+from imgclf.evaluation.predictions import Predictions, read_predictions, read_score, write_predictions
+from imgclf.storage.run_folder import PREDICTIONS
 
 TINY = {"train": {"device": "cpu", "precision": "fp32"}}
 
@@ -30,7 +30,7 @@ def make_answers(n=6, k=3, **changes):
         "contents": tuple(f"{i:064x}" for i in range(n)),
         "classes": tuple("abcdefgh"[:k]),
     }
-    return Answers(**(values | changes))
+    return Predictions(**(values | changes))
 
 
 def same(one, two):
@@ -76,8 +76,8 @@ def test_the_digest_is_that_of_the_images():
 def test_any_names_round_trip(tmp_path_factory, name, temperature):
     path = tmp_path_factory.getbasetemp() / "answers.safetensors"
     answers = make_answers(2, refs=(name, "\udcff"), contents=("", "0" * 64), temperature=temperature)
-    write_answers(path, answers)
-    assert same(read_answers(path), answers)
+    write_predictions(path, answers)
+    assert same(read_predictions(path), answers)
     assert read_score(path) == ((answers.predicted == answers.targets).sum(), 2)
 
 
@@ -102,8 +102,8 @@ def test_what_does_not_fit_is_refused(changes):
 def test_figures_are_given_of_all_images_and_of_those_that_training_did_not_see(tmp_path):
     answers = make_answers(seen=(1, 4))
     path = tmp_path / "answers.safetensors"
-    write_answers(path, answers)
-    assert same(read_answers(path), answers)
+    write_predictions(path, answers)
+    assert same(read_predictions(path), answers)
     all_of_them, others = make_answers().evaluation, make_answers().take([0, 2, 3, 5]).evaluation
     assert answers.evaluation == replace(all_of_them, seen=2, unseen=others)
     assert (others.n, others.seen, others.unseen) == (4, 0, None)
@@ -155,18 +155,18 @@ def forged(change):
 )
 def test_a_broken_file_is_named(tmp_path, damage, message):
     path = tmp_path / "answers.safetensors"
-    write_answers(path, make_answers())
+    write_predictions(path, make_answers())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=message) as caught:
-        read_answers(path)
+        read_predictions(path)
     assert str(caught.value).startswith(f"{path} ")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"gone\.safetensors is not there"):
-        read_answers(tmp_path / "gone.safetensors")
+        read_predictions(tmp_path / "gone.safetensors")
     with pytest.raises(DataError, match="cannot be read"):
-        read_answers(tmp_path)
+        read_predictions(tmp_path)
 
 
 def run_cli(*arguments):
@@ -177,16 +177,16 @@ def run_cli(*arguments):
 
 def test_a_run_keeps_its_answers_to_the_test_images(photos, in_folder):
     classifier = Classifier("lenet", size=16, weights="none", config=TINY).fit(photos, epochs=1, runs="runs")
-    file = classifier.run_.path / ANSWERS
-    assert classifier.answers_.keys() == {"valid"}
+    file = classifier.run_.path / PREDICTIONS
+    assert classifier.predictions_.keys() == {"valid"}
     assert not file.exists()
     result = classifier.evaluate()
-    answers = classifier.answers_["test"]
-    assert same(read_answers(file), answers)
+    answers = classifier.predictions_["test"]
+    assert same(read_predictions(file), answers)
     assert answers.evaluation == result
     assert answers.refs == tuple(sample.ref for sample in classifier.split_.samples("test"))
     assert answers.contents == tuple(sample.sha256 for sample in classifier.split_.samples("test"))
-    assert classifier.answers_["valid"].evaluation == classifier.metrics_["valid"]
+    assert classifier.predictions_["valid"].evaluation == classifier.metrics_["valid"]
 
     before = file.read_bytes()
     file.unlink()
@@ -206,4 +206,4 @@ def test_an_image_that_became_unreadable_is_not_among_the_answers(photos, in_fol
     first, *others = classifier.split_.samples("test")
     (photos / first.ref).write_bytes(b"no image")
     assert classifier.evaluate().n == len(others)
-    assert classifier.answers_["test"].refs == tuple(sample.ref for sample in others)
+    assert classifier.predictions_["test"].refs == tuple(sample.ref for sample in others)

@@ -9,11 +9,21 @@ import pytest
 import torch
 
 import imgclf
-from imgclf import Classifier, Experiment, Explanation, ImgclfError, Loader, ModelSpec, Recipe, Step, TrainConfig
+from imgclf import (
+    AugmentStep,
+    Classifier,
+    ExperimentConfig,
+    Explanation,
+    ImgclfError,
+    Loader,
+    ModelConfig,
+    PreprocessConfig,
+    TrainConfig,
+)
 from imgclf.core.arguments import plain
 
 SEVEN = (np.int8(7), np.uint64(7), np.array(7), torch.tensor(7))
-TINY = Recipe(size=(8, 8), channels=1)
+TINY = PreprocessConfig(size=(8, 8), channels=1)
 
 
 def loader(source, **options):
@@ -22,7 +32,7 @@ def loader(source, **options):
 
 @pytest.fixture
 def network():
-    return imgclf.build_model(ModelSpec("lenet", 3, 1, (16, 16)))
+    return imgclf.build_model(ModelConfig("lenet", 3, 1, (16, 16)))
 
 
 @pytest.mark.parametrize("seven", SEVEN)
@@ -38,11 +48,13 @@ def test_specs_take_them_and_are_equal_to_those_of_python():
     config = TrainConfig(epochs=np.int64(3), lr=np.float64(0.5), seed=np.uint8(1), device=torch.device("cpu"))
     assert config == TrainConfig(epochs=3, lr=0.5, seed=1, device="cpu")
     assert [type(value) for value in (config.epochs, config.lr, config.device)] == [int, float, str]
-    recipe = Recipe(size=np.array([8, 9]), std=(np.float64(0.5),), steps=(Step("flip", {"p": np.float64(0.5)}),))
-    assert recipe == Recipe(size=(8, 9), std=(0.5,), steps=(Step("flip", {"p": 0.5}),))
-    assert ModelSpec("lenet", np.int64(3), size=(np.int32(28),) * 2) == ModelSpec("lenet", 3, size=(28, 28))
-    experiment = Experiment(weights=Path("x.pt"), split=np.array([0.5, 0.25, 0.25]))
-    assert experiment == Experiment(weights="x.pt", split=(0.5, 0.25, 0.25))
+    recipe = PreprocessConfig(
+        size=np.array([8, 9]), std=(np.float64(0.5),), steps=(AugmentStep("flip", {"p": np.float64(0.5)}),)
+    )
+    assert recipe == PreprocessConfig(size=(8, 9), std=(0.5,), steps=(AugmentStep("flip", {"p": 0.5}),))
+    assert ModelConfig("lenet", np.int64(3), size=(np.int32(28),) * 2) == ModelConfig("lenet", 3, size=(28, 28))
+    experiment = ExperimentConfig(weights=Path("x.pt"), split=np.array([0.5, 0.25, 0.25]))
+    assert experiment == ExperimentConfig(weights="x.pt", split=(0.5, 0.25, 0.25))
 
 
 def test_a_classifier_takes_them_from_fit_to_predict(photos, tmp_path):
@@ -51,8 +63,8 @@ def test_a_classifier_takes_them_from_fit_to_predict(photos, tmp_path):
     classifier.fit(
         photos, epochs=np.int64(1), batch_size=np.int64(16), seed=np.uint8(3), lr=np.float32(0.01), runs=tmp_path
     )
-    assert classifier.experiment_.train.seed == 3
-    assert classifier.recipe_.size == (16, 16)
+    assert classifier.config_.train.seed == 3
+    assert classifier.preprocess_.size == (16, 16)
     image = photos / "red" / "00.png"
     assert len(classifier.predict(image, top=np.int64(2))[0].top) == 2
     data = image.read_bytes()
@@ -124,7 +136,10 @@ WRONG = {
         lambda s, n: imgclf.evaluate(n, loader(s), precision="fp8"),
         "precision is 'fp8'; allowed: auto, fp32",
     ),
-    "no recipe": (lambda s, n: Loader(s, s.samples, None, classes=s.classes), "recipe is NoneType; expected Recipe"),
+    "no recipe": (
+        lambda s, n: Loader(s, s.samples, None, classes=s.classes),
+        "recipe is NoneType; expected PreprocessConfig",
+    ),
     "two fractions": (lambda s, n: imgclf.make_split(s, (0.8, 0.2)), r"fractions are \(0.8, 0.2\); allowed: three"),
     "text": (lambda s, n: imgclf.make_split(s, "80/10/10"), "fractions are '80/10/10'; allowed: three"),
     "a path to split": (lambda s, n: imgclf.make_split("photos"), "source is str; expected Source"),
@@ -133,7 +148,7 @@ WRONG = {
     "no threads": (lambda s, n: imgclf.audit(s, workers=0), "workers is 0"),
     "data": (lambda s, n: imgclf.open_source(["a", "b"]), "the data are list; expected a folder, a CSV file"),
     "no pixels": (lambda s, n: imgclf.open_source("digits", max_pixels=0), "max_pixels is 0"),
-    "a spec": (lambda s, n: imgclf.build_model("lenet"), "spec is str; expected ModelSpec"),
+    "a spec": (lambda s, n: imgclf.build_model("lenet"), "spec is str; expected ModelConfig"),
     "a config": (lambda s, n: imgclf.train(n, loader(s), None, {"epochs": 1}), "config is dict; expected TrainConfig"),
     "a state": (
         lambda s, n: imgclf.train(n, loader(s), None, TrainConfig(epochs=1, lr=0.1), checkpoint=3),
@@ -152,7 +167,7 @@ WRONG = {
     "a classifier": (lambda s, n: imgclf.combine(["runs/a"]), "a classifier to combine is str; expected Classifier"),
     "an unfitted one": (lambda s, n: imgclf.combine([Classifier()]), "not all fitted yet"),
     "members": (lambda s, n: imgclf.fit_ensemble(s, "2", {}, runs="runs"), "members is '2'"),
-    "a tracker": (lambda s, n: imgclf.tracker(3), "a tracker is int; expected Sink"),
+    "a tracker": (lambda s, n: imgclf.tracker(3), "a tracker is int; expected Backend"),
     "trials": (lambda s, n: imgclf.tune("digits", {}, trials=0), "trials is 0; allowed: a whole number, 1 or more"),
     "minutes": (lambda s, n: imgclf.tune("digits", {}, minutes="5m"), "minutes is '5m'; allowed: a number above 0"),
 }

@@ -4,35 +4,37 @@ import pytest
 from torch import nn
 
 from imgclf.core.errors import ConfigError
-from imgclf.estimator.settings import changes_of, own_network
+from imgclf.estimator.settings import own_network, resolve_request
 
 NOTHING = dict.fromkeys(("arch", "weights", "init", "size", "augment", "config", "pretrained", "mean", "std"))
 
 
 def test_what_is_left_out_changes_nothing():
-    assert changes_of(NOTHING, {"epochs": None, "lr": None}) == (None, {"train": {}})
+    assert resolve_request(NOTHING, {"epochs": None, "lr": None}) == (None, {"train": {}})
 
 
 def test_the_knobs_of_fit_go_before_the_config():
-    given = {**NOTHING, "config": {"fit": "pad", "train": {"lr": 0.1, "momentum": 0.5}}}
-    _, changes = changes_of(given, {"lr": 0.2, "batch_size": "auto"})
-    assert changes == {"fit": "pad", "train": {"lr": 0.2, "momentum": 0.5, "batch_size": 0}}
+    given = {**NOTHING, "config": {"resize_mode": "pad", "train": {"lr": 0.1, "momentum": 0.5}}}
+    _, changes = resolve_request(given, {"lr": 0.2, "batch_size": "auto"})
+    assert changes == {"resize_mode": "pad", "train": {"lr": 0.2, "momentum": 0.5, "batch_size": 0}}
 
 
 def test_one_side_is_a_square():
-    assert changes_of({**NOTHING, "size": 64}, {})[1]["size"] == (64, 64)
+    assert resolve_request({**NOTHING, "size": 64}, {})[1]["size"] == (64, 64)
 
 
 def test_a_pipeline_is_stored_and_no_preset():
     albumentations = pytest.importorskip("albumentations")
-    compose, changes = changes_of({**NOTHING, "augment": albumentations.Compose([albumentations.HorizontalFlip()])}, {})
+    compose, changes = resolve_request(
+        {**NOTHING, "augment": albumentations.Compose([albumentations.HorizontalFlip()])}, {}
+    )
     assert compose is not None
     assert "augment" not in changes
 
 
 def test_a_network_of_ones_own_goes_by_its_name():
     given = {**NOTHING, "arch": nn.Linear(1, 1)}
-    assert changes_of(given, {})[1]["arch"] == "own:Linear"
+    assert resolve_request(given, {})[1]["arch"] == "own:Linear"
     assert own_network({**NOTHING, "arch": "lenet"}) is None
     assert own_network(given).weights is None
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from imgclf.core.config import OPTIMIZERS, TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.audit import Sizes
-from imgclf.training.defaults import resolve_config, suited_fit, suited_size
+from imgclf.training.defaults import resolve_config, suited_resize_mode, suited_size
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
@@ -123,12 +123,13 @@ def test_small_images_are_worked_on_at_a_smaller_size(side, size):
 
 
 @pytest.mark.parametrize(
-    ("aspects", "fit"), [((1, 1), "crop"), ((0.67, 1.5), "crop"), ((0.5, 1.0), "squash"), ((1.0, 3.0), "squash")]
+    ("aspects", "resize_mode"),
+    [((1, 1), "crop"), ((0.67, 1.5), "crop"), ((0.5, 1.0), "squash"), ((1.0, 3.0), "squash")],
 )
-def test_images_of_which_a_crop_would_leave_little_are_squashed(aspects, fit):
-    assert suited_fit((224, 224), sizes(100, 100, aspects)) == fit
-    assert suited_fit((224, 224), None) == "crop"
+def test_images_of_which_a_crop_would_leave_little_are_squashed(aspects, resize_mode):
+    assert suited_resize_mode((224, 224), sizes(100, 100, aspects)) == resize_mode
+    assert suited_resize_mode((224, 224), None) == "crop"
 
 
 def test_the_shape_that_the_network_sees_counts():
-    assert suited_fit((64, 128), sizes(64, 128, (2.0, 2.0))) == "crop"
+    assert suited_resize_mode((64, 128), sizes(64, 128, (2.0, 2.0))) == "crop"

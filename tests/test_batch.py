@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from imgclf.core.config import Recipe, Step
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import batch, ops_cpu, ops_torch
 from imgclf.transforms.albumentations_pipeline import Augmenter, _pipeline
@@ -33,7 +33,7 @@ def images(n=8, height=12, width=16, channels=3, low=0, high=256):
 
 
 def recipe_of(op, channels=3, size=SIZE, **params):
-    return Recipe(size=size, channels=channels, steps=(Step(op, params),))
+    return PreprocessConfig(size=size, channels=channels, steps=(AugmentStep(op, params),))
 
 
 def one_step(pixels, op, *, epoch=0, keys=None, **params):
@@ -92,9 +92,9 @@ def assert_same_counts(ours, others):
 
 
 def test_the_engine():
-    own = Recipe(compose=A.to_dict(A.Compose([A.HorizontalFlip()])))
-    assert pick_engine(Recipe(), "auto") == pick_engine(Recipe(), "batch") == "batch"
-    assert pick_engine(Recipe(), "albumentations") == pick_engine(own, "auto") == "albumentations"
+    own = PreprocessConfig(compose=A.to_dict(A.Compose([A.HorizontalFlip()])))
+    assert pick_engine(PreprocessConfig(), "auto") == pick_engine(PreprocessConfig(), "batch") == "batch"
+    assert pick_engine(PreprocessConfig(), "albumentations") == pick_engine(own, "auto") == "albumentations"
     assert pick_engine(own, "albumentations") == "albumentations"
     with pytest.raises(ConfigError, match="engine is 'batch', but the augmentation is an albumentations pipeline"):
         pick_engine(own, "batch")
@@ -135,16 +135,16 @@ def test_images_are_moved_as_in_the_other_engine(parameters):
 
 
 def _moves(matrices, height=40, width=60):
-    """What a matrix does: the shift of the centre, the angle, both scales."""
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    shift = matrices[:, :, :2] @ centre + matrices[:, :, 2] - centre
+    """What a matrix does: the shift of the center, the angle, both scales."""
+    center = np.array([(width - 1) / 2, (height - 1) / 2])
+    shift = matrices[:, :, :2] @ center + matrices[:, :, 2] - center
     angle = np.arctan2(-matrices[:, 1, 0], matrices[:, 0, 0])
     wide, high = np.hypot(*matrices[:, :, 0].T), np.hypot(*matrices[:, :, 1].T)
     assert abs(shift - np.rint(shift)).max() < 1e-6
     return {"x": np.rint(shift[:, 0]), "y": np.rint(shift[:, 1]), "angle": angle, "wide": wide, "high": high}
 
 
-def test_colours_change_as_in_the_other_engine(parameters):
+def test_colors_change_as_in_the_other_engine(parameters):
     (_, *first), (_, turn), (_, *rest) = parameters("color_jitter", **JITTER)
     others = theirs("color_jitter", **JITTER)
     for name, before, after in zip(JITTER, first, rest, strict=False):
@@ -161,7 +161,7 @@ def _code(before):
 
 
 def test_without_a_hue_there_is_one_pass(parameters):
-    assert [name for name, *_ in parameters("color_jitter", **JITTER | {"hue": 0})] == ["colour"]
+    assert [name for name, *_ in parameters("color_jitter", **JITTER | {"hue": 0})] == ["color"]
 
 
 def test_tones_change_as_in_the_other_engine(parameters):
@@ -184,9 +184,9 @@ def test_rectangles_are_erased_as_in_the_other_engine(parameters, height, width)
     assert_same_counts(area[0] // (height * width // 50), area[1] // (height * width // 50))
     assert boxes.min() >= 0
     assert (boxes[:, 2:] <= [height, width]).all()
-    colours = values.numpy().reshape(N, 3)
-    assert stats.chisquare(np.bincount(colours.ravel(), minlength=256)).pvalue > SAME
-    assert abs(np.corrcoef(colours.T)[np.triu_indices(3, 1)]).max() < 0.07
+    colors = values.numpy().reshape(N, 3)
+    assert stats.chisquare(np.bincount(colors.ravel(), minlength=256)).pvalue > SAME
+    assert abs(np.corrcoef(colors.T)[np.triu_indices(3, 1)]).max() < 0.07
 
 
 def test_as_many_are_erased(parameters):
@@ -203,7 +203,7 @@ def test_where_nothing_fits_nothing_is_erased(parameters):
 @pytest.mark.parametrize(("height", "width"), [(3000, 4000), (4000, 3000), (1000, 4000), (4000, 1000)])
 def test_crops_lie_as_in_the_other_engine(height, width):
     params = {"scale": [0.25, 1.0], "ratio": [0.75, 4 / 3]}
-    ours = crop_boxes(Step("resized_crop", params), 0, 5, KEYS, np.full((N, 2), [height, width]))
+    ours = crop_boxes(AugmentStep("resized_crop", params), 0, 5, KEYS, np.full((N, 2), [height, width]))
     coords = np.array([p["crop_coords"] for p in theirs("resized_crop", height, width, **params)])
     left, top, right, bottom = coords.T / np.array([[width], [height], [width], [height]])
     for mine, other in zip(ours.T, (top, left, bottom - top, right - left), strict=True):
@@ -214,7 +214,7 @@ def test_crops_lie_as_in_the_other_engine(height, width):
 
 
 def test_a_crop_is_the_same_part_at_any_scale_and_in_any_batch():
-    step = Step("resized_crop", {"scale": [0.1, 1.0], "ratio": [0.5, 2.0]})
+    step = AugmentStep("resized_crop", {"scale": [0.1, 1.0], "ratio": [0.5, 2.0]})
     shapes = np.array([[300, 400], [100, 900], [77, 33]])
     whole = crop_boxes(step, 1, 2, KEYS[:3], shapes)
     assert (crop_boxes(step, 1, 2, KEYS[:3], shapes * 4) == whole).all()
@@ -222,8 +222,8 @@ def test_a_crop_is_the_same_part_at_any_scale_and_in_any_batch():
     assert (crop_boxes(step, 1, 3, KEYS[:3], shapes) != whole).any()
 
 
-def test_where_no_box_fits_the_largest_in_the_centre_is_taken():
-    step = Step("resized_crop", {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]})
+def test_where_no_box_fits_the_largest_in_the_center_is_taken():
+    step = AugmentStep("resized_crop", {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]})
     boxes = crop_boxes(step, 0, 0, KEYS[:3], np.array([[100, 400], [400, 100], [50, 50]]))
     assert boxes == pytest.approx(np.array([[0, 0.375, 1, 0.25], [0.375, 0, 0.25, 1], [0, 0, 1, 1]]))
 
@@ -239,9 +239,19 @@ def test_an_image_is_mirrored_in_every_second_epoch():
 
 
 def test_images_that_albumentations_augmented_are_alternated_apart():
-    steps = (Step("flip", {"p": 0.5}), Step("alternating_flip"), Step("erase", {"scale": [0.1, 0.2], "p": 1.0}))
-    recipe, pixels = Recipe(size=SIZE, steps=steps), images()
-    alone = augment(pixels, Recipe(size=SIZE, steps=(Step("mixup"), Step("alternating_flip"))), 3, 1, KEYS[:8])
+    steps = (
+        AugmentStep("flip", {"p": 0.5}),
+        AugmentStep("alternating_flip"),
+        AugmentStep("erase", {"scale": [0.1, 0.2], "p": 1.0}),
+    )
+    recipe, pixels = PreprocessConfig(size=SIZE, steps=steps), images()
+    alone = augment(
+        pixels,
+        PreprocessConfig(size=SIZE, steps=(AugmentStep("mixup"), AugmentStep("alternating_flip"))),
+        3,
+        1,
+        KEYS[:8],
+    )
     assert (alternate(pixels, recipe, 3, 1, KEYS[:8]) == alone).all()
 
 
@@ -295,7 +305,7 @@ def _smooth(n, size, channels):
     return torch.from_numpy(blurred.clip(0, 255).astype(np.uint8))
 
 
-def test_changed_colours_are_those_of_the_other_engine_where_nothing_is_clipped(monkeypatch):
+def test_changed_colors_are_those_of_the_other_engine_where_nothing_is_clipped(monkeypatch):
     spy, pixels = Spy(), images(40, low=90, high=140)
     with monkeypatch.context() as patch:
         patch.setattr(batch, "_ops", lambda pixels: spy)
@@ -308,7 +318,7 @@ def test_changed_colours_are_those_of_the_other_engine_where_nothing_is_clipped(
         order = [*before, 3, *({0, 1, 2} - set(before))]
         factors = [first[k][i] * rest[k][i] for k in range(3)]
         expected = other.apply(image, *factors, turn[i], order)
-        # The other engine rounds after each change, and mostly down; a turn of the hue of a greyish pixel adds to that.
+        # The other engine rounds after each change, and mostly down; a turn of the hue of a grayish pixel adds to that.
         apart = abs(expected.astype(int) - ours[i])
         assert apart.max() <= 6
         assert apart.mean() < 1.5
@@ -317,7 +327,7 @@ def test_changed_colours_are_those_of_the_other_engine_where_nothing_is_clipped(
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_three_factors_in_one_pass_are_those_one_by_one_in_any_order(order):
     pixels, factors = images(30, low=60, high=150), np.random.default_rng(3).uniform(0.8, 1.2, (3, 30))
-    ours, other = ops_cpu.colour(pixels, *factors).numpy(), A.ColorJitter(p=1)
+    ours, other = ops_cpu.color(pixels, *factors).numpy(), A.ColorJitter(p=1)
     for i, image in enumerate(pixels.numpy()):
         assert abs(_one_by_one(image, factors[:, i], order) - ours[i]).max() < 0.9  # OpenCV takes 10 bits of a factor
         expected = other.apply(image, *factors[:, i], 0.0, [*order, 3])
@@ -328,8 +338,8 @@ def _one_by_one(image, factors, order):
     """The factors as torchvision defines them, in real numbers."""
     values = image.astype(float)
     for k in order:
-        grey = (values @ [0.299, 0.587, 0.114])[..., None]
-        rest = (0.0, grey.mean(), grey)[k]
+        gray = (values @ [0.299, 0.587, 0.114])[..., None]
+        rest = (0.0, gray.mean(), gray)[k]
         values = values * factors[k] + rest * (1 - factors[k])
     return values
 
@@ -341,7 +351,7 @@ def test_changed_tones_are_those_of_the_other_engine():
         assert abs(other.apply(image, gain[i], offset[i]).astype(int) - ours[i]).max() <= 1
 
 
-def test_a_rectangle_of_one_colour_is_erased():
+def test_a_rectangle_of_one_color_is_erased():
     pixels = torch.zeros((200, *SIZE, 3), dtype=torch.uint8)
     out = one_step(pixels, "erase", scale=[0.2, 0.3], p=1.0).numpy()
     for image in out:
@@ -358,7 +368,7 @@ def test_a_rectangle_of_one_colour_is_erased():
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("name", PRESETS.names())
 def test_every_preset_gives_new_pixels_of_the_same_shape(name, mirror, channels):
-    recipe = Recipe(size=SIZE, channels=channels, steps=preset_steps(name, mirror=mirror))
+    recipe = PreprocessConfig(size=SIZE, channels=channels, steps=preset_steps(name, mirror=mirror))
     pixels = images(channels=channels)
     before, targets = pixels.clone(), torch.arange(8)
     out = augment(pixels, recipe, 0, 1, KEYS[:8])
@@ -375,9 +385,13 @@ def test_every_preset_gives_new_pixels_of_the_same_shape(name, mirror, channels)
 
 
 EVERY = (
-    *(Step("random_crop", {"padding": 2}), Step("affine", AFFINE), Step("flip", {"p": 0.5})),
-    *(Step("alternating_flip"), Step("color_jitter", JITTER), Step("erase", {"scale": [0.02, 0.2], "p": 0.5})),
-    Step("trivial", {"shear": 0.3, "shift": 0.2, "rotate": 30, "factor": 0.9}),
+    *(AugmentStep("random_crop", {"padding": 2}), AugmentStep("affine", AFFINE), AugmentStep("flip", {"p": 0.5})),
+    *(
+        AugmentStep("alternating_flip"),
+        AugmentStep("color_jitter", JITTER),
+        AugmentStep("erase", {"scale": [0.02, 0.2], "p": 0.5}),
+    ),
+    AugmentStep("trivial", {"shear": 0.3, "shift": 0.2, "rotate": 30, "factor": 0.9}),
 )
 
 
@@ -389,9 +403,9 @@ EVERY = (
     st.sampled_from([1, 3, 5]),
     st.tuples(st.integers(5, 33), st.integers(5, 33)),
 )
-def test_an_image_does_not_depend_on_its_neighbours(keys, seed, epoch, channels, size):
+def test_an_image_does_not_depend_on_its_neighbors(keys, seed, epoch, channels, size):
     keys = np.array(keys, np.uint64)
-    recipe, pixels = Recipe(size=size, channels=channels, steps=EVERY), images(len(keys), *size, channels)
+    recipe, pixels = PreprocessConfig(size=size, channels=channels, steps=EVERY), images(len(keys), *size, channels)
     together = augment(pixels, recipe, seed, epoch, keys)
     for i in range(len(keys)):
         assert (augment(pixels[i : i + 1], recipe, seed, epoch, keys[i : i + 1])[0] == together[i]).all()
@@ -402,12 +416,12 @@ def test_an_image_does_not_depend_on_its_neighbours(keys, seed, epoch, channels,
 def test_the_order_of_memory_does_not_matter():
     pixels = images()
     planes = pixels.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-    recipe = Recipe(size=SIZE, steps=EVERY)
+    recipe = PreprocessConfig(size=SIZE, steps=EVERY)
     assert (augment(planes, recipe, 0, 0, KEYS[:8]) == augment(pixels, recipe, 0, 0, KEYS[:8])).all()
 
 
 def test_another_seed_and_another_epoch_give_other_pixels():
-    pixels, recipe = images(), Recipe(size=SIZE, steps=EVERY)
+    pixels, recipe = images(), PreprocessConfig(size=SIZE, steps=EVERY)
     first = augment(pixels, recipe, 0, 0, KEYS[:8])
     assert (augment(pixels, recipe, 1, 0, KEYS[:8]) != first).any()
     assert (augment(pixels, recipe, 0, 1, KEYS[:8]) != first).any()
@@ -416,7 +430,7 @@ def test_another_seed_and_another_epoch_give_other_pixels():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_batch_of_none(channels):
-    recipe = Recipe(size=SIZE, channels=channels, steps=(*EVERY, *preset_steps("mix")[-2:]))
+    recipe = PreprocessConfig(size=SIZE, channels=channels, steps=(*EVERY, *preset_steps("mix")[-2:]))
     out = augment(images(0, channels=channels), recipe, 0, 0, KEYS[:0])
     mixed, mix = blend(out, torch.zeros(0, dtype=torch.int64), recipe, 0, 0, KEYS[:0])
     assert mixed.shape == (0, *SIZE, channels)
@@ -425,7 +439,7 @@ def test_a_batch_of_none(channels):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_operations_for_accelerators_take_any_device(channels):
-    recipe = Recipe(size=SIZE, channels=channels, steps=(*EVERY, *preset_steps("mix")[-2:]))
+    recipe = PreprocessConfig(size=SIZE, channels=channels, steps=(*EVERY, *preset_steps("mix")[-2:]))
     pixels, targets = images(channels=channels).to("meta"), torch.zeros(8, dtype=torch.int64, device="meta")
     out, (others, share) = blend(augment(pixels, recipe, 0, 1, KEYS[:8]), targets, recipe, 0, 1, KEYS[:8])
     assert out.shape == pixels.shape
@@ -436,7 +450,7 @@ def test_the_operations_for_accelerators_take_any_device(channels):
 @pytest.mark.parametrize("n", [1, 7])
 def test_both_kinds_of_operations_give_the_same_pixels(monkeypatch, n):
     pixels = torch.cat([_smooth(n - n // 2, 31, 3), images(n // 2, 31, 31)])
-    recipe = Recipe(size=(31, 31), steps=(*EVERY[:2], *EVERY[2:4], EVERY[5], *preset_steps("mix")[-2:]))
+    recipe = PreprocessConfig(size=(31, 31), steps=(*EVERY[:2], *EVERY[2:4], EVERY[5], *preset_steps("mix")[-2:]))
     both = []
     for ops in (ops_cpu, ops_torch):
         monkeypatch.setattr(batch, "_ops", lambda pixels, ops=ops: ops)
@@ -450,13 +464,13 @@ def test_both_kinds_of_operations_give_the_same_pixels(monkeypatch, n):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_both_kinds_of_operations_give_the_same_colours(channels):
+def test_both_kinds_of_operations_give_the_same_colors(channels):
     pixels, rng = images(30, 20, 20, channels), np.random.default_rng(4)
     factors = rng.uniform(0.5, 1.5, (3, 30))
     if channels == 1:
         pairs = [kind.tone(pixels, factors[0], 100 * (factors[1] - 1)) for kind in (ops_cpu, ops_torch)]
     else:
-        pairs = [kind.colour(pixels, *factors) for kind in (ops_cpu, ops_torch)]
+        pairs = [kind.color(pixels, *factors) for kind in (ops_cpu, ops_torch)]
     assert abs(pairs[0].int() - pairs[1].int()).max() <= 1
 
 
@@ -475,35 +489,35 @@ def test_both_kinds_of_operations_turn_the_hue():
 @settings(max_examples=10)
 def test_on_an_accelerator_too_an_image_is_the_same_alone(n):
     pixels, factors = images(n, 13, 17), np.random.default_rng(n).uniform(0.5, 1.5, (3, n))
-    together = ops_torch.colour(ops_torch.hue(pixels, factors[0] - 1), *factors)
+    together = ops_torch.color(ops_torch.hue(pixels, factors[0] - 1), *factors)
     for i in range(n):
         one = ops_torch.hue(pixels[i : i + 1], factors[0, i : i + 1] - 1)
-        assert abs(ops_torch.colour(one, *factors[:, i : i + 1])[0].int() - together[i].int()).max() <= 1
+        assert abs(ops_torch.color(one, *factors[:, i : i + 1])[0].int() - together[i].int()).max() <= 1
 
 
 # Blended images
 
 
 def mixed(pixels, targets, *steps, epoch=0):
-    recipe = Recipe(size=tuple(pixels.shape[1:3]), channels=pixels.shape[3], steps=steps)
+    recipe = PreprocessConfig(size=tuple(pixels.shape[1:3]), channels=pixels.shape[3], steps=steps)
     return blend(pixels, targets, recipe, 0, epoch, KEYS[: len(pixels)])
 
 
-def grey_levels(n):
+def gray_levels(n):
     return torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(-1, 20, 30, 1)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_the_shares_of_mixup_have_their_beta_distribution(alpha):
     pixels = torch.zeros((N, 1, 1, 1), dtype=torch.uint8)
-    _, (_, share) = mixed(pixels, torch.zeros(N), Step("mixup", {"alpha": alpha, "p": 1.0}))
+    _, (_, share) = mixed(pixels, torch.zeros(N), AugmentStep("mixup", {"alpha": alpha, "p": 1.0}))
     assert share.dtype == torch.float32
     assert stats.kstest(share.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > SAME
 
 
 def test_mixup_is_a_share_of_each_image_and_the_rest_of_the_next():
     pixels, targets = images(9), torch.arange(9)
-    out, (others, share) = mixed(pixels, targets, Step("mixup", {"alpha": 1.0, "p": 1.0}))
+    out, (others, share) = mixed(pixels, targets, AugmentStep("mixup", {"alpha": 1.0, "p": 1.0}))
     part = share[:, None, None, None]
     assert others.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 0]
     assert abs(out - (pixels * part + pixels[others] * (1 - part))).max() <= 0.51
@@ -511,8 +525,8 @@ def test_mixup_is_a_share_of_each_image_and_the_rest_of_the_next():
 
 
 def test_cutmix_is_a_box_of_the_next_image_and_its_share_is_counted():
-    pixels = grey_levels(200)
-    out, (others, share) = mixed(pixels, torch.arange(200), Step("cutmix", {"alpha": 1.0, "p": 1.0}))
+    pixels = gray_levels(200)
+    out, (others, share) = mixed(pixels, torch.arange(200), AugmentStep("cutmix", {"alpha": 1.0, "p": 1.0}))
     own = (out == pixels).float().mean((1, 2, 3))
     assert torch.allclose(own, share, atol=1e-6)
     assert ((out == pixels) | (out == others[:, None, None, None])).all()
@@ -528,18 +542,18 @@ def test_the_boxes_of_cutmix_have_the_shape_of_the_image():
     spy = Spy()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "_ops", lambda pixels: spy)
-        mixed(pixels, torch.zeros(N), Step("cutmix", {"alpha": 1.0, "p": 1.0}))
+        mixed(pixels, torch.zeros(N), AugmentStep("cutmix", {"alpha": 1.0, "p": 1.0}))
     top, left, bottom, right = spy.calls[0][1].T
     inner = (top > 0) & (left > 0) & (bottom < 200) & (right < 200)
-    centre = (top + bottom)[inner] / 2
+    center = (top + bottom)[inner] / 2
     assert inner.sum() > 300
     assert abs((bottom - top - right + left)[inner]).max() <= 1, "boxes have the shape of the image"
-    assert 90 < centre.mean() < 110
+    assert 90 < center.mean() < 110
 
 
 def test_each_image_is_blended_in_one_way_or_in_none():
-    steps = Step("mixup", {"alpha": 1.0, "p": 0.3}), Step("cutmix", {"alpha": 1.0, "p": 0.5})
-    pixels = torch.cat([grey_levels(250)] * 4)
+    steps = AugmentStep("mixup", {"alpha": 1.0, "p": 0.3}), AugmentStep("cutmix", {"alpha": 1.0, "p": 0.5})
+    pixels = torch.cat([gray_levels(250)] * 4)
     out, (others, share) = mixed(pixels, torch.arange(1000), *steps)
     values = [np.unique(image) for image in out.numpy()]
     stays = sum(len(v) == 1 and v[0] == p[0, 0, 0] for v, p in zip(values, pixels.numpy(), strict=True))
@@ -552,10 +566,10 @@ def test_each_image_is_blended_in_one_way_or_in_none():
 
 def test_blending_is_left_out_where_the_recipe_has_none():
     pixels, targets = images(), torch.arange(8)
-    out, mix = mixed(pixels, targets, Step("flip", {"p": 1.0}))
+    out, mix = mixed(pixels, targets, AugmentStep("flip", {"p": 1.0}))
     assert out is pixels
     assert mix is None
-    same, (_, share) = mixed(pixels, targets, Step("mixup", {"alpha": 1.0, "p": 0.0}))
+    same, (_, share) = mixed(pixels, targets, AugmentStep("mixup", {"alpha": 1.0, "p": 0.0}))
     assert (same == pixels).all()
     assert (share == 1).all()
 
@@ -582,10 +596,10 @@ def test_a_step_with_a_parameter_that_is_none_or_without_one(op, params):
 def test_the_parameters_of_blending_and_of_a_crop_are_checked():
     pixels, targets = images(), torch.arange(8)
     with pytest.raises(ConfigError, match="step 'mixup' does not take"):
-        mixed(pixels, targets, Step("mixup", {"alpha": 1.0}))
+        mixed(pixels, targets, AugmentStep("mixup", {"alpha": 1.0}))
     with pytest.raises(ConfigError, match=r"alpha above 0 and p in 0 to 1, not alpha 0 and p 0\.5"):
-        mixed(pixels, targets, Step("cutmix", {"alpha": 0, "p": 0.5}))
+        mixed(pixels, targets, AugmentStep("cutmix", {"alpha": 0, "p": 0.5}))
     with pytest.raises(ConfigError, match=r"sum to 1\.2; allowed: up to 1"):
-        mixed(pixels, targets, *(Step(op, {"alpha": 1.0, "p": 0.6}) for op in ("mixup", "cutmix")))
+        mixed(pixels, targets, *(AugmentStep(op, {"alpha": 1.0, "p": 0.6}) for op in ("mixup", "cutmix")))
     with pytest.raises(ConfigError, match="step 'resized_crop' does not take"):
-        crop_boxes(Step("resized_crop", {"scale": [0.5, 1]}), 0, 0, KEYS[:1], np.array([[4, 4]]))
+        crop_boxes(AugmentStep("resized_crop", {"scale": [0.5, 1]}), 0, 0, KEYS[:1], np.array([[4, 4]]))

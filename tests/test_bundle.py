@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors import torch as safetensors_torch
 
-from imgclf.core.config import ModelSpec, Recipe, Step, to_dict
+from imgclf.core.config import AugmentStep, ModelConfig, PreprocessConfig, to_dict
 from imgclf.core.errors import ModelFileError
 from imgclf.core.tensor_file import MAX_HEADER, pack
 from imgclf.models.build import build_model
 from imgclf.storage.model_file import FORMAT, Manifest, load_model, raw_tensors, read_manifest, save_model
 
-SPEC = ModelSpec("cnn_zero_to_all", classes=2, channels=1, size=(16, 16))
-RECIPE = Recipe(
+SPEC = ModelConfig("cnn_zero_to_all", classes=2, channels=1, size=(16, 16))
+RECIPE = PreprocessConfig(
     size=(16, 16),
     channels=1,
     mean=(0.1307,),
     std=(0.3081,),
-    steps=(Step("flip", {"p": 0.5}),),
+    steps=(AugmentStep("flip", {"p": 0.5}),),
     compose={"transform": {"__class_fullname__": "HorizontalFlip", "p": 0.1, "size": [1, 2]}},
 )
 
@@ -152,10 +152,10 @@ def test_weights_in_any_memory_layout_are_saved(tmp_path):
 
 
 def test_buffers_and_channels_survive(tmp_path):
-    spec = ModelSpec("small_resnet18", classes=3, channels=4, size=(32, 32))
+    spec = ModelConfig("small_resnet18", classes=3, channels=4, size=(32, 32))
     model = build_model(spec)
     model(torch.rand(4, 4, 32, 32))  # moves the running statistics
-    save_model(tmp_path / "m", model, Manifest(spec, ("a", "b", "c"), Recipe(size=(32, 32), channels=4)))
+    save_model(tmp_path / "m", model, Manifest(spec, ("a", "b", "c"), PreprocessConfig(size=(32, 32), channels=4)))
     loaded, manifest = load_model(tmp_path / "m")
     pixels = torch.rand(2, 4, 32, 32)
     assert torch.equal(loaded(pixels), model.eval()(pixels))
@@ -448,7 +448,7 @@ def drop(path: str):
     [
         (
             put("format", 2),
-            "made by imgclf 0.1.0 with format 2, this version (0.1.0) reads format 3: train the model again",
+            "made by imgclf 0.1.0 with format 2, this version (0.1.0) reads format 4: train the model again",
         ),
         (put("format", True), "manifest.format is True"),
         (put("format", "1"), "manifest.format is '1'"),
@@ -457,22 +457,22 @@ def drop(path: str):
         (put("classes", ["a", 1]), "manifest.classes is"),
         (put("classes", "ab"), "manifest.classes is 'ab'"),
         (put("spec", 5), "manifest.spec is 5"),
-        (put("spec.size", [10**9, 16]), "ModelSpec.size is"),
-        (put("spec.size", 16), "ModelSpec.size is 16"),
-        (put("spec.classes", 10**9), "ModelSpec.classes is"),
+        (put("spec.size", [10**9, 16]), "ModelConfig.size is"),
+        (put("spec.size", 16), "ModelConfig.size is 16"),
+        (put("spec.classes", 10**9), "ModelConfig.classes is"),
         (put("spec.channels", 3), "manifest.recipe.channels is 1"),
-        (put("spec.dropout", 1.5), "ModelSpec.dropout is 1.5"),
+        (put("spec.dropout", 1.5), "ModelConfig.dropout is 1.5"),
         (put("spec.extra", 1), "manifest.spec.extra is not a field"),
         (drop("spec.dropout"), "manifest.spec.dropout is missing"),
         (drop("recipe"), "manifest.recipe is missing"),
-        (drop("recipe.kernel"), "manifest.recipe.kernel is missing"),
-        (put("recipe.std", [0]), "Recipe.std is"),
-        (put("recipe.mean", 0), "Recipe.mean is 0"),
-        (put("recipe.fit", ["crop"]), "Recipe.fit is"),
-        (put("recipe.steps", [{"op": "os.system"}]), "Step.op is 'os.system'"),
-        (put("recipe.steps", ["flip"]), "Step is 'flip'"),
-        (put("recipe.steps", 3), "Recipe.steps is 3"),
-        (put("recipe.compose", "eval"), "Recipe.compose is 'eval'"),
+        (drop("recipe.interpolation"), "manifest.recipe.interpolation is missing"),
+        (put("recipe.std", [0]), "PreprocessConfig.std is"),
+        (put("recipe.mean", 0), "PreprocessConfig.mean is 0"),
+        (put("recipe.resize_mode", ["crop"]), "PreprocessConfig.resize_mode is"),
+        (put("recipe.steps", [{"op": "os.system"}]), "AugmentStep.op is 'os.system'"),
+        (put("recipe.steps", ["flip"]), "AugmentStep is 'flip'"),
+        (put("recipe.steps", 3), "PreprocessConfig.steps is 3"),
+        (put("recipe.compose", "eval"), "PreprocessConfig.compose is 'eval'"),
         (put("weights", []), "manifest.weights is []"),
         (put("metrics", None), "manifest.metrics is None"),
         (put("versions", {"imgclf": 1}), "manifest.versions is"),
@@ -618,7 +618,7 @@ def test_a_small_file_cannot_ask_for_a_large_network(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["regnet_x_400mf", "mnasnet0_5", "squeezenet1_1"])
 def test_networks_that_only_torchvision_has_are_saved_and_loaded(tmp_path, name):
-    spec = ModelSpec(name, classes=2, channels=3, size=(32, 32))
+    spec = ModelConfig(name, classes=2, channels=3, size=(32, 32))
     original = build_model(spec).eval()
     recipe = replace(RECIPE, channels=3, size=(32, 32), mean=(0.5,), std=(0.5,))
     save_model(tmp_path, original, make_manifest(spec=spec, recipe=recipe))

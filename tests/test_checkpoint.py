@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import DataError, ImgclfError, ModelFileError
 from imgclf.core.files import checked_file
 from imgclf.data.loading.loader import Loader
 from imgclf.training import checkpoint, loop
-from imgclf.training.checkpoint import FORMAT, NEW, PREVIOUS, Thrift, load_checkpoint
+from imgclf.training.checkpoint import FORMAT, NEW, PREVIOUS, CheckpointSchedule, load_checkpoint
 from imgclf.training.loop import train
 
 CALLS = 6  # fsync, rename and fsync of the new file; rename of the old and of the new; fsync of the folder
@@ -46,7 +46,7 @@ def fit(make_source, tmp_path, always):
         loader = Loader(
             source,
             samples,
-            Recipe(size=(8, 8), channels=1),
+            PreprocessConfig(size=(8, 8), channels=1),
             classes=source.classes,
             batch_size=batch_size,
             train=True,
@@ -253,7 +253,7 @@ def test_a_failed_call_at_any_point_leaves_a_state(fit, tmp_path, monkeypatch, k
 def test_writing_takes_a_share_of_the_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
-    thrift, written = Thrift(60), []
+    thrift, written = CheckpointSchedule(60), []
     while now[0] < 1000:
         now[0] += 1.0
         if thrift.affordable() or thrift.overdue():
@@ -268,7 +268,7 @@ def test_writing_takes_a_share_of_the_time(monkeypatch):
 def test_slow_writing_comes_once_in_a_while(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
-    thrift, written = Thrift(60), []
+    thrift, written = CheckpointSchedule(60), []
     while now[0] < 1000:
         now[0] += 1.0
         if thrift.affordable() or thrift.overdue():
@@ -288,7 +288,9 @@ def test_short_epochs_do_not_wait_for_the_disk(make_source, tmp_path, monkeypatc
         save(state, path, random)
 
     monkeypatch.setattr(loop, "save_checkpoint", slow)
-    loader = Loader(source, source.samples, Recipe(size=(8, 8), channels=1), classes=source.classes, train=True)
+    loader = Loader(
+        source, source.samples, PreprocessConfig(size=(8, 8), channels=1), classes=source.classes, train=True
+    )
     config = TrainConfig(epochs=9, lr=0.01, device="cpu", precision="fp32")
     loop.train(net(), loader, None, config, checkpoint=tmp_path / "checkpoint.pt")
     assert written == [1, 9], "the first, since nothing is known of the disk yet, and the last"

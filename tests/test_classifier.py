@@ -14,18 +14,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, colour_image, copy_of_world, save_photos
+from conftest import COLOURS, color_image, copy_of_world, save_photos
 from PIL import Image
 from torch import nn
 
 from imgclf import Classifier
-from imgclf.core.config import Experiment, Levels, TrainConfig
+from imgclf.core.config import ExperimentConfig, Levels, TrainConfig
 from imgclf.core.errors import ConfigError, DataError, ModelFileError, NotFitted, UnknownName
 from imgclf.data.audit import audit
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.images import read_image
 from imgclf.data.loading.disk_cache import PixelCache
-from imgclf.data.loading.pixel_store import Form
+from imgclf.data.loading.pixel_store import CacheFormat
 from imgclf.data.sources.open import open_source
 from imgclf.data.split import content_key, read_split
 from imgclf.estimator.plan import plan_training, read_data
@@ -49,7 +49,7 @@ def flat(model):
 def image_file(folder, name, index, suffix="png"):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{index}.{suffix}"
-    colour_image(name, index).save(path)
+    color_image(name, index).save(path)
     return path
 
 
@@ -111,12 +111,12 @@ def test_fit_returns_itself_and_overfits(photos):
 
 
 def test_the_knobs_and_the_config_are_what_is_done(photos):
-    config = {"fit": "pad", "train": {**EXACT, "weight_decay": 0.2, "epochs": 9}}
+    config = {"resize_mode": "pad", "train": {**EXACT, "weight_decay": 0.2, "epochs": 9}}
     classifier = Classifier("lenet", size=(16, 20), config=config).fit(photos, epochs=1, lr=0.01, batch_size=8, seed=3)
-    done = classifier.experiment_
-    assert (done.size, done.fit, done.train.weight_decay) == ((16, 20), "pad", 0.2)
+    done = classifier.config_
+    assert (done.size, done.resize_mode, done.train.weight_decay) == ((16, 20), "pad", 0.2)
     assert (done.train.epochs, done.train.lr, done.train.batch_size, done.train.seed) == (1, 0.01, 8, 3)
-    assert config == {"fit": "pad", "train": {**EXACT, "weight_decay": 0.2, "epochs": 9}}
+    assert config == {"resize_mode": "pad", "train": {**EXACT, "weight_decay": 0.2, "epochs": 9}}
 
 
 def test_fits_and_loads_at_once_give_what_each_gives_alone(make_source, tmp_path):
@@ -222,7 +222,7 @@ def test_saved_and_loaded_gives_equal_probabilities(trained, tmp_path):
         loaded = Classifier.load(path, device="cpu")
         assert np.array_equal(loaded.predict_proba("photos"), expected)
         assert loaded.classes_ == trained.classes_
-        assert loaded.recipe_ == trained.recipe_
+        assert loaded.preprocess_ == trained.preprocess_
 
 
 def test_a_loaded_classifier_is_saved_as_it_was(trained, tmp_path):
@@ -254,7 +254,7 @@ def test_a_loaded_classifier_tests_on_the_test_images_of_its_run(trained):
     assert result.n == len(trained.split_.samples("test"))
 
 
-def test_labelled_images_that_were_trained_on_are_left_out(trained, own):
+def test_labeled_images_that_were_trained_on_are_left_out(trained, own):
     image_file(own / "photos" / "red", "red", 70)
     result = trained.evaluate("photos")
     assert result.n == len(trained.split_.samples("test")) + 1
@@ -325,7 +325,7 @@ def test_nothing_is_known_before_fit(own, ask):
 def test_a_model_file_on_its_own_still_knows_what_it_learnt_from(trained, tmp_path):
     trained.save(tmp_path / "alone.safetensors")
     alone = Classifier.load(tmp_path / "alone.safetensors")
-    with pytest.raises(NotFitted, match="name the labelled images"):
+    with pytest.raises(NotFitted, match="name the labeled images"):
         alone.evaluate()
     assert alone.evaluate("photos") == trained.evaluate()
     assert alone.evaluate("photos", part="all").n == 60
@@ -355,8 +355,8 @@ def test_evaluation_names_what_it_cannot_read(own):
         (own / "photos" / "red" / f"{index:02d}.png").write_bytes(b"no image")
     loaded = Classifier.load("runs/photos-lenet-1")
     assert loaded.evaluate("photos", part="all").n == 50
-    assert sorted(loaded.lost_)[0] == "red/00.png"
-    assert len(loaded.lost_) == 10
+    assert sorted(loaded.unreadable_)[0] == "red/00.png"
+    assert len(loaded.unreadable_) == 10
 
 
 def test_a_failed_fit_leaves_no_model_and_the_best_epoch_on_the_disk(photos, in_folder):
@@ -422,7 +422,7 @@ def my_network(spec):
 
 def test_a_network_of_ones_own(photos, tmp_path):
     classifier = Classifier(my_network, size=8, config=QUICK).fit(photos, epochs=2, runs=tmp_path / "runs")
-    assert classifier.spec_.arch == "own:my_network"
+    assert classifier.model_config_.arch == "own:my_network"
     loaded = Classifier.load(classifier.run_.path, arch=my_network)
     assert np.array_equal(loaded.predict_proba(photos), classifier.predict_proba(photos))
     resumed = Classifier(lambda spec: my_network(spec)).resume(classifier.run_.path, epochs=3)
@@ -437,19 +437,19 @@ def test_a_pipeline_of_ones_own_is_stored_in_the_model_file(photos, tmp_path):
     plain = quick().fit(photos, epochs=1)
     assert not torch.equal(flat(classifier.model_), flat(plain.model_))
     classifier.save(tmp_path / "m.safetensors")
-    stored = Classifier.load(tmp_path / "m.safetensors").recipe_.compose
+    stored = Classifier.load(tmp_path / "m.safetensors").preprocess_.compose
     names = [step["__class_fullname__"] for step in stored["transform"]["transforms"]]
     assert [name.rpartition(".")[2] for name in names] == ["HorizontalFlip", "Resize"]
-    assert classifier.recipe_.steps == ()
+    assert classifier.preprocess_.steps == ()
 
 
 def test_a_recipe_by_name_or_as_a_value(photos):
     by_name = Classifier(recipe="lab10-4", size=(16, 32)).fit(photos, epochs=1)
     by_value = Classifier(recipe=EXPERIMENTS.get("lab10-4"), size=(16, 32)).fit(photos, epochs=1)
-    assert by_name.spec_.arch == "cnn_imagefolder"
-    assert by_name.experiment_ == by_value.experiment_
-    own = Experiment("lenet", "none", train=TrainConfig(epochs=1, **EXACT))
-    assert Classifier(recipe=own, size=16).fit(photos).experiment_.train.optimizer == "adamw"
+    assert by_name.model_config_.arch == "cnn_imagefolder"
+    assert by_name.config_ == by_value.config_
+    own = ExperimentConfig("lenet", "none", train=TrainConfig(epochs=1, **EXACT))
+    assert Classifier(recipe=own, size=16).fit(photos).config_.train.optimizer == "adamw"
 
 
 def test_a_source_of_ones_own(make_source):
@@ -457,7 +457,7 @@ def test_a_source_of_ones_own(make_source):
     classifier = quick().fit(source, epochs=16, batch_size=16)
     assert classifier.evaluate().accuracy > 0.8
     assert classifier.evaluate(source, part="train").accuracy > 0.9
-    assert classifier.spec_.channels == 1
+    assert classifier.model_config_.channels == 1
     (prediction,) = classifier.predict(source.open("all/00000"))
     assert prediction.label == "a"
 
@@ -535,9 +535,9 @@ def test_a_run_goes_by_its_split_whatever_has_come_since(own):
     before = Classifier.load("runs/photos-lenet-1").evaluate()
     rows = read_split("runs/photos-lenet-1/split.csv")
     for index in range(3):
-        colour_image("red", 90 + index).save(own / "photos" / "red" / f"0-new-{index}.png")
+        color_image("red", 90 + index).save(own / "photos" / "red" / f"0-new-{index}.png")
     (own / "photos" / "pink").mkdir()
-    colour_image("red", 99).save(own / "photos" / "pink" / "one.png")
+    color_image("red", 99).save(own / "photos" / "pink" / "one.png")
     for split in ("test", "train"):
         moved = own / "photos" / next(row.ref for row in rows if row.split == split)
         moved.rename(moved.with_name("zz.png" if split == "test" else "zy.png"))
@@ -678,7 +678,7 @@ def test_a_class_is_added_to_a_trained_model(own, tmp_path):
         Image.new("RGB", (32, 24), (255, 255, 240 + index)).save(photos / "white" / f"{index}.png")
     with pytest.warns(UserWarning, match="new: white"):
         classifier = Classifier(init=run, config={"train": {**EXACT, "probe": False}}).fit(photos, epochs=1, lr=1e-9)
-    assert (classifier.spec_.arch, classifier.recipe_.size) == ("lenet", (16, 16))
+    assert (classifier.model_config_.arch, classifier.preprocess_.size) == ("lenet", (16, 16))
     assert classifier.classes_ == (*before.classes_, "white")
     assert "its head knows 3 of the classes by name, new: white" in classifier.weights_.note
     known = {row.sha256: row.split for row in before.split_.rows}
@@ -701,11 +701,11 @@ def test_images_that_the_start_has_seen_are_named_where_they_are_judged_by(own, 
     audited = audit(source).source
     divided = audited.with_samples(replace(s, split=turned[known[content_key(s)]]) for s in audited.samples)
     given = {"weights": str(run), **({"init": str(run)} if start == "init" else {})}
-    (finding,) = read_data(divided, Experiment(arch="lenet", **given))[1].findings
+    (finding,) = read_data(divided, ExperimentConfig(arch="lenet", **given))[1].findings
     count = sum(split == "train" for split in known.values())
     assert f"was trained or validated on {count} images to validate or test on" in finding
     if start == "init":
-        assert read_data(source, Experiment(arch="lenet", **given))[1].findings == ()
+        assert read_data(source, ExperimentConfig(arch="lenet", **given))[1].findings == ()
 
 
 def test_what_is_gone_on_from_decides_the_network(own):
@@ -720,7 +720,9 @@ def test_the_pixels_of_the_test_part_are_kept_where_those_of_training_are(photos
     digests = [sample.sha256 for sample in classifier.samples_of()[1]]
     for way in (classifier, Classifier.load(classifier.run_.path)):
         first = way.evaluate()
-        assert PixelCache(Form.of(classifier.recipe_, train=False).settings()).holds(digests) == share * len(digests)
+        assert PixelCache(CacheFormat.of(classifier.preprocess_, train=False).settings()).holds(digests) == share * len(
+            digests
+        )
         assert way.evaluate() == first
 
 
@@ -775,8 +777,8 @@ def test_all_images_of_the_test_folder_are_tested_and_those_that_training_saw_ar
     for model in (classifier, Classifier.load("runs/leaky")):
         result = model.evaluate()
         assert (result.n, result.seen, result.unseen.n) == (9, 3, 6)
-        assert set(model.answers_["test"].refs) == expected
-        assert len(model.answers_["test"].refs) == 9
+        assert set(model.predictions_["test"].refs) == expected
+        assert len(model.predictions_["test"].refs) == 9
     with pytest.raises(DataError, match="lies inside the data"):
         classifier.save(data / "train")
     classifier.save("saved.safetensors")
@@ -801,8 +803,8 @@ def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_i
     classifier = quick().fit(tmp_path / "data", epochs=1)
     classifier.save(tmp_path)
     loaded = Classifier.load(tmp_path)
-    assert classifier.recipe_.levels == loaded.recipe_.levels == (Levels("integer", 0, 1023),)
-    said = {choice.name: choice for choice in classifier.choices_}["levels"]
+    assert classifier.preprocess_.levels == loaded.preprocess_.levels == (Levels("integer", 0, 1023),)
+    said = {choice.name: choice for choice in classifier.decisions_}["levels"]
     assert (said.value, said.reason) == (
         "0 to 1023",
         "become 0 to 255; 8 of 8 training images have more than 8 bits",
@@ -824,11 +826,11 @@ def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_i
         classifier.predict([tmp_path / "far", file])
     with pytest.warns(UserWarning, match=far):
         classifier.evaluate(tmp_path / "far", part="all")
-    loaded.recipe_ = replace(loaded.recipe_, levels=())  # as of a model that saw 8 bits only
+    loaded.preprocess_ = replace(loaded.preprocess_, levels=())  # as of a model that saw 8 bits only
     with pytest.warns(UserWarning, match="^1 image holds values of .*, and training saw 0 to 255: "):
         loaded.predict([color, Image.fromarray(scaled)])
     loaded = Classifier.load(tmp_path)
     for label in ("dim", "lit"):  # a model that goes on, with images of 12 bits, keeps its range
         Image.fromarray(np.full((16, 16), 4000, np.uint16)).save(tmp_path / "data" / "train" / label / "bright.png")
     plans = [plan_training(tmp_path / "data", changes)[0] for changes in ({"init": str(tmp_path)}, {"arch": "lenet"})]
-    assert [plan.recipe.levels for plan in plans] == [loaded.recipe_.levels, (Levels("integer", 0, 4095),)]
+    assert [plan.recipe.levels for plan in plans] == [loaded.preprocess_.levels, (Levels("integer", 0, 4095),)]

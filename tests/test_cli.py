@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import typer
-from conftest import COLOURS, colour_image, copy_of_world, save_photos
+from conftest import COLOURS, color_image, copy_of_world, save_photos
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -43,7 +43,7 @@ from imgclf.data.sources.inputs import InputReader
 from imgclf.data.split import read_split
 from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.predictions import Predictions
 from imgclf.storage.model_file import load_model, read_manifest
 from imgclf.studies.dry_run import DryRun
 
@@ -199,7 +199,7 @@ def test_evaluate_gives_the_test_result_of_training(here, world):
 def test_evaluate_other_images(here):
     for name in ("red", "green"):
         (here / "more" / name).mkdir(parents=True)
-        colour_image(name, 50).save(here / "more" / name / "a.png")
+        color_image(name, 50).save(here / "more" / name / "a.png")
     assert answer("evaluate", "more")["n"] == 2
     assert answer("evaluate", "photos")["n"] == 9
     assert answer("evaluate", "photos", "--part", "all")["n"] == 60
@@ -331,7 +331,7 @@ def test_training_by_a_config_does_it_again(here):
 
 def test_a_split_is_followed(here):
     before = Path("runs/photos-lenet-1/split.csv")
-    colour_image("red", 60).save(here / "photos" / "red" / "new.png")
+    color_image("red", 60).save(here / "photos" / "red" / "new.png")
     answer("train", "photos", *TINY, "--seed", "7", "--split", before)
     now = {row.ref: row.split for row in read_split("runs/photos-lenet-2/split.csv")}
     assert {ref: split for ref, split in now.items() if ref != "red/new.png"} == {
@@ -458,7 +458,7 @@ WRONG_USE = [
     (("prepare", "photos", "empty"), "already exists"),
     (("prepare", "photos", "photos/inside"), "never written to"),
     (("prepare", "photos", "out", "--format", "gif"), "--format is 'gif'; allowed: jpg, png"),
-    (("prepare", "photos", "out", "--fit", "stretch"), "allowed: crop, pad, squash"),
+    (("prepare", "photos", "out", "--resize-mode", "stretch"), "allowed: crop, pad, squash"),
 ]
 
 
@@ -606,10 +606,10 @@ def test_training_that_diverges_ends_with_4_and_saves_no_broken_model(here):
 
 def test_names_are_shown_and_never_obeyed(in_folder):
     names = {"[bold]b": "blue", "=1+1": "green", "a\x1b[31m\nred": "red"}
-    for name, colour in names.items():
+    for name, color in names.items():
         (in_folder / "[odd]" / name).mkdir(parents=True)
         for index in range(8):
-            colour_image(colour, index).save(in_folder / "[odd]" / name / f"[red]{index}\n\x1b[2J.png")
+            color_image(color, index).save(in_folder / "[odd]" / name / f"[red]{index}\n\x1b[2J.png")
     result = done("train", "[odd]", *TINY)
     assert "(=1+1, [bold]b, a\\x1b[31m\\nred)" in result.stderr
     outputs = [result, done("evaluate", "[odd]", "--part", "all")]
@@ -746,7 +746,7 @@ def test_a_table_folds_sentences_between_words_and_a_path_that_is_wider_than_the
     assert "".join(folded).count("/") == 15
 
 
-def test_colours_that_are_forced_draw_no_bar_into_a_log(here, monkeypatch):
+def test_colors_that_are_forced_draw_no_bar_into_a_log(here, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     result = done("predict", "photos/red", "--json")
     assert len(result.stdout.splitlines()) == 20
@@ -948,7 +948,7 @@ def test_the_time_left_is_that_of_the_whole_training(monkeypatch):
 
 def test_figures_are_shown_of_all_test_images_and_without_those_that_training_saw(capsys):
     logits, targets = np.eye(3, dtype=np.float32)[[0, 2, 0, 0]], np.array([0, 2, 0, 1])
-    answers = Answers(logits, targets, tuple("wxyz"), ("",) * 4, ("ant", "bee", "wasp"))
+    answers = Predictions(logits, targets, tuple("wxyz"), ("",) * 4, ("ant", "bee", "wasp"))
     for seen, line in (
         ((), None),
         ((0, 1), "2 images were trained or validated on; without them: accuracy 50.00% (1/2), 95 % interval 9.5–90.5"),

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from imgclf.cli.cache import cache
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.files import cache_folder
-from imgclf.data.loading.disk_cache import Kept, PixelCache, list_cache
-from imgclf.data.loading.pixel_store import Form
+from imgclf.data.loading.disk_cache import CachedImage, PixelCache, list_cache
+from imgclf.data.loading.pixel_store import CacheFormat
 
 
 def run(*arguments):
@@ -20,8 +20,8 @@ def run(*arguments):
 @pytest.fixture
 def filled():
     for side in (8, 16):
-        pixels = PixelCache(Form(Recipe(size=(side, side)), whole=False).settings())
-        pixels.add("ab" * 32, Kept(np.zeros((side, side, 3), np.uint8), (100, 100)))
+        pixels = PixelCache(CacheFormat(PreprocessConfig(size=(side, side)), whole=False).settings())
+        pixels.add("ab" * 32, CachedImage(np.zeros((side, side, 3), np.uint8), (100, 100)))
         pixels.seal()
     (cache_folder() / "audit").mkdir()
     (cache_folder() / "audit" / "x.json").write_text("{}")

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import colour_image, save_photos
+from conftest import color_image, save_photos
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
 def here(trained, tmp_path, monkeypatch):
     root = shutil.copytree(trained, tmp_path / "here")
     monkeypatch.chdir(root)
-    colour_image("red", 0).save("img.png")
+    color_image("red", 0).save("img.png")
     return root
 
 
@@ -68,7 +68,7 @@ def test_images_of_one_name_get_pictures_of_their_own(here):
 
 def test_only_an_earlier_picture_of_the_same_image_is_written_over(here):
     (here / "explanations").mkdir()
-    colour_image("blue", 1).save("explanations/img-gradcam.png")  # somebody's photo
+    color_image("blue", 1).save("explanations/img-gradcam.png")  # somebody's photo
     before = (here / "explanations" / "img-gradcam.png").read_bytes()
     for _ in range(2):
         assert run("explain", "img.png").stdout.splitlines()[1].endswith("explanations/img-gradcam-2.png")
@@ -98,7 +98,7 @@ def test_kernels_and_layers_are_pictures_of_their_own(here):
 
 
 def test_the_classic_kernels_need_no_model(in_folder):
-    colour_image("red", 0, (3, 900)).save("img.png")
+    color_image("red", 0, (3, 900)).save("img.png")
     result = run("explain", "img.png", "--kernels")
     assert result.exit_code == 0, result.stderr
     assert "the classic kernels alone" in result.stderr

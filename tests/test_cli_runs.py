@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.cli._training import warn_of_worse
-from imgclf.storage.run_folder import ANSWERS, list_runs, open_run
+from imgclf.storage.run_folder import PREDICTIONS, list_runs, open_run
 from imgclf.storage.run_list import RunEntry
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
@@ -222,7 +222,7 @@ def test_other_data_are_refused(here):
 
 
 def test_a_run_without_answers_says_what_to_do(here):
-    (here / "runs" / "first" / ANSWERS).unlink()
+    (here / "runs" / "first" / PREDICTIONS).unlink()
     result = run("compare", "first", "second")
     assert result.exit_code == 2
     assert "imgclf evaluate --model runs/first" in result.stderr

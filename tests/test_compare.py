@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.core.config import Experiment, ModelSpec, Recipe, TrainConfig
+from imgclf.core.config import ExperimentConfig, ModelConfig, PreprocessConfig, TrainConfig
 from imgclf.core.errors import DataError, UnknownName
-from imgclf.evaluation.predictions import Answers, write_answers
+from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.models.build import build_model
 from imgclf.storage.model_file import Manifest, save_model
-from imgclf.storage.run_folder import ANSWERS, create_run, write_config
+from imgclf.storage.run_folder import PREDICTIONS, create_run, write_config
 from imgclf.storage.run_list import RunEntry
 from imgclf.studies.compare import Comparison, Paired, compare_answers, compare_runs
 
@@ -31,16 +31,16 @@ def answers_of(true, called, classes=CLASSES, names=None, contents=None):
     logits = np.eye(len(classes), dtype=np.float32)[[classes.index(name) for name in called]]
     names = names or [f"{name}/{i}.jpg" for i, name in enumerate(true)]
     contents = contents or ["" for _ in names]
-    return Answers(logits, targets, tuple(names), tuple(contents), classes)
+    return Predictions(logits, targets, tuple(names), tuple(contents), classes)
 
 
 def make_run(root, name, answers=None, **changes):
     """A run folder with answers and a config."""
 
     def fill(folder):
-        write_config(folder / "config.toml", Experiment(**changes), "photos")
+        write_config(folder / "config.toml", ExperimentConfig(**changes), "photos")
         if answers is not None:
-            write_answers(folder / ANSWERS, answers)
+            write_predictions(folder / PREDICTIONS, answers)
 
     info = {"status": "done", "data": "photos", "arch": "lenet", "versions": {"torch": f"1-{name}"}}
     return create_run(root, name, {**info, "weights": {"source": "from scratch"}}, exact=True, fill=fill)
@@ -162,10 +162,10 @@ def test_changed_images_come_by_turns_from_each_class_the_largest_change_first()
 
 def test_equal_weights_are_known_whatever_else_the_files_hold(tmp_path):
     answers = answers_of(["ant", "bee"], ["ant", "ant"])
-    spec = ModelSpec("lenet", classes=3, channels=1, size=(16, 16))
+    spec = ModelConfig("lenet", classes=3, channels=1, size=(16, 16))
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(seed)
-        manifest = Manifest(spec, CLASSES, Recipe(size=(16, 16), channels=1), data=name)
+        manifest = Manifest(spec, CLASSES, PreprocessConfig(size=(16, 16), channels=1), data=name)
         save_model(make_run(tmp_path, name, answers).model, build_model(spec), manifest)
     assert compare_runs("a", "b", runs=tmp_path).same_weights
     assert not compare_runs("a", "c", runs=tmp_path).same_weights

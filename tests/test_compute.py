@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models.build import build_model
 from imgclf.runtime.compute import (
     all_finite,
@@ -66,7 +66,7 @@ def threads_elsewhere():
 
 
 def test_small_steps_run_on_one_core_and_large_ones_on_all(two_threads):
-    lenet = build_model(ModelSpec("lenet", 10, 1, (28, 28)))
+    lenet = build_model(ModelConfig("lenet", 10, 1, (28, 28)))
     with enough_threads(step_flops(lenet, torch.zeros(1, 1, 28, 28), 32)):
         assert (torch.get_num_threads(), threads_elsewhere()) == (1, 2)
     assert torch.get_num_threads() == 2

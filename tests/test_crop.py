@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.transforms import crop
 from imgclf.transforms.crop import WHOLE, crop_decode_size, crop_resize, kept_side, shrink
 from imgclf.transforms.preprocess import to_channels
@@ -36,7 +36,7 @@ def cropped(pixels, box, size, channels=None):
 
 @few
 @given(sides, sides, st.sampled_from([1, 2, 3, 4, 7, 64]), st.tuples(st.integers(1, 40), st.integers(1, 40)), boxes())
-def test_one_colour_stays_one_colour_whatever_the_shape(height, width, channels, size, box):
+def test_one_color_stays_one_color_whatever_the_shape(height, width, channels, size, box):
     pixels = np.full((height, width, channels), 77, np.uint8)
     pixels.flags.writeable = False
     assert (cropped(pixels, box, size) == 77).all()
@@ -96,7 +96,7 @@ def test_an_exact_half_is_the_mean_of_four_pixels():
 
 @few
 @given(st.integers(5, 100), st.integers(5, 100), st.sampled_from([2, 3, 5, 64]), boxes())
-def test_each_of_many_channels_is_resized_like_a_grey_image(height, width, channels, box):
+def test_each_of_many_channels_is_resized_like_a_gray_image(height, width, channels, box):
     pixels = np.random.default_rng([height, width]).integers(0, 256, (height, width, channels), dtype=np.uint8)
     alone = [cropped(np.ascontiguousarray(pixels[..., c : c + 1]), box, (9, 11)) for c in range(channels)]
     # OpenCV has a path of its own for each number of channels; they round differently.
@@ -104,9 +104,9 @@ def test_each_of_many_channels_is_resized_like_a_grey_image(height, width, chann
 
 
 def test_other_channels_follow_the_rule_of_evaluation():
-    colour, grey = smooth(40, 60), smooth(40, 60, 1)
-    assert np.array_equal(cropped(grey, WHOLE, (8, 8), 3), np.repeat(cropped(grey, WHOLE, (8, 8)), 3, axis=2))
-    assert np.array_equal(cropped(colour, WHOLE, (8, 8), 1), to_channels(cropped(colour, WHOLE, (8, 8)), 1))
+    color, gray = smooth(40, 60), smooth(40, 60, 1)
+    assert np.array_equal(cropped(gray, WHOLE, (8, 8), 3), np.repeat(cropped(gray, WHOLE, (8, 8)), 3, axis=2))
+    assert np.array_equal(cropped(color, WHOLE, (8, 8), 1), to_channels(cropped(color, WHOLE, (8, 8)), 1))
 
 
 @few
@@ -138,8 +138,8 @@ def test_kept_images_are_antialiased():
 
 
 def test_the_kept_side_leaves_room_for_crops():
-    assert kept_side(Recipe(size=(224, 224))) == 258
-    assert kept_side(Recipe(size=(32, 64))) == 74
+    assert kept_side(PreprocessConfig(size=(224, 224))) == 258
+    assert kept_side(PreprocessConfig(size=(32, 64))) == 74
 
 
 def test_opencv_starts_no_threads():

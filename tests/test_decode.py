@@ -67,7 +67,7 @@ def test_a_smaller_decoding_is_pillows_too(height, width, channels, subsampling,
 
 @few
 @given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([1, 3]), st.sampled_from([0, 2]), st.booleans())
-def test_a_draft_differs_only_where_colours_would_be_smoothed(height, width, channels, subsampling, half):
+def test_a_draft_differs_only_where_colors_would_be_smoothed(height, width, channels, subsampling, half):
     data = encoded(picture(height, width, channels), subsampling=subsampling)
     needed = (height // 2, width // 2) if half else (height, width)
     draft, smooth = read_image(data, at_least=Draft(lambda _: needed)), read_image(data, at_least=needed)
@@ -76,7 +76,7 @@ def test_a_draft_differs_only_where_colours_would_be_smoothed(height, width, cha
         assert np.array_equal(draft, smooth)
 
 
-def test_a_draft_doubles_the_colours_of_a_photo():
+def test_a_draft_doubles_the_colors_of_a_photo():
     muted = Image.fromarray(np.asarray(picture(60, 90)) // 2 + 64)  # no value meets the ends of its range
     data = encoded(muted, subsampling=2)
     draft, smooth = (read_image(data, at_least=which).astype(int) for which in (Draft(lambda _: (60, 90)), (60, 90)))
@@ -119,7 +119,7 @@ def test_orientation_in_xmp_counts_where_pillow_counts_it():
     assert read_image(data).shape == (48, 24, 3)
 
 
-def test_a_colour_profile_needs_no_second_reader():
+def test_a_color_profile_needs_no_second_reader():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(picture(24, 48), icc_profile=profile)
     assert find_jpeg(BytesIO(data)).bare
@@ -142,7 +142,7 @@ def test_the_rest_is_left_to_pillow(data):
     assert find_jpeg(BytesIO(data)) is None
 
 
-def test_colours_that_are_stored_as_such_are_read_by_pillow():
+def test_colors_that_are_stored_as_such_are_read_by_pillow():
     for data in (encoded(picture(20, 30).convert("CMYK"), quality=95), encoded(picture(20, 30), keep_rgb=True)):
         assert np.array_equal(read_image(data), np.asarray(Image.open(BytesIO(data)).convert("RGB")))
 

@@ -95,15 +95,15 @@ def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
 
-    def save(colour, path):
+    def save(color, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.array(colour) + rng.integers(-30, 30, (32, 40, 3))
+        pixels = np.array(color) + rng.integers(-30, 30, (32, 40, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
 
-    for name, colour in CLASSES.items():
+    for name, color in CLASSES.items():
         for index in range(5):
-            save(colour, root / "my_photos" / name / f"{index}.jpg")
-        save(colour, root / "a_folder" / f"{name}.png")
+            save(color, root / "my_photos" / name / f"{index}.jpg")
+        save(color, root / "a_folder" / f"{name}.png")
     shutil.copy(ROOT / "examples" / "own_network.py", root)
     save(CLASSES["cat"], root / "img.jpg")
     save(CLASSES["dog"], root / "other.png")

@@ -68,7 +68,7 @@ def test_another_seed_epoch_stream_or_sample_gives_unrelated_numbers():
     assert abs(np.corrcoef(rows[0, :-1], rows[0, 1:])[0, 1]) < 4 / np.sqrt(len(KEYS))
 
 
-def test_neighbouring_keys_give_unrelated_numbers():
+def test_neighboring_keys_give_unrelated_numbers():
     numbers = uniforms(0, 0, np.arange(4000, dtype=np.uint64), 0)
     assert stats.kstest(numbers, "uniform").pvalue > 0.001
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 4 / np.sqrt(len(numbers))

@@ -61,7 +61,7 @@ def test_the_python_of_a_plan_trains(photos, in_folder, capsys):
 def test_the_python_of_an_ensemble_trains_all_of_it(photos, in_folder):
     two = dry_run(photos, TINY, members=2, name="both")
     classifier = trained(two.python)
-    assert classifier.spec_.members == 2
+    assert classifier.model_config_.members == 2
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["both", "both-member-1", "both-member-2"]
 
 
@@ -79,8 +79,8 @@ def test_without_a_test_part_nothing_is_tested(photos, in_folder):
 
 
 def test_the_python_leaves_out_what_changes_nothing():
-    changes = {"arch": "auto", "fit": "pad", "keep": "best", "train": {"lr": 0.1, "momentum": 0.9}, "data": {}}
-    assert needed(changes, None, None) == {"fit": "pad", "train": {"lr": 0.1}}
+    changes = {"arch": "auto", "resize_mode": "pad", "keep": "best", "train": {"lr": 0.1, "momentum": 0.9}, "data": {}}
+    assert needed(changes, None, None) == {"resize_mode": "pad", "train": {"lr": 0.1}}
     assert needed({"train": {"epochs": 50, "minutes": 1}}, "d0", None) == {"train": {"epochs": 50, "minutes": 1}}
     assert needed({"train": {"momentum": 0.0, "nesterov": False}}, None, None) == {"train": {"momentum": 0.0}}
 

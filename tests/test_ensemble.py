@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from imgclf import Classifier
 from imgclf.cli import app
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
 from imgclf.models.build import build_model
 from imgclf.models.ensemble import Ensemble
@@ -25,7 +25,7 @@ TINY = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"epochs"
 
 
 def test_the_probabilities_are_the_mean_of_the_members():
-    spec = ModelSpec("lenet", 3, 1, (28, 28), members=3)
+    spec = ModelConfig("lenet", 3, 1, (28, 28), members=3)
     model = build_model(spec).eval()
     images = torch.rand(4, 1, 28, 28)
     assert isinstance(model, Ensemble)
@@ -70,7 +70,7 @@ def test_of_members_that_kept_the_same_start_one_is_saved(photos, in_folder):
         one = fit_ensemble(str(photos), 2, kept, runs="runs", name="ens")
     first = Classifier.load("runs/ens-member-1")
     saved = Classifier.load("runs/ens")
-    assert one.spec_.members == saved.spec_.members == 1
+    assert one.model_config_.members == saved.model_config_.members == 1
     assert open_run(in_folder / "runs" / "ens").info["members"] == ["runs/ens-member-1"]
     assert saved.run_.model.stat().st_size < 1.1 * first.run_.model.stat().st_size
     np.testing.assert_array_equal(saved.predict_proba(photos), first.predict_proba(photos))
@@ -88,7 +88,7 @@ def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypa
     listen = lambda event, subject: told.append(subject) if event == "equal" else None  # noqa: E731
     with pytest.warns(UserWarning, match="2 of 3 members kept the same start"):
         joined = fit_ensemble(str(photos), 3, TINY, runs="runs", callbacks=[listen])
-    assert joined.spec_.members == 2
+    assert joined.model_config_.members == 2
     assert told == [
         "2 of 3 members kept the same start: one of them is joined with the others: equal networks would only be slower"
     ]
@@ -122,7 +122,7 @@ def test_an_ensemble_is_one_model_file(three, photos, tmp_path):
 def test_trained_classifiers_are_combined(three):
     ensemble, _ = three
     loaded = [Classifier.load(path) for path in ensemble.run_.info["members"]]
-    assert combine(loaded[:2]).spec_.members == 2
+    assert combine(loaded[:2]).model_config_.members == 2
     assert combine(loaded).seen_ == loaded[0].seen_
 
 

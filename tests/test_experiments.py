@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from imgclf.core.config import Experiment, from_dict, to_dict
+from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.data.loading.loader import Loader
 from imgclf.estimator.plan import make_plan
 from imgclf.models.backbones import find_arch
@@ -110,7 +110,7 @@ def test_the_speed_recipe_shifts_and_flips_by_turns(make_source):
 @pytest.mark.parametrize("name", EXPERIMENTS.names())
 def test_every_recipe_goes_to_a_file_and_back(name):
     experiment = EXPERIMENTS.get(name)
-    assert from_dict(Experiment, to_dict(experiment)) == experiment
+    assert from_dict(ExperimentConfig, to_dict(experiment)) == experiment
     assert experiment.train.epochs is not None
     assert experiment.train.lr is not None or experiment.train.epochs == 0
 

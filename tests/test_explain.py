@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from imgclf import Classifier, Explanation, explain, save_explanation
-from imgclf.core.config import EXPLAIN_METHODS, ModelSpec, Recipe
+from imgclf.core.config import EXPLAIN_METHODS, ModelConfig, PreprocessConfig
 from imgclf.core.errors import ConfigError, DataError, UnknownName
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
@@ -22,7 +22,7 @@ from imgclf.models.resnet import SmallResNet
 from imgclf.transforms.preprocess import to_input
 
 SIDE, SQUARE, CLASSES = 48, 16, ("columns", "rows", "squares")
-RECIPE = Recipe(size=(SIDE, SIDE), fit="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
+RECIPE = PreprocessConfig(size=(SIDE, SIDE), resize_mode="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
 CPU = torch.device("cpu")
 
 
@@ -46,7 +46,7 @@ def loader_of(pixels, recipe=RECIPE, classes=CLASSES):
 
 def small_net(seed):
     torch.manual_seed(seed)
-    return SmallResNet(ModelSpec("x", 3, 3, (SIDE, SIDE)), (1, 1), bottleneck=False, maps=(8, 16), strides=(2, 2))
+    return SmallResNet(ModelConfig("x", 3, 3, (SIDE, SIDE)), (1, 1), bottleneck=False, maps=(8, 16), strides=(2, 2))
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_the_heat_lies_where_the_class_is_and_random_weights_destroy_it(trained,
     share, right = shares(trained, method)
     assert right >= 22
     assert share >= 0.6
-    randomised, _ = shares(small_net(1).eval(), method)
+    randomized, _ = shares(small_net(1).eval(), method)
     area = (SQUARE / SIDE) ** 2
-    assert randomised < 2 * area < share / 2
+    assert randomized < 2 * area < share / 2
 
 
 @pytest.mark.parametrize("method", EXPLAIN_METHODS)
@@ -200,8 +200,8 @@ def test_names_that_there_are_not(trained, wrong, message):
 def test_nets_of_other_kinds(arch, method):
     size, channels = ((28, 28), 1) if arch == "lenet" else ((112, 112), 3)
     torch.manual_seed(0)
-    model = build_model(ModelSpec(arch, 3, channels, size))
-    recipe = Recipe(size=size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    model = build_model(ModelConfig(arch, 3, channels, size))
+    recipe = PreprocessConfig(size=size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *size, channels)).astype(np.uint8)
     heats = [e.heat for name in CLASSES for e in explain(model, loader_of(pixels, recipe), method=method, label=name)]
     assert {heat.shape for heat in heats} == {size}
@@ -244,6 +244,6 @@ def test_the_picture_shows_the_very_pixels_of_the_model(tmp_path, shape):
     assert np.abs(shown - expected).max() <= 1
     hot = seen[-8 - height :, left + max(width, 300) + 8 :][scale + scale // 2, 2 * scale + scale // 2].astype(int)
     assert hot[0] > hot[2] + 30  # red
-    colours = seen[len(seen) - 8 - height - 9, 16 + max(width, 300) :].astype(int)  # what they mean stands above them
-    assert np.ptp(colours[0]) <= 2
-    assert colours[63][0] > colours[63][2] + 30
+    colors = seen[len(seen) - 8 - height - 9, 16 + max(width, 300) :].astype(int)  # what they mean stands above them
+    assert np.ptp(colors[0]) <= 2
+    assert colors[63][0] > colors[63][2] + 30

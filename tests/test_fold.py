@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models.build import build_model
-from imgclf.models.fuse import fold_batch_norms
+from imgclf.models.fuse import fuse_conv_bn
 
 
-def randomised(model):
+def randomized(model):
     """The model with batch statistics as training leaves them, away from 0 and 1."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
@@ -45,10 +45,10 @@ def probabilities(model, images):
 )
 def test_the_answers_stay_the_same(arch, side, left):
     torch.manual_seed(0)
-    model = randomised(build_model(ModelSpec(arch, 7, 3, (side, side))))
+    model = randomized(build_model(ModelConfig(arch, 7, 3, (side, side))))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = torch.randn(4, 3, side, side)
-    folded = fold_batch_norms(model, images[:1])
+    folded = fuse_conv_bn(model, images[:1])
     assert (probabilities(folded, images) - probabilities(model, images)).abs().max() <= 1e-5
     assert left is None or norms(folded) == left
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -88,9 +88,9 @@ def by_brightness(net, images):
 @pytest.mark.parametrize(("forward", "left"), [(plain, 0), (branching, 1), (twice, 1), (by_brightness, 1)])
 def test_only_what_may_be_folded_is(forward, left):
     torch.manual_seed(0)
-    model = randomised(Own(forward))
+    model = randomized(Own(forward))
     images = torch.randn(5, 1, 8, 8)
-    folded = fold_batch_norms(model, images[:1])
+    folded = fuse_conv_bn(model, images[:1])
     assert norms(folded) == left
     for each in (images, images + 10):
         torch.testing.assert_close(folded(each), model(each), atol=1e-5, rtol=1e-5)
@@ -100,8 +100,8 @@ def test_a_network_that_needs_its_batch_norms_is_left_alone():
     def with_its_mean(net, images):
         return plain(net, images) + net.norm.running_mean.sum()
 
-    model = randomised(Own(with_its_mean))
-    folded = fold_batch_norms(model, torch.zeros(1, 1, 8, 8))
+    model = randomized(Own(with_its_mean))
+    folded = fuse_conv_bn(model, torch.zeros(1, 1, 8, 8))
     images = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(folded(images), model(images))
     assert norms(folded) == 1
@@ -115,15 +115,15 @@ def test_folding_changes_nothing_for_other_threads():
         seen.append((nn.Module.__call__, nn.Module.__getattr__) == calls)
         return plain(net, images)
 
-    model = randomised(Own(looking))
-    assert norms(fold_batch_norms(model, torch.zeros(1, 1, 8, 8))) == 0
+    model = randomized(Own(looking))
+    assert norms(fuse_conv_bn(model, torch.zeros(1, 1, 8, 8))) == 0
     assert seen
     assert all(seen)
 
 
 def test_a_copy_is_made_in_evaluation_mode():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten()).train()
-    folded = fold_batch_norms(model, torch.zeros(1, 1, 4, 4))
+    folded = fuse_conv_bn(model, torch.zeros(1, 1, 4, 4))
     assert not folded.training
     assert model.training
     assert norms(folded) == 0

@@ -85,7 +85,7 @@ def test_images_without_an_extension_are_found_by_their_content(tmp_path):
         (("Training Set", "val_images", "test-data"), "Training Set/ and val_images/ and test-data/ found"),
     ],
 )
-def test_split_folders_are_recognised(tmp_path, folders, note):
+def test_split_folders_are_recognized(tmp_path, folders, note):
     for folder in folders:
         fill(tmp_path / folder, "a", "b")
     source = open_folder(tmp_path)

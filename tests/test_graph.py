@@ -16,16 +16,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.data.loading.loader import Batch, Mix
 from imgclf.training import cuda_graph as module
 from imgclf.training.cuda_graph import GraphedStep, should_capture
 from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer, set_lr
-from imgclf.training.step import Rewind, learn
+from imgclf.training.step import BufferSnapshot, learn
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(size=(6, 6), channels=1)
+RECIPE = PreprocessConfig(size=(6, 6), channels=1)
 N = 8
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
 OPTIMIZERS = (
@@ -121,7 +121,7 @@ def state_of(model, class_weights=None, **options):
         steps_per_epoch=1,
         drop_last=False,
         pairs=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
-        micro=N,
+        micro_batch_size=N,
         sums=torch.zeros(2),
         class_weights=class_weights,
     )
@@ -130,7 +130,7 @@ def state_of(model, class_weights=None, **options):
 def run(state, step, batches, lrs=None):
     """Steps as the loop takes them; the images that were learnt from."""
     torch.manual_seed(1)
-    rewind = Rewind(state.model, CPU)
+    rewind = BufferSnapshot(state.model, CPU)
     images = []
     for batch, lr in zip(batches, lrs or [0.1 / (i + 1) for i in range(len(batches))], strict=True):
         set_lr(state.optimizer, lr)
@@ -192,7 +192,7 @@ def test_groups_may_differ_in_their_learning_rates():
     usual, graphed = state_of(net()), state_of(net())
     graphed_step = GraphedStep((), Recorders())
     for state, step in ((usual, learn), (graphed, graphed_step)):
-        rewind = Rewind(state.model, CPU)
+        rewind = BufferSnapshot(state.model, CPU)
         for seed in range(3):
             for group, lr in zip(state.optimizer.param_groups, (0.1, 0.3 / (seed + 1)), strict=True):
                 group["lr"] = lr
@@ -217,7 +217,7 @@ def test_blended_batches_take_the_ordinary_step():
 
 def test_a_batch_that_was_cut_for_memory_takes_the_ordinary_step():
     state, recorders = state_of(net()), Recorders()
-    state.micro = N // 2
+    state.micro_batch_size = N // 2
     assert run(state, GraphedStep((), recorders), [batch_of()]) == [N]
     assert recorders.counts == []
 
@@ -412,7 +412,7 @@ def test_a_cuda_graph_takes_ordinary_steps(options):
         model = net(norm=True).to(CUDA)
         state = replace(state_of(model, **options), device=CUDA, sums=torch.zeros(2, device=CUDA))
         state.scaler = torch.amp.GradScaler("cuda", enabled=False)
-        rewind = Rewind(model, CUDA)
+        rewind = BufferSnapshot(model, CUDA)
         for seed, n in enumerate((N, N, 5, N)):
             set_lr(state.optimizer, 0.1 / (seed + 1))
             assert step(state, batch_of(n, seed), RECIPE, rewind) == n

@@ -40,7 +40,7 @@ def encoded(image, kind, **options):
 
 
 def quarters(width=64, height=32):
-    """Four colours, so that every turn and flip can be told apart."""
+    """Four colors, so that every turn and flip can be told apart."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (250, 10, 10)
     pixels[: height // 2, width // 2 :] = (10, 250, 10)
@@ -118,7 +118,7 @@ def test_draft_keeps_both_sides(width, height, least_height, least_width):
     assert found_width >= min(width, least_width)
 
 
-def test_sixteen_bit_grey_keeps_its_mean():
+def test_sixteen_bit_gray_keeps_its_mean():
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     for kind in ("PNG", "TIFF"):
         pixels = read_image(encoded(Image.fromarray(values), kind))
@@ -209,14 +209,14 @@ def test_transparent_deep_colors_lie_over_white():
         assert read_image(data, levels=levels)[0].tolist() == expected
     named = png16(values, 2, [(b"tRNS", values[0, 1].astype(">u2").tobytes())])
     assert read_image(named, levels=levels)[0].tolist() == [[0, 0, 0], [255, 255, 255], [255, 255, 255]]
-    grey = np.dstack((values[..., :1] + np.uint16(900), alpha))
-    assert check_image(png16(grey, 4)).levels == Levels("integer", 1900, 1900)  # what nobody sees does not count
+    gray = np.dstack((values[..., :1] + np.uint16(900), alpha))
+    assert check_image(png16(gray, 4)).levels == Levels("integer", 1900, 1900)  # what nobody sees does not count
     assert check_image(png16(np.dstack((values, 0 * alpha)), 6)).vanishes
 
 
-def test_grey_of_16_bits_that_is_stored_as_color_is_grey():
-    grey = TEN_BITS[..., :1]
-    assert digest_pixels(png16(grey.repeat(3, 2), 2)) == digest_pixels(encoded(Image.fromarray(grey[..., 0]), "PNG"))
+def test_gray_of_16_bits_that_is_stored_as_color_is_gray():
+    gray = TEN_BITS[..., :1]
+    assert digest_pixels(png16(gray.repeat(3, 2), 2)) == digest_pixels(encoded(Image.fromarray(gray[..., 0]), "PNG"))
 
 
 def test_of_deep_colors_that_opencv_reads_otherwise_the_upper_bytes_count(monkeypatch, capfd):
@@ -299,9 +299,9 @@ def test_transparency_lies_over_white():
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
     assert (read_image(encoded(clear, "PNG")) == 255).all()
     assert (read_image(encoded(half, "PNG")) == 127).all()
-    grey = read_image(encoded(Image.new("LA", (4, 4), (0, 0)), "PNG"))
-    assert grey.shape == (4, 4, 1)
-    assert (grey == 255).all()
+    gray = read_image(encoded(Image.new("LA", (4, 4), (0, 0)), "PNG"))
+    assert gray.shape == (4, 4, 1)
+    assert (gray == 255).all()
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([9, 9, 9, 200, 0, 0])
     palette.putpixel((0, 0), 1)
@@ -311,9 +311,9 @@ def test_transparency_lies_over_white():
         assert pixels[1, 1].tolist() == [255, 255, 255]
     keyed = read_image(encoded(Image.new("RGB", (2, 2), (1, 2, 3)), "PNG", transparency=(1, 2, 3)))
     assert (keyed == 255).all()
-    keyed_grey = read_image(encoded(Image.new("L", (2, 2), 5), "PNG", transparency=5))
-    assert keyed_grey.shape == (2, 2, 1)
-    assert (keyed_grey == 255).all()
+    keyed_gray = read_image(encoded(Image.new("L", (2, 2), 5), "PNG", transparency=5))
+    assert keyed_gray.shape == (2, 2, 1)
+    assert (keyed_gray == 255).all()
 
 
 def test_tall_transparent_images_are_composited_whole():
@@ -331,7 +331,7 @@ def test_pixels_belong_to_the_caller(kind):
     assert pixels.flags.c_contiguous
 
 
-def test_other_colour_modes():
+def test_other_color_modes():
     cmyk = read_image(encoded(Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(cmyk[8, 8].astype(int) - (200, 30, 30)).max() < 12
     bits = read_image(encoded(Image.new("1", (8, 8), 1), "PNG"))
@@ -343,7 +343,7 @@ def test_other_colour_modes():
 
 
 def test_first_frame_of_an_animation():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (8, 8), color) for color in ((255, 0, 0), (0, 0, 255))]
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         options = {"lossless": True} if kind == "WEBP" else {}
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -588,8 +588,8 @@ def test_the_same_pixels_have_the_same_digest_and_look_in_any_lossless_format():
     assert len({check_image(data).look for data in forms}) == 1
     assert digest_pixels(forms[0]).startswith(check_image(forms[0]).look)
     assert digest_pixels(encoded(noise(50, 70, 3, seed=1), "PNG")) != digest_pixels(forms[0])
-    grey = noise(50, 70)
-    assert digest_pixels(encoded(grey, "PNG")) == digest_pixels(encoded(grey.convert("RGB"), "BMP"))
+    gray = noise(50, 70)
+    assert digest_pixels(encoded(gray, "PNG")) == digest_pixels(encoded(gray.convert("RGB"), "BMP"))
 
 
 LOSSLESS = (

@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import DataError, OutOfMemory
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
 from imgclf.evaluation.inference import FEW, MANY, evaluate, infer, predict, quick
 from imgclf.evaluation.metrics import softmax
-from imgclf.evaluation.ood import Refusal, fit_unknown
+from imgclf.evaluation.ood import Rejector, fit_ood
 from imgclf.models.build import build_model
 
-RECIPE = Recipe(size=(16, 16))
+RECIPE = PreprocessConfig(size=(16, 16))
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return build_model(ModelSpec("lenet", 3, 3, (16, 16)))
+    return build_model(ModelConfig("lenet", 3, 3, (16, 16)))
 
 
 @pytest.fixture
@@ -119,8 +119,8 @@ class Norms(nn.Module):
         return self.head(self.features(images))
 
 
-REFUSAL = Refusal(
-    fit_unknown(*(np.random.default_rng(0).normal(size=(30, n)).astype(np.float32) for n in (784, 3, 784))), 0.5
+REFUSAL = Rejector(
+    fit_ood(*(np.random.default_rng(0).normal(size=(30, n)).astype(np.float32) for n in (784, 3, 784))), 0.5
 )
 
 
@@ -243,12 +243,12 @@ def test_an_image_and_its_mirror_image_are_averaged(model, source):
 def test_views_moved_along_the_diagonal_count_half(model, source):
     moved = Loader(source, source.samples, replace(RECIPE, tta="mirror-shift"), classes=source.classes, workers=0)
     views = [[Flip()], []]
-    centre = np.mean([infer(nn.Sequential(*view, model), loader_of(source), CPU)[0] for view in views], axis=0)
+    center = np.mean([infer(nn.Sequential(*view, model), loader_of(source), CPU)[0] for view in views], axis=0)
     aside = np.mean(
         [infer(nn.Sequential(Move(by), *view, model), loader_of(source), CPU)[0] for view in views for by in (-1, 1)],
         axis=0,
     )
-    np.testing.assert_allclose(infer(model, moved, CPU)[0], (centre + aside) / 2, atol=1e-5)
+    np.testing.assert_allclose(infer(model, moved, CPU)[0], (center + aside) / 2, atol=1e-5)
 
 
 class Move(nn.Module):

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import colour_image
+from conftest import color_image
 from PIL import Image
 
 from imgclf.core.errors import DataError
@@ -27,7 +27,7 @@ def test_a_path_may_be_text_or_a_path(photos):
 
 
 def test_a_path_is_tried_whatever_it_is_called(tmp_path):
-    colour_image("red", 0).save(tmp_path / "picture.dat", "PNG")
+    color_image("red", 0).save(tmp_path / "picture.dat", "PNG")
     assert inputs_source(tmp_path / "picture.dat").open(str(tmp_path / "picture.dat")).shape == (24, 32, 3)
     assert refs(tmp_path / "not there") == [str(tmp_path / "not there")]
 
@@ -35,9 +35,9 @@ def test_a_path_is_tried_whatever_it_is_called(tmp_path):
 def test_a_folder_gives_the_images_below_it_in_order(photos):
     for name in (".hidden", "__MACOSX", "red/deep"):
         (photos / name).mkdir()
-        colour_image("red", 0).save(photos / name / "x.png")
+        color_image("red", 0).save(photos / name / "x.png")
     (photos / "notes.txt").write_text("no image")
-    colour_image("red", 0).save(photos / "red" / ".hidden.png")
+    color_image("red", 0).save(photos / "red" / ".hidden.png")
     found = refs(photos)
     assert found == sorted(found)
     assert len(found) == 61
@@ -136,10 +136,10 @@ def test_paths_stay_as_they_were_given(photos, monkeypatch):
 def test_what_a_folder_gives_is_what_training_would_take(photos):
     for name in ("Thumbs.db", "@eaDir", "red/.ipynb_checkpoints"):
         (photos / name).mkdir()
-        colour_image("red", 0).save(photos / name / "x.png")
+        color_image("red", 0).save(photos / name / "x.png")
     (photos / "red" / "again").symlink_to(photos)
     (photos / "red" / "nothing.png").symlink_to(photos / "gone")
-    colour_image("red", 0).save(photos / "red" / "plain", "PNG")
+    color_image("red", 0).save(photos / "red" / "plain", "PNG")
     (photos / "red" / "README").write_text("no image")
     assert refs(photos) == [str(photos / sample.ref) for sample in open_folder(photos).samples]
     assert str(photos / "red" / "plain") in refs(photos)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from imgclf.training.interrupt import NAMES, polite_interrupts
+from imgclf.training.interrupt import NAMES, graceful_interrupts
 
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
@@ -19,7 +19,7 @@ def send(number):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_counted_and_the_second_ends(number):
     before = signal.getsignal(number)
-    with polite_interrupts() as interrupts:
+    with graceful_interrupts() as interrupts:
         assert interrupts.count == 0
         send(number)
         assert interrupts.count == 1
@@ -30,7 +30,7 @@ def test_the_first_signal_is_counted_and_the_second_ends(number):
 
 
 def test_two_kinds_of_signals_are_two_signals():
-    with polite_interrupts():
+    with graceful_interrupts():
         send(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
@@ -45,7 +45,7 @@ def test_a_handler_that_was_there_is_told():
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        with polite_interrupts() as interrupts:
+        with graceful_interrupts() as interrupts:
             send(signal.SIGTERM)
         assert (told, interrupts.count) == ([signal.SIGTERM], 1)
         assert signal.getsignal(signal.SIGTERM) is terminate
@@ -59,7 +59,7 @@ def test_a_program_that_leaves_at_a_signal_does_so():
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
-        with pytest.raises(SystemExit), polite_interrupts():
+        with pytest.raises(SystemExit), graceful_interrupts():
             send(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -68,7 +68,7 @@ def test_a_program_that_leaves_at_a_signal_does_so():
 def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with polite_interrupts() as interrupts:
+        with graceful_interrupts() as interrupts:
             send(signal.SIGHUP)
             assert interrupts.count == 0
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -80,7 +80,7 @@ def test_another_thread_changes_nothing():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with polite_interrupts() as interrupts:
+        with graceful_interrupts() as interrupts:
             seen.append((signal.getsignal(signal.SIGINT), interrupts.count))
 
     thread = threading.Thread(target=work)

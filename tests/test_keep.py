@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from imgclf.training.ema import beats_best, lent, start_mean, update_mean
+from imgclf.training.ema import is_better, start_mean, swapped_weights, update_mean
 
 
 def state_of(start, left=False, epoch=1, schedule="cosine"):
@@ -25,42 +25,42 @@ def losses_of(*values):
 
 def test_a_fall_that_is_no_more_than_chance_leaves_the_start():
     start = [1.0, 1.0, 1.0, 1.0]
-    assert not beats_best(state_of(start), losses_of(0.0, 2.0, 1.9, 0.0)), "0.025 lower in the mean"
-    assert beats_best(state_of(start), losses_of(0.5, 1.1, 0.6, 0.5))
+    assert not is_better(state_of(start), losses_of(0.0, 2.0, 1.9, 0.0)), "0.025 lower in the mean"
+    assert is_better(state_of(start), losses_of(0.5, 1.1, 0.6, 0.5))
 
 
 def test_the_same_losses_are_no_better():
-    assert not beats_best(state_of([0.5, 0.1]), losses_of(0.5, 0.1))
+    assert not is_better(state_of([0.5, 0.1]), losses_of(0.5, 0.1))
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=20), st.floats(0.01, 1))
 def test_what_is_better_on_every_image_by_as_much_takes_the_place_of_the_start(start, fall):
-    assert beats_best(state_of(start), losses_of(*start) - fall)
-    assert not beats_best(state_of(start), losses_of(*start) + fall)
+    assert is_better(state_of(start), losses_of(*start) - fall)
+    assert not is_better(state_of(start), losses_of(*start) + fall)
 
 
 def test_among_epochs_the_lower_loss_wins():
     state = state_of([1.0, 3.0], left=True)
-    assert beats_best(state, losses_of(3.9, 0.0))
-    assert not beats_best(state, losses_of(4.1, 0.0))
+    assert is_better(state, losses_of(3.9, 0.0))
+    assert not is_better(state, losses_of(4.1, 0.0))
 
 
 def test_losses_are_compared_on_the_images_that_both_could_read():
     state = state_of([1.0, 1.0, 9.0, math.nan], left=True)
-    assert beats_best(state, losses_of(0.9, 0.9, math.nan, 9.0))
-    assert not beats_best(state, losses_of(1.1, 1.1, math.nan, 0.0))
-    assert not beats_best(state, losses_of(math.nan, math.nan, math.nan, 0.0)), "none in common"
+    assert is_better(state, losses_of(0.9, 0.9, math.nan, 9.0))
+    assert not is_better(state, losses_of(1.1, 1.1, math.nan, 0.0))
+    assert not is_better(state, losses_of(math.nan, math.nan, math.nan, 0.0)), "none in common"
 
 
 def test_the_end_of_a_schedule_gives_way_only_to_what_is_surely_better():
     best, ended = [1.0, 1.0, 1.0, 1.0], {"left": True, "epoch": 7}
     by_chance, surely = losses_of(0.0, 2.2, 1.9, 0.2), losses_of(1.1, 1.1, 1.2, 1.1)
     assert by_chance.mean() > 1
-    assert beats_best(state_of(best, **ended), by_chance)
-    assert not beats_best(state_of(best, **ended), surely)
-    assert not beats_best(state_of(best, left=True, epoch=6), by_chance)
-    assert not beats_best(state_of(best, **ended, schedule="constant"), by_chance)
-    assert not beats_best(state_of(best, epoch=7), by_chance), "the start is kept all the same"
+    assert is_better(state_of(best, **ended), by_chance)
+    assert not is_better(state_of(best, **ended), surely)
+    assert not is_better(state_of(best, left=True, epoch=6), by_chance)
+    assert not is_better(state_of(best, **ended, schedule="constant"), by_chance)
+    assert not is_better(state_of(best, epoch=7), by_chance), "the start is kept all the same"
 
 
 def training(ema, epochs=10, steps=100):
@@ -106,7 +106,7 @@ def test_a_model_gets_its_own_weights_back_whatever_happens():
     own, place = model.weight.detach().clone(), model.weight.data_ptr()
 
     def use():
-        with lent(model, other.state_dict()):
+        with swapped_weights(model, other.state_dict()):
             assert torch.equal(model.weight, other.weight)
             raise ZeroDivisionError
 

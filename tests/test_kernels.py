@@ -6,19 +6,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.models.build import build_model
 from imgclf.plots.kernels import CLASSIC, filtered, first_convolution, save_kernels, save_stages, stage_maps
 from imgclf.transforms.preprocess import to_input
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28, 1)).astype(np.uint8)
-GREY = Recipe(size=(28, 28), channels=1, mean=(0.5,), std=(0.5,))
+GREY = PreprocessConfig(size=(28, 28), channels=1, mean=(0.5,), std=(0.5,))
 
 
 def lenet(members=1):
     torch.manual_seed(0)
-    return build_model(ModelSpec("lenet", 3, 1, (28, 28), members=members))
+    return build_model(ModelConfig("lenet", 3, 1, (28, 28), members=members))
 
 
 def test_the_classic_kernels_are_those_of_document_d1():
@@ -75,8 +75,8 @@ def test_a_network_without_convolutions_has_neither():
 def test_pictures_are_written(tmp_path, arch, channels):
     size = (28, 28) if arch == "lenet" else (32, 32)
     torch.manual_seed(0)
-    model = build_model(ModelSpec(arch, 3, channels, size))
-    recipe = Recipe(size=size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    model = build_model(ModelConfig(arch, 3, channels, size))
+    recipe = PreprocessConfig(size=size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, channels)).astype(np.uint8)
     save_kernels(pixels, "$a.png", tmp_path / "new" / "kernels.png", first_convolution(model, pixels, recipe))
     save_kernels(pixels, "a.png", tmp_path / "classic.png")

@@ -23,7 +23,7 @@ TINY = {"arch": "lenet", "weights": "none", "size": [16, 16], "train": {"epochs"
 
 
 class Pooled(nn.Module):
-    """Colours of the quarters of an image, and a head."""
+    """Colors of the quarters of an image, and a head."""
 
     def __init__(self, classes):
         super().__init__()
@@ -109,7 +109,7 @@ def test_a_curve_from_frozen_features(photos, pooled):
     assert (curve.data, curve.arch, curve.full, curve.held_out) == ("photos", "pooled", False, 24)
     assert [point.images for point in curve.points] == [6, 15, 30, 36]
     assert [point.draws for point in curve.points] == [3, 2, 2, 1]
-    assert curve.points[-1].accuracy == 1.0  # colours are easy
+    assert curve.points[-1].accuracy == 1.0  # colors are easy
     assert 0 <= curve.gain.low <= curve.gain.value <= curve.gain.high
     assert [(row.name, row.images, row.recall) for row in curve.classes] == [
         ("blue", 12, 1.0),

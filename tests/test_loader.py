@@ -12,24 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgclf.core.config import Recipe, Step
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError, DataError, ImgclfError
 from imgclf.data.audit import audit
 from imgclf.data.dataset import ArrayReader, Sample, Source, open_prepared
 from imgclf.data.images import BadImage
 from imgclf.data.loading import pixel_store, prefetch
 from imgclf.data.loading.loader import UNLABELLED, Loader, epoch_order
-from imgclf.data.loading.pixel_store import Form
+from imgclf.data.loading.pixel_store import CacheFormat
 from imgclf.data.loading.rows import sample_seed
 from imgclf.data.sources.open import open_source
 from imgclf.transforms.preprocess import prepare
 from imgclf.transforms.presets import preset_steps
 
 SIZE = (8, 8)
-AUGMENTED = Recipe(size=SIZE, steps=preset_steps("strong"))
-PLAIN = Recipe(size=SIZE)
-MIXED = Recipe(size=SIZE, steps=(*preset_steps("light"), Step("mixup", {"alpha": 0.4, "p": 0.5})))
-PADDED = Recipe(size=SIZE, fit="pad", steps=preset_steps("strong"))
+AUGMENTED = PreprocessConfig(size=SIZE, steps=preset_steps("strong"))
+PLAIN = PreprocessConfig(size=SIZE)
+MIXED = PreprocessConfig(size=SIZE, steps=(*preset_steps("light"), AugmentStep("mixup", {"alpha": 0.4, "p": 0.5})))
+PADDED = PreprocessConfig(size=SIZE, resize_mode="pad", steps=preset_steps("strong"))
 EXACT = ("device", "ram", "disk")
 
 
@@ -94,7 +94,7 @@ def test_any_seed_gives_the_same_batches_from_every_tier(seed, preset, workers):
     reader = ArrayReader({"all": pixels})
     samples = tuple(Sample(f"all/{i}", "a", sha256=reader.digest(f"all/{i}")) for i in range(10))
     source = Source("s", ("a",), samples, reader)
-    recipe = Recipe(size=SIZE, steps=preset_steps(preset))
+    recipe = PreprocessConfig(size=SIZE, steps=preset_steps(preset))
     loaders = [
         loader_of(source, recipe, seed=seed, workers=w, cache=c) for w, c in zip((0, workers, 0), EXACT, strict=True)
     ]
@@ -105,7 +105,7 @@ def test_any_seed_gives_the_same_batches_from_every_tier(seed, preset, workers):
 
 @pytest.mark.parametrize("engine", ["batch", "albumentations"])
 def test_without_a_cache_the_same_is_seen_but_for_what_decoders_lose(smooth, engine):
-    recipe = Recipe(size=(64, 64), steps=preset_steps("standard"))
+    recipe = PreprocessConfig(size=(64, 64), steps=preset_steps("standard"))
     kept, decoded = (loader_of(smooth, recipe, cache=cache, engine=engine) for cache in ("ram", "off"))
     for epoch in range(3):
         left, right = by_position(kept.epoch(epoch)), by_position(decoded.epoch(epoch))
@@ -116,7 +116,7 @@ def test_without_a_cache_the_same_is_seen_but_for_what_decoders_lose(smooth, eng
 
 
 def test_jpeg_pixels_are_near_the_exact_ones(smooth):
-    exact, lossy = (loader_of(smooth, Recipe(size=SIZE), cache=cache) for cache in ("ram", "jpeg"))
+    exact, lossy = (loader_of(smooth, PreprocessConfig(size=SIZE), cache=cache) for cache in ("ram", "jpeg"))
     for epoch in range(2):
         left, right = by_position(exact.epoch(epoch)), by_position(lossy.epoch(epoch))
         assert max((left[i].int() - right[i].int()).abs().max() for i in left) <= 12
@@ -124,7 +124,7 @@ def test_jpeg_pixels_are_near_the_exact_ones(smooth):
 
 
 @pytest.mark.parametrize("cache", ["auto", *EXACT, "jpeg", "off"])
-@pytest.mark.parametrize("recipe", [PLAIN, PADDED, Recipe(size=(30, 20), channels=1, crop_ratio=0.8)])
+@pytest.mark.parametrize("recipe", [PLAIN, PADDED, PreprocessConfig(size=(30, 20), channels=1, crop_pct=0.8)])
 def test_evaluation_pixels_are_the_same_from_every_tier(smooth, recipe, cache):
     loader = loader_of(smooth, recipe, train=False, cache=cache)
     expected = np.stack([open_prepared(smooth, s.ref, recipe) for s in smooth.samples])
@@ -134,7 +134,7 @@ def test_evaluation_pixels_are_the_same_from_every_tier(smooth, recipe, cache):
 
 def test_a_set_in_memory_is_stacked_once_and_never_copied_again(make_source):
     source = make_source()
-    loader = loader_of(source, Recipe(size=SIZE, channels=1), train=False)
+    loader = loader_of(source, PreprocessConfig(size=SIZE, channels=1), train=False)
     batches = list(loader.epoch())
     memory = loader._images.memory
     assert memory.full
@@ -150,7 +150,7 @@ def test_parts_of_a_set_in_memory_that_lie_in_several_arrays():
     arrays["x"][:, 0, 0, 0] = arrays["y"][:, 0, 0, 0] = [0, 1, 2]
     refs = ["y/2", "x/0", "x/2", "y/00000"]
     source = Source("s", ("a",), tuple(Sample(ref, "a") for ref in refs), ArrayReader(arrays))
-    (batch,) = loader_of(source, Recipe(size=SIZE, channels=1), train=False).epoch()
+    (batch,) = loader_of(source, PreprocessConfig(size=SIZE, channels=1), train=False).epoch()
     assert batch.pixels[:, 0, 0, 0].tolist() == [2, 0, 2, 0]
     assert batch.pixels[:, 1, 1, 0].tolist() == [20, 10, 10, 20]
 
@@ -267,8 +267,8 @@ def test_what_comes_before_a_first_random_crop_is_the_whole_image():
     halves = np.zeros((1, 100, 100, 3), np.uint8)
     halves[:, :, 50:] = 255
     source = Source("halves", ("a",), (Sample("all/0", "a"),), ArrayReader({"all": halves}))
-    crop = Step("resized_crop", {"scale": [0.04, 0.04], "ratio": [1.0, 1.0]})
-    loader = loader_of(source, Recipe(size=SIZE, steps=(crop,)))
+    crop = AugmentStep("resized_crop", {"scale": [0.04, 0.04], "ratio": [1.0, 1.0]})
+    loader = loader_of(source, PreprocessConfig(size=SIZE, steps=(crop,)))
     levels = {int(batch.pixels.float().mean()) for epoch in range(20) for batch in loader.epoch(epoch)}
     assert {0, 255} <= levels
 
@@ -340,7 +340,9 @@ def test_a_disk_that_hangs_ends_the_run_and_names_the_file(make_source, monkeypa
     source = make_source()
     pixels = np.zeros((36, 8, 8, 1), np.uint8)
     monkeypatch.setattr(prefetch, "PATIENCE", 0.2)
-    loader = loader_of(replace(source, reader=Hanging({"all": pixels})), Recipe(size=SIZE, channels=1), workers=2)
+    loader = loader_of(
+        replace(source, reader=Hanging({"all": pixels})), PreprocessConfig(size=SIZE, channels=1), workers=2
+    )
     try:
         with pytest.raises(ImgclfError, match=r"within 0\.2 s, still reading: all/00009"):
             list(loader.epoch())
@@ -363,7 +365,7 @@ def test_what_is_decoded_again_is_decoded_by_all_threads_at_once_and_what_was_ke
     source = replace(whole, samples=whole.samples[:32], reader=slow)
     for cache in ("off", "ram"):
         options = {"workers": 2, "cache": cache, "batch_size": 16}
-        loader = loader_of(source, Recipe(size=SIZE, channels=1), **options)
+        loader = loader_of(source, PreprocessConfig(size=SIZE, channels=1), **options)
         list(loader.epoch(0))
         together = threading.Barrier(2, timeout=10) if cache == "off" else None
         assert sum(len(batch.pixels) for batch in loader.epoch(1)) == 32  # with one thread the barrier breaks
@@ -383,7 +385,7 @@ def test_a_reader_that_fails_otherwise_is_not_hidden(make_source):
 
 
 def test_an_error_of_the_pipeline_is_no_lost_image(make_source):
-    recipe = Recipe(size=SIZE, channels=1, steps=(Step("flip", {"chance": 1}),))
+    recipe = PreprocessConfig(size=SIZE, channels=1, steps=(AugmentStep("flip", {"chance": 1}),))
     loader = loader_of(make_source(), recipe, workers=2)
     with pytest.raises(ConfigError, match="step 'flip'"):
         list(loader.epoch())
@@ -403,7 +405,7 @@ def test_steps_are_the_batches_that_come(n, batch_size, drop_last):
     pixels = np.zeros((n, 2, 2, 1), np.uint8)
     samples = tuple(Sample(f"all/{i}", "a") for i in range(n))
     source = Source("s", ("a",), samples, ArrayReader({"all": pixels}))
-    loader = loader_of(source, Recipe(size=(2, 2), channels=1), batch_size=batch_size)
+    loader = loader_of(source, PreprocessConfig(size=(2, 2), channels=1), batch_size=batch_size)
     sizes = [len(batch.targets) for batch in loader.epoch(drop_last=drop_last)]
     assert len(sizes) == loader.steps(drop_last)
     assert len(loader) == n
@@ -417,7 +419,7 @@ def test_steps_are_the_batches_that_come(n, batch_size, drop_last):
 def test_samples_without_a_label(make_source):
     source = make_source()
     unknown = [replace(sample, label="") for sample in source.samples]
-    loader = Loader(source, unknown, Recipe(size=SIZE, channels=1), classes=source.classes)
+    loader = Loader(source, unknown, PreprocessConfig(size=SIZE, channels=1), classes=source.classes)
     assert {int(target) for batch in loader.epoch() for target in batch.targets} == {UNLABELLED}
 
 
@@ -455,7 +457,7 @@ def test_no_more_batches_are_read_ahead_than_the_cores_allow(make_source, monkey
     source = replace(make_source(), reader=Counting({"all": np.zeros((36, 8, 8, 1), np.uint8)}))
     monkeypatch.setattr(prefetch, "cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: intra)
-    batches = loader_of(source, Recipe(size=SIZE, channels=1), batch_size=4, workers=2).epoch()
+    batches = loader_of(source, PreprocessConfig(size=SIZE, channels=1), batch_size=4, workers=2).epoch()
     for step in range(1, 4):
         next(batches)
         assert len(read) <= 4 * (step + most - 1)
@@ -472,7 +474,7 @@ def test_no_more_batches_are_read_ahead_than_the_cores_allow(make_source, monkey
 def test_a_tier_is_chosen_by_size(smooth, monkeypatch, memory, disk, train, expected):
     monkeypatch.setattr(pixel_store, "memory_budget", lambda: memory)
     monkeypatch.setenv("IMGCLF_CACHE_BUDGET", str(disk))
-    recipe = Recipe(size=(128, 128), steps=preset_steps("strong"))
+    recipe = PreprocessConfig(size=(128, 128), steps=preset_steps("strong"))
     loader = loader_of(smooth, recipe, train=train) if train else loader_of(smooth, PLAIN, train=False)
     assert loader.tier.name == expected
     assert str(loader.tier).startswith(f"{expected}: 12 images, ")
@@ -480,14 +482,14 @@ def test_a_tier_is_chosen_by_size(smooth, monkeypatch, memory, disk, train, expe
 
 
 def test_an_accelerator_keeps_what_it_has_room_for(make_source, monkeypatch):
-    source, recipe = make_source(), Recipe(size=SIZE, channels=1)
+    source, recipe = make_source(), PreprocessConfig(size=SIZE, channels=1)
     for free, expected in ((36 * 64 * 2, "device"), (36 * 64, "ram")):
         monkeypatch.setattr(pixel_store, "_free_memory", lambda device, free=free: free)
         assert loader_of(source, recipe, device=torch.device("meta")).tier.name == expected
 
 
 def test_the_size_of_whole_images_is_told_by_their_headers(smooth):
-    form = Form.of(Recipe(size=(100, 100), steps=preset_steps("strong")), train=True)
+    form = CacheFormat.of(PreprocessConfig(size=(100, 100), steps=preset_steps("strong")), train=True)
     kept = [form.read(smooth, sample.ref) for sample in smooth.samples]
     assert {one.shape for one in kept} == {(150, 200), (200, 150), (160, 160), (61, 83)}
     mean = np.mean([one.pixels.nbytes for one in kept])
@@ -528,6 +530,6 @@ def test_lost_images_carry_the_reason_of_the_reader(make_source, cache):
 
 
 def test_crops_come_once(make_source):
-    recipe = Recipe(size=SIZE, channels=1, steps=preset_steps("strong")[:1] * 2)
+    recipe = PreprocessConfig(size=SIZE, channels=1, steps=preset_steps("strong")[:1] * 2)
     with pytest.raises(ConfigError, match="2 steps are 'resized_crop'"):
         list(loader_of(make_source(), recipe).epoch())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.core.config import OPTIMIZERS, Recipe, Step, TrainConfig
+from imgclf.core.config import OPTIMIZERS, AugmentStep, PreprocessConfig, TrainConfig
 from imgclf.core.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged
 from imgclf.data.dataset import ArrayReader, Sample
 from imgclf.data.images import BadImage
@@ -24,8 +24,8 @@ from imgclf.training import checkpoint as checkpoint_module
 from imgclf.training.checkpoint import load_checkpoint
 from imgclf.training.loop import train
 
-RECIPE = Recipe(size=(8, 8), channels=1)
-AUGMENTED = replace(RECIPE, steps=(Step("affine", {"shift": 0.1, "rotate": 5, "scale": [0.9, 1.1]}),))
+RECIPE = PreprocessConfig(size=(8, 8), channels=1)
+AUGMENTED = replace(RECIPE, steps=(AugmentStep("affine", {"shift": 0.1, "rotate": 5, "scale": [0.9, 1.1]}),))
 BATCH = 8
 
 
@@ -486,7 +486,7 @@ def test_going_back_and_going_on_go_together(source, tmp_path, spoilt, epoch, st
 
 def test_the_state_is_written_within_an_epoch_too(source, tmp_path, monkeypatch):
     whole, history = fit(source, epochs=2)
-    monkeypatch.setattr(checkpoint_module.Thrift, "overdue", lambda self: True)
+    monkeypatch.setattr(checkpoint_module.CheckpointSchedule, "overdue", lambda self: True)
     file, positions = tmp_path / "checkpoint.pt", []
     note = on("checkpoint", lambda state: positions.append((state.epoch, state.position)))
     stop = raising(ZeroDivisionError, at="step", epoch=1, step=4)
@@ -712,7 +712,7 @@ def test_a_batch_that_does_not_fit_is_cut_once_and_for_all(source, tmp_path):
     _, history = fit(source, Limited(), callbacks=[note], keep={"checkpoint": file}, epochs=2)
     assert told == [(8, 2)]
     assert history.ended == "done"
-    assert load_checkpoint(file)["micro"] == 2
+    assert load_checkpoint(file)["micro_batch_size"] == 2
 
 
 def test_images_that_are_all_gone_are_no_epoch_without_loss(source):
@@ -732,7 +732,7 @@ def test_steps_are_taken_the_quickest_way(source, monkeypatch):
         asked.append((device.type, precision, flops > 0))
         yield
 
-    monkeypatch.setattr("imgclf.training.loop.quick_gradients", watched)
+    monkeypatch.setattr("imgclf.training.loop.fast_gradients", watched)
     for precision in ("bf16", "fp32"):
         fit(source, precision=precision, epochs=1)
     assert asked == [("cpu", torch.bfloat16, True), ("cpu", torch.float32, True)]

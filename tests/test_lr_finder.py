@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from imgclf import Classifier
 from imgclf.cli import app
-from imgclf.core.config import Experiment, Recipe, TrainConfig
+from imgclf.core.config import ExperimentConfig, PreprocessConfig, TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
@@ -22,7 +22,9 @@ from imgclf.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, suggest_l
 
 def trial(source, **train):
     config = TrainConfig(epochs=1, lr=0.1, batch_size=8, device="cpu", precision="fp32", **train)
-    plan = make_plan(Experiment(arch="lenet", weights="none", size=(16, 16), train=config), source, source.samples)
+    plan = make_plan(
+        ExperimentConfig(arch="lenet", weights="none", size=(16, 16), train=config), source, source.samples
+    )
     return (
         plan.model,
         Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=8, train=True),
@@ -69,7 +71,7 @@ def test_the_suggestion_for_a_convex_problem_descends_and_does_not_diverge():
     reader = ArrayReader({"all": values})
     samples = tuple(Sample(f"all/{i:05d}", "ab"[i % 2], sha256=f"{i:064x}") for i in range(64))
     source = Source("convex", ("a", "b"), samples, reader)
-    recipe = Recipe(size=(1, 1), channels=1, mean=(0.5,), std=(0.3,))
+    recipe = PreprocessConfig(size=(1, 1), channels=1, mean=(0.5,), std=(0.3,))
     loader = Loader(source, samples, recipe, classes=source.classes, batch_size=16, train=True)
     config = TrainConfig(epochs=1, lr=1.0, batch_size=16, device="cpu", precision="fp32", optimizer="sgd", momentum=0.0)
     config = replace(config, weight_decay=0.0, label_smoothing=0.0)
@@ -139,7 +141,7 @@ def test_it_starts_where_training_starts(photos, probe):
     weights = start.plan.model.state_dict()
     assert first["weights"].keys() == weights.keys()
     assert all(torch.equal(first["weights"][name], tensor) for name, tensor in weights.items())
-    assert loader.recipe == classifier.recipe_
+    assert loader.recipe == classifier.preprocess_
     theirs = classifier._loader(classifier.source_, classifier.split_.samples("train"), train=True)
     assert torch.equal(next(iter(loader.epoch(0))).pixels, next(iter(theirs.epoch(0))).pixels)
     assert (start.probe is not None) == probe

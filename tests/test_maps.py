@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
 from imgclf.evaluation.feature_maps import Site, capture, find_last_site, find_sites, spread
 from imgclf.models.build import build_model, head_of
@@ -40,7 +40,7 @@ LAST = [
 )
 def test_the_last_layer_with_places_is_found(arch, size, name, layout, grid, channels):
     torch.manual_seed(0)
-    model = build_model(ModelSpec(arch, 3, channels, size)).eval()
+    model = build_model(ModelConfig(arch, 3, channels, size)).eval()
     site = find_last_site(model, torch.randn(1, channels, *size))
     assert (site.name, site.layout, site.grid) == (name, layout, grid)
     (maps,) = capture(model, torch.randn(2, channels, *size), [site])
@@ -63,7 +63,7 @@ def test_a_network_without_places_says_so():
 
 def test_a_head_whose_rows_sum_to_zero_hides_no_layer():
     """As that of a probe does."""
-    model = build_model(ModelSpec("vit_tiny_patch16_224", 3, 3, (64, 64))).eval()
+    model = build_model(ModelConfig("vit_tiny_patch16_224", 3, 3, (64, 64))).eval()
     head = head_of(model)
     with torch.no_grad():
         head.weight -= head.weight.mean(0)
@@ -94,8 +94,8 @@ def test_the_image_stays_as_it_was_where_a_network_writes_into_it():
 
 
 def test_cells_lie_where_they_look_at_the_image():
-    """One cell of LeNet's 8×8 sees 14 pixels, the first those from 0 to 13: its centre is at 6.5."""
-    model = build_model(ModelSpec("lenet", 2, 1, (28, 28))).eval()
+    """One cell of LeNet's 8×8 sees 14 pixels, the first those from 0 to 13: its center is at 6.5."""
+    model = build_model(ModelConfig("lenet", 2, 1, (28, 28))).eval()
     site = find_last_site(model, torch.randn(1, 1, 28, 28))
     heat = torch.zeros(2, 8, 8)
     heat[0, 0, 0] = heat[1, 7, 3] = 1
@@ -113,7 +113,7 @@ def test_one_cell_is_the_whole_image():
 
 
 def test_stages_come_in_their_order():
-    model = build_model(ModelSpec("resnet18", 2, 3, (64, 64))).eval()
+    model = build_model(ModelConfig("resnet18", 2, 3, (64, 64))).eval()
     assert list(dict.fromkeys(s.grid for s in find_sites(model, torch.randn(1, 3, 64, 64)))) == [
         (32, 32),
         (16, 16),

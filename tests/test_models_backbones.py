@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import ConfigError, UnknownName
 from imgclf.models.backbones import all_names, find_arch
 from imgclf.models.build import build_model, empty_network, head_of
@@ -35,7 +35,7 @@ def outputs(head: nn.Module) -> int:
     ],
 )
 def test_a_backbone_fits_classes_channels_and_size(name, channels, size):
-    model = build_model(ModelSpec(name, 3, channels, size))
+    model = build_model(ModelConfig(name, 3, channels, size))
     logits = model(torch.rand(2, channels, *size))
     assert logits.shape == (2, 3)
     logits.sum().backward()
@@ -48,13 +48,13 @@ def test_a_backbone_fits_classes_channels_and_size(name, channels, size):
 def test_pixels_follow_the_backbone():
     ours, theirs = find_arch("resnet18"), find_arch("torchvision:resnet18")
     assert (ours.family, theirs.family) == ("timm", "torchvision")
-    assert (ours.kernel, ours.crop_ratio, ours.weights) == ("bicubic", 0.95, "timm/resnet18.a1_in1k")
-    assert (theirs.kernel, theirs.crop_ratio) == ("bilinear", 224 / 256)
+    assert (ours.interpolation, ours.crop_pct, ours.weights) == ("bicubic", 0.95, "timm/resnet18.a1_in1k")
+    assert (theirs.interpolation, theirs.crop_pct) == ("bilinear", 224 / 256)
     assert theirs.weights.startswith("https://download.pytorch.org/models/resnet18-")
     assert ours.mean == theirs.mean == (0.485, 0.456, 0.406)
     assert find_arch("inception_v3").size == (299, 299)
     lite = find_arch("efficientnet_lite0")
-    assert (lite.family, lite.mean, lite.std, lite.kernel, lite.crop_ratio) == (
+    assert (lite.family, lite.mean, lite.std, lite.interpolation, lite.crop_pct) == (
         "offline",
         (0.5,),
         (0.5,),
@@ -66,7 +66,7 @@ def test_pixels_follow_the_backbone():
 @pytest.mark.parametrize("name", ["resnet18", "torchvision:swin_t", "volo_d5_512", "vit_tiny_patch16_224", "alexnet"])
 def test_what_a_backbone_prefers_is_a_valid_recipe(name):
     item = find_arch(name)
-    recipe = Recipe(item.size, item.channels, "crop", item.kernel, item.crop_ratio, item.mean, item.std)
+    recipe = PreprocessConfig(item.size, item.channels, "crop", item.interpolation, item.crop_pct, item.mean, item.std)
     assert len(recipe.mean) == item.channels
 
 
@@ -126,8 +126,8 @@ def test_prefixes_paths_and_other_libraries_are_no_architectures(name):
 
 def test_our_own_names_load_neither_timm_nor_torchvision():
     code = (
-        "import sys; from imgclf.models.build import build_model; from imgclf.core.config import ModelSpec;"
-        "build_model(ModelSpec('lenet', 10, 1, (28, 28)));"
+        "import sys; from imgclf.models.build import build_model; from imgclf.core.config import ModelConfig;"
+        "build_model(ModelConfig('lenet', 10, 1, (28, 28)));"
         "sys.exit(bool({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -143,19 +143,19 @@ def test_our_own_names_load_neither_timm_nor_torchvision():
 )
 def test_sizes_that_do_not_work_are_refused(name, size, message):
     with pytest.raises(ConfigError, match=message):
-        build_model(ModelSpec(name, 3, 3, size))
+        build_model(ModelConfig(name, 3, 3, size))
 
 
 def test_dropout_goes_where_the_net_has_it():
-    assert build_model(ModelSpec("resnet18", 3, dropout=0.3)).drop_rate == 0.3
-    alexnet = build_model(ModelSpec("alexnet", 3, dropout=0.3))
+    assert build_model(ModelConfig("resnet18", 3, dropout=0.3)).drop_rate == 0.3
+    alexnet = build_model(ModelConfig("alexnet", 3, dropout=0.3))
     assert {m.p for m in alexnet.modules() if isinstance(m, nn.Dropout)} == {0.3}
     with pytest.raises(ConfigError, match="no dropout"):
-        build_model(ModelSpec("torchvision:resnet18", 3, dropout=0.3))
+        build_model(ModelConfig("torchvision:resnet18", 3, dropout=0.3))
 
 
 def test_a_list_of_heads_is_one_module():
-    head = head_of(build_model(ModelSpec("deit_tiny_distilled_patch16_224", 3)))
+    head = head_of(build_model(ModelConfig("deit_tiny_distilled_patch16_224", 3)))
     assert [layer.out_features for layer in head] == [3, 3]
 
 
@@ -163,7 +163,7 @@ def test_a_list_of_heads_is_one_module():
 def test_an_mnasnet_loads_tensors_alone_and_is_torchvisions(name):
     from torchvision.models import get_model
 
-    model = build_model(ModelSpec(name, 3, 3, (64, 64))).eval()
+    model = build_model(ModelConfig(name, 3, 3, (64, 64))).eval()
     original = get_model(name, num_classes=3).eval()
     model.load_state_dict(dict(original.state_dict()))
     image = torch.rand(1, 3, 64, 64)
@@ -184,7 +184,7 @@ def shapes(model):
     [("lenet", (32, 40)), ("resnet18", (32, 32)), ("regnet_x_400mf", (32, 32)), ("mnasnet0_5", (32, 32))],
 )
 def test_an_empty_network_is_the_real_one_without_values(name, size):
-    spec = ModelSpec(name, 3, 3, size)
+    spec = ModelConfig(name, 3, 3, size)
     real = build_model(spec)
     before = torch.get_rng_state()
     empty = empty_network(spec)
@@ -202,7 +202,7 @@ def test_an_empty_network_is_the_real_one_without_values(name, size):
 )
 def test_an_empty_network_refuses_what_the_real_one_refuses(name, size, message):
     with pytest.raises(ConfigError, match=message):
-        empty_network(ModelSpec(name, 3, 3, size))
+        empty_network(ModelConfig(name, 3, 3, size))
 
 
 def test_a_size_that_does_not_work_takes_no_memory(monkeypatch):
@@ -215,7 +215,7 @@ def test_a_size_that_does_not_work_takes_no_memory(monkeypatch):
     recorded = Arch("recorded", build, size=(224, 224), channels=3, family="others")
     monkeypatch.setitem(ARCHS._items, "recorded", recorded)
     with pytest.raises(ConfigError, match=r"the smallest size that works is 63$"):
-        empty_network(ModelSpec("recorded", 3, 3, (32, 32)))
+        empty_network(ModelConfig("recorded", 3, 3, (32, 32)))
     assert devices == {"meta"}
 
 
@@ -233,4 +233,4 @@ class Undecided(nn.Module):
 
 def test_a_network_that_looks_at_its_numbers_can_be_emptied():
     ARCHS.add("undecided", Arch("undecided", Undecided, size=(8, 8), channels=3, family="own"))
-    assert shapes(empty_network(ModelSpec("undecided", 2, 3, (9, 9))))["head.weight"] == (torch.float32, (2, 3))
+    assert shapes(empty_network(ModelConfig("undecided", 2, 3, (9, 9))))["head.weight"] == (torch.float32, (2, 3))

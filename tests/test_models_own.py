@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from imgclf import Classifier
-from imgclf.core.config import ModelSpec, Recipe, to_dict
+from imgclf.core.config import ModelConfig, PreprocessConfig, to_dict
 from imgclf.core.errors import ConfigError, ModelFileError, UnknownName
 from imgclf.core.tensor_file import pack
 from imgclf.models import own
@@ -19,7 +19,7 @@ from imgclf.models.weights import load_weights
 from imgclf.runtime.compute import memory_format_of
 from imgclf.storage.model_file import Manifest, load_model, raw_tensors
 
-SPEC = ModelSpec("own:Net", 3, 1, (8, 8))
+SPEC = ModelConfig("own:Net", 3, 1, (8, 8))
 
 
 class Net(nn.Module):
@@ -79,7 +79,7 @@ def test_any_form_gives_a_network_with_a_score_for_each_class(made):
         (nn.Linear, "needs in_features, out_features"),
         (lambda: "net", "gives str; expected a torch.nn.Module"),
         (lambda: [][0], "can't be made: IndexError"),
-        (lambda n: nn.Linear(64, n), r"its n is an imgclf.ModelSpec; one called classes gets the number"),
+        (lambda n: nn.Linear(64, n), r"its n is an imgclf.ModelConfig; one called classes gets the number"),
         (nn.Sequential(Net(3), nn.Softmax(1)), "ends in a softmax"),
         (Net(3, width=5).add_module, "needs name, module"),
         (dict, "own:dict can't be used; expected a torch.nn.Module"),
@@ -92,16 +92,16 @@ def test_what_is_no_such_network_is_said(made, said):
 
 def test_a_size_that_does_not_fit_is_said():
     with using(own_arch(Net)), pytest.raises(ConfigError, match=r"images of 9x9 .* the size that it was made for"):
-        build_model(ModelSpec("own:Net", 3, 1, (9, 9)))
+        build_model(ModelConfig("own:Net", 3, 1, (9, 9)))
 
 
 def test_a_mistake_in_its_code_is_said():
     class Mistaken(Flat):
         def forward(self, images):
-            return images.shape.colour
+            return images.shape.color
 
-    with using(own_arch(Mistaken)), pytest.raises(ConfigError, match=r"own:Mistaken fails: AttributeError: .*colour"):
-        build_model(ModelSpec("own:Mistaken", 3, 1, (8, 8)))
+    with using(own_arch(Mistaken)), pytest.raises(ConfigError, match=r"own:Mistaken fails: AttributeError: .*color"):
+        build_model(ModelConfig("own:Mistaken", 3, 1, (8, 8)))
 
 
 def test_only_a_network_that_needs_it_is_kept_contiguous():
@@ -116,7 +116,7 @@ def test_it_is_trained_saved_and_loaded_with_its_code_and_may_be_defined_again(m
     for _ in range(2):  # a cell of a notebook that runs twice
         again = type("Net", (Net,), {})
         classifier = Classifier(again, size=8).fit(source, epochs=1)
-    assert classifier.spec_.arch == "own:Net"
+    assert classifier.model_config_.arch == "own:Net"
     classifier.save(tmp_path / "net.safetensors")
     with pytest.raises(ModelFileError, match=r"own:Net is somebody's own network.*arch=Net"):
         Classifier.load(tmp_path / "net.safetensors")
@@ -158,7 +158,7 @@ def test_a_pretrained_one_is_gone_on_from_with_a_new_last_layer():
 def test_a_file_of_somebody_else_runs_nothing(name, said, in_folder, monkeypatch):
     (in_folder / "evil.py").write_text("open('ran', 'w')\nevil = None\n")
     monkeypatch.syspath_prepend(str(in_folder))
-    values = to_dict(Manifest(SPEC, ("a", "b", "c"), Recipe((8, 8), 1)))
+    values = to_dict(Manifest(SPEC, ("a", "b", "c"), PreprocessConfig((8, 8), 1)))
     values["spec"]["arch"] = name
     (in_folder / "evil.safetensors").write_bytes(b"".join(pack(raw_tensors(Net(3).state_dict()), json.dumps(values))))
     for load in (load_model, Classifier.load):
@@ -192,6 +192,6 @@ def test_an_architecture_may_be_registered_again_by_the_same_function_alone(monk
         def build(spec, width=width):
             return Net(spec.classes, width)
 
-    assert build_model(ModelSpec("mine", 3, 1, (8, 8))).conv.out_channels == 5
+    assert build_model(ModelConfig("mine", 3, 1, (8, 8))).conv.out_channels == 5
     with pytest.raises(ConfigError, match="is there already"):
         register(from_spec)

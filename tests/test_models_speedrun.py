@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from imgclf.core.config import ModelSpec, TrainConfig
+from imgclf.core.config import ModelConfig, TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.models.build import build_model, head_of
 from imgclf.models.speedrun import LOGIT_SCALE, NOISE, OFFSET_SCALE, SpeedNet, Whitening, speednet
@@ -25,7 +25,7 @@ def one_thread():
 
 
 def smooth_images(n: int, channels: int, side: int, seed: int = 0) -> torch.Tensor:
-    """Images whose neighbouring pixels and channels agree, as those of photos do: far from white."""
+    """Images whose neighboring pixels and channels agree, as those of photos do: far from white."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, channels, side + 2, side + 2, generator=generator)
     return F.avg_pool2d(noise, 3, stride=1) * 3 + noise.mean(1, keepdim=True)[..., 1:-1, 1:-1]
@@ -70,7 +70,7 @@ def test_black_images_are_no_reason_for_infinite_filters():
 
 
 def test_the_whitening_is_saved_and_never_trained():
-    spec = ModelSpec("speednet", 4, 3, (16, 16))
+    spec = ModelConfig("speednet", 4, 3, (16, 16))
     torch.manual_seed(0)
     model = speednet(spec)
     assert isinstance(model, SpeedNet)
@@ -95,7 +95,9 @@ def test_the_whitening_is_saved_and_never_trained():
 
 def test_a_convolution_hands_its_input_on_at_the_start():
     torch.manual_seed(0)
-    first, second = [m for m in speednet(ModelSpec("speednet", 10, 3, (32, 32))).groups[1] if isinstance(m, nn.Conv2d)]
+    first, second = [
+        m for m in speednet(ModelConfig("speednet", 10, 3, (32, 32))).groups[1] if isinstance(m, nn.Conv2d)
+    ]
     maps = torch.rand(2, 24, 8, 8)
     assert torch.allclose(first(maps)[:, :24], maps, atol=1e-6)
     assert not torch.allclose(first(maps)[:, 24:48], maps, atol=0.1)
@@ -105,7 +107,7 @@ def test_a_convolution_hands_its_input_on_at_the_start():
 
 def test_an_offset_learns_64_times_as_fast_and_the_logits_are_small():
     torch.manual_seed(0)
-    model = speednet(ModelSpec("speednet", 3, 1, (9, 9))).eval()
+    model = speednet(ModelConfig("speednet", 3, 1, (9, 9))).eval()
     offset = model.groups[1][3]
     maps = torch.zeros(1, 64, 2, 2)
     offset(maps).mean().backward()
@@ -121,7 +123,7 @@ def test_an_offset_learns_64_times_as_fast_and_the_logits_are_small():
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (9, 9)), (3, (20, 33)), (7, (16, 16))])
 def test_any_channels_and_sizes_and_the_layer_table_counts_all_weights(channels, size):
-    model = speednet(ModelSpec("speednet", 5, channels, size))
+    model = speednet(ModelConfig("speednet", 5, channels, size))
     model.init_from(torch.rand(3, channels, *size))
     assert model(torch.rand(2, channels, *size)).shape == (2, 5)
     rows = layer_table(model, size, channels)
@@ -131,7 +133,7 @@ def test_any_channels_and_sizes_and_the_layer_table_counts_all_weights(channels,
 
 def test_too_small_an_image_names_the_smallest_that_works():
     with pytest.raises(ConfigError, match=r"the smallest size that works is 9$"):
-        build_model(ModelSpec("speednet", 10, 3, (8, 8)))
+        build_model(ModelConfig("speednet", 10, 3, (8, 8)))
 
 
 def test_it_tells_stripes_from_stripes_within_thirty_steps():
@@ -139,7 +141,7 @@ def test_it_tells_stripes_from_stripes_within_thirty_steps():
     rows = torch.tensor([1.0, -1.0]).repeat(8).view(1, 1, 16, 1).expand(8, 3, 16, 16)
     images = torch.cat([rows, rows.transpose(2, 3)]) + 0.5 * torch.randn(16, 3, 16, 16)
     targets = torch.arange(16) // 8
-    model = SpeedNet(ModelSpec("speednet", 2, 3, (16, 16)), maps=(16, 16, 16))
+    model = SpeedNet(ModelConfig("speednet", 2, 3, (16, 16)), maps=(16, 16, 16))
     model.init_from(images)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.85, nesterov=True)
     for _ in range(30):

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models import summary
 from imgclf.models.build import build_model
 from imgclf.models.summary import LayerRow, layer_table
 
 
 def table_of(name: str, size, channels=3, classes=10):
-    model = build_model(ModelSpec(name, classes, channels, size))
+    model = build_model(ModelConfig(name, classes, channels, size))
     return model, layer_table(model, size, channels)
 
 
@@ -106,7 +106,7 @@ def test_rows_add_up_to_the_network(name, size):
 
 
 def test_the_table_changes_nothing_in_the_model():
-    model = build_model(ModelSpec("small_vgg11_bn", 10, 3, (32, 32)))
+    model = build_model(ModelConfig("small_vgg11_bn", 10, 3, (32, 32)))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     layer_table(model, (32, 32), 3)
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())

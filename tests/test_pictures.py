@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.results import LrCurve
 from imgclf.data.loading.loader import Loader
 from imgclf.data.loading.preview import pick_samples, sample_pixels
@@ -36,7 +36,7 @@ def test_a_small_class_gives_all_it_has(make_source):
 
 def test_evaluation_pixels(make_source):
     source = make_source()
-    recipe = Recipe(size=(6, 6), channels=1, steps=preset_steps("strong"))
+    recipe = PreprocessConfig(size=(6, 6), channels=1, steps=preset_steps("strong"))
     shown = sample_pixels(source, source.samples[:3], recipe, augmented=False)
     assert all((a == prepare(source.open(s.ref), recipe)).all() for a, s in zip(shown, source.samples[:3], strict=True))
 
@@ -45,7 +45,7 @@ def test_evaluation_pixels(make_source):
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_augmented_pixels_are_those_of_the_first_epoch(make_source, preset, ratio):
     source = make_source(n=4)
-    recipe = Recipe(size=(6, 6), channels=1, crop_ratio=ratio, steps=preset_steps(preset))
+    recipe = PreprocessConfig(size=(6, 6), channels=1, crop_pct=ratio, steps=preset_steps(preset))
     shown = sample_pixels(source, source.samples, recipe, augmented=True, seed=5)
     loader = Loader(source, source.samples, recipe, classes=source.classes, train=True, seed=5, batch_size=12)
     batch = next(loader.epoch(0))
@@ -89,7 +89,7 @@ def test_one_picture_a_channel(tmp_path, channels):
 
 def test_the_same_image_twice_is_augmented_by_its_content(make_source):
     source = make_source()
-    recipe = Recipe(size=(8, 8), channels=1, steps=preset_steps("light"))
+    recipe = PreprocessConfig(size=(8, 8), channels=1, steps=preset_steps("light"))
     named_otherwise = replace(source.samples[0], label="b")
     one, other = sample_pixels(source, [source.samples[0], named_otherwise], recipe, augmented=True)
     assert (one == other).all()

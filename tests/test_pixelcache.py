@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.core.files import cache_folder, read_checked
 from imgclf.data.loading import disk_cache as pixelcache
 from imgclf.data.loading.disk_cache import (
-    Kept,
+    CachedImage,
     PixelCache,
     clear_cache,
     disk_room,
@@ -25,14 +25,14 @@ from imgclf.data.loading.disk_cache import (
     list_cache,
     pixel_folder,
 )
-from imgclf.data.loading.pixel_store import Form
+from imgclf.data.loading.pixel_store import CacheFormat
 
-FORM = Form(Recipe(size=(8, 8)), whole=False).settings()
+FORM = CacheFormat(PreprocessConfig(size=(8, 8)), whole=False).settings()
 
 
 def image(number, shape=(8, 8, 3)):
     rng = np.random.default_rng(number)
-    return Kept(rng.integers(0, 256, shape, np.uint8), (100 + number, 200))
+    return CachedImage(rng.integers(0, 256, shape, np.uint8), (100 + number, 200))
 
 
 def name(number):
@@ -62,7 +62,9 @@ def test_what_was_sealed_is_found_by_every_later_cache():
         assert cache.find(name(5)) is None
         assert cache.holds(map(name, range(9))) == 5
         assert not cache.find(name(0)).pixels.flags.writeable
-    assert PixelCache(Form(Recipe(size=(8, 8), channels=1), whole=False).settings()).find(name(0)) is None
+    assert (
+        PixelCache(CacheFormat(PreprocessConfig(size=(8, 8), channels=1), whole=False).settings()).find(name(0)) is None
+    )
 
 
 def test_images_of_any_shape():
@@ -85,15 +87,14 @@ def test_what_is_not_sealed_is_not_there():
 
 CHILD = """
 import hashlib, json, os, sys
-from types import SimpleNamespace
 import numpy as np
-from imgclf.data.loading.disk_cache import Kept, PixelCache
+from imgclf.data.loading.disk_cache import CachedImage, PixelCache
 
 def fill(first, last):
     cache = PixelCache(json.loads(sys.argv[1]))
     for i in range(first, last):
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
-        cache.add(hashlib.sha256(str(i).encode()).hexdigest(), Kept(pixels, (100 + i, 200)))
+        cache.add(hashlib.sha256(str(i).encode()).hexdigest(), CachedImage(pixels, (100 + i, 200)))
     cache.seal()
 """
 
@@ -232,11 +233,11 @@ def test_a_cache_that_is_cleared_while_it_is_built_or_read():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_gives_the_same_when_it_is_added_and_when_it_is_found(channels):
-    form = Form(Recipe(size=(32, 32), channels=channels), whole=False).settings()
+    form = CacheFormat(PreprocessConfig(size=(32, 32), channels=channels), whole=False).settings()
     y, x = np.mgrid[:32, :32]
     pixels = np.repeat((4 * x + 3 * y).astype(np.uint8)[..., None], channels, axis=2)
     cache = PixelCache(form, lossy=True)
-    added = cache.add(name(1), Kept(pixels, (320, 320)))
+    added = cache.add(name(1), CachedImage(pixels, (320, 320)))
     cache.seal()
     assert same(cache.find(name(1)), added)
     assert np.abs(added.pixels.astype(int) - pixels).max() <= 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from imgclf.core.config import DataConfig, Experiment, TrainConfig
+from imgclf.core.config import DataConfig, ExperimentConfig, TrainConfig
 from imgclf.core.errors import ConfigError, DataError, UnknownName
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.sources.open import open_source
@@ -18,7 +18,7 @@ from imgclf.storage.run_data import reading_options
 from imgclf.training.recipes import EXPERIMENTS
 from imgclf.transforms.albumentations_pipeline import compose_to_dict
 
-LENET = Experiment(arch="lenet", weights="none", size=(16, 16))
+LENET = ExperimentConfig(arch="lenet", weights="none", size=(16, 16))
 
 
 def planned(experiment, source, **options):
@@ -34,21 +34,21 @@ def mixed_source(channels):
 
 def test_without_a_wish_the_experiment_is_the_one_that_suits_the_data():
     assert choose_experiment(None, {}, "digits") == EXPERIMENTS.get("digits")
-    assert choose_experiment(None, {}) == Experiment()
+    assert choose_experiment(None, {}) == ExperimentConfig()
 
 
 def test_an_architecture_of_ones_own_choice_gets_the_defaults_and_not_the_data_sets_recipe():
-    assert choose_experiment(None, {"arch": "lenet"}, "digits") == Experiment(arch="lenet")
+    assert choose_experiment(None, {"arch": "lenet"}, "digits") == ExperimentConfig(arch="lenet")
 
 
 def test_a_recipe_goes_before_what_suits_the_data_and_changes_go_before_both():
-    chosen = choose_experiment("d0", {"train": {"epochs": 2}, "fit": "pad"}, "digits")
+    chosen = choose_experiment("d0", {"train": {"epochs": 2}, "resize_mode": "pad"}, "digits")
     base = EXPERIMENTS.get("d0")
-    assert chosen == replace(base, fit="pad", train=replace(base.train, epochs=2))
+    assert chosen == replace(base, resize_mode="pad", train=replace(base.train, epochs=2))
 
 
 def test_a_change_within_training_or_data_keeps_the_rest():
-    base = Experiment(train=TrainConfig(lr=0.5, epochs=3), data=DataConfig(on_bad="error"))
+    base = ExperimentConfig(train=TrainConfig(lr=0.5, epochs=3), data=DataConfig(on_bad="error"))
     chosen = choose_experiment(base, {"train": {"epochs": 9}, "data": {"data_dir": "here"}})
     assert chosen.train == TrainConfig(lr=0.5, epochs=9)
     assert chosen.data == DataConfig(on_bad="error", data_dir="here")
@@ -69,10 +69,10 @@ def test_the_channels_are_those_of_the_data(channels, expected):
 
 
 def test_a_pretrained_backbone_keeps_its_own_channels():
-    grey = mixed_source((1, 1))
-    assert plan_pixels(Experiment("resnet18"), grey).channels == 3
-    assert plan_pixels(Experiment("resnet18", weights="none"), grey).channels == 1
-    assert plan_pixels(Experiment("resnet18", channels=1), grey).channels == 1
+    gray = mixed_source((1, 1))
+    assert plan_pixels(ExperimentConfig("resnet18"), gray).channels == 3
+    assert plan_pixels(ExperimentConfig("resnet18", weights="none"), gray).channels == 1
+    assert plan_pixels(ExperimentConfig("resnet18", channels=1), gray).channels == 1
 
 
 def test_images_are_changed_less_where_training_starts_from_weights():
@@ -80,24 +80,24 @@ def test_images_are_changed_less_where_training_starts_from_weights():
         return [step.op for step in planned(experiment, source).recipe.steps]
 
     photos = mixed_source((3, 3))
-    assert ops(Experiment("efficientnet_lite0", size=(96, 96)), photos) == ["affine", "flip"]
-    assert ops(Experiment("efficientnet_lite0", size=(96, 96), weights="none"), photos)[0] == "resized_crop"
-    assert ops(Experiment("efficientnet_lite0", size=(96, 96), augment="strong"), photos)[0] == "resized_crop"
+    assert ops(ExperimentConfig("efficientnet_lite0", size=(96, 96)), photos) == ["affine", "flip"]
+    assert ops(ExperimentConfig("efficientnet_lite0", size=(96, 96), weights="none"), photos)[0] == "resized_crop"
+    assert ops(ExperimentConfig("efficientnet_lite0", size=(96, 96), augment="strong"), photos)[0] == "resized_crop"
     assert planned(LENET, photos).experiment.augment == "standard"
 
 
 @pytest.mark.filterwarnings("ignore:resnet18 is NOT pretrained")
 def test_where_the_weights_are_missing_training_is_from_scratch_in_all():
-    plan = planned(Experiment("resnet18", size=(32, 32)), mixed_source((3, 3)))
+    plan = planned(ExperimentConfig("resnet18", size=(32, 32)), mixed_source((3, 3)))
     assert (plan.weights.used, plan.experiment.augment, plan.recipe.steps[0].op) == ("none", "standard", "resized_crop")
 
 
 def test_the_statistics_of_another_number_of_channels_are_the_average():
-    colour = plan_pixels(Experiment("resnet18"), mixed_source((3, 3)))
-    grey = plan_pixels(Experiment("resnet18", channels=1), mixed_source((3, 3)))
-    assert grey.mean == pytest.approx((sum(colour.mean) / 3,))
-    assert grey.std == pytest.approx((sum(colour.std) / 3,))
-    assert len(set(colour.mean)) == 3
+    color = plan_pixels(ExperimentConfig("resnet18"), mixed_source((3, 3)))
+    gray = plan_pixels(ExperimentConfig("resnet18", channels=1), mixed_source((3, 3)))
+    assert gray.mean == pytest.approx((sum(color.mean) / 3,))
+    assert gray.std == pytest.approx((sum(color.std) / 3,))
+    assert len(set(color.mean)) == 3
 
 
 def test_what_mirroring_would_change_is_not_mirrored(make_source):
@@ -109,7 +109,7 @@ def test_what_mirroring_would_change_is_not_mirrored(make_source):
 def test_a_plan_leaves_nothing_open(make_source):
     plan = planned(LENET, make_source())
     settled = plan.experiment
-    opened = [getattr(settled, name) for name in ("size", "channels", "fit", "mean", "std", "augment")]
+    opened = [getattr(settled, name) for name in ("size", "channels", "resize_mode", "mean", "std", "augment")]
     assert None not in [*opened, settled.train.lr, settled.train.epochs]
     assert (plan.spec.classes, plan.spec.channels, plan.spec.size) == (3, 1, (16, 16))
     assert plan.weights.used == "none"
@@ -170,8 +170,8 @@ def test_the_seed_gives_the_first_weights_and_nothing_else_is_drawn_from(make_so
     ],
 )
 def test_images_fit_as_the_network_was_trained_or_else_are_seen_whole(make_source, arch, wish, expected):
-    pixels = plan_pixels(Experiment(arch=arch, weights="none", fit=wish), make_source())
-    assert (pixels.fit, pixels.crop_ratio) == expected
+    pixels = plan_pixels(ExperimentConfig(arch=arch, weights="none", resize_mode=wish), make_source())
+    assert (pixels.resize_mode, pixels.crop_pct) == expected
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ def test_images_fit_as_the_network_was_trained_or_else_are_seen_whole(make_sourc
 def test_networks_of_the_documents_and_ones_own_compute_in_fp32_unless_asked(
     make_source, monkeypatch, arch, wish, expected
 ):
-    monkeypatch.setattr("imgclf.training.acceleration._has_bf16", lambda device: True)
+    monkeypatch.setattr("imgclf.runtime.device._has_bf16", lambda device: True)
     monkeypatch.setitem(ARCHS._items, "my_net", replace(find_arch("lenet"), name="my_net", family="own"))
     config = TrainConfig(device="cpu", precision=wish, epochs=1)
-    plan = planned(Experiment(arch=arch, weights="none", size=(32, 32), train=config), make_source())
+    plan = planned(ExperimentConfig(arch=arch, weights="none", size=(32, 32), train=config), make_source())
     assert plan.experiment.train.precision == expected
 
 

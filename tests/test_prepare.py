@@ -12,13 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import webdataset
-from conftest import colour_image
+from conftest import color_image
 from PIL import Image
 from typer.testing import CliRunner
 
 from imgclf.cli import app
 from imgclf.cli.prepare import SHARD_SIZE
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError, DataError, MissingExtra
 from imgclf.data.audit import audit
 from imgclf.data.dataset import ArrayReader, Sample, Source
@@ -29,7 +29,7 @@ from imgclf.data.split import make_split
 from imgclf.data.write import ShardSize, parse_shard_size, prepare_folder, prepare_shards, save_samples, write_image
 from imgclf.transforms.preprocess import prepare
 
-RECIPE = Recipe(size=(8, 16), fit="squash")
+RECIPE = PreprocessConfig(size=(8, 16), resize_mode="squash")
 
 
 def tree(folder):
@@ -77,7 +77,7 @@ def test_splits_and_deeper_folders_are_kept(tmp_path):
     for index, folder in enumerate(["train/cat", "train/cat/deep", "train/dog", "val/cat", "test/dog"]):
         (tmp_path / "data" / folder).mkdir(parents=True)
         for n in range(2):
-            colour_image("red", 10 * index + n).save(tmp_path / "data" / folder / f"{n}.png")
+            color_image("red", 10 * index + n).save(tmp_path / "data" / folder / f"{n}.png")
     source = open_source(tmp_path / "data")
     prepare_folder(source, tmp_path / "out", RECIPE, "png")
     assert places(open_source(tmp_path / "out")) == places(source)
@@ -103,7 +103,7 @@ def test_a_copy_never_lies_inside_the_data(photos, tmp_path):
 
 def test_images_that_differ_in_their_extension_stay_apart(tmp_path):
     refs = ["a/x.png", "a/x.jpg", "a/x.bmp", "a/x.png.gif", "a/x.png.bmp"]
-    prepare_folder(in_memory(refs), tmp_path / "out", Recipe(size=(4, 4)), "png")
+    prepare_folder(in_memory(refs), tmp_path / "out", PreprocessConfig(size=(4, 4)), "png")
     written = [np.asarray(Image.open(path)) for path in (tmp_path / "out" / "a").iterdir()]
     assert sorted(int(pixels[0, 0, 0]) for pixels in written) == [0, 1, 2, 3, 4]
 
@@ -128,7 +128,7 @@ def test_a_csv_may_name_images_anywhere_and_none_of_them_is_written_over(photos,
 def test_images_of_no_folder_come_below_their_split_and_class(tmp_path):
     refs = ["train/00000", "train/00001", "train/00002", "train/00003", "test/00000", "test/00001"]
     source = in_memory(refs, ["7", "3", "7", "3", "3", "7"], ["train"] * 4 + ["test"] * 2)
-    prepare_folder(source, tmp_path / "out", Recipe(size=(4, 4)), "png")
+    prepare_folder(source, tmp_path / "out", PreprocessConfig(size=(4, 4)), "png")
     copy = open_source(tmp_path / "out")
     assert {sample.ref for sample in copy.samples} == {
         "train/7/00000.png",
@@ -187,10 +187,10 @@ def test_samples_of_classes_whose_names_are_no_file_names(tmp_path):
     assert os.listdir(tmp_path / "samples") == ["a----b-c.png"]
 
 
-def test_a_grey_image_stays_grey(tmp_path):
+def test_a_gray_image_stays_gray(tmp_path):
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
-    write_image(tmp_path / "new" / "grey.png", pixels)
-    image = Image.open(tmp_path / "new" / "grey.png")
+    write_image(tmp_path / "new" / "gray.png", pixels)
+    image = Image.open(tmp_path / "new" / "gray.png")
     assert image.mode == "L"
     assert (np.asarray(image) == pixels[..., 0]).all()
 
@@ -225,7 +225,7 @@ def test_the_webdataset_library_reads_what_is_written(tmp_path):
     for index, name in enumerate(("red", "blue")):
         for i in range(3):
             (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
-            colour_image(name, 10 * index + i).save(tmp_path / "data" / name / f"a photo.{i}.jpg")
+            color_image(name, 10 * index + i).save(tmp_path / "data" / name / f"a photo.{i}.jpg")
     source = audit(open_source(tmp_path / "data")).source
     prepare_shards(source, tmp_path / "out", size=ShardSize(images=4))
     urls = f"{tmp_path}/out/shard-{{000000..000001}}.tar"
@@ -263,7 +263,7 @@ def test_other_formats_become_png_and_sizes_are_made(tmp_path):
     for kind in ("bmp", "jpg", "webp", "png"):
         for i in range(2):
             (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
-            colour_image("red", i).save(tmp_path / "data" / kind / f"{i}.{kind}")
+            color_image("red", i).save(tmp_path / "data" / kind / f"{i}.{kind}")
     (tmp_path / "data" / "jpg" / "0.jpg").rename(tmp_path / "data" / "jpg" / "0.png")  # content decides
     source = audit(open_source(tmp_path / "data")).source
     prepare_shards(source, tmp_path / "out")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import UnknownName
 from imgclf.transforms.albumentations_pipeline import Augmenter
 from imgclf.transforms.batch import augment
@@ -15,7 +15,7 @@ MOVING = [name for name in NAMES if name != "none"]
 
 
 def recipe(name, mirror=True, channels=3, **options):
-    return Recipe(size=(12, 16), channels=channels, steps=preset_steps(name, mirror=mirror), **options)
+    return PreprocessConfig(size=(12, 16), channels=channels, steps=preset_steps(name, mirror=mirror), **options)
 
 
 def image(channels=3):
@@ -66,12 +66,12 @@ def test_mix_is_strong_and_blends_every_image_in_one_of_two_ways(mirror):
 
 
 @pytest.mark.parametrize("name", ["strong", "trivial"])
-def test_where_colours_carry_meaning_they_are_kept(name):
-    steps = limited(preset_steps(name), mirror=True, recolour=False)
+def test_where_colors_carry_meaning_they_are_kept(name):
+    steps = limited(preset_steps(name), mirror=True, recolor=False)
     assert [step.op for step in steps] == [step.op for step in preset_steps(name)]
-    grey = np.repeat(image(1), 3, axis=2) // np.array([1, 2, 4], np.uint8)  # of one hue and saturation
-    batch = torch.from_numpy(grey[None].repeat(40, 0))
-    recipe = Recipe(size=(12, 16), steps=tuple(step for step in steps if step.op in RECOLOURING))
+    gray = np.repeat(image(1), 3, axis=2) // np.array([1, 2, 4], np.uint8)  # of one hue and saturation
+    batch = torch.from_numpy(gray[None].repeat(40, 0))
+    recipe = PreprocessConfig(size=(12, 16), steps=tuple(step for step in steps if step.op in RECOLOURING))
     out = augment(batch, recipe, 0, 0, np.arange(40, dtype=np.uint64)).numpy().astype(int)
     assert (out[..., 0] >= out[..., 1]).all()
     assert (out[..., 1] >= out[..., 2]).all()

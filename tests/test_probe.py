@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.loading.loader import Loader
 from imgclf.training.linear_probe import fit_logistic, fit_probe, linear_head
@@ -32,13 +32,13 @@ class Net(nn.Module):
 
 def blobs(n=60, classes=3, d=8, spread=0.3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, d, generator=generator, dtype=torch.float64)
+    centers = torch.randn(classes, d, generator=generator, dtype=torch.float64)
     labels = torch.arange(n) % classes
-    return centres[labels] + spread * torch.randn(n, d, generator=generator, dtype=torch.float64), labels
+    return centers[labels] + spread * torch.randn(n, d, generator=generator, dtype=torch.float64), labels
 
 
 def loader_of(source):
-    return Loader(source, source.samples, Recipe(size=(8, 8), channels=1), classes=source.classes)
+    return Loader(source, source.samples, PreprocessConfig(size=(8, 8), channels=1), classes=source.classes)
 
 
 def test_the_head_learns_and_nothing_else_changes(make_source):
@@ -75,10 +75,10 @@ def test_it_is_the_regression_of_a_reference(n, d):
     sklearn = pytest.importorskip("sklearn.linear_model")
     features, labels = blobs(n, d=d, spread=1.0)
     weights, bias, strength, _ = fit_logistic(features, labels, 3)
-    centred = features - features.mean(0)
-    scale = centred.square().sum(1).mean().sqrt()
+    centerd = features - features.mean(0)
+    scale = centerd.square().sum(1).mean().sqrt()
     reference = sklearn.LogisticRegression(C=1 / (strength * n), tol=1e-8, max_iter=10_000)
-    expected = reference.fit((centred / scale).numpy(), labels.numpy()).predict_proba((centred / scale).numpy())
+    expected = reference.fit((centerd / scale).numpy(), labels.numpy()).predict_proba((centerd / scale).numpy())
     assert np.allclose((features @ weights.T + bias).softmax(1).numpy(), expected, atol=1e-3)
 
 

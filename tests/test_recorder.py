@@ -65,7 +65,7 @@ def test_the_config_of_a_run_gives_the_same_weights_again(photos, in_folder):
     again = Classifier(config=values).fit(source, runs=in_folder / "runs")
     assert again.run_.path != first.run_.path
     assert equal_weights(first.model_, again.model_)
-    assert again.experiment_ == first.experiment_
+    assert again.config_ == first.config_
     assert (again.run_.path / "config.toml").read_bytes() == (first.run_.path / "config.toml").read_bytes()
     assert (again.run_.path / "split.csv").read_bytes() == (first.run_.path / "split.csv").read_bytes()
     other = Classifier(config=values).fit(source, seed=1)
@@ -101,7 +101,7 @@ def test_images_that_are_lost_while_it_runs_are_told_and_recorded(photos, in_fol
     with pytest.warns(UserWarning, match=r"images left out that can't be read: .*has changed since it was checked"):
         classifier = fit(photos, in_folder, callbacks=[spoil], epochs=1, data={"cache": "off"})
     classifier.evaluate()
-    assert classifier.lost_ == gone
+    assert classifier.unreadable_ == gone
     assert dict(open_run(classifier.run_.path).info["lost"]) == gone
     (lost,) = [dict(event["images"]) for event in events(classifier.run_) if event["event"] == "lost"]
     assert len(lost) == 3

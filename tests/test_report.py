@@ -15,7 +15,7 @@ from imgclf.core.results import EpochRecord, History
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.metrics import evaluate_logits
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.predictions import Predictions
 from imgclf.report import charts as figures
 from imgclf.report import page
 from imgclf.report.advice import before_use
@@ -52,7 +52,7 @@ def answers_of(targets, called, sure=None, classes=None, temperature=1.0):
     logits[np.arange(len(targets)), called] = 3.0 if sure is None else sure
     refs = tuple(f"{i:04d}.png" for i in range(len(targets)))
     names = tuple(classes) if classes else tuple(f"c{i}" for i in range(k))
-    return Answers(logits, targets.astype(np.int64), refs, ("",) * len(targets), names, temperature)
+    return Predictions(logits, targets.astype(np.int64), refs, ("",) * len(targets), names, temperature)
 
 
 def report_data(answers=None, epochs=3, **changes):
@@ -225,8 +225,8 @@ def test_a_photo_becomes_a_small_jpeg_and_a_tiny_image_keeps_its_pixels():
 
 
 def test_a_look_measures_and_leaves_out_what_is_gone_or_changed():
-    grey = np.full((2, 20, 30, 3), 51, np.uint8)
-    reader = ArrayReader({"all": grey})
+    gray = np.full((2, 20, 30, 3), 51, np.uint8)
+    reader = ArrayReader({"all": gray})
     source = Source("s", ("a",), (Sample("all/0", "a"), Sample("all/1", "a")), reader)
     content = reader.digest("all/0")
     told = []
@@ -254,7 +254,7 @@ def test_the_pictures_to_show_are_bounded():
     assert wanted[: page.GALLERY] == surest(answers, right=False, most=page.GALLERY)
 
 
-def test_charts_take_the_colours_of_the_page_and_share_no_ids():
+def test_charts_take_the_colors_of_the_page_and_share_no_ids():
     records = [EpochRecord(i, 1.0 / i, 0.5, None, None, 0.1, 1.0, False) for i in (1, 2)]
     charts = figures.training_curves(records)
     bins = filled_bins(answers_of([0, 1], [0, 0]))
@@ -400,7 +400,7 @@ def test_warnings_are_those_that_the_figures_give():
     text = str(Text(page.render(report_data(bad, part="valid"))))
     for warning in (
         "There is no test part",
-        "It recognises “cat” less often than the rest: 60 of 100 right",
+        "It recognizes “cat” less often than the rest: 60 of 100 right",
         "Most often it takes “cat” for “dog”: 40 of 100 images",
         "It is surer than it should be",
         "It knows its training images much better (90\u202f% right) than others (70\u202f%)",
@@ -515,7 +515,7 @@ def test_weak_classes_are_named_with_what_they_reach():
     called = np.where((targets < 7) & (np.arange(400) % 40 >= targets), 9, targets)
     text = minded(report_data(answers_of(targets, called)))
     assert (
-        "It recognises “c0” less often than the rest: 0 of 40 right; so also “c1” (1 of 40), “c2” (2 of 40), "
+        "It recognizes “c0” less often than the rest: 0 of 40 right; so also “c1” (1 of 40), “c2” (2 of 40), "
         "“c3” (3 of 40), “c4” (4 of 40), 2 more. More images of them should help most"
     ) in text
 

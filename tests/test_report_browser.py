@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from imgclf.core.results import Choice, EpochRecord, History
-from imgclf.evaluation.predictions import Answers
+from imgclf.core.results import Decision, EpochRecord, History
+from imgclf.evaluation.predictions import Predictions
 from imgclf.report import page as report_page
 from imgclf.report.thumbnails import picture_of
 from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained
@@ -30,7 +30,7 @@ def write_page(path):
     logits = rng.normal(size=(120, 6)).astype(np.float32)
     logits[np.arange(120), targets] += 2
     refs = tuple(f"a_folder_of_some_length/{i:04d}.jpg" for i in range(120))
-    answers = Answers(logits, targets, refs, ("",) * 120, CLASSES, 1.5)
+    answers = Predictions(logits, targets, refs, ("",) * 120, CLASSES, 1.5)
     pixels = rng.integers(0, 255, (120, 60, 80, 3)).astype(np.uint8)
     looks = {ref: Look((60, 80), float(i), *picture_of(pixels[i])) for i, ref in enumerate(refs)}
     records = tuple(EpochRecord(i, 2 / i, 0.9, 1 / i, 0.7, 0.1, 1.0, i == 3) for i in range(1, 6))
@@ -47,7 +47,7 @@ def write_page(path):
         looks=looks,
         sampled=frozenset(refs),
         samples=Samples(tuple(pixels[:4]), CLASSES[:4], "standard"),
-        choices=(Choice("fit", "crop", "keeps the shapes"),),
+        choices=(Decision("resize_mode", "crop", "keeps the shapes"),),
         config="split = [0.7]\n" * 30,
         commands=(("imgclf reproduce runs/first", "Again:"),),
         facts={"seed": "0"},
@@ -147,8 +147,8 @@ def test_the_classes_can_be_sorted(open_page):
 
 
 def lightness(page, selector, what):
-    colour = page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{what}")
-    return sum(map(float, colour.partition("(")[2].rstrip(")").split(",")[:3])) / 3
+    color = page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{what}")
+    return sum(map(float, color.partition("(")[2].rstrip(")").split(",")[:3])) / 3
 
 
 def test_light_and_dark(open_page):

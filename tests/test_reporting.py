@@ -14,21 +14,21 @@ from typer.testing import CliRunner
 import imgclf.report.collect
 from imgclf import Classifier
 from imgclf.cli import app
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import DataError
 from imgclf.core.results import EpochRecord, History
-from imgclf.evaluation.predictions import read_answers
+from imgclf.evaluation.predictions import read_predictions
 from imgclf.models.build import build_model
 from imgclf.models.offline import have_offline_weights
 from imgclf.report.collect import Known, gather, write_report
 from imgclf.report.view import Typed
 from imgclf.storage.run_folder import (
-    ANSWERS,
     CHECKPOINT,
     CONFIG,
     HISTORY,
     INFO,
     MODEL,
+    PREDICTIONS,
     SPLIT,
     open_run,
     read_history,
@@ -86,7 +86,7 @@ def test_training_ends_with_a_report(trained):
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert len(html) < 8_000_000
     text = text_of(folder / "report.html")
-    answers = read_answers(folder / ANSWERS)
+    answers = read_predictions(folder / PREDICTIONS)
     right = int((answers.predicted == answers.targets).sum())
     assert f"Of {len(answers)} images that it had never seen, it named {right} right" in text
     assert "imgclf reproduce runs/one" in text
@@ -169,7 +169,7 @@ def test_what_cannot_run_is_not_advised(trained):
 
 def test_the_learning_curve_needs_published_weights_and_a_linear_head(trained):
     folder, _ = trained
-    linear, other = build_model(ModelSpec("lenet", 3, 3, (16, 16))), ConvolutionalHead()
+    linear, other = build_model(ModelConfig("lenet", 3, 3, (16, 16))), ConvolutionalHead()
     for used, head, model, possible in (
         ("pretrained", "fresh", linear, True),
         ("pretrained", "fresh", other, False),
@@ -220,7 +220,7 @@ def test_evaluation_and_the_command_write_it_again(trained, in_folder):
 def test_answers_that_were_not_kept_are_given_again(trained):
     folder, _ = trained
     before = text_of(folder / "report.html")
-    (folder / ANSWERS).unlink()
+    (folder / PREDICTIONS).unlink()
     assert text_of(write_report("runs/one")) == before
 
 
@@ -231,13 +231,13 @@ def test_without_the_images_there_are_figures_but_no_pictures(trained, photos, i
     assert "The images are not where they were" in text
     assert "that it had never seen" in text
     assert "no picture" in text
-    (folder / ANSWERS).unlink()
+    (folder / PREDICTIONS).unlink()
     assert "no answers to any images yet" in text_of(write_report(folder))
 
 
 def test_an_image_that_changed_is_not_shown(trained, photos):
     folder, _ = trained
-    refs = read_answers(folder / ANSWERS).refs
+    refs = read_predictions(folder / PREDICTIONS).refs
     (photos / refs[0]).write_bytes((photos / refs[1]).read_bytes())
     assert "1 image could not be opened, or changed since" in text_of(write_report(folder))
 
@@ -251,7 +251,7 @@ def test_without_a_test_part_it_is_about_the_valid_images(photos, in_folder):
 
 def test_a_run_that_has_not_ended_shows_what_there_is(trained):
     folder, _ = trained
-    for file in (MODEL, ANSWERS):
+    for file in (MODEL, PREDICTIONS):
         (folder / file).unlink()
     info = json.loads((folder / INFO).read_text())
     (folder / INFO).write_text(json.dumps({**info, "status": "failed"}))

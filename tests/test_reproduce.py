@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import colour_image
+from conftest import color_image
 from safetensors.torch import load_file
 
 from imgclf import Classifier
@@ -80,7 +80,7 @@ def test_other_images_are_refused(run, photos):
 
 def test_images_that_have_come_since_and_new_names_change_nothing(run, photos):
     (photos / "pink").mkdir()
-    colour_image("red", 99).save(photos / "pink" / "one.png")
+    color_image("red", 99).save(photos / "pink" / "one.png")
     (photos / "red" / "05.png").rename(photos / "red" / "zz.png")
     assert reproduce("r").weights_equal
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgclf.core.config import (
-    FITS,
     OPTIMIZERS,
+    RESIZE_MODES,
     SCHEDULES,
     DataConfig,
-    Experiment,
+    ExperimentConfig,
     TrainConfig,
     from_dict,
     to_dict,
@@ -154,12 +154,12 @@ def test_a_model_that_is_not_there_is_an_error(tmp_path):
 
 fractions = st.sampled_from([(0.7, 0.15, 0.15), (0.8, 0.2, 0.0), (1.0, 0.0, 0.0)])
 experiments = st.builds(
-    Experiment,
+    ExperimentConfig,
     arch=st.text("abc_:.", min_size=1),
     dropout=st.none() | st.floats(0, 0.9),
     size=st.none() | st.tuples(st.integers(1, 4096), st.integers(1, 4096)),
     mean=st.none() | st.tuples(st.floats(0, 1)),
-    fit=st.none() | st.sampled_from(FITS),
+    resize_mode=st.none() | st.sampled_from(RESIZE_MODES),
     split=fractions,
     data=st.builds(DataConfig, data_dir=st.none() | st.text("/ä[b]\n'\"\\"), allow_bad=st.floats(0, 1)),
     train=st.builds(
@@ -179,16 +179,16 @@ def test_a_config_comes_back_as_it_was(tmp_path_factory, experiment, source):
     path = tmp_path_factory.mktemp("config") / "config.toml"
     write_config(path, experiment, source)
     values, named = read_config(path)
-    assert from_dict(Experiment, values) == experiment
+    assert from_dict(ExperimentConfig, values) == experiment
     assert named == source
 
 
 def test_what_is_left_open_is_left_out_of_a_config(tmp_path):
-    write_config(tmp_path / "config.toml", Experiment(), "photos")
+    write_config(tmp_path / "config.toml", ExperimentConfig(), "photos")
     values, _ = read_config(tmp_path / "config.toml")
     assert "size" not in values
     assert "lr" not in values["train"]
-    assert to_dict(from_dict(Experiment, values)) == to_dict(Experiment())
+    assert to_dict(from_dict(ExperimentConfig, values)) == to_dict(ExperimentConfig())
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_the_config_of_a_run_works_from_any_folder(in_folder, monkeypatch):
     info = {"folder": str(home), "location": str(home / "photos")}
     data = DataConfig(split_file="runs/old.csv", data_dir="sets")
     run = create_run(home / "runs", "mine", info, exact=True)
-    write_config(run.path / "config.toml", Experiment(weights="own.pt", init="gone", data=data), "photos")
+    write_config(run.path / "config.toml", ExperimentConfig(weights="own.pt", init="gone", data=data), "photos")
     assert find_config("mine")["weights"] == "own.pt"  # here nothing needs to change
     monkeypatch.chdir(away)
     for named in (run.path / "config.toml", run.path):

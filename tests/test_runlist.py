@@ -9,8 +9,8 @@ import torch
 from imgclf import Classifier
 from imgclf.core.errors import ConfigError, ModelFileError, UnknownName
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.evaluation.predictions import Answers, write_answers
-from imgclf.storage.run_folder import ANSWERS, CHECKPOINT, INFO, MODEL, create_run, held, open_run, write_info
+from imgclf.evaluation.predictions import Predictions, write_predictions
+from imgclf.storage.run_folder import CHECKPOINT, INFO, MODEL, PREDICTIONS, create_run, held, open_run, write_info
 from imgclf.storage.run_list import (
     FILTERS,
     SORTS,
@@ -58,14 +58,14 @@ def test_without_a_test_part_the_valid_images_tell(tmp_path):
 
 
 def test_the_answers_to_test_images_tell_where_no_command_did(tmp_path):
-    answers = Answers(np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0]), tuple("abcd"), ("",) * 4, tuple("wxyz"))
+    answers = Predictions(np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0]), tuple("abcd"), ("",) * 4, tuple("wxyz"))
     run = create_run(tmp_path, "python", {"status": "done", "seconds": 3.5})
-    write_answers(run.path / ANSWERS, answers)
+    write_predictions(run.path / PREDICTIONS, answers)
     for one in (run, write_info(run, result={"test": None, "valid": {"accuracy": 0.5, "n": 6}})):
         found = entry_of(one)
         assert (found.part, found.accuracy, found.n, found.seconds) == ("test", 0.75, 4, 3.5)
         assert found.interval == wilson_interval(3, 4)
-    (run.path / ANSWERS).write_bytes(b"?")
+    (run.path / PREDICTIONS).write_bytes(b"?")
     assert entry_of(run).accuracy is None
 
 
@@ -224,8 +224,8 @@ def test_conditions(condition, names):
 
 
 def test_a_key_or_an_order_that_there_is_not():
-    with pytest.raises(ConfigError, match=f"'colour=red'; allowed: a text, or KEY=PATTERN .*{FILTERS[0]}"):
-        filtered([], "colour=red")
+    with pytest.raises(ConfigError, match=f"'color=red'; allowed: a text, or KEY=PATTERN .*{FILTERS[0]}"):
+        filtered([], "color=red")
     with pytest.raises(ConfigError, match=f"--sort is 'beauty'; allowed: {SORTS[0]}"):
         ordered([], "beauty")
 

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from imgclf.training import fast_backward as small_maps
-from imgclf.training.fast_backward import MOST_PIXELS, quick_gradients
+from imgclf.training.fast_backward import MOST_PIXELS, fast_gradients
 
 CPU, LARGE = torch.device("cpu"), 1e12
 
 
 def quick():
-    return quick_gradients(CPU, torch.bfloat16, LARGE)
+    return fast_gradients(CPU, torch.bfloat16, LARGE)
 
 
 def inputs(side, weight_shape, groups=1):
@@ -119,7 +119,7 @@ def test_only_large_steps_in_bf16_on_a_processor_go_another_way():
         (CPU, torch.float32, LARGE),
         (CPU, torch.bfloat16, 1e6),
     ]:
-        assert isinstance(quick_gradients(device, precision, flops), nullcontext)
+        assert isinstance(fast_gradients(device, precision, flops), nullcontext)
 
 
 def test_a_whole_network_learns_the_same():

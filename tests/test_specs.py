@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core.config import (
-    FITS,
-    KERNELS,
+    INTERPOLATIONS,
     OPTIMIZERS,
     PRECISIONS,
+    RESIZE_MODES,
     SCHEDULES,
     STEPS,
+    AugmentStep,
     DataConfig,
-    Experiment,
+    ExperimentConfig,
     Levels,
-    ModelSpec,
-    Recipe,
-    Step,
+    ModelConfig,
+    PreprocessConfig,
     TrainConfig,
     from_dict,
     parse_size,
@@ -31,38 +31,38 @@ from imgclf.core.errors import ConfigError
 
 TWELVE = Levels("integer", 0, 4095)
 REQUIRED = {
-    Step: {"op": "flip"},
+    AugmentStep: {"op": "flip"},
     Levels: {"kind": "float", "low": 0, "high": 1},
-    ModelSpec: {"arch": "lenet", "classes": 2},
+    ModelConfig: {"arch": "lenet", "classes": 2},
 }
 
 BAD = [
-    (Step, "op", ["blur", None], "resized_crop"),
-    (Step, "params", [3], "named values"),
-    (Recipe, "size", [(0, 8), (8,), (8, 8, 8), [8, 8], 8, (8, 5000), (8.0, 8)], "(height, width)"),
-    (Recipe, "channels", [0, 65, 1.0, True], "1 to 64"),
-    (Recipe, "fit", ["stretch"], "crop, pad, squash"),
-    (Recipe, "kernel", ["cubic"], "bicubic"),
-    (Recipe, "crop_ratio", [0.05, 2.1, math.nan, "1"], "0.1 to 2"),
+    (AugmentStep, "op", ["blur", None], "resized_crop"),
+    (AugmentStep, "params", [3], "named values"),
+    (PreprocessConfig, "size", [(0, 8), (8,), (8, 8, 8), [8, 8], 8, (8, 5000), (8.0, 8)], "(height, width)"),
+    (PreprocessConfig, "channels", [0, 65, 1.0, True], "1 to 64"),
+    (PreprocessConfig, "resize_mode", ["stretch"], "crop, pad, squash"),
+    (PreprocessConfig, "interpolation", ["cubic"], "bicubic"),
+    (PreprocessConfig, "crop_pct", [0.05, 2.1, math.nan, "1"], "0.1 to 2"),
     (
-        Recipe,
+        PreprocessConfig,
         "mean",
         [(0.5, 0.5), (), 0.5, ("a",) * 3, (0.5, math.nan, 0.5), (math.inf,) * 3, None],
         "one number a channel (3)",
     ),
-    (Recipe, "std", [(0.0,) * 3, (0.5, 0.5, -1.0), (0.5, 0.5)], "one number a channel (3)"),
-    (Recipe, "steps", [[Step("flip")], ("flip",)], "a tuple of Step"),
-    (Recipe, "compose", ["flip"], "named values"),
-    (Recipe, "tta", ["flip"], "none, mirror, mirror-shift"),
-    (Recipe, "levels", [[TWELVE], (TWELVE, TWELVE), ((0, 1),)], "a tuple of Levels, each of another kind"),
+    (PreprocessConfig, "std", [(0.0,) * 3, (0.5, 0.5, -1.0), (0.5, 0.5)], "one number a channel (3)"),
+    (PreprocessConfig, "steps", [[AugmentStep("flip")], ("flip",)], "a tuple of Step"),
+    (PreprocessConfig, "compose", ["flip"], "named values"),
+    (PreprocessConfig, "tta", ["flip"], "none, mirror, mirror-shift"),
+    (PreprocessConfig, "levels", [[TWELVE], (TWELVE, TWELVE), ((0, 1),)], "a tuple of Levels, each of another kind"),
     (Levels, "kind", ["half"], "integer, float"),
     (Levels, "low", [math.nan, -math.inf, "0"], "a finite number"),
     (Levels, "high", [math.nan, math.inf], "a finite number"),
-    (ModelSpec, "arch", ["", 3], "architecture"),
-    (ModelSpec, "classes", [0, 1.5, True], "1 to 1,000,000"),
-    (ModelSpec, "channels", [0], "1 to 64"),
-    (ModelSpec, "size", [(0, 1)], "(height, width)"),
-    (ModelSpec, "dropout", [1.0, -0.1], "0 to 0.99"),
+    (ModelConfig, "arch", ["", 3], "architecture"),
+    (ModelConfig, "classes", [0, 1.5, True], "1 to 1,000,000"),
+    (ModelConfig, "channels", [0], "1 to 64"),
+    (ModelConfig, "size", [(0, 1)], "(height, width)"),
+    (ModelConfig, "dropout", [1.0, -0.1], "0 to 0.99"),
     (TrainConfig, "epochs", [-1, 1.5, 100_001], "0 (a probe alone) to 100,000"),
     (TrainConfig, "probe", [0, "yes"], "true or false"),
     (TrainConfig, "batch_size", [-1, "32"], "1 or more"),
@@ -98,15 +98,15 @@ BAD = [
     (DataConfig, "allow_bad", [-0.1, 1.1], "0 to 1"),
     (DataConfig, "max_pixels", [0], "1 or more"),
     (DataConfig, "cache", ["gpu"], "auto, device, ram, disk, jpeg, off"),
-    (Experiment, "arch", [""], "architecture"),
-    (ModelSpec, "members", [0, 101], "1 to 100"),
-    (Experiment, "init", ["", 3], "a run folder or a model file"),
-    (Experiment, "fit", ["stretch"], "crop, pad, squash"),
-    (Experiment, "split", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0.0)], "sum to 1"),
-    (Experiment, "mirror", ["no"], "true or false"),
-    (Experiment, "recolour", [2], "true or false"),
-    (Experiment, "tta", ["flip"], "none, mirror, mirror-shift"),
-    (Experiment, "keep", ["none"], "best, all"),
+    (ExperimentConfig, "arch", [""], "architecture"),
+    (ModelConfig, "members", [0, 101], "1 to 100"),
+    (ExperimentConfig, "init", ["", 3], "a run folder or a model file"),
+    (ExperimentConfig, "resize_mode", ["stretch"], "crop, pad, squash"),
+    (ExperimentConfig, "split", [(0.5, 0.5), (0.0, 0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0.0)], "sum to 1"),
+    (ExperimentConfig, "mirror", ["no"], "true or false"),
+    (ExperimentConfig, "recolor", [2], "true or false"),
+    (ExperimentConfig, "tta", ["flip"], "none, mirror, mirror-shift"),
+    (ExperimentConfig, "keep", ["none"], "best, all"),
 ]
 
 
@@ -128,7 +128,7 @@ def test_nesterov_needs_a_momentum():
 
 
 def test_one_mean_serves_all_channels():
-    recipe = Recipe(channels=2, mean=(0.25,), std=(0.5, 0.75))
+    recipe = PreprocessConfig(channels=2, mean=(0.25,), std=(0.5, 0.75))
     assert recipe.mean == (0.25, 0.25)
     assert recipe.std == (0.5, 0.75)
 
@@ -145,15 +145,15 @@ def of(channels, low):
 def recipes(draw):
     channels = draw(st.integers(1, 4))
     params = st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False) | st.lists(st.integers(), max_size=2))
-    return Recipe(
+    return PreprocessConfig(
         size=draw(sizes),
         channels=channels,
-        fit=draw(st.sampled_from(FITS)),
-        kernel=draw(st.sampled_from(KERNELS)),
-        crop_ratio=draw(st.floats(0.1, 1)),
+        resize_mode=draw(st.sampled_from(RESIZE_MODES)),
+        interpolation=draw(st.sampled_from(INTERPOLATIONS)),
+        crop_pct=draw(st.floats(0.1, 1)),
         mean=draw(of(channels, -1000)),
         std=draw(of(channels, 1e-6)),
-        steps=tuple(draw(st.lists(st.builds(Step, st.sampled_from(STEPS), params), max_size=3))),
+        steps=tuple(draw(st.lists(st.builds(AugmentStep, st.sampled_from(STEPS), params), max_size=3))),
         compose=draw(st.none() | st.just({"transform": {"p": 0.5, "size": [1, 2]}})),
     )
 
@@ -173,10 +173,10 @@ configs = st.builds(
     seed=st.integers(0, 2**63 - 1),
 )
 models = st.builds(
-    ModelSpec, st.text(min_size=1), st.integers(1, 1000), st.integers(1, 64), sizes, dropout=st.none() | shares
+    ModelConfig, st.text(min_size=1), st.integers(1, 1000), st.integers(1, 64), sizes, dropout=st.none() | shares
 )
 experiments = st.builds(
-    Experiment,
+    ExperimentConfig,
     dropout=st.none() | shares,
     size=st.none() | sizes,
     mean=st.none() | of(3, -1),
@@ -191,7 +191,9 @@ def test_a_spec_goes_to_json_and_back(spec):
     assert from_dict(type(spec), json.loads(json.dumps(to_dict(spec)))) == spec
 
 
-@pytest.mark.parametrize("kind", [Step, Levels, Recipe, ModelSpec, TrainConfig, DataConfig, Experiment])
+@pytest.mark.parametrize(
+    "kind", [AugmentStep, Levels, PreprocessConfig, ModelConfig, TrainConfig, DataConfig, ExperimentConfig]
+)
 def test_every_field_with_a_default_may_be_left_out(kind):
     required = REQUIRED.get(kind, {})
     assert from_dict(kind, required) == kind(**required)
@@ -201,13 +203,13 @@ def test_every_field_with_a_default_may_be_left_out(kind):
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        (TrainConfig, {"optimiser": "sgd"}, "TrainConfig has no 'optimiser'; did you mean optimizer"),
-        (Experiment, {"train": {"epoch": 3}}, "TrainConfig has no 'epoch'; did you mean epochs"),
-        (Recipe, {"steps": [{"op": "flip", "parms": {}}]}, "Step has no 'parms'; did you mean params"),
+        (TrainConfig, {"optimzer": "sgd"}, "TrainConfig has no 'optimzer'; did you mean optimizer"),
+        (ExperimentConfig, {"train": {"epoch": 3}}, "TrainConfig has no 'epoch'; did you mean epochs"),
+        (PreprocessConfig, {"steps": [{"op": "flip", "parms": {}}]}, "Step has no 'parms'; did you mean params"),
         (DataConfig, {"zzz": 1}, "DataConfig has no 'zzz'; allowed: data_dir, on_bad"),
-        (Experiment, {"train": 3}, "TrainConfig is 3; allowed: named values"),
-        (Experiment, {"split": 3}, "Experiment does not fit the values"),
-        (ModelSpec, {"arch": "lenet"}, "ModelSpec does not fit the values .*classes"),
+        (ExperimentConfig, {"train": 3}, "TrainConfig is 3; allowed: named values"),
+        (ExperimentConfig, {"split": 3}, "ExperimentConfig does not fit the values"),
+        (ModelConfig, {"arch": "lenet"}, "ModelConfig does not fit the values .*classes"),
         (TrainConfig, {"epochs": 0, "probe": False}, r"TrainConfig\.epochs is 0; allowed: 1 or more"),
     ],
 )
@@ -235,7 +237,7 @@ def test_a_split_in_per_cent_sums_to_one(train, valid):
     parts = parse_split(f"{train}/{valid}/{100 - train - valid}")
     assert sum(parts) == pytest.approx(1)
     assert parts[0] == pytest.approx(train / 100)
-    assert Experiment(split=parts).split == parts
+    assert ExperimentConfig(split=parts).split == parts
 
 
 def test_a_split_may_be_in_fractions():
@@ -254,16 +256,20 @@ def test_the_parts_of_a_split_must_fill_the_whole():
 
 
 def test_every_checked_field_is_tried_above():
-    """What an `Experiment` leaves open or passes on is checked by the spec that takes it."""
+    """What an `ExperimentConfig` leaves open or passes on is checked by the spec that takes it."""
     passed_on = {"weights", "dropout", "size", "channels", "mean", "std", "augment", "data", "train"}
-    expected = {(kind, f.name) for kind in (Step, Levels, Recipe, ModelSpec, TrainConfig) for f in fields(kind)}
-    expected |= {(Experiment, f.name) for f in fields(Experiment) if f.name not in passed_on}
+    expected = {
+        (kind, f.name)
+        for kind in (AugmentStep, Levels, PreprocessConfig, ModelConfig, TrainConfig)
+        for f in fields(kind)
+    }
+    expected |= {(ExperimentConfig, f.name) for f in fields(ExperimentConfig) if f.name not in passed_on}
     expected |= {(DataConfig, name) for name in ("on_bad", "allow_bad", "max_pixels", "cache")}
     assert {(kind, name) for kind, name, _, _ in BAD} == expected
 
 
 def test_a_key_of_another_table_is_sent_there():
     with pytest.raises(ConfigError, match=r"'lr' belongs to the table \[train\]"):
-        from_dict(Experiment, {"lr": 0.1})
+        from_dict(ExperimentConfig, {"lr": 0.1})
     with pytest.raises(ConfigError, match=r"'on_bad' belongs to the table \[data\]"):
-        from_dict(Experiment, {"on_bad": "skip"})
+        from_dict(ExperimentConfig, {"on_bad": "skip"})

@@ -260,10 +260,10 @@ def test_what_changed_is_named(tmp_path):
     write_split(make_split(source(samples)), tmp_path / "split.csv")
     home = places(make_split(source(samples)))
     changed = replace(samples[0], sha256=content("changed"))
-    relabelled = replace(samples[1], label="c1")
+    relabeled = replace(samples[1], label="c1")
     renamed = replace(samples[2], ref="c0/renamed.png")
     new = Sample("c0/new.png", "c0", sha256=content("new"))
-    split = make_split(source([changed, relabelled, renamed, new, *samples[4:]]), file=tmp_path / "split.csv")
+    split = make_split(source([changed, relabeled, renamed, new, *samples[4:]]), file=tmp_path / "split.csv")
     assert split.notes == (
         "1 of the files is new and assigned: c0/new.png",
         "1 of the files is new names of known content, which stays where it was: c0/renamed.png",

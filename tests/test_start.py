@@ -8,19 +8,21 @@ import torch
 from torch import nn
 
 from imgclf import Classifier
-from imgclf.core.config import Experiment, TrainConfig
+from imgclf.core.config import ExperimentConfig, TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.estimator.plan import make_plan
-from imgclf.estimator.warm_start import fit_to_time, try_alterations
+from imgclf.estimator.warm_start import check_label_preserving, fit_to_time
 
 EXACT = {"precision": "fp32", "device": "cpu"}
-PROBED = Experiment(arch="lenet", weights="none", size=(16, 16), channels=3, train=TrainConfig(probe=True, **EXACT))
+PROBED = ExperimentConfig(
+    arch="lenet", weights="none", size=(16, 16), channels=3, train=TrainConfig(probe=True, **EXACT)
+)
 
 
 def halves(bright):
-    """Images of two classes that differ in what `bright` makes of (index, class): a mask or colour."""
+    """Images of two classes that differ in what `bright` makes of (index, class): a mask or color."""
     rng = np.random.default_rng(0)
     images = np.stack([bright(i % 2) for i in range(60)]) + rng.integers(0, 20, (60, 16, 16, 3))
     reader = ArrayReader({"all": images.astype(np.uint8)})
@@ -36,21 +38,21 @@ def sided(label):
     return image
 
 
-def coloured(label):
-    """Red or blue, equally bright in grey."""
+def colored(label):
+    """Red or blue, equally bright in gray."""
     return np.ones((16, 16, 1)) * ((200, 0, 0) if label else (0, 0, 200))
 
 
 class Sided(nn.Module):
-    """Right about `sided`, whatever the colours."""
+    """Right about `sided`, whatever the colors."""
 
     def forward(self, x):
         left, right = x[..., :8].mean((1, 2, 3)), x[..., 8:].mean((1, 2, 3))
         return torch.stack([left, right], 1)
 
 
-class Coloured(nn.Module):
-    """Right about `coloured`, mirrored or not."""
+class Colored(nn.Module):
+    """Right about `colored`, mirrored or not."""
 
     def forward(self, x):
         red, _, blue = x.mean((2, 3)).unbind(1)
@@ -60,41 +62,44 @@ class Coloured(nn.Module):
 @pytest.mark.parametrize(
     ("picture", "model", "found"),
     [
-        (sided, Sided(), {"mirror": False, "recolour": True}),
-        (coloured, Coloured(), {"mirror": True, "recolour": False}),
+        (sided, Sided(), {"mirror": False, "recolor": True}),
+        (colored, Colored(), {"mirror": True, "recolor": False}),
     ],
 )
 def test_what_changes_labels_is_left_out_of_the_augmentation(picture, model, found):
     source = halves(picture)
     plan = make_plan(replace(PROBED, augment="strong"), source, source.samples)
     plan = replace(plan, model=model)
-    after, choices = try_alterations(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
+    after, choices = check_label_preserving(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
     assert {name: getattr(after.experiment, name) for name in found} == found
     steps = {step.op: step.params for step in after.recipe.steps}
     assert ("flip" in steps) == found["mirror"]
-    assert (steps["color_jitter"]["saturation"] > 0) == found["recolour"]
+    assert (steps["color_jitter"]["saturation"] > 0) == found["recolor"]
     assert [choice.value for choice in choices] == ["yes" if found[choice.name] else "no" for choice in choices]
 
 
-def test_a_random_operation_is_kept_from_recolouring_too():
-    source = halves(coloured)
-    plan = replace(make_plan(replace(PROBED, augment="trivial"), source, source.samples), model=Coloured())
-    after, _ = try_alterations(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
-    assert [step.params["recolour"] for step in after.recipe.steps if step.op == "trivial"] == [False]
+def test_a_random_operation_is_kept_from_recoloring_too():
+    source = halves(colored)
+    plan = replace(make_plan(replace(PROBED, augment="trivial"), source, source.samples), model=Colored())
+    after, _ = check_label_preserving(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
+    assert [step.params["recolor"] for step in after.recipe.steps if step.op == "trivial"] == [False]
 
 
 def test_what_was_asked_for_is_not_tried():
     source = halves(sided)
-    plan = make_plan(replace(PROBED, mirror=True, recolour=False), source, source.samples)
+    plan = make_plan(replace(PROBED, mirror=True, recolor=False), source, source.samples)
     plan = replace(plan, model=Sided())
-    assert try_alterations(plan, Loader(source, source.samples, plan.recipe, classes=source.classes)) == (plan, ())
+    assert check_label_preserving(plan, Loader(source, source.samples, plan.recipe, classes=source.classes)) == (
+        plan,
+        (),
+    )
 
 
 def test_what_is_found_is_trained_with_and_written_down(tmp_path):
     config = {"size": (16, 16), "train": {**EXACT, "probe": True}}
     classifier = Classifier("lenet", config=config).fit(halves(sided), epochs=1, runs=tmp_path)
-    assert classifier.experiment_.mirror is False
-    assert not [step for step in classifier.recipe_.steps if step.op == "flip"]
+    assert classifier.config_.mirror is False
+    assert not [step for step in classifier.preprocess_.steps if step.op == "flip"]
     info = classifier.run_.info
     assert {choice["name"]: choice["value"] for choice in info["choices"]}["mirror"] == "no"
     assert not [step for step in info["recipe"]["steps"] if step["op"] == "flip"]
@@ -147,7 +152,7 @@ def test_training_ends_with_its_time(monkeypatch):
     classifier = Classifier("lenet", weights="none", config=config).fit(halves(sided))
     assert classifier.history_.ended == "done"
     assert len(classifier.history_) < 100_000
-    assert classifier.experiment_.train.minutes < 6 / 60, "what was left for training"
+    assert classifier.config_.train.minutes < 6 / 60, "what was left for training"
     assert classifier.history_.epochs[-1].lr < 0.2 * max(record.lr for record in classifier.history_)
 
 

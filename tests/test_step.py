@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import OutOfMemory
 from imgclf.data.loading.loader import Batch, Mix
 from imgclf.training import step as module
 from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer
-from imgclf.training.step import Rewind, batch_weight, learn, probe_batch_size, split_batch, summed_loss
+from imgclf.training.step import BufferSnapshot, batch_weight, learn, probe_batch_size, split_batch, summed_loss
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(size=(6, 6), channels=1)
+RECIPE = PreprocessConfig(size=(6, 6), channels=1)
 N = 10
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
 
@@ -68,7 +68,7 @@ def state_of(model, class_weights=None, **options):
         steps_per_epoch=1,
         drop_last=False,
         pairs=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
-        micro=N,
+        micro_batch_size=N,
         sums=torch.zeros(2),
         class_weights=class_weights,
     )
@@ -80,12 +80,15 @@ def gradients(model):
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
-@pytest.mark.parametrize(("limit", "micro", "parts"), [(5, 5, 2), (4, 3, 4), (1, 1, 10)])
-def test_parts_have_the_gradient_of_the_whole(mixed, class_weights, limit, micro, parts):
+@pytest.mark.parametrize(("limit", "micro_batch_size", "parts"), [(5, 5, 2), (4, 3, 4), (1, 1, 10)])
+def test_parts_have_the_gradient_of_the_whole(mixed, class_weights, limit, micro_batch_size, parts):
     whole, cut = state_of(Limited(), class_weights), state_of(Limited(limit), class_weights)
     for state in (whole, cut):
-        learn(state, batch_of(mixed=mixed), RECIPE, Rewind(state.model, CPU))
-    assert (cut.micro, cut.model.sizes[-parts:]) == (micro, [min(micro, N - i * micro) for i in range(parts)])
+        learn(state, batch_of(mixed=mixed), RECIPE, BufferSnapshot(state.model, CPU))
+    assert (cut.micro_batch_size, cut.model.sizes[-parts:]) == (
+        micro_batch_size,
+        [min(micro_batch_size, N - i * micro_batch_size) for i in range(parts)],
+    )
     for name, gradient in gradients(whole.model).items():
         torch.testing.assert_close(cut.model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(cut.sums, whole.sums, atol=1e-4, rtol=1e-5)
@@ -99,7 +102,7 @@ def test_a_process_without_a_share_of_a_batch_adds_nothing(monkeypatch):
     monkeypatch.setattr(module.distributed, "sum_gradients", lambda parameters: None)
     state = state_of(Limited())
     before = [parameter.clone() for parameter in state.model.parameters()]
-    assert learn(state, batch_of(0), RECIPE, Rewind(state.model, CPU)) == 1
+    assert learn(state, batch_of(0), RECIPE, BufferSnapshot(state.model, CPU)) == 1
     assert state.sums.tolist() == [0, 0]
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
@@ -109,7 +112,7 @@ def test_the_update_is_made_once(options):
     whole, cut = state_of(Limited(), **options), state_of(Limited(3), **options)
     for state in (whole, cut):
         for n in (N, 7):
-            learn(state, batch_of(n), RECIPE, Rewind(state.model, CPU))
+            learn(state, batch_of(n), RECIPE, BufferSnapshot(state.model, CPU))
     for name, tensor in whole.model.state_dict().items():
         torch.testing.assert_close(cut.model.state_dict()[name], tensor, atol=1e-4, rtol=1e-4)
 
@@ -119,7 +122,7 @@ def test_the_gradient_is_that_of_the_mean_loss():
     batch = batch_of()
     with torch.no_grad():
         before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    learn(state, batch, RECIPE, Rewind(state.model, CPU))
+    learn(state, batch, RECIPE, BufferSnapshot(state.model, CPU))
     plain = Limited()
     assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in before.items())
     images = (batch.pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
@@ -141,19 +144,19 @@ def test_blended_images_count_for_both_of_their_classes():
 def test_a_pass_that_failed_leaves_no_trace():
     """Batch statistics and dropout are those of a step that was planned in parts from the start."""
     failed, planned = state_of(Limited(5, norm=True, dropout=0.5)), state_of(Limited(norm=True, dropout=0.5))
-    planned.micro = 5
+    planned.micro_batch_size = 5
     for state in (failed, planned):
         torch.manual_seed(1)
-        learn(state, batch_of(), RECIPE, Rewind(state.model, CPU))
+        learn(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
     assert failed.model.sizes == [10, 5, 5]
-    assert failed.micro == 5
+    assert failed.micro_batch_size == 5
     for name, tensor in planned.model.state_dict().items():
         assert torch.equal(failed.model.state_dict()[name], tensor)
 
 
 def test_the_smaller_part_is_kept():
     state = state_of(Limited(5))
-    rewind = Rewind(state.model, CPU)
+    rewind = BufferSnapshot(state.model, CPU)
     learn(state, batch_of(), RECIPE, rewind)
     learn(state, batch_of(), RECIPE, rewind)
     assert state.model.sizes == [10, 5, 5, 5, 5]
@@ -163,7 +166,7 @@ def test_the_smaller_part_is_kept():
 def test_too_little_memory_for_the_smallest_part(norm, limit):
     state = state_of(Limited(limit, norm))
     with pytest.raises(OutOfMemory, match="use a smaller --size or --arch"):
-        learn(state, batch_of(), RECIPE, Rewind(state.model, CPU))
+        learn(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
     assert state.model.sizes[-1] == limit + 1
 
 
@@ -175,7 +178,7 @@ def test_other_errors_are_not_replayed():
 
     state = state_of(Broken())
     with pytest.raises(RuntimeError, match="shapes"):
-        learn(state, batch_of(), RECIPE, Rewind(state.model, CPU))
+        learn(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
     assert state.model.sizes == [10]
 
 
@@ -244,19 +247,19 @@ class Wide(nn.Module):
         return self.head(maps.mean((2, 3)))
 state = t.state_of(Wide())
 state.config = replace(state.config, batch_size=8)
-state.micro = 8
+state.micro_batch_size = 8
 batch = t.batch_of(8)
 batch = batch._replace(pixels=torch.zeros(8, 512, 512, 1, dtype=torch.uint8))
 small = batch._replace(pixels=batch.pixels[:1], targets=batch.targets[:1], positions=batch.positions[:1])
 recipe = replace(t.RECIPE, size=(512, 512))
-rewind = t.Rewind(state.model, t.CPU)
+rewind = t.BufferSnapshot(state.model, t.CPU)
 t.learn(state, small, recipe, rewind)  # all libraries are loaded now
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 limit = used + 800 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 t.learn(state, batch, recipe, rewind)
-print(state.micro, state.model.sizes[-1], torch.isfinite(state.sums).all().item())
+print(state.micro_batch_size, state.model.sizes[-1], torch.isfinite(state.sums).all().item())
 """
 
 
@@ -271,7 +274,7 @@ def test_a_real_lack_of_memory():
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    micro, last, finite = done.stdout.split()
-    assert 1 <= int(micro) < 8
-    assert int(last) <= int(micro)
+    micro_batch_size, last, finite = done.stdout.split()
+    assert 1 <= int(micro_batch_size) < 8
+    assert int(last) <= int(micro_batch_size)
     assert finite == "True"

@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgclf.core.config import FITS, Levels, Recipe
+from imgclf.core.config import RESIZE_MODES, Levels, PreprocessConfig
 from imgclf.data.dataset import ArrayReader, Sample, Source, open_prepared
-from imgclf.data.loading.disk_cache import Kept
-from imgclf.data.loading.pixel_store import Dense, Form, Ragged, memory_budget
+from imgclf.data.loading.disk_cache import CachedImage
+from imgclf.data.loading.pixel_store import CacheFormat, DenseStore, RaggedStore, memory_budget
 from imgclf.data.sources.folder import FileReader
 from imgclf.transforms.crop import kept_side
 from imgclf.transforms.preprocess import decode_size, prepare
 from imgclf.transforms.presets import preset_steps
 
-SQUARE = Recipe(size=(8, 8), channels=1)
+SQUARE = PreprocessConfig(size=(8, 8), channels=1)
 TWELVE = (Levels("integer", 0, 4095),)
-CROPS = Recipe(size=(8, 8), steps=preset_steps("standard"))
+CROPS = PreprocessConfig(size=(8, 8), steps=preset_steps("standard"))
 
 
 class Files(ArrayReader):
@@ -36,7 +36,7 @@ def source_of(shape=(10, 8, 8, 1), reader=ArrayReader):
 @given(st.lists(st.lists(st.integers(0, 9), unique=True), max_size=6))
 def test_what_is_filled_comes_back_and_the_rest_is_missing(batches):
     source = source_of(reader=Files)
-    dense = Dense(source, source.samples, Form(SQUARE, whole=False))
+    dense = DenseStore(source, source.samples, CacheFormat(SQUARE, whole=False))
     filled = set()
     for batch in batches:
         index = np.array(batch, np.int64)
@@ -56,14 +56,14 @@ def test_what_is_filled_comes_back_and_the_rest_is_missing(batches):
     [
         (SQUARE, ArrayReader, True),
         (SQUARE, Files, False),
-        (Recipe(size=(8, 8), channels=3), ArrayReader, False),
-        (Recipe(size=(9, 8), channels=1), ArrayReader, False),
-        (Recipe(size=(8, 8), channels=1, crop_ratio=0.5), ArrayReader, False),
+        (PreprocessConfig(size=(8, 8), channels=3), ArrayReader, False),
+        (PreprocessConfig(size=(9, 8), channels=1), ArrayReader, False),
+        (PreprocessConfig(size=(8, 8), channels=1, crop_pct=0.5), ArrayReader, False),
     ],
 )
 def test_only_what_needs_no_change_is_taken_at_once(recipe, reader, at_once):
-    source, form = source_of(reader=reader), Form(recipe, whole=False)
-    dense = Dense(source, source.samples, form)
+    source, form = source_of(reader=reader), CacheFormat(recipe, whole=False)
+    dense = DenseStore(source, source.samples, form)
     assert dense.full == at_once
     for i, sample in enumerate(source.samples):
         if not at_once:
@@ -75,59 +75,73 @@ def test_only_what_needs_no_change_is_taken_at_once(recipe, reader, at_once):
 
 def test_a_stacked_set_is_not_the_one_it_comes_from():
     source = source_of()
-    dense = Dense(source, source.samples, Form(SQUARE, whole=False))
+    dense = DenseStore(source, source.samples, CacheFormat(SQUARE, whole=False))
     dense.put(0, np.zeros((8, 8, 1), np.uint8))
     assert source.open("all/0").any()
 
 
 def test_whole_images_keep_their_ratio_and_know_their_size():
     source = source_of((2, 40, 61, 3))
-    form = Form.of(CROPS, train=True)
+    form = CacheFormat.of(CROPS, train=True)
     kept = form.read(source, "all/1")
     assert form.whole
     assert min(kept.pixels.shape[:2]) == kept_side(CROPS)
     assert kept.shape == (40, 61)
-    ragged = Ragged(2)
+    ragged = RaggedStore(2)
     ragged.put(1, kept)
     assert ragged.row(0) is None
     assert ragged.row(1) is kept
     assert form.bytes_each(source, source.samples) == pytest.approx(kept.pixels.nbytes, rel=0.05)
 
 
-@pytest.mark.parametrize("recipe", [SQUARE, CROPS, Recipe(steps=preset_steps("standard"), fit="pad")])
+@pytest.mark.parametrize("recipe", [SQUARE, CROPS, PreprocessConfig(steps=preset_steps("standard"), resize_mode="pad")])
 def test_evaluation_starts_from_prepared_pixels(recipe):
-    assert not Form.of(recipe, train=False).whole
-    assert Form.of(recipe, train=True).whole == (recipe is CROPS)
+    assert not CacheFormat.of(recipe, train=False).whole
+    assert CacheFormat.of(recipe, train=True).whole == (recipe is CROPS)
 
 
 def test_settings_tell_pixels_apart():
     recipes = [
-        *(SQUARE, Recipe(size=(9, 8), channels=1), Recipe(size=(8, 8)), Recipe(size=(8, 8), fit="squash")),
-        *(Recipe(size=(8, 8), kernel="bicubic"), Recipe(size=(8, 8), crop_ratio=0.9), Recipe(size=(8, 8), fit="pad")),
-        Recipe(size=(8, 8), fit="pad", mean=(0.1,)),
-        Recipe(size=(8, 8), levels=TWELVE),
+        *(
+            SQUARE,
+            PreprocessConfig(size=(9, 8), channels=1),
+            PreprocessConfig(size=(8, 8)),
+            PreprocessConfig(size=(8, 8), resize_mode="squash"),
+        ),
+        *(
+            PreprocessConfig(size=(8, 8), interpolation="bicubic"),
+            PreprocessConfig(size=(8, 8), crop_pct=0.9),
+            PreprocessConfig(size=(8, 8), resize_mode="pad"),
+        ),
+        PreprocessConfig(size=(8, 8), resize_mode="pad", mean=(0.1,)),
+        PreprocessConfig(size=(8, 8), levels=TWELVE),
     ]
     wholes = [CROPS, replace(CROPS, levels=TWELVE)]
-    forms = [*(Form(recipe, whole=False) for recipe in recipes), *(Form(recipe, whole=True) for recipe in wholes)]
+    forms = [
+        *(CacheFormat(recipe, whole=False) for recipe in recipes),
+        *(CacheFormat(recipe, whole=True) for recipe in wholes),
+    ]
     assert len({str(form.settings()) for form in forms}) == len(forms)
-    same = Recipe(size=(8, 8), mean=(0.1,), steps=preset_steps("light"))
-    assert Form(same, whole=False).settings() == Form(Recipe(size=(8, 8)), whole=False).settings()
+    same = PreprocessConfig(size=(8, 8), mean=(0.1,), steps=preset_steps("light"))
+    assert (
+        CacheFormat(same, whole=False).settings() == CacheFormat(PreprocessConfig(size=(8, 8)), whole=False).settings()
+    )
 
 
 def test_a_loader_takes_a_share_of_the_memory():
     assert 2**20 < memory_budget() < 2**44
-    assert Kept(np.zeros((1, 1, 1), np.uint8), (1, 1)).shape == (1, 1)
+    assert CachedImage(np.zeros((1, 1, 1), np.uint8), (1, 1)).shape == (1, 1)
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 @pytest.mark.parametrize("shape", [(256, 384), (257, 385), (257, 191), (135, 514)])
-def test_what_a_scaled_decoding_rounds_up_moves_nothing(tmp_path, shape, fit):
+def test_what_a_scaled_decoding_rounds_up_moves_nothing(tmp_path, shape, resize_mode):
     rows, columns = np.linspace(0, 9, shape[0])[:, None], np.linspace(0, 9, shape[1])[None]
     waves = [127 * (1 + np.sin(rows + c) * np.cos(columns - c)) for c in range(3)]
     (tmp_path / "a").mkdir()
     image = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
     image.save(tmp_path / "a" / "0.jpg", quality=95, subsampling=0)
-    recipe = Recipe(size=(20, 20), fit=fit, crop_ratio=0.9)
+    recipe = PreprocessConfig(size=(20, 20), resize_mode=resize_mode, crop_pct=0.9)
     source = Source("s", ("a",), (Sample("a/0.jpg", "a"),), FileReader(tmp_path))
     whole = source.open("a/0.jpg")
     assert source.open("a/0.jpg", decode_size(recipe)).shape != whole.shape

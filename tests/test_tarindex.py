@@ -7,7 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pytest
-from conftest import colour_image
+from conftest import color_image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ from imgclf.data.sources.tar_index import (
 
 def encoded(name="red", index=0, kind="PNG"):
     buffer = io.BytesIO()
-    colour_image(name, index, (6, 8)).save(buffer, kind)
+    color_image(name, index, (6, 8)).save(buffer, kind)
     return buffer.getvalue()
 
 

@@ -19,15 +19,15 @@ from imgclf.cli import app
 from imgclf.core.errors import ConfigError, MissingExtra, UnknownName
 from imgclf.core.results import ClassResult, EpochRecord, Evaluation
 from imgclf.tracking import tracker as tracking
-from imgclf.tracking.backend import Pictures, Session, Sink, draw_confusion, shown_confusion
-from imgclf.tracking.registry import TRACKERS, find_sink
+from imgclf.tracking.backend import Backend, Pictures, Session, draw_confusion, shown_confusion
+from imgclf.tracking.registry import TRACKERS, find_backend
 from imgclf.tracking.tensorboard import TensorBoard
 from imgclf.tracking.visdom import MOST_POINTS, Visdom
 
 CONFIG = {"train": {"precision": "fp32"}}
 
 
-class Recording(Sink):
+class Recording(Backend):
     """Takes note of all calls, with the thread that they came on."""
 
     def __init__(self, name="recording"):
@@ -233,7 +233,7 @@ def test_flushing_takes_at_most_its_share_of_the_time():
 def test_names():
     assert TRACKERS.names() == ["tensorboard", "visdom", "mlflow", "wandb"]
     with pytest.raises(UnknownName, match="no tracker is called 'tensorbord'; did you mean tensorboard"):
-        find_sink("tensorbord")
+        find_backend("tensorbord")
 
 
 @pytest.mark.parametrize("name", TRACKERS.names())
@@ -241,7 +241,7 @@ def test_a_missing_package_is_an_error_before_any_work(monkeypatch, name):
     for module in ("torch.utils.tensorboard", "visdom", "mlflow", "wandb"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=rf'pip install "imgclf\[{name}\]"'):
-        find_sink(name)
+        find_backend(name)
     result = CliRunner().invoke(app, ["train", "nowhere", "--track", name])
     assert result.exit_code == 2
     assert f'pip install "imgclf[{name}]"' in result.stderr
@@ -671,7 +671,7 @@ def test_a_confusion_matrix_is_darker_where_more_images_are():
     assert (picture[-60:, :3] == 255).all()
 
 
-def test_captions_are_drawn_in_their_colours():
+def test_captions_are_drawn_in_their_colors():
     images = tuple(np.full((40, 60, 3), 128, np.uint8) for _ in range(7))
     picture = Pictures("p", "title", images, ("a (b)",) * 7, (True,) * 6 + (False,)).draw()
     red = (picture[..., 0] > 150) & (picture[..., 1] < 60)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from imgclf.core.config import Recipe, Step
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import batch, ops_cpu, ops_torch
 from imgclf.transforms.albumentations_pipeline import Augmenter, _pipeline
@@ -48,7 +48,7 @@ def by(ops, operation, strength, pixels, space=SPACE):
 @BOTH
 @HOW_MUCH
 @pytest.mark.parametrize("operation", PIL)
-def test_levels_and_colours_change_as_by_pil(ops, operation, strength):
+def test_levels_and_colors_change_as_by_pil(ops, operation, strength):
     ours = by(ops, operation, strength, photo()).astype(int)
     theirs = np.asarray(PIL[operation](Image.fromarray(photo()), strength)).astype(int)
     if operation == "sharpness":  # PIL leaves the outermost pixels as they are
@@ -58,7 +58,7 @@ def test_levels_and_colours_change_as_by_pil(ops, operation, strength):
 
 @BOTH
 @HOW_MUCH
-def test_an_image_is_turned_about_its_centre(ops, strength):
+def test_an_image_is_turned_about_its_center(ops, strength):
     matrix = cv2.getRotationMatrix2D((39.5, 29.5), 30 * strength, 1)
     theirs = cv2.warpAffine(photo(), matrix, (80, 60), borderMode=cv2.BORDER_REPLICATE).astype(int)
     assert abs(by(ops, "rotate", strength, photo()) - theirs).max() <= 2
@@ -67,7 +67,7 @@ def test_an_image_is_turned_about_its_centre(ops, strength):
 @BOTH
 @HOW_MUCH
 @pytest.mark.parametrize("operation", ["shear_x", "shear_y"])
-def test_an_image_is_sheared_about_its_centre(ops, operation, strength):
+def test_an_image_is_sheared_about_its_center(ops, operation, strength):
     slope = 0.3 * strength
     matrix = (
         [[1, slope, -slope * 29.5], [0, 1, 0]] if operation == "shear_x" else [[1, 0, 0], [slope, 1, -slope * 39.5]]
@@ -103,7 +103,7 @@ def test_an_image_of_one_level_has_nothing_to_stretch(ops, operation):
 
 @BOTH
 @pytest.mark.parametrize("channels", [1, 5])
-def test_without_colours_there_are_tones(ops, channels):
+def test_without_colors_there_are_tones(ops, channels):
     pixels = photo(channels=channels)
     assert (by(ops, "saturation", 1.0, pixels) == pixels).all()
     assert abs(by(ops, "brightness", -0.5, pixels) - 0.55 * pixels).max() <= 0.51
@@ -143,7 +143,7 @@ def parameters(monkeypatch):
     def draw(**more):
         spy = Spy()
         monkeypatch.setattr(batch, "_ops", lambda pixels: spy)
-        recipe = Recipe(size=(40, 60), steps=(Step("trivial", {**FAR, **more}),))
+        recipe = PreprocessConfig(size=(40, 60), steps=(AugmentStep("trivial", {**FAR, **more}),))
         augment(torch.zeros((1, 1, 1, 1), dtype=torch.uint8).expand(N, 40, 60, 3), recipe, 0, 1, KEYS)
         return spy.calls
 
@@ -153,7 +153,7 @@ def parameters(monkeypatch):
 def test_all_operations_are_as_likely_and_all_strengths(parameters):
     calls = parameters()
     ((matrices,),) = calls["warp"]
-    (factors,) = calls["colour"]
+    (factors,) = calls["color"]
     ((sharpness,),) = calls["sharpen"]
     (masks,), (stretches,) = calls["lookup"]
     counts = [len(matrices), len(factors[0]), len(sharpness), len(masks), len(stretches)]
@@ -168,10 +168,10 @@ def test_all_operations_are_as_likely_and_all_strengths(parameters):
     assert stats.kstest(shears, stats.uniform(-0.3, 0.6).cdf).pvalue > SAME
 
 
-def test_where_colours_carry_meaning_each_channel_keeps_its_share(parameters):
-    calls = parameters(recolour=False)
-    assert set(calls) == {"warp", "colour", "sharpen"}
-    ((brightness, contrast, saturation),) = calls["colour"]
+def test_where_colors_carry_meaning_each_channel_keeps_its_share(parameters):
+    calls = parameters(recolor=False)
+    assert set(calls) == {"warp", "color", "sharpen"}
+    ((brightness, contrast, saturation),) = calls["color"]
     assert (saturation == 1).all()
     left = len(OPERATIONS) - len(RECOLOURING)
     assert stats.binomtest(int((brightness != 1).sum()), N, 1 / left).pvalue > SAME
@@ -180,7 +180,7 @@ def test_where_colours_carry_meaning_each_channel_keeps_its_share(parameters):
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_the_other_engine_draws_alike_and_gives_the_same_pixels(channels):
-    recipe = Recipe(size=(60, 80), channels=channels, steps=(Step("trivial", FAR),))
+    recipe = PreprocessConfig(size=(60, 80), channels=channels, steps=(AugmentStep("trivial", FAR),))
     transform = _pipeline(recipe).transforms[-1]
     transform.set_random_seed(7)
     numbers = np.concatenate([transform.get_params()["numbers"] for _ in range(500)], 1)
@@ -196,7 +196,7 @@ def test_the_other_engine_draws_alike_and_gives_the_same_pixels(channels):
 
 @pytest.mark.parametrize("params", [{}, {**FAR, "p": 0.5}])
 def test_a_parameter_that_is_none_or_missing(params):
-    recipe = Recipe(size=(60, 80), steps=(Step("trivial", params),))
+    recipe = PreprocessConfig(size=(60, 80), steps=(AugmentStep("trivial", params),))
     with pytest.raises(ConfigError, match="step 'trivial' does not take "):
         augment(torch.from_numpy(photo())[None], recipe, 0, 0, KEYS[:1])
     with pytest.raises(ConfigError, match="step 'trivial' does not take "):

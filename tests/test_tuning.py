@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from imgclf import Classifier
 from imgclf.cli import _tuning, app
-from imgclf.core.config import Experiment, from_dict
+from imgclf.core.config import ExperimentConfig, from_dict
 from imgclf.core.errors import ConfigError, DataError, MissingExtra
 from imgclf.core.results import EpochRecord, History
 from imgclf.storage.run_folder import read_config
@@ -35,7 +35,7 @@ def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(phot
     usual = Classifier(config=TINY).fit(photos)
     first = next(trial for trial in result.trials if trial.number == 0)
     assert first.loss == pytest.approx(usual.history_.best.valid_loss)
-    assert first.values["lr"] == usual.experiment_.train.lr
+    assert first.values["lr"] == usual.config_.train.lr
     assert first.usual
     assert [trial.number for trial in told] == [0, 1, 2]
     assert result.ended == "done"
@@ -43,7 +43,7 @@ def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(phot
     assert losses == sorted(losses)
     values, source = read_config(in_folder / result.config)
     assert source == str(photos)
-    best = Classifier(recipe=from_dict(Experiment, values)).fit(photos)
+    best = Classifier(recipe=from_dict(ExperimentConfig, values)).fit(photos)
     assert best.history_.best.valid_loss == pytest.approx(losses[0])
 
 

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from imgclf import Classifier, combine, fit_ensemble
 from imgclf.cli import app
-from imgclf.core.config import ModelSpec, Recipe
+from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import ConfigError, ModelFileError
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
 from imgclf.estimator.calibrate import features_of
-from imgclf.evaluation.inference import answer_with_features
-from imgclf.evaluation.ood import MOST_VALUES, Unknown, choose_evenly, fit_unknown
+from imgclf.evaluation.inference import predictions_with_features
+from imgclf.evaluation.ood import MOST_VALUES, OodDetector, choose_evenly, fit_ood
 from imgclf.models.build import build_model
 from imgclf.models.features import Tapped, feature_layers
 from imgclf.runtime.compute import own_copy
@@ -43,7 +43,7 @@ def blobs(n, seed, d=40, k=3):
 
 @pytest.fixture(scope="module")
 def unknown():
-    return fit_unknown(blobs(300, 0)[1], *blobs(500, 1))
+    return fit_ood(blobs(300, 0)[1], *blobs(500, 1))
 
 
 def auroc(inside, outside):
@@ -90,24 +90,24 @@ def test_certainty_excuses_nothing(unknown):
 
 
 def test_it_is_small_and_the_same_again(unknown):
-    again = fit_unknown(blobs(300, 0)[1], *blobs(500, 1))
+    again = fit_ood(blobs(300, 0)[1], *blobs(500, 1))
     assert all(np.array_equal(again.arrays()[name], array) for name, array in unknown.arrays().items())
     assert {array.dtype for array in unknown.arrays().values()} == {np.dtype(np.float32)}
     wide = np.random.default_rng(0).normal(size=(100, 30_000)).astype(np.float32)
-    large = fit_unknown(wide, np.zeros((20, 3), np.float32), wide[:20])
+    large = fit_ood(wide, np.zeros((20, 3), np.float32), wide[:20])
     assert large.basis.size <= MOST_VALUES
     with pytest.raises(ConfigError, match="and up to 500,000 are kept"):
-        fit_unknown(np.zeros((2, 500_001), np.float32), np.zeros((20, 3), np.float32), np.zeros((20, 1), np.float32))
+        fit_ood(np.zeros((2, 500_001), np.float32), np.zeros((20, 3), np.float32), np.zeros((20, 1), np.float32))
 
 
 def test_few_or_equal_images_break_nothing():
     logits, features = blobs(20, 1)
-    alone = fit_unknown(features[:1], logits, features)
+    alone = fit_ood(features[:1], logits, features)
     assert np.isfinite(alone.scores(logits, features)).all()
-    flat = fit_unknown(features[:1].repeat(9, 0), logits[:1].repeat(20, 0), features[:1].repeat(20, 0))
+    flat = fit_ood(features[:1].repeat(9, 0), logits[:1].repeat(20, 0), features[:1].repeat(20, 0))
     assert np.isfinite(flat.scores(logits, features)).all()
     with pytest.raises(ConfigError, match="needs 20 validation images, has 19"):
-        fit_unknown(features, logits[:19], features[:19])
+        fit_ood(features, logits[:19], features[:19])
 
 
 def test_images_are_chosen_evenly():
@@ -124,7 +124,7 @@ def test_images_are_chosen_evenly():
 )
 @pytest.mark.parametrize("members", [1, 2])
 def test_features_are_what_the_head_gets(arch, size, width, members):
-    model = build_model(ModelSpec(arch, 3, 3, (size, size), members=members)).eval()
+    model = build_model(ModelConfig(arch, 3, 3, (size, size), members=members)).eval()
     images = torch.rand(2, 3, size, size)
     with torch.inference_mode():
         rows = Tapped(own_copy(model), feature_layers(model))(images)
@@ -206,7 +206,7 @@ def test_saved_and_loaded_gives_equal_scores(digits, tmp_path):
 
 
 def test_the_names_in_the_file_are_those_of_the_value():
-    assert tuple(item.name for item in fields(Unknown)) == UNKNOWN_TENSORS
+    assert tuple(item.name for item in fields(OodDetector)) == UNKNOWN_TENSORS
 
 
 def test_nothing_is_judged_where_nothing_was_asked(digits):
@@ -218,15 +218,15 @@ def test_nothing_is_judged_where_nothing_was_asked(digits):
 
 def test_training_images_keep_their_features_in_the_pixels_and_the_precision_of_training(photos):
     source = open_source(photos)
-    recipe = Recipe(size=(16, 16), steps=preset_steps("standard"))
+    recipe = PreprocessConfig(size=(16, 16), steps=preset_steps("standard"))
     torch.manual_seed(0)
-    model = build_model(ModelSpec("lenet", 3, 3, (16, 16))).eval()
+    model = build_model(ModelConfig("lenet", 3, 3, (16, 16))).eval()
     train, plain = (
         Loader(source, source.samples, recipe, classes=source.classes, train=train, cache="ram")
         for train in (True, False)
     )
     found = features_of(model, train, precision=torch.bfloat16)
-    expected = answer_with_features(model, plain)[1]
+    expected = predictions_with_features(model, plain)[1]
     assert not np.array_equal(found, expected)
     alike = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert alike.min() > 0.99
@@ -268,7 +268,7 @@ def test_an_interrupted_training_claims_nothing(photos):
 
     config = {**CPU, "split": (0.4, 0.4, 0.2)}
     cut = Classifier("lenet", size=16, weights="none", config=config).fit(photos, epochs=2, callbacks=[interrupt])
-    assert (cut.temperature_, cut.answers_) == (1.0, {})
+    assert (cut.temperature_, cut.predictions_) == (1.0, {})
     with pytest.raises(ConfigError, match="training was interrupted"):
         cut.predict(photos, reject=0.05)
 
@@ -300,14 +300,14 @@ def test_a_probe_looks_at_its_training_images_once(photos):
         classifier = Classifier("lenet", size=16, config=config)
         classifier.fit(photos, epochs=epochs, lr=0.01, callbacks=[lambda event, subject: told.append(event)])
         assert ("examined" in told) == (looks and any(record.best for record in classifier.history_))
-        assert classifier.unknown_ is not None
-        assert len(classifier.unknown_.points) == 24
+        assert classifier.ood_ is not None
+        assert len(classifier.ood_.points) == 24
 
 
 def test_an_ensemble_is_calibrated_and_knows_unlike_images(photos, tmp_path):
     config = {"arch": "lenet", "size": (16, 16), "weights": "none", "split": (0.4, 0.4, 0.2)}
     two = fit_ensemble(str(photos), 2, {**config, "train": {"epochs": 2, "device": "cpu"}}, runs=tmp_path / "runs")
-    assert two.unknown_.centre.shape == (2 * 84,)
+    assert two.ood_.center.shape == (2 * 84,)
     assert two.temperature_ != 1.0
     noise = list(np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))
     assert scores_of(two, noise)[1] > 0.9
@@ -344,7 +344,7 @@ def test_predict_calls_an_image_unknown(digits, images):
     assert (digit["accepted"], flat["accepted"], bad["accepted"]) == (True, False, None)
     assert flat["unknown_score"] > 3 > digit["unknown_score"]
     assert bad["unknown_score"] is None
-    above = f"(unknown above a score of {digits.unknown_.threshold(0.05):.2f})"
+    above = f"(unknown above a score of {digits.ood_.threshold(0.05):.2f})"
     assert result.stderr.count(f"1 of 2 images unknown: unlike the training images {above}") == 1
     table = run("predict", *paths[:2], *model, "--reject", "0.05").stdout.splitlines()
     assert table[0].split() == ["image", "class", "sure", "next", "likeliest", "unknown", "score"]
@@ -366,7 +366,7 @@ def test_predict_refuses_a_share_that_is_none(digits, images, share):
 
 def test_arrays_that_do_not_fit_each_other_are_refused(unknown):
     for changes in (
-        {"centre": unknown.centre[1:]},
+        {"center": unknown.center[1:]},
         {"points": unknown.points[:, 1:]},
         {"rest": unknown.rest[1:]},
         {"scale": unknown.scale[:3]},

@@ -18,7 +18,7 @@ from imgclf.core.files import natural
 if TYPE_CHECKING:
     from imgclf.estimator.classifier import Classifier
 
-Images = Annotated[
+PixelStore = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES", help="Files, folders, globs, or - for a list of paths on stdin.", show_default=False

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from imgclf.core.config import OPTIMIZERS, Experiment, TrainConfig
+from imgclf.core.config import OPTIMIZERS, ExperimentConfig, TrainConfig
 from imgclf.core.registry import option_meant
 from imgclf.tracking.registry import TRACKERS
 from imgclf.training.recipes import EXPERIMENTS
@@ -82,7 +82,9 @@ OwnArch = Annotated[
 ]
 RecipeName = Annotated[str | None, option(TRAINING, f"A named experiment: {choices(tuple(EXPERIMENTS.names()))}.")]
 Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these, or a run to train like.")]
-Weights = Annotated[str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", Experiment.weights)]
+Weights = Annotated[
+    str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", ExperimentConfig.weights)
+]
 Size = Annotated[str | None, option(MODEL, "N or HxW in pixels; else the network's own.")]
 Augment = Annotated[
     str | None,

@@ -14,7 +14,7 @@ from imgclf.core.results import Calibration, ClassResult, Evaluation
 
 if TYPE_CHECKING:
     from imgclf.data.dataset import Source
-    from imgclf.evaluation.predictions import Answers
+    from imgclf.evaluation.predictions import Predictions
     from imgclf.report.advice import Advice
     from imgclf.storage.run_list import RunEntry
 
@@ -96,7 +96,7 @@ def figure(entry: RunEntry) -> str:
 
 
 def write_page(
-    run: Path, model: Any, answers: Mapping[str, Answers], source: Source
+    run: Path, model: Any, answers: Mapping[str, Predictions], source: Source
 ) -> tuple[Path | None, Advice | None]:
     """Write the report of a run, and say what it advises before the model is used, if anything.
 

@@ -19,7 +19,7 @@ from imgclf.cli._plan import show_plan
 from imgclf.cli._results import figure, show_evaluation, write_page
 from imgclf.core.errors import ConfigError
 from imgclf.core.files import printable
-from imgclf.core.results import ENDED, Choice, EpochRecord, Evaluation, Probe
+from imgclf.core.results import ENDED, Decision, EpochRecord, Evaluation, Probe
 from imgclf.data.audit import Audit
 from imgclf.data.dataset import SPLIT_NAMES, Source
 from imgclf.data.loading.loader import Loader
@@ -189,7 +189,7 @@ def _keep(classifier: Classifier, test: Evaluation | None, before: int, began: f
     summary = {
         "run": str(run.path),
         "model": str(run.model),
-        "arch": classifier.spec_.arch,
+        "arch": classifier.model_config_.arch,
         "classes": list(classifier.classes_),
         "epochs": len(classifier.history_),
         "seconds": {"total": round(time.perf_counter() - began, 3), "train": round(trained, 3)},
@@ -213,7 +213,7 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
     interrupted = classifier.history_.ended == "interrupted"
     if not interrupted:
         _say_claims(classifier)
-    page, advice = write_page(run.path, classifier.model_, classifier.answers_, classifier.source_)
+    page, advice = write_page(run.path, classifier.model_, classifier.predictions_, classifier.source_)
     example = _example(classifier)
     if as_json:
         console.show_json({**summary, "report": None if page is None else str(page)})
@@ -231,7 +231,7 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
         console.show(f"next:  {advice.command or advice.do}")
     elif example is not None:
         other = "" if ours else f" --model {shlex.quote(str(run.path))}"
-        if classifier.spec_.arch.startswith(OWN):
+        if classifier.model_config_.arch.startswith(OWN):
             other += f" --arch {shlex.quote(options['arch'])}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
 
@@ -270,10 +270,10 @@ def _say_claims(classifier: Classifier) -> None:
 
 def _warn_of_losses(classifier: Classifier) -> None:
     assert classifier.run_ is not None
-    if classifier.lost_:
-        images = console.plural(len(classifier.lost_), "image")
+    if classifier.unreadable_:
+        images = console.plural(len(classifier.unreadable_), "image")
         console.warn(f"{images} left out at some time, unreadable or changed since the check:")
-        console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
+        console.say_list(f"{ref}: {why}" for ref, why in classifier.unreadable_.items())
     if classifier.history_.ended == "interrupted":
         resume = f"imgclf train --resume {classifier.run_.path}"
         console.warn(f"interrupted; the best weights so far are kept; go on with: {resume}")
@@ -285,7 +285,7 @@ def _example(classifier: Classifier) -> Path | None:
     split, source = classifier.split_, classifier.source_
     held_out = split.samples("test") or split.samples("valid") or split.samples("train")
     if not isinstance(source.reader, FileReader):
-        return save_samples(source.at_levels(classifier.recipe_.levels), held_out, classifier.run_.path / "samples")
+        return save_samples(source.at_levels(classifier.preprocess_.levels), held_out, classifier.run_.path / "samples")
     folder = Path(source.location)
     paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in held_out)
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
@@ -310,7 +310,7 @@ class TrainView(Shown):
         self._epochs = 0
         self._guess = 0.0  # the share of the commonest class
         self._member = 0
-        self._choices: tuple[Choice, ...] = ()
+        self._choices: tuple[Decision, ...] = ()
         self.resumed_after = 0
         self.run: Run | None = None
 
@@ -407,7 +407,7 @@ class TrainView(Shown):
             return
         parameters = sum(p.numel() for p in plan.model.parameters())
         height, width = plan.recipe.size
-        pixels = f"{height}×{width}, {'grey' if plan.recipe.channels == 1 else f'{plan.recipe.channels} channels'}"
+        pixels = f"{height}×{width}, {'gray' if plan.recipe.channels == 1 else f'{plan.recipe.channels} channels'}"
         start = plan.weights.source.removeprefix("from ")
         console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, from {start}")
         if plan.weights.note:  # only what is not as it was asked for is an alarm
@@ -436,7 +436,7 @@ class TrainView(Shown):
                 "are the images large enough (--size), and the labels right?"
             )
 
-    def _on_choices(self, choices: tuple[Choice, ...]) -> None:
+    def _on_choices(self, choices: tuple[Decision, ...]) -> None:
         new = [choice for choice in choices if choice not in self._choices]
         self._choices = choices
         if not new:
@@ -456,10 +456,11 @@ class TrainView(Shown):
         console.say(f"cache: {loader.tier}")
 
     def _on_memory(self, parts: tuple[int, int]) -> None:
-        planned, micro = parts
+        planned, micro_batch_size = parts
         planned = -(-planned // distributed.shard()[1])  # of this process
         console.warn(
-            f"too little memory for the whole batch: {planned} → {-(-planned // micro)} × {micro}, same gradient"
+            f"too little memory for a whole batch: {planned} → {-(-planned // micro_batch_size)} × {micro_batch_size}, "
+            "same gradient"
         )
 
     def _on_uncaptured(self, reason: str) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir, Json
-from imgclf.cli.train import changes_of
+from imgclf.cli.train import resolve_request
 
 
 def benchmark(
@@ -39,7 +39,7 @@ def benchmark(
     with view.progress:
         result = measure(
             data,
-            {"weights": "none", **changes_of(given)},
+            {"weights": "none", **resolve_request(given)},
             recipe=recipe,
             seconds=seconds,
             callbacks=[view],

@@ -111,10 +111,10 @@ def _draw(result: Comparison, path: Path) -> Path | None:
     """A picture of the images that changed, those that b gets right first; None where there is none to show."""
     from imgclf.data.write import require_outside
     from imgclf.plots.grids import GRID_TITLE, save_grid, title_of
-    from imgclf.storage.run_data import labelled_source
+    from imgclf.storage.run_data import labeled_source
     from imgclf.storage.run_folder import open_run
 
-    source = labelled_source(None, open_run(Path(result.a.path)))
+    source = labeled_source(None, open_run(Path(result.a.path)))
     require_outside(path, source)
     better = max(MOST // 2, MOST - len(result.broken))
     chosen = [*result.fixed[:better], *result.broken][:MOST]

@@ -1,4 +1,4 @@
-"""`imgclf evaluate`: how good a model is on labelled images."""
+"""`imgclf evaluate`: how good a model is on labeled images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Labelled images, as for train; without them the run's own test images.",
+            help="Labeled images, as for train; without them the run's own test images.",
             show_default=False,
         ),
     ] = None,
@@ -36,7 +36,7 @@ def evaluate(
     from imgclf.cli._results import show_evaluation, write_page
     from imgclf.data.sources.inputs import far_values
     from imgclf.data.sources.open import open_source
-    from imgclf.storage.run_folder import ANSWERS
+    from imgclf.storage.run_folder import PREDICTIONS
 
     classifier = load_classifier(model, device, precision, arch)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
@@ -47,17 +47,19 @@ def evaluate(
     with console.progress("testing") as progress:
         answers = classifier.answer(used, samples, progress)
     result, page = answers.evaluation, None
-    if classifier.lost_:
-        console.warn(f"{console.plural(len(classifier.lost_), 'image')} could not be read, left out of the figures:")
-        console.say_list(f"{ref}: {why}" for ref, why in classifier.lost_.items())
-    if far := far_values(used, samples, classifier.recipe_.levels):
+    if classifier.unreadable_:
+        console.warn(
+            f"{console.plural(len(classifier.unreadable_), 'image')} could not be read, left out of the figures:"
+        )
+        console.say_list(f"{ref}: {why}" for ref, why in classifier.unreadable_.items())
+    if far := far_values(used, samples, classifier.preprocess_.levels):
         console.warn(far)
     if data is not None or part in (None, "test"):
         _say_what_was_seen(classifier, result)
     if data is None:
         _say_what_has_changed(classifier, used, part or "test")
         if part in (None, "test") and classifier.run_ is not None:
-            _keep(classifier.run_.path / ANSWERS, answers)
+            _keep(classifier.run_.path / PREDICTIONS, answers)
             page, _ = write_page(classifier.run_.path, classifier.model_, {"test": answers}, used)
     if json:
         console.show_json(result.to_dict())
@@ -69,10 +71,10 @@ def evaluate(
 
 def _keep(path: Path, answers: Any) -> None:
     """Write the answers into the run's folder, which need not be the user's own: the figures are there without."""
-    from imgclf.evaluation.predictions import write_answers
+    from imgclf.evaluation.predictions import write_predictions
 
     try:
-        write_answers(path, answers)
+        write_predictions(path, answers)
     except OSError as error:
         console.warn(f"the answers are not kept as {path}: {error.strerror}")
 

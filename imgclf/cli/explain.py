@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._inputs import Images, expand, load_classifier
+from imgclf.cli._inputs import PixelStore, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, OwnArch, choices
 from imgclf.cli._output import model_data, output_folder
 from imgclf.core.config import EXPLAIN_METHODS
@@ -26,7 +26,7 @@ PLAIN_SIDE = 224  # of an image that no model looks at, at most
 
 
 def explain(
-    images: Images,
+    images: PixelStore,
     method: Annotated[str, typer.Option(help=f"One of {choices(EXPLAIN_METHODS)}.")] = EXPLAIN_METHODS[0],
     class_: Annotated[
         str | None, typer.Option("--class", help="Explain this class, not the likeliest.", show_default=False)
@@ -106,11 +106,11 @@ def _looked_at(
         else:
             picture = picture_of(sample.ref, view)
             if view == "layers" and classifier is not None:
-                save_stages(stage_maps(classifier.model_, pixels, classifier.recipe_), sample.ref, picture)
+                save_stages(stage_maps(classifier.model_, pixels, classifier.preprocess_), sample.ref, picture)
             else:
                 learnt = None
                 if classifier is not None:
-                    learnt = first_convolution(classifier.model_, pixels, classifier.recipe_)
+                    learnt = first_convolution(classifier.model_, pixels, classifier.preprocess_)
                 save_kernels(pixels, sample.ref, picture, learnt)
         yield _row(picture, path=sample.ref, method=view, error=error)
 
@@ -121,7 +121,7 @@ def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pi
     from imgclf.transforms.preprocess import resize
 
     if classifier is not None:
-        return sample_pixels(source, [sample], classifier.recipe_, augmented=False)[0]
+        return sample_pixels(source, [sample], classifier.preprocess_, augmented=False)[0]
     pixels = source.open(sample.ref)
     height, width = pixels.shape[:2]
     scale = min(1, PLAIN_SIDE / max(height, width))

@@ -23,7 +23,7 @@ from imgclf.cli._options import (
     command_line,
 )
 from imgclf.cli._output import Force, Out, picture_file
-from imgclf.cli.train import changes_of
+from imgclf.cli.train import resolve_request
 
 
 def find_lr(
@@ -55,7 +55,7 @@ def find_lr(
         from imgclf.plots.grids import save_lr_curve
         from imgclf.training.lr_finder import find_lr as search
 
-    changes = changes_of(given)
+    changes = resolve_request(given)
     source = open_source(data, data_dir=changes["data"].get("data_dir"))
     require_outside(path, source)
     view = TrainView()

@@ -21,7 +21,7 @@ from imgclf.cli._options import (
     Weights,
 )
 from imgclf.cli._output import Force, Out, picture_file
-from imgclf.cli.train import changes_of
+from imgclf.cli.train import resolve_request
 
 NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
 
@@ -59,7 +59,7 @@ def learning_curve(
         from imgclf.plots.grids import save_learning_curve
         from imgclf.studies.learning_curve import learning_curve as measure
 
-    changes = changes_of(given)
+    changes = resolve_request(given)
     require_outside(path, open_source(data, data_dir=changes["data"].get("data_dir")))
     view = CurveView(full=full)
     with view.progress:

@@ -69,11 +69,11 @@ def _side(size: tuple[int, int]) -> str:
 
 
 def _show_layers(info: Any, classes: int, size: str | None, channels: int | None) -> None:
-    from imgclf.core.config import ModelSpec, parse_size
+    from imgclf.core.config import ModelConfig, parse_size
     from imgclf.models.build import build_model
     from imgclf.models.summary import layer_table
 
-    spec = ModelSpec(info.name, classes, channels or info.channels, parse_size(size) if size else info.size)
+    spec = ModelConfig(info.name, classes, channels or info.channels, parse_size(size) if size else info.size)
     rows = layer_table(build_model(spec), spec.size, spec.channels)
     height, width = spec.size
     console.show(f"{info.name}: input {spec.channels}×{height}×{width} (channels × height × width), {classes} classes")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._inputs import Images, expand, load_classifier
+from imgclf.cli._inputs import PixelStore, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, OwnArch, Precision
 from imgclf.cli._output import Force, model_data, output_file
 from imgclf.core.config import DataConfig
@@ -19,7 +19,7 @@ JUDGEMENT = ("unknown_score", "accepted")
 
 
 def predict(
-    images: Images,
+    images: PixelStore,
     model: Model = None,
     arch: OwnArch = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 3,
@@ -81,12 +81,12 @@ def predict(
     elif not json:
         console.show_table(["image", "class", "sure", "next likeliest", *(["unknown score"] if judged else [])], rows)
     if reject is not None and failed < len(source):
-        assert classifier.unknown_ is not None  # else it could not judge
-        known, threshold = console.plural(len(source) - failed, "image"), classifier.unknown_.threshold(reject)
+        assert classifier.ood_ is not None  # else it could not judge
+        known, threshold = console.plural(len(source) - failed, "image"), classifier.ood_.threshold(reject)
         console.say(
             f"{refused:,} of {known} unknown: unlike the training images (unknown above a score of {threshold:.2f})"
         )
-    if far := far_values(source, source.samples, classifier.recipe_.levels):
+    if far := far_values(source, source.samples, classifier.preprocess_.levels):
         console.warn(far)
     if failed:
         console.warn(f"{failed:,} of {console.plural(len(source), 'input')} could not be read")

@@ -30,7 +30,7 @@ def prepare(
             show_default=False,
         ),
     ] = None,
-    fit: Annotated[str, typer.Option(help="crop, pad or squash to that size.")] = "squash",
+    resize_mode: Annotated[str, typer.Option(help="crop, pad or squash to that size.")] = "squash",
     kind: Annotated[str, typer.Option("--format", help="jpg (quality 95) or png, at that size.")] = "jpg",
     shards: Annotated[bool, typer.Option("--shards", help="Write tar shards of WebDataset.")] = False,
     shard_size: Annotated[
@@ -47,7 +47,7 @@ def prepare(
     With --shards they become tar files, for sets that are too large for so many files, or lie far away.
     Images that can't be read are named and left out, and the command then ends with 1.
     """
-    from imgclf.core.config import Recipe, parse_size
+    from imgclf.core.config import PreprocessConfig, parse_size
     from imgclf.core.errors import ConfigError, DataError
     from imgclf.core.files import printable
     from imgclf.data.audit import audit
@@ -67,7 +67,9 @@ def prepare(
     if shard_size is not None and not shards:
         raise ConfigError("--shard-size counts only with --shards")
     limit = parse_shard_size(shard_size or SHARD_SIZE)
-    recipe = Recipe(size=parse_size(size or SIZE), fit=fit, mean=(1.0,), kernel="bicubic")
+    recipe = PreprocessConfig(
+        size=parse_size(size or SIZE), resize_mode=resize_mode, mean=(1.0,), interpolation="bicubic"
+    )
     with console.progress("reading shards") as progress:
         source = open_source(data, data_dir=data_dir, strict=False, progress=progress)
     require_new_folder(out, source)

@@ -12,13 +12,15 @@ from imgclf.cli import _console as console
 from imgclf.cli._inputs import arch_name
 from imgclf.cli._options import DataDir
 from imgclf.cli._output import Force, Out, picture_file
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 
 if TYPE_CHECKING:
-    from imgclf.core.config import Experiment
+    from imgclf.core.config import ExperimentConfig
     from imgclf.data.dataset import Pixels, Source
 
-WHOLE = Recipe(size=(224, 224), fit="pad", kernel="bicubic", mean=(1.0,))  # the whole image, on white
+WHOLE = PreprocessConfig(
+    size=(224, 224), resize_mode="pad", interpolation="bicubic", mean=(1.0,)
+)  # the whole image, on white
 
 
 def show(
@@ -36,7 +38,7 @@ def show(
         str | None, typer.Option(help="none, light, standard, strong, trivial or mix.", show_default=False)
     ] = None,
     size: Annotated[str | None, typer.Option(help="N or HxW in pixels.", show_default=False)] = None,
-    fit: Annotated[str | None, typer.Option(help="crop, pad or squash.", show_default=False)] = None,
+    resize_mode: Annotated[str | None, typer.Option(help="crop, pad or squash.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice and the augmentation.")] = 0,
     data_dir: DataDir = None,
     out: Out = None,
@@ -54,7 +56,7 @@ def show(
         _show_channels(channels, path)
     else:
         assert data is not None
-        given = {"arch": arch and arch_name(arch), "augment": augment, "fit": fit, "size": size}
+        given = {"arch": arch and arch_name(arch), "augment": augment, "resize_mode": resize_mode, "size": size}
         _show_grid(data, path, recipe, {k: v for k, v in given.items() if v is not None}, n, seed, augmented, data_dir)
     console.show(str(path))
 
@@ -73,7 +75,7 @@ def _show_channels(image: Path, path: Path) -> None:
             f"{image} is {height} high and {width} wide; shown shrunk to {size[0]} by {size[1]}, so that the values "
             "can be read"
         )
-        pixels = prepare(pixels, Recipe(size=size, channels=pixels.shape[2], fit="squash"))
+        pixels = prepare(pixels, PreprocessConfig(size=size, channels=pixels.shape[2], resize_mode="squash"))
     save_channels(pixels, image.name, path)
 
 
@@ -120,7 +122,7 @@ def _at_levels(source: Source, n: int, seed: int) -> Source:
     return source.at_levels(common_levels(sample.levels for sample in looked_at.samples))
 
 
-def _training_pixels(experiment: Experiment, source: Source) -> Recipe:
+def _training_pixels(experiment: ExperimentConfig, source: Source) -> PreprocessConfig:
     """The pixels of training. Only where an image that they depend on is bad, all are checked, as training does."""
     from imgclf.data.audit import audit
     from imgclf.data.images import BadImage
@@ -135,7 +137,7 @@ def _training_pixels(experiment: Experiment, source: Source) -> Recipe:
 
 
 def _readable(
-    source: Source, recipe: Recipe, n: int, seed: int, *, augmented: bool
+    source: Source, recipe: PreprocessConfig, n: int, seed: int, *, augmented: bool
 ) -> tuple[list[Pixels], list[str], list[str]]:
     """The pixels and the classes of up to `n` images, and what came before them that can't be read, with the reason."""
     from dataclasses import replace

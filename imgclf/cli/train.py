@@ -37,13 +37,13 @@ from imgclf.core.config import (
     CLASS_WEIGHTS,
     COMPILES,
     ENGINES,
-    FITS,
     KEEPS,
     ON_BAD,
     PRECISIONS,
+    RESIZE_MODES,
     SCHEDULES,
     DataConfig,
-    Experiment,
+    ExperimentConfig,
     TrainConfig,
     parse_duration,
     parse_size,
@@ -71,9 +71,11 @@ def train(
     ] = None,
     size: Size = None,
     channels: Annotated[
-        int | None, option(MODEL, "1 for grey, 3 for colour; else those of the network or the data.")
+        int | None, option(MODEL, "1 for gray, 3 for color; else those of the network or the data.")
     ] = None,
-    fit: Annotated[str | None, option(MODEL, f"How images get to that size: {choices(FITS)}.", "crop")] = None,
+    resize_mode: Annotated[
+        str | None, option(MODEL, f"How images get to that size: {choices(RESIZE_MODES)}.", "crop")
+    ] = None,
     mirror: Annotated[bool | None, option(MODEL, "Whether a mirrored image keeps its label; else tried out.")] = None,
     augment: Augment = None,
     dropout: Annotated[
@@ -177,7 +179,7 @@ def train(
         str | None, option(OUTPUT, "Save the state within an epoch this often, as 90s or 10m.", "1m")
     ] = None,
     keep: Annotated[
-        str | None, option(OUTPUT, f"Which epochs to keep a model file of: {choices(KEEPS)}.", Experiment.keep)
+        str | None, option(OUTPUT, f"Which epochs to keep a model file of: {choices(KEEPS)}.", ExperimentConfig.keep)
     ] = None,
     runs: Annotated[Path | None, option(OUTPUT, "Where run folders are made.", ROOT)] = None,
     name: Annotated[str | None, option(OUTPUT, "The name of the run folder; else made of data and network.")] = None,
@@ -192,15 +194,15 @@ def train(
     with console.waiting("loading"):
         from imgclf.cli._training import run_training
 
-    run_training(data, changes_of(given), given)
+    run_training(data, resolve_request(given), given)
 
 
-def changes_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The options as changes of an `Experiment`, over those of the config file."""
+def resolve_request(given: dict[str, Any]) -> dict[str, Any]:
+    """The options as changes of an `ExperimentConfig`, over those of the config file."""
     from imgclf.storage.run_folder import find_config
 
     changes: dict[str, Any] = find_config(given["config"]) if "config" in given else {}
-    own = _taken(given, ("arch", "weights", "init", "channels", "fit", "augment", "mirror", "dropout", "keep"))
+    own = _taken(given, ("arch", "weights", "init", "channels", "resize_mode", "augment", "mirror", "dropout", "keep"))
     if "arch" in own:
         own["arch"] = arch_name(own["arch"])
     reading = _taken(given, ("data_dir", "on_bad", "max_pixels", "cache"))

@@ -24,7 +24,7 @@ from imgclf.cli._options import (
     Weights,
 )
 from imgclf.cli._output import output_folder
-from imgclf.cli.train import changes_of
+from imgclf.cli.train import resolve_request
 from imgclf.storage.run_folder import ROOT
 
 
@@ -60,4 +60,4 @@ def tune(
         from imgclf.cli._tuning import run_search
 
     options = {"recipe": recipe, "trials": trials, "minutes": minutes, "folder": runs}
-    run_search(data, changes_of(given), options, as_json=json)
+    run_search(data, resolve_request(given), options, as_json=json)

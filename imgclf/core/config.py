@@ -20,8 +20,8 @@ from imgclf.core.registry import option_meant
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 T = TypeVar("T")
 
-FITS = ("crop", "pad", "squash")
-KERNELS = ("nearest", "bilinear", "bicubic", "lanczos")
+RESIZE_MODES = ("crop", "pad", "squash")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -102,7 +102,7 @@ def parse_split(text: str) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class Step:
+class AugmentStep:
     """One augmentation as data: the name of an operation and its parameters (JSON values); see `transforms.augment`."""
 
     op: str
@@ -137,12 +137,12 @@ class Levels:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PreprocessConfig:
     """Which pixels a model sees. Sizes are (height, width) in pixels; mean and std are of values in 0…1.
 
-    `fit` says how an image of another shape gets to `size`: `crop` covers it and cuts the centre, `pad` fits inside
-    and fills up with the mean colour, `squash` changes the aspect. `crop_ratio` is the share of the resized side that
-    is kept of the centre (timm's crop_pct): 1 keeps the whole, and above it there is a border. `steps` augment training
+    `resize_mode` says how an image of another shape gets to `size`: `crop` covers it and cuts the center, `pad` fits
+    inside and fills up with the mean color, `squash` changes the aspect. `crop_pct` (as in timm) is the share of the
+    resized side that is kept of the center: 1 keeps the whole, and above it there is a border. `steps` augment training
     images only. `compose` is a user's own albumentations pipeline as `A.to_dict` gives it, and takes the place of
     `steps`. `tta` "mirror" averages the logits of an image and of its mirror image, "mirror-shift" also those of both,
     moved by a pixel along the diagonal. `levels` are those of images of more than 8 bits, one for each kind that the
@@ -151,12 +151,12 @@ class Recipe:
 
     size: tuple[int, int] = (224, 224)
     channels: int = 3
-    fit: str = "crop"
-    kernel: str = "bilinear"
-    crop_ratio: float = 1.0
+    resize_mode: str = "crop"
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
-    steps: tuple[Step, ...] = ()
+    steps: tuple[AugmentStep, ...] = ()
     compose: Mapping[str, Any] | None = None
     tta: str = "none"
     levels: tuple[Levels, ...] = ()
@@ -165,9 +165,9 @@ class Recipe:
         _settle(self)
         _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
         _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
-        _check(self.fit in FITS, self, "fit", ", ".join(FITS))
-        _check(self.kernel in KERNELS, self, "kernel", ", ".join(KERNELS))
-        _check(_is_real(self.crop_ratio, 0.1, 2.0), self, "crop_ratio", "0.1 to 2")
+        _check(self.resize_mode in RESIZE_MODES, self, "resize_mode", ", ".join(RESIZE_MODES))
+        _check(self.interpolation in INTERPOLATIONS, self, "interpolation", ", ".join(INTERPOLATIONS))
+        _check(_is_real(self.crop_pct, 0.1, 2.0), self, "crop_pct", "0.1 to 2")
         for name, low in (("mean", -1e3), ("std", 1e-6)):
             values = getattr(self, name)
             _check(isinstance(values, tuple), self, name, f"one number a channel ({self.channels})")
@@ -176,7 +176,7 @@ class Recipe:
                 values = getattr(self, name)
             ok = len(values) == self.channels and all(_is_real(v, low, 1e3) for v in values)
             _check(ok, self, name, f"one number a channel ({self.channels}), {low:g} to 1000")
-        steps_ok = isinstance(self.steps, tuple) and all(isinstance(step, Step) for step in self.steps)
+        steps_ok = isinstance(self.steps, tuple) and all(isinstance(step, AugmentStep) for step in self.steps)
         _check(steps_ok, self, "steps", "a tuple of Step")
         _check(self.compose is None or isinstance(self.compose, Mapping), self, "compose", "named values, or none")
         _check(self.tta in TTAS, self, "tta", ", ".join(TTAS))
@@ -186,7 +186,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelConfig:
     """Enough to rebuild an empty network: architecture, classes, input and options. `size` is (height, width).
 
     `members` above 1 are so many networks that answer together (`models/ensemble.py`).
@@ -323,11 +323,11 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentConfig:
     """All that a training run is asked to do, apart from the data: the value behind `--recipe` and `--config`.
 
     `None` means the architecture's own (size, channels, mean, std, fit) or what suits the data (augment; `mirror`:
-    whether a mirrored image keeps its label; `recolour`: whether one with other colours does).
+    whether a mirrored image keeps its label; `recolor`: whether one with other colors does).
     `arch` "auto" is the best network whose pretrained weights are on this machine (`models.weights.pick_arch`).
     `init` is a run folder or a model file to go on from: its network and pixels, its weights, its head by class name.
     `augment` is a preset's name. `split` holds the fractions of train, valid and test; None is 0.7, 0.15 and 0.15 of
@@ -340,12 +340,12 @@ class Experiment:
     dropout: float | None = None
     size: tuple[int, int] | None = None
     channels: int | None = None
-    fit: str | None = None
+    resize_mode: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augment: str | None = None
     mirror: bool | None = None
-    recolour: bool | None = None
+    recolor: bool | None = None
     tta: str = "none"
     split: tuple[float, float, float] | None = None
     keep: str = "best"
@@ -361,9 +361,11 @@ class Experiment:
         init_ok = self.init is None or (isinstance(self.init, str) and bool(self.init))
         _check(init_ok, self, "init", "a run folder or a model file")
         _check(self.augment is None or isinstance(self.augment, str), self, "augment", "the name of a preset")
-        for name in ("mirror", "recolour"):
+        for name in ("mirror", "recolor"):
             _check(getattr(self, name) in (None, True, False), self, name, "true or false")
-        _check(self.fit is None or self.fit in FITS, self, "fit", ", ".join(FITS))
+        _check(
+            self.resize_mode is None or self.resize_mode in RESIZE_MODES, self, "resize_mode", ", ".join(RESIZE_MODES)
+        )
         size_ok = self.size is None or _is_size(self.size)
         _check(size_ok, self, "size", f"[height, width], each 1 to {MAX_SIDE}")
         ok = self.split is None or (len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split))
@@ -397,9 +399,9 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            if kind is Experiment and key in TrainConfig.__dataclass_fields__:
+            if kind is ExperimentConfig and key in TrainConfig.__dataclass_fields__:
                 raise ConfigError(f"{key!r} belongs to the table [train]")
-            if kind is Experiment and key in DataConfig.__dataclass_fields__:
+            if kind is ExperimentConfig and key in DataConfig.__dataclass_fields__:
                 raise ConfigError(f"{key!r} belongs to the table [data]")
             close = option_meant(key, list(fields))
             hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}"
@@ -411,12 +413,12 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
         raise ConfigError(f"{kind.__name__} does not fit the values {dict(data)!r}: {error}") from None
 
 
-_PARTS: dict[str, type] = {"steps": Step, "levels": Levels}  # of a recipe
+_PARTS: dict[str, type] = {"steps": AugmentStep, "levels": Levels}  # of a recipe
 
 
 def _restore(kind: type, key: str, value: Any) -> Any:
-    if kind is Experiment and key in ("train", "data"):
+    if kind is ExperimentConfig and key in ("train", "data"):
         return from_dict(TrainConfig if key == "train" else DataConfig, value)
-    if kind is Recipe and key in _PARTS and isinstance(value, list):
+    if kind is PreprocessConfig and key in _PARTS and isinstance(value, list):
         return tuple(from_dict(_PARTS[key], part) for part in value)
     return tuple(value) if isinstance(value, list) else value

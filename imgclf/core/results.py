@@ -31,7 +31,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """One thing that was settled for a run: its name, the value in words, and the reason."""
 
     name: str
@@ -104,7 +104,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class Sureness:
+class CalibrationErrors:
     """How honest probabilities are: the expected calibration error (0…1), the mean negative log-likelihood in nats and
     the Brier score (0…2). Lower is better."""
 
@@ -120,8 +120,8 @@ class Calibration:
 
     temperature: float
     n: int
-    before: Sureness
-    after: Sureness
+    before: CalibrationErrors
+    after: CalibrationErrors
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did on `n` labelled images. `confusion` holds the cells of the confusion matrix that are not 0, in
+    """How a model did on `n` labeled images. `confusion` holds the cells of the confusion matrix that are not 0, in
     rising order: (true class, predicted class, count), with indices into `per_class`.
 
     `loss` is the mean cross-entropy in nats, that of a `Classifier` at its temperature; `top5` is None where there are

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.config import Levels, Recipe
+from imgclf.core.config import Levels, PreprocessConfig
 from imgclf.core.errors import DataError
 from imgclf.core.files import nfc
 from imgclf.transforms.preprocess import decode_size, prepare
@@ -25,7 +25,7 @@ class Draft:
     """A smaller decoding whose size depends on the image, as for a crop or a small copy of it.
 
     `needed` is called with the image's own (height, width), where the size can be chosen, and answers with the sides
-    below which it must not be decoded. Unless they are to be `smooth`, colours that a JPEG stores at half its size may
+    below which it must not be decoded. Unless they are to be `smooth`, colors that a JPEG stores at half its size may
     be doubled, which is quicker.
     """
 
@@ -78,7 +78,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled set of images: classes in a fixed order, samples, and the reader that opens them.
+    """A labeled set of images: classes in a fixed order, samples, and the reader that opens them.
 
     `location` is the folder or file it was read from, "" for a set that lies in memory. `ignored` lists what was passed
     over while scanning, as "path: reason"; `notes` what was assumed. `mirror` says whether a mirrored image keeps its
@@ -144,7 +144,7 @@ def open_measured(source: Source, ref: str, least: Sides, *, smooth: bool = Fals
     return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
 
 
-def open_prepared(source: Source, ref: str, recipe: Recipe) -> Pixels:
+def open_prepared(source: Source, ref: str, recipe: PreprocessConfig) -> Pixels:
     """The evaluation pixels of an image, which is decoded no larger than that takes."""
     pixels, shape = open_measured(source, ref, decode_size(recipe), smooth=True)
     return prepare(pixels, recipe, shape)

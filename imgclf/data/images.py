@@ -135,18 +135,18 @@ def read_image(
 ) -> Pixels:
     """The pixels of an image file, or of its bytes, as uint8 of shape (height, width, channels).
 
-    Channels are 1 for grey images and 3 (RGB) for all others. The orientation in EXIF is applied; palettes are
+    Channels are 1 for gray images and 3 (RGB) for all others. The orientation in EXIF is applied; palettes are
     resolved, transparency is composited over white, CMYK becomes RGB; of an animation the first frame is taken.
     Of images of more than 8 bits, those of a kind for which there are `levels` are scaled by these, and others by rules
     that look at the one image only:
 
-    - 16 bits (`I;16`, and colour in PNG and TIFF): value / 257, rounded, so that the mean keeps its place;
+    - 16 bits (`I;16`, and color in PNG and TIFF): value / 257, rounded, so that the mean keeps its place;
     - 32-bit integers (`I`): the same where all values lie in 0…65535, else minimum … maximum become 0 … 255;
     - floats (`F`): × 255 where all lie in 0…1, unchanged where all lie in 0…255, else minimum … maximum become
       0 … 255; values that are not finite count as 0.
 
     `at_least` (height, width) as displayed lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as neither
-    side falls below it; a `Draft` is asked with the (height, width) in its header, and may let its colours be
+    side falls below it; a `Draft` is asked with the (height, width) in its header, and may let its colors be
     doubled where they would be smoothed. `found` is told where the values of an image of more than 8 bits lie. More
     than `max_pixels` are refused from the header. Raises `BadImage`.
     """
@@ -175,7 +175,7 @@ def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = (), found: Fou
     """The pixels of a Pillow image that is open already, by the rules of `read_image`. Raises `BadImage`.
 
     The orientation that the image notes is applied, as `ImageOps.exif_transpose` does. Pillow keeps that note in what
-    `convert`, `copy`, `resize` and `crop` give, and in what `rotate` and `transpose` give as well. Of colours with 16
+    `convert`, `copy`, `resize` and `crop` give, and in what `rotate` and `transpose` give as well. Of colors with 16
     bits it holds 8.
     """
     with _quiet_pillow(), _as_bad_image():
@@ -231,7 +231,7 @@ def _vanishes(image: Decoded) -> bool:
 def digest_pixels(data: bytes, suffix: str = "", max_pixels: int = MAX_PIXELS) -> str:
     """A digest (48 hexadecimal digits) of an image's sides and pixels as displayed, whatever the format of the file.
 
-    Grey that is stored as colour is grey; of more than 8 bits all count. The first 16 digits are the `look` that
+    Gray that is stored as color is gray; of more than 8 bits all count. The first 16 digits are the `look` that
     `check_image` gives these pixels in a format other than JPEG. Raises `BadImage`.
     """
     with _quiet_pillow(), _as_bad_image():
@@ -261,7 +261,7 @@ def _look(pixels: Pixels) -> str:
 
 
 def _digest(values: NDArray[Any], digits: int) -> str:
-    if values.ndim == 3 and _is_grey(values[:1]) and _is_grey(values):
+    if values.ndim == 3 and _is_gray(values[:1]) and _is_gray(values):
         values = values[:, :, 0]
     return _hashed(values.shape, [values], digits)
 
@@ -273,7 +273,7 @@ def _hashed(shape: tuple[int, ...], parts: Iterable[NDArray[Any]], digits: int) 
     return digest.hexdigest()
 
 
-def _is_grey(values: NDArray[Any]) -> bool:
+def _is_gray(values: NDArray[Any]) -> bool:
     return all(np.array_equal(values[:, :, 0], values[:, :, i]) for i in range(1, values.shape[2]))
 
 

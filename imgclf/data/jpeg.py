@@ -1,8 +1,8 @@
 """From what a decoder gives to uint8 pixels: JPEGs straight from libjpeg-turbo, every mode of Pillow by a rule.
 
 Pillow and simplejpeg use the same decoder with the same settings (accurate DCT and, unless a draft will do, smooth
-upsampling of the colours), so their pixels agree; simplejpeg does without the copies and works outside of the
-interpreter's lock. Of colour with 16 bits a channel Pillow keeps the upper byte: OpenCV reads the lower one as well.
+upsampling of the colors), so their pixels agree; simplejpeg does without the copies and works outside of the
+interpreter's lock. Of color with 16 bits a channel Pillow keeps the upper byte: OpenCV reads the lower one as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CHUNKS_OF_PIXELS = (b"IHDR", b"tRNS", b"IDAT", b"IEND")
 
 
 class Jpeg(NamedTuple):
-    """The bytes of a JPEG in YCbCr or grey and what its header says: sides as stored, 1 or 3 channels.
+    """The bytes of a JPEG in YCbCr or gray and what its header says: sides as stored, 1 or 3 channels.
 
     `bare` says that the header holds nothing that could turn the image or that Pillow could refuse.
     """
@@ -52,7 +52,7 @@ class Jpeg(NamedTuple):
 
 @dataclass(frozen=True)
 class DeepColor:
-    """A colour image of 16 bits a channel: RGB (height, width, 3) and, where any of it is transparent, its opacity."""
+    """A color image of 16 bits a channel: RGB (height, width, 3) and, where any of it is transparent, its opacity."""
 
     color: NDArray[np.uint16]
     alpha: NDArray[np.uint16] | None
@@ -87,7 +87,7 @@ def find_jpeg(file: BinaryIO) -> Jpeg | None:
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, KeyError):  # damaged; a colour space or a subsampling without a name
+    except (ValueError, KeyError):  # damaged; a color space or a subsampling without a name
         return None
     channels = {"YCbCr": 3, "Gray": 1}.get(space)
     return Jpeg(data, height, width, channels, _is_bare(segments)) if channels else None
@@ -97,7 +97,7 @@ def decode_jpeg(jpeg: Jpeg, at_least: Sides | None = None, *, smooth: bool = Tru
     """The pixels as stored, uint8 (height, width, 1 or 3), or None where there is any damage, however small.
 
     With `at_least` (height, width, as stored) at 1/2, 1/4 or 1/8 of the size, the smallest that keeps both sides.
-    Colours that are stored at half the size are doubled where they are not to be `smooth`, which saves 8 % of the time.
+    Colors that are stored at half the size are doubled where they are not to be `smooth`, which saves 8 % of the time.
     """
     import simplejpeg
 
@@ -151,7 +151,7 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def is_deep_color(image: ImageFile.ImageFile) -> bool:
-    """Whether this is a PNG or TIFF, not decoded yet, of whose colours Pillow would keep 8 of 16 bits."""
+    """Whether this is a PNG or TIFF, not decoded yet, of whose colors Pillow would keep 8 of 16 bits."""
     if image.mode not in ("RGB", "RGBA"):
         return False
     if image.format == "TIFF":
@@ -160,7 +160,7 @@ def is_deep_color(image: ImageFile.ImageFile) -> bool:
 
 
 def deep_color(image: Image.Image, file: IO[bytes]) -> DeepColor | None:
-    """All bits of a colour image that Pillow has decoded from a file.
+    """All bits of a color image that Pillow has decoded from a file.
 
     None where OpenCV can't, or where it gives other pixels: the upper bytes must be those that Pillow has kept, which
     vouches for the order of channels, the orientation and the kind of transparency.
@@ -214,13 +214,13 @@ def _same_upper_bytes(deep: DeepColor, image: Image.Image) -> bool:
 
 
 def exact_values(image: Decoded) -> Iterator[NDArray[np.float64]]:
-    """Every value of an image of more than 8 bits, one band after the other; of grey that is stored as colour once."""
+    """Every value of an image of more than 8 bits, one band after the other; of gray that is stored as color once."""
     if isinstance(image, Image.Image):
         yield from (np.asarray(band, np.float64) for _, band in bands(image))
         return
-    grey = all(bool((band.color == band.color[..., :1]).all()) for _, band in bands(image))
+    gray = all(bool((band.color == band.color[..., :1]).all()) for _, band in bands(image))
     for _, band in bands(image):
-        yield (band.color[..., 0] if grey else band.color).astype(np.float64)
+        yield (band.color[..., 0] if gray else band.color).astype(np.float64)
         if band.alpha is not None:
             yield band.alpha.astype(np.float64)
 
@@ -299,8 +299,8 @@ def to_uint8(image: Decoded, levels: tuple[Levels, ...] = ()) -> Pixels:
         own = known or _levels_alone(image)
         return _in_bands(image, 1, lambda band: _scaled(band, own))
     if image.has_transparency_data:
-        grey = image.mode in ("1", "L", "LA", "La")
-        return _in_bands(image, 1 if grey else 3, lambda band: _over_white(band, "LA" if grey else "RGBA"))
+        gray = image.mode in ("1", "L", "LA", "La")
+        return _in_bands(image, 1 if gray else 3, lambda band: _over_white(band, "LA" if gray else "RGBA"))
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         to_rgb = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
@@ -333,8 +333,8 @@ def _in_bands(image: AnyDecoded, channels: int, convert: Callable[[AnyDecoded], 
 
 def _over_white(image: Image.Image, mode: str) -> Pixels:
     values = np.asarray(image.convert(mode)).astype(np.uint16)
-    colour, alpha = values[..., :-1], values[..., -1:]
-    mixed: Pixels = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    color, alpha = values[..., :-1], values[..., -1:]
+    mixed: Pixels = ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     return mixed
 
 
@@ -353,7 +353,7 @@ def _levels_alone(image: Image.Image) -> Levels:
 def _scaled(image: Image.Image, levels: Levels) -> Pixels:
     scaled: Pixels = np.rint(_stretched(_finite(image), levels)).astype(np.uint8)[:, :, None]
     key = image.info.get("transparency")
-    if isinstance(key, int):  # a 16-bit grey PNG may name one value as transparent
+    if isinstance(key, int):  # a 16-bit gray PNG may name one value as transparent
         scaled[np.asarray(image) == key] = 255
     return scaled
 

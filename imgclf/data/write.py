@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError, DataError, MissingExtra
 from imgclf.core.files import printable, require_writable, write_text
 from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source, open_prepared
@@ -56,7 +56,7 @@ def parse_shard_size(text: str) -> ShardSize:
 def prepare_folder(
     source: Source,
     out: Path,
-    recipe: Recipe,
+    recipe: PreprocessConfig,
     kind: str = "jpg",
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -82,7 +82,7 @@ def prepare_folder(
 def prepare_shards(
     source: Source,
     out: Path,
-    recipe: Recipe | None = None,
+    recipe: PreprocessConfig | None = None,
     kind: str = "jpg",
     size: ShardSize = SHARD_SIZE,
     progress: Callable[[int, int], None] | None = None,
@@ -135,7 +135,7 @@ def _write_shards(members: Iterator[dict[str, str | bytes]], folder: Path, name:
             raise DataError(f"{path.name}: {len(index.entries) - len(bad)} of {images} images can be read back", bad)
 
 
-def _image(source: Source, sample: Sample, recipe: Recipe | None, kind: str) -> dict[str, bytes]:
+def _image(source: Source, sample: Sample, recipe: PreprocessConfig | None, kind: str) -> dict[str, bytes]:
     """One image as {extension: bytes of the file}."""
     if recipe is not None:
         return {kind: _encoded(open_prepared(source, sample.ref, recipe), kind)}

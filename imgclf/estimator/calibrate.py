@@ -14,9 +14,9 @@ from torch import nn
 from imgclf.core.errors import ConfigError
 from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.calibration import choose_temperature
-from imgclf.evaluation.inference import Progress, answer, answer_with_features
-from imgclf.evaluation.ood import ENOUGH, Unknown, choose_evenly, fit_unknown
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.inference import Progress, answer, predictions_with_features
+from imgclf.evaluation.ood import ENOUGH, OodDetector, choose_evenly, fit_ood
+from imgclf.evaluation.predictions import Predictions
 from imgclf.models.features import feature_layers
 from imgclf.storage.model_file import Manifest
 
@@ -24,13 +24,13 @@ Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Claims:
+class Calibrated:
     """The answers to the validation images at the temperature, None where there was none to look at; what `unknown`
     images are known by, or why that is `missing`; and why the temperature is 1, as a `note`."""
 
-    answers: Answers | None = None
+    answers: Predictions | None = None
     note: str = "no validation images were looked at"
-    unknown: Unknown | None = None
+    unknown: OodDetector | None = None
     missing: str = "no validation images were looked at"
 
     @property
@@ -46,7 +46,7 @@ class Claims:
         return replace(manifest, calibration=self.calibration, unknown={"missing": self.missing})
 
 
-def examine(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> Claims:
+def calibrate(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> Calibrated:
     """Find out what a model may claim, in one pass over its validation images.
 
     `train` gives the features (m, d) of some training images, at some cost: it is asked only where they are of use.
@@ -55,15 +55,15 @@ def examine(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> C
     if missing:
         answers = answer(model, valid)
     else:
-        answers, features = answer_with_features(model, valid)
+        answers, features = predictions_with_features(model, valid)
     temperature, note = choose_temperature(answers.logits, answers.targets)
     unknown = None
     if not missing:
         try:
-            unknown = fit_unknown(train(), answers.logits, features)
+            unknown = fit_ood(train(), answers.logits, features)
         except ConfigError as error:
             missing = str(error)
-    return Claims(replace(answers, temperature=temperature), note, unknown, missing)
+    return Calibrated(replace(answers, temperature=temperature), note, unknown, missing)
 
 
 def _why_not(model: nn.Module, valid: Loader) -> str:
@@ -82,4 +82,4 @@ def features_of(
 ) -> Features:
     """The features (m, d) of up to 2,000 of the loader's samples, evenly from their classes, as they are evaluated."""
     chosen = loader.as_evaluated(choose_evenly(np.array(loader.targets)).tolist())
-    return answer_with_features(model, chosen, progress, precision)[1]
+    return predictions_with_features(model, chosen, progress, precision)[1]

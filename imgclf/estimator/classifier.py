@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imgclf.core.arguments import as_path, whole
-from imgclf.core.config import EXPLAIN_METHODS, Experiment
+from imgclf.core.config import EXPLAIN_METHODS, ExperimentConfig
 from imgclf.core.errors import ConfigError, DataError, NotFitted, warn_caller
 from imgclf.core.files import printable
 from imgclf.core.results import Evaluation, Explanation, Prediction
@@ -34,18 +34,28 @@ from imgclf.data.split import (
     unpack_contents,
 )
 from imgclf.data.write import require_apart
-from imgclf.estimator.fit import Data, Learnt, figures, fit_data, repeat_run, resume_run
-from imgclf.estimator.settings import Builder, changes_of, own_network
+from imgclf.estimator.fit import Data, FitResult, figures, fit_data, repeat_run, resume_run
+from imgclf.estimator.settings import Builder, own_network, resolve_request
 from imgclf.evaluation.inference import answer, device_of, predict
-from imgclf.evaluation.ood import Refusal
-from imgclf.evaluation.predictions import Answers, write_answers
+from imgclf.evaluation.ood import Rejector
+from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.evaluation.saliency import explain
 from imgclf.models.own import OWN, own_arch, using
 from imgclf.runtime import distributed
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import read_model, save_model
-from imgclf.storage.run_data import labelled_source
-from imgclf.storage.run_folder import ANSWERS, CONFIG, MODEL, SPLIT, Run, find_model, open_run, read_config, write_info
+from imgclf.storage.run_data import labeled_source
+from imgclf.storage.run_folder import (
+    CONFIG,
+    MODEL,
+    PREDICTIONS,
+    SPLIT,
+    Run,
+    find_model,
+    open_run,
+    read_config,
+    write_info,
+)
 from imgclf.training.events import Callback
 
 PARTS = ("all", *SPLIT_NAMES)
@@ -59,14 +69,14 @@ class Classifier:
     that the user's own network comes with weights to go on from; `mean` and `std` are those of its pixels, in 0…1.
     `weights` says what it starts from (`auto`, `pretrained`, `none`, a path, a hub name), `init` a run folder or model
     file to go on from, with its network, pixels and classes; `size` is a side or (height, width) in pixels; `augment`
-    is a preset's name or an `albumentations.Compose`. `recipe` is a named experiment, or an `Experiment`, which the
-    others then change; `config` changes any other field of it, as in `{"fit": "pad", "train": {"weight_decay": 0.1}}`.
+    is a preset's name or an `albumentations.Compose`. `recipe` is a named experiment, or an `ExperimentConfig`, which
+    the others then change; `config` changes any other field of it, as in `{"resize_mode": "pad"}`.
     What is left out is as it suits the data.
 
-    After `fit` or `load` there are `classes_`, `model_` and `recipe_` (the pixels); after `fit` also `history_`,
+    After `fit` or `load` there are `classes_`, `model_` and `preprocess_` (the pixels); after `fit` also `history_`,
     `split_`, `source_`, `findings_` (what looks wrong about the images, as sentences), `weights_` (what training
-    started from), `experiment_` (what was done, with nothing left open) and `run_`. What was found out of a part of the
-    own images is in `metrics_` and, image by image, in `answers_`.
+    started from), `config_` (what was done, with nothing left open) and `run_`. What was found out of a part of the
+    own images is in `metrics_` and, image by image, in `predictions_`.
     """
 
     precision_ = "fp32"  # of evaluation and prediction
@@ -80,7 +90,7 @@ class Classifier:
         init: str | os.PathLike[str] | None = None,
         size: int | tuple[int, int] | None = None,
         augment: Any = None,
-        recipe: str | Experiment | None = None,
+        recipe: str | ExperimentConfig | None = None,
         config: Mapping[str, Any] | None = None,
         pretrained: bool = False,
         mean: Sequence[float] | None = None,
@@ -123,7 +133,9 @@ class Classifier:
         Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
         `train` raises.
         """
-        compose, changes = changes_of(vars(self), {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed})
+        compose, changes = resolve_request(
+            vars(self), {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+        )
         folder = None if runs is None else as_path("runs", runs)
         return self._take(
             lambda: fit_data(data, self.recipe, changes, compose, runs=folder, name=name, callbacks=callbacks)
@@ -144,22 +156,22 @@ class Classifier:
         """Train again from the start as a run did, on the same images; nothing is written."""
         return self._take(lambda: repeat_run(as_path("run", run), callbacks))
 
-    def _take(self, work: Callable[[], Learnt]) -> Classifier:
+    def _take(self, work: Callable[[], FitResult]) -> Classifier:
         """Forget what was learnt before and learn anew: after an error there is nothing."""
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
         with using(own_network(vars(self))):
             learnt = work()
         plan, source, split = learnt.work.plan, learnt.work.source, learnt.work.split
-        self.plan_, self.model_, self.spec_, self.recipe_ = plan, plan.model, plan.spec, plan.recipe
-        self.experiment_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
+        self.plan_, self.model_, self.model_config_, self.preprocess_ = plan, plan.model, plan.spec, plan.recipe
+        self.config_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
         self.classes_, self.source_, self.split_ = source.classes, source, split
         self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
-        self.history_, self.probe_, self.choices_ = learnt.history, learnt.probe, learnt.choices
-        self.answers_ = {} if learnt.claims.answers is None else {"valid": learnt.claims.answers}
-        self.metrics_ = {part: answers.evaluation for part, answers in self.answers_.items()}
-        self.manifest_, self.unknown_ = learnt.manifest, learnt.claims.unknown
-        self.run_, self.lost_ = learnt.work.run, dict(learnt.lost)
+        self.history_, self.probe_, self.decisions_ = learnt.history, learnt.probe, learnt.choices
+        self.predictions_ = {} if learnt.calibrated.answers is None else {"valid": learnt.calibrated.answers}
+        self.metrics_ = {part: answers.evaluation for part, answers in self.predictions_.items()}
+        self.manifest_, self.ood_ = learnt.manifest, learnt.calibrated.unknown
+        self.run_, self.unreadable_ = learnt.work.run, dict(learnt.lost)
         return self
 
     def evaluate(
@@ -169,36 +181,36 @@ class Classifier:
         part: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
-        """How good the model is: on its own test images or, with `data`, on any labelled ones, matched by class name.
+        """How good the model is: on its own test images or, with `data`, on any labeled ones, matched by class name.
 
         Of `data`, images that the model was trained or validated on are left out, and only the test part is used where
         they are divided. `part` asks for `train`, `valid`, `test` or `all` instead. Where training saw some of the
         images that are used, as copies in the user's own train and test folders, the figures are of all, and their
         `unseen` is of those that it didn't see. A model that was loaded from a file away from its run folder still
-        knows them by their content, up to 200,000 images (`seen_`). What could not be read is in `lost_` (path →
+        knows them by their content, up to 200,000 images (`seen_`). What could not be read is in `unreadable_` (path →
         reason). Values far beyond those of training, in images of more than 8 bits, are a Python warning.
         """
         source, samples = self.samples_of(data, part)
         answers = self.answer(source, samples, progress=progress)
-        if far := far_values(source, samples, self.recipe_.levels):
+        if far := far_values(source, samples, self.preprocess_.levels):
             warn_caller(far)
         if data is None:
             part = part or "test"
-            self.answers_[part], self.metrics_[part] = answers, answers.evaluation
+            self.predictions_[part], self.metrics_[part] = answers, answers.evaluation
             if part == "test" and self.run_ is not None and hasattr(self, "history_"):
-                write_answers(self.run_.path / ANSWERS, answers)
-                if self.lost_:
-                    self.run_ = write_info(self.run_, lost=[*map(list, self.lost_.items())])
+                write_predictions(self.run_.path / PREDICTIONS, answers)
+                if self.unreadable_:
+                    self.run_ = write_info(self.run_, lost=[*map(list, self.unreadable_.items())])
         return answers.evaluation
 
     def answer(
         self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
-    ) -> Answers:
+    ) -> Predictions:
         """What the model says of just these samples of a source, one by one."""
         model, loader = self._fitted(), self._loader(source, samples, cache=self._cache())
         precision = pick_precision(self.precision_, device_of(model))
         answers = answer(model, loader, progress=progress, precision=precision, temperature=self.temperature_)
-        self.lost_ = {**self.lost_, **loader.lost}
+        self.unreadable_ = {**self.unreadable_, **loader.lost}
         again = seen_refs(source, self.seen_)
         return replace(answers, seen=tuple(i for i, ref in enumerate(answers.refs) if ref in again))
 
@@ -210,8 +222,11 @@ class Classifier:
         if data is None and hasattr(self, "source_"):
             source = self.source_
         else:
-            audited = audit(labelled_source(data, self.run_), strict=False, allow_bad=1.0)
-            source, self.lost_ = spelled_as(audited.source, self.classes_), {bad.ref: bad.reason for bad in audited.bad}
+            audited = audit(labeled_source(data, self.run_), strict=False, allow_bad=1.0)
+            source, self.unreadable_ = (
+                spelled_as(audited.source, self.classes_),
+                {bad.ref: bad.reason for bad in audited.bad},
+            )
         if data is None:  # whatever has come since is not of its data
             part = part or "test"
             matched = match_rows(self.split_.rows, source.samples)
@@ -244,11 +259,11 @@ class Classifier:
         loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
         precision, refusal = pick_precision(self.precision_, device_of(model)), None
         if reject is not None:
-            if self.unknown_ is None:
+            if self.ood_ is None:
                 raise ConfigError(
                     f"this model can't tell what is unlike its images: {self.manifest_.unknown['missing']}"
                 )
-            refusal = Refusal(self.unknown_, reject)
+            refusal = Rejector(self.ood_, reject)
         return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, refusal=refusal)
 
     def predict(self, images: Any, *, top: int = 5, reject: float | None = None) -> list[Prediction]:
@@ -258,7 +273,7 @@ class Classifier:
         """
         source = inputs_source(images)
         predictions = list(self.predict_each(source, top=top, reject=reject))
-        if far := far_values(source, source.samples, self.recipe_.levels):
+        if far := far_values(source, source.samples, self.preprocess_.levels):
             warn_caller(far)
         return predictions
 
@@ -290,7 +305,7 @@ class Classifier:
             metrics |= figures(self.metrics_, self.split_)
         own = None if isinstance(self.arch, str | None) else own_arch(self.arch, new_head=True)
         with using(own):
-            save_model(path, model, replace(self.manifest_, metrics=metrics), self.unknown_)
+            save_model(path, model, replace(self.manifest_, metrics=metrics), self.ood_)
 
     @classmethod
     def load(
@@ -315,9 +330,9 @@ class Classifier:
         self = cls(arch or manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
         self.model_, self.precision_ = model.to(pick_device(device)), precision
         pick_precision(precision, device_of(model))  # one that the device does not have is refused here
-        self.spec_, self.classes_, self.recipe_ = manifest.spec, manifest.classes, manifest.recipe
-        self.manifest_, self.unknown_, self.seen_ = manifest, unknown, unpack_contents(manifest.seen)
-        self.metrics_, self.answers_, self.lost_ = {}, {}, {}
+        self.model_config_, self.classes_, self.preprocess_ = manifest.spec, manifest.classes, manifest.recipe
+        self.manifest_, self.ood_, self.seen_ = manifest, unknown, unpack_contents(manifest.seen)
+        self.metrics_, self.predictions_, self.unreadable_ = {}, {}, {}
         if file.name == MODEL:
             with suppress(DataError, OSError):  # the file predicts, whatever lies beside it
                 run, split = open_run(file.parent), Split(read_split(file.parent / SPLIT))
@@ -331,9 +346,9 @@ class Classifier:
         return float(self.manifest_.calibration["temperature"])
 
     def _cache(self) -> str:
-        """Where the pixels of labelled images are kept for the next time: on the disk, if those of training are."""
+        """Where the pixels of labeled images are kept for the next time: on the disk, if those of training are."""
         if hasattr(self, "experiment_"):
-            used = self.experiment_.data.cache
+            used = self.config_.data.cache
         else:
             values = read_config(self.run_.path / CONFIG)[0] if self.run_ is not None else {}
             used = values.get("data", {}).get("cache", "off")
@@ -348,8 +363,8 @@ class Classifier:
         """A loader with this model's classes and pixels; the batches of training where it is known."""
         own: dict[str, Any] = {"device": device_of(self._fitted()), "shard": distributed.shard()}
         if hasattr(self, "experiment_"):
-            config = self.experiment_.train
+            config = self.config_.train
             own |= {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
             own |= {"engine": config.engine, "device": pick_device(config.device)}
         options = {**own, **options}
-        return Loader(source, samples, self.recipe_, classes=self.classes_, train=train, **options)
+        return Loader(source, samples, self.preprocess_, classes=self.classes_, train=train, **options)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 from imgclf.core.files import printable
-from imgclf.core.results import Choice
+from imgclf.core.results import Decision
 from imgclf.data.dataset import Sample
 from imgclf.estimator.plan import Plan
 from imgclf.models.backbones import find_arch
@@ -19,30 +19,30 @@ BY_USER = "set by you"
 SHARED = "as given, else that of the initial model"
 
 
-def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Choice]) -> tuple[Choice, ...]:
+def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Decision]) -> tuple[Decision, ...]:
     """One line for each thing that a user may want to choose otherwise; `found` are those that were measured."""
     measured = {choice.name: choice for choice in found}
     rows = [*_pixels(plan, train), *_training(plan, train)]
     return tuple(measured.pop(row.name, row) for row in rows) + tuple(measured.values())
 
 
-def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
+def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
     recipe, arch = plan.recipe, find_arch(plan.spec.arch)
     (height, width), sizes = recipe.size, plan.sizes
     if plan.asked.arch == AUTO:
         best = f"the best one whose pretrained weights are on this machine ({plan.weights.source}); else --arch"
         plain = "the default; else --arch"
-        yield Choice("arch", plan.spec.arch, best if plan.weights.used == "pretrained" else plain)
+        yield Decision("arch", plan.spec.arch, best if plan.weights.used == "pretrained" else plain)
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
     reason = "the network's own" if recipe.size == arch.size else small
-    yield Choice("size", f"{height}×{width}", _reason(plan, "size", reason))
+    yield Decision("size", f"{height}×{width}", _reason(plan, "size", reason))
     wide = "" if sizes is None else f"a crop would cut too much: width by height is {_range(*sizes.aspects)}"
-    fit = wide if recipe.fit == "squash" else "keeps the shapes"
-    fit = "the network's own" if recipe.fit == arch.fit != "crop" else fit
-    yield Choice("fit", recipe.fit, _reason(plan, "fit", fit))
+    fit = wide if recipe.resize_mode == "squash" else "keeps the shapes"
+    fit = "the network's own" if recipe.resize_mode == arch.resize_mode != "crop" else fit
+    yield Decision("resize_mode", recipe.resize_mode, _reason(plan, "resize_mode", fit))
     if recipe.levels:
-        yield Choice("levels", ", ".join(map(str, recipe.levels)), _deep(train))
-    yield Choice("augment", str(plan.experiment.augment), _reason(plan, "augment", _start(plan)))
+        yield Decision("levels", ", ".join(map(str, recipe.levels)), _deep(train))
+    yield Decision("augment", str(plan.experiment.augment), _reason(plan, "augment", _start(plan)))
 
 
 def _deep(train: Sequence[Sample]) -> str:
@@ -54,29 +54,29 @@ def _start(plan: Plan) -> str:
     return "from scratch" if plan.weights.used == "none" else "from pretrained weights"
 
 
-def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Choice]:
+def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
     asked, config = plan.asked.train, plan.experiment.train
     start = _start(plan)
     images = f"{len(train):,} training images, {start}"
-    yield Choice("probe", _yes(config.probe), _reason(plan, "train.probe", _why_probe(plan)))
+    yield Decision("probe", _yes(config.probe), _reason(plan, "train.probe", _why_probe(plan)))
     if config.epochs == 0:
         if asked.epochs is None:
             why = f"{JUDGES} valid images or more could tell whether training does better; --epochs trains all the same"
-            yield Choice("epochs", "0", why)
+            yield Decision("epochs", "0", why)
         return
-    yield Choice("epochs", str(config.epochs), _reason(plan, "train.epochs", images))
-    yield Choice("lr", f"{config.lr:g}", _reason(plan, "train.lr", f"{config.optimizer}, {start}"))
+    yield Decision("epochs", str(config.epochs), _reason(plan, "train.epochs", images))
+    yield Decision("lr", f"{config.lr:g}", _reason(plan, "train.lr", f"{config.optimizer}, {start}"))
     slower = f"for each twelfth of the depth, {start}"
-    yield Choice("layer_decay", f"{config.layer_decay:g}", _reason(plan, "train.layer_decay", slower))
+    yield Decision("layer_decay", f"{config.layer_decay:g}", _reason(plan, "train.layer_decay", slower))
     norms = "few, small batches: pretrained statistics are kept" if config.freeze_norm else start
-    yield Choice("freeze_norm", _yes(config.freeze_norm), _reason(plan, "train.freeze_norm", norms))
+    yield Decision("freeze_norm", _yes(config.freeze_norm), _reason(plan, "train.freeze_norm", norms))
     average = "the running mean of the weights is kept" if config.ema else start
-    yield Choice("ema", f"{config.ema:g}", _reason(plan, "train.ema", average))
+    yield Decision("ema", f"{config.ema:g}", _reason(plan, "train.ema", average))
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images per class"
     spread = spread if few < many else f"{few:,} images per class"
-    yield Choice("class_weights", str(config.class_weights), _reason(plan, "train.class_weights", spread))
+    yield Decision("class_weights", str(config.class_weights), _reason(plan, "train.class_weights", spread))
 
 
 def _why_probe(plan: Plan) -> str:
@@ -97,7 +97,7 @@ def _reason(plan: Plan, name: str, reason: str) -> str:
         return reason
     if plan.base is not None and attrgetter(name)(EXPERIMENTS.get(plan.base)) == given:
         return f"recipe {plan.base}"
-    return SHARED if plan.asked.init and name in ("size", "fit") else BY_USER
+    return SHARED if plan.asked.init and name in ("size", "resize_mode") else BY_USER
 
 
 def _range(low: float, high: float) -> str:

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from imgclf.core.config import Experiment, to_dict
+from imgclf.core.config import ExperimentConfig, to_dict
 from imgclf.core.errors import ConfigError, ImgclfError
-from imgclf.core.results import Choice, Evaluation, History, Probe
+from imgclf.core.results import Decision, Evaluation, History, Probe
 from imgclf.data.dataset import Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.loading.preview import pick_samples
 from imgclf.data.sources.open import open_source
 from imgclf.data.split import Split, pack_contents
 from imgclf.data.write import require_outside
-from imgclf.estimator.calibrate import Claims, examine, features_of
+from imgclf.estimator.calibrate import Calibrated, calibrate, features_of
 from imgclf.estimator.plan import (
     Plan,
     choose_experiment,
@@ -37,16 +37,16 @@ from imgclf.estimator.plan import (
 )
 from imgclf.estimator.recorder import Recorder, start_run
 from imgclf.estimator.warm_start import Start, begin, knows_classes
-from imgclf.evaluation.inference import answered
+from imgclf.evaluation.inference import preview_predictions
 from imgclf.runtime import distributed
 from imgclf.runtime.compute import kept_memory
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import Manifest, save_model
 from imgclf.storage.run_data import reading_options
 from imgclf.storage.run_folder import (
-    ANSWERS,
     CHECKPOINT,
     CONFIG,
+    PREDICTIONS,
     REPORT,
     Run,
     find_run,
@@ -79,29 +79,29 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Learnt:
+class FitResult:
     """What came of training: the last state of the work, how it went, what the network may claim, and the images that
     became unreadable meanwhile. `probe` is None where there was none, or it was made before training was resumed."""
 
     work: Work
     history: History
     manifest: Manifest
-    claims: Claims
+    calibrated: Calibrated
     probe: Probe | None = None
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[Decision, ...] = ()
     lost: Mapping[str, str] = field(default_factory=dict)
 
 
 def fit_data(
     data: Data,
-    recipe: str | Experiment | None,
+    recipe: str | ExperimentConfig | None,
     changes: Mapping[str, Any],
     compose: Mapping[str, Any] | None = None,
     *,
     runs: Path | None,
     name: str | None,
     callbacks: Sequence[Callback],
-) -> Learnt:
+) -> FitResult:
     """Train on some data by a recipe with changes; `compose` is a user's own augmentation. See `Classifier.fit`."""
     callbacks = as_callbacks(callbacks)
     distributed.join()
@@ -126,7 +126,7 @@ def fit_data(
         return _learn(replace(work, run=run), callbacks)
 
 
-def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Learnt:
+def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> FitResult:
     """Go on with the training of a run. See `Classifier.resume`."""
     callbacks = as_callbacks(callbacks)
     distributed.join()
@@ -162,7 +162,7 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
         return _learn(work, callbacks, state)
 
 
-def repeat_run(path: Path, callbacks: Sequence[Callback]) -> Learnt:
+def repeat_run(path: Path, callbacks: Sequence[Callback]) -> FitResult:
     """Train again from the start as a run did, writing nothing. See `Classifier.repeat`."""
     callbacks = as_callbacks(callbacks)
     distributed.join()
@@ -222,13 +222,13 @@ def _prepare(plan: Plan, source: Source, split: Split, callbacks: Sequence[Callb
     return Work(replace(plan, experiment=experiment), source, split, loader, valid)
 
 
-def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | None = None) -> Learnt:
+def _learn(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | None = None) -> FitResult:
     """Train, from `state` on where there is one, and find out how good the result is."""
     with note_failure(work.run, fresh=state is None):
         return _train_and_examine(work, callbacks, state)
 
 
-def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | None) -> Learnt:
+def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[str, Any] | None) -> FitResult:
     start: Start | None = None
     if state is None:
         work, start = _begin(work, callbacks)
@@ -248,15 +248,15 @@ def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[st
             resume=state,
             keep_start=knows_classes(work.plan),
         )
-    claims = _examine(work, history, start, callbacks)
+    calibrated = _examine(work, history, start, callbacks)
     lost = _lost(work, before)
-    metrics = {} if claims.answers is None else {"valid": claims.answers.evaluation}
+    metrics = {} if calibrated.answers is None else {"valid": calibrated.answers.evaluation}
     for part, result in metrics.items():
         notify(callbacks, "tested", tested(work.plan, work.source, work.split, part, result))
-    manifest = claims.within(manifest_of(work, metrics))
+    manifest = calibrated.within(manifest_of(work, metrics))
     if run is not None:
-        (run.path / ANSWERS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
-        save_model(run.model, model, manifest, claims.unknown)
+        (run.path / PREDICTIONS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
+        save_model(run.model, model, manifest, calibrated.unknown)
         seconds = round(time.perf_counter() - work.plan.began, 3)
         ended = {
             "status": history.ended,
@@ -267,23 +267,23 @@ def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[st
         work = replace(work, run=write_info(run, **ended))
     notify(callbacks, "fitted", history.ended)
     probe, choices = (None, ()) if start is None else (start.probe, start.choices)
-    return Learnt(work, history, manifest, claims, probe, choices, lost)
+    return FitResult(work, history, manifest, calibrated, probe, choices, lost)
 
 
-def _examine(work: Work, history: History, start: Start | None, callbacks: Sequence[Callback]) -> Claims:
+def _examine(work: Work, history: History, start: Start | None, callbacks: Sequence[Callback]) -> Calibrated:
     """What the trained network may claim, by the images of validation; who interrupts does not want to wait."""
     if history.ended == "interrupted":
-        return Claims(note="training was interrupted", missing="training was interrupted")
+        return Calibrated(note="training was interrupted", missing="training was interrupted")
     if work.valid is None:
-        return Claims(note="there are no validation images", missing="there are no validation images")
+        return Calibrated(note="there are no validation images", missing="there are no validation images")
     plan, model, known = work.plan, work.plan.model, None if start is None else start.features
     if knows_classes(plan) and history.best is None and known is not None:  # nothing but the head was ever changed
-        return examine(model, work.valid, lambda: known)
+        return calibrate(model, work.valid, lambda: known)
     # bfloat16 is enough for the points that others are compared with; float16 has no room for large features.
     precision = pick_precision(plan.experiment.train.precision, pick_device(plan.experiment.train.device))
     precision = precision if precision is torch.bfloat16 else torch.float32
     told = partial(_tell_examined, callbacks)
-    return examine(model, work.valid, lambda: features_of(model, work.loader, told, precision))
+    return calibrate(model, work.valid, lambda: features_of(model, work.loader, told, precision))
 
 
 def _tell_examined(callbacks: Sequence[Callback], done: int, n: int) -> None:
@@ -352,6 +352,6 @@ def tested(plan: Plan, source: Source, split: Split, part: str, result: Evaluati
 
     def sample() -> Sequence[Any]:
         samples = pick_samples(source.with_samples(split.samples(part)), SHOWN_IMAGES)
-        return answered(plan.model, plan_loader(plan, source, samples, cache="off"))
+        return preview_predictions(plan.model, plan_loader(plan, source, samples, cache="off"))
 
     return Tested(part, result, sample)

@@ -17,11 +17,11 @@ from torch import nn
 from imgclf.core.arguments import named_values, plain
 from imgclf.core.config import (
     CUSTOM,
-    Experiment,
+    AugmentStep,
+    ExperimentConfig,
     Levels,
-    ModelSpec,
-    Recipe,
-    Step,
+    ModelConfig,
+    PreprocessConfig,
     TrainConfig,
     from_dict,
     to_dict,
@@ -56,7 +56,7 @@ from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_data import reading_options, source_of_run
 from imgclf.storage.run_folder import CONFIG, NOT_PLACES, SPLIT, Run, locate, run_config
 from imgclf.training.acceleration import launch_bound
-from imgclf.training.defaults import resolve_config, suited_augment, suited_fit, suited_size
+from imgclf.training.defaults import resolve_config, suited_augment, suited_resize_mode, suited_size
 from imgclf.training.events import Callback, heard, notify
 from imgclf.training.linear_probe import linear_head
 from imgclf.training.recipes import EXPERIMENTS, QUICKER
@@ -77,10 +77,10 @@ class Plan:
     starts from, how large the images are, the name of the recipe that it is based on, what looks wrong about the images
     (`findings`), and when it was `began`."""
 
-    asked: Experiment
-    experiment: Experiment
-    spec: ModelSpec
-    recipe: Recipe
+    asked: ExperimentConfig
+    experiment: ExperimentConfig
+    spec: ModelConfig
+    recipe: PreprocessConfig
     model: nn.Module
     weights: WeightsUsed
     sizes: Sizes | None = None
@@ -90,8 +90,8 @@ class Plan:
 
 
 def choose_experiment(
-    base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None = None
-) -> Experiment:
+    base: str | ExperimentConfig | None, changes: Mapping[str, Any], suited: str | None = None
+) -> ExperimentConfig:
     """The experiment to run: `base` (a name or a value) with the user's changes, as plain values.
 
     Without a base it is the one called `suited`, which goes with the data; a user who names an architecture, or a model
@@ -101,7 +101,7 @@ def choose_experiment(
     for key in changes.keys() & {"train", "data"}:
         named_values(key, changes[key])
     base = _base(base, changes, suited)
-    if not isinstance(base, str | Experiment):
+    if not isinstance(base, str | ExperimentConfig):
         raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an Experiment")
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
@@ -113,7 +113,7 @@ def choose_experiment(
         values["train"]["epochs"] = None  # the time decides, unless the user does
     for key, value in changes.items():
         values[key] = {**values[key], **value} if key in ("train", "data") else value
-    return from_dict(Experiment, values)
+    return from_dict(ExperimentConfig, values)
 
 
 def _place(named: str) -> str:
@@ -122,19 +122,23 @@ def _place(named: str) -> str:
     return named if named in NOT_PLACES or path == Path(named) else str(path)
 
 
-def recipe_name(base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None = None) -> str | None:
+def recipe_name(
+    base: str | ExperimentConfig | None, changes: Mapping[str, Any], suited: str | None = None
+) -> str | None:
     """The name of the experiment that `choose_experiment` begins with, where it has one."""
     base = _base(base, changes, suited)
     return base if isinstance(base, str) else None
 
 
-def _base(base: str | Experiment | None, changes: Mapping[str, Any], suited: str | None) -> str | Experiment:
+def _base(
+    base: str | ExperimentConfig | None, changes: Mapping[str, Any], suited: str | None
+) -> str | ExperimentConfig:
     """What was asked for or, without that, the recipe of the data set: a quicker one where a processor has only a few
     minutes."""
     if base is not None:
         return base
     if suited is None or changes.keys() & {"arch", "init"}:
-        return Experiment()
+        return ExperimentConfig()
     train = changes.get("train", {})
     hurry = (train.get("minutes") or math.inf) <= FEW_MINUTES and pick_device(train.get("device", "auto")).type == "cpu"
     return QUICKER.get(suited, suited) if hurry else suited
@@ -151,7 +155,7 @@ def _like(path: str, arch: str | None) -> dict[str, Any]:
             "its members, such as NAME-member-1"
         )
     pixels = to_dict(manifest.recipe)
-    shared = {name: pixels[name] for name in ("size", "channels", "fit", "mean", "std", "tta")}
+    shared = {name: pixels[name] for name in ("size", "channels", "resize_mode", "mean", "std", "tta")}
     return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}
 
 
@@ -179,7 +183,7 @@ def _seen_by_start(weights: str, split: Split) -> tuple[str, ...]:
     return (f"{printable(weights)} was trained or validated on {images}: figures will look better than they are",)
 
 
-def fit_experiment(base: str | Experiment | None, changes: Mapping[str, Any], source: Source) -> Experiment:
+def fit_experiment(base: str | ExperimentConfig | None, changes: Mapping[str, Any], source: Source) -> ExperimentConfig:
     """The experiment to run on a source, checked before any image is read.
 
     A recipe's shares of valid and test give way to those that the data bring; a user's are refused then. Raises
@@ -195,7 +199,7 @@ def fit_experiment(base: str | Experiment | None, changes: Mapping[str, Any], so
     return replace(experiment, split=open_fractions(brought(source), experiment.split))
 
 
-def check_experiment(experiment: Experiment) -> None:
+def check_experiment(experiment: ExperimentConfig) -> None:
     """Raise `UnknownName` or `ConfigError` for a name or a device that is not there."""
     find_arch(pick_arch(experiment.arch, experiment.weights))
     if experiment.augment is not None:
@@ -204,7 +208,7 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 def make_plan(
-    experiment: Experiment,
+    experiment: ExperimentConfig,
     source: Source,
     train: Sequence[Sample],
     compose: Mapping[str, Any] | None = None,
@@ -220,7 +224,7 @@ def make_plan(
     network, config = pick_arch(experiment.arch, experiment.weights), experiment.train
     if config.precision == "auto" and find_arch(network).family in EXACT:
         config = replace(config, precision="fp32")
-    spec = ModelSpec(network, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
+    spec = ModelConfig(network, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
     with drawing(seeded(config.seed, CPU), CPU):
         model = build_model(spec)
         weights = load_weights(model, spec, experiment.weights, source.classes)
@@ -230,7 +234,7 @@ def make_plan(
     settled = replace(
         experiment,
         arch=network,
-        **{name: getattr(recipe, name) for name in ("size", "channels", "fit", "mean", "std")},
+        **{name: getattr(recipe, name) for name in ("size", "channels", "resize_mode", "mean", "std")},
         augment=CUSTOM if compose is not None else augment,
         train=_settle(config, model, recipe, train, weights, valid),
     )
@@ -240,7 +244,7 @@ def make_plan(
 def _settle(
     config: TrainConfig,
     model: nn.Module,
-    recipe: Recipe,
+    recipe: PreprocessConfig,
     train: Sequence[Sample],
     weights: WeightsUsed,
     valid: int | None,
@@ -271,7 +275,7 @@ def _settle(
     )
 
 
-def _levels(experiment: Experiment, train: Sequence[Sample]) -> tuple[Levels, ...]:
+def _levels(experiment: ExperimentConfig, train: Sequence[Sample]) -> tuple[Levels, ...]:
     """The levels of the model to go on from and, of kinds of images that it does not know, those of the images."""
     before = () if experiment.init is None else read_manifest(experiment.init).recipe.levels
     known = {levels.kind for levels in before}
@@ -279,8 +283,8 @@ def _levels(experiment: Experiment, train: Sequence[Sample]) -> tuple[Levels, ..
 
 
 def plan_pixels(
-    experiment: Experiment, source: Source, compose: Mapping[str, Any] | None = None, sizes: Sizes | None = None
-) -> Recipe:
+    experiment: ExperimentConfig, source: Source, compose: Mapping[str, Any] | None = None, sizes: Sizes | None = None
+) -> PreprocessConfig:
     """The pixels that an experiment trains on: its own choices, else those of the data and of the architecture, whose
     pretrained weights are there if it asks for them."""
     arch = find_arch(pick_arch(experiment.arch, experiment.weights))
@@ -288,13 +292,15 @@ def plan_pixels(
     channels = experiment.channels or (_channels(source) if arch.any_channels and not pretrained else arch.channels)
     augment = experiment.augment or suited_augment(pretrained)
     size = experiment.size or suited_size(arch.size, sizes, resizable=arch.resizable)
-    fit = experiment.fit or (suited_fit(size, sizes) if arch.fit == "crop" else arch.fit)
-    return Recipe(
+    fit = experiment.resize_mode or (
+        suited_resize_mode(size, sizes) if arch.resize_mode == "crop" else arch.resize_mode
+    )
+    return PreprocessConfig(
         size=size,
         channels=channels,
-        fit=fit,
-        kernel=arch.kernel,
-        crop_ratio=arch.crop_ratio if fit == arch.fit else 1.0,  # who squashes or pads wants to see the whole image
+        resize_mode=fit,
+        interpolation=arch.interpolation,
+        crop_pct=arch.crop_pct if fit == arch.resize_mode else 1.0,  # who squashes or pads wants to see the whole image
         mean=experiment.mean or _statistics(arch.mean, channels),
         std=experiment.std or _statistics(arch.std, channels),
         steps=_steps(experiment, source, augment) if compose is None else (),
@@ -303,10 +309,10 @@ def plan_pixels(
     )
 
 
-def _steps(experiment: Experiment, source: Source, augment: str) -> tuple[Step, ...]:
+def _steps(experiment: ExperimentConfig, source: Source, augment: str) -> tuple[AugmentStep, ...]:
     """The steps of a preset, without those that would change labels."""
     steps = preset_steps(augment, mirror=source.mirror)
-    return limited(steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False)
+    return limited(steps, mirror=experiment.mirror is not False, recolor=experiment.recolor is not False)
 
 
 def _channels(source: Source) -> int:
@@ -349,7 +355,7 @@ def plan_loader(plan: Plan, source: Source, samples: Sequence[Sample], **options
     return Loader(source, samples, plan.recipe, classes=source.classes, **{**own, **options})
 
 
-def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> tuple[Audit, Split]:
+def read_data(source: Source, experiment: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> tuple[Audit, Split]:
     """Check every image of a source, and split what is usable; tells the callbacks of each step."""
     config = experiment.data
     notify(callbacks, "source", source)
@@ -371,7 +377,7 @@ def read_data(source: Source, experiment: Experiment, callbacks: Sequence[Callba
     return replace(audited, findings=(*audited.findings, *split.findings)), split
 
 
-def read_experiment(run: Run) -> tuple[Experiment, str]:
+def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:
     """What a run was asked to do, and the name of its data.
 
     Raises `ConfigError` where these were a `Source` of the user's, and for an ensemble, which was never trained as one.
@@ -384,11 +390,11 @@ def read_experiment(run: Run) -> tuple[Experiment, str]:
     values, data = run_config(run)
     if data is None:
         raise ConfigError(f"{run.path / CONFIG} names no data: a run on a Source of your own can't be trained again")
-    return from_dict(Experiment, values), data
+    return from_dict(ExperimentConfig, values), data
 
 
 def plan_as(
-    run: Run, experiment: Experiment, data: str, callbacks: Sequence[Callback], *, weights: bool
+    run: Run, experiment: ExperimentConfig, data: str, callbacks: Sequence[Callback], *, weights: bool
 ) -> tuple[Plan, Source, Split]:
     """Get ready to train as a run did: the same images in the same places, whatever has come since and whatever they
     are called now, the same pixels, the same start.
@@ -405,7 +411,7 @@ def plan_as(
     source, split = follow_split(read_split(run.path / SPLIT), spelled_as(audited.source, run.info["classes"]))
     source = replace(source, classes=tuple(run.info["classes"]))
     notify(callbacks, "split", split)
-    recipe, start = from_dict(Recipe, run.info["recipe"]), WeightsUsed(**run.info["weights"])
+    recipe, start = from_dict(PreprocessConfig, run.info["recipe"]), WeightsUsed(**run.info["weights"])
     asked = replace(experiment, init=None) if weights else replace(experiment, init=None, weights="none")
     plan = make_plan(asked, source, split.samples("train"), recipe.compose, audited.sizes, len(split.samples("valid")))
     if weights and plan.weights.source != start.source:

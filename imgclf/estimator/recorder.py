@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imgclf.core.config import Experiment, to_dict
+from imgclf.core.config import ExperimentConfig, to_dict
 from imgclf.core.results import Evaluation, Probe
 from imgclf.data.audit import Audit
 from imgclf.data.dataset import Source
@@ -29,7 +29,7 @@ from imgclf.storage.run_folder import (
     write_config,
     write_history,
 )
-from imgclf.training.ema import lent
+from imgclf.training.ema import swapped_weights
 from imgclf.training.events import Tested, TrainState
 
 
@@ -37,7 +37,7 @@ def start_run(
     root: Path,
     name: str | None,
     manifest: Manifest,
-    experiment: Experiment,
+    experiment: ExperimentConfig,
     split: Split,
     source: str | None,
     audit: Audit,
@@ -139,7 +139,7 @@ class Recorder:
                 if self._keep == "all":
                     folder = self._run.path / "epochs"
                     folder.mkdir(exist_ok=True)
-                    with lent(state.model, state.mean):
+                    with swapped_weights(state.model, state.mean):
                         save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, self._manifest)
                 return asdict(state.history[-1])
             case "retry":

@@ -17,7 +17,9 @@ from imgclf.transforms.albumentations_pipeline import compose_to_dict
 Builder = Callable[..., nn.Module] | nn.Module
 
 
-def changes_of(given: Mapping[str, Any], knobs: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+def resolve_request(
+    given: Mapping[str, Any], knobs: Mapping[str, Any]
+) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
     """A user's own augmentation pipeline, if any, and all that was asked for as changes of an experiment.
 
     `given` are the arguments of a `Classifier`, `knobs` those of its `fit`.

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import ConfigError, ModelFileError
-from imgclf.core.results import Choice, Probe
+from imgclf.core.results import Decision, Probe
 from imgclf.data.dataset import Sample
 from imgclf.data.loading.loader import Loader
 from imgclf.data.split import Split, content_key, unpack_contents
@@ -49,7 +49,7 @@ class Start:
 
     plan: Plan
     probe: Probe | None
-    choices: tuple[Choice, ...]
+    choices: tuple[Decision, ...]
     features: NDArray[np.float32] | None = None
 
 
@@ -73,7 +73,7 @@ def begin(
     plan.model.to(pick_device(config.device)).eval()
     probe: Probe | None = None
     features: NDArray[np.float32] | None = None
-    found: tuple[Choice, ...] = ()
+    found: tuple[Decision, ...] = ()
     if config.probe:
         plain = load(train_samples, cache=plan.experiment.data.cache)
         probe, features = begin_with_probe(plan.model, plain, config, lambda *done: notify(callbacks, "probing", done))
@@ -83,7 +83,7 @@ def begin(
         notify(callbacks, "probe", probe)
     if config.epochs and loaders[1] is not None and knows_classes(plan):
         samples = loaders[1].samples
-        plan, found = try_alterations(plan, load(samples[:: -(-len(samples) // SEEN)]))
+        plan, found = check_label_preserving(plan, load(samples[:: -(-len(samples) // SEEN)]))
     if config.epochs and config.minutes is not None:
         config, choice = fit_to_time(plan, *loaders)
         plan = replace(plan, experiment=replace(plan.experiment, train=config))
@@ -144,8 +144,8 @@ def begin_with_probe(
     return fit_probe_on_features(model, loader, precision, weight=weight, progress=progress)
 
 
-def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]]:
-    """Whether mirrored images keep their labels, and images in grey, where that was left open.
+def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decision, ...]]:
+    """Whether mirrored images keep their labels, and images in gray, where that was left open.
 
     A model whose head knows the classes is asked about valid images as they are and altered. An alteration changes
     labels where, of the answers that turn from right to wrong or from wrong to right, significantly more turn wrong
@@ -155,8 +155,8 @@ def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]
     asked: list[tuple[str, str, Alteration]] = []
     if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in recipe.steps):
         asked.append(("mirror", "mirrored", lambda images: images.flip(3)))
-    if experiment.recolour is None and recipe.channels == 3 and any(s.op in RECOLOURING for s in recipe.steps):
-        asked.append(("recolour", "grey", _greying(recipe)))
+    if experiment.recolor is None and recipe.channels == 3 and any(s.op in RECOLOURING for s in recipe.steps):
+        asked.append(("recolor", "gray", _graying(recipe)))
     if not asked:
         return plan, ()
     device = pick_device(experiment.train.device)
@@ -169,8 +169,8 @@ def try_alterations(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Choice, ...]
         found: dict[str, Any] = {field: harmless}
         experiment = replace(experiment, **found)
         figures = f"accuracy on {len(right)} valid images {right.mean():.1%}, {word} {altered.mean():.1%}"
-        choices.append(Choice(field, "yes" if harmless else "no", figures))
-    steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolour=experiment.recolour is not False)
+        choices.append(Decision(field, "yes" if harmless else "no", figures))
+    steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolor=experiment.recolor is not False)
     return replace(plan, experiment=experiment, recipe=replace(recipe, steps=steps)), tuple(choices)
 
 
@@ -186,17 +186,17 @@ class _Altered(nn.Module):
         return self._alter(images)
 
 
-def _greying(recipe: Recipe) -> Alteration:
-    """Normalised images (n, 3, height, width) as if they had been grey."""
+def _graying(recipe: PreprocessConfig) -> Alteration:
+    """Normalized images (n, 3, height, width) as if they had been gray."""
     luma, mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (LUMA, recipe.mean, recipe.std))
 
-    def grey(images: torch.Tensor) -> torch.Tensor:
-        centre, scale = mean.to(images.device), std.to(images.device)
-        level = ((images * scale + centre) * luma.to(images.device)).sum(1, keepdim=True)
-        altered: torch.Tensor = (level - centre) / scale
+    def gray(images: torch.Tensor) -> torch.Tensor:
+        center, scale = mean.to(images.device), std.to(images.device)
+        level = ((images * scale + center) * luma.to(images.device)).sum(1, keepdim=True)
+        altered: torch.Tensor = (level - center) / scale
         return altered
 
-    return grey
+    return gray
 
 
 def _right(model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype) -> np.ndarray[Any, Any]:
@@ -210,7 +210,7 @@ def _harmless(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool
     return lost - won <= 2 * math.sqrt(lost + won)
 
 
-def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[TrainConfig, Choice]:
+def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[TrainConfig, Decision]:
     """The config with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
 
     A few steps of a copy of the model are measured, and one look at valid; time is left for the last one. An epoch is
@@ -231,7 +231,7 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[Train
     cut = min(steps, max(1, int((left / epochs - check) / step)))
     config = replace(config, epochs=epochs, epoch_steps=cut if cut < steps else config.epoch_steps, minutes=left / 60)
     value = f"{epochs}" + (f", of {cut} of {steps} steps" if cut < steps else "")
-    return config, Choice("epochs", value, f"{left:.0f} s are left for training, a step takes {1000 * step:,.0f} ms")
+    return config, Decision("epochs", value, f"{left:.0f} s are left for training, a step takes {1000 * step:,.0f} ms")
 
 
 def seconds_a_step(model: nn.Module, loader: Loader, config: TrainConfig) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imgclf.core.results import Calibration, Sureness
+from imgclf.core.results import Calibration, CalibrationErrors
 from imgclf.evaluation.metrics import softmax
 
 COOLEST, HOTTEST = 0.1, 10.0
@@ -110,10 +110,10 @@ def brier_score(probabilities: ArrayLike, targets: ArrayLike) -> float:
     return float(((likely**2).sum(axis=1) - 2 * own + 1).mean())
 
 
-def measure_sureness(probabilities: ArrayLike, targets: ArrayLike) -> Sureness:
+def measure_sureness(probabilities: ArrayLike, targets: ArrayLike) -> CalibrationErrors:
     """All three figures of how honest probabilities are."""
     measures = (expected_calibration_error, negative_log_likelihood, brier_score)
-    return Sureness(*(measure(probabilities, targets) for measure in measures))
+    return CalibrationErrors(*(measure(probabilities, targets) for measure in measures))
 
 
 def measure_calibration(logits: ArrayLike, targets: ArrayLike, temperature: float) -> Calibration:

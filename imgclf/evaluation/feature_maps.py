@@ -107,7 +107,7 @@ def capture(model: nn.Module, images: Tensor, sites: Sequence[Site]) -> list[Ten
 
 
 def spread(heat: Tensor, site: Site, size: Grid) -> Tensor:
-    """Values of cells (n, h, w) as values of pixels (n, height, width), linear between the cells' centres.
+    """Values of cells (n, h, w) as values of pixels (n, height, width), linear between the cells' centers.
 
     The grid lies in the middle of the image, since what convolutions without padding lose, they lose on both sides: the
     8×8 cells of LeNet span 15 of 28 pixels. Where a stride pads one side alone, cells look up to half a step further to

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imgclf.core.arguments import whole
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import DataError
 from imgclf.core.results import Evaluation, Prediction
 from imgclf.data.loading.loader import Batch, Loader
 from imgclf.evaluation.metrics import softmax
-from imgclf.evaluation.ood import Refusal
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.ood import Rejector
+from imgclf.evaluation.predictions import Predictions
 from imgclf.models.features import Tapped, feature_layers
-from imgclf.models.fuse import fold_batch_norms
+from imgclf.models.fuse import fuse_conv_bn
 from imgclf.runtime import distributed
 from imgclf.runtime.compute import (
     SMALL_STEP,
@@ -130,8 +130,8 @@ def answer(
     progress: Progress | None = None,
     precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
-) -> Answers:
-    """What a model says of the labelled samples of a loader that can be read, in order. Raises what `infer` raises."""
+) -> Predictions:
+    """What a model says of the labeled samples of a loader that can be read, in order. Raises what `infer` raises."""
     device = device_of(model) if device is None else pick_device(device)
     precision = pick_precision(precision, device)
     with quick(model, loader, device) as network, enough_threads(_batch_flops(network, loader, device)):
@@ -139,9 +139,9 @@ def answer(
     return _answers(loader, logits, targets, positions, temperature)
 
 
-def answer_with_features(
+def predictions_with_features(
     model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
-) -> tuple[Answers, NDArray[np.float32]]:
+) -> tuple[Predictions, NDArray[np.float32]]:
     """The same in one pass with the features (n, d) of the samples: what the last layer gets.
 
     Raises `ConfigError` for a network without a known head, and what `infer` raises.
@@ -159,10 +159,10 @@ def _answers(
     targets: NDArray[np.int64],
     positions: NDArray[np.int64],
     temperature: float,
-) -> Answers:
+) -> Predictions:
     samples = [loader.samples[position] for position in positions.tolist()]
     refs, contents = tuple(sample.ref for sample in samples), tuple(sample.sha256 for sample in samples)
-    return Answers(logits, targets, refs, contents, loader.classes, temperature)
+    return Predictions(logits, targets, refs, contents, loader.classes, temperature)
 
 
 def evaluate(
@@ -184,7 +184,7 @@ def predict(
     device: torch.device | str | None = None,
     precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
-    refusal: Refusal | None = None,
+    refusal: Rejector | None = None,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each sample of the loader, in order; one that cannot be read carries an error.
 
@@ -203,13 +203,13 @@ def predict(
             scores = itertools.repeat(None) if refusal is None else refusal.unknown.scores(rows[:, :k], rows[:, k:])
             for index, probabilities, score in zip(batch.positions.tolist(), likely.tolist(), scores, strict=False):
                 yield from (_failed(loader, i) for i in range(said, index))
-                answered = _prediction(loader.samples[index].ref, loader.classes, probabilities, top)
-                yield answered if refusal is None or score is None else refusal.judge(answered, float(score))
+                prediction = _prediction(loader.samples[index].ref, loader.classes, probabilities, top)
+                yield (prediction if refusal is None or score is None else refusal.judge(prediction, float(score)))
                 said = index + 1
     yield from (_failed(loader, i) for i in range(said, len(loader)))
 
 
-def answered(model: nn.Module, loader: Loader) -> list[Answered]:
+def preview_predictions(model: nn.Module, loader: Loader) -> list[Answered]:
     """The images of a loader that can be read, with the model's answers."""
     answers = []
     for batch, logits in _forward(model, loader, device_of(model), torch.float32):
@@ -230,7 +230,7 @@ def quick(model: nn.Module, loader: Loader, device: torch.device) -> Iterator[nn
     if len(loader) < MANY:
         yield model
         return
-    network = fold_batch_norms(model, _example(loader, device))
+    network = fuse_conv_bn(model, _example(loader, device))
     try:
         yield network
     finally:
@@ -273,7 +273,12 @@ def _forward(
 
 
 def logits_of(
-    model: nn.Module, pixels: torch.Tensor, recipe: Recipe, device: torch.device, precision: torch.dtype, most: int
+    model: nn.Module,
+    pixels: torch.Tensor,
+    recipe: PreprocessConfig,
+    device: torch.device,
+    precision: torch.dtype,
+    most: int,
 ) -> torch.Tensor:
     """The logits (n, classes) of pixels, uint8 (n, height, width, channels), `most` at a time; for eval mode."""
     with torch.inference_mode(), autocast(device, precision):

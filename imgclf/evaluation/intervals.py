@@ -30,10 +30,10 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float]:
 def wilson_intervals(hits: Ints, n: Ints) -> tuple[Floats, Floats]:
     """The lower and the upper ends of many such intervals, from counts (…) and numbers (…) of images."""
     share = hits / n
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    center = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    low: Floats = np.where(hits == 0, 0.0, np.maximum(centre - half, 0.0))
-    high: Floats = np.where(hits == n, 1.0, np.minimum(centre + half, 1.0))
+    low: Floats = np.where(hits == 0, 0.0, np.maximum(center - half, 0.0))
+    high: Floats = np.where(hits == n, 1.0, np.minimum(center + half, 1.0))
     return low, high
 
 

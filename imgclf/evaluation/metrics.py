@@ -63,7 +63,7 @@ def _check(logits: NDArray[Any], targets: NDArray[Any], classes: Sequence[str]) 
             f"got logits {logits.shape} and targets {targets.shape}"
         )
     if logits.size == 0:
-        raise DataError("there are no images to evaluate; give at least one labelled image")
+        raise DataError("there are no images to evaluate; give at least one labeled image")
     if targets.dtype.kind not in "iu" or targets.min() < 0 or targets.max() >= len(classes):
         raise DataError(
             f"expected targets as whole numbers from 0 to {len(classes) - 1}; "

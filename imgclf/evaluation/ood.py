@@ -35,16 +35,16 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Unknown:
+class OodDetector:
     """What it takes to tell how unlike the training images an image is; float32 throughout.
 
-    Features are scaled to length 1; of them count the `basis` (d, q) of main directions around their `centre` (d,), and
+    Features are scaled to length 1; of them count the `basis` (d, q) of main directions around their `center` (d,), and
     the squared length of what lies outside of these. `points` (m, q) and `rest` (m,) are those of training images,
     `scale` (4,) the mean and the spread of the distance and of the energy on validation images, `valid` their scores in
     rising order.
     """
 
-    centre: Floats
+    center: Floats
     basis: Floats
     points: Floats
     rest: Floats
@@ -53,7 +53,7 @@ class Unknown:
 
     def __post_init__(self) -> None:
         (d, q), m = self.basis.shape, len(self.points)
-        shapes = {"centre": (d,), "points": (m, q), "rest": (m,), "scale": (4,), "valid": (len(self.valid),)}
+        shapes = {"center": (d,), "points": (m, q), "rest": (m,), "scale": (4,), "valid": (len(self.valid),)}
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
                 raise ModelFileError(f"unknown.{name} has the shape {getattr(self, name).shape}; expected {shape}")
@@ -99,7 +99,7 @@ class Unknown:
 
     def _distances(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """The mean distance to the nearest points. What lies outside of the directions counts as if at right angles."""
-        places, rest = _project(features, self.centre, self.basis)
+        places, rest = _project(features, self.center, self.basis)
         own = (places**2).sum(axis=1) + rest
         squares = own[:, None] + self._squares - 2 * places @ self.points.T.astype(np.float64)
         nearest = np.partition(squares, min(NEIGHBOURS, len(self.points)) - 1, axis=1)[:, :NEIGHBOURS]
@@ -108,10 +108,10 @@ class Unknown:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejector:
     """What is known of unlike images, and the share of images of the known classes that may be refused."""
 
-    unknown: Unknown
+    unknown: OodDetector
     share: float
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Refusal:
         return replace(prediction, unknown_score=score, accepted=score <= self.threshold)
 
 
-def fit_unknown(train: NDArray[np.float32], logits: NDArray[np.float32], features: NDArray[np.float32]) -> Unknown:
+def fit_ood(train: NDArray[np.float32], logits: NDArray[np.float32], features: NDArray[np.float32]) -> OodDetector:
     """From the features (m, d) of training images, and the logits (n, k) and features (n, d) of validation images,
     which were not trained on. Raises `ConfigError` where these are fewer than 20, or the features too many to keep."""
     if len(features) < ENOUGH:
@@ -135,11 +135,11 @@ def fit_unknown(train: NDArray[np.float32], logits: NDArray[np.float32], feature
     if train.shape[1] > MOST_VALUES:
         raise ConfigError(f"the network has {train.shape[1]:,} features, and up to {MOST_VALUES:,} are kept")
     directions = min(DIRECTIONS, MOST_VALUES // train.shape[1], *train.shape)
-    centre = _unit(train).mean(axis=0)
-    basis = _main_directions(_unit(train) - centre, directions)
+    center = _unit(train).mean(axis=0)
+    basis = _main_directions(_unit(train) - center, directions)
     blank_scale, no_scores = np.array([0, 1, 0, 1]), np.zeros(1)
-    parts = (centre, basis, *_project(train, centre, basis), blank_scale, no_scores)
-    blank = Unknown(*(part.astype(np.float32) for part in parts))
+    parts = (center, basis, *_project(train, center, basis), blank_scale, no_scores)
+    blank = OodDetector(*(part.astype(np.float32) for part in parts))
     distances, energies = blank._distances(features), _energy(logits)
     width = energies.std() if energies.std() > FLAT else UNUSED  # the logits of an ensemble have no energy
     scale = np.array([distances.mean(), max(distances.std(), FLAT), energies.mean(), width], np.float32)
@@ -178,16 +178,16 @@ def _unit(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _project(
-    features: NDArray[np.float32], centre: NDArray[Any], basis: NDArray[Any]
+    features: NDArray[np.float32], center: NDArray[Any], basis: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Features in the main directions, (n, q), and the squared length of what is left, (n,)."""
-    around = _unit(features) - centre
+    around = _unit(features) - center
     places = around @ basis.astype(np.float64)
     return places, np.maximum((around**2).sum(axis=1) - (places**2).sum(axis=1), 0)
 
 
 def _main_directions(points: NDArray[np.float64], q: int) -> NDArray[np.float64]:
-    """An orthonormal basis (d, q) of the directions in which points (m, d) vary most, nearly: a seeded randomised
+    """An orthonormal basis (d, q) of the directions in which points (m, d) vary most, nearly: a seeded randomized
     search (Halko et al. 2011, arXiv:0909.4061), which is quick for many features."""
     wide = min(q + OVERSAMPLED, *points.shape)
     found = np.linalg.qr(points.T @ np.random.default_rng(SEED).normal(size=(len(points), wide)))[0]

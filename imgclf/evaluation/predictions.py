@@ -1,4 +1,4 @@
-"""What a model says of labelled images, as a value and as a file: figures, reports and comparisons begin with it."""
+"""What a model says of labeled images, as a value and as a file: figures, reports and comparisons begin with it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CONTENT = re.compile(r"([0-9a-f]{64})?")
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What a model says of labelled images, in their order.
+class Predictions:
+    """What a model says of labeled images, in their order.
 
     `logits` are float32 (n, k), not divided by the temperature; `targets` the true class indices, int64 (n,). `refs`
     and `contents` are n texts: the images' names in their source, and the sha256 (hex) of their content, "" where
@@ -87,7 +87,7 @@ class Answers:
         lines = sorted(f"{content or ref}\0{self.classes[target]}" for ref, content, target in images)
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
-    def take(self, positions: Sequence[int]) -> Answers:
+    def take(self, positions: Sequence[int]) -> Predictions:
         """The answers to the images at these positions."""
         refs, contents = (tuple(texts[i] for i in positions) for texts in (self.refs, self.contents))
         rows, seen = np.array(positions, np.int64), set(self.seen)
@@ -107,7 +107,7 @@ class Answers:
         return replace(result, intervals=intervals, calibration=calibration, seen=len(self.seen), unseen=unseen)
 
 
-def write_answers(path: Path, answers: Answers) -> None:
+def write_predictions(path: Path, answers: Predictions) -> None:
     """Write answers as a safetensors file with the tensors `logits`, `targets` and `texts`: a JSON object in ASCII with
     `classes`, `refs`, `contents` and `seen`. Its metadata hold a manifest, with `format`, `temperature`, `images` and
     `right`, and the checksum of all of it, as those of a model file do."""
@@ -126,13 +126,13 @@ def _raw(kind: str, array: NDArray[Any]) -> Raw:
     return Raw(kind, array.shape, array.reshape(-1).view(np.uint8).data)
 
 
-def read_answers(path: Path) -> Answers:
+def read_predictions(path: Path) -> Predictions:
     """The answers in a file; `DataError`, which names it, where it is missing or broken."""
     return _read(path, _parse)
 
 
 def read_score(path: Path) -> tuple[int, int]:
-    """How many answers of a file are right, and how many there are, by its header alone. Raises what `read_answers`
+    """How many answers of a file are right, and how many there are, by its header alone. Raises what `read_predictions`
     raises."""
     return _read(path, _parse_score)
 
@@ -167,7 +167,7 @@ def _parse_score(stream: BinaryIO) -> tuple[int, int]:
     return right, images
 
 
-def _parse(stream: BinaryIO) -> Answers:
+def _parse(stream: BinaryIO) -> Predictions:
     from safetensors.numpy import load
 
     header = read_header(stream)
@@ -190,7 +190,7 @@ def _parse(stream: BinaryIO) -> Answers:
     if not np.isfinite(tensors["logits"]).all():
         raise DataError("a logit is NaN or infinite")
     classes, refs, contents = (tuple(texts[name]) for name in TEXTS)
-    return Answers(tensors["logits"], tensors["targets"], refs, contents, classes, temperature, tuple(seen))
+    return Predictions(tensors["logits"], tensors["targets"], refs, contents, classes, temperature, tuple(seen))
 
 
 def _are_texts(value: Any) -> bool:

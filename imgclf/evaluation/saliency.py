@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imgclf.core.arguments import require
-from imgclf.core.config import EXPLAIN_METHODS, Recipe
+from imgclf.core.config import EXPLAIN_METHODS, PreprocessConfig
 from imgclf.core.files import nfc
 from imgclf.core.registry import unknown_name
 from imgclf.core.results import Explanation
@@ -27,10 +27,10 @@ from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.feature_maps import Site, find_last_site, spread
 from imgclf.evaluation.inference import device_of, logits_of, predict
 from imgclf.models.ensemble import Ensemble
-from imgclf.models.fuse import fold_batch_norms
+from imgclf.models.fuse import fuse_conv_bn
 from imgclf.runtime.compute import in_parts_that_fit, own_copy
 from imgclf.runtime.device import pick_precision
-from imgclf.transforms.preprocess import mean_colour, to_input
+from imgclf.transforms.preprocess import mean_color, to_input
 
 AT_ONCE = 8  # images whose maps and gradients are in memory together
 COVERED = 32  # covered images that go through the network together
@@ -79,13 +79,13 @@ def explain(
 
 
 def _heats(
-    model: nn.Module, pixels: Tensor, targets: Tensor, recipe: Recipe, method: str, precision: torch.dtype
+    model: nn.Module, pixels: Tensor, targets: Tensor, recipe: PreprocessConfig, method: str, precision: torch.dtype
 ) -> Iterator[NDArray[np.float32]]:
     """The heat of each image, scaled so that its hottest pixel is 1."""
     device = device_of(model)
     first = to_input(pixels[:1], recipe, device)
     if method == "occlusion":
-        network = fold_batch_norms(model, first)
+        network = fuse_conv_bn(model, first)
         for image, target in zip(pixels, targets.tolist(), strict=True):
             yield _scaled(_occlusion(network, image, target, recipe, precision))
         return
@@ -143,7 +143,7 @@ def _plus_plus(maps: Tensor, slopes: Tensor) -> Tensor:
 
 
 def _occlusion(
-    model: nn.Module, image: Tensor, target: int, recipe: Recipe, precision: torch.dtype
+    model: nn.Module, image: Tensor, target: int, recipe: PreprocessConfig, precision: torch.dtype
 ) -> NDArray[np.float64]:
     """How much the log-odds of the class fall, on average over the patches that cover a pixel (height, width).
 
@@ -151,13 +151,13 @@ def _occlusion(
     """
     height, width = image.shape[:2]
     patches = list(product(_cuts(height), _cuts(width)))
-    grey = torch.tensor(mean_colour(recipe), dtype=torch.uint8, device=image.device)
+    gray = torch.tensor(mean_color(recipe), dtype=torch.uint8, device=image.device)
     odds, most, device = [], COVERED, device_of(model)
     for start in range(0, len(patches), COVERED):
         part = patches[start : start + COVERED]
         covered = image.repeat(len(part), 1, 1, 1)
         for row, (rows, columns) in zip(covered, part, strict=True):
-            row[rows, columns] = grey
+            row[rows, columns] = gray
         compute = partial(logits_of, model, covered, recipe, device, precision)
         logits, most = in_parts_that_fit(compute, most, device)
         odds.append(_log_odds(logits, target))

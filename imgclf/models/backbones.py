@@ -10,7 +10,7 @@ import re
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
 from imgclf.core.registry import unknown_name
 from imgclf.models import offline, resnet, speedrun, teaching, vgg
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OWN_MODULES = (teaching, vgg, resnet, speedrun, offline)  # importing them fills the registry
 IMAGENET_CLASSES = 1000
-# Their auxiliary heads return tuples while training, and they'd warn about the default initialisation.
+# Their auxiliary heads return tuples while training, and they'd warn about the default initialization.
 INCEPTION_OPTIONS = {"aux_logits": False, "init_weights": True}
 
 
@@ -94,9 +94,9 @@ def _timm_arch(name: str, bare: str) -> Arch:
         family="timm",
         mean=tuple(cfg.mean),
         std=tuple(cfg.std),
-        kernel=cfg.interpolation,
-        fit={"squash": "squash", "border": "pad"}.get(cfg.crop_mode, "crop"),
-        crop_ratio=cfg.crop_pct,
+        interpolation=cfg.interpolation,
+        resize_mode={"squash": "squash", "border": "pad"}.get(cfg.crop_mode, "crop"),
+        crop_pct=cfg.crop_pct,
         classes=IMAGENET_CLASSES,
         weights=cfg.hf_hub_id or (cfg.url if isinstance(cfg.url, str) and cfg.url else None),
         resizable=not cfg.fixed_input_size,
@@ -104,7 +104,7 @@ def _timm_arch(name: str, bare: str) -> Arch:
     )
 
 
-def build_timm(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
+def build_timm(spec: ModelConfig, name: str, **options: Any) -> nn.Module:
     """timm's network `name`, shaped after `spec`; `options` go to `timm.create_model`."""
     import timm
     from timm.models import PretrainedCfg, get_pretrained_cfg
@@ -132,8 +132,8 @@ def _torchvision_arch(name: str, bare: str) -> Arch:
         family="torchvision",
         mean=(0.5,) * 3 if inception else tuple(pixels.mean),
         std=(0.5,) * 3 if inception else tuple(pixels.std),
-        kernel=pixels.interpolation.value,
-        crop_ratio=side / resized,
+        interpolation=pixels.interpolation.value,
+        crop_pct=side / resized,
         classes=IMAGENET_CLASSES,
         weights=weights.url,
         resizable=not bare.startswith(("vit_", "swin_", "maxvit_")),
@@ -141,7 +141,7 @@ def _torchvision_arch(name: str, bare: str) -> Arch:
     )
 
 
-def build_torchvision(spec: ModelSpec, name: str) -> nn.Module:
+def build_torchvision(spec: ModelConfig, name: str) -> nn.Module:
     """torchvision's network `name`, shaped after `spec`.
 
     Raises `ConfigError` where the network takes square images only and `spec` is not square.

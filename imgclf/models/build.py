@@ -1,4 +1,4 @@
-"""An empty network from a `ModelSpec`, and the layer of a network that knows the classes."""
+"""An empty network from a `ModelConfig`, and the layer of a network that knows the classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from imgclf.core.arguments import require
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError, ImgclfError
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import assemble
@@ -20,7 +20,7 @@ SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisi
 HEAD_NAMES = ("head", "heads", "fc", "classifier")  # ours and torchvision's
 
 
-def build_model(spec: ModelSpec) -> nn.Module:
+def build_model(spec: ModelConfig) -> nn.Module:
     """The network that `spec` describes, with fresh weights.
 
     It maps images (batch, channels, height, width) to logits (batch, classes).
@@ -28,7 +28,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
     Raises `UnknownName` for the architecture and `ConfigError` for a size that it can't take (the message names the
     smallest that works) or a dropout where it has none.
     """
-    require("spec", spec, ModelSpec)
+    require("spec", spec, ModelConfig)
     arch = find_arch(spec.arch)
     try:
         return _build(arch, spec)
@@ -40,7 +40,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
         raise ConfigError(f"{spec.arch} fails: {type(error).__name__}: {error}") from error
 
 
-def empty_network(spec: ModelSpec) -> nn.Module:
+def empty_network(spec: ModelConfig) -> nn.Module:
     """The network that `spec` describes, on the meta device: names, types and shapes of its weights, but no values.
 
     Takes no memory, save for a network that computes with real numbers while it is built. Leaves the random state as it
@@ -85,17 +85,17 @@ def head_of(model: nn.Module) -> nn.Module:
     raise ConfigError(f"{type(model).__name__} has no part called {', '.join(HEAD_NAMES)}; name its last layer `head`")
 
 
-def _build(arch: Arch, spec: ModelSpec) -> nn.Module:
+def _build(arch: Arch, spec: ModelConfig) -> nn.Module:
     model = assemble(arch, spec)
     if spec.size != arch.size:
         _pass_one_image(model, spec)
     parts = list(model.modules())
     if spec.dropout and not any(hasattr(part, "drop_rate") or isinstance(part, nn.Dropout) for part in parts):
-        raise ConfigError(f"{spec.arch} has no dropout, and ModelSpec.dropout is {spec.dropout:g}; leave dropout out")
+        raise ConfigError(f"{spec.arch} has no dropout, and ModelConfig.dropout is {spec.dropout:g}; leave dropout out")
     return model
 
 
-def _pass_one_image(model: nn.Module, spec: ModelSpec) -> None:
+def _pass_one_image(model: nn.Module, spec: ModelConfig) -> None:
     """Send one black image through; evaluation mode keeps the statistics and the random state as they are."""
     model.eval()
     with torch.no_grad():
@@ -103,7 +103,7 @@ def _pass_one_image(model: nn.Module, spec: ModelSpec) -> None:
     model.train()
 
 
-def _size_error(arch: Arch, spec: ModelSpec, error: Exception) -> ConfigError:
+def _size_error(arch: Arch, spec: ModelConfig, error: Exception) -> ConfigError:
     given = f"{spec.arch} can't take images of {spec.size[0]}x{spec.size[1]}"
     # A layer that has no pixels left raises RuntimeError; networks that need a multiple of something assert it
     # themselves, and for these there is no size from which on all work.
@@ -116,7 +116,7 @@ def _size_error(arch: Arch, spec: ModelSpec, error: Exception) -> ConfigError:
     return ConfigError(f"{given}: {reason}; its own size is {arch.size[0]}x{arch.size[1]}")
 
 
-def _smallest_side(arch: Arch, spec: ModelSpec) -> int | None:
+def _smallest_side(arch: Arch, spec: ModelConfig) -> int | None:
     """The side of the smallest square that works, by bisection; None where not even the own size does."""
     own = max(arch.size)
     device = next((device for device in ("meta", "cpu") if _works(arch, spec, own, device)), None)
@@ -132,7 +132,7 @@ def _smallest_side(arch: Arch, spec: ModelSpec) -> int | None:
     return high
 
 
-def _works(arch: Arch, spec: ModelSpec, side: int, device: str) -> bool:
+def _works(arch: Arch, spec: ModelConfig, side: int, device: str) -> bool:
     """Whether a square fits; "meta" computes shapes alone and is quick, but not every network can be built on it."""
     square = replace(spec, size=(side, side))
     with unseeded_drawing(), torch.device(device):

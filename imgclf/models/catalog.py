@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-from imgclf.core.config import ModelSpec, parse_size
+from imgclf.core.config import ModelConfig, parse_size
 from imgclf.core.files import csv_text, read_text, write_text
 
 TABLE = Path(__file__).with_name("catalog.csv")
@@ -61,7 +61,7 @@ def measure(name: str) -> ModelInfo:
     from imgclf.models.build import empty_network
 
     arch = find_arch(name)
-    model = empty_network(ModelSpec(name, arch.classes, arch.channels, arch.size))
+    model = empty_network(ModelConfig(name, arch.classes, arch.channels, arch.size))
     params = sum(parameter.numel() for parameter in model.parameters())
     return ModelInfo(name, params, arch.size, arch.channels, arch.weights)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models.registry import Arch
 
 
@@ -29,7 +29,7 @@ class Ensemble(nn.Module):
         return answers.logsumexp(0) - math.log(len(self.members))
 
 
-def assemble(arch: Arch, spec: ModelSpec) -> nn.Module:
+def assemble(arch: Arch, spec: ModelConfig) -> nn.Module:
     """The fresh network of an architecture, or an ensemble of as many as the spec has members."""
     if spec.members == 1:
         return arch.build(spec)

@@ -26,7 +26,7 @@ READERS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "n
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
-def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
+def fuse_conv_bn(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """A copy of `model` for evaluation, in its memory format and with its batch norms folded; `example` is an input.
 
     Where the way through the network depends on the image, or the folded one answers differently on random pixels, its

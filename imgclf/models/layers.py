@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 
 
 def stack(features: nn.Module, *hidden: nn.Module, head: nn.Module) -> nn.Sequential:
@@ -17,7 +17,7 @@ def stack(features: nn.Module, *hidden: nn.Module, head: nn.Module) -> nn.Sequen
     return nn.Sequential(OrderedDict(part for part in parts if part[0] != "hidden" or hidden))
 
 
-def flat_features(features: nn.Sequential, spec: ModelSpec) -> int:
+def flat_features(features: nn.Sequential, spec: ModelConfig) -> int:
     """How many numbers `features`, which ends in a flatten, makes of one image: the 320 that D0 computes by hand.
 
     By hand here too: to ask the layers would load much of torch where the network has no values yet. Raises
@@ -44,7 +44,7 @@ def _side_after(layer: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
     return whole((side - window + 2 * padding) / step) + 1
 
 
-def dropout(spec: ModelSpec, default: float) -> nn.Dropout:
+def dropout(spec: ModelConfig, default: float) -> nn.Dropout:
     """A dropout layer with the rate of `spec`, or the network's own."""
     return nn.Dropout(default if spec.dropout is None else spec.dropout)
 

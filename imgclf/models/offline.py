@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import MissingExtra, ModelFileError
 from imgclf.models.registry import ARCHS, Arch
 
@@ -34,7 +34,7 @@ OTHER_BLOCKS = {
 }
 
 
-def build_efficientnet_lite0(spec: ModelSpec) -> nn.Module:
+def build_efficientnet_lite0(spec: ModelConfig) -> nn.Module:
     """timm's `tf_efficientnet_lite0` without weights."""
     import timm
 
@@ -104,8 +104,8 @@ ARCHS.add(
         size=(224, 224),
         channels=3,
         family="offline",
-        kernel="bicubic",
-        crop_ratio=0.875,
+        interpolation="bicubic",
+        crop_pct=0.875,
         classes=1000,
         weights="imgclf[offline]",
         resizable=True,

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError, UnknownName
 from imgclf.models.registry import Arch
 
@@ -30,7 +30,7 @@ OWN = "own:"
 SOURCE = "the network itself"  # where the weights of one that is pretrained come from
 FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 # Parameters that are filled in by their name; a lone other one gets the whole spec.
-FILLED: Mapping[str, Callable[[ModelSpec], Any]] = {
+FILLED: Mapping[str, Callable[[ModelConfig], Any]] = {
     **dict.fromkeys(("classes", "num_classes", "n_classes"), lambda spec: spec.classes),
     **dict.fromkeys(("channels", "in_channels", "in_chans"), lambda spec: spec.channels),
     **dict.fromkeys(("size", "image_size", "img_size"), lambda spec: spec.size),
@@ -52,7 +52,7 @@ class OwnNetwork:
     made: Callable[..., Any]
     new_head: bool = False
 
-    def __call__(self, spec: ModelSpec) -> nn.Module:
+    def __call__(self, spec: ModelConfig) -> nn.Module:
         """The network, tried with two images: it gives a score for each class.
 
         Raises `ConfigError` where it doesn't, and what its layers raise for images that they can't take.
@@ -61,7 +61,7 @@ class OwnNetwork:
 
         return prepared(self.original(spec), spec, self.name, new_head=self.new_head)
 
-    def original(self, spec: ModelSpec) -> nn.Module:
+    def original(self, spec: ModelConfig) -> nn.Module:
         """A copy of the network as the user gives it."""
         from torch import nn
 
@@ -73,19 +73,19 @@ class OwnNetwork:
             except Exception as error:
                 hint = ""
                 for parameter in (key for key, value in given.arguments.items() if value is spec and key != "spec"):
-                    hint = f" (its {parameter} is an imgclf.ModelSpec; one called classes gets the number of classes)"
+                    hint = f" (its {parameter} is an imgclf.ModelConfig; one called classes gets the number of classes)"
                 raise ConfigError(f"{self.name} can't be made: {type(error).__name__}: {error}{hint}") from error
         if not isinstance(network, nn.Module):
             raise ConfigError(f"{self.name} gives {type(network).__name__}; expected a torch.nn.Module")
         return copy.deepcopy(network).cpu()  # a function too may give the same one again
 
-    def state(self, spec: ModelSpec) -> dict[str, Tensor]:
+    def state(self, spec: ModelConfig) -> dict[str, Tensor]:
         """The weights that the user's network comes with."""
         state: dict[str, Tensor] = self.original(spec).state_dict()
         return state
 
 
-def arguments(made: Callable[..., Any], spec: ModelSpec, name: str) -> inspect.BoundArguments:
+def arguments(made: Callable[..., Any], spec: ModelConfig, name: str) -> inspect.BoundArguments:
     """What a class or a function is called with: `FILLED` by name, or the spec."""
     try:
         signature = inspect.signature(made)

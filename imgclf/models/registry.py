@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
 from imgclf.core.registry import Registry
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 HEAD = "imgclf_head"  # the attribute of a user's own network that names the layer that gives the scores
-Builder = Callable[[ModelSpec], "nn.Module"]
+Builder = Callable[[ModelConfig], "nn.Module"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Arch:
     """A kind of network: how to build one that is empty, and the pixels it prefers.
 
     `build` makes the module, whose output is (batch, classes) of logits. `size` is (height, width) in pixels; `mean`
-    and `std` are of values in 0…1, one for all channels or one each; `kernel`, `fit` and `crop_ratio` are those of
-    `Recipe`. `any_channels` says that it can be built for another number of channels.
+    and `std` are of values in 0…1, one for all channels or one each; `interpolation`, `resize_mode` and `crop_pct`
+    are those of `PreprocessConfig`. `any_channels` says that it can be built for another number of channels.
     `classes` is the number that the network was published with; `resizable` says that its weights serve other sizes
     as well. `weights` says where pretrained weights come from, None
     that there are none. `family` names the library or the group it belongs to.
@@ -37,9 +37,9 @@ class Arch:
     any_channels: bool = True
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
-    kernel: str = "bilinear"
-    fit: str = "crop"
-    crop_ratio: float = 1.0
+    interpolation: str = "bilinear"
+    resize_mode: str = "crop"
+    crop_pct: float = 1.0
     classes: int = 10
     weights: str | None = None
     resizable: bool = False

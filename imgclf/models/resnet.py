@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models.layers import kaiming_normal
 from imgclf.models.registry import ARCHS, Arch, arch
 
@@ -63,7 +63,7 @@ class SmallResNet(nn.Module):
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: ModelConfig,
         blocks: tuple[int, ...],
         *,
         bottleneck: bool,
@@ -113,7 +113,7 @@ DEPTHS = {
 }
 
 
-def small_resnet(spec: ModelSpec, depth: int) -> nn.Module:
+def small_resnet(spec: ModelConfig, depth: int) -> nn.Module:
     """ResNet-`depth` with a 3×3 stem."""
     blocks, bottleneck = DEPTHS[depth]
     return SmallResNet(spec, blocks, bottleneck=bottleneck)
@@ -126,7 +126,7 @@ def small_resnet(spec: ModelSpec, depth: int) -> nn.Module:
     family="resnet",
     summary="D2 and lab 10-6: ResNet-50 with a quarter of the maps, halving twice",
 )
-def resnet50_cifar_lab(spec: ModelSpec) -> nn.Module:
+def resnet50_cifar_lab(spec: ModelConfig) -> nn.Module:
     """The variant of lab 10-6: a stem of 16, stages of 16, 32, 64 and 128 that end in maps of 8×8."""
     return SmallResNet(
         spec, DEPTHS[50][0], bottleneck=True, maps=(16, 32, 64, 128), strides=(1, 1, 2, 2), zero_last_norm=True

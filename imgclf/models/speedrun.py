@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models.registry import arch
 
 PATCH = 2  # the side of the patches that are whitened
@@ -75,7 +75,7 @@ class SpeedNet(nn.Module):
     group. The sides of the image can be of any size from 9 on.
     """
 
-    def __init__(self, spec: ModelSpec, maps: tuple[int, ...] = (64, 256, 256)) -> None:
+    def __init__(self, spec: ModelConfig, maps: tuple[int, ...] = (64, 256, 256)) -> None:
         super().__init__()
         self.whitening = Whitening(spec.channels)
         before = self.whitening.out_channels
@@ -121,7 +121,7 @@ def _norm(maps: int) -> tuple[nn.Module, ...]:
     family="resnet",
     summary="after the CIFAR-10 speed records: frozen whitening, six 3×3 convolutions",
 )
-def speednet(spec: ModelSpec) -> nn.Module:
+def speednet(spec: ModelConfig) -> nn.Module:
     """The network of the recipe `speedrun`; before training from scratch, its `init_from` is given training images."""
     return SpeedNet(spec)
 
@@ -133,6 +133,6 @@ def speednet(spec: ModelSpec) -> nn.Module:
     family="resnet",
     summary="speednet with 16, 64 and 128 maps: a tenth of its work, for a minute on a processor",
 )
-def speednet_small(spec: ModelSpec) -> nn.Module:
+def speednet_small(spec: ModelConfig) -> nn.Module:
     """The network of the recipe `speedrun-small`."""
     return SpeedNet(spec, (16, 64, 128))

@@ -1,6 +1,6 @@
 """The convolutional networks of the teaching documents, layer by layer as the documents have them.
 
-Each function builds one network from a `ModelSpec`. What a network is made for (28×28 grey digits, 32×32 colour
+Each function builds one network from a `ModelConfig`. What a network is made for (28×28 gray digits, 32×32 color
 pictures …) stands in its `@arch` line; other sizes, channels and numbers of classes work as well, because the number
 of values that leave the flatten layer is computed and not written down.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models.layers import dropout, flat_features, stack, xavier_uniform
 from imgclf.models.registry import arch
 
@@ -24,7 +24,7 @@ from imgclf.models.registry import arch
     family="teaching",
     summary="D0, starting CNNs: two 5×5 convolutions, one linear layer",
 )
-def cnn_zero_to_all(spec: ModelSpec) -> nn.Module:
+def cnn_zero_to_all(spec: ModelConfig) -> nn.Module:
     """Document D0: pooling comes before the ReLU; 320 values reach the only linear layer."""
     features = nn.Sequential(
         nn.Conv2d(spec.channels, 10, 5),
@@ -45,7 +45,7 @@ def cnn_zero_to_all(spec: ModelSpec) -> nn.Module:
     family="teaching",
     summary="D1, seminar 3: LeNet-5 with ReLU and max pooling",
 )
-def lenet(spec: ModelSpec) -> nn.Module:
+def lenet(spec: ModelConfig) -> nn.Module:
     """Document D1, after LeCun et al., Gradient-based learning applied to document recognition, 1998."""
     features = nn.Sequential(
         nn.Conv2d(spec.channels, 6, 5),
@@ -73,7 +73,7 @@ def lenet(spec: ModelSpec) -> nn.Module:
     family="teaching",
     summary="D3 and lab 10-1: two padded 3×3 convolutions, one Xavier linear layer",
 )
-def cnn_two_layer(spec: ModelSpec) -> nn.Module:
+def cnn_two_layer(spec: ModelConfig) -> nn.Module:
     """Document D3: padding 1 keeps the side, so only the pooling halves it (28 → 14 → 7)."""
     features = nn.Sequential(
         nn.Conv2d(spec.channels, 32, 3, padding=1),
@@ -96,7 +96,7 @@ def cnn_two_layer(spec: ModelSpec) -> nn.Module:
     family="teaching",
     summary="lab 10-2: three padded 3×3 convolutions, 625 hidden units, dropout",
 )
-def cnn_deep(spec: ModelSpec) -> nn.Module:
+def cnn_deep(spec: ModelConfig) -> nn.Module:
     """Lab 10-2: the third pooling is padded, so that 7 becomes 4 and no row is lost."""
     features = nn.Sequential(
         nn.Conv2d(spec.channels, 32, 3, padding=1),
@@ -123,8 +123,8 @@ def cnn_deep(spec: ModelSpec) -> nn.Module:
     family="teaching",
     summary="D3, the Keras version: three 'same' convolutions and poolings, dropout",
 )
-def cnn_keras(spec: ModelSpec) -> nn.Module:
-    """Document D3 in Keras: pooling 'same' rounds up (28 → 14 → 7 → 4), and Glorot is the default initialisation."""
+def cnn_keras(spec: ModelConfig) -> nn.Module:
+    """Document D3 in Keras: pooling 'same' rounds up (28 → 14 → 7 → 4), and Glorot is the default initialization."""
     features = nn.Sequential(
         nn.Conv2d(spec.channels, 32, 3, padding="same"),
         nn.ReLU(),
@@ -150,7 +150,7 @@ def cnn_keras(spec: ModelSpec) -> nn.Module:
     family="teaching",
     summary="D4, CNN (7): three padded 3×3 convolutions, 500 hidden units, dropout",
 )
-def cnn_cifar(spec: ModelSpec) -> nn.Module:
+def cnn_cifar(spec: ModelConfig) -> nn.Module:
     """Document D4: the sides go 32 → 16 → 8 → 4 while the maps go 3 → 16 → 32 → 64."""
     features = nn.Sequential(
         nn.Conv2d(spec.channels, 16, 3, padding=1),
@@ -182,7 +182,7 @@ def cnn_cifar(spec: ModelSpec) -> nn.Module:
     classes=2,
     summary="D2 and lab 10-4: two 5×5 convolutions on 64×128 photos, 120 hidden units",
 )
-def cnn_imagefolder(spec: ModelSpec) -> nn.Module:
+def cnn_imagefolder(spec: ModelConfig) -> nn.Module:
     """Document D2: a wide picture, height 64 and width 128, leaves 16 maps of 13×29."""
     features = nn.Sequential(
         nn.Conv2d(spec.channels, 6, 5),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
 from imgclf.models.registry import HEAD
 from imgclf.runtime.compute import CONTIGUOUS, memory_format_of
@@ -18,7 +18,7 @@ from imgclf.runtime.compute import CONTIGUOUS, memory_format_of
 TRIED = 2  # images
 
 
-def prepared(network: nn.Module, spec: ModelSpec, name: str, *, new_head: bool) -> nn.Module:
+def prepared(network: nn.Module, spec: ModelConfig, name: str, *, new_head: bool) -> nn.Module:
     """The network with what was found out about it: `HEAD`, and `CONTIGUOUS` where it doesn't take other memory.
 
     Raises `ConfigError` for answers that are not a score for each class of `spec`.
@@ -41,7 +41,7 @@ def prepared(network: nn.Module, spec: ModelSpec, name: str, *, new_head: bool) 
     return network
 
 
-def _try(network: nn.Module, spec: ModelSpec) -> tuple[torch.Tensor, str | None]:
+def _try(network: nn.Module, spec: ModelConfig) -> tuple[torch.Tensor, str | None]:
     """The scores (2, classes) of two black images, and the name of the linear layer or convolution that ran last.
 
     In channels-last memory, as it will be trained, or in contiguous memory where that alone works.
@@ -56,7 +56,7 @@ def _try(network: nn.Module, spec: ModelSpec) -> tuple[torch.Tensor, str | None]
     return _scores(network, spec)
 
 
-def _scores(network: nn.Module, spec: ModelSpec) -> tuple[torch.Tensor, str | None]:
+def _scores(network: nn.Module, spec: ModelConfig) -> tuple[torch.Tensor, str | None]:
     memory, ran = memory_format_of(network), list[str]()
 
     def watch(module: nn.Module, _: Any, found: Any, *, part: str) -> Any:

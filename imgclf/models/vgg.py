@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.models.layers import dropout, flat_features, kaiming_normal, stack
 from imgclf.models.registry import ARCHS, Arch, arch
 
@@ -27,7 +27,7 @@ CONFIGURATIONS = {
 LAB_16 = ((32, 32), (64, 64, 128, 128, 128), (256, 256, 256, 512, 512, 512))
 
 
-def small_vgg(spec: ModelSpec, depth: int, batch_norm: bool) -> nn.Module:
+def small_vgg(spec: ModelConfig, depth: int, batch_norm: bool) -> nn.Module:
     """VGG-`depth` with three linear layers, the hidden ones 512 wide."""
     return _vgg(spec, CONFIGURATIONS[depth], width=512, batch_norm=batch_norm)
 
@@ -39,12 +39,12 @@ def small_vgg(spec: ModelSpec, depth: int, batch_norm: bool) -> nn.Module:
     family="vgg",
     summary="D2 and lab 10-5: VGG-16 with three poolings and two 4,096-wide layers",
 )
-def vgg16_cifar_lab(spec: ModelSpec) -> nn.Module:
+def vgg16_cifar_lab(spec: ModelConfig) -> nn.Module:
     """The variant of lab 10-5: 32×32 leaves 512 maps of 4×4."""
     return _vgg(spec, LAB_16, width=4096, batch_norm=False)
 
 
-def _vgg(spec: ModelSpec, stacks: tuple[tuple[int, ...], ...], width: int, batch_norm: bool) -> nn.Module:
+def _vgg(spec: ModelConfig, stacks: tuple[tuple[int, ...], ...], width: int, batch_norm: bool) -> nn.Module:
     layers: list[nn.Module] = []
     before = spec.channels
     for maps in stacks:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imgclf.core.arguments import as_path
-from imgclf.core.config import ModelSpec
+from imgclf.core.config import ModelConfig
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.core.files import nfc, printable
 from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header
@@ -77,7 +77,7 @@ def has_weights(arch: Arch) -> bool:
 
 
 def load_weights(
-    model: nn.Module, spec: ModelSpec, weights: str | os.PathLike[str], classes: Sequence[str] = ()
+    model: nn.Module, spec: ModelConfig, weights: str | os.PathLike[str], classes: Sequence[str] = ()
 ) -> WeightsUsed:
     """Fill `model`, which was built from `spec`, in place.
 
@@ -161,7 +161,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """A convolution's weight (out, in, height, width) for another number of input channels.
 
-    One channel gets the sum, so that a grey image answers as its RGB copy does. More repeat the weight, scaled so that
+    One channel gets the sum, so that a gray image answers as its RGB copy does. More repeat the weight, scaled so that
     the answer keeps its size (timm's rule).
     """
     given = weight.shape[1]
@@ -171,7 +171,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return repeated * (given / channels)
 
 
-def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUsed:
+def _load_published(model: nn.Module, spec: ModelConfig, asked: str) -> WeightsUsed:
     arch = find_arch(spec.arch)
     if arch.weights is None:
         if asked == "pretrained" and arch.family == "own":
@@ -195,7 +195,7 @@ def _load_published(model: nn.Module, spec: ModelSpec, asked: str) -> WeightsUse
     return WeightsUsed(asked, "pretrained", arch.weights, _transplant(model, state, arch.weights)[0])
 
 
-def _published_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
+def _published_state(arch: Arch, spec: ModelConfig, location: str) -> Mapping[str, Tensor]:
     match arch.family:
         case "offline":
             return offline_weights()
@@ -208,7 +208,7 @@ def _published_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str,
             return _timm_state(_bare(arch), spec, location)
 
 
-def _timm_state(name: str, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
+def _timm_state(name: str, spec: ModelConfig, location: str) -> Mapping[str, Tensor]:
     if location.startswith("https://"):
         return _through_timm(name, spec, url_file(location))
     return _through_timm(name, spec, hub_file(location, _hub_files(name)))
@@ -222,7 +222,7 @@ def _hub_files(name: str) -> tuple[str, ...]:
     return (cfg.hf_hub_filename,) if cfg is not None and cfg.hf_hub_filename else HUB_FILES
 
 
-def _through_timm(name: str, spec: ModelSpec, path: Path) -> Mapping[str, Tensor]:
+def _through_timm(name: str, spec: ModelConfig, path: Path) -> Mapping[str, Tensor]:
     """Let timm read the file into a reference network: it knows old layer names and resizes position embeddings."""
     from timm.models import get_pretrained_cfg
 
@@ -238,7 +238,7 @@ def _through_timm(name: str, spec: ModelSpec, path: Path) -> Mapping[str, Tensor
     return reference.state_dict()
 
 
-def _torchvision_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[str, Tensor]:
+def _torchvision_state(arch: Arch, spec: ModelConfig, location: str) -> Mapping[str, Tensor]:
     from torchvision.models import get_model, get_model_weights
     from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -255,7 +255,7 @@ def _torchvision_state(arch: Arch, spec: ModelSpec, location: str) -> Mapping[st
     return {key: tensor for key, tensor in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
 
 
-def _hub_state(arch: Arch, spec: ModelSpec, repo: str) -> Mapping[str, Tensor]:
+def _hub_state(arch: Arch, spec: ModelConfig, repo: str) -> Mapping[str, Tensor]:
     path = hub_file(repo)
     if arch.family != "timm":
         return read_state(path)

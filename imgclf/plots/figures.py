@@ -18,12 +18,12 @@ COLUMNS = 5
 SMALL, LARGE = 64, 128  # sides between which the images of a grid are
 CELL, GAP, TEXT, MOST_TEXT = 96, 6, 18, 140  # pixels: the least width of a title, and so on
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def draw_grid(images: Sequence[Pixels], titles: Sequence[str], colours: Sequence[Colour]) -> Pixels:
+def draw_grid(images: Sequence[Pixels], titles: Sequence[str], colors: Sequence[Color]) -> Pixels:
     """A grid of five columns as pixels (height, width, 3), each image under its title: small, and quicker than
-    `save_grid`. The colours of the titles come round again."""
+    `save_grid`. The colors of the titles come round again."""
     pictures = [_thumbnail(image) for image in images]
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     cell_width, cell_height = max(width, CELL) + GAP, height + TEXT + GAP
@@ -33,7 +33,7 @@ def draw_grid(images: Sequence[Pixels], titles: Sequence[str], colours: Sequence
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         x, y = GAP + index % columns * cell_width, GAP + index // columns * cell_height
         shown = _fitting(printable(title), cell_width - GAP, font.getlength)
-        draw.text((x + (cell_width - GAP) / 2, y), shown, colours[index % len(colours)], font, anchor="ma")
+        draw.text((x + (cell_width - GAP) / 2, y), shown, colors[index % len(colors)], font, anchor="ma")
         sheet.paste(picture, (x + (cell_width - GAP - picture.width) // 2, y + TEXT))
     return np.asarray(sheet)
 
@@ -51,18 +51,18 @@ def draw_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Pixels:
     for (row, column), share in np.ndenumerate(shares):
         x, y = margin + column * side, margin + row * side
         light = int(255 * (1 - share))
-        draw.rectangle((x, y, x + side - 1, y + side - 1), (light, light, 255), "lightgrey" if side >= TEXT else None)
+        draw.rectangle((x, y, x + side - 1, y + side - 1), (light, light, 255), "lightgray" if side >= TEXT else None)
         if counts[row, column] and side >= 30:
-            colour, text = "white" if share > 0.5 else "black", f"{counts[row, column]}"
-            draw.text((x + side / 2, y + side / 2), text if len(text) < 5 else "…", colour, font, anchor="mm")
+            color, text = "white" if share > 0.5 else "black", f"{counts[row, column]}"
+            draw.text((x + side / 2, y + side / 2), text if len(text) < 5 else "…", color, font, anchor="mm")
     for index, name in enumerate(shown):
         middle = margin + index * side + side // 2
         draw.text((margin - 3, middle), name, "black", font, anchor="rm")
         upright = Image.new("RGB", (margin - 3, TEXT), "white")
         ImageDraw.Draw(upright).text((0, TEXT / 2), name, "black", font, anchor="lm")
         sheet.paste(upright.rotate(90, expand=True), (middle - TEXT // 2, 0))
-    draw.text((GAP, GAP), "true ↓", "grey", font)
-    draw.text((GAP, GAP + TEXT), "called →", "grey", font)
+    draw.text((GAP, GAP), "true ↓", "gray", font)
+    draw.text((GAP, GAP + TEXT), "called →", "gray", font)
     return np.asarray(sheet)
 
 
@@ -78,8 +78,8 @@ def _font() -> ImageFont.FreeTypeFont:
 
 def _thumbnail(pixels: Pixels) -> Image.Image:
     """An image large enough to be seen, and not larger than that."""
-    colours = pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
-    picture = Image.fromarray(np.ascontiguousarray(colours))
+    colors = pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
+    picture = Image.fromarray(np.ascontiguousarray(colors))
     side = max(picture.size)
     if side < SMALL:
         scale = -(-SMALL // side)

@@ -25,32 +25,32 @@ SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
 MAX_STEM = 60  # of a file's name, which ends at 255 bytes
 EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image gets at least
 TITLE_HEIGHT, SCALE_HEIGHT, MARGIN = 34, 18, 8
-SCALE = (9, 64)  # height and width of the colours of the heat, in output pixels
+SCALE = (9, 64)  # height and width of the colors of the heat, in output pixels
 HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
 GRID_TITLE = 25  # characters above an image of a grid
-CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
+CHANNEL_NAMES = {1: ("gray",), 3: ("red", "green", "blue")}
 
 
 def save_grid(
     images: Sequence[Pixels],
     titles: Sequence[str],
     path: Path,
-    colours: Sequence[str] | None = None,
+    colors: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     legend: str = "",
 ) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a colour,
+    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a color,
     and over its name; the `legend` stands above all of them."""
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    texts = zip(titles, colours or repeat("black"), names or repeat(""), strict=False)
-    for axis, image, (title, colour, name) in zip(axes.flat, images, texts, strict=False):
+    texts = zip(titles, colors or repeat("black"), names or repeat(""), strict=False)
+    for axis, image, (title, color, name) in zip(axes.flat, images, texts, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title_of(title, GRID_TITLE), fontsize=9, parse_math=False, color=colour)
-        axis.set_xlabel(end_of(name), fontsize=7, parse_math=False, color="dimgrey")
+        axis.set_title(title_of(title, GRID_TITLE), fontsize=9, parse_math=False, color=color)
+        axis.set_xlabel(end_of(name), fontsize=7, parse_math=False, color="dimgray")
     if legend or names:
         figure.set_layout_engine("constrained", hspace=0.08)  # which leaves room for it, and between the rows
     if legend:
@@ -71,14 +71,14 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
         axis.set_title(f"{title_of(title)}: {name}", parse_math=False)
         axis.axis("off")
         for (y, x), value in np.ndenumerate(plane):
-            colour = "black" if value > 127 else "white"
-            axis.text(x, y, str(value), ha="center", va="center", fontsize=6, color=colour)
+            color = "black" if value > 127 else "white"
+            axis.text(x, y, str(value), ha="center", va="center", fontsize=6, color=color)
     save_figure(figure, path)
 
 
 def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> None:
-    """Write the pixels that the model saw and, beside them, the heat over the same pixels in grey, as "bees 97 %, by
-    gradcam", with its colours and what red means.
+    """Write the pixels that the model saw and, beside them, the heat over the same pixels in gray, as "bees 97 %, by
+    gradcam", with its colors and what red means.
 
     Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
     """
@@ -92,8 +92,8 @@ def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> 
     pixels, heat = explanation.pixels, explanation.heat
     if pixels is None or heat is None or explanation.confidence is None:
         raise DataError(f"{printable(explanation.path)} has no explanation: {explanation.error}")
-    colours = pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True).repeat(3, axis=2)
-    hot = _heated(colours.mean(2, keepdims=True) / 255, heat)
+    colors = pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True).repeat(3, axis=2)
+    hot = _heated(colors.mean(2, keepdims=True) / 255, heat)
     scale = -(-EXPLAINED_SIDE // max(heat.shape))
     height, width = heat.shape[0] * scale, heat.shape[1] * scale
     panel = max(width, EXPLAINED_SIDE) + MARGIN
@@ -103,7 +103,7 @@ def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> 
     )
     answer = f"{title_of(explanation.label or '', 20)} {100 * explanation.confidence:.0f} %, by {explanation.method}"
     titles = (Path(explanation.path).name, answer)
-    for index, (shown, title) in enumerate(zip((colours / 255, hot), titles, strict=True)):
+    for index, (shown, title) in enumerate(zip((colors / 255, hot), titles, strict=True)):
         left = MARGIN + index * panel
         enlarged = shown.repeat(scale, axis=0).repeat(scale, axis=1)
         figure.figimage(enlarged, left + (panel - MARGIN - width) // 2, MARGIN, origin="upper")
@@ -113,23 +113,23 @@ def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> 
     save_figure(figure, path, dpi, explanation.path)
 
 
-def _heated(grey: NDArray[Any], heat: NDArray[Any]) -> NDArray[Any]:
-    """Pixels 0…1 (height, width, 3): `grey` ones with the colours of the heat over them, the stronger the hotter."""
+def _heated(gray: NDArray[Any], heat: NDArray[Any]) -> NDArray[Any]:
+    """Pixels 0…1 (height, width, 3): `gray` ones with the colors of the heat over them, the stronger the hotter."""
     from matplotlib import colormaps
 
     strength = HEAT_STRENGTH * heat[..., None]
-    heated: NDArray[Any] = (1 - strength) * grey + strength * colormaps["turbo"](heat)[..., :3]
+    heated: NDArray[Any] = (1 - strength) * gray + strength * colormaps["turbo"](heat)[..., :3]
     return heated
 
 
 def _draw_scale(figure, left: int, bottom: int, label: str) -> None:  # type: ignore[no-untyped-def]
-    """The colours of the heat from none to the hottest, and what the last one means, from output pixels on."""
+    """The colors of the heat from none to the hottest, and what the last one means, from output pixels on."""
     height, width = SCALE
-    colours = _heated(np.array(0.5), np.tile(np.linspace(0, 1, width), (height, 1)))
-    figure.figimage(colours, left, bottom + (SCALE_HEIGHT - height) // 2, origin="upper")
+    colors = _heated(np.array(0.5), np.tile(np.linspace(0, 1, width), (height, 1)))
+    figure.figimage(colors, left, bottom + (SCALE_HEIGHT - height) // 2, origin="upper")
     where = ((left + width + MARGIN) / figure.bbox.width, (bottom + SCALE_HEIGHT / 2) / figure.bbox.height)
     text = f"less → more evidence for “{title_of(label, 18)}”"
-    figure.text(*where, text, ha="left", va="center", fontsize=8, color="dimgrey", parse_math=False)
+    figure.text(*where, text, ha="left", va="center", fontsize=8, color="dimgray", parse_math=False)
 
 
 def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-def]
@@ -218,12 +218,12 @@ def save_learning_curve(curve: LearningCurve, path: Path) -> None:
     figure, axes = _figure(1, 1, 5.0)
     axis, (band, points) = axes.flat[0], (curve.band, curve.points)
     axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % interval of the fit")
-    axis.plot(band.images, band.accuracy, label="fit")
+    axis.plot(band.images, band.accuracy, label="resize_mode")
     images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
     ends = np.array([point.interval for point in points]).T
     bars = np.abs(ends - accuracy)
     axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
-    axis.axvline(images[-1], linestyle=":", color="grey")
+    axis.axvline(images[-1], linestyle=":", color="gray")
     axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
     axis.set_xscale("log")
     axis.xaxis.set_minor_locator(NullLocator())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.dataset import Pixels
 from imgclf.evaluation.feature_maps import Site, capture, find_sites
@@ -33,14 +33,14 @@ MOST_KERNELS = 32
 MAPS_A_STAGE = COLUMNS = 8
 
 
-def filtered(grey: NDArray[Any], kernel: NDArray[Any]) -> NDArray[np.float64]:
+def filtered(gray: NDArray[Any], kernel: NDArray[Any]) -> NDArray[np.float64]:
     """What a kernel makes of an image (height, width): its cross-correlation, without padding."""
-    weights, image = (torch.from_numpy(values.astype(np.float64)) for values in (kernel, grey))
+    weights, image = (torch.from_numpy(values.astype(np.float64)) for values in (kernel, gray))
     result: NDArray[np.float64] = F.conv2d(image[None, None], weights[None, None])[0, 0].numpy()
     return result
 
 
-def first_convolution(model: nn.Module, pixels: Pixels, recipe: Recipe) -> tuple[str, Tensor, Tensor]:
+def first_convolution(model: nn.Module, pixels: Pixels, recipe: PreprocessConfig) -> tuple[str, Tensor, Tensor]:
     """The name of the convolution that sees the image, its kernels (n, channels, height, width) and the maps
     (n, height, width) that it makes of these pixels.
 
@@ -63,7 +63,7 @@ def first_convolution(model: nn.Module, pixels: Pixels, recipe: Recipe) -> tuple
     return found[0]
 
 
-def stage_maps(model: nn.Module, pixels: Pixels, recipe: Recipe) -> list[tuple[str, Tensor]]:
+def stage_maps(model: nn.Module, pixels: Pixels, recipe: PreprocessConfig) -> list[tuple[str, Tensor]]:
     """The maps (n, height, width) of each stage, in the order of the pass, with the name of the layer that made them.
 
     A stage is what has maps of one size; the last layer of it is shown. Of an ensemble it is the first member's.
@@ -83,25 +83,25 @@ def stage_maps(model: nn.Module, pixels: Pixels, recipe: Recipe) -> list[tuple[s
 def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tensor, Tensor] | None = None) -> None:
     """Write the classic kernels with what they make of the pixels (height, width, channels) of an image and, below, the
     learnt ones of `first_convolution`, each with its map at the same place to the right."""
-    grey = (to_channels(pixels, 1) if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True))[..., 0]
+    gray = (to_channels(pixels, 1) if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True))[..., 0]
     shown = 0 if learnt is None else min(len(learnt[1]), MOST_KERNELS)
     columns = max(1, min(shown, COLUMNS))
     below = -(-shown // columns) * 6 / columns + 0.2  # inches: the picture is 12 wide, and the tiles have a half
     figure = _figure(2.8 + below if shown else 2.8)
     grid = figure.add_gridspec(2 if shown else 1, 1, height_ratios=[2.8, below] if shown else [1])
     classic = grid[0].subgridspec(1, 1 + 2 * len(CLASSIC)).subplots()
-    _draw(classic[0], pixels if pixels.shape[2] == 3 else grey, f"{title_of(Path(image).name, 20)}, {_shape(grey)}")
+    _draw(classic[0], pixels if pixels.shape[2] == 3 else gray, f"{title_of(Path(image).name, 20)}, {_shape(gray)}")
     for index, (name, (kernel, divisor)) in enumerate(CLASSIC.items()):
-        made = filtered(grey, np.array(kernel) / divisor)
+        made = filtered(gray, np.array(kernel) / divisor)
         _draw_numbers(classic[1 + 2 * index], kernel, name)
         _draw(classic[2 + 2 * index], made, f"{name.partition(',')[0]}: {_shape(made)}")
     if learnt is not None:
         name, kernels, maps = learnt
         count = f"{shown} of {len(kernels)}" if shown < len(kernels) else str(shown)
         left, right = grid[1].subgridspec(1, 2).subplots()
-        tiles = [_kernel_colours(kernel) for kernel in kernels[:shown].numpy()]
+        tiles = [_kernel_colors(kernel) for kernel in kernels[:shown].numpy()]
         _draw(left, _mosaic(tiles), f"{count} learnt kernels, {_shape(kernels[0, 0].numpy())}, of layer {name}")
-        tiles = [_signed_colours(made) for made in maps[:shown].numpy()]
+        tiles = [_signed_colors(made) for made in maps[:shown].numpy()]
         _draw(right, _mosaic(tiles), f"their maps, {_shape(maps[0].numpy())}: red above 0, blue below")
     save_figure(figure, path, image=image)
 
@@ -116,12 +116,12 @@ def save_stages(stages: Sequence[tuple[str, Tensor]], image: str, path: Path) ->
         best = maps.flatten(1).var(1).argsort(descending=True)[:MAPS_A_STAGE]
         which = "" if len(best) == len(maps) else f"; the {len(best)} that vary most"
         plural = "map" if len(maps) == 1 else "maps"
-        tiles = [_grey_colours(maps[index].numpy()) for index in best.tolist()]
+        tiles = [_gray_colors(maps[index].numpy()) for index in best.tolist()]
         _draw(axis, _mosaic(tiles), f"{name}: {len(maps):,} {plural} of {_shape(maps[0].numpy())}{which}")
     save_figure(figure, path, image=image)
 
 
-def _input(model: nn.Module, pixels: Pixels, recipe: Recipe) -> Tensor:
+def _input(model: nn.Module, pixels: Pixels, recipe: PreprocessConfig) -> Tensor:
     return to_input(torch.from_numpy(pixels)[None], recipe, device_of(model))
 
 
@@ -129,25 +129,25 @@ def _shape(image: NDArray[Any]) -> str:
     return f"{image.shape[0]}×{image.shape[1]}"
 
 
-def _grey_colours(made: NDArray[np.float32]) -> NDArray[np.float32]:
+def _gray_colors(made: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = made.min(), made.max()
-    grey: NDArray[np.float32] = ((made - low) / ((high - low) or 1))[..., None].repeat(3, axis=2)
-    return grey
+    gray: NDArray[np.float32] = ((made - low) / ((high - low) or 1))[..., None].repeat(3, axis=2)
+    return gray
 
 
-def _signed_colours(values: NDArray[np.float32]) -> NDArray[np.float64]:
+def _signed_colors(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """0 in white, what is above in red, what is below in blue."""
     from matplotlib import colormaps
 
-    colours: NDArray[np.float64] = colormaps["RdBu_r"](0.5 + values / (2 * (np.abs(values).max() or 1)))[..., :3]
-    return colours
+    colors: NDArray[np.float64] = colormaps["RdBu_r"](0.5 + values / (2 * (np.abs(values).max() or 1)))[..., :3]
+    return colors
 
 
-def _kernel_colours(kernel: NDArray[np.float32]) -> NDArray[np.floating]:
-    """A kernel (channels, height, width): of colours as a colour, 0 in grey; others by the sign of their sum."""
+def _kernel_colors(kernel: NDArray[np.float32]) -> NDArray[np.floating]:
+    """A kernel (channels, height, width): of colors as a color, 0 in gray; others by the sign of their sum."""
     if len(kernel) == 3:
         return 0.5 + kernel.transpose(1, 2, 0) / (2 * (np.abs(kernel).max() or 1))
-    return _signed_colours(kernel.sum(0))
+    return _signed_colors(kernel.sum(0))
 
 
 def _mosaic(tiles: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
@@ -177,7 +177,7 @@ def _draw(axis, image, title: str) -> None:  # type: ignore[no-untyped-def]
 
 
 def _draw_numbers(axis, kernel: Sequence[Sequence[int]], title: str) -> None:  # type: ignore[no-untyped-def]
-    _draw(axis, _signed_colours(np.array(kernel, dtype=np.float32)), title)
+    _draw(axis, _signed_colors(np.array(kernel, dtype=np.float32)), title)
     for (row, column), value in np.ndenumerate(np.array(kernel)):
-        colour = "white" if abs(value) == np.abs(kernel).max() else "black"
-        axis.text(column, row, str(value), ha="center", va="center", fontsize=14, color=colour)
+        color = "white" if abs(value) == np.abs(kernel).max() else "black"
+        axis.text(column, row, str(value), ha="center", va="center", fontsize=14, color=color)

@@ -179,7 +179,7 @@ def _of_classes(data: ReportData, result: Evaluation, pairs: Sequence[Pair]) -> 
     weak = sorted((row for row in result.per_class if _is_weak(row, result)), key=lambda row: row.recall or 0.0)
     if weak:
         worst, *others = weak
-        text = f"It recognises {quoted(worst.name)} less often than the rest: {_hits(worst)} right"
+        text = f"It recognizes {quoted(worst.name)} less often than the rest: {_hits(worst)} right"
         more = [f"{quoted(row.name)} ({_hits(row)})" for row in others[: NAMED - 1]]
         if len(others) > len(more):
             more.append(f"{len(others) - len(more):,} more")
@@ -201,7 +201,7 @@ def _hits(row: ClassResult) -> str:
 
 
 def _is_weak(row: ClassResult, result: Evaluation) -> bool:
-    """Whether a class is recognised less often than the others, by more than chance explains."""
+    """Whether a class is recognized less often than the others, by more than chance explains."""
     if not 0 < row.support < result.n:
         return False
     hits, others = row.hits, round(result.accuracy * result.n)

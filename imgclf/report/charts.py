@@ -1,4 +1,4 @@
-"""Charts as inline SVG that takes the colours and the letters of the page it stands in, light or dark."""
+"""Charts as inline SVG that takes the colors and the letters of the page it stands in, light or dark."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 SIZE = (4.7, 3.0)  # inches: at 72 points each as wide as a telephone, so that letters keep their size there
 MARGINS = {"left": 0.13, "right": 0.985, "bottom": 0.16, "top": 0.91}
-# matplotlib draws in these colours, and the page says what they are.
+# matplotlib draws in these colors, and the page says what they are.
 INK, MUTED, LINE, BLUE, ORANGE = "#010101", "#020202", "#030303", "#040404", "#050505"
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", BLUE: "--blue", ORANGE: "--orange"}
 STYLE = {
@@ -72,14 +72,14 @@ def _chart(name: str, said: str) -> Iterator[tuple[Axes, list[str]]]:
 
 
 def _inline(svg: str, name: str, said: str) -> str:
-    """The SVG for use within a page: no ids but its own, the page's colours, no style for all."""
+    """The SVG for use within a page: no ids but its own, the page's colors, no style for all."""
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
     svg = re.sub(r"(?<=[\d.-])(\d\.\d\d)\d+", r"\1", svg)
     box = re.search(r'viewBox="[^"]+"', svg)
     assert box is not None
@@ -99,13 +99,13 @@ def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] |
     for name, title in (("loss", "Loss"), ("accuracy", "Accuracy")):
         with _chart(f"curve-{name}", f"{title} over epochs") as (axes, made):
             scale = 1 if name == "loss" else 100
-            for part, colour in (("train", ORANGE), ("valid", BLUE)):
+            for part, color in (("train", ORANGE), ("valid", BLUE)):
                 values = [getattr(record, f"{part}_{name}") for record in history]
                 if None not in values:
                     marker, places = "o" if len(epochs) <= 30 else "", epochs
                     if start is not None and part == "valid":
                         places, values = [0, *epochs], [start[name == "accuracy"], *values]
-                    axes.plot(places, [scale * v for v in values], color=colour, label=part, marker=marker, ms=3)
+                    axes.plot(places, [scale * v for v in values], color=color, label=part, marker=marker, ms=3)
             if kept is not None:
                 axes.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"kept: {what}")
             axes.set_title(title if name == "loss" else f"{title}, %")
@@ -151,7 +151,7 @@ def risk_chart(coverage: Floats, risk: Floats, thresholds: Sequence[Threshold]) 
 
 def kernel_pixels(kernels: NDArray[np.float32], most: int = 64) -> list[Pixels]:
     """Up to `most` kernels (n, channels, height, width) as pixels, each between its own least and largest weight; in
-    colour where they look at three channels, else the mean over the channels in grey."""
+    color where they look at three channels, else the mean over the channels in gray."""
     shown = kernels[:most] if kernels.shape[1] in (1, 3) else kernels[:most].mean(axis=1, keepdims=True)
     low, high = shown.min(axis=(1, 2, 3), keepdims=True), shown.max(axis=(1, 2, 3), keepdims=True)
     pixels = np.round(255 * (shown - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)

@@ -15,10 +15,10 @@ import numpy as np
 from torch import nn
 
 from imgclf.core.arguments import as_path
-from imgclf.core.config import CUSTOM, Experiment, Recipe, from_dict
+from imgclf.core.config import CUSTOM, ExperimentConfig, PreprocessConfig, from_dict
 from imgclf.core.errors import ImgclfError, UnknownName
 from imgclf.core.files import printable, read_text, write_text
-from imgclf.core.results import ENDED, Choice
+from imgclf.core.results import ENDED, Decision
 from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source
@@ -37,7 +37,7 @@ from imgclf.data.split import (
 )
 from imgclf.data.write import require_outside
 from imgclf.evaluation.inference import answer
-from imgclf.evaluation.predictions import Answers, read_answers
+from imgclf.evaluation.predictions import Predictions, read_predictions
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import Ensemble
 from imgclf.models.offline import have_offline_weights
@@ -49,14 +49,14 @@ from imgclf.report.thumbnails import look_at
 from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained, Typed
 from imgclf.runtime.device import pick_device
 from imgclf.storage.model_file import load_model
-from imgclf.storage.run_data import labelled_source
+from imgclf.storage.run_data import labeled_source
 from imgclf.storage.run_folder import (
-    ANSWERS,
     AT_WORK,
     CHECKPOINT,
     CONFIG,
     EVENTS,
     HISTORY,
+    PREDICTIONS,
     REPORT,
     SPLIT,
     Run,
@@ -81,7 +81,7 @@ class Known:
     """What is known of a run: its network and where its images are, if they are there; the answers by part."""
 
     model: nn.Module | None = None
-    answers: Mapping[str, Answers] = field(default_factory=dict)
+    answers: Mapping[str, Predictions] = field(default_factory=dict)
     source: Source | None = None
 
 
@@ -126,7 +126,7 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     """The network of a run, and its answers: as they were kept, or given now."""
     if not run.model.is_file():
         return Known()
-    kept = {"test": read_answers(run.path / ANSWERS)} if (run.path / ANSWERS).is_file() else {}
+    kept = {"test": read_predictions(run.path / PREDICTIONS)} if (run.path / PREDICTIONS).is_file() else {}
     if not is_known(str(run.info["arch"])):  # a network of the user's own, whose code is not named
         return Known(None, kept)
     model, manifest = load_model(run.model)
@@ -138,7 +138,7 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     if part is None:
         return Known(model)
     try:
-        source = spelled_as(audit(labelled_source(None, run), strict=False, allow_bad=1.0).source, manifest.classes)
+        source = spelled_as(audit(labeled_source(None, run), strict=False, allow_bad=1.0).source, manifest.classes)
     except (ImgclfError, OSError):  # the images are gone: the page says so
         return Known(model)
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
@@ -157,7 +157,7 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
     answers = known.answers.get(part)
     rows = read_split(run.path / SPLIT)
     values, _ = read_config(run.path / CONFIG)
-    experiment, recipe = from_dict(Experiment, values), from_dict(Recipe, run.info["recipe"])
+    experiment, recipe = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, run.info["recipe"])
     source = source and source.at_levels(recipe.levels)
     history = read_history(run.path / HISTORY)
     looks: Mapping[str, Look] = {}
@@ -179,7 +179,7 @@ def gather(run: Run, known: Known, missing: str = "", progress: Progress | None 
         sampled=sampled,
         missing=missing,
         samples=Samples() if source is None else _samples(source, rows, recipe, experiment),
-        choices=tuple(Choice(**choice) for choice in run.info.get("choices", ())),
+        choices=tuple(Decision(**choice) for choice in run.info.get("choices", ())),
         config=read_text(run.path / CONFIG),
         commands=_commands(run, experiment),
         start=read_start(run.path / EVENTS),
@@ -196,7 +196,7 @@ def _source(run: Run, source: Source | None) -> tuple[Source | None, str]:
     if source is not None:
         return source, ""
     try:
-        return labelled_source(None, run), ""
+        return labeled_source(None, run), ""
     except (ImgclfError, OSError) as error:
         reason = printable(str(error).splitlines()[0])
         return None, f"The images are not where they were ({reason}), so there are no pictures."
@@ -207,21 +207,21 @@ def _sampled(refs: Sequence[str]) -> list[str]:
     return [refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:SAMPLED].tolist()]
 
 
-def _look(source: Source, answers: Answers, sampled: Set[str], progress: Progress | None) -> dict[str, Look]:
+def _look(source: Source, answers: Predictions, sampled: Set[str], progress: Progress | None) -> dict[str, Look]:
     """A look at the images that are to be shown, and at those by which sizes and brightness are known."""
     pictured = {answers.refs[i] for i in pictures_to_show(answers)}
     shown, named = pictured | sampled, zip(answers.refs, answers.contents, strict=True)
     return look_at(source, [image for image in named if image[0] in shown], pictured, progress)
 
 
-def _gone(answers: Answers, looks: Mapping[str, Look]) -> str:
+def _gone(answers: Predictions, looks: Mapping[str, Look]) -> str:
     gone = sum(answers.refs[i] not in looks for i in pictures_to_show(answers))
     if not gone:
         return ""
     return f"{plural(gone, 'image')} could not be opened, or changed since the answers were given: not shown."
 
 
-def _trained(run: Run, model: nn.Module | None, experiment: Experiment, recipe: Recipe) -> Trained:
+def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, recipe: PreprocessConfig) -> Trained:
     members = len(run.info.get("members", ())) or 1
     facts = Trained(
         arch=str(run.info["arch"]),
@@ -253,7 +253,7 @@ def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
     )
 
 
-def _samples(source: Source, rows: Sequence[Sample], recipe: Recipe, experiment: Experiment) -> Samples:
+def _samples(source: Source, rows: Sequence[Sample], recipe: PreprocessConfig, experiment: ExperimentConfig) -> Samples:
     """Training images with the pixels of the first epoch; a probe sees them without augmentation."""
     train = source.with_samples(row for row in rows if row.split == "train")
     chosen, seed, augmented = pick_samples(train, SHOWN), experiment.train.seed, experiment.train.epochs != 0
@@ -287,7 +287,7 @@ def _resume(run: Run) -> str:
     return f"imgclf train --resume {shlex.quote(str(run.path))}" if possible else ""
 
 
-def _anew(run: Run, experiment: Experiment) -> str:
+def _anew(run: Run, experiment: ExperimentConfig) -> str:
     """The command that trains as a run did; "" where no config can say how."""
     if not _is_named(run) or experiment.augment == CUSTOM:
         return ""
@@ -296,7 +296,9 @@ def _anew(run: Run, experiment: Experiment) -> str:
     return f"imgclf train --config {shlex.quote(str(run.path / CONFIG))}{ensemble}"
 
 
-def _typed(run: Run, experiment: Experiment, model: nn.Module | None, rows: Sequence[Sample], epochs: int) -> Typed:
+def _typed(
+    run: Run, experiment: ExperimentConfig, model: nn.Module | None, rows: Sequence[Sample], epochs: int
+) -> Typed:
     """The commands for what may be done next with a run that has had so many epochs."""
     if not run.info.get("source"):
         return Typed()
@@ -335,7 +337,7 @@ def _curve(run: Run, model: nn.Module | None, rows: Sequence[Sample]) -> str:
     return f"{command}{' --full' if scratch else ''}" if possible else ""
 
 
-def _commands(run: Run, experiment: Experiment) -> tuple[tuple[str, str], ...]:
+def _commands(run: Run, experiment: ExperimentConfig) -> tuple[tuple[str, str], ...]:
     """What to type to train again, and what each is good for."""
     if not _is_named(run):
         return ()
@@ -350,7 +352,7 @@ def _commands(run: Run, experiment: Experiment) -> tuple[tuple[str, str], ...]:
     return ((reproduce, again), *([(anew, "Make a new run with the same configuration:")] if anew else []))
 
 
-def _facts(run: Run, rows: Sequence[Sample], experiment: Experiment) -> dict[str, str]:
+def _facts(run: Run, rows: Sequence[Sample], experiment: ExperimentConfig) -> dict[str, str]:
     info = run.info
     machine = {name: str(value) for name, value in info.get("machine", {}).items() if name != "processes"}
     named = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imgclf.evaluation.calibration import reliability_bins
 from imgclf.evaluation.intervals import wilson_interval, wilson_intervals
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.predictions import Predictions
 
 TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
 SHOWN = 3
@@ -50,7 +50,7 @@ class Threshold:
         return self.errors / self.answered
 
 
-def filled_bins(answers: Answers) -> list[Bin]:
+def filled_bins(answers: Predictions) -> list[Bin]:
     """The bins of equal width that hold any answers, from the least sure on."""
     bins = reliability_bins(answers.probabilities, answers.targets)
     width = 1 / len(bins.count)

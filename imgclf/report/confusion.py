@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.core.results import Evaluation
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.predictions import Predictions
 
 Counts = NDArray[np.int64]
 MOST_CLASSES = 60  # of a matrix that a person can still look at
@@ -40,7 +40,7 @@ def most_confused_classes(result: Evaluation, most: int = MOST_CLASSES) -> list[
 
 
 def together(counts: Counts) -> list[int]:
-    """An order of the classes in which those that are taken for each other are neighbours.
+    """An order of the classes in which those that are taken for each other are neighbors.
 
     Hierarchical clustering by the shares of confused images with the optimal order of its leaves (Bar-Joseph et al.
     2001). Classes without any confusion follow, as they were.
@@ -71,14 +71,14 @@ def confused_pairs(result: Evaluation, most: int) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.count / pair.support))[:most]
 
 
-def surest(answers: Answers, *, right: bool, most: int | None = None) -> list[int]:
+def surest(answers: Predictions, *, right: bool, most: int | None = None) -> list[int]:
     """The positions of right or of wrong answers, the surest first."""
     chosen = np.flatnonzero((answers.predicted == answers.targets) == right)
     order = chosen[np.argsort(-answers.probabilities.max(axis=1)[chosen], kind="stable")]
     return [int(i) for i in order[:most]]
 
 
-def by_cell(answers: Answers) -> dict[tuple[int, int], list[int]]:
+def by_cell(answers: Predictions) -> dict[tuple[int, int], list[int]]:
     """The positions of the images behind each cell (true, called), the surest first."""
     cells: dict[tuple[int, int], list[int]] = {}
     places = list(zip(answers.targets.tolist(), answers.predicted.tolist(), strict=True))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from imgclf.core.results import Evaluation, Intervals
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.predictions import Predictions
 from imgclf.report import charts as figures
 from imgclf.report import text as words
 from imgclf.report.advice import warnings, without_answers
@@ -51,7 +51,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 Cells = Mapping[tuple[int, int], Sequence[int]]
 
 
-def pictures_to_show(answers: Answers) -> list[int]:
+def pictures_to_show(answers: Predictions) -> list[int]:
     """The positions of the images that the page wants to show, the most important first."""
     result = answers.evaluation
     cells, shown = by_cell(answers), set(most_confused_classes(result))
@@ -108,7 +108,7 @@ def _file(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _of_answers(data: ReportData, answers: Answers, budget: int) -> dict[str, Any]:
+def _of_answers(data: ReportData, answers: Predictions, budget: int) -> dict[str, Any]:
     """What the template says of the answers."""
     result, intervals = answers.evaluation, answers.evaluation.intervals
     assert intervals is not None  # as answers give them
@@ -183,7 +183,7 @@ def _class_rows(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _matrix(answers: Answers, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
+def _matrix(answers: Predictions, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
     """The confusion matrix in its order, and the images of its cells: their pictures once, and where they belong."""
     result = answers.evaluation
     chosen = most_confused_classes(result)
@@ -213,7 +213,7 @@ def _matrix(answers: Answers, cells: Cells, looks: Mapping[str, Look]) -> dict[s
     }
 
 
-def _pair(answers: Answers, pair: Pair, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
+def _pair(answers: Predictions, pair: Pair, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
     tiles = [_tile(answers, looks, i) for i in cells[pair.true, pair.called][:PER_PAIR]]
     return {
         "true": answers.classes[pair.true],
@@ -223,7 +223,7 @@ def _pair(answers: Answers, pair: Pair, cells: Cells, looks: Mapping[str, Look])
     }
 
 
-def _tile(answers: Answers, looks: Mapping[str, Look], position: int) -> dict[str, Any]:
+def _tile(answers: Predictions, looks: Mapping[str, Look], position: int) -> dict[str, Any]:
     """One image with its title."""
     ref, called, true = answers.refs[position], answers.logits[position].argmax(), answers.targets[position]
     look = looks.get(ref)
@@ -238,7 +238,7 @@ def _tile(answers: Answers, looks: Mapping[str, Look], position: int) -> dict[st
     }
 
 
-def _trust(answers: Answers, right: NDArray[np.bool_]) -> dict[str, Any]:
+def _trust(answers: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]:
     """Calibration before and after the temperature, and what thresholds bring."""
     measured = answers.evaluation.calibration
     assert measured is not None  # as answers give it

@@ -48,7 +48,7 @@ def what_was_trained(data: ReportData) -> str:
     start = trained.weights.removeprefix("from ").partition(": ")[0]
     learnt = "learnt" if data.answers is not None or len(data.history) else "was to learn"
     article = "An" if network[0] in "aeio" else "A"
-    pixels = f"{height} × {width} pixels{' in grey' if trained.channels == 1 else ''}"
+    pixels = f"{height} × {width} pixels{' in gray' if trained.channels == 1 else ''}"
     text = (
         f"{article} {network}{weights}, starting from {start}, {learnt} to tell "
         f"{plural(len(images.counts), 'class')} apart ({listed(list(images.counts))}) from "

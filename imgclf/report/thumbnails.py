@@ -87,5 +87,5 @@ def _look(source: Source, ref: str, content: str, *, picture: bool) -> Look | No
 
 
 def _brightness(pixels: Pixels) -> float:
-    colours = pixels.reshape(-1, pixels.shape[2]).mean(axis=0, dtype=np.float64)
-    return float(colours @ LUMA if len(colours) == len(LUMA) else colours.mean())
+    colors = pixels.reshape(-1, pixels.shape[2]).mean(axis=0, dtype=np.float64)
+    return float(colors @ LUMA if len(colors) == len(LUMA) else colors.mean())

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.results import Choice, History
+from imgclf.core.results import Decision, History
 from imgclf.data.dataset import Pixels
-from imgclf.evaluation.predictions import Answers
+from imgclf.evaluation.predictions import Predictions
 from imgclf.models.summary import LayerRow
 
 
@@ -102,13 +102,13 @@ class ReportData:
     trained: Trained
     data: DataFacts
     history: History
-    answers: Answers | None = None
+    answers: Predictions | None = None
     part: str = "test"
     looks: Mapping[str, Look] = field(default_factory=dict, repr=False)
     sampled: frozenset[str] = field(default=frozenset(), repr=False)
     missing: str = ""
     samples: Samples = field(default_factory=Samples)
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[Decision, ...] = ()
     config: str = ""
     commands: tuple[tuple[str, str], ...] = ()
     start: tuple[float, float] | None = None

@@ -87,7 +87,7 @@ def machine() -> dict[str, str | int]:
 def cores() -> int:
     """The processor cores that this process may use: its part of them, where several train together on a machine."""
     all_of_them = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, all_of_them // _neighbours())
+    return max(1, all_of_them // _neighbors())
 
 
 def memory() -> int:
@@ -96,7 +96,7 @@ def memory() -> int:
         total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):  # not on Windows
         total = 8.0 * 2**30
-    return int(min(total, _container_limit())) // _neighbours()
+    return int(min(total, _container_limit())) // _neighbors()
 
 
 def free_memory() -> int:
@@ -106,10 +106,10 @@ def free_memory() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return memory()
-    return min(free // _neighbours(), memory())
+    return min(free // _neighbors(), memory())
 
 
-def _neighbours() -> int:
+def _neighbors() -> int:
     """How many processes train together on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from imgclf.core.arguments import as_path
-from imgclf.core.config import ModelSpec, Recipe, from_dict, to_dict
+from imgclf.core.config import ModelConfig, PreprocessConfig, from_dict, to_dict
 from imgclf.core.errors import ImgclfError, ModelFileError
 from imgclf.core.files import printable, write_atomic
 from imgclf.core.tensor_file import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, short
@@ -30,13 +30,13 @@ from imgclf.storage.run_folder import locate
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from imgclf.evaluation.ood import Unknown
+    from imgclf.evaluation.ood import OodDetector
 
-FORMAT = 3
+FORMAT = 4
 FILE_NAME = "model.safetensors"
 ARCH_NAME = re.compile(r"((timm|torchvision|own):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
-UNKNOWN_TENSORS = ("centre", "basis", "points", "rest", "scale", "valid")
+UNKNOWN_TENSORS = ("center", "basis", "points", "rest", "scale", "valid")
 SHOWN_TENSORS = 3
 MAX_MESSAGE = 600
 
@@ -74,9 +74,9 @@ class Manifest:
     A wrong field raises `ModelFileError`, which names it.
     """
 
-    spec: ModelSpec
+    spec: ModelConfig
     classes: tuple[str, ...]
-    recipe: Recipe
+    recipe: PreprocessConfig
     weights: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
@@ -89,8 +89,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         self._require(type(self.format) is int and self.format == FORMAT, "format", str(FORMAT))
-        self._require(isinstance(self.spec, ModelSpec), "spec", "a ModelSpec")
-        self._require(isinstance(self.recipe, Recipe), "recipe", "a Recipe")
+        self._require(isinstance(self.spec, ModelConfig), "spec", "a ModelSpec")
+        self._require(isinstance(self.recipe, PreprocessConfig), "recipe", "a Recipe")
         names_ok = isinstance(self.classes, tuple) and all(isinstance(name, str) and name for name in self.classes)
         self._require(names_ok, "classes", "names")
         self._require(len(set(self.classes)) == len(self.classes), "classes", "names that differ from each other")
@@ -141,7 +141,7 @@ def _is_unknown(value: Any) -> bool:
 
 
 def save_model(
-    path: str | os.PathLike[str], model: nn.Module, manifest: Manifest, unknown: Unknown | None = None
+    path: str | os.PathLike[str], model: nn.Module, manifest: Manifest, unknown: OodDetector | None = None
 ) -> None:
     """Write the weights of `model` and the `manifest` to `path`: a file, or a folder that gets a `model.safetensors`.
 
@@ -155,7 +155,7 @@ def save_model(
 
 
 def save_weights(
-    path: str | os.PathLike[str], weights: Mapping[str, Tensor], manifest: Manifest, unknown: Unknown | None = None
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], manifest: Manifest, unknown: OodDetector | None = None
 ) -> None:
     """`save_model`, for the weights of a model that are at hand without it; they must not change meanwhile."""
     from torch import from_numpy
@@ -215,11 +215,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
     return read_model(path)[:2]
 
 
-def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unknown | None]:
+def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, OodDetector | None]:
     """What `load_model` gives, and what unlike images are known by, where the file holds that."""
     from safetensors import torch as safetensors_torch
 
-    from imgclf.evaluation.ood import Unknown
+    from imgclf.evaluation.ood import OodDetector
     from imgclf.models.backbones import find_arch
     from imgclf.models.ensemble import assemble
     from imgclf.runtime.random import unseeded_drawing
@@ -237,7 +237,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, Unkno
         tensors = safetensors_torch.load(stream.read())
         _check_finite(tensors)
         arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.unknown.get("shapes", {})}
-        unknown = Unknown(**arrays) if arrays else None
+        unknown = OodDetector(**arrays) if arrays else None
         with unseeded_drawing():
             model = assemble(find_arch(manifest.spec.arch), manifest.spec)
         model.load_state_dict(tensors, strict=True)
@@ -307,12 +307,12 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     _check_format(values)
     _check_keys(Manifest, values, "manifest")
     spec = values["spec"]
-    _check_keys(ModelSpec, spec, "manifest.spec")
-    _check_keys(Recipe, values["recipe"], "manifest.recipe")
+    _check_keys(ModelConfig, spec, "manifest.spec")
+    _check_keys(PreprocessConfig, values["recipe"], "manifest.recipe")
     classes = values["classes"]
     built = {
-        "spec": from_dict(ModelSpec, spec),
-        "recipe": from_dict(Recipe, values["recipe"]),
+        "spec": from_dict(ModelConfig, spec),
+        "recipe": from_dict(PreprocessConfig, values["recipe"]),
         "classes": tuple(classes) if isinstance(classes, list) else classes,
     }
     return Manifest(**{**values, **built})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from imgclf.core.config import DataConfig, Experiment, from_dict
+from imgclf.core.config import DataConfig, ExperimentConfig, from_dict
 from imgclf.core.errors import NotFitted
 from imgclf.data.dataset import Source
 from imgclf.data.sources.named import NAMED, open_named
@@ -18,15 +18,15 @@ def reading_options(config: DataConfig) -> dict[str, Any]:
     return {"data_dir": config.data_dir, "max_pixels": config.max_pixels}
 
 
-def labelled_source(data: str | os.PathLike[str] | Source | None, run: Run | None) -> Source:
+def labeled_source(data: str | os.PathLike[str] | Source | None, run: Run | None) -> Source:
     """The images to evaluate on: `data` or, without them, those that a run was trained on."""
     if data is not None:
         return open_source(data, strict=False)
     values, named = run_config(run) if run is not None else ({}, None)
     if named is None:
-        raise NotFitted("this model file knows no data of its own: name the labelled images to evaluate on")
+        raise NotFitted("this model file knows no data of its own: name the labeled images to evaluate on")
     assert run is not None
-    return source_of_run(run, named, from_dict(Experiment, values).data)
+    return source_of_run(run, named, from_dict(ExperimentConfig, values).data)
 
 
 def source_of_run(run: Run, named: str, config: DataConfig) -> Source:

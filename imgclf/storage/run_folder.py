@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.core.arguments import as_path
-from imgclf.core.config import Experiment, from_dict, to_dict
+from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.core.errors import ConfigError, DataError, ImgclfError, ModelFileError
 from imgclf.core.files import csv_text, printable, read_text, require_writable, sync_folder, write_text
 from imgclf.core.registry import close_matches, unknown_name
 from imgclf.core.results import EpochRecord, History
 
-MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, ANSWERS, REPORT = (
+MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, PREDICTIONS, REPORT = (
     "model.safetensors",
     "config.toml",
     "split.csv",
@@ -319,7 +319,7 @@ def _run_of_config(path: Path) -> Run | None:
     return open_run(folder) if (folder / INFO).is_file() else None
 
 
-def write_config(path: Path, experiment: Experiment, source: str | None) -> None:
+def write_config(path: Path, experiment: ExperimentConfig, source: str | None) -> None:
     """Write an experiment, and the data it was run on, as TOML; what is left open (None) is left out."""
     import tomli_w
 
@@ -328,7 +328,7 @@ def write_config(path: Path, experiment: Experiment, source: str | None) -> None
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The values of a config file, for `Experiment`, and its `source`. Wrong TOML is a `ConfigError`."""
+    """The values of a config file, for `ExperimentConfig`, and its `source`. Wrong TOML is a `ConfigError`."""
     import tomllib
 
     try:
@@ -339,7 +339,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
         raise ConfigError(f"the config {path} is not TOML: {error}") from None
     source = values.pop("source", None)
     try:
-        from_dict(Experiment, values)  # every key and value is checked here, where the file can be named
+        from_dict(ExperimentConfig, values)  # every key and value is checked here, where the file can be named
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return values, source

@@ -19,10 +19,10 @@ from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import read_score
 from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_folder import (
-    ANSWERS,
     AT_WORK,
     INFO,
     MODEL,
+    PREDICTIONS,
     ROOT,
     Run,
     find_model,
@@ -232,10 +232,10 @@ def _figures(run: Run) -> tuple[str | None, Mapping[str, Any]]:
 
 def _answered(run: Run) -> Mapping[str, Any]:
     """The figures of the answers to test images that the run folder holds; none where there are no such answers."""
-    if not (run.path / ANSWERS).is_file():
+    if not (run.path / PREDICTIONS).is_file():
         return {}
     try:
-        right, n = read_score(run.path / ANSWERS)
+        right, n = read_score(run.path / PREDICTIONS)
     except DataError:
         return {}
     return {"n": n, "accuracy": right / n} if n else {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.folder import FileReader
@@ -61,9 +61,9 @@ def benchmark(
 ) -> Benchmark:
     """Measure reading, decoding, augmenting, the step on synthetic pixels, and the whole of training, each on its own.
 
-    `changes` are those of an `Experiment`, as for training. At most 2,000 training images are used, so that the first
-    pass is short; the files may lie in the system's file cache, as they do from the second epoch on. `progress` is told
-    the name of each stage.
+    `changes` are those of an `ExperimentConfig`, as for training. At most 2,000 training images are used, so that the
+    first pass is short; the files may lie in the system's file cache, as they do from the second epoch on. `progress`
+    is told the name of each stage.
     """
     plan, source, split = plan_training(data, changes, recipe, callbacks)
     samples = split.samples("train")[:MOST]
@@ -93,7 +93,7 @@ def benchmark(
     return Benchmark(tuple(stages), bound, _advice(bound, plan, loader.tier.name), facts)
 
 
-def _reading(source: Source, samples: Sequence[Sample], recipe: Recipe, seconds: float) -> list[Stage]:
+def _reading(source: Source, samples: Sequence[Sample], recipe: PreprocessConfig, seconds: float) -> list[Stage]:
     reader = source.reader
     if not isinstance(reader, FileReader):
         return []
@@ -108,7 +108,7 @@ def _reading(source: Source, samples: Sequence[Sample], recipe: Recipe, seconds:
     return [Stage("reading", rate, f"the files' bytes, {total / max(spent, 1e-9) / 1e6:,.0f} MB/s")]
 
 
-def _decoding(source: Source, samples: Sequence[Sample], recipe: Recipe, seconds: float) -> list[Stage]:
+def _decoding(source: Source, samples: Sequence[Sample], recipe: PreprocessConfig, seconds: float) -> list[Stage]:
     if isinstance(source.reader, ArrayReader):
         return []
     size = decode_size(recipe)

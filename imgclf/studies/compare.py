@@ -15,9 +15,9 @@ from imgclf.core.arguments import as_path
 from imgclf.core.errors import DataError, ModelFileError
 from imgclf.core.files import nfc, printable
 from imgclf.evaluation.intervals import wilson_interval
-from imgclf.evaluation.predictions import Answers, read_answers
+from imgclf.evaluation.predictions import Predictions, read_predictions
 from imgclf.storage.model_file import weights_digest
-from imgclf.storage.run_folder import ANSWERS, CONFIG, ROOT, Run, find_run, read_config
+from imgclf.storage.run_folder import CONFIG, PREDICTIONS, ROOT, Run, find_run, read_config
 from imgclf.storage.run_list import RunEntry, entry_of
 
 Differences = Mapping[str, tuple[Any, Any]]
@@ -179,7 +179,7 @@ def compare_runs(
     )
 
 
-def common_answers(a: Answers, b: Answers) -> tuple[Answers, Answers]:
+def common_answers(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:
     """The answers of two models to the images that both were asked about: of the same content and true class."""
     keys = [[(row.content or row.path, row.true) for row in _unsorted(answers)] for answers in (a, b)]
     shared = Counter(keys[0]) & Counter(keys[1])
@@ -196,14 +196,14 @@ def _positions(keys: Sequence[tuple[str, str]], wanted: Counter[tuple[str, str]]
     return found
 
 
-def _alone(a: Answers, b: Answers) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _alone(a: Predictions, b: Predictions) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The classes that only one of two models knows."""
     shared = set(a.classes) & set(b.classes)
     one, other = (tuple(name for name in answers.classes if name not in shared) for answers in (a, b))
     return one, other
 
 
-def compare_answers(a: Answers, b: Answers) -> tuple[Paired, tuple[Change, ...]]:
+def compare_answers(a: Predictions, b: Predictions) -> tuple[Paired, tuple[Change, ...]]:
     """How two models do on the same images, which may stand in another order, and the images that one gets right."""
     rows = list(zip(_rows(a), _rows(b), strict=True))
     right = np.array([(one.called == one.true, other.called == other.true) for one, other in rows])
@@ -228,12 +228,12 @@ class _Row(NamedTuple):
     sure: float
 
 
-def _rows(answers: Answers) -> list[_Row]:
+def _rows(answers: Predictions) -> list[_Row]:
     """The answer to each image, in an order that depends on the images."""
     return sorted(_unsorted(answers), key=lambda row: (row.content or row.path, row.true, row.path))
 
 
-def _unsorted(answers: Answers) -> Iterator[_Row]:
+def _unsorted(answers: Predictions) -> Iterator[_Row]:
     names = [answers.classes[index] for index in answers.targets.tolist()]
     called = [answers.classes[index] for index in answers.predicted.tolist()]
     sure = answers.probabilities[np.arange(len(answers)), answers.targets].tolist()
@@ -259,17 +259,17 @@ def _have_equal_weights(a: Run, b: Run) -> bool:
         return False
 
 
-def _answers_of(run: Run) -> Answers:
-    if not (run.path / ANSWERS).exists():
+def _answers_of(run: Run) -> Predictions:
+    if not (run.path / PREDICTIONS).exists():
         raise DataError(
-            f"{printable(str(run.path))} holds no answers to test images ({ANSWERS}): write them with "
+            f"{printable(str(run.path))} holds no answers to test images ({PREDICTIONS}): write them with "
             f"`imgclf evaluate --model {printable(str(run.path))}`"
         )
-    answers = read_answers(run.path / ANSWERS)
+    answers = read_predictions(run.path / PREDICTIONS)
     return replace(answers, classes=tuple(map(nfc, answers.classes)))
 
 
-def _nothing_in_common(a: Run, b: Run, first: Answers, second: Answers) -> DataError:
+def _nothing_in_common(a: Run, b: Run, first: Predictions, second: Predictions) -> DataError:
     if not set(first.classes) & set(second.classes):
         alone = ((run, name) for run, names in zip((a, b), _alone(first, second), strict=True) for name in names)
         return DataError(
@@ -286,7 +286,7 @@ def _nothing_in_common(a: Run, b: Run, first: Answers, second: Answers) -> DataE
     )
 
 
-def _tested(run: Run, answers: Answers) -> RunEntry:
+def _tested(run: Run, answers: Predictions) -> RunEntry:
     """The run with the figures of its answers."""
     hits, n = int((answers.predicted == answers.targets).sum()), len(answers)
     return replace(entry_of(run), part="test", n=n, accuracy=hits / n, interval=wilson_interval(hits, n))

@@ -13,7 +13,7 @@ from typing import Any
 from imgclf.core.arguments import whole
 from imgclf.core.config import TrainConfig
 from imgclf.core.errors import ConfigError
-from imgclf.core.results import Choice
+from imgclf.core.results import Decision
 from imgclf.data.dataset import Source
 from imgclf.data.split import Split
 from imgclf.estimator.decisions import describe
@@ -33,7 +33,7 @@ class DryRun:
     """The choices with their reasons, about how many seconds each part takes, about how many bytes of memory beside the
     kept images, and the Python that does the same."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[Decision, ...]
     seconds: Mapping[str, float]
     memory: int
     python: str
@@ -57,7 +57,7 @@ def dry_run(
     """Plan the training of `data` with these changes of an experiment, and measure a few steps of a copy of its net.
 
     More than one of `members` are an ensemble. `runs`, `name` and the trackers to `track` by are for the Python alone.
-    What a probe would find out about mirrored and grey images is left open. Raises what training would raise before its
+    What a probe would find out about mirrored and gray images is left open. Raises what training would raise before its
     first step.
     """
     members = whole("members", members, 1)
@@ -74,7 +74,7 @@ def dry_run(
     return DryRun(describe(plan, train, found), {part: members * s for part, s in seconds.items()}, memory, code)
 
 
-def _measure(plan: Plan, source: Source, split: Split) -> tuple[TrainConfig, tuple[Choice, ...], dict[str, float]]:
+def _measure(plan: Plan, source: Source, split: Split) -> tuple[TrainConfig, tuple[Decision, ...], dict[str, float]]:
     """The config of training, what was found out for it, and about how many seconds each part takes."""
     config = plan.experiment.train
     device = pick_device(config.device)
@@ -87,7 +87,7 @@ def _measure(plan: Plan, source: Source, split: Split) -> tuple[TrainConfig, tup
     infer(model, some, device, None, precision)
     look = (time.perf_counter() - began) / len(some)
     seconds = {"probe": look * len(train)} if config.probe else {}
-    found: tuple[Choice, ...] = ()
+    found: tuple[Decision, ...] = ()
     loader = plan_loader(plan, source, train, train=True)
     if config.epochs and config.minutes is not None:
         valid = plan_loader(plan, source, held_out) if held_out else None

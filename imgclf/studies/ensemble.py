@@ -19,7 +19,7 @@ from imgclf.core.errors import ConfigError, NotFitted
 from imgclf.core.files import read_text, write_text
 from imgclf.core.results import History
 from imgclf.data.split import pack_keys
-from imgclf.estimator.calibrate import Claims, examine, features_of
+from imgclf.estimator.calibrate import Calibrated, calibrate, features_of
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.fit import Data
 from imgclf.estimator.plan import plan_loader
@@ -58,43 +58,47 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     first = classifiers[0]
     for other in classifiers[1:]:
         for name, one, two in (
-            ("networks", first.spec_, other.spec_),
+            ("networks", first.model_config_, other.model_config_),
             ("classes", first.classes_, other.classes_),
-            ("pixels", replace(first.recipe_, steps=(), compose=None), replace(other.recipe_, steps=(), compose=None)),
+            (
+                "pixels",
+                replace(first.preprocess_, steps=(), compose=None),
+                replace(other.preprocess_, steps=(), compose=None),
+            ),
         ):
             if one != two:
                 raise ConfigError(f"an ensemble needs equal {name}; these differ: {one} and {two}")
     joined = copy.copy(first)
     networks = [copy.deepcopy(classifier.model_) for classifier in classifiers]
     joined.model_ = Ensemble(networks).eval() if len(networks) > 1 else networks[0]
-    joined.spec_ = replace(first.spec_, members=len(classifiers))
+    joined.model_config_ = replace(first.model_config_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
-    joined.metrics_, joined.answers_, joined.run_, joined.lost_ = {}, {}, None, {}
+    joined.metrics_, joined.predictions_, joined.run_, joined.unreadable_ = {}, {}, None, {}
     if len(classifiers) == 1:
-        joined.metrics_, joined.answers_ = dict(first.metrics_), dict(first.answers_)
+        joined.metrics_, joined.predictions_ = dict(first.metrics_), dict(first.predictions_)
         return joined
-    claims = _examine(joined, classifiers)
-    if claims.answers is not None:
-        joined.answers_["valid"], joined.metrics_["valid"] = claims.answers, claims.answers.evaluation
-    joined.unknown_ = claims.unknown
-    manifest = replace(first.manifest_, spec=joined.spec_, metrics={}, seen=pack_keys(joined.seen_))
-    joined.manifest_ = claims.within(manifest)
+    calibrated = _examine(joined, classifiers)
+    if calibrated.answers is not None:
+        joined.predictions_["valid"], joined.metrics_["valid"] = calibrated.answers, calibrated.answers.evaluation
+    joined.ood_ = calibrated.unknown
+    manifest = replace(first.manifest_, spec=joined.model_config_, metrics={}, seen=pack_keys(joined.seen_))
+    joined.manifest_ = calibrated.within(manifest)
     if all(hasattr(classifier, "history_") for classifier in classifiers):
         joined.history_ = History(tuple(record for classifier in classifiers for record in classifier.history_))
     return joined
 
 
-def _examine(joined: Classifier, classifiers: Sequence[Classifier]) -> Claims:
+def _examine(joined: Classifier, classifiers: Sequence[Classifier]) -> Calibrated:
     """What an ensemble may claim: where its members were fitted here, on one split, its validation images tell."""
     fitted = all(hasattr(classifier, "source_") for classifier in classifiers)
     if not fitted or len({classifier.split_.digest for classifier in classifiers}) > 1:
         reason = "it was joined of models whose validation images are not at hand; `train --ensemble` has them"
-        return Claims(note=reason, missing=reason)
+        return Calibrated(note=reason, missing=reason)
     valid, train = joined.split_.samples("valid"), joined.split_.samples("train")
     load = partial(plan_loader, joined.plan_, joined.source_, shard=distributed.shard())
     if not valid:
-        return Claims(note="there are no validation images", missing="there are no validation images")
-    return examine(
+        return Calibrated(note="there are no validation images", missing="there are no validation images")
+    return calibrate(
         joined.model_, load(valid, cache="off"), lambda: features_of(joined.model_, load(train, cache="off"))
     )
 
@@ -131,7 +135,7 @@ def fit_ensemble(
         if trained:
             first = trained[0]
             assert first.run_ is not None
-            mine["train"] = {**mine.get("train", {}), "seed": first.experiment_.train.seed + number}
+            mine["train"] = {**mine.get("train", {}), "seed": first.config_.train.seed + number}
             mine["data"] = {**mine.get("data", {}), "split_file": str(first.run_.path / SPLIT)}
         classifier = Classifier(recipe=recipe, config=mine).fit(data, runs=runs, name=own_name, callbacks=callbacks)
         if classifier.history_.ended == "interrupted":
@@ -171,7 +175,7 @@ def _about_equals(members: int, different: int) -> str:
 
 def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], runs: Path, name: str | None) -> None:
     """A run folder with the split and the config of the first of `members`, of which those `trained` were joined."""
-    first, seed = trained[0].run_, trained[0].experiment_.train.seed
+    first, seed = trained[0].run_, trained[0].config_.train.seed
     assert first is not None
 
     def fill(folder: Path) -> None:

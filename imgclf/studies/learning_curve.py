@@ -89,7 +89,7 @@ def learning_curve(
 ) -> LearningCurve:
     """The accuracy with 10, 20, 40, 80 and 100 % of the training images, and what twice as many would bring.
 
-    `changes` are those of an `Experiment`, as for training; a limit of minutes is left aside. The features of the
+    `changes` are those of an `ExperimentConfig`, as for training; a limit of minutes is left aside. The features of the
     frozen network are computed once, and a linear head is fitted to each part, several times to other draws of it; the
     valid and test images judge. With `full` the network itself is trained as `Classifier` does, and the test images
     judge, since valid chooses the epoch. A draw's smaller parts lie within its larger ones, and each holds at least two
@@ -314,7 +314,7 @@ def _train_each(
             if classifier.history_.ended == "interrupted":
                 raise KeyboardInterrupt
             answers = classifier.answer(classifier.source_, judged)
-            _require_all(len(answers), judged, classifier.lost_)
+            _require_all(len(answers), judged, classifier.unreadable_)
             rows.append(answers.predicted != answers.targets)
         wrong[fraction] = np.stack(rows)
         notify(callbacks, "point", curve_point(fraction, len(draws[0]), wrong[fraction]))

@@ -190,8 +190,8 @@ def _least_squares(sizes: Numbers, errors: Numbers, precision: Numbers) -> Numbe
     total = precision.sum()
     mean_power = powers @ precision / total
     mean_error = errors @ precision / total
-    centred = powers - mean_power[:, None]
-    slope = (errors * precision) @ centred.T / (centred**2 @ precision)
+    centerd = powers - mean_power[:, None]
+    slope = (errors * precision) @ centerd.T / (centerd**2 @ precision)
     slope = np.maximum(slope, 0)
     floor = mean_error[:, None] - slope * mean_power
     through_zero = (errors * precision) @ powers.T / (powers**2 @ precision)

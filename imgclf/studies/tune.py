@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from imgclf.core.arguments import as_path, plain, whole
-from imgclf.core.config import Experiment, from_dict, to_dict
+from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.core.errors import ConfigError, MissingExtra, TrainingDiverged
 from imgclf.data.split import Split
 from imgclf.data.write import require_outside
@@ -86,7 +86,7 @@ class _Search:
     study: optuna.Study
     data: str
     name: str
-    usual: Experiment
+    usual: ExperimentConfig
     settings: Mapping[str, Any]
     deadline: float
     callbacks: Sequence[Callback]
@@ -216,7 +216,7 @@ def _suggest(trial: optuna.Trial, usual: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _with(usual: Experiment, settings: Mapping[str, Any]) -> Experiment:
+def _with(usual: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:
     train = {key: value for key, value in settings.items() if key != "augment"}
     return replace(usual, augment=settings["augment"], train=replace(usual.train, **train))
 
@@ -318,7 +318,7 @@ def _result(search: _Search, path: Path, ended: str) -> Tuning:
     if len(done) >= ENOUGH and len({trial.loss for trial in done}) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         importances = optuna.importance.get_param_importances(search.study, evaluator=evaluator)
-    write_config(path, from_dict(Experiment, to_dict(_with(search.usual, done[0].values))), search.data)
+    write_config(path, from_dict(ExperimentConfig, to_dict(_with(search.usual, done[0].values))), search.data)
     others = [trial for trial in trials if trial.loss is None]
     arch, start = search.usual.arch, search.study.user_attrs.get("start")
     return Tuning(search.name, arch, (*done, *others), start, importances, str(path), ended)

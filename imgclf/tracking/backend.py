@@ -52,7 +52,7 @@ class Pictures:
         return draw_grid(self.images, self.captions, [RIGHT if r else WRONG for r in self.right] or [NEUTRAL])
 
 
-class Sink:
+class Backend:
     """Follows runs, one after the other. A subclass says where it does and overrides what it has a use for.
 
     All but `where` and `prepare` is called on a thread of the tracker's own, and may fail or hang: then this sink is

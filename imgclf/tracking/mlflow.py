@@ -9,14 +9,14 @@ from typing import Any
 
 from imgclf.core.errors import MissingExtra
 from imgclf.core.results import EpochRecord, Evaluation
-from imgclf.tracking.backend import Pictures, Session, Sink, draw_confusion, epoch_figures, figures
+from imgclf.tracking.backend import Backend, Pictures, Session, draw_confusion, epoch_figures, figures
 
 EXPERIMENT = "imgclf"
 KEY = "imgclf.key"  # the tag by which a run that is resumed is found
 ENDS = {"done": "FINISHED", "stopped early": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
-class MLflow(Sink):
+class MLflow(Backend):
     """Logs to `uri`, else to where MLFLOW_TRACKING_URI or MLflow itself says; to the experiment MLFLOW_EXPERIMENT_NAME,
     else imgclf."""
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from imgclf.core.errors import ConfigError, MissingExtra
 from imgclf.core.results import EpochRecord, Evaluation
 from imgclf.tracking.backend import (
+    Backend,
     Pictures,
     Session,
-    Sink,
     draw_confusion,
     epoch_figures,
     figures,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 
 
-class TensorBoard(Sink):
+class TensorBoard(Backend):
     """Writes event files: into `folder`, else into the run folder, so that `tensorboard --logdir runs` has all runs.
 
     What train and valid have in common are two lines of one chart, which TensorBoard draws for two folders. Where a run

@@ -19,15 +19,15 @@ import torch
 from imgclf.core.arguments import require
 from imgclf.core.config import to_dict
 from imgclf.core.errors import warn_caller
-from imgclf.core.results import Choice, Evaluation
+from imgclf.core.results import Decision, Evaluation
 from imgclf.data.dataset import Source
 from imgclf.data.loading.loader import Batch
 from imgclf.estimator.plan import Plan
 from imgclf.evaluation.inference import device_of
 from imgclf.runtime.compute import own_copy
 from imgclf.storage.run_folder import Run, stem_of
-from imgclf.tracking.backend import Pictures, Session, Sink
-from imgclf.tracking.registry import find_sink
+from imgclf.tracking.backend import Backend, Pictures, Session
+from imgclf.tracking.registry import find_backend
 from imgclf.training.events import Tested, TrainState
 
 SHOWN = 20  # images of a batch, and of a sample
@@ -38,16 +38,16 @@ MOST = 1000  # records that may wait
 Say = Callable[[str], None]
 
 
-def tracker(*sinks: str | Sink, warn: Say | None = None, say: Say | None = None) -> Tracker:
+def tracker(*sinks: str | Backend, warn: Say | None = None, say: Say | None = None) -> Tracker:
     """A callback of `fit` that follows training on each of the sinks: "tensorboard", "visdom", "mlflow", "wandb", the
-    same with a place as in "visdom=http://host:8097", or a `Sink` of your own.
+    same with a place as in "visdom=http://host:8097", or a `Backend` of your own.
 
     `warn` is told of a sink that failed (without it: a Python warning), `say` of where each sink is to be seen.
     Raises `UnknownName`, `MissingExtra` where a package is not installed, and `ConfigError` for a wrong place.
     """
-    found = [find_sink(sink) if isinstance(sink, str) else sink for sink in sinks]
+    found = [find_backend(sink) if isinstance(sink, str) else sink for sink in sinks]
     for sink in found:
-        require("a tracker", sink, Sink)
+        require("a tracker", sink, Backend)
     return Tracker(found, warn or warn_caller, say or _quiet)
 
 
@@ -58,7 +58,7 @@ def _quiet(text: str) -> None:
 class Worker:
     """One sink on a thread of its own, for one run. `fault` says why it is left alone, "" while it is not."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Backend) -> None:
         self.sink = sink
         self.fault = ""
         self._jobs: Queue[tuple[str, tuple[Any, ...]] | None] = Queue(MOST + 2)
@@ -111,12 +111,12 @@ class Worker:
 class Tracker:
     """Hands what happens in training to sinks: a callback. It follows one run after the other."""
 
-    def __init__(self, sinks: Sequence[Sink], warn: Say, say: Say) -> None:
+    def __init__(self, sinks: Sequence[Backend], warn: Say, say: Say) -> None:
         self._sinks = list(sinks)
         self._warn, self._say = warn, say
         self._workers: list[Worker] = []
         self._source: Source | None = None
-        self._choices: tuple[Choice, ...] = ()
+        self._choices: tuple[Decision, ...] = ()
         self._began = 0.0
         self._shown = False
         self._due = 0.0
@@ -140,7 +140,7 @@ class Tracker:
         self._finish("failed")  # a run that began before and did not come to its end
         self._source, self._choices = source, ()
 
-    def _on_choices(self, choices: tuple[Choice, ...]) -> None:
+    def _on_choices(self, choices: tuple[Decision, ...]) -> None:
         self._choices = choices
 
     def _on_ready(self, subject: tuple[Run | None, Plan]) -> None:
@@ -233,7 +233,7 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _session(run: Run | None, plan: Plan, source: Source, choices: Sequence[Choice]) -> Session:
+def _session(run: Run | None, plan: Plan, source: Source, choices: Sequence[Decision]) -> Session:
     """A run in plain values. Settings that are left open in the plan are those that were found out since."""
     name = stem_of(source.name, plan.spec.arch) if run is None else run.path.name
     created = secrets.token_hex(8) if run is None else f"{run.info.get('created')} {name}"

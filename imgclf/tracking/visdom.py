@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from imgclf.core.errors import ConfigError, MissingExtra
 from imgclf.core.results import EpochRecord, Evaluation
-from imgclf.tracking.backend import Pictures, Session, Sink, shown_confusion
+from imgclf.tracking.backend import Backend, Pictures, Session, shown_confusion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ LINES = ("train", "valid", "train, by steps")
 Line = list[tuple[float, float]]
 
 
-class Visdom(Sink):
+class Visdom(Backend):
     """Draws on a Visdom server: at `address`, else at VISDOM_SERVER and VISDOM_PORT, else on this machine.
 
     Every window is sent whole, and by its name: a run that is resumed goes on in it, also on a server that is new.
@@ -166,8 +166,8 @@ def _numbers(counts: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     bright = counts.max() / 2
     for row, line in enumerate(counts.tolist()):
         for column, count in enumerate(line):
-            colour = "black" if count > bright else "white"
-            yield {"x": column, "y": row, "text": str(count), "showarrow": False, "font": {"color": colour}}
+            color = "black" if count > bright else "white"
+            yield {"x": column, "y": row, "text": str(count), "showarrow": False, "font": {"color": color}}
 
 
 def _client() -> Any:

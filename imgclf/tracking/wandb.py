@@ -7,12 +7,12 @@ from typing import Any
 
 from imgclf.core.errors import MissingExtra
 from imgclf.core.results import EpochRecord, Evaluation
-from imgclf.tracking.backend import Pictures, Session, Sink, draw_confusion, epoch_figures, figures
+from imgclf.tracking.backend import Backend, Pictures, Session, draw_confusion, epoch_figures, figures
 
 PROJECT = "imgclf"
 
 
-class WandB(Sink):
+class WandB(Backend):
     """Logs to `project`, else to WANDB_PROJECT, else to imgclf; the files lie in the run folder, or in WANDB_DIR."""
 
     name = "wandb"

@@ -24,14 +24,25 @@ from imgclf.core.results import EpochRecord
 from imgclf.runtime import distributed
 from imgclf.training.events import TrainState
 
-FORMAT = 6
+FORMAT = 7
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing
-PLAIN = ("epoch", "position", "images", "epochs", "steps_per_epoch", "micro", "lr", "lr_scale", "retries", "best_loss")
+PLAIN = (
+    "epoch",
+    "position",
+    "images",
+    "epochs",
+    "steps_per_epoch",
+    "micro_batch_size",
+    "lr",
+    "lr_scale",
+    "retries",
+    "best_loss",
+)
 
 
-class Thrift:
+class CheckpointSchedule:
     """Says when it is time to write: as often as that takes at most 2 % of the run, and once in `every` seconds."""
 
     def __init__(self, every: float) -> None:

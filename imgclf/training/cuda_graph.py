@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.data.loading.loader import Batch
 from imgclf.runtime import distributed
 from imgclf.training.acceleration import launch_bound
 from imgclf.training.events import Callback, TrainState, notify
-from imgclf.training.step import Rewind, accumulate, batch_weight, learn, update_weights
+from imgclf.training.step import BufferSnapshot, accumulate, batch_weight, learn, update_weights
 
 WARM_UPS = 3
 
@@ -75,10 +75,10 @@ class GraphedStep:
         self._key: tuple[object, ...] = ()
         self._replay: Callable[[Batch], None] | None = None
 
-    def __call__(self, state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> int:
+    def __call__(self, state: TrainState, batch: Batch, recipe: PreprocessConfig, rewind: BufferSnapshot) -> int:
         """One optimizer step, as `learn` takes it. Gives the number of the batch's images."""
         images = len(batch.targets)
-        if images == state.config.batch_size <= state.micro and batch.mix is None and not self._failed:
+        if images == state.config.batch_size <= state.micro_batch_size and batch.mix is None and not self._failed:
             # A retry replaces tensors, and weights thaw after the first epochs.
             key = (batch.pixels.shape, recipe, state.retries, state.epoch < state.config.freeze_epochs)
             if key != self._key:
@@ -89,7 +89,7 @@ class GraphedStep:
                 return images
         return learn(state, batch, recipe, rewind)
 
-    def _record(self, state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> None:
+    def _record(self, state: TrainState, batch: Batch, recipe: PreprocessConfig, rewind: BufferSnapshot) -> None:
         self._replay = None  # gives its memory back before the next one takes its own
         try:
             self._replay = _recorded(self._capture, state, batch, recipe, rewind)
@@ -99,7 +99,7 @@ class GraphedStep:
 
 
 def _recorded(
-    capture: Capture, state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind
+    capture: Capture, state: TrainState, batch: Batch, recipe: PreprocessConfig, rewind: BufferSnapshot
 ) -> Callable[[Batch], None]:
     """What takes a step on a batch of the same size; leaves the state as it is."""
     pixels, targets = (tensor.to(state.device, copy=True) for tensor in (batch.pixels, batch.targets))
@@ -142,7 +142,7 @@ def _capturable(optimizer: torch.optim.Optimizer, lrs: Sequence[torch.Tensor]) -
 
 
 @contextmanager
-def _undone(state: TrainState, rewind: Rewind) -> Iterator[None]:
+def _undone(state: TrainState, rewind: BufferSnapshot) -> Iterator[None]:
     """Take back, in place, what steps do to the weights, the optimizer, the sums, buffers and random numbers."""
 
     def changed() -> list[torch.Tensor]:

@@ -89,7 +89,7 @@ def suited_size(own: tuple[int, int], sizes: Sizes | None, *, resizable: bool) -
     return (side, side) if side < own[0] else own
 
 
-def suited_fit(size: tuple[int, int], sizes: Sizes | None) -> str:
+def suited_resize_mode(size: tuple[int, int], sizes: Sizes | None) -> str:
     """`crop` or, where that would cut away much of more than a tenth of the images, `squash`."""
     if sizes is None:
         return "crop"

@@ -37,7 +37,7 @@ def copied(weights: Weights) -> Weights:
 
 
 @contextmanager
-def lent(model: nn.Module, weights: Weights) -> Iterator[None]:
+def swapped_weights(model: nn.Module, weights: Weights) -> Iterator[None]:
     """The model with these weights, if there are any, and afterwards with its own again, in the same tensors."""
     if not weights:
         yield
@@ -50,7 +50,7 @@ def lent(model: nn.Module, weights: Weights) -> Iterator[None]:
         model.load_state_dict(own)
 
 
-def beats_best(state: TrainState, losses: torch.Tensor) -> bool:
+def is_better(state: TrainState, losses: torch.Tensor) -> bool:
     """Whether weights with these losses on the valid images, float64 (n,), take the place of the best ones.
 
     They are compared on the images that both have a loss of: the others (NaN), which couldn't be read, may be harder.

@@ -67,14 +67,15 @@ Weights = dict[str, torch.Tensor]
 class TrainState:
     """Where training stands.
 
-    `pairs` says that a step needs two images at least, for batch norm; `lr_scale` is 1 until the loss diverges. `micro`
-    is the largest number of images that go through the network at once. `position` counts the batches of the epoch that
-    are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `spent` are the seconds before
-    training `began` anew. `mean` is the running mean of the weights, where there is one. `best` holds the weights kept
-    so far, `good` the weights, the state of the optimizer and the mean after the last whole epoch; both are never
-    changed in place. `best_losses` are those of the former on the `valid` images (refs), float64 (n,), NaN for one that
-    couldn't be read. `lost` are the images of train and valid that couldn't be read at some time, with the reason.
-    `random` is where the random numbers of training stand; torch's own generators are the caller's.
+    `pairs` says that a step needs two images at least, for batch norm; `lr_scale` is 1 until the loss diverges.
+    `micro_batch_size` is the largest number of images that go through the network at once. `position` counts the
+    batches of the epoch that are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `spent` are
+    the seconds before training `began` anew. `mean` is the running mean of the weights, where there is one. `best`
+    holds the weights kept so far, `good` the weights, the state of the optimizer and the mean after the last whole
+    epoch; both are never changed in place. `best_losses` are those of the former on the `valid` images (refs), float64
+    (n,), NaN for one that couldn't be read. `lost` are the images of train and valid that couldn't be read at some
+    time, with the reason. `random` is where the random numbers of training stand; torch's own generators are the
+    caller's.
     """
 
     model: nn.Module
@@ -87,7 +88,7 @@ class TrainState:
     steps_per_epoch: int
     drop_last: bool
     pairs: bool
-    micro: int
+    micro_batch_size: int
     sums: torch.Tensor
     class_weights: torch.Tensor | None = None
     epoch: int = 0

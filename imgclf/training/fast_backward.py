@@ -22,7 +22,7 @@ from imgclf.runtime.compute import SMALL_STEP
 MOST_PIXELS = 49  # of a map; over larger ones oneDNN is as quick, and the matrix would take much memory
 
 
-def quick_gradients(device: torch.device, precision: torch.dtype, flops: float) -> AbstractContextManager[object]:
+def fast_gradients(device: torch.device, precision: torch.dtype, flops: float) -> AbstractContextManager[object]:
     """The context in which steps whose forward pass takes so many floating-point operations are quickest. Their results
     are the same, but for the order of additions."""
     helps = device.type == "cpu" and precision is torch.bfloat16 and flops >= SMALL_STEP

@@ -19,7 +19,7 @@ class Interrupts:
 
 
 @contextmanager
-def polite_interrupts() -> Iterator[Interrupts]:
+def graceful_interrupts() -> Iterator[Interrupts]:
     """Count SIGINT, SIGTERM and SIGHUP instead of ending at the first; the second raises `KeyboardInterrupt`.
 
     A handler that was there before is told of each signal all the same, so that a program can note which one came.

@@ -1,6 +1,6 @@
 """The baseline of fine-tuning, and its start: frozen features and a linear head.
 
-The head is an L2-regularised multinomial logistic regression, its strength chosen by cross-validation. To fine-tune
+The head is an L2-regularized multinomial logistic regression, its strength chosen by cross-validation. To fine-tune
 from such a head distorts the features less than to start from a random one (LP-FT: Kumar et al. 2022,
 arXiv:2202.10054).
 """
@@ -23,7 +23,7 @@ from imgclf.core.errors import ConfigError
 from imgclf.core.results import Probe
 from imgclf.data.duplicates import joined, unit_keys
 from imgclf.data.loading.loader import Loader
-from imgclf.evaluation.inference import Progress, answer_with_features
+from imgclf.evaluation.inference import Progress, predictions_with_features
 from imgclf.evaluation.ood import choose_evenly
 from imgclf.models.build import head_of
 from imgclf.runtime.device import pick_device, pick_precision
@@ -117,7 +117,7 @@ def features_of(
 
     In float64 for so few images that it costs nothing.
     """
-    answers, found = answer_with_features(model, loader, progress, precision)
+    answers, found = predictions_with_features(model, loader, progress, precision)
     features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
     samples = {sample.ref: sample for sample in loader.samples}
     units = torch.tensor(joined([samples[ref] for ref in answers.refs], unit_keys), dtype=torch.int64)
@@ -137,9 +137,9 @@ def fit_logistic(
     penalty that was chosen, and how heads do on images that are held out; of none where no class has two `units`, and
     where there is nothing to choose. Images of the same number in `units` (n,) are held out together.
     """
-    centre = features.mean(0)
-    mixing = _mixing(features - centre, prior)
-    points = (features - centre) @ mixing
+    center = features.mean(0)
+    mixing = _mixing(features - center, prior)
+    points = (features - center) @ mixing
     basis = torch.linalg.svd(points, full_matrices=False).Vh if len(points) < points.shape[1] else None
     points = points if basis is None else points @ basis.T
     weight = None if weight is None else weight.to(points)
@@ -147,14 +147,14 @@ def fit_logistic(
     if len(strengths) > 1:
         units = torch.arange(len(labels)) if units is None else units
         strength, score = _choose(points, labels, classes, weight, strengths, units)
-    solution = _minimise(points, labels, classes, strength, weight)
+    solution = _minimize(points, labels, classes, strength, weight)
     inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
     weights = inner @ mixing.T
-    return weights, solution[:, -1] - weights @ centre, strength, score
+    return weights, solution[:, -1] - weights @ center, strength, score
 
 
 def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
-    """What centred features (n, d) are multiplied by, (d, d): an image has a mean squared length of 1 after it.
+    """What centerd features (n, d) are multiplied by, (d, d): an image has a mean squared length of 1 after it.
 
     With a `prior` half of that length lies in the scores of the classes that it knows. It is the square root of the
     matrix of inner products of an image's features and scores side by side, so that no feature is added.
@@ -193,7 +193,7 @@ def _choose(
     for out in held_out:
         start = None
         for place, strength in enumerate(strengths):
-            start = _minimise(points[~out], labels[~out], classes, strength, weight, start)
+            start = _minimize(points[~out], labels[~out], classes, strength, weight, start)
             logits = points[out] @ start[:, :-1].T + start[:, -1]
             losses[place] += F.cross_entropy(logits, labels[out], reduction="sum")
             right[place].append(logits.argmax(1) == labels[out])
@@ -248,7 +248,7 @@ def _folds_of_units(labels: list[int], units: list[int]) -> list[int]:
     return fold
 
 
-def _minimise(
+def _minimize(
     points: torch.Tensor,
     labels: torch.Tensor,
     classes: int,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf.core.arguments import as_path, require
-from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.core.results import EpochRecord, Evaluation, History
 from imgclf.data.loading.loader import Batch, Loader
@@ -34,15 +34,15 @@ from imgclf.runtime.compute import all_finite, enough_threads, kept_memory, memo
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.runtime.random import drawing, seeded
 from imgclf.training.acceleration import compiled, should_compile, tuned
-from imgclf.training.checkpoint import Thrift, remove_leftovers, require_space, restore, save_checkpoint
+from imgclf.training.checkpoint import CheckpointSchedule, remove_leftovers, require_space, restore, save_checkpoint
 from imgclf.training.cuda_graph import GraphedStep, should_capture
-from imgclf.training.ema import beats_best, copied, lent, start_mean, update_mean
+from imgclf.training.ema import copied, is_better, start_mean, swapped_weights, update_mean
 from imgclf.training.events import Callback, TrainState, Weights, as_callbacks, notify
-from imgclf.training.fast_backward import quick_gradients
-from imgclf.training.interrupt import Interrupts, polite_interrupts
+from imgclf.training.fast_backward import fast_gradients
+from imgclf.training.interrupt import Interrupts, graceful_interrupts
 from imgclf.training.linear_probe import soften_head
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
-from imgclf.training.step import Rewind, learn, needs_pairs
+from imgclf.training.step import BufferSnapshot, learn, needs_pairs
 
 MAX_RETRIES = 3
 LOOK_EVERY = 50  # steps between looks at the loss on a device that a look makes wait
@@ -64,10 +64,10 @@ class _Run:
     valid: Loader | None
     callbacks: Sequence[Callback]
     checkpoint: Path | None
-    thrift: Thrift
+    thrift: CheckpointSchedule
     interrupts: Interrupts
-    rewind: Rewind
-    step: Callable[[TrainState, Batch, Recipe, Rewind], int]
+    rewind: BufferSnapshot
+    step: Callable[[TrainState, Batch, PreprocessConfig, BufferSnapshot], int]
 
 
 def train(
@@ -113,15 +113,15 @@ def train(
         compiles = not captured and should_compile(config.compile, device, whole_run)
         stack.enter_context(compiled(model, compiles))
         if not compiles:
-            stack.enter_context(quick_gradients(device, state.precision, flops))
-        interrupts = stack.enter_context(polite_interrupts())
+            stack.enter_context(fast_gradients(device, state.precision, flops))
+        interrupts = stack.enter_context(graceful_interrupts())
         state.valid = tuple(sample.ref for sample in valid.samples) if valid is not None else ()
         if resume is not None:
             restore(state, resume)
         if state_file is not None:
             remove_leftovers(state_file)
             require_space(state, state_file.parent)
-        thrift, rewind = Thrift(config.checkpoint_every), Rewind(model, device)
+        thrift, rewind = CheckpointSchedule(config.checkpoint_every), BufferSnapshot(model, device)
         step = GraphedStep(callbacks) if captured else learn
         run = _Run(loader, valid, callbacks, state_file, thrift, interrupts, rewind, step)
         notify(callbacks, "start", state)
@@ -174,7 +174,7 @@ def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device:
         steps_per_epoch=min(loader.steps(drop_last), config.epoch_steps or sys.maxsize),
         drop_last=drop_last,
         pairs=pairs,
-        micro=config.batch_size,
+        micro_batch_size=config.batch_size,
         sums=torch.zeros(2, device=device),
         random=seeded(config.seed + distributed.shard()[0], device),  # each process leaves out other units
         class_weights=None if weights is None else weights.to(device),
@@ -238,7 +238,7 @@ def _epoch(state: TrainState, run: _Run) -> None:
     kept = now[2] or now[0]  # the mean, where there is one; both are copies that are never changed
     result, losses = (None, None) if run.valid is None else _validate(state, run, run.valid)
     state.good = now
-    best = losses is None or not state.best or beats_best(state, losses)
+    best = losses is None or not state.best or is_better(state, losses)
     if best:
         state.best, state.best_loss = kept, math.inf if result is None else result.loss
         state.best_losses = losses
@@ -276,13 +276,13 @@ def _steps(state: TrainState, run: _Run) -> None:
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
         notify(run.callbacks, "batch", batch)
-        before = state.micro
+        before = state.micro_batch_size
         with drawing(state.random, state.device):
             state.images += run.step(state, batch, loader.recipe, run.rewind)
         if state.mean:
             update_mean(state)
-        if state.micro < before:
-            notify(run.callbacks, "memory", (state.config.batch_size, state.micro))
+        if state.micro_batch_size < before:
+            notify(run.callbacks, "memory", (state.config.batch_size, state.micro_batch_size))
         state.position += 1
         state.step = state.position
         if state.device.type == "cpu" or state.step % LOOK_EVERY == 0:
@@ -320,7 +320,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
             raise _Interrupted
 
     state.model.eval()
-    with lent(state.model, state.mean), drawing(state.random, state.device):
+    with swapped_weights(state.model, state.mean), drawing(state.random, state.device):
         logits, targets, positions = infer_placed(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite

@@ -18,11 +18,11 @@ from imgclf.runtime.compute import enough_threads, kept_memory, step_flops
 from imgclf.runtime.device import pick_device
 from imgclf.runtime.random import drawing
 from imgclf.training.events import TrainState
-from imgclf.training.fast_backward import quick_gradients
+from imgclf.training.fast_backward import fast_gradients
 from imgclf.training.linear_probe import soften_head
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
-from imgclf.training.step import Rewind, learn
+from imgclf.training.step import BufferSnapshot, learn
 
 LOWEST, HIGHEST = 1e-7, 10.0
 STEPS = 100
@@ -54,7 +54,7 @@ def find_lr(
     example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
     set_mode(trial, config, 0)
     flops = step_flops(trial, example, config.batch_size)
-    with kept_memory(device), enough_threads(flops), quick_gradients(device, state.precision, flops):
+    with kept_memory(device), enough_threads(flops), fast_gradients(device, state.precision, flops):
         rates, losses = _rise(state, loader, progress)
     if len(losses) < FEWEST:
         raise ConfigError(
@@ -81,7 +81,7 @@ def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[f
     """The rates that were tried, and the smoothed loss at each."""
     rates: list[float] = []
     losses: list[float] = []
-    rewind, mean = Rewind(state.model, state.device), 0.0
+    rewind, mean = BufferSnapshot(state.model, state.device), 0.0
     for i, batch in zip(range(STEPS), _endless(loader, state.drop_last), strict=False):
         rate = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
         set_lr(state.optimizer, rate)

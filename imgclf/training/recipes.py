@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from imgclf.core.config import Experiment, TrainConfig
+from imgclf.core.config import ExperimentConfig, TrainConfig
 from imgclf.core.registry import Registry
 
-EXPERIMENTS: Registry[Experiment] = Registry("recipe")
+EXPERIMENTS: Registry[ExperimentConfig] = Registry("recipe")
 TEST = 0.15
 
-EXPERIMENTS.add("probe", Experiment(train=TrainConfig(epochs=0)))
+EXPERIMENTS.add("probe", ExperimentConfig(train=TrainConfig(epochs=0)))
 
 
 def _hold_out(valid: float) -> tuple[float, float, float]:
@@ -34,10 +34,10 @@ def _adam(lr: float, batch_size: int, epochs: int) -> TrainConfig:
     return replace(_PLAIN, optimizer="adam", lr=lr, batch_size=batch_size, epochs=epochs)
 
 
-_MNIST = Experiment(
+_MNIST = ExperimentConfig(
     weights="none", size=(28, 28), channels=1, mean=(0.0,), std=(1.0,), augment="none", split=_hold_out(1 / 12)
 )
-_CIFAR = Experiment(
+_CIFAR = ExperimentConfig(
     weights="none", size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, augment="none", split=_hold_out(0.1)
 )
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images
@@ -51,12 +51,12 @@ EXPERIMENTS.add("d4", replace(_CIFAR, arch="cnn_cifar", split=_hold_out(0.2), tr
 EXPERIMENTS.add("lab10-2", replace(_MNIST, arch="cnn_deep", train=_LAB_10_1))
 EXPERIMENTS.add(
     "lab10-4",
-    Experiment(
+    ExperimentConfig(
         arch="cnn_imagefolder",
         weights="none",
         size=(64, 128),
         channels=3,
-        fit="squash",
+        resize_mode="squash",
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
         augment="none",
@@ -91,7 +91,7 @@ EXPERIMENTS.add(
 )
 EXPERIMENTS.add(
     "digits",
-    Experiment(
+    ExperimentConfig(
         arch="lenet",
         weights="none",
         size=(28, 28),

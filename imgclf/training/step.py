@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from imgclf.core.config import Recipe, TrainConfig
+from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import OutOfMemory
 from imgclf.data.loading.loader import Batch, Mix
 from imgclf.runtime import distributed
@@ -26,7 +26,7 @@ MAX_PROBED = 256
 MEMORY_SHARE = 0.5  # of what the machine has free: on a CPU the system ends a program that takes too much
 
 
-class Rewind:
+class BufferSnapshot:
     """Takes a network's buffers (batch statistics) and the random numbers back to where they were before a pass."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class Rewind:
         set_random_state(self._random, self._device)
 
 
-def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> int:
+def learn(state: TrainState, batch: Batch, recipe: PreprocessConfig, rewind: BufferSnapshot) -> int:
     """One optimizer step on a planned batch; adds its loss and hits to `state.sums`. Gives the number of its images.
 
     No step is taken where none of them could be read, or one where batch norms need two. Several processes each add
@@ -56,7 +56,7 @@ def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> in
 
     Where the memory does not suffice, the batch is cut into parts of half as many images, from the same random numbers
     on, and their gradients are summed: the step is that of the whole batch, save for batch norm, which sees the parts.
-    `state.micro` remembers the size. Raises `OutOfMemory` where the smallest part does not fit.
+    `state.micro_batch_size` remembers the size. Raises `OutOfMemory` where the smallest part does not fit.
     """
     batch = _on_device(batch, state.device)
     images, weight = _whole(state, batch)
@@ -75,7 +75,7 @@ def learn(state: TrainState, batch: Batch, recipe: Recipe, rewind: Rewind) -> in
                 raise OutOfMemory(f"{state.device} has too little memory: use a smaller --batch-size") from error
             if alone:
                 raise OutOfMemory(_too_little(state.device)) from error
-        state.micro = max(1 + state.pairs, (min(state.micro, len(batch.targets)) + 1) // 2)
+        state.micro_batch_size = max(1 + state.pairs, (min(state.micro_batch_size, len(batch.targets)) + 1) // 2)
         state.optimizer.zero_grad(set_to_none=True)
         release_memory(state.device)
         rewind.back()
@@ -116,12 +116,12 @@ def _too_little(device: torch.device) -> str:
     return f"{device} has too little memory to train even on single images: use a smaller --size or --arch"
 
 
-def accumulate(state: TrainState, batch: Batch, recipe: Recipe, whole: torch.Tensor | int) -> torch.Tensor:
+def accumulate(state: TrainState, batch: Batch, recipe: PreprocessConfig, whole: torch.Tensor | int) -> torch.Tensor:
     """Leave the gradient of a batch in the parameters; its part of the mean loss, and its hits, float32 (2,)."""
     state.optimizer.zero_grad(set_to_none=True)
     weight, smoothing = state.class_weights, state.config.label_smoothing
     losses, hits = [], []
-    for part in split_batch(batch, state.micro, state.pairs):
+    for part in split_batch(batch, state.micro_batch_size, state.pairs):
         with autocast(state.device, state.precision):
             logits = state.model(to_input(part.pixels, recipe, state.device))
         part_loss = summed_loss(logits.float(), part.targets, part.mix, weight, smoothing) / whole
@@ -183,7 +183,7 @@ def _bounds(n: int, most: int, pairs: bool) -> list[tuple[int, int]]:
 
 
 def _largest_part(state: TrainState, n: int) -> int:
-    return max(end - begin for begin, end in _bounds(n, min(state.micro, n), state.pairs))
+    return max(end - begin for begin, end in _bounds(n, min(state.micro_batch_size, n), state.pairs))
 
 
 def needs_pairs(model: nn.Module, config: TrainConfig) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from imgclf.core.config import Recipe, Step
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu
 from imgclf.transforms._ops import Numbers
@@ -37,10 +37,10 @@ def _library() -> Any:
     return albumentations
 
 
-def takes_whole_image(recipe: Recipe) -> bool:
+def takes_whole_image(recipe: PreprocessConfig) -> bool:
     """Whether augmentation starts from the decoded image (a random crop of it) and not from the prepared pixels."""
     first = recipe.steps[0].op if recipe.steps else ""
-    return first == "resized_crop" and recipe.fit == "crop" and recipe.compose is None
+    return first == "resized_crop" and recipe.resize_mode == "crop" and recipe.compose is None
 
 
 class Augmenter:
@@ -51,7 +51,7 @@ class Augmenter:
     images are left to `batch.alternate` and `batch.blend`, for whole batches.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: PreprocessConfig) -> None:
         self._recipe = recipe
         self._local = threading.local()  # a pipeline holds its generator: one a thread
 
@@ -84,17 +84,17 @@ def compose_to_dict(compose: Any) -> Mapping[str, Any]:
     return stored
 
 
-def _check_result(result: Any, recipe: Recipe) -> None:
+def _check_result(result: Any, recipe: PreprocessConfig) -> None:
     expected = (*recipe.size, recipe.channels)
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape != expected:
         got = f"{getattr(result, 'dtype', type(result).__name__)} {tuple(getattr(result, 'shape', ()))}"
         raise ConfigError(
             f"the augmentation pipeline must give uint8 pixels of shape {expected}, it gave {got}; "
-            "leave out Normalize and ToTensorV2 (imgclf normalises by itself), and end on the size of the model"
+            "leave out Normalize and ToTensorV2 (imgclf normalizes by itself), and end on the size of the model"
         )
 
 
-def _pipeline(recipe: Recipe) -> Any:
+def _pipeline(recipe: PreprocessConfig) -> Any:
     library = _library()
     if recipe.compose is not None:
         return library.from_dict(recipe.compose)
@@ -102,7 +102,7 @@ def _pipeline(recipe: Recipe) -> Any:
     return library.Compose([transform for step in steps for transform in run_step(_OPS, step, library, recipe)])
 
 
-def run_step(functions: Mapping[str, Callable[..., T]], step: Step, *arguments: Any) -> T:
+def run_step(functions: Mapping[str, Callable[..., T]], step: AugmentStep, *arguments: Any) -> T:
     """What a step's function gives for the arguments and the step's parameters; `ConfigError` if it takes others."""
     try:
         return functions[step.op](*arguments, **step.params)
@@ -110,7 +110,7 @@ def run_step(functions: Mapping[str, Callable[..., T]], step: Step, *arguments: 
         raise ConfigError(f"step {step.op!r} does not take {dict(step.params)!r}: {error}") from error
 
 
-def _resized_crop(library: Any, recipe: Recipe, scale: Any, ratio: Any) -> list[Any]:
+def _resized_crop(library: Any, recipe: PreprocessConfig, scale: Any, ratio: Any) -> list[Any]:
     import cv2
 
     crop = library.RandomResizedCrop(
@@ -125,7 +125,7 @@ def check_border(border: str) -> None:
         raise ConfigError(f"the border of random_crop is {border!r}; allowed: {', '.join(BORDERS)}")
 
 
-def _random_crop(library: Any, recipe: Recipe, padding: int, border: str = BORDERS[0]) -> list[Any]:
+def _random_crop(library: Any, recipe: PreprocessConfig, padding: int, border: str = BORDERS[0]) -> list[Any]:
     import cv2
 
     check_border(border)
@@ -133,7 +133,7 @@ def _random_crop(library: Any, recipe: Recipe, padding: int, border: str = BORDE
     return [library.Pad(padding=padding, fill=0, border_mode=mode), library.RandomCrop(*recipe.size)]
 
 
-def _affine(library: Any, recipe: Recipe, shift: float, rotate: float, scale: Any) -> list[Any]:
+def _affine(library: Any, recipe: PreprocessConfig, shift: float, rotate: float, scale: Any) -> list[Any]:
     import cv2
 
     affine = library.Affine(
@@ -146,20 +146,20 @@ def _affine(library: Any, recipe: Recipe, shift: float, rotate: float, scale: An
     return [affine]
 
 
-def _flip(library: Any, recipe: Recipe, p: float) -> list[Any]:
+def _flip(library: Any, recipe: PreprocessConfig, p: float) -> list[Any]:
     return [library.HorizontalFlip(p=p)]
 
 
 def _color_jitter(
-    library: Any, recipe: Recipe, brightness: float, contrast: float, saturation: float, hue: float
+    library: Any, recipe: PreprocessConfig, brightness: float, contrast: float, saturation: float, hue: float
 ) -> list[Any]:
-    if recipe.channels != 3:  # there is no colour to change
+    if recipe.channels != 3:  # there is no color to change
         return [library.RandomBrightnessContrast(brightness, contrast, p=1)]
     ranges = [(max(1 - part, 0), 1 + part) for part in (brightness, contrast, saturation)]
     return [library.ColorJitter(*ranges, (-hue, hue), p=1)]
 
 
-def _erase(library: Any, recipe: Recipe, scale: Any, p: float) -> list[Any]:
+def _erase(library: Any, recipe: PreprocessConfig, scale: Any, p: float) -> list[Any]:
     return [library.Erasing(scale=tuple(scale), fill="random_uniform", p=p)]
 
 
@@ -185,7 +185,7 @@ def _trivial_transform() -> Any:
     return Trivial
 
 
-def _trivial(library: Any, recipe: Recipe, **space: Any) -> list[Any]:
+def _trivial(library: Any, recipe: PreprocessConfig, **space: Any) -> list[Any]:
     return [_trivial_transform()(Space(**space))]
 
 

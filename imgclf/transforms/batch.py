@@ -1,7 +1,7 @@
 """Augmentation of whole batches on any device: the other engine beside albumentations (`augment.py`).
 
 A step draws the parameters of every image from (seed, epoch, sample), by the distributions of albumentations 2.0.8;
-then `ops_cpu.py` or `ops_torch.py` changes the pixels. What an image becomes does not depend on its neighbours, except
+then `ops_cpu.py` or `ops_torch.py` changes the pixels. What an image becomes does not depend on its neighbors, except
 where images are blended.
 
 mixup: Zhang et al., arXiv 1710.09412; cutmix: Yun et al., arXiv 1905.04899; alternating flip: Jordan, arXiv 2404.00498.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.core.config import Recipe, Step
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu, ops_torch
 from imgclf.transforms._ops import Numbers, Ops
@@ -31,7 +31,7 @@ _ERASED_RATIO = (0.3, 3.3)  # width to height; the default of albumentations
 _CROP_STEP, _FIRST_STEP = 0, 1  # whose streams: resized crops are made apart, wherever the step stands
 
 
-def pick_engine(recipe: Recipe, asked: str) -> str:
+def pick_engine(recipe: PreprocessConfig, asked: str) -> str:
     """`batch` or `albumentations`: what was asked for, and for `auto` batches wherever they can.
 
     A user's own albumentations pipeline cannot run on batches: `ConfigError`.
@@ -43,16 +43,20 @@ def pick_engine(recipe: Recipe, asked: str) -> str:
     return "albumentations"
 
 
-def crop_boxes(step: Step, seed: int, epoch: int, keys: NDArray[np.uint64], shapes: NDArray[np.int64]) -> Numbers:
+def crop_boxes(
+    step: AugmentStep, seed: int, epoch: int, keys: NDArray[np.uint64], shapes: NDArray[np.int64]
+) -> Numbers:
     """Where a `resized_crop` cuts each image: (top, left, height, width) as fractions of its sides, (n, 4).
 
     `shapes` (n, 2) are (height, width). Only their ratio counts: an image gives the same part of it at any scale. The
-    first of ten boxes that fits is taken, or else the largest centred one whose aspect is allowed.
+    first of ten boxes that fits is taken, or else the largest centerd one whose aspect is allowed.
     """
     return run_step({step.op: _crop_boxes}, step, Draws(seed, epoch, keys, _CROP_STEP), shapes)
 
 
-def augment(pixels: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
+def augment(
+    pixels: torch.Tensor, recipe: PreprocessConfig, seed: int, epoch: int, keys: NDArray[np.uint64]
+) -> torch.Tensor:
     """All steps of a recipe but `resized_crop` (see `crop_boxes`), `mixup` and `cutmix` (see `blend`).
 
     Takes and gives uint8 (n, height, width, channels) on any device; the input is never written to, and is itself the
@@ -61,18 +65,25 @@ def augment(pixels: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: N
     return _run(_STEPS, pixels, recipe, seed, epoch, keys)
 
 
-def alternate(pixels: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
+def alternate(
+    pixels: torch.Tensor, recipe: PreprocessConfig, seed: int, epoch: int, keys: NDArray[np.uint64]
+) -> torch.Tensor:
     """Of a recipe's steps only `alternating_flip`: albumentations, which draws each image anew, cannot alternate."""
     return _run({"alternating_flip": _alternating_flip}, pixels, recipe, seed, epoch, keys)
 
 
-def blends(recipe: Recipe) -> bool:
+def blends(recipe: PreprocessConfig) -> bool:
     """Whether `blend` does anything."""
     return any(step.op in _BLENDS for step in _steps(recipe))
 
 
 def blend(
-    pixels: torch.Tensor, targets: torch.Tensor, recipe: Recipe, seed: int, epoch: int, keys: NDArray[np.uint64]
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
+    recipe: PreprocessConfig,
+    seed: int,
+    epoch: int,
+    keys: NDArray[np.uint64],
 ) -> tuple[torch.Tensor, Shares | None]:
     """Mix each image with the next one of its batch, by the recipe's `mixup` and `cutmix`: for both engines.
 
@@ -89,9 +100,9 @@ def blend(
     ops, others, kept = _ops(pixels), pixels.roll(-1, 0), np.ones(len(keys))
     turn = Draws(seed, epoch, keys, steps[0][0])(1)[0]
     for (i, step), (alpha, _), low, high in zip(steps, params, edges[:-1], edges[1:], strict=True):
-        _, share, *centre = Draws(seed, epoch, keys, i)(4)
+        _, share, *center = Draws(seed, epoch, keys, i)(4)
         share = np.where((turn >= low) & (turn < high), _beta(share, alpha), 1.0)
-        pixels, share = _BLENDS[step.op](ops, pixels, others, share, centre)
+        pixels, share = _BLENDS[step.op](ops, pixels, others, share, center)
         kept *= share
     return pixels, (
         targets.roll(-1, 0),
@@ -103,14 +114,14 @@ def _ops(pixels: torch.Tensor) -> Ops:
     return ops_cpu if pixels.device.type == "cpu" else ops_torch
 
 
-def _steps(recipe: Recipe) -> tuple[Step, ...]:
+def _steps(recipe: PreprocessConfig) -> tuple[AugmentStep, ...]:
     return recipe.steps if recipe.compose is None else ()
 
 
 def _run(
     functions: Mapping[str, Callable[..., torch.Tensor]],
     pixels: torch.Tensor,
-    recipe: Recipe,
+    recipe: PreprocessConfig,
     seed: int,
     epoch: int,
     keys: NDArray[np.uint64],
@@ -136,8 +147,8 @@ def _crop_boxes(draws: Draws, shapes: NDArray[np.int64], scale: Any, ratio: Any)
     fits = (sides <= 1).all(0)
     first = np.take_along_axis(sides, fits.argmax(0)[None, None], 1)[:, 0]
     nearest = np.clip(aspect, *ratio) / aspect
-    centred = np.stack([np.minimum(1 / nearest, 1), np.minimum(nearest, 1)])
-    taken = np.where(fits.any(0), first, centred)
+    centerd = np.stack([np.minimum(1 / nearest, 1), np.minimum(nearest, 1)])
+    taken = np.where(fits.any(0), first, centerd)
     corner = (1 - taken) * np.where(fits.any(0), numbers[-2:], 0.5)
     return np.concatenate([corner, taken]).T
 
@@ -153,7 +164,7 @@ def _affine(ops: Ops, pixels: torch.Tensor, draws: Draws, shift: float, rotate: 
 
 
 def _affine_matrices(draws: Draws, shape: tuple[int, ...], shift: float, rotate: float, scale: Any) -> Numbers:
-    """Scale (of x and of y on its own), then turn, about the centre; then shift by whole pixels: (n, 2, 3)."""
+    """Scale (of x and of y on its own), then turn, about the center; then shift by whole pixels: (n, 2, 3)."""
     x, y, wide, high, angle = draws(5)
     size = np.array(shape[::-1])
     shifts = np.trunc(_between((-shift, shift), np.stack([x, y], 1)) * size)
@@ -161,8 +172,8 @@ def _affine_matrices(draws: Draws, shape: tuple[int, ...], shift: float, rotate:
     wide, high = _between(scale, wide), _between(scale, high)
     sine, cosine = np.sin(angles), np.cos(angles)
     linear = np.stack([cosine * wide, sine * high, -sine * wide, cosine * high], 1).reshape(-1, 2, 2)
-    centre = (size - 1) / 2
-    return np.concatenate([linear, (centre + shifts - linear @ centre)[..., None]], 2)
+    center = (size - 1) / 2
+    return np.concatenate([linear, (center + shifts - linear @ center)[..., None]], 2)
 
 
 def _flip(ops: Ops, pixels: torch.Tensor, draws: Draws, p: float) -> torch.Tensor:
@@ -179,27 +190,27 @@ def _color_jitter(
     ops: Ops, pixels: torch.Tensor, draws: Draws, brightness: float, contrast: float, saturation: float, hue: float
 ) -> torch.Tensor:
     numbers = draws(8)
-    if pixels.shape[3] != 3:  # there is no colour to change
+    if pixels.shape[3] != 3:  # there is no color to change
         offset = 255 * _between((-brightness, brightness), numbers[0])
         return ops.tone(pixels, 1 + _between((-contrast, contrast), numbers[1]), offset)
     parts = np.array([[brightness], [contrast], [saturation]])
     factors = _between((np.maximum(1 - parts, 0), 1 + parts), numbers[:3])
     if not hue:
-        return ops.colour(pixels, *factors)
+        return ops.color(pixels, *factors)
     # The four changes come in a random order. That of the three factors is indifferent, but to the hue each is either
     # before or after.
     before = numbers[4:7] < numbers[7]
-    pixels = ops.colour(pixels, *np.where(before, factors, 1.0))
+    pixels = ops.color(pixels, *np.where(before, factors, 1.0))
     pixels = ops.hue(pixels, _between((-hue, hue), numbers[3]))
-    return ops.colour(pixels, *np.where(before, 1.0, factors))
+    return ops.color(pixels, *np.where(before, 1.0, factors))
 
 
 def _erase(ops: Ops, pixels: torch.Tensor, draws: Draws, scale: Any, p: float) -> torch.Tensor:
     height, width, channels = pixels.shape[1:]
     numbers = draws(5 + channels)
     boxes = _erased_boxes(numbers[1:5], height, width, scale)
-    colours = (numbers[5:].T * 256).astype(np.uint8)
-    values = torch.from_numpy(colours).to(pixels.device, non_blocking=pixels.is_cuda)[:, None, None]
+    colors = (numbers[5:].T * 256).astype(np.uint8)
+    values = torch.from_numpy(colors).to(pixels.device, non_blocking=pixels.is_cuda)[:, None, None]
     return ops.paste(pixels, np.where((numbers[0] < p)[:, None], boxes, 0), values)
 
 
@@ -242,18 +253,18 @@ def _beta(numbers: Numbers, alpha: float) -> Numbers:
 
 
 def _mixup(
-    ops: Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
+    ops: Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, center: list[Numbers]
 ) -> tuple[torch.Tensor, Numbers]:
     return ops.blend(pixels, others, share), share
 
 
 def _cutmix(
-    ops: Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, centre: list[Numbers]
+    ops: Ops, pixels: torch.Tensor, others: torch.Tensor, share: Numbers, center: list[Numbers]
 ) -> tuple[torch.Tensor, Numbers]:
-    """A box of the other's image, about a centre anywhere and cut at the edge; the share is what is left in truth."""
+    """A box of the other's image, about a center anywhere and cut at the edge; the share is what is left in truth."""
     size = np.array(pixels.shape[1:3])
     sides = (size * np.sqrt(1 - share)[:, None]).astype(np.int64)
-    middle = (size * np.stack(centre, 1)).astype(np.int64)
+    middle = (size * np.stack(center, 1)).astype(np.int64)
     low = np.maximum(middle - sides // 2, 0)
     high = np.minimum(middle - sides // 2 + sides, size)
     return ops.paste(pixels, np.concatenate([low, high], 1), others), 1 - (high - low).prod(1) / size.prod()

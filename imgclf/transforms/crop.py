@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.transforms.preprocess import Pixels, resize, to_channels
 
 Box = tuple[float, float, float, float]  # (top, left, height, width) as fractions of the image's sides
@@ -62,7 +62,7 @@ def shrink(pixels: Pixels, short_side: int) -> Pixels:
     return resize(pixels, (round(height * scale), round(width * scale)), "bilinear")
 
 
-def kept_side(recipe: Recipe) -> int:
+def kept_side(recipe: PreprocessConfig) -> int:
     """The shorter side of the images that are kept for the crops of a recipe."""
     return math.ceil(_KEPT * max(recipe.size))
 

@@ -77,7 +77,7 @@ def tone(pixels: torch.Tensor, gain: NDArray[np.float64], offset: NDArray[np.flo
     return torch.from_numpy(out)
 
 
-def colour(
+def color(
     pixels: torch.Tensor,
     brightness: NDArray[np.float64],
     contrast: NDArray[np.float64],
@@ -100,7 +100,7 @@ def colour(
 
 
 def hue(pixels: torch.Tensor, turn: NDArray[np.float64]) -> torch.Tensor:
-    """The hue turned by `turn` (n,), in whole turns of the colour circle; in OpenCV's steps of 2 degrees."""
+    """The hue turned by `turn` (n,), in whole turns of the color circle; in OpenCV's steps of 2 degrees."""
     import cv2
 
     images = _array(pixels)

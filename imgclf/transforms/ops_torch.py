@@ -50,7 +50,7 @@ def warp(pixels: torch.Tensor, matrices: NDArray[np.float64]) -> torch.Tensor:
     back = unit @ np.linalg.inv(square) @ np.linalg.inv(unit)
     shape = [n, channels, height, width]
     grid = torch.nn.functional.affine_grid(_moved(back[:, :2], pixels), shape, align_corners=False)
-    edge = _moved(np.array([1 - 1 / width, 1 - 1 / height]), pixels)  # the centres of the outermost pixels
+    edge = _moved(np.array([1 - 1 / width, 1 - 1 / height]), pixels)  # the centers of the outermost pixels
     grid = grid.clamp(-edge, edge)  # and no padding mode "border", which not every device has
     planes = pixels.permute(0, 3, 1, 2).float()
     out = torch.nn.functional.grid_sample(planes, grid, align_corners=False)
@@ -62,7 +62,7 @@ def tone(pixels: torch.Tensor, gain: NDArray[np.float64], offset: NDArray[np.flo
     return _levels(pixels * _each(gain, pixels) + _each(offset, pixels))
 
 
-def colour(
+def color(
     pixels: torch.Tensor,
     brightness: NDArray[np.float64],
     contrast: NDArray[np.float64],
@@ -70,16 +70,16 @@ def colour(
 ) -> torch.Tensor:
     """Three factors (n,), 1 for no change, in a single pass: without clipping in between their order is indifferent."""
     luma = _moved(LUMA, pixels)
-    sums = pixels.sum((1, 2), dtype=torch.int64)  # exact, so that no image depends on its neighbours
+    sums = pixels.sum((1, 2), dtype=torch.int64)  # exact, so that no image depends on its neighbors
     mean = ((sums / (pixels.shape[1] * pixels.shape[2])) * luma).sum(1)[:, None, None, None]
     gain = brightness * contrast
-    grey = (pixels * luma).sum(3, keepdim=True) * _each(gain * (1 - saturation), pixels)
-    offset = grey + mean * _each(brightness * (1 - contrast), pixels)
+    gray = (pixels * luma).sum(3, keepdim=True) * _each(gain * (1 - saturation), pixels)
+    offset = gray + mean * _each(brightness * (1 - contrast), pixels)
     return _levels(pixels * _each(gain * saturation, pixels) + offset)
 
 
 def hue(pixels: torch.Tensor, turn: NDArray[np.float64]) -> torch.Tensor:
-    """The hue turned by `turn` (n,), in whole turns of the colour circle."""
+    """The hue turned by `turn` (n,), in whole turns of the color circle."""
     values = pixels.float()
     red, green, blue = values.unbind(3)
     high, low = values.amax(3), values.amin(3)
@@ -95,9 +95,9 @@ def sharpen(pixels: torch.Tensor, factor: NDArray[np.float64]) -> torch.Tensor:
     """A factor (n,) of sharpness: 1 is no change, 0 is smoothed by PIL's filter of 3×3, more than 1 is sharper."""
     planes = pixels.permute(0, 3, 1, 2).float()
     framed = torch.nn.functional.pad(planes, (1, 1, 1, 1), mode="replicate")
-    edge, centre = float(SMOOTH[0, 0]), float(SMOOTH[1, 1])
+    edge, center = float(SMOOTH[0, 0]), float(SMOOTH[1, 1])
     sums = 9 * torch.nn.functional.avg_pool2d(framed, 3, stride=1)
-    smooth = (edge * sums + (centre - edge) * planes).permute(0, 2, 3, 1)
+    smooth = (edge * sums + (center - edge) * planes).permute(0, 2, 3, 1)
     part = _each(factor, pixels)
     return _levels(part * pixels + (1 - part) * smooth)
 

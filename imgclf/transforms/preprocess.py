@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ _LUMA = np.array([299, 587, 114], dtype=np.float32) / 1000  # ITU-R BT.601, as P
 _HEADROOM = 2  # decode at no less than twice the final size: what a scaled decoding loses then is invisible
 
 
-def decode_size(recipe: Recipe) -> tuple[int, int]:
+def decode_size(recipe: PreprocessConfig) -> tuple[int, int]:
     """The (height, width) below which an image must not be decoded, so that scaled decoding costs no detail."""
     height, width = recipe.size
     return (
-        int(np.ceil(_HEADROOM * height / recipe.crop_ratio)),
-        int(np.ceil(_HEADROOM * width / recipe.crop_ratio)),
+        int(np.ceil(_HEADROOM * height / recipe.crop_pct)),
+        int(np.ceil(_HEADROOM * width / recipe.crop_pct)),
     )
 
 
-def prepare(pixels: Pixels, recipe: Recipe, shape: tuple[int, int] | None = None) -> Pixels:
+def prepare(pixels: Pixels, recipe: PreprocessConfig, shape: tuple[int, int] | None = None) -> Pixels:
     """An image of any shape as uint8 (height, width, channels) of the recipe's size: no randomness, antialiased.
 
-    The same whole pixels as torchvision's and timm's transforms give, which resize to size / crop_ratio and cut out the
-    centre or, where that is smaller, put a border around it. `shape` is the image's own (height, width) where it was
+    The same whole pixels as torchvision's and timm's transforms give, which resize to size / crop_pct and cut out the
+    center or, where that is smaller, put a border around it. `shape` is the image's own (height, width) where it was
     decoded at a half, a quarter or an eighth of it: an odd side has lost its half pixel then.
     """
     pixels = to_channels(pixels, recipe.channels)
@@ -48,30 +48,30 @@ def prepare(pixels: Pixels, recipe: Recipe, shape: tuple[int, int] | None = None
     rows, columns = (_stretch(*side) for side in zip(shape, _resized(shape, recipe), recipe.size, strict=True))
     down, across = (_decoded_scale(*side) for side in zip(shape, pixels.shape, strict=False))
     box = (columns.start / across, rows.start / down, columns.end / across, rows.end / down)
-    part = resize(pixels, (rows.pixels, columns.pixels), recipe.kernel, box)
+    part = resize(pixels, (rows.pixels, columns.pixels), recipe.interpolation, box)
     if part.shape[:2] == recipe.size:
         return part
     canvas = np.empty((*recipe.size, recipe.channels), np.uint8)
-    canvas[:] = mean_colour(recipe) if recipe.fit == "pad" else 0
+    canvas[:] = mean_color(recipe) if recipe.resize_mode == "pad" else 0
     canvas[rows.place : rows.place + rows.pixels, columns.place : columns.place + columns.pixels] = part
     return canvas
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Grey to colour by repetition, colour to grey by luma (BT.601); other numbers of channels must agree."""
+    """Gray to color by repetition, color to gray by luma (BT.601); other numbers of channels must agree."""
     have = pixels.shape[2]
     if have == channels:
         return pixels
     if have == 1:
         return np.repeat(pixels, channels, axis=2)
     if have == 3 and channels == 1:
-        grey: Pixels = (pixels @ _LUMA + 0.5).astype(np.uint8)[..., None]
-        return grey
+        gray: Pixels = (pixels @ _LUMA + 0.5).astype(np.uint8)[..., None]
+        return gray
     raise DataError(f"an image has {have} channels, the model takes {channels}: no rule turns one into the other")
 
 
-def to_input(pixels: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
-    """A batch of pixels, uint8 (n, height, width, channels), as normalised float32 (n, channels, height, width).
+def to_input(pixels: torch.Tensor, recipe: PreprocessConfig, device: torch.device) -> torch.Tensor:
+    """A batch of pixels, uint8 (n, height, width, channels), as normalized float32 (n, channels, height, width).
 
     The bytes travel to the device, not the floats; the result lies in channels-last memory.
     """
@@ -118,21 +118,21 @@ def _decoded_scale(side: int, decoded: int) -> int:
     return 1 << int(-(-side // decoded) - 1).bit_length()
 
 
-def _resized(shape: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+def _resized(shape: tuple[int, int], recipe: PreprocessConfig) -> tuple[int, int]:
     """The whole pixels (height, width) that torchvision's and timm's transforms resize an image to."""
-    height, width = (max(1, int(side / recipe.crop_ratio)) for side in recipe.size)
-    if recipe.fit == "squash":
+    height, width = (max(1, int(side / recipe.crop_pct)) for side in recipe.size)
+    if recipe.resize_mode == "squash":
         return height, width
-    if recipe.fit == "crop" and height == width:  # torchvision's, which rounds down where timm's own rounds
+    if recipe.resize_mode == "crop" and height == width:  # torchvision's, which rounds down where timm's own rounds
         short = min(shape)
         return int(height * shape[0] / short), int(height * shape[1] / short)
     ratios = shape[0] / height, shape[1] / width
-    ratio = min(ratios) if recipe.fit == "crop" else max(ratios)
+    ratio = min(ratios) if recipe.resize_mode == "crop" else max(ratios)
     return max(1, round(shape[0] / ratio)), max(1, round(shape[1] / ratio))
 
 
-def mean_colour(recipe: Recipe) -> list[int]:
-    """The recipe's mean as a colour, 0…255 a channel: what stands where there is no image."""
+def mean_color(recipe: PreprocessConfig) -> list[int]:
+    """The recipe's mean as a color, 0…255 a channel: what stands where there is no image."""
     return [round(min(max(value, 0.0), 1.0) * 255) for value in recipe.mean]
 
 

@@ -32,20 +32,20 @@ class Space:
     """How far the operations go: at most `shear` pixels aside for each pixel of height or width, `shift` of a side,
     `rotate` degrees, each to both sides; factors of brightness, contrast, saturation and sharpness of 1 ± `factor`.
 
-    Without `recolour`, operations that change hue or saturation are left out.
+    Without `recolor`, operations that change hue or saturation are left out.
     """
 
     shear: float
     shift: float
     rotate: float
     factor: float
-    recolour: bool = True
+    recolor: bool = True
 
 
 def alter(ops: Ops, pixels: torch.Tensor, numbers: Numbers, space: Space) -> torch.Tensor:
     """Each image of uint8 (n, height, width, channels) changed by one operation; `numbers` (2, n) in [0, 1) say by
     which one, and how strongly. All are as likely."""
-    count = len(OPERATIONS) - (0 if space.recolour else len(RECOLOURING))
+    count = len(OPERATIONS) - (0 if space.recolor else len(RECOLOURING))
     chosen = (numbers[0] * count).astype(np.int64)
     strength = 2 * numbers[1] - 1
     out = pixels.clone(memory_format=torch.contiguous_format)
@@ -69,21 +69,21 @@ def _only(name: str, chosen: Chosen, strength: Numbers) -> Numbers:
 
 
 def _move(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, space: Space) -> torch.Tensor:
-    """Sheared or turned about the centre, or shifted by whole pixels."""
+    """Sheared or turned about the center, or shifted by whole pixels."""
     shear_x, shear_y, x, y, turn = (_only(name, chosen, strength) for name in MOVES)
     sine, cosine = np.sin(np.deg2rad(space.rotate * turn)), np.cos(np.deg2rad(space.rotate * turn))
     linear = np.stack([cosine, sine + space.shear * shear_x, space.shear * shear_y - sine, cosine], 1).reshape(-1, 2, 2)
     size = np.array(pixels.shape[2:0:-1])
     shifts = np.trunc(space.shift * np.stack([x, y], 1) * size)
-    centre = (size - 1) / 2
-    return ops.warp(pixels, np.concatenate([linear, (centre + shifts - linear @ centre)[..., None]], 2))
+    center = (size - 1) / 2
+    return ops.warp(pixels, np.concatenate([linear, (center + shifts - linear @ center)[..., None]], 2))
 
 
 def _scale(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, space: Space) -> torch.Tensor:
     brightness, contrast, saturation = (1 + space.factor * _only(name, chosen, strength) for name in FACTORS)
     if pixels.shape[3] == 3:
-        return ops.colour(pixels, brightness, contrast, saturation)
-    return ops.tone(pixels, brightness * contrast, 127.5 * (1 - contrast))  # there is no colour to change
+        return ops.color(pixels, brightness, contrast, saturation)
+    return ops.tone(pixels, brightness * contrast, 127.5 * (1 - contrast))  # there is no color to change
 
 
 def _sharpen(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, space: Space) -> torch.Tensor:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imgclf.core.config import Recipe, Step
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.data.jpeg import Jpeg, decode_jpeg, find_jpeg
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
@@ -32,8 +32,8 @@ from imgclf.transforms.preprocess import to_input
 
 SIDE = 224
 BATCH = 50
-CROP = Step("resized_crop", {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]})
-RECIPE = Recipe(size=(SIDE, SIDE), steps=(CROP, Step("flip", {"p": 0.5})))
+CROP = AugmentStep("resized_crop", {"scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]})
+RECIPE = PreprocessConfig(size=(SIDE, SIDE), steps=(CROP, AugmentStep("flip", {"p": 0.5})))
 Epoch = Callable[[], int]
 
 
@@ -43,9 +43,9 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
     total = np.full((height, width, 3), 127.0, np.float32)
     for cell, strength in ((125, 45), (40, 22), (12, 12), (4, 6), (2, 3)):
         small = rng.normal(0, 1, (max(2, height // cell), max(2, width // cell), 3))
-        grey = small.mean(axis=2, keepdims=True) + 0.3 * small
+        gray = small.mean(axis=2, keepdims=True) + 0.3 * small
         for channel in range(3):
-            plane = Image.fromarray(grey[..., channel].astype(np.float32))
+            plane = Image.fromarray(gray[..., channel].astype(np.float32))
             total[..., channel] += strength * np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC))
     return Image.fromarray(np.clip(total, 0, 255).astype(np.uint8))
 
@@ -62,7 +62,7 @@ def make_photos(folder: Path, width: int, height: int, count: int) -> list[Path]
 
 @contextmanager
 def torchvision_way(folder: Path, workers: int) -> Iterator[Epoch]:
-    """One epoch of the usual loader: float batches, normalised."""
+    """One epoch of the usual loader: float batches, normalized."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -78,8 +78,8 @@ def torchvision_way(folder: Path, workers: int) -> Iterator[Epoch]:
     yield lambda: sum(len(images) for images, _ in loader)
 
 
-def our_way(folder: Path, workers: int, normalise: bool) -> Epoch:
-    """One epoch of our loader in threads: uint8 batches, which the device normalises; with `normalise` it is done here.
+def our_way(folder: Path, workers: int, normalize: bool) -> Epoch:
+    """One epoch of our loader in threads: uint8 batches, which the device normalizes; with `normalize` it is done here.
 
     The model has one core here, as in the loop with worker processes, so that threads read ahead on the other.
     """
@@ -90,7 +90,7 @@ def our_way(folder: Path, workers: int, normalise: bool) -> Epoch:
     def epoch() -> int:
         done = 0
         for batch in loader.epoch(next(numbers)):
-            done += len(to_input(batch.pixels, RECIPE, device) if normalise else batch.pixels)
+            done += len(to_input(batch.pixels, RECIPE, device) if normalize else batch.pixels)
         return done
 
     return epoch
@@ -131,8 +131,8 @@ def compare(width: int, height: int, images: int, arguments: argparse.Namespace)
         ):
             ways = {
                 "torchvision": reference,
-                "imgclf, uint8 batches": our_way(Path(name), arguments.workers, normalise=False),
-                "imgclf, normalised here": our_way(Path(name), arguments.workers, normalise=True),
+                "imgclf, uint8 batches": our_way(Path(name), arguments.workers, normalize=False),
+                "imgclf, normalized here": our_way(Path(name), arguments.workers, normalize=True),
                 "the decoder alone": bare,
             }
             rates: dict[str, list[float]] = {label: [] for label in ways}

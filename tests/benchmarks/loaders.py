@@ -2,7 +2,7 @@
 
 Run by hand: `python tests/benchmarks/loaders.py [mnist] [cifar] [photos]`. The rounds of all ways are interleaved, and
 a ratio is the median of the ratios within each round; each way is warm before it is timed. Rows with "uint8" give
-batches as they come, the others normalise them too, as the reference does.
+batches as they come, the others normalize them too, as the reference does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 Epoch = Callable[[int], int]  # of its number; gives the number of images
 
 
-class Images(Dataset):
+class PixelStore(Dataset):
     def __init__(self, pixels: np.ndarray, transform: Callable) -> None:
         self.pixels, self.transform = pixels, transform
 
@@ -51,11 +51,11 @@ def reference(data: Dataset, batch: int) -> Epoch:
     return lambda epoch: sum(len(pixels) for pixels, _ in loader)
 
 
-def ours(loader: Loader, *, normalise: bool) -> Epoch:
+def ours(loader: Loader, *, normalize: bool) -> Epoch:
     def epoch(number: int) -> int:
         images = 0
         for batch in loader.epoch(number):
-            images += len(to_input(batch.pixels, loader.recipe, CPU) if normalise else batch.pixels)
+            images += len(to_input(batch.pixels, loader.recipe, CPU) if normalize else batch.pixels)
         return images
 
     return epoch
@@ -65,14 +65,14 @@ def in_memory(side: int, channels: int, n: int, preset: str, augment: list) -> d
     pixels = np.random.default_rng(0).integers(0, 256, (n, side, side, channels), np.uint8)
     samples = tuple(Sample(f"all/{i:05d}", "a") for i in range(n))
     source = Source("random", ("a",), samples, ArrayReader({"all": pixels}))
-    recipe = Recipe(size=(side, side), channels=channels, steps=preset_steps(preset))
+    recipe = PreprocessConfig(size=(side, side), channels=channels, steps=preset_steps(preset))
     loader = Loader(source, samples, recipe, classes=("a",), batch_size=128, train=True)
-    normalise = transforms.Normalize((0.5,) * channels, (0.5,) * channels)
-    chain = transforms.Compose([*augment, transforms.ToTensor(), normalise])
+    normalize = transforms.Normalize((0.5,) * channels, (0.5,) * channels)
+    chain = transforms.Compose([*augment, transforms.ToTensor(), normalize])
     return {
-        "Dataset + PIL, DataLoader": reference(Images(pixels, chain), 128),
-        "ours": ours(loader, normalise=True),
-        "ours, uint8": ours(loader, normalise=False),
+        "Dataset + PIL, DataLoader": reference(PixelStore(pixels, chain), 128),
+        "ours": ours(loader, normalize=True),
+        "ours, uint8": ours(loader, normalize=False),
     }
 
 
@@ -85,7 +85,7 @@ def photos(folder: Path, n: int) -> dict[str, Epoch]:
     for cache in ("ram", "disk"):  # without: decode.py
         options = {"batch_size": BATCH, "train": True, "workers": WORKERS, "cache": cache}
         loader = Loader(source, source.samples, RECIPE, classes=source.classes, **options)
-        ways[f"ours {cache}, uint8"] = ours(loader, normalise=False)
+        ways[f"ours {cache}, uint8"] = ours(loader, normalize=False)
     return ways
 
 

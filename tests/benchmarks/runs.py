@@ -26,7 +26,7 @@ from watch import Measured, RunFailed, measure
 HERE = Path(__file__).parent
 IMGCLF, OWN, PEER = "imgclf", "own", "peer"  # imgclf itself; a script under our Python; one under the peers' Python
 
-# The preset `standard` also jitters colours, which the peers' scripts leave out; its crops take 0.5 to 1 of a photo.
+# The preset `standard` also jitters colors, which the peers' scripts leave out; its crops take 0.5 to 1 of a photo.
 PHOTOS = "--arch resnet18 --weights none --augment standard --optimizer sgd --lr 0.01 --momentum 0.9"
 PHOTOS += " --schedule constant --label-smoothing 0 --weight-decay 0"
 LARGE = "--size 224 --epochs {epochs:2} --batch-size 32"

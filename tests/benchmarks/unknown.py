@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from imgclf.core.config import Experiment
+from imgclf.core.config import ExperimentConfig
 from imgclf.data.audit import audit
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.sources.open import open_source
 from imgclf.estimator.plan import Plan, make_plan, plan_loader
 from imgclf.evaluation.calibration import fit_temperature, measure_calibration
-from imgclf.evaluation.inference import answer_with_features
+from imgclf.evaluation.inference import predictions_with_features
 from imgclf.evaluation.metrics import softmax
-from imgclf.evaluation.ood import fit_unknown
+from imgclf.evaluation.ood import fit_ood
 from imgclf.training.linear_probe import fit_logistic
 
 SHARE = 0.05
@@ -51,15 +51,15 @@ def made(name: str, pixels: np.ndarray) -> Source:
 
 
 def strangers(data: Path) -> list[tuple[Source, list[Sample]]]:
-    """Images of other sets, noise, and images of one colour."""
+    """Images of other sets, noise, and images of one color."""
     random = np.random.default_rng(0)
     folders = [data / name for name in ("hymenoptera", "chairs") if (data / name).is_dir()]
     sources = [audit(open_source(folder, strict=False), strict=False, allow_bad=1.0).source for folder in folders]
     if (data / "mnist").is_dir():
         sources.append(open_source("mnist", data_dir=str(data / "mnist")))
-    colours = random.integers(0, 256, (200, 1, 1, 3), dtype=np.uint8)
+    colors = random.integers(0, 256, (200, 1, 1, 3), dtype=np.uint8)
     sources.append(made("noise", random.integers(0, 256, (200, 224, 224, 3), dtype=np.uint8)))
-    sources.append(made("flat", np.broadcast_to(colours, (200, 64, 64, 3)).copy()))
+    sources.append(made("flat", np.broadcast_to(colors, (200, 64, 64, 3)).copy()))
     return [(source, images_of(source, 200 // len(source.classes))) for source in sources]
 
 
@@ -68,7 +68,7 @@ def features_of(plan: Plan, source: Source, samples: list[Sample]) -> tuple[np.n
         names = tuple(str(number) for number in range(plan.spec.classes))
         samples = [replace(sample, label="0") for sample in samples]
         source = replace(source, classes=names, samples=tuple(samples))
-    answers, features = answer_with_features(plan.model, plan_loader(plan, source, samples, cache="off"))
+    answers, features = predictions_with_features(plan.model, plan_loader(plan, source, samples, cache="off"))
     return features.astype(np.float64), answers.targets
 
 
@@ -100,7 +100,7 @@ def scores(x: np.ndarray, y: np.ndarray, valid: tuple[np.ndarray, np.ndarray]) -
     def added(one: Score, other: Score, z: np.ndarray, f: np.ndarray) -> np.ndarray:
         return sum((score(z, f) - score(*valid).mean()) / score(*valid).std() for score in (one, other))
 
-    unknown = fit_unknown(x.astype(np.float32), *(array.astype(np.float32) for array in valid))
+    unknown = fit_ood(x.astype(np.float32), *(array.astype(np.float32) for array in valid))
     return {
         "largest probability": lambda z, f: -softmax(z).max(1),
         "largest logit": lambda z, f: -z.max(1),
@@ -158,7 +158,7 @@ def main() -> None:
         kept = np.load(options.features)
         found = {name: (kept[f"{name} features"], kept[f"{name} targets"]) for name in sources}
     else:
-        plan = make_plan(Experiment("efficientnet_lite0"), cifar, sources["train"][1])
+        plan = make_plan(ExperimentConfig("efficientnet_lite0"), cifar, sources["train"][1])
         found = {}
         for name, (source, samples) in sources.items():
             began = time.perf_counter()

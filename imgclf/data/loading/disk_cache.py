@@ -64,7 +64,7 @@ class _Entry(NamedTuple):
 ENTRY = np.dtype(list(zip(_Entry._fields, ("V32", "<u8", "<u8", *["<u4"] * 6), strict=True)))
 
 
-class Kept(NamedTuple):
+class CachedImage(NamedTuple):
     """What is kept of an image: uint8 (height, width, channels), and the (height, width) of the whole image."""
 
     pixels: Pixels
@@ -151,7 +151,7 @@ class PixelCache:
                 fresh = {row[0]: (data, _Entry(*row)) for row in index.tolist() if row[0] not in self._checked}
                 self._found.update(fresh)
 
-    def find(self, digest: str) -> Kept | None:
+    def find(self, digest: str) -> CachedImage | None:
         """What is kept of an image, not to be written to; None where it is not there or damaged."""
         key = bytes.fromhex(digest)
         data, entry = self._found.get(key, (None, None))
@@ -165,9 +165,9 @@ class PixelCache:
             self._checked.add(key)
         shape = (entry.height, entry.width, entry.channels)
         pixels = _decoded(payload, shape) if self._lossy else np.frombuffer(payload, np.uint8).reshape(shape)
-        return Kept(pixels, (entry.full_height, entry.full_width))
+        return CachedImage(pixels, (entry.full_height, entry.full_width))
 
-    def add(self, digest: str, kept: Kept) -> Kept:
+    def add(self, digest: str, kept: CachedImage) -> CachedImage:
         """Write what is kept of an image; gives it as `find` will give it."""
         payload = _encoded(kept.pixels) if self._lossy else np.ascontiguousarray(kept.pixels).data.cast("B")
         with self._lock:
@@ -178,7 +178,7 @@ class PixelCache:
                     self._room -= self._writer.write(bytes.fromhex(digest), payload, kept)
                 except OSError:  # a full or read-only disk costs time, no more
                     self._room = 0
-        return Kept(_decoded(payload, kept.pixels.shape), kept.shape) if self._lossy else kept
+        return CachedImage(_decoded(payload, kept.pixels.shape), kept.shape) if self._lossy else kept
 
     def seal(self) -> None:
         """Keep what was added for good, unless others have kept all of it meanwhile."""
@@ -213,7 +213,7 @@ class _Writer:
         self._end = 0
         self.digests: set[bytes] = set()
 
-    def write(self, key: bytes, payload: bytes | memoryview, kept: Kept) -> int:
+    def write(self, key: bytes, payload: bytes | memoryview, kept: CachedImage) -> int:
         """Append one image; gives the bytes that it takes: none where it is there already."""
         if key in self.digests:
             return 0
@@ -283,12 +283,12 @@ def _open_segment(path: Path) -> tuple[memoryview, np.ndarray[Any, np.dtype[np.v
 def _encoded(pixels: Pixels) -> bytes:
     import simplejpeg
 
-    grey = pixels.shape[2] == 1
+    gray = pixels.shape[2] == 1
     encoded: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels),
         quality=QUALITY,
-        colorspace="GRAY" if grey else "RGB",
-        colorsubsampling="Gray" if grey else "444",
+        colorspace="GRAY" if gray else "RGB",
+        colorsubsampling="Gray" if gray else "444",
     )
     return encoded
 
@@ -335,11 +335,11 @@ def _form_entry(folder: Path) -> CacheEntry:
 
 def _in_words(settings: dict[str, Any]) -> str:
     kind = f"JPEG {settings['jpeg']}" if settings["jpeg"] else "raw"
-    colour = "grey" if settings["channels"] == 1 else f"{settings['channels']} channels"
+    color = "gray" if settings["channels"] == 1 else f"{settings['channels']} channels"
     if "kept_side" in settings:
-        return f"short side {settings['kept_side']}, {colour}, {kind}"
+        return f"short side {settings['kept_side']}, {color}, {kind}"
     height, width = settings["size"]
-    return f"{height}×{width} {settings['fit']}, {colour}, {kind}"
+    return f"{height}×{width} {settings['resize_mode']}, {color}, {kind}"
 
 
 def clear_cache(name: str = "") -> int:

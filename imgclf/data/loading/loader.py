@@ -16,12 +16,20 @@ import torch
 from numpy.typing import NDArray
 
 from imgclf.core.arguments import require, whole
-from imgclf.core.config import CACHES, Recipe
+from imgclf.core.config import CACHES, PreprocessConfig
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.data.dataset import ArrayReader, Sample, Source
-from imgclf.data.loading.pixel_store import Dense, Form, Tier, choose_tier
+from imgclf.data.loading.pixel_store import CacheFormat, CacheLevel, DenseStore, choose_cache_level
 from imgclf.data.loading.prefetch import SHORT, SHORT_NATIVE, Job, Pace, fetched, share_cores
-from imgclf.data.loading.rows import AlbumentationsPainter, CropPainter, Images, Painter, Prepared, chunks, paint_plain
+from imgclf.data.loading.rows import (
+    AlbumentationsRowWriter,
+    CropRowWriter,
+    PixelStore,
+    Prepared,
+    RowWriter,
+    chunks,
+    paint_plain,
+)
 from imgclf.runtime.compute import in_parts_that_fit
 from imgclf.runtime.device import pick_device
 from imgclf.transforms.batch import alternate, augment, blend, blends, pick_engine
@@ -51,7 +59,7 @@ class Batch(NamedTuple):
         return Batch(self.pixels[begin:end], self.targets[begin:end], self.positions[begin:end], mix)
 
 
-Steps = Callable[[torch.Tensor, Recipe, int, int, NDArray[np.uint64]], torch.Tensor]  # as `augment`
+Steps = Callable[[torch.Tensor, PreprocessConfig, int, int, NDArray[np.uint64]], torch.Tensor]  # as `augment`
 # What gives a batch's pixels when all its jobs are done, with the positions of those images that could be read.
 Finish = Callable[[], tuple[torch.Tensor, NDArray[np.int64]]]
 
@@ -78,7 +86,7 @@ class Loader:
         self,
         source: Source,
         samples: Sequence[Sample],
-        recipe: Recipe,
+        recipe: PreprocessConfig,
         *,
         classes: Sequence[str],
         batch_size: int = 32,
@@ -91,7 +99,7 @@ class Loader:
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         require("source", source, Source)
-        require("recipe", recipe, Recipe)
+        require("recipe", recipe, PreprocessConfig)
         index = {"": UNLABELLED, **{name: i for i, name in enumerate(classes)}}
         strangers = sorted({sample.label for sample in samples} - set(index))
         if strangers:
@@ -105,7 +113,7 @@ class Loader:
         self.device = pick_device("cpu" if device is None else device)
         self.shard = shard
         self._source, self._cache = source.at_levels(recipe.levels), cache
-        self._form = Form.of(recipe, train)
+        self._form = CacheFormat.of(recipe, train)
         self._targets = [index[sample.label] for sample in self.samples]
         self._train, self._seed = train, whole("seed", seed, 0)
         workers = None if workers is None else whole("workers", workers, 0)
@@ -127,9 +135,11 @@ class Loader:
         return self._images.lost
 
     @cached_property
-    def tier(self) -> Tier:
+    def tier(self) -> CacheLevel:
         """Where this loader keeps decoded pixels, and why."""
-        return choose_tier(self._cache, self._source, self.samples, self._form, train=self._train, device=self.device)
+        return choose_cache_level(
+            self._cache, self._source, self.samples, self._form, train=self._train, device=self.device
+        )
 
     def steps(self, drop_last: bool = False) -> int:
         """The number of batches in an epoch."""
@@ -154,7 +164,7 @@ class Loader:
             if self._images.keeps:
                 self._pace.forget()
         memory = self._images.memory
-        if isinstance(memory, Dense) and start == 0:
+        if isinstance(memory, DenseStore) and start == 0:
             memory.settle(self.device if self._on_device else memory.device)
 
     def as_evaluated(self, positions: Sequence[int]) -> Loader:
@@ -174,25 +184,25 @@ class Loader:
         return loader
 
     @cached_property
-    def _images(self) -> Images:
-        images = Images(self._source, self.samples, self._form, self.tier.name)
-        if isinstance(images.memory, Dense) and images.memory.full:
+    def _images(self) -> PixelStore:
+        images = PixelStore(self._source, self.samples, self._form, self.tier.name)
+        if isinstance(images.memory, DenseStore) and images.memory.full:
             images.memory.settle(self.device if self._on_device else images.memory.device)
         return images
 
     @cached_property
-    def _painter(self) -> Painter:
+    def _painter(self) -> RowWriter:
         """How an image of the kept form gets to its row."""
         if self._engine == "albumentations":
-            return AlbumentationsPainter(self.recipe, self._seed, self.tier.name)
+            return AlbumentationsRowWriter(self.recipe, self._seed, self.tier.name)
         crops = [step for step in self.recipe.steps if step.op == "resized_crop"] if self._train else []
         if len(crops) > 1:
             raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one, or engine albumentations")
-        return CropPainter(crops[0], self._seed, self._keys, self.tier.name) if crops else paint_plain
+        return CropRowWriter(crops[0], self._seed, self._keys, self.tier.name) if crops else paint_plain
 
     @cached_property
     def _pace(self) -> Pace:
-        return Pace(SHORT_NATIVE if isinstance(self._painter, CropPainter) else SHORT)  # cuts are OpenCV's work
+        return Pace(SHORT_NATIVE if isinstance(self._painter, CropRowWriter) else SHORT)  # cuts are OpenCV's work
 
     @property
     def _on_device(self) -> bool:
@@ -216,10 +226,10 @@ class Loader:
         n = len(self.samples)
         order = epoch_order(self._seed, epoch, n) if self._train else np.arange(n)
         memory = self._images.memory
-        selects = isinstance(memory, Dense) and self._painter is paint_plain
+        selects = isinstance(memory, DenseStore) and self._painter is paint_plain
         for step in steps:
             index, guest = self._share(order[step * self.batch_size : (step + 1) * self.batch_size])
-            if selects and isinstance(memory, Dense):
+            if selects and isinstance(memory, DenseStore):
                 missing = memory.missing(index)
                 jobs: list[Job] = [partial(self._fill, missing[cut]) for cut in chunks(missing, threads)]
                 yield (guest, partial(self._select, memory, index)), jobs
@@ -249,7 +259,7 @@ class Loader:
         for position in index.tolist():
             self._images(position)
 
-    def _select(self, memory: Dense, index: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    def _select(self, memory: DenseStore, index: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
         index = memory.present(index)
         return memory.select(torch.from_numpy(index)), index
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import DataError
 from imgclf.data.dataset import ArrayReader, Pixels, Sample, Source, open_measured, open_prepared
-from imgclf.data.loading.disk_cache import JPEG_SHARE, Kept, PixelCache, disk_room, in_units
+from imgclf.data.loading.disk_cache import JPEG_SHARE, CachedImage, PixelCache, disk_room, in_units
 from imgclf.runtime.compute import ran_out_of_memory, release_memory
 from imgclf.runtime.device import memory
 from imgclf.transforms.albumentations_pipeline import takes_whole_image
 from imgclf.transforms.crop import kept_side, shrink
-from imgclf.transforms.preprocess import decode_size, mean_colour, prepare, to_channels
+from imgclf.transforms.preprocess import decode_size, mean_color, prepare, to_channels
 
 RAM_SHARE = 0.125  # of the training images, and of the valid ones: a quarter together
 PEEKED = 24
@@ -38,14 +38,14 @@ def memory_budget() -> int:
 
 
 @dataclass(frozen=True)
-class Form:
+class CacheFormat:
     """Which pixels of an image are kept: the `whole` of it, shrunk, or what `prepare` makes of it."""
 
-    recipe: Recipe
+    recipe: PreprocessConfig
     whole: bool
 
     @classmethod
-    def of(cls, recipe: Recipe, train: bool) -> Form:
+    def of(cls, recipe: PreprocessConfig, train: bool) -> CacheFormat:
         """The form that training or evaluation by this recipe starts from."""
         return cls(recipe, train and takes_whole_image(recipe))
 
@@ -54,24 +54,29 @@ class Form:
         """(height, width, channels) of prepared pixels."""
         return (*self.recipe.size, self.recipe.channels)
 
-    def read(self, source: Source, ref: str) -> Kept:
+    def read(self, source: Source, ref: str) -> CachedImage:
         """Decode one image into this form. Raises `DataError`, as `BadImage`, where it can't be read."""
         if not self.whole:
-            return Kept(open_prepared(source, ref, self.recipe), self.recipe.size)
+            return CachedImage(open_prepared(source, ref, self.recipe), self.recipe.size)
         side = kept_side(self.recipe)
         pixels, shape = open_measured(source, ref, (side, side))
-        return Kept(to_channels(shrink(pixels, side), self.recipe.channels), shape)
+        return CachedImage(to_channels(shrink(pixels, side), self.recipe.channels), shape)
 
     def settings(self) -> dict[str, object]:
         """All that these pixels depend on, apart from the image, as JSON values."""
         recipe = self.recipe
         if self.whole:
-            whole = {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colours": False}
+            whole = {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colors": False}
             return whole | _levels(recipe)
-        fit = {"size": list(recipe.size), "channels": recipe.channels, "fit": recipe.fit, "kernel": recipe.kernel}
-        fit["crop_ratio"] = recipe.crop_ratio
-        if recipe.fit == "pad":
-            fit["colour"] = mean_colour(recipe)
+        fit = {
+            "size": list(recipe.size),
+            "channels": recipe.channels,
+            "resize_mode": recipe.resize_mode,
+            "interpolation": recipe.interpolation,
+        }
+        fit["crop_pct"] = recipe.crop_pct
+        if recipe.resize_mode == "pad":
+            fit["color"] = mean_color(recipe)
         return {**fit, "decode_size": list(decode_size(recipe)), **_levels(recipe)}
 
     def bytes_each(self, source: Source, samples: Sequence[Sample]) -> int:
@@ -90,17 +95,17 @@ class Form:
         return math.ceil(area * self.recipe.channels)
 
 
-def _levels(recipe: Recipe) -> dict[str, object]:
+def _levels(recipe: PreprocessConfig) -> dict[str, object]:
     return {"levels": [astuple(levels) for levels in recipe.levels]} if recipe.levels else {}
 
 
-class Dense:
+class DenseStore:
     """Prepared pixels of n images as one uint8 tensor (n, height, width, channels), filled as images are needed.
 
     A set that lies in memory already, in the right size, is copied at once. May be filled from several threads.
     """
 
-    def __init__(self, source: Source, samples: Sequence[Sample], form: Form) -> None:
+    def __init__(self, source: Source, samples: Sequence[Sample], form: CacheFormat) -> None:
         array = _stacked(source, samples, form)
         self.full = array is not None
         self._has: NDArray[np.bool_] = np.full(len(samples), self.full)
@@ -128,12 +133,12 @@ class Dense:
         here = index.to(self._tensor.device, non_blocking=self._tensor.is_cuda)
         return self._tensor.index_select(0, here)
 
-    def row(self, position: int) -> Kept | None:
+    def row(self, position: int) -> CachedImage | None:
         """The pixels at one position, not to be written to; None where it is still to be filled."""
         if not self._has[position]:
             return None
         pixels = self._tensor[position].cpu().numpy()
-        return Kept(pixels, pixels.shape[:2])
+        return CachedImage(pixels, pixels.shape[:2])
 
     def settle(self, device: torch.device) -> None:
         """Once as good as full, see whether anything is missing, and move to `device` if there is room by now."""
@@ -151,7 +156,7 @@ class Dense:
         return self._tensor.device
 
 
-def _stacked(source: Source, samples: Sequence[Sample], form: Form) -> Pixels | None:
+def _stacked(source: Source, samples: Sequence[Sample], form: CacheFormat) -> Pixels | None:
     """The images of an array reader that are what `prepare` would make of them, copied at once; else None."""
     reader = source.reader
     if type(reader) is not ArrayReader or not samples:
@@ -171,23 +176,23 @@ def _stacked(source: Source, samples: Sequence[Sample], form: Form) -> Pixels | 
     return stacked
 
 
-class Ragged:
+class RaggedStore:
     """Whole images of n samples, each an array of its own shape, filled as images are needed."""
 
     def __init__(self, n: int) -> None:
-        self._kept: list[Kept | None] = [None] * n
+        self._kept: list[CachedImage | None] = [None] * n
 
-    def put(self, position: int, kept: Kept) -> None:
+    def put(self, position: int, kept: CachedImage) -> None:
         """Fill one position."""
         self._kept[position] = kept
 
-    def row(self, position: int) -> Kept | None:
+    def row(self, position: int) -> CachedImage | None:
         """What is kept at one position, not to be written to; None where it is still to be filled."""
         return self._kept[position]
 
 
 @dataclass(frozen=True)
-class Tier:
+class CacheLevel:
     """Where pixels are kept (`device`, `ram`, `disk`, `jpeg` or `off`), and why, for one line of text."""
 
     name: str
@@ -197,9 +202,9 @@ class Tier:
         return f"{self.name}: {self.reason}"
 
 
-def choose_tier(
-    asked: str, source: Source, samples: Sequence[Sample], form: Form, *, train: bool, device: torch.device
-) -> Tier:
+def choose_cache_level(
+    asked: str, source: Source, samples: Sequence[Sample], form: CacheFormat, *, train: bool, device: torch.device
+) -> CacheLevel:
     """The tier that was asked for, or for `auto` the first that has room: device, ram, disk, jpeg, off.
 
     The sizes of whole images are estimated from the headers of 24 of them. Whole images stay in memory where `device`
@@ -208,32 +213,32 @@ def choose_tier(
     (save for the training images that unknown ones are measured against).
     """
     if asked == "off":
-        return Tier("off", "as asked")
+        return CacheLevel("off", "as asked")
     each = form.bytes_each(source, samples)
     needed = each * len(samples)
     images = f"{len(samples):,} image{'' if len(samples) == 1 else 's'}"
     size, packed = f"{images}, {in_units(needed)}", f"{images}, about {in_units(needed * JPEG_SHARE)}"
     if asked == "jpeg":
         if train and _has_jpeg(form):
-            return Tier("jpeg", packed)
-        return Tier("disk", f"{size}; jpeg is for training images of 1 or 3 channels")
+            return CacheLevel("jpeg", packed)
+        return CacheLevel("disk", f"{size}; jpeg is for training images of 1 or 3 channels")
     if asked != "auto":
-        return Tier("ram" if asked == "device" and (form.whole or device.type == "cpu") else asked, size)
+        return CacheLevel("ram" if asked == "device" and (form.whole or device.type == "cpu") else asked, size)
     fits = needed < DEVICE_SHARE * _free_memory(device) and needed < HOST_SHARE * memory()  # which it passes through
     if device.type != "cpu" and not form.whole and fits:
-        return Tier("device", size)
+        return CacheLevel("device", size)
     if needed <= memory_budget():
-        return Tier("ram", size)
+        return CacheLevel("ram", size)
     room = disk_room()
     for lossy in (False, True) if train and _has_jpeg(form) else (False,):
         left = len(samples) - PixelCache(form.settings(), lossy=lossy).holds(s.sha256 for s in samples if s.sha256)
         if left * each * (JPEG_SHARE if lossy else 1) <= room:
-            return Tier("jpeg", packed) if lossy else Tier("disk", size)
+            return CacheLevel("jpeg", packed) if lossy else CacheLevel("disk", size)
     have = f"memory has room for {in_units(memory_budget())}, the disk for {in_units(room)}"
-    return Tier("off", f"{size}; {have} (more after `imgclf cache clear`)")
+    return CacheLevel("off", f"{size}; {have} (more after `imgclf cache clear`)")
 
 
-def _has_jpeg(form: Form) -> bool:
+def _has_jpeg(form: CacheFormat) -> bool:
     return form.recipe.channels in (1, 3)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imgclf.core.config import Recipe
+from imgclf.core.config import PreprocessConfig
 from imgclf.data.dataset import Pixels, Sample, Source
 from imgclf.data.images import BadImage
 from imgclf.data.loading.loader import Loader
@@ -24,7 +24,7 @@ def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
 
 
 def sample_pixels(
-    source: Source, samples: Sequence[Sample], recipe: Recipe, *, augmented: bool, seed: int = 0
+    source: Source, samples: Sequence[Sample], recipe: PreprocessConfig, *, augmented: bool, seed: int = 0
 ) -> list[Pixels]:
     """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
     loader = Loader(source, samples, recipe, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram")

@@ -10,12 +10,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.config import Recipe, Step
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import DataError
 from imgclf.data.dataset import Draft, Pixels, Sample, Sides, Source
 from imgclf.data.images import CHANGED, BadImage
-from imgclf.data.loading.disk_cache import Kept, PixelCache
-from imgclf.data.loading.pixel_store import Dense, Form, Ragged
+from imgclf.data.loading.disk_cache import CachedImage, PixelCache
+from imgclf.data.loading.pixel_store import CacheFormat, DenseStore, RaggedStore
 from imgclf.data.loading.prefetch import Watch
 from imgclf.transforms.albumentations_pipeline import Augmenter
 from imgclf.transforms.batch import crop_boxes
@@ -30,31 +30,31 @@ CHUNK = 8  # images that a thread takes at once, at least
 CUTS = 3  # pieces of a batch for each thread
 
 
-class Images:
+class PixelStore:
     """The kept pixels of samples, by position; from where the tier says. May be used from several threads.
 
     What can't be read is None, and named in `lost` (ref → reason); it is tried again each time.
     """
 
-    def __init__(self, source: Source, samples: Sequence[Sample], form: Form, tier: str) -> None:
+    def __init__(self, source: Source, samples: Sequence[Sample], form: CacheFormat, tier: str) -> None:
         self.source, self.samples, self.form = source, samples, form
         self.lost: dict[str, str] = {}
         self.watch = Watch()
-        self.memory: Dense | Ragged | None = None
+        self.memory: DenseStore | RaggedStore | None = None
         self._disk: PixelCache | None = None
         if tier in ("device", "ram"):
-            self.memory = Ragged(len(samples)) if form.whole else Dense(source, samples, form)
+            self.memory = RaggedStore(len(samples)) if form.whole else DenseStore(source, samples, form)
         elif tier in ("disk", "jpeg"):
             self._disk = PixelCache(form.settings(), lossy=tier == "jpeg")
 
-    def __call__(self, position: int) -> Kept | None:
+    def __call__(self, position: int) -> CachedImage | None:
         """What is kept of one image; not to be written to."""
         kept = self.memory.row(position) if self.memory is not None else None
         if kept is None:
             kept = self.guarded(position, self._from_disk if self._disk is not None else self._read)
-            if kept is not None and isinstance(self.memory, Ragged):
+            if kept is not None and isinstance(self.memory, RaggedStore):
                 self.memory.put(position, kept)
-            elif kept is not None and isinstance(self.memory, Dense):
+            elif kept is not None and isinstance(self.memory, DenseStore):
                 self.memory.put(position, kept.pixels)
         return kept
 
@@ -78,15 +78,15 @@ class Images:
         if self._disk is not None:
             self._disk.seal()
 
-    def read_large(self, sample: Sample) -> Kept:
+    def read_large(self, sample: Sample) -> CachedImage:
         """The whole image as it is decoded for evaluation."""
         pixels = self.source.open(sample.ref, decode_size(self.form.recipe))
-        return Kept(pixels, (pixels.shape[0], pixels.shape[1]))
+        return CachedImage(pixels, (pixels.shape[0], pixels.shape[1]))
 
-    def _read(self, sample: Sample) -> Kept:
+    def _read(self, sample: Sample) -> CachedImage:
         return self.form.read(self.source, sample.ref)
 
-    def _from_disk(self, sample: Sample) -> Kept:
+    def _from_disk(self, sample: Sample) -> CachedImage:
         """By the digest that the sample is known by; its reader holds what is added to it."""
         assert self._disk is not None
         kept = self._disk.find(sample.sha256) if sample.sha256 else None
@@ -98,30 +98,30 @@ class Images:
         return kept
 
 
-class Prepared(Images):
-    """Evaluation pixels of some of the samples of other `Images`, made of those that they keep; where these keep none,
-    of the files.
+class Prepared(PixelStore):
+    """Evaluation pixels of some of the samples of another store, made of those that it keeps; where it keeps none, of
+    the files.
 
     Whole images that are kept have been shrunk, and perhaps compressed: they give nearly the pixels of an evaluation.
     """
 
-    def __init__(self, images: Images, positions: Sequence[int]) -> None:
+    def __init__(self, images: PixelStore, positions: Sequence[int]) -> None:
         samples = [images.samples[i] for i in positions]
-        super().__init__(images.source, samples, Form.of(images.form.recipe, train=False), "off")
+        super().__init__(images.source, samples, CacheFormat.of(images.form.recipe, train=False), "off")
         self._images, self._positions = images, positions
         self.lost, self.watch = images.lost, images.watch
 
-    def __call__(self, position: int) -> Kept | None:
-        """See `Images`."""
+    def __call__(self, position: int) -> CachedImage | None:
+        """See `PixelStore`."""
         if not self._images.keeps:
             return super().__call__(position)
         kept = self._images(self._positions[position])
         if kept is None or not self._images.form.whole:
             return kept
-        return Kept(prepare(kept.pixels, self.form.recipe), self.form.recipe.size)
+        return CachedImage(prepare(kept.pixels, self.form.recipe), self.form.recipe.size)
 
     def settle(self) -> None:
-        """See `Images`."""
+        """See `PixelStore`."""
         self._images.settle()
 
 
@@ -136,32 +136,32 @@ def chunks(index: Index, parts: int) -> list[slice]:
     return [slice(begin, begin + share) for begin in range(0, len(index), share)]
 
 
-class Painter(Protocol):
+class RowWriter(Protocol):
     """Writes the images at some positions into the rows of a batch, for one epoch."""
 
-    def __call__(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+    def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
         """Fill `out`, uint8 (n, height, width, channels); which rows are filled: the others can't be read."""
 
 
-def paint_plain(images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+def paint_plain(images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
     """The prepared pixels as they are."""
     return [_written(images(i), row) for i, row in zip(index.tolist(), out, strict=True)]
 
 
-def _written(kept: Kept | None, row: Pixels) -> bool:
+def _written(kept: CachedImage | None, row: Pixels) -> bool:
     if kept is not None:
         row[...] = kept.pixels
     return kept is not None
 
 
-class AlbumentationsPainter:
+class AlbumentationsRowWriter:
     """Every image through albumentations: the whole image where a crop of it comes first, else the prepared pixels."""
 
-    def __init__(self, recipe: Recipe, seed: int, tier: str) -> None:
+    def __init__(self, recipe: PreprocessConfig, seed: int, tier: str) -> None:
         self._augment, self._seed, self._off = Augmenter(recipe), seed, tier == "off"
 
-    def __call__(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
-        """See `Painter`."""
+    def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
+        """See `RowWriter`."""
         filled = []
         for i, row in zip(index.tolist(), out, strict=True):
             sample = images.samples[i]
@@ -172,19 +172,19 @@ class AlbumentationsPainter:
         return filled
 
 
-class CropPainter:
+class CropRowWriter:
     """The random resized crop of each image, for the steps of `transforms.batch` to go on with.
 
     Where whole images are not kept, the crop is chosen from the header of a file, which is then decoded as small as
     the crop allows.
     """
 
-    def __init__(self, step: Step, seed: int, keys: Keys, tier: str) -> None:
+    def __init__(self, step: AugmentStep, seed: int, keys: Keys, tier: str) -> None:
         self._step, self._seed, self._keys, self._off = step, seed, keys, tier == "off"
         self._shapes: Index = np.ones((len(keys), 2), np.int64)  # as they were found last
 
-    def __call__(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
-        """See `Painter`."""
+    def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
+        """See `RowWriter`."""
         if self._off and images.form.whole:
             return self._from_files(images, index, epoch, out)
         kept = [images(i) for i in index.tolist()]
@@ -198,7 +198,7 @@ class CropPainter:
     def _boxes(self, index: Index, epoch: int, shapes: Index) -> NDArray[np.float64]:
         return crop_boxes(self._step, self._seed, epoch, self._keys[index], shapes)
 
-    def _from_files(self, images: Images, index: Index, epoch: int, out: Pixels) -> list[bool]:
+    def _from_files(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
         guesses = self._boxes(index, epoch, self._shapes[index])
         rows = zip(index.tolist(), guesses, out, strict=True)
         return [

@@ -214,7 +214,7 @@ def _splits_elsewhere(rows: list[Row], header: list[str]) -> list[str]:
 
 
 def class_problems(samples: list[Sample]) -> list[str]:
-    """What is wrong with the classes of labelled samples, one line each."""
+    """What is wrong with the classes of labeled samples, one line each."""
     classes = {sample.label for sample in samples}
     trained = {s.label for s in samples if s.split in (None, "train")}
     problems = []

@@ -121,7 +121,7 @@ class FileReader:
 
 
 def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, strict: bool = True) -> Source:
-    """The labelled images below a folder, as `Source`; nothing is decoded yet and nothing is written.
+    """The labeled images below a folder, as `Source`; nothing is decoded yet and nothing is written.
 
     Each sub-folder is a class, and the images anywhere below belong to it. Where `path` holds a train folder (and
     valid or test folders) with class folders in it, or each class folder holds such splits, each sample carries that

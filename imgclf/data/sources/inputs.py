@@ -1,4 +1,4 @@
-"""What `predict` accepts: paths, folders, PIL images, arrays, or a list of these, as an unlabelled source."""
+"""What `predict` accepts: paths, folders, PIL images, arrays, or a list of these, as an unlabeled source."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class InputReader:
 
 
 def inputs_source(images: Any, *, max_pixels: int = MAX_PIXELS) -> Source:
-    """An unlabelled source of the images, in their order; a folder gives the images below it, sorted.
+    """An unlabeled source of the images, in their order; a folder gives the images below it, sorted.
 
     A path is tried whatever it is called, and is the sample's `ref` exactly as it was given. A folder without images,
     or one that can't be read, is a sample that raises `BadImage` when it is opened, as is a file of more than

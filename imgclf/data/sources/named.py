@@ -117,14 +117,14 @@ def _digits(data_dir: Path) -> Source:
 
 @named("mnist")
 def _mnist(data_dir: Path) -> Source:
-    """MNIST: 60,000 and 10,000 handwritten digits of 28×28 pixels, grey."""
+    """MNIST: 60,000 and 10,000 handwritten digits of 28×28 pixels, gray."""
     parts = _idx_parts("mnist", data_dir / "MNIST" / "raw", MNIST_MIRRORS, MNIST_FILES)
     return _in_memory("mnist", DIGITS, parts, mirror=False, recipe="mnist")
 
 
 @named("fashion-mnist")
 def _fashion_mnist(data_dir: Path) -> Source:
-    """Fashion-MNIST: 60,000 and 10,000 articles of clothing of 28×28 pixels, grey."""
+    """Fashion-MNIST: 60,000 and 10,000 articles of clothing of 28×28 pixels, gray."""
     parts = _idx_parts("fashion-mnist", data_dir / "FashionMNIST" / "raw", FASHION_MIRRORS, FASHION_FILES)
     return _in_memory("fashion-mnist", FASHION, parts, mirror=True, recipe="mnist")
 

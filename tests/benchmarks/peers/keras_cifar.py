@@ -38,9 +38,9 @@ def main():
         model.add(layers.MaxPooling2D(2))
     model.add(layers.Flatten())
     model.add(layers.Dropout(0.25))
-    model.add(layers.Dense(500, activation="relu"))
+    model.add(layers.DenseStore(500, activation="relu"))
     model.add(layers.Dropout(0.25))
-    model.add(layers.Dense(10))
+    model.add(layers.DenseStore(10))
     model.compile(
         optimizer=keras.optimizers.SGD(0.01),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -43,7 +43,7 @@ def main():
             layers.MaxPooling2D(2),
             layers.ReLU(),
             layers.Flatten(),
-            layers.Dense(10),
+            layers.DenseStore(10),
         ]
     )
     model.compile(

@@ -1,6 +1,6 @@
 """Evaluation of a folder of photos the plain way: torchvision's resnet18 in eager fp32, NCHW, ImageFolder, 2 workers.
 
-The weights, size and normalisation are those of an imgclf model file, so that both programs compute the same thing.
+The weights, size and normalization are those of an imgclf model file, so that both programs compute the same thing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main():
     height, width = recipe["size"]
     transform = transforms.Compose(
         [
-            transforms.Resize(int(height / recipe["crop_ratio"]), InterpolationMode(recipe["kernel"])),
+            transforms.Resize(int(height / recipe["crop_pct"]), InterpolationMode(recipe["interpolation"])),
             transforms.CenterCrop((height, width)),
             transforms.ToTensor(),
             transforms.Normalize(recipe["mean"], recipe["std"]),
