@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import gc
-import json
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import standin_device
 import torch
 from hypothesis import settings
-from PIL import Image
 
 from imgclf.data.dataset import ArrayReader, Sample, Source
+from support import standin_device
+from support.photos import save_photos
 
 settings.register_profile("imgclf", deadline=None)  # a busy machine is no fault
 settings.load_profile("imgclf")
 
-COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies in `unit` is a unit test: `pytest -m unit`."""
+    for item in items:
+        if Path(__file__).parent / "unit" in item.path.parents:
+            item.add_marker("unit")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -73,30 +76,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("IMGCLF_DATA", str(cache / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
-
-
-def color_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Image.Image:
-    """An image (height, width) of a noisy color; each index gives another one."""
-    rng = np.random.default_rng([index, *name.encode()])
-    pixels = np.array(COLOURS[name]) + rng.integers(-30, 30, (*size, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def copy_of_world(world: Path, target: Path, *without: str) -> Path:
-    """A copy of a folder with images and runs, as if they had been made there: of a run the images lie in the copy."""
-    shutil.copytree(world, target, ignore=shutil.ignore_patterns(*without))
-    for info in target.glob("runs/*/run.json"):
-        info.write_text(info.read_text().replace(json.dumps(str(world))[:-1], json.dumps(str(target))[:-1]))
-    return target
-
-
-def save_photos(root: Path) -> Path:
-    """Make a folder with 20 images in each of 3 class folders, which differ by color."""
-    for name in COLOURS:
-        (root / name).mkdir(parents=True)
-        for index in range(20):
-            color_image(name, index).save(root / name / f"{index:02d}.png")
-    return root
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, color_image, copy_of_world, save_photos
 from PIL import Image
 from torch import nn
 
@@ -33,6 +32,7 @@ from imgclf.models.build import head_of
 from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_folder import open_run
 from imgclf.training.recipes import EXPERIMENTS
+from support.photos import COLORS, color_image, copy_of_world, save_photos
 
 EXACT = {"precision": "fp32", "device": "cpu"}
 QUICK = {"augment": "none", "train": {**EXACT, "lr": 0.003}}
@@ -279,7 +279,7 @@ def test_other_images_are_matched_by_the_name_of_the_class(trained, tmp_path):
 
 
 def test_a_source_with_another_order_of_classes_gives_the_same_result(trained, tmp_path):
-    paths = [image_file(tmp_path, name, 60) for name in COLOURS]
+    paths = [image_file(tmp_path, name, 60) for name in COLORS]
 
     class Reader:
         def open(self, ref, at_least=None):
@@ -369,7 +369,7 @@ def test_a_failed_fit_leaves_no_model_and_the_best_epoch_on_the_disk(photos, in_
         classifier.fit(photos, epochs=3, runs="runs", callbacks=[stumble])
     with pytest.raises(NotFitted):
         classifier.predict(photos)
-    assert Classifier.load("runs/photos-lenet-1").predict(photos / "red" / "00.png")[0].label in COLOURS
+    assert Classifier.load("runs/photos-lenet-1").predict(photos / "red" / "00.png")[0].label in COLORS
 
 
 def test_training_that_never_began_leaves_no_run(photos, in_folder):

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from conftest import color_image, save_photos
 from PIL import Image
 from typer.testing import CliRunner
 
 from imgclf.cli import app
+from support.photos import color_image, save_photos
 
 
 def run(*args):

@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import copy_of_world, save_photos
 from typer.testing import CliRunner
 
 from imgclf import Classifier
@@ -14,6 +13,7 @@ from imgclf.cli import app
 from imgclf.cli._training import warn_of_worse
 from imgclf.storage.run_folder import PREDICTIONS, list_runs, open_run
 from imgclf.storage.run_list import RunEntry
+from support.photos import copy_of_world, save_photos
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
 

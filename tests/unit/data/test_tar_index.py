@@ -7,7 +7,6 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pytest
-from conftest import color_image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,26 +24,7 @@ from imgclf.data.sources.tar_index import (
     parse_classes,
     unpack_index,
 )
-
-
-def encoded(name="red", index=0, kind="PNG"):
-    buffer = io.BytesIO()
-    color_image(name, index, (6, 8)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def make_tar(members, **options):
-    """A tar of (name, bytes) or of finished `TarInfo` without content."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                tar.addfile(info, io.BytesIO(member[1]))
-    return buffer.getvalue()
+from support.tars import encoded, make_tar
 
 
 def indexed(data):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import color_image
 from safetensors.torch import load_file
 
 from imgclf import Classifier
@@ -12,6 +11,7 @@ from imgclf.core.errors import ConfigError, DataError
 from imgclf.storage.model_file import load_model, save_model
 from imgclf.storage.run_folder import INFO, open_run
 from imgclf.studies.reproduce import Figure, reproduce
+from support.photos import color_image
 
 CONFIG = {"train": {"precision": "fp32", "device": "cpu", "lr": 0.003}}
 

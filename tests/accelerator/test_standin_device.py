@@ -3,9 +3,10 @@
 import copy
 
 import pytest
-import standin_device
 import torch
 from torch import nn
+
+from support import standin_device
 
 
 def net():

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_photos
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -32,6 +31,7 @@ from imgclf.storage.model_file import load_model
 from imgclf.storage.run_folder import held, list_runs, open_run, read_config
 from imgclf.storage.run_list import default_run
 from imgclf.training import checkpoint
+from support.photos import save_photos
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
 SLOW = bool(os.environ.get("IMGCLF_SLOW_FAULTS"))

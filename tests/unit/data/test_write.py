@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import webdataset
-from conftest import color_image
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,6 +27,7 @@ from imgclf.data.sources.open import open_source
 from imgclf.data.split import make_split
 from imgclf.data.write import ShardSize, parse_shard_size, prepare_folder, prepare_shards, save_samples, write_image
 from imgclf.transforms.preprocess import prepare
+from support.photos import color_image
 
 RECIPE = PreprocessConfig(size=(8, 16), resize_mode="squash")
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
-from test_tarindex import PIXELS, encoded, make_tar
 
 import imgclf
 from imgclf.core.errors import DataError, MissingExtra
@@ -17,8 +16,10 @@ from imgclf.data.images import BadImage, read_image
 from imgclf.data.sources import tar_shards as shards
 from imgclf.data.sources.tar_shards import names_shards, open_shards, write_index
 from imgclf.data.split import make_split
+from support.tars import encoded, make_tar
 
 NAMES = ["blue", "green", "red"]
+PIXELS = encoded()
 
 
 def numbered(start, n, kind="PNG"):

@@ -1,7 +1,7 @@
 """Visdom: a real server, a real browser, and a run that is watched while it goes on.
 
-Needs the packages visdom and playwright, a Chromium, and Visdom's browser files, which `python tests/visdom_assets.py
-FOLDER` gets: IMGCLF_VISDOM_STATIC names their folder. Where that is set, nothing is skipped.
+Needs the packages visdom and playwright, a Chromium, and Visdom's browser files, which
+`python tests/support/visdom_assets.py FOLDER` gets: IMGCLF_VISDOM_STATIC names their folder. Where that is set, nothing is skipped.
 """
 
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from conftest import save_photos
 
 import imgclf
+from support.photos import save_photos
 
 ASSETS = os.environ.get("IMGCLF_VISDOM_STATIC")
 FLAGS = "--no-sandbox --headless=new --disable-gpu --disable-quic --no-first-run --no-proxy-server --disable-sync "
@@ -25,7 +25,7 @@ FLAGS += "--disable-background-networking --disable-component-update"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not ASSETS, reason="IMGCLF_VISDOM_STATIC names no folder made by tests/visdom_assets.py"),
+    pytest.mark.skipif(not ASSETS, reason="IMGCLF_VISDOM_STATIC names no folder of visdom_assets.py"),
 ]
 
 # `imgclf train`, which after each epoch waits for a file that lets it go on, when the trackers have heard of the epoch.

@@ -21,7 +21,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import typer
-from conftest import COLOURS, color_image, copy_of_world, save_photos
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -46,6 +45,7 @@ from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.evaluation.predictions import Predictions
 from imgclf.storage.model_file import load_model, read_manifest
 from imgclf.studies.dry_run import DryRun
+from support.photos import COLORS, color_image, copy_of_world, save_photos
 
 CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with a figure)\n"
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
@@ -389,7 +389,7 @@ def test_a_prepared_copy(here):
     assert "! 1 image can't be read and will be left out:\n" in result.stderr
     assert "red/bad.png: " in result.stderr
     assert contents("photos") == before
-    assert {path.relative_to("out").parts[0] for path in Path("out").rglob("*.png")} == set(COLOURS)
+    assert {path.relative_to("out").parts[0] for path in Path("out").rglob("*.png")} == set(COLORS)
     with Image.open("out/red/00.png") as image:
         assert image.size == (12, 8)
     assert answer("evaluate", "out")["n"] == 60

@@ -4,13 +4,13 @@ import os
 
 import numpy as np
 import pytest
-from conftest import color_image
 from PIL import Image
 
 from imgclf.core.errors import DataError
 from imgclf.data.images import BadImage
 from imgclf.data.sources.folder import open_folder
 from imgclf.data.sources.inputs import inputs_source
+from support.photos import color_image
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 

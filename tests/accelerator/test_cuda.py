@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import standin_device
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from imgclf.evaluation.inference import predict
 from imgclf.training.checkpoint import load_checkpoint
 from imgclf.training.loop import train
 from imgclf.transforms.presets import PRESETS, preset_steps
+from support import standin_device
 
 RECIPE = PreprocessConfig(size=(8, 8), channels=1)
 BATCH = 8

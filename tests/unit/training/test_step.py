@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,7 +269,7 @@ print(state.micro_batch_size, state.model.sizes[-1], torch.isfinite(state.sums).
 def test_a_real_lack_of_memory():
     done = subprocess.run(
         [sys.executable, "-c", STARVED],
-        env={**os.environ, "PYTHONPATH": ":".join([str(path) for path in sys.path if path])},
+        env={**os.environ, "PYTHONPATH": ":".join([str(Path(__file__).parent), *filter(None, sys.path)])},
         capture_output=True,
         text=True,
         timeout=120,

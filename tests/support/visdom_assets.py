@@ -1,4 +1,4 @@
-"""Get Visdom's browser files from npm, where its server can't: python tests/visdom_assets.py [FOLDER]
+"""Get Visdom's browser files from npm, where its server can't: python tests/support/visdom_assets.py [FOLDER]
 
 Visdom's server downloads scripts, styles and fonts at its first start, and ends where that is not possible. All of them
 are in npm packages; this makes the very function that would download them read them from there, so that their names and

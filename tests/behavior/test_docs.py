@@ -19,7 +19,7 @@ from imgclf.cli import app
 from imgclf.estimator import plan
 from imgclf.models import weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 FENCE = re.compile(r"^(?P<mark><!-- not run: .+? -->\n+)?```(?P<kind>console|python)\n(?P<text>.*?)^```$", re.M | re.S)
