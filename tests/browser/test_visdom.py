@@ -1,7 +1,8 @@
 """Visdom: a real server, a real browser, and a run that is watched while it goes on.
 
 Needs the packages visdom and playwright, a Chromium, and Visdom's browser files, which
-`python tests/support/visdom_assets.py FOLDER` gets: IMGCLF_VISDOM_STATIC names their folder. Where that is set, nothing is skipped.
+`python tests/support/visdom_assets.py FOLDER` gets: IMGCLF_VISDOM_STATIC names their folder.
+Where that is set, nothing is skipped.
 """
 
 import json
