@@ -30,7 +30,9 @@ from imgclf.core.errors import ConfigError, ImgclfError
 from imgclf.core.files import natural, printable
 
 P = ParamSpec("P")
-FIELD = re.compile(r"\b(?:Experiment|TrainConfig|DataConfig|Recipe|ModelSpec)\.(\w+) is")  # an option, to a user
+FIELD = re.compile(
+    r"\b(?:ExperimentConfig|TrainConfig|DataConfig|PreprocessConfig|ModelConfig)\.(\w+) is"
+)  # an option, to a user
 PIPE_WIDTH = 1000  # a table that goes to a file or a pipe is not folded
 GAP, SHORT = 2, 12  # between the columns of a table; characters of a cell that is not folded
 NUMERIC = re.compile(r"–|[\d.,]+( ?%)?")

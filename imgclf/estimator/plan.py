@@ -102,7 +102,7 @@ def choose_experiment(
         named_values(key, changes[key])
     base = _base(base, changes, suited)
     if not isinstance(base, str | ExperimentConfig):
-        raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an Experiment")
+        raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an ExperimentConfig")
     experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
     values = to_dict(experiment)
     places = {key: _place(str(changes[key])) for key in ("init", "weights") if changes.get(key) is not None}

@@ -218,7 +218,7 @@ def save_learning_curve(curve: LearningCurve, path: Path) -> None:
     figure, axes = _figure(1, 1, 5.0)
     axis, (band, points) = axes.flat[0], (curve.band, curve.points)
     axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % interval of the fit")
-    axis.plot(band.images, band.accuracy, label="resize_mode")
+    axis.plot(band.images, band.accuracy, label="fit")
     images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
     ends = np.array([point.interval for point in points]).T
     bars = np.abs(ends - accuracy)

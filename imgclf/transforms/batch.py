@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on any device: the other engine beside albumentations (`augment.py`).
+"""Augmentation of whole batches on any device: the other engine beside albumentations (`albumentations_pipeline.py`).
 
 A step draws the parameters of every image from (seed, epoch, sample), by the distributions of albumentations 2.0.8;
 then `ops_cpu.py` or `ops_torch.py` changes the pixels. What an image becomes does not depend on its neighbors, except
