@@ -22,7 +22,6 @@ def benchmark(
     batch_size: Annotated[str | None, typer.Option(help="Images per step.", show_default=False)] = None,
     precision: Annotated[str | None, typer.Option(help="Numbers to compute in.", show_default=False)] = None,
     cache: Annotated[str | None, typer.Option(help="Where decoded images are kept.", show_default=False)] = None,
-    engine: Annotated[str | None, typer.Option(help="What augments images.", show_default=False)] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that read images.", show_default=False)] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute.", show_default=False)] = None,
     data_dir: DataDir = None,

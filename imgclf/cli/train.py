@@ -36,7 +36,6 @@ from imgclf.core.config import (
     CACHES,
     CLASS_WEIGHTS,
     COMPILES,
-    ENGINES,
     KEEPS,
     ON_BAD,
     PRECISIONS,
@@ -158,9 +157,6 @@ def train(
     device: TrainDevice = None,
     workers: Annotated[
         int | None, option(TRAINING, "Threads that read images; their number changes no result.")
-    ] = None,
-    engine: Annotated[
-        str | None, option(TRAINING, f"What augments images: {choices(ENGINES)}.", TrainConfig.engine)
     ] = None,
     compile_: Annotated[
         str | None,

@@ -33,7 +33,6 @@ ON_BAD = ("skip", "error")
 KEEPS = ("best", "all")
 CLASS_WEIGHTS = ("none", "effective", "balanced")
 CACHES = ("auto", "device", "ram", "disk", "jpeg", "off")
-ENGINES = ("auto", "batch", "albumentations")
 COMPILES = ("auto", "on", "off")
 TTAS = ("none", "mirror", "mirror-shift")
 EXPLAIN_METHODS = ("gradcam", "gradcam++", "occlusion")
@@ -219,9 +218,8 @@ class TrainConfig:
     of 0 is the largest that fits, found by a real step. `minutes` is the time that fitting takes at most; an epoch is
     one pass over the training images, or `epoch_steps` steps. `layer_decay` is how much slower each twelfth of the
     network's depth learns than the one after it. `class_weights` are by the effective number of images
-    (arXiv:1901.05555) or inverse to the number of images. `engine` says what augments: whole batches, or albumentations
-    image by image. `ema` is the decay of the running mean of weights that is judged and kept in the place of
-    the weights themselves. `checkpoint_every` is in seconds.
+    (arXiv:1901.05555) or inverse to the number of images. `ema` is the decay of the running mean of weights that is
+    judged and kept in the place of the weights themselves. `checkpoint_every` is in seconds.
     """
 
     probe: bool | None = None
@@ -250,7 +248,6 @@ class TrainConfig:
     drop_last: bool = False
     precision: str = "auto"
     device: str = "auto"
-    engine: str = "auto"
     compile: str = "auto"
     checkpoint_every: float = 60.0
     workers: int | None = None
@@ -292,7 +289,6 @@ class TrainConfig:
         device_ok = DEVICE_NAME.fullmatch(str(self.device)) is not None
         _check(device_ok, self, "device", "auto, cpu, cuda, cuda:N, mps")
         object.__setattr__(self, "device", str(self.device))  # a torch.device, too
-        _check(self.engine in ENGINES, self, "engine", ", ".join(ENGINES))
         _check(self.compile in COMPILES, self, "compile", ", ".join(COMPILES))
         _check(_is_real(self.checkpoint_every, 1), self, "checkpoint_every", "1 (second) or more")
         _check(self.workers is None or _is_int(self.workers, 0, 256), self, "workers", "0 to 256")

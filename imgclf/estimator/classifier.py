@@ -365,6 +365,6 @@ class Classifier:
         if hasattr(self, "experiment_"):
             config = self.config_.train
             own |= {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
-            own |= {"engine": config.engine, "device": pick_device(config.device)}
+            own |= {"device": pick_device(config.device)}
         options = {**own, **options}
         return Loader(source, samples, self.preprocess_, classes=self.classes_, train=train, **options)

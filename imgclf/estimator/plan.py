@@ -61,7 +61,6 @@ from imgclf.training.events import Callback, heard, notify
 from imgclf.training.linear_probe import linear_head
 from imgclf.training.recipes import EXPERIMENTS, QUICKER
 from imgclf.training.step import has_batch_norms, probe_batch_size
-from imgclf.transforms.batch import pick_engine
 from imgclf.transforms.presets import limited, preset_steps
 
 AUTO_BATCH = 0
@@ -252,7 +251,6 @@ def _settle(
     """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
     device, pretrained = pick_device(config.device), weights.used != "none"
     dtype = pick_precision(config.precision, device)
-    pick_engine(recipe, config.engine)  # refuses an engine that can't run the recipe, before any step
     if config.batch_size == AUTO_BATCH:
         freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
         probed = replace(config, freeze_norm=freeze)
@@ -351,7 +349,7 @@ def plan_loader(plan: Plan, source: Source, samples: Sequence[Sample], **options
     """The loader of a plan's own training on some samples; `options` are those of `Loader` that shall differ."""
     config = plan.experiment.train
     own: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
-    own |= {"engine": config.engine, "device": pick_device(config.device), "cache": plan.experiment.data.cache}
+    own |= {"device": pick_device(config.device), "cache": plan.experiment.data.cache}
     return Loader(source, samples, plan.recipe, classes=source.classes, **{**own, **options})
 
 

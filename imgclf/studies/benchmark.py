@@ -179,10 +179,7 @@ def _advice(bound: str, plan: Plan, tier: str) -> tuple[str, ...]:
             smaller = f"imgclf prepare DATA OUT --size {_size(height, width)}"
             return (f"decode once: --cache ram or --cache disk (now {tier})", f"make the images smaller: {smaller}")
         case _:
-            return (
-                "use fewer or simpler augmentations: --augment light",
-                "let whole batches be augmented: --engine batch",
-            )
+            return ("use fewer or simpler augmentations: --augment light",)
 
 
 def _faster_steps(plan: Plan) -> Iterable[str]:

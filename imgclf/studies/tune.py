@@ -32,7 +32,7 @@ STARTED = 5  # trials that are drawn at random and never cut short
 ENOUGH = STARTED + 1  # complete trials, to tell what matters
 ENDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "diverged"}
 # What may differ when a search goes on: where and how fast it computes, and not what.
-MACHINERY = {"keep", "data", "checkpoint_every", "workers", "device", "precision", "compile", "engine"}
+MACHINERY = {"keep", "data", "checkpoint_every", "workers", "device", "precision", "compile"}
 
 
 @dataclass(frozen=True)

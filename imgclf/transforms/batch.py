@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on any device: the other engine beside albumentations (`albumentations_pipeline.py`).
+"""Augmentation of whole batches on any device: what presets run on.
 
 A step draws the parameters of every image from (seed, epoch, sample), by the distributions of albumentations 2.0.8;
 then `ops_cpu.py` or `ops_torch.py` changes the pixels. What an image becomes does not depend on its neighbors, except
@@ -9,8 +9,8 @@ mixup: Zhang et al., arXiv 1710.09412; cutmix: Yun et al., arXiv 1905.04899; alt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,27 +20,17 @@ from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu, ops_torch
 from imgclf.transforms._ops import Numbers, Ops
-from imgclf.transforms.albumentations_pipeline import BORDERS, check_border, run_step
 from imgclf.transforms.rng import Draws
 from imgclf.transforms.trivial_augment import DRAWS, Space, alter
 
 Shares = tuple[torch.Tensor, torch.Tensor]
+T = TypeVar("T")
+
+BORDERS = ("black", "reflect")  # of the frame that a random crop is taken from
 
 _TRIES = 10  # of a random resized crop, as in torchvision and albumentations
 _ERASED_RATIO = (0.3, 3.3)  # width to height; the default of albumentations
 _CROP_STEP, _FIRST_STEP = 0, 1  # whose streams: resized crops are made apart, wherever the step stands
-
-
-def pick_engine(recipe: PreprocessConfig, asked: str) -> str:
-    """`batch` or `albumentations`: what was asked for, and for `auto` batches wherever they can.
-
-    A user's own albumentations pipeline cannot run on batches: `ConfigError`.
-    """
-    if recipe.compose is None:
-        return "batch" if asked == "auto" else asked
-    if asked == "batch":
-        raise ConfigError("engine is 'batch', but the augmentation is an albumentations pipeline; leave the engine out")
-    return "albumentations"
 
 
 def crop_boxes(
@@ -51,7 +41,7 @@ def crop_boxes(
     `shapes` (n, 2) are (height, width). Only their ratio counts: an image gives the same part of it at any scale. The
     first of ten boxes that fits is taken, or else the largest centerd one whose aspect is allowed.
     """
-    return run_step({step.op: _crop_boxes}, step, Draws(seed, epoch, keys, _CROP_STEP), shapes)
+    return _run_step(_crop_boxes, step, Draws(seed, epoch, keys, _CROP_STEP), shapes)
 
 
 def augment(
@@ -62,14 +52,10 @@ def augment(
     Takes and gives uint8 (n, height, width, channels) on any device; the input is never written to, and is itself the
     answer where there is nothing to do.
     """
-    return _run(_STEPS, pixels, recipe, seed, epoch, keys)
-
-
-def alternate(
-    pixels: torch.Tensor, recipe: PreprocessConfig, seed: int, epoch: int, keys: NDArray[np.uint64]
-) -> torch.Tensor:
-    """Of a recipe's steps only `alternating_flip`: albumentations, which draws each image anew, cannot alternate."""
-    return _run({"alternating_flip": _alternating_flip}, pixels, recipe, seed, epoch, keys)
+    for i, step in enumerate(_steps(recipe), _FIRST_STEP):
+        if step.op in _STEPS:
+            pixels = _run_step(_STEPS[step.op], step, _ops(pixels), pixels, Draws(seed, epoch, keys, i))
+    return pixels
 
 
 def blends(recipe: PreprocessConfig) -> bool:
@@ -85,7 +71,7 @@ def blend(
     epoch: int,
     keys: NDArray[np.uint64],
 ) -> tuple[torch.Tensor, Shares | None]:
-    """Mix each image with the next one of its batch, by the recipe's `mixup` and `cutmix`: for both engines.
+    """Mix each image with the next one of its batch, by the recipe's `mixup` and `cutmix`.
 
     Each image is blended in one of the ways, with the chance `p` of each. Gives the pixels, and None where the recipe
     blends nothing, or else the targets of the other images (n,) and each image's own share, float32 (n,) in 0…1.
@@ -93,7 +79,7 @@ def blend(
     steps = [(i, step) for i, step in enumerate(_steps(recipe), _FIRST_STEP) if step.op in _BLENDS]
     if not steps:
         return pixels, None
-    params = [run_step({step.op: _blend_params}, step) for _, step in steps]
+    params = [_run_step(_blend_params, step) for _, step in steps]
     edges = np.cumsum([0.0, *(p for _, p in params)])
     if edges[-1] > 1 + 1e-9:
         raise ConfigError(f"the chances p of mixup and cutmix sum to {edges[-1]:g}; allowed: up to 1")
@@ -118,18 +104,12 @@ def _steps(recipe: PreprocessConfig) -> tuple[AugmentStep, ...]:
     return recipe.steps if recipe.compose is None else ()
 
 
-def _run(
-    functions: Mapping[str, Callable[..., torch.Tensor]],
-    pixels: torch.Tensor,
-    recipe: PreprocessConfig,
-    seed: int,
-    epoch: int,
-    keys: NDArray[np.uint64],
-) -> torch.Tensor:
-    for i, step in enumerate(_steps(recipe), _FIRST_STEP):
-        if step.op in functions:
-            pixels = run_step(functions, step, _ops(pixels), pixels, Draws(seed, epoch, keys, i))
-    return pixels
+def _run_step(function: Callable[..., T], step: AugmentStep, *arguments: Any) -> T:
+    """What a step's function gives for the arguments and the step's parameters; `ConfigError` if it takes others."""
+    try:
+        return function(*arguments, **step.params)
+    except TypeError as error:
+        raise ConfigError(f"step {step.op!r} does not take {dict(step.params)!r}: {error}") from error
 
 
 def _between(limits: Any, draw: Numbers) -> Numbers:
@@ -154,7 +134,8 @@ def _crop_boxes(draws: Draws, shapes: NDArray[np.int64], scale: Any, ratio: Any)
 
 
 def _random_crop(ops: Ops, pixels: torch.Tensor, draws: Draws, padding: int, border: str = BORDERS[0]) -> torch.Tensor:
-    check_border(border)
+    if border not in BORDERS:
+        raise ConfigError(f"the border of random_crop is {border!r}; allowed: {', '.join(BORDERS)}")
     top, left = (draws(2) * (2 * padding + 1)).astype(np.int64)
     return ops.crop(pixels, padding, top, left, border)
 

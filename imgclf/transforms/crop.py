@@ -67,6 +67,12 @@ def kept_side(recipe: PreprocessConfig) -> int:
     return math.ceil(_KEPT * max(recipe.size))
 
 
+def takes_whole_image(recipe: PreprocessConfig) -> bool:
+    """Whether training starts from the decoded image (a random crop of it) and not from the prepared pixels."""
+    first = recipe.steps[0].op if recipe.steps else ""
+    return first == "resized_crop" and recipe.resize_mode == "crop" and recipe.compose is None
+
+
 def _span(start: float, length: float, side: int, target: int) -> tuple[int, int]:
     """The first pixel and the number of pixels of a stretch of a side, both given as fractions of it.
 

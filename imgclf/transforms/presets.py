@@ -1,4 +1,4 @@
-"""Augmentation presets: named lists of steps. A step is data; `batch.py` or `albumentations_pipeline.py` runs it."""
+"""Augmentation presets: named lists of steps. A step is data; `batch.py` runs it."""
 
 from __future__ import annotations
 

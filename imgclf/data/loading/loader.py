@@ -32,7 +32,7 @@ from imgclf.data.loading.rows import (
 )
 from imgclf.runtime.compute import in_parts_that_fit
 from imgclf.runtime.device import pick_device
-from imgclf.transforms.batch import alternate, augment, blend, blends, pick_engine
+from imgclf.transforms.batch import augment, blend, blends
 
 UNLABELLED = -1
 
@@ -59,7 +59,6 @@ class Batch(NamedTuple):
         return Batch(self.pixels[begin:end], self.targets[begin:end], self.positions[begin:end], mix)
 
 
-Steps = Callable[[torch.Tensor, PreprocessConfig, int, int, NDArray[np.uint64]], torch.Tensor]  # as `augment`
 # What gives a batch's pixels when all its jobs are done, with the positions of those images that could be read.
 Finish = Callable[[], tuple[torch.Tensor, NDArray[np.int64]]]
 
@@ -76,8 +75,8 @@ class Loader:
     evaluation pixels. An image that can't be read is left out of its batch and named in `lost` (ref → reason); no other
     takes its place.
 
-    `cache` says where decoded pixels are kept for the next epoch (`tier` is what became of it), `engine` what augments,
-    `device` where the batches go. Of `shard` = (rank, processes), each process takes its share of every batch, and
+    `cache` says where decoded pixels are kept for the next epoch (`tier` is what became of it), `device` where the
+    batches go. Of `shard` = (rank, processes), each process takes its share of every batch, and
     all give the same number of batches. `workers` are the threads that read: without a number, as many cores as the
     model leaves, and none for a set that lies in memory.
     """
@@ -94,7 +93,6 @@ class Loader:
         seed: int = 0,
         workers: int | None = None,
         cache: str = "auto",
-        engine: str = "auto",
         device: torch.device | str | None = None,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
@@ -118,7 +116,6 @@ class Loader:
         self._train, self._seed = train, whole("seed", seed, 0)
         workers = None if workers is None else whole("workers", workers, 0)
         self._workers = 0 if workers is None and isinstance(source.reader, ArrayReader) else workers
-        self._engine = pick_engine(recipe, engine) if train else ""
 
     def __len__(self) -> int:
         """The number of samples, over all processes."""
@@ -193,11 +190,11 @@ class Loader:
     @cached_property
     def _painter(self) -> RowWriter:
         """How an image of the kept form gets to its row."""
-        if self._engine == "albumentations":
-            return AlbumentationsRowWriter(self.recipe, self._seed, self.tier.name)
+        if self._train and self.recipe.compose is not None:
+            return AlbumentationsRowWriter(self.recipe, self._seed)
         crops = [step for step in self.recipe.steps if step.op == "resized_crop"] if self._train else []
         if len(crops) > 1:
-            raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one, or engine albumentations")
+            raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one")
         return CropRowWriter(crops[0], self._seed, self._keys, self.tier.name) if crops else paint_plain
 
     @cached_property
@@ -279,19 +276,18 @@ class Loader:
         targets = self._labels.index_select(0, self._to_device(positions))
         if self._train and len(index):
             keys = self._keys[index]
-            steps = augment if self._engine == "batch" else alternate
-            pixels = self._changed(steps, pixels, epoch, keys)
+            pixels = self._augmented(pixels, epoch, keys)
             pixels, blended = blend(pixels, targets, self.recipe, self._seed, epoch, keys)
             mix = None if blended is None else Mix(*blended)
         batch = Batch(pixels, targets, positions, mix)
         return batch.part(0, len(index) - 1) if len(index) and index[-1] == guest else batch
 
-    def _changed(self, steps: Steps, pixels: torch.Tensor, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
-        """The augmented pixels: in parts where the memory asks for it, which changes none of them."""
+    def _augmented(self, pixels: torch.Tensor, epoch: int, keys: NDArray[np.uint64]) -> torch.Tensor:
+        """The augmented pixels: in parts where memory is short, which changes none of them."""
 
         def in_parts(most: int) -> torch.Tensor:
             cuts = [slice(begin, begin + most) for begin in range(0, len(keys), most)]
-            parts = [steps(pixels[cut], self.recipe, self._seed, epoch, keys[cut]) for cut in cuts]
+            parts = [augment(pixels[cut], self.recipe, self._seed, epoch, keys[cut]) for cut in cuts]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return in_parts_that_fit(in_parts, len(keys), self.device)[0]

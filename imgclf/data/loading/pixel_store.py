@@ -21,8 +21,7 @@ from imgclf.data.dataset import ArrayReader, Pixels, Sample, Source, open_measur
 from imgclf.data.loading.disk_cache import JPEG_SHARE, CachedImage, PixelCache, disk_room, in_units
 from imgclf.runtime.compute import ran_out_of_memory, release_memory
 from imgclf.runtime.device import memory
-from imgclf.transforms.albumentations_pipeline import takes_whole_image
-from imgclf.transforms.crop import kept_side, shrink
+from imgclf.transforms.crop import kept_side, shrink, takes_whole_image
 from imgclf.transforms.preprocess import decode_size, mean_color, prepare, to_channels
 
 RAM_SHARE = 0.125  # of the training images, and of the valid ones: a quarter together

@@ -20,7 +20,7 @@ from imgclf.data.loading.prefetch import Watch
 from imgclf.transforms.albumentations_pipeline import Augmenter
 from imgclf.transforms.batch import crop_boxes
 from imgclf.transforms.crop import crop_decode_size, crop_resize
-from imgclf.transforms.preprocess import decode_size, prepare
+from imgclf.transforms.preprocess import prepare
 
 Index = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -77,11 +77,6 @@ class PixelStore:
         """Keep for good what was added to the disk: before and after an epoch."""
         if self._disk is not None:
             self._disk.seal()
-
-    def read_large(self, sample: Sample) -> CachedImage:
-        """The whole image as it is decoded for evaluation."""
-        pixels = self.source.open(sample.ref, decode_size(self.form.recipe))
-        return CachedImage(pixels, (pixels.shape[0], pixels.shape[1]))
 
     def _read(self, sample: Sample) -> CachedImage:
         return self.form.read(self.source, sample.ref)
@@ -155,17 +150,17 @@ def _written(kept: CachedImage | None, row: Pixels) -> bool:
 
 
 class AlbumentationsRowWriter:
-    """Every image through albumentations: the whole image where a crop of it comes first, else the prepared pixels."""
+    """The prepared pixels of every image through the user's own albumentations pipeline."""
 
-    def __init__(self, recipe: PreprocessConfig, seed: int, tier: str) -> None:
-        self._augment, self._seed, self._off = Augmenter(recipe), seed, tier == "off"
+    def __init__(self, recipe: PreprocessConfig, seed: int) -> None:
+        self._augment, self._seed = Augmenter(recipe), seed
 
     def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
         """See `RowWriter`."""
         filled = []
         for i, row in zip(index.tolist(), out, strict=True):
             sample = images.samples[i]
-            kept = images.guarded(i, images.read_large) if self._off and images.form.whole else images(i)
+            kept = images(i)
             if kept is not None:
                 row[...] = self._augment(kept.pixels, sample_seed(self._seed, epoch, sample.sha256 or sample.ref))
             filled.append(kept is not None)

@@ -89,7 +89,6 @@ BAD = [
     (TrainConfig, "drop_last", [0], "true or false"),
     (TrainConfig, "precision", ["fp8"], "auto, fp32, bf16, fp16"),
     (TrainConfig, "device", ["gpu", "cuda:", "cuda:x", None], "cuda:N"),
-    (TrainConfig, "engine", ["torch"], "auto, batch, albumentations"),
     (TrainConfig, "compile", [True], "auto, on, off"),
     (TrainConfig, "checkpoint_every", [0.5, "10m"], "1 (second)"),
     (TrainConfig, "workers", [-1, 257], "0 to 256"),

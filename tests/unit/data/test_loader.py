@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from imgclf.data.loading.loader import UNLABELLED, Loader, epoch_order
 from imgclf.data.loading.pixel_store import CacheFormat
 from imgclf.data.loading.rows import sample_seed
 from imgclf.data.sources.open import open_source
+from imgclf.transforms.albumentations_pipeline import compose_to_dict
 from imgclf.transforms.preprocess import prepare
 from imgclf.transforms.presets import preset_steps
 
@@ -30,6 +32,9 @@ AUGMENTED = PreprocessConfig(size=SIZE, steps=preset_steps("strong"))
 PLAIN = PreprocessConfig(size=SIZE)
 MIXED = PreprocessConfig(size=SIZE, steps=(*preset_steps("light"), AugmentStep("mixup", {"alpha": 0.4, "p": 0.5})))
 PADDED = PreprocessConfig(size=SIZE, resize_mode="pad", steps=preset_steps("strong"))
+COMPOSED = PreprocessConfig(
+    size=SIZE, compose=compose_to_dict(A.Compose([A.RandomResizedCrop(SIZE, (0.3, 1.0)), A.HorizontalFlip()]))
+)
 EXACT = ("device", "ram", "disk")
 
 
@@ -73,17 +78,16 @@ def source(photos):
     return open_source(photos)
 
 
-@pytest.mark.parametrize("recipe", [AUGMENTED, MIXED, PADDED])
-@pytest.mark.parametrize("engine", ["batch", "albumentations"])
-def test_neither_workers_nor_tiers_change_a_batch(smooth, recipe, engine):
-    first = [list(loader_of(smooth, recipe, engine=engine, workers=0, cache="ram").epoch(epoch)) for epoch in range(2)]
+@pytest.mark.parametrize("recipe", [AUGMENTED, MIXED, PADDED, COMPOSED])
+def test_neither_workers_nor_tiers_change_a_batch(smooth, recipe):
+    first = [list(loader_of(smooth, recipe, workers=0, cache="ram").epoch(epoch)) for epoch in range(2)]
     for workers, cache in ((1, "device"), (2, "ram"), (4, "disk"), (0, "disk")):
-        loader = loader_of(smooth, recipe, engine=engine, workers=workers, cache=cache)
+        loader = loader_of(smooth, recipe, workers=workers, cache=cache)
         assert all(same(loader.epoch(epoch), first[epoch]) for epoch in (0, 1, 0)), (workers, cache)
     for cache in ("off", "jpeg"):
-        alone = loader_of(smooth, recipe, engine=engine, workers=0, cache=cache)
+        alone = loader_of(smooth, recipe, workers=0, cache=cache)
         again = [list(alone.epoch(epoch)) for epoch in range(2)]
-        loader = loader_of(smooth, recipe, engine=engine, workers=3, cache=cache)
+        loader = loader_of(smooth, recipe, workers=3, cache=cache)
         assert all(same(loader.epoch(epoch), again[epoch]) for epoch in (0, 1, 0)), cache
 
 
@@ -103,10 +107,9 @@ def test_any_seed_gives_the_same_batches_from_every_tier(seed, preset, workers):
         assert all(same(other, first) for other in others)
 
 
-@pytest.mark.parametrize("engine", ["batch", "albumentations"])
-def test_without_a_cache_the_same_is_seen_but_for_what_decoders_lose(smooth, engine):
+def test_without_a_cache_the_same_is_seen_but_for_what_decoders_lose(smooth):
     recipe = PreprocessConfig(size=(64, 64), steps=preset_steps("standard"))
-    kept, decoded = (loader_of(smooth, recipe, cache=cache, engine=engine) for cache in ("ram", "off"))
+    kept, decoded = (loader_of(smooth, recipe, cache=cache) for cache in ("ram", "off"))
     for epoch in range(3):
         left, right = by_position(kept.epoch(epoch)), by_position(decoded.epoch(epoch))
         for i in range(len(smooth)):

@@ -15,8 +15,7 @@ from scipy import stats
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import batch, ops_cpu, ops_torch
-from imgclf.transforms.albumentations_pipeline import Augmenter, _pipeline
-from imgclf.transforms.batch import alternate, augment, blend, crop_boxes, pick_engine
+from imgclf.transforms.batch import augment, blend, crop_boxes
 from imgclf.transforms.presets import PRESETS, preset_steps
 
 N = 3000
@@ -68,9 +67,25 @@ def parameters(monkeypatch):
     return draw
 
 
+def albumentations_transform(op, size, channels, **params):
+    """The transform of albumentations that a step follows."""
+    if op == "resized_crop":
+        return A.RandomResizedCrop(size, params["scale"], params["ratio"], interpolation=cv2.INTER_AREA, p=1)
+    if op == "affine":
+        shift, rotate = (-params["shift"], params["shift"]), (-params["rotate"], params["rotate"])
+        moves = {"translate_percent": {"x": shift, "y": shift}, "rotate": rotate, "scale": tuple(params["scale"])}
+        return A.Affine(**moves, border_mode=cv2.BORDER_REPLICATE, p=1)
+    if op == "erase":
+        return A.Erasing(scale=tuple(params["scale"]), fill="random_uniform", p=params["p"])
+    factors = [params[name] for name in ("brightness", "contrast", "saturation")]
+    if channels != 3:
+        return A.RandomBrightnessContrast(*factors[:2], p=1)
+    return A.ColorJitter(*[(1 - part, 1 + part) for part in factors], (-params["hue"], params["hue"]), p=1)
+
+
 def theirs(op, height=40, width=60, channels=3, **params):
     """The parameters that albumentations draws, N times."""
-    transform = _pipeline(recipe_of(op, channels, (height, width), **params)).transforms[-1]
+    transform = albumentations_transform(op, (height, width), channels, **params)
     transform.set_random_seed(7)
     shape = {"shape": (height, width, channels)}
     data = {"image": np.zeros((height, width, channels), np.uint8)}
@@ -91,15 +106,6 @@ def assert_same_counts(ours, others):
     assert stats.chi2_contingency(table).pvalue > SAME
 
 
-def test_the_engine():
-    own = PreprocessConfig(compose=A.to_dict(A.Compose([A.HorizontalFlip()])))
-    assert pick_engine(PreprocessConfig(), "auto") == pick_engine(PreprocessConfig(), "batch") == "batch"
-    assert pick_engine(PreprocessConfig(), "albumentations") == pick_engine(own, "auto") == "albumentations"
-    assert pick_engine(own, "albumentations") == "albumentations"
-    with pytest.raises(ConfigError, match="engine is 'batch', but the augmentation is an albumentations pipeline"):
-        pick_engine(own, "batch")
-
-
 # Distributions
 
 
@@ -108,7 +114,7 @@ def test_as_many_are_mirrored(parameters):
     assert stats.binomtest(int(chosen.sum()), N, 0.3).pvalue > SAME
 
 
-def test_windows_lie_as_in_the_other_engine(parameters):
+def test_windows_lie_as_in_albumentations(parameters):
     ((_, padding, top, left, _),) = parameters("random_crop", padding=4)
     assert padding == 4
     boxes = np.array([p["crop_coords"] for p in _crops(48, 68)])
@@ -123,7 +129,7 @@ def _crops(height, width):
     return [transform.get_params_dependent_on_data({"shape": (height, width, 3)}, {}) for _ in range(N)]
 
 
-def test_images_are_moved_as_in_the_other_engine(parameters):
+def test_images_are_moved_as_in_albumentations(parameters):
     ((_, ours),) = parameters("affine", **AFFINE)
     others = np.array([p["matrix"][:2] for p in theirs("affine", **AFFINE)])
     ours, others = _moves(ours), _moves(others)
@@ -144,7 +150,7 @@ def _moves(matrices, height=40, width=60):
     return {"x": np.rint(shift[:, 0]), "y": np.rint(shift[:, 1]), "angle": angle, "wide": wide, "high": high}
 
 
-def test_colors_change_as_in_the_other_engine(parameters):
+def test_colors_change_as_in_albumentations(parameters):
     (_, *first), (_, turn), (_, *rest) = parameters("color_jitter", **JITTER)
     others = theirs("color_jitter", **JITTER)
     for name, before, after in zip(JITTER, first, rest, strict=False):
@@ -164,7 +170,7 @@ def test_without_a_hue_there_is_one_pass(parameters):
     assert [name for name, *_ in parameters("color_jitter", **JITTER | {"hue": 0})] == ["color"]
 
 
-def test_tones_change_as_in_the_other_engine(parameters):
+def test_tones_change_as_in_albumentations(parameters):
     ((name, gain, offset),) = parameters("color_jitter", channels=1, **JITTER)
     others = theirs("color_jitter", channels=1, **JITTER)
     assert name == "tone"
@@ -174,7 +180,7 @@ def test_tones_change_as_in_the_other_engine(parameters):
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (9, 30)])
-def test_rectangles_are_erased_as_in_the_other_engine(parameters, height, width):
+def test_rectangles_are_erased_as_in_albumentations(parameters, height, width):
     ((_, boxes, values),) = parameters("erase", height=height, width=width, scale=[0.02, 0.2], p=1.0)
     holes = np.concatenate([p["holes"] for p in theirs("erase", height, width, scale=[0.02, 0.2], p=1.0)])
     assert len(holes) == N
@@ -201,7 +207,7 @@ def test_where_nothing_fits_nothing_is_erased(parameters):
 
 
 @pytest.mark.parametrize(("height", "width"), [(3000, 4000), (4000, 3000), (1000, 4000), (4000, 1000)])
-def test_crops_lie_as_in_the_other_engine(height, width):
+def test_crops_lie_as_in_albumentations(height, width):
     params = {"scale": [0.25, 1.0], "ratio": [0.75, 4 / 3]}
     ours = crop_boxes(AugmentStep("resized_crop", params), 0, 5, KEYS, np.full((N, 2), [height, width]))
     coords = np.array([p["crop_coords"] for p in theirs("resized_crop", height, width, **params)])
@@ -238,27 +244,10 @@ def test_an_image_is_mirrored_in_every_second_epoch():
     assert stats.binomtest(int(begun), 200, 0.5).pvalue > SAME
 
 
-def test_images_that_albumentations_augmented_are_alternated_apart():
-    steps = (
-        AugmentStep("flip", {"p": 0.5}),
-        AugmentStep("alternating_flip"),
-        AugmentStep("erase", {"scale": [0.1, 0.2], "p": 1.0}),
-    )
-    recipe, pixels = PreprocessConfig(size=SIZE, steps=steps), images()
-    alone = augment(
-        pixels,
-        PreprocessConfig(size=SIZE, steps=(AugmentStep("mixup"), AugmentStep("alternating_flip"))),
-        3,
-        1,
-        KEYS[:8],
-    )
-    assert (alternate(pixels, recipe, 3, 1, KEYS[:8]) == alone).all()
-
-
 # Pixels
 
 
-def test_a_mirror_image_is_that_of_the_other_engine():
+def test_a_mirror_image_is_that_of_albumentations():
     pixels = images()
     expected = torch.stack([torch.from_numpy(A.HorizontalFlip(p=1)(image=p)["image"]) for p in pixels.numpy()])
     assert (one_step(pixels, "flip", p=1.0) == expected).all()
@@ -267,15 +256,13 @@ def test_a_mirror_image_is_that_of_the_other_engine():
 
 @pytest.mark.parametrize(("border", "mode"), [("black", "constant"), ("reflect", "reflect")])
 @pytest.mark.parametrize("ops", [ops_cpu, ops_torch])
-def test_windows_are_those_of_the_other_engine(monkeypatch, border, mode, ops):
+def test_windows_are_crops_of_the_framed_image(monkeypatch, border, mode, ops):
     monkeypatch.setattr(batch, "_ops", lambda pixels: ops)
     pixels = images(1).expand(300, -1, -1, -1)
     framed = np.pad(pixels[0], ((3, 3), (3, 3), (0, 0)), mode=mode)
     windows = {framed[y : y + 12, x : x + 16].tobytes() for y in range(7) for x in range(7)}
-    other = Augmenter(recipe_of("random_crop", padding=3, border=border))
     ours = {window.numpy().tobytes() for window in one_step(pixels, "random_crop", padding=3, border=border)}
     assert ours == windows
-    assert {other(pixels[0].numpy(), seed).tobytes() for seed in range(300)} <= ours
 
 
 def test_a_border_that_is_none():
@@ -285,7 +272,7 @@ def test_a_border_that_is_none():
 
 @pytest.mark.parametrize("channels", [1, 3, 6])
 @pytest.mark.parametrize("size", [28, 90])
-def test_moved_images_are_those_of_the_other_engine(monkeypatch, channels, size):
+def test_moved_images_are_those_of_albumentations(monkeypatch, channels, size):
     spy, pixels = Spy(), _smooth(6, size, channels)
     with monkeypatch.context() as patch:
         patch.setattr(batch, "_ops", lambda pixels: spy)
@@ -296,7 +283,7 @@ def test_moved_images_are_those_of_the_other_engine(monkeypatch, channels, size)
         expected = warp_affine(image, whole, cv2.INTER_LINEAR, 0, cv2.BORDER_REPLICATE, (size, size))
         apart = abs(expected.astype(int) - ours)
         assert apart[..., :4].max() == 0
-        assert apart.max() <= 1  # of more channels, the other engine moves the last two one by one
+        assert apart.max() <= 1  # of more channels, albumentations moves the last two one by one
 
 
 def _smooth(n, size, channels):
@@ -305,7 +292,7 @@ def _smooth(n, size, channels):
     return torch.from_numpy(blurred.clip(0, 255).astype(np.uint8))
 
 
-def test_changed_colors_are_those_of_the_other_engine_where_nothing_is_clipped(monkeypatch):
+def test_changed_colors_are_those_of_albumentations_where_nothing_is_clipped(monkeypatch):
     spy, pixels = Spy(), images(40, low=90, high=140)
     with monkeypatch.context() as patch:
         patch.setattr(batch, "_ops", lambda pixels: spy)
@@ -318,7 +305,7 @@ def test_changed_colors_are_those_of_the_other_engine_where_nothing_is_clipped(m
         order = [*before, 3, *({0, 1, 2} - set(before))]
         factors = [first[k][i] * rest[k][i] for k in range(3)]
         expected = other.apply(image, *factors, turn[i], order)
-        # The other engine rounds after each change, and mostly down; a turn of the hue of a grayish pixel adds to that.
+        # Albumentations rounds after each change, and mostly down; a turn of the hue of a grayish pixel adds to that.
         apart = abs(expected.astype(int) - ours[i])
         assert apart.max() <= 6
         assert apart.mean() < 1.5
@@ -344,7 +331,7 @@ def _one_by_one(image, factors, order):
     return values
 
 
-def test_changed_tones_are_those_of_the_other_engine():
+def test_changed_tones_are_those_of_albumentations():
     pixels, gain, offset = images(20, channels=2), np.linspace(0.5, 1.5, 20), np.linspace(-50, 50, 20)
     ours, other = ops_cpu.tone(pixels, gain, offset).numpy(), A.RandomBrightnessContrast(p=1)
     for i, image in enumerate(pixels.numpy()):

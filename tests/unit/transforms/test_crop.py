@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imgclf.core.config import PreprocessConfig
+from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.transforms import crop
-from imgclf.transforms.crop import WHOLE, crop_decode_size, crop_resize, kept_side, shrink
+from imgclf.transforms.crop import WHOLE, crop_decode_size, crop_resize, kept_side, shrink, takes_whole_image
 from imgclf.transforms.preprocess import to_channels
 
 few = settings(max_examples=60)
 sides = st.integers(1, 300)
+SIZE = (12, 16)
 
 
 @st.composite
@@ -149,3 +150,22 @@ def test_opencv_starts_no_threads():
     crop._cv2.cache_clear()
     crop_resize(smooth(8, 8), WHOLE, np.empty((4, 4, 3), np.uint8))
     assert cv2.getNumThreads() == 1
+
+
+def test_a_random_crop_is_taken_from_the_whole_image():
+    steps = (AugmentStep("resized_crop", {"scale": [0.1, 0.1], "ratio": [1.0, 1.0]}),)
+    assert takes_whole_image(PreprocessConfig(size=SIZE, steps=steps))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize_mode": "pad"},
+        {"steps": (AugmentStep("flip", {"p": 0.5}),)},
+        {"steps": ()},
+        {"compose": {"transform": {}}},
+    ],
+)
+def test_all_else_starts_from_the_prepared_pixels(change):
+    steps = (AugmentStep("resized_crop", {"scale": [0.5, 1.0], "ratio": [1.0, 1.0]}),)
+    assert not takes_whole_image(PreprocessConfig(**{"size": SIZE, "steps": steps} | change))

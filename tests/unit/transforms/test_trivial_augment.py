@@ -10,7 +10,6 @@ from scipy import stats
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import batch, ops_cpu, ops_torch
-from imgclf.transforms.albumentations_pipeline import Augmenter, _pipeline
 from imgclf.transforms.batch import augment
 from imgclf.transforms.trivial_augment import OPERATIONS, RECOLOURING, Space, alter
 
@@ -178,26 +177,8 @@ def test_where_colors_carry_meaning_each_channel_keeps_its_share(parameters):
     assert stats.binomtest(int((contrast != 1).sum()), N, 1 / left).pvalue > SAME
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_the_other_engine_draws_alike_and_gives_the_same_pixels(channels):
-    recipe = PreprocessConfig(size=(60, 80), channels=channels, steps=(AugmentStep("trivial", FAR),))
-    transform = _pipeline(recipe).transforms[-1]
-    transform.set_random_seed(7)
-    numbers = np.concatenate([transform.get_params()["numbers"] for _ in range(500)], 1)
-    assert all(stats.kstest(row, stats.uniform.cdf).pvalue > SAME for row in numbers)
-    pixels, drawn, draw = photo(channels=channels), [], transform.get_params
-    transform.get_params = lambda: drawn.append(draw()) or drawn[-1]
-    for seed in range(20):
-        transform.set_random_seed(seed)
-        found = transform(image=pixels)["image"].reshape(pixels.shape)
-        assert (found == alter(ops_cpu, torch.from_numpy(pixels)[None], drawn[-1]["numbers"], SPACE)[0].numpy()).all()
-    assert len({Augmenter(recipe)(pixels, seed).tobytes() for seed in range(20)}) > 10
-
-
 @pytest.mark.parametrize("params", [{}, {**FAR, "p": 0.5}])
 def test_a_parameter_that_is_none_or_missing(params):
     recipe = PreprocessConfig(size=(60, 80), steps=(AugmentStep("trivial", params),))
     with pytest.raises(ConfigError, match="step 'trivial' does not take "):
         augment(torch.from_numpy(photo())[None], recipe, 0, 0, KEYS[:1])
-    with pytest.raises(ConfigError, match="step 'trivial' does not take "):
-        Augmenter(recipe)(photo(), 0)
