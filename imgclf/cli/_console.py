@@ -27,7 +27,7 @@ from rich.text import Text
 
 from imgclf.cli._streams import Stream
 from imgclf.core.errors import ConfigError, ImgclfError
-from imgclf.core.files import natural, printable
+from imgclf.core.text import natural, printable
 
 P = ParamSpec("P")
 FIELD = re.compile(
@@ -169,16 +169,6 @@ def _cell(value: object) -> str:
 
 def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
-
-
-def percent(share: float) -> str:
-    """0.98123 as `98.1 %`."""
-    return f"{100 * share:.1f} %"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 image`, `1,797 images`, `2 classes`."""
-    return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
 
 
 def guarded(command: Callable[P, None], *, kept: bool = False) -> Callable[P, None]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.core.files import natural
+from imgclf.core.text import natural
 
 if TYPE_CHECKING:
     from imgclf.estimator.classifier import Classifier

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgclf.core.errors import ConfigError
-from imgclf.core.files import PICTURES, printable, require_writable
+from imgclf.core.files import PICTURES, require_writable
+from imgclf.core.text import printable
 
 if TYPE_CHECKING:
     from imgclf.storage.run_folder import Run

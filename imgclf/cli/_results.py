@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgclf.cli import _console as console
 from imgclf.core.results import Calibration, ClassResult, Evaluation
+from imgclf.core.text import percent, plural
 
 if TYPE_CHECKING:
     from imgclf.data.dataset import Source
@@ -92,7 +93,7 @@ def figure(entry: RunEntry) -> str:
     """How good a run is, in words."""
     if entry.accuracy is None:
         return "no figure yet"
-    return f"{console.percent(entry.accuracy)} of {console.plural(entry.n or 0, f'{entry.part} image')}"
+    return f"{percent(entry.accuracy)} of {plural(entry.n or 0, f'{entry.part} image')}"
 
 
 def write_page(

@@ -18,8 +18,8 @@ from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._plan import show_plan
 from imgclf.cli._results import figure, show_evaluation, write_page
 from imgclf.core.errors import ConfigError
-from imgclf.core.files import printable
 from imgclf.core.results import ENDED, Decision, EpochRecord, Evaluation, Probe
+from imgclf.core.text import plural, printable
 from imgclf.data.audit import Audit
 from imgclf.data.dataset import SPLIT_NAMES, Source
 from imgclf.data.loading.loader import Loader
@@ -207,9 +207,9 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
     assert run is not None
     _warn_of_losses(classifier)
     if test is not None and not as_json:  # before the report, for which nobody shall wait
-        show_evaluation(test, f"test: {console.plural(test.n, 'image')} held out")
+        show_evaluation(test, f"test: {plural(test.n, 'image')} held out")
         if test.n < FEW:
-            console.warn(f"only {console.plural(test.n, 'test image')}: these figures are unreliable")
+            console.warn(f"only {plural(test.n, 'test image')}: these figures are unreliable")
     interrupted = classifier.history_.ended == "interrupted"
     if not interrupted:
         _say_claims(classifier)
@@ -227,7 +227,7 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
     ours = default is not None and default.model == run.model
     console.show(f"default: {_about_default(default, ours=ours)}")
     if advice is not None and not interrupted:
-        console.warn(advice.text.replace("\N{NARROW NO-BREAK SPACE}", ""))
+        console.warn(advice.text)
         console.show(f"next:  {advice.command or advice.do}")
     elif example is not None:
         other = "" if ours else f" --model {shlex.quote(str(run.path))}"
@@ -271,7 +271,7 @@ def _say_claims(classifier: Classifier) -> None:
 def _warn_of_losses(classifier: Classifier) -> None:
     assert classifier.run_ is not None
     if classifier.unreadable_:
-        images = console.plural(len(classifier.unreadable_), "image")
+        images = plural(len(classifier.unreadable_), "image")
         console.warn(f"{images} left out at some time, unreadable or changed since the check:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.unreadable_.items())
     if classifier.history_.ended == "interrupted":
@@ -368,7 +368,7 @@ class TrainView(Shown):
         self.run, _ = subject
 
     def _on_source(self, source: Source) -> None:
-        images, classes = console.plural(len(source), "image"), console.plural(len(source.classes), "class")
+        images, classes = plural(len(source), "image"), plural(len(source.classes), "class")
         names = ", ".join(source.classes[:SHOWN]) + (", …" if len(source.classes) > SHOWN else "")
         console.say(f"data:  {source.name}: {images}, {classes} ({names})")
         for note in source.notes:
@@ -382,7 +382,7 @@ class TrainView(Shown):
 
     def _on_audit(self, audit: Audit) -> None:
         if audit.bad:
-            console.warn(f"{console.plural(len(audit.bad), 'image')} can't be read and will be left out:")
+            console.warn(f"{plural(len(audit.bad), 'image')} can't be read and will be left out:")
             console.say_list(f"{bad.ref}: {bad.reason}" for bad in audit.bad)
         for finding in audit.findings:
             console.warn(finding)
@@ -415,7 +415,7 @@ class TrainView(Shown):
         if config.epochs == 0:
             console.say("train: a linear head on frozen features")
             return
-        epochs, augment = console.plural(config.epochs or 0, "epoch"), plan.experiment.augment
+        epochs, augment = plural(config.epochs or 0, "epoch"), plan.experiment.augment
         steps = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
         console.say(f"train: {epochs}, {steps}, augmentation {augment}, seed {config.seed}")
 
@@ -423,7 +423,7 @@ class TrainView(Shown):
         self._bar("features", *progress)
 
     def _on_probe(self, probe: Probe) -> None:
-        images = console.plural(probe.images, "training image")
+        images = plural(probe.images, "training image")
         head = f"linear head on frozen features, {images}"
         if probe.note:
             console.say(f"baseline: not measured ({head}): {probe.note}")
@@ -448,7 +448,7 @@ class TrainView(Shown):
 
     def _on_baseline(self, result: Evaluation) -> None:
         if not self._epochs:
-            console.say(f"valid: {result.accuracy:.2%} of {console.plural(result.n, 'image')}, loss {result.loss:.4f}")
+            console.say(f"valid: {result.accuracy:.2%} of {plural(result.n, 'image')}, loss {result.loss:.4f}")
             return
         console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
 
@@ -496,7 +496,7 @@ class TrainView(Shown):
         return f"{row}  saved" if record.best else row
 
     def _on_lost(self, lost: Mapping[str, str]) -> None:
-        console.warn(f"{console.plural(len(lost), 'image')} left out, unreadable or changed since the check:")
+        console.warn(f"{plural(len(lost), 'image')} left out, unreadable or changed since the check:")
         console.say_list(f"{ref}: {why}" for ref, why in lost.items())
 
     def _on_retry(self, state: TrainState) -> None:

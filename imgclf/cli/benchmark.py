@@ -9,6 +9,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir, Json
 from imgclf.cli.train import resolve_request
+from imgclf.core.text import plural
 
 
 def benchmark(
@@ -55,7 +56,7 @@ def _show(result: Any) -> None:
     height, width = facts["size"]
     console.show(
         f"{facts['arch']}, {height}×{width}, batch {facts['batch_size']}, {facts['precision']}, on {facts['device']} "
-        f"({facts['processor']}, {console.plural(facts['cores'], 'core')})"
+        f"({facts['processor']}, {plural(facts['cores'], 'core')})"
     )
     rows = [(stage.name, f"{stage.images_per_second:,.0f}", stage.what) for stage in result.stages]
     console.show_table(["stage", "images/s", ""], rows)

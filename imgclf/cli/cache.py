@@ -16,7 +16,8 @@ def cache_list(json: Json = False) -> None:
     from dataclasses import asdict
 
     from imgclf.core.files import cache_folder
-    from imgclf.data.loading.disk_cache import in_units, list_cache
+    from imgclf.core.text import byte_size
+    from imgclf.data.loading.disk_cache import list_cache
 
     entries = list_cache()
     total = sum(entry.bytes for entry in entries)
@@ -24,11 +25,11 @@ def cache_list(json: Json = False) -> None:
         console.show_json({"folder": str(cache_folder()), "bytes": total, "entries": [asdict(e) for e in entries]})
         return
     rows = [
-        [entry.name, entry.about, _count(entry.images), in_units(entry.bytes), _day(entry.used)] for entry in entries
+        [entry.name, entry.about, _count(entry.images), byte_size(entry.bytes), _day(entry.used)] for entry in entries
     ]
     if rows:
         console.show_table(["name", "what", "images", "size", "last used"], rows)
-    console.show(f"{in_units(total)} in {cache_folder()}")
+    console.show(f"{byte_size(total)} in {cache_folder()}")
 
 
 def cache_clear(
@@ -39,7 +40,8 @@ def cache_clear(
 ) -> None:
     """Remove what is kept, all of it or one entry of the list; the next run makes again what it needs."""
     from imgclf.core.registry import unknown_name
-    from imgclf.data.loading.disk_cache import clear_cache, in_units, list_cache
+    from imgclf.core.text import byte_size
+    from imgclf.data.loading.disk_cache import clear_cache, list_cache
 
     names = [entry.name for entry in list_cache()]
     if name and name not in names:
@@ -48,7 +50,7 @@ def cache_clear(
     if json:
         console.show_json({"freed": freed})
     else:
-        console.show(f"{in_units(freed)} freed")
+        console.show(f"{byte_size(freed)} freed")
 
 
 def _count(images: int | None) -> str | None:

@@ -15,6 +15,7 @@ from imgclf.cli.runs import HEADER, cells
 from imgclf.cli.show import WHOLE
 from imgclf.core.errors import DataError, ImgclfError
 from imgclf.core.files import PICTURES
+from imgclf.core.text import plural
 from imgclf.storage.run_folder import ROOT, find_run
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _show(result: Comparison) -> None:
     paired, (low, high) = result.paired, result.paired.interval
     console.show(
         f"b − a:  {_points(paired.difference)} points, 95 % interval {_points(low)} to {_points(high)}, on the same "
-        f"{console.plural(paired.n, 'image')}"
+        f"{plural(paired.n, 'image')}"
     )
     console.show(
         f"right:  both {paired.both:,}, only a {paired.only_a:,}, only b {paired.only_b:,}, neither {paired.neither:,}"
@@ -83,9 +84,9 @@ def _say_what_differs(result: Comparison) -> None:
     """Say on how many of their test images the runs are compared, and which classes only one of them knows."""
     for name, other, count, classes in zip("ab", "ba", result.left_out, result.alone, strict=True):
         if count:
-            console.warn(f"{console.plural(count, 'test image')} of {name} left out, as {other} was not tested on them")
+            console.warn(f"{plural(count, 'test image')} of {name} left out, as {other} was not tested on them")
         if classes:
-            console.warn(f"{other} does not know {console.plural(len(classes), 'class')} of {name}:")
+            console.warn(f"{other} does not know {plural(len(classes), 'class')} of {name}:")
             console.say_list(classes)
 
 
@@ -93,7 +94,7 @@ def _verdict(result: Comparison) -> str:
     if result.same_answers:
         return f"both give the same answer to every image{': the weights are equal' if result.same_weights else ''}"
     if result.paired.p_value >= UNSURE:
-        return f"these {console.plural(result.paired.n, 'image')} don't tell which of the two is better"
+        return f"these {plural(result.paired.n, 'image')} don't tell which of the two is better"
     return f"{'b' if result.paired.difference > 0 else 'a'} is better on images like these"
 
 
@@ -102,7 +103,7 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
         return
     console.show()
     more = f", of which {SHOWN} are here, the classes in turn (all: --json)" if len(changes) > SHOWN else ""
-    console.show(f"{title}: {console.plural(len(changes), 'image')}{more}")
+    console.show(f"{title}: {plural(len(changes), 'image')}{more}")
     rows = [(change.path, change.true, change.a, change.b) for change in changes[:SHOWN]]
     console.show_table(("image", "is", "a said", "b said"), rows)
 
@@ -125,7 +126,7 @@ def _draw(result: Comparison, path: Path) -> Path | None:
         except ImgclfError as error:
             gone.append(str(error))
     if gone:
-        console.warn(f"{console.plural(len(gone), 'image')} can't be shown:")
+        console.warn(f"{plural(len(gone), 'image')} can't be shown:")
         console.say_list(gone)
     if not shown:
         console.say("there is no image that changed to show, so there is no picture")

@@ -10,6 +10,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import load_classifier
 from imgclf.cli._options import DataDir, Device, Json, Model, OwnArch, Precision
+from imgclf.core.text import plural
 
 
 def evaluate(
@@ -42,15 +43,13 @@ def evaluate(
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     used, samples = classifier.samples_of(source, part)
     if data is not None and part is None and len(samples) < len(used):
-        images = console.plural(len(used) - len(samples), "image")
+        images = plural(len(used) - len(samples), "image")
         console.say(f"{images} left out: trained or validated on, or not in the test part")
     with console.progress("testing") as progress:
         answers = classifier.answer(used, samples, progress)
     result, page = answers.evaluation, None
     if classifier.unreadable_:
-        console.warn(
-            f"{console.plural(len(classifier.unreadable_), 'image')} could not be read, left out of the figures:"
-        )
+        console.warn(f"{plural(len(classifier.unreadable_), 'image')} could not be read, left out of the figures:")
         console.say_list(f"{ref}: {why}" for ref, why in classifier.unreadable_.items())
     if far := far_values(used, samples, classifier.preprocess_.levels):
         console.warn(far)
@@ -64,7 +63,7 @@ def evaluate(
     if json:
         console.show_json(result.to_dict())
     else:
-        show_evaluation(result, f"{used.name}: {console.plural(result.n, 'image')}")
+        show_evaluation(result, f"{used.name}: {plural(result.n, 'image')}")
         if page is not None:
             console.show_page("report: ", page)
 
@@ -85,7 +84,7 @@ def _say_what_was_seen(classifier: Any, result: Any) -> None:
         console.warn("this model does not know what it was trained on, so none of these images is left out")
     if result.seen:
         were = "was" if result.seen == 1 else "were"
-        console.warn(f"{result.seen:,} of these {console.plural(result.n, 'image')} {were} trained or validated on")
+        console.warn(f"{result.seen:,} of these {plural(result.n, 'image')} {were} trained or validated on")
 
 
 def _say_what_has_changed(classifier: Any, source: Any, part: str) -> None:
@@ -96,10 +95,10 @@ def _say_what_has_changed(classifier: Any, source: Any, part: str) -> None:
     known = {sample.ref for _, sample in matched if sample is not None}
     new = [sample.ref for sample in source.samples if sample.ref not in known]
     if new:
-        console.say(f"{console.plural(len(new), 'image')} left out, as the run's split does not know them:")
+        console.say(f"{plural(len(new), 'image')} left out, as the run's split does not know them:")
         console.say_list(new)
     gone = [row.ref for row, sample in matched if sample is None and part in ("all", row.split)]
     if gone:
         are = "is" if len(gone) == 1 else "are"
-        console.warn(f"{console.plural(len(gone), 'image')} of the run's {part} part {are} gone or changed:")
+        console.warn(f"{plural(len(gone), 'image')} of the run's {part} part {are} gone or changed:")
         console.say_list(gone)

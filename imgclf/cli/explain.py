@@ -13,6 +13,7 @@ from imgclf.cli._inputs import PixelStore, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, OwnArch, choices
 from imgclf.cli._output import model_data, output_folder
 from imgclf.core.config import EXPLAIN_METHODS
+from imgclf.core.text import percent, plural
 
 if TYPE_CHECKING:
     from imgclf.data.dataset import Pixels, Sample, Source
@@ -172,12 +173,12 @@ def _report(rows: Iterator[dict[str, Any]], count: int, json: bool) -> None:
             if json:
                 console.show_json(row)
             else:
-                sure = None if row["confidence"] is None else console.percent(row["confidence"])
+                sure = None if row["confidence"] is None else percent(row["confidence"])
                 label = "error" if row["error"] else row["label"]
                 cells.append([row["path"], label, sure, row["error"] or row["picture"]])
             progress(done, count)
     if not json:
         console.show_table(["image", "class", "sure", "picture"], cells)
     if failed:
-        console.warn(f"{console.plural(failed, 'picture')} of {count:,} could not be made")
+        console.warn(f"{plural(failed, 'picture')} of {count:,} could not be made")
         raise typer.Exit(1)

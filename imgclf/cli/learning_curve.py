@@ -22,6 +22,7 @@ from imgclf.cli._options import (
 )
 from imgclf.cli._output import Force, Out, picture_file
 from imgclf.cli.train import resolve_request
+from imgclf.core.text import percent
 
 NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
 
@@ -74,7 +75,7 @@ def learning_curve(
 
 def _show(curve: LearningCurve) -> None:
     law, images = curve.law, curve.points[-1].images
-    rows = [(f"{p.images:,}", console.percent(p.accuracy), _range(*p.interval), p.draws) for p in curve.points]
+    rows = [(f"{p.images:,}", percent(p.accuracy), _range(*p.interval), p.draws) for p in curve.points]
     console.show_table(("images", "accuracy", "95 % interval", "draws"), rows)
     console.show()
     console.show(f"fit:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
@@ -86,7 +87,7 @@ def _show(curve: LearningCurve) -> None:
     else:
         console.show(
             f"more:    {2 * images:,} images, twice as many, would bring about {_gain(gain)} points, to "
-            f"{console.percent(doubled.value)} ({_range(doubled.low, doubled.high)})"
+            f"{percent(doubled.value)} ({_range(doubled.low, doubled.high)})"
         )
     if not curve.full:
         console.show()
@@ -96,7 +97,7 @@ def _show(curve: LearningCurve) -> None:
                 (
                     row.name,
                     f"{row.images:,}",
-                    None if row.recall is None else console.percent(row.recall),
+                    None if row.recall is None else percent(row.recall),
                     _told(row.recall_gain),
                     _told(row.accuracy_gain),
                 )

@@ -9,6 +9,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
+from imgclf.core.text import plural
 
 
 def models(
@@ -43,7 +44,7 @@ def models(
     elif exact is None:
         rows = [[info.name, f"{info.params:,}", _side(info.size), info.channels, _host(info.weights)] for info in found]
         console.show_table(["name", "parameters", "size", "channels", "pretrained weights"], rows)
-        console.say(console.plural(len(rows), "network"), "dim")
+        console.say(plural(len(rows), "network"), "dim")
     else:
         _show_layers(exact, classes, size, channels)
 

@@ -13,6 +13,7 @@ from imgclf.cli._inputs import PixelStore, expand, load_classifier
 from imgclf.cli._options import Device, Json, Model, OwnArch, Precision
 from imgclf.cli._output import Force, model_data, output_file
 from imgclf.core.config import DataConfig
+from imgclf.core.text import percent, plural
 
 COLUMNS = ("path", "label", "confidence")
 JUDGEMENT = ("unknown_score", "accepted")
@@ -77,30 +78,30 @@ def predict(
         header = [*COLUMNS, *ranked, *(JUDGEMENT if judged else ()), "error"]
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_text(csv, csv_text([header, *rows]))
-        console.say(f"{console.plural(len(rows), 'row')} written to {csv}")
+        console.say(f"{plural(len(rows), 'row')} written to {csv}")
     elif not json:
         console.show_table(["image", "class", "sure", "next likeliest", *(["unknown score"] if judged else [])], rows)
     if reject is not None and failed < len(source):
         assert classifier.ood_ is not None  # else it could not judge
-        known, threshold = console.plural(len(source) - failed, "image"), classifier.ood_.threshold(reject)
+        known, threshold = plural(len(source) - failed, "image"), classifier.ood_.threshold(reject)
         console.say(
             f"{refused:,} of {known} unknown: unlike the training images (unknown above a score of {threshold:.2f})"
         )
     if far := far_values(source, source.samples, classifier.preprocess_.levels):
         console.warn(far)
     if failed:
-        console.warn(f"{failed:,} of {console.plural(len(source), 'input')} could not be read")
+        console.warn(f"{failed:,} of {plural(len(source), 'input')} could not be read")
         raise typer.Exit(1)
 
 
 def _table_row(prediction: Any, judged: bool) -> list[object]:
     if prediction.error is not None:
         return [prediction.path, "error", None, prediction.error, *([None] if judged else [])]
-    likely = [f"{label} {console.percent(share)}" for label, share in prediction.top]
+    likely = [f"{label} {percent(share)}" for label, share in prediction.top]
     score = [f"{prediction.unknown_score:.2f}"] if judged else []
     if prediction.accepted is False:
         return [prediction.path, "unknown", None, ", ".join(likely), *score]
-    return [prediction.path, prediction.label, console.percent(prediction.confidence), ", ".join(likely[1:]), *score]
+    return [prediction.path, prediction.label, percent(prediction.confidence), ", ".join(likely[1:]), *score]
 
 
 def _csv_row(prediction: Any, top: int, judged: bool) -> list[object]:

@@ -9,6 +9,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir
+from imgclf.core.text import plural
 
 SIZE = "224"
 SHARD_SIZE = "256MB"
@@ -49,7 +50,7 @@ def prepare(
     """
     from imgclf.core.config import PreprocessConfig, parse_size
     from imgclf.core.errors import ConfigError, DataError
-    from imgclf.core.files import printable
+    from imgclf.core.text import printable
     from imgclf.data.audit import audit
     from imgclf.data.jpeg import common_levels
     from imgclf.data.sources.open import open_source
@@ -79,7 +80,7 @@ def prepare(
     if not audited.source.samples:
         raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in reasons])
     if reasons:
-        console.warn(f"{console.plural(len(reasons), 'image')} can't be read and will be left out:")
+        console.warn(f"{plural(len(reasons), 'image')} can't be read and will be left out:")
         console.say_list(reasons)
     levels = common_levels(sample.levels for sample in audited.source.samples)
     resized = None if shards and size is None else recipe
@@ -93,7 +94,7 @@ def prepare(
         else:
             count = prepare_folder(source, out, recipe, kind, progress)
     of = f" of {recipe.size[0]}×{recipe.size[1]}" if resized else ""
-    where = f"{console.plural(len(list(out.glob('*.tar'))), 'shard')} in {out}" if shards else str(out)
-    console.show(f"{console.plural(count, 'image')}{of} in {where}")
+    where = f"{plural(len(list(out.glob('*.tar'))), 'shard')} in {out}" if shards else str(out)
+    console.show(f"{plural(count, 'image')}{of} in {where}")
     if reasons:
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json, choices
 from imgclf.core.errors import ModelFileError
+from imgclf.core.text import percent, plural
 from imgclf.storage.run_folder import ROOT
 from imgclf.storage.run_list import FILTERS, SORTS, RunEntry
 
@@ -44,7 +45,7 @@ def runs(
     for text in condition or ():
         shown = filtered(shown, text)
     if damaged:
-        console.warn(f"{console.plural(len(damaged), 'run')} left out, as run.json can't be read:")
+        console.warn(f"{plural(len(damaged), 'run')} left out, as run.json can't be read:")
         console.say_list(map(str, damaged))
     if json:
         console.show_json({"runs": [entry.to_dict() for entry in shown]})
@@ -52,7 +53,7 @@ def runs(
     if not entries:
         console.say(f"there are no runs under {folder.absolute()}: train one (imgclf train DATA)")
     elif not shown:
-        console.say(f"none of {console.plural(len(entries), 'run')} is like that")
+        console.say(f"none of {plural(len(entries), 'run')} is like that")
     else:
         rows = [("*" if entry.default else "", *cells(entry)) for entry in shown]
         console.show_table(("", *HEADER), rows, keys=2)
@@ -81,7 +82,7 @@ def cells(entry: RunEntry) -> tuple[object, ...]:
         entry.data,
         entry.arch,
         entry.recipe,
-        None if entry.accuracy is None else console.percent(entry.accuracy),
+        None if entry.accuracy is None else percent(entry.accuracy),
         None if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
         None if entry.n is None else f"{entry.n:,} {entry.part}",
         None if entry.seconds is None else f"{entry.seconds:,.0f}",

@@ -13,6 +13,7 @@ from imgclf.cli._inputs import arch_name
 from imgclf.cli._options import DataDir
 from imgclf.cli._output import Force, Out, picture_file
 from imgclf.core.config import PreprocessConfig
+from imgclf.core.text import plural
 
 if TYPE_CHECKING:
     from imgclf.core.config import ExperimentConfig
@@ -91,7 +92,7 @@ def _show_grid(
 ) -> None:
     from imgclf.core.config import parse_size
     from imgclf.core.errors import DataError
-    from imgclf.core.files import printable
+    from imgclf.core.text import printable
     from imgclf.data.sources.open import open_source
     from imgclf.data.write import require_outside
     from imgclf.estimator.plan import choose_experiment
@@ -107,7 +108,7 @@ def _show_grid(
     if not images:
         raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in bad])
     if bad:
-        console.warn(f"{console.plural(len(bad), 'image')} can't be read and will be left out:")
+        console.warn(f"{plural(len(bad), 'image')} can't be read and will be left out:")
         console.say_list(bad)
     save_grid(images, titles, path)
 

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import tempfile
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -199,26 +198,6 @@ def csv_safe(cell: str) -> str:
 def csv_plain(cell: str) -> str:
     """The cell that `csv_safe` was given."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
-
-
-def natural(text: str) -> tuple[str, bytes]:
-    """A key that sorts names as people count: IMG_2 before IMG_10; the bytes decide between IMG_2 and IMG_02."""
-    return re.sub(r"[0-9]+", lambda digits: _counted(digits[0].lstrip("0")), text), os.fsencode(text)
-
-
-def _counted(number: str) -> str:
-    """The digits of a number after how many there are: a longer number is a larger one."""
-    return f"{len(number):04}{number}"
-
-
-def nfc(name: str) -> str:
-    """The form in which names are compared: `é` is one letter, whether it was stored as one or as `e` and an accent."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with control characters and broken encoding spelt out: a newline as `\\n`, ESC as `\\x1b`."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def cache_folder() -> Path:

@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from imgclf.core.errors import ModelFileError
+from imgclf.core.text import shorten
 
 MAX_HEADER = 8_000_000  # bytes; a network with 1,000 classes and 1,000 tensors needs some 200,000
 FORMAT_MAX_HEADER = 100_000_000  # what the safetensors format itself allows
@@ -149,15 +150,10 @@ def parse_json(source: str | bytes, what: str) -> dict[str, Any]:
     except RecursionError:
         raise ModelFileError(f"corrupt: the {what} is nested too deeply") from None
     except ValueError as error:
-        raise ModelFileError(f"corrupt: the {what} is not JSON ({short(str(error))})") from None
+        raise ModelFileError(f"corrupt: the {what} is not JSON ({shorten(str(error))})") from None
     if not isinstance(value, dict):
         raise ModelFileError(f"corrupt: the {what} is not a JSON object")
     return value
-
-
-def short(text: str) -> str:
-    """The start of a text that may be a hostile file's, for a message."""
-    return text if len(text) <= 120 else text[:120] + "…"
 
 
 def _refuse(start: bytes, size: int) -> NoReturn:
@@ -171,7 +167,7 @@ def _refuse(start: bytes, size: int) -> NoReturn:
 
 
 def _parse_entry(name: str, entry: Any) -> Stored:
-    malformed = ModelFileError(f"corrupt: the header's entry for the tensor {short(repr(name))} is malformed")
+    malformed = ModelFileError(f"corrupt: the header's entry for the tensor {shorten(repr(name))} is malformed")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise malformed
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -203,7 +199,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ModelFileError(f"corrupt: the key {short(repr(name))} comes twice")
+            raise ModelFileError(f"corrupt: the key {shorten(repr(name))} comes twice")
         values[name] = value
     return values
 
@@ -211,5 +207,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{short(text)} is not a finite number")
+        raise ValueError(f"{shorten(text)} is not a finite number")
     return number

@@ -22,10 +22,11 @@ import PIL
 from imgclf.core.arguments import require, whole
 from imgclf.core.config import Levels
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, DataError
-from imgclf.core.files import cache_folder, checked_file, natural, printable, read_checked
+from imgclf.core.files import cache_folder, checked_file, read_checked
+from imgclf.core.text import natural, plural, printable
 from imgclf.data.classes import look_alikes
 from imgclf.data.dataset import Sample, Source
-from imgclf.data.duplicates import describe_duplicates, plural
+from imgclf.data.duplicates import describe_duplicates
 from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_regular
 from imgclf.data.sources.folder import FileReader, Known
 from imgclf.data.sources.tar_index import Entry

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from imgclf.core.files import nfc, printable
+from imgclf.core.text import nfc, printable
 from imgclf.data.dataset import Sample, Source
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imgclf.core.config import Levels, PreprocessConfig
 from imgclf.core.errors import DataError
-from imgclf.core.files import nfc
+from imgclf.core.text import nfc
 from imgclf.transforms.preprocess import decode_size, prepare
 
 Pixels = NDArray[np.uint8]

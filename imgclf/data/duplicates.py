@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
-from imgclf.core.files import printable
+from imgclf.core.text import plural, printable
 from imgclf.data.dataset import SPLIT_NAMES, Sample
 
 _SHOWN = 3
@@ -94,8 +94,3 @@ def _leaks(samples: Sequence[Sample], copies: list[list[Sample]]) -> list[str]:
 def _files(copies: list[list[Sample]]) -> str:
     shown = "; ".join(" = ".join(printable(s.ref) for s in files[:_SHOWN]) for files in copies[:_SHOWN])
     return f"{shown}; …" if len(copies) > _SHOWN else shown
-
-
-def plural(number: int, noun: str) -> str:
-    """A number with its noun: "1 image", "1,200 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

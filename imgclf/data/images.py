@@ -25,7 +25,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from imgclf.core.config import Levels
 from imgclf.core.errors import DataError
-from imgclf.core.files import printable
+from imgclf.core.text import printable
 from imgclf.data.dataset import AtLeast, Draft, Pixels, Sides
 from imgclf.data.jpeg import (
     SWAPS_SIDES,

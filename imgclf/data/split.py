@@ -18,7 +18,8 @@ from typing import Any
 
 from imgclf.core.arguments import as_path, plain, require, whole
 from imgclf.core.errors import ConfigError, DataError
-from imgclf.core.files import csv_text, natural, nfc, printable, write_text
+from imgclf.core.files import csv_text, write_text
+from imgclf.core.text import natural, nfc, printable
 from imgclf.data.dataset import SPLIT_NAMES, Sample, Source
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
 from imgclf.data.sources.csv_table import read_rows, spellings

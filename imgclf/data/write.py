@@ -20,7 +20,8 @@ from PIL import Image
 
 from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError, DataError, MissingExtra
-from imgclf.core.files import printable, require_writable, write_text
+from imgclf.core.files import require_writable, write_text
+from imgclf.core.text import printable
 from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source, open_prepared
 from imgclf.data.images import is_image_name
 from imgclf.data.sources.folder import FileReader

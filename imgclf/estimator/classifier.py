@@ -16,8 +16,8 @@ from torch import nn
 from imgclf.core.arguments import as_path, whole
 from imgclf.core.config import EXPLAIN_METHODS, ExperimentConfig
 from imgclf.core.errors import ConfigError, DataError, NotFitted, warn_caller
-from imgclf.core.files import printable
 from imgclf.core.results import Evaluation, Explanation, Prediction
+from imgclf.core.text import printable
 from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.dataset import SPLIT_NAMES, Sample, Source

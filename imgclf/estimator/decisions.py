@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
-from imgclf.core.files import printable
 from imgclf.core.results import Decision
+from imgclf.core.text import printable
 from imgclf.data.dataset import Sample
 from imgclf.estimator.plan import Plan
 from imgclf.models.backbones import find_arch

@@ -27,7 +27,7 @@ from imgclf.core.config import (
     to_dict,
 )
 from imgclf.core.errors import ConfigError, DataError, ModelFileError
-from imgclf.core.files import printable
+from imgclf.core.text import printable
 from imgclf.data.audit import Audit, Sizes, audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.dataset import Sample, Source

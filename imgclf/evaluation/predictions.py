@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.core.errors import DataError, ImgclfError
-from imgclf.core.files import printable, write_atomic
+from imgclf.core.files import write_atomic
 from imgclf.core.results import Evaluation
 from imgclf.core.tensor_file import Header, Raw, checksum, pack, parse_json, read_header
+from imgclf.core.text import printable
 from imgclf.evaluation.calibration import measure_calibration
 from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits, softmax

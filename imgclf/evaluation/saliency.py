@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from imgclf.core.arguments import require
 from imgclf.core.config import EXPLAIN_METHODS, PreprocessConfig
-from imgclf.core.files import nfc
 from imgclf.core.registry import unknown_name
 from imgclf.core.results import Explanation
+from imgclf.core.text import nfc
 from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.feature_maps import Site, find_last_site, spread
 from imgclf.evaluation.inference import device_of, logits_of, predict

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from imgclf.core.errors import ModelFileError
-from imgclf.core.files import printable
-from imgclf.core.tensor_file import short
+from imgclf.core.text import printable, shorten
 
 # Where training scripts keep the weights, the running mean of them first, as timm's own reader has it.
 WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "net", "weights")
@@ -49,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         states = [key for key in others if isinstance(found[key], Mapping) and _is_state(found[key])]
         key = known[0] if known else states[0] if len(states) == 1 else None
         if key is None:
-            keys = ", ".join(short(printable(str(key))) for key in list(found)[:6])
+            keys = ", ".join(shorten(printable(str(key))) for key in list(found)[:6])
             raise ModelFileError(f"{named} holds no weights: expected names and tensors, found {keys or 'nothing'}")
         found = found[key]
     if isinstance(found, _Inert):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from imgclf.core.arguments import as_path
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
-from imgclf.core.files import nfc, printable
 from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header
+from imgclf.core.text import nfc, printable
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
 from imgclf.models.checkpoints import read_checkpoint, without_prefix

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from imgclf.core.files import printable
+from imgclf.core.text import printable
 from imgclf.data.dataset import Pixels
 
 COLUMNS = 5

@@ -15,8 +15,9 @@ from PIL import Image
 
 from imgclf.core.arguments import as_path
 from imgclf.core.errors import ConfigError, DataError
-from imgclf.core.files import PICTURES, printable
+from imgclf.core.files import PICTURES
 from imgclf.core.results import Explanation, LearningCurve, LrCurve
+from imgclf.core.text import printable
 from imgclf.data.dataset import Pixels
 
 COLUMNS = 5
@@ -77,7 +78,7 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
 
 
 def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> None:
-    """Write the pixels that the model saw and, beside them, the heat over the same pixels in gray, as "bees 97 %, by
+    """Write the pixels that the model saw and, beside them, the heat over the same pixels in gray, as "bees 97%, by
     gradcam", with its colors and what red means.
 
     Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
@@ -101,7 +102,7 @@ def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> 
     figure = Figure(
         figsize=((2 * panel + MARGIN) / dpi, (height + SCALE_HEIGHT + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi
     )
-    answer = f"{title_of(explanation.label or '', 20)} {100 * explanation.confidence:.0f} %, by {explanation.method}"
+    answer = f"{title_of(explanation.label or '', 20)} {100 * explanation.confidence:.0f}%, by {explanation.method}"
     titles = (Path(explanation.path).name, answer)
     for index, (shown, title) in enumerate(zip((colors / 255, hot), titles, strict=True)):
         left = MARGIN + index * panel

@@ -6,22 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imgclf.core.results import ENDED, ClassResult, Evaluation, History
+from imgclf.core.text import percent, plural, shorten
 from imgclf.evaluation.calibration import ENOUGH
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.report.confusion import Pair
 from imgclf.report.slices import Slicing
-from imgclf.report.text import (
-    NAMED,
-    commonest,
-    instead_of_epochs,
-    listed,
-    never_better,
-    percent,
-    plural,
-    quoted,
-    short,
-    valid_losses,
-)
+from imgclf.report.text import NAMED, commonest, instead_of_epochs, listed, never_better, quoted, valid_losses
 from imgclf.report.view import ReportData
 
 WIDE = 0.06  # of an interval
@@ -297,7 +287,7 @@ def _of_data(data: ReportData) -> list[Advice]:
     if data.data.findings:
         first, *others = data.data.findings
         more = f" ({len(others):,} more below)" if others else ""
-        text = f"Something is odd about the data: {short(first, BRIEF)}{more}."
+        text = f"Something is odd about the data: {shorten(first, BRIEF)}{more}."
         found.append(Advice(text, "Remove copies and what does not belong there, put labels right, and train again"))
     return found
 

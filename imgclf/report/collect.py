@@ -17,8 +17,9 @@ from torch import nn
 from imgclf.core.arguments import as_path
 from imgclf.core.config import CUSTOM, ExperimentConfig, PreprocessConfig, from_dict
 from imgclf.core.errors import ImgclfError, UnknownName
-from imgclf.core.files import printable, read_text, write_text
+from imgclf.core.files import read_text, write_text
 from imgclf.core.results import ENDED, Decision
+from imgclf.core.text import plural, printable
 from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source
@@ -44,7 +45,6 @@ from imgclf.models.offline import have_offline_weights
 from imgclf.models.own import is_known
 from imgclf.models.summary import layer_table
 from imgclf.report.page import pictures_to_show, render
-from imgclf.report.text import plural
 from imgclf.report.thumbnails import look_at
 from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained, Typed
 from imgclf.runtime.device import pick_device

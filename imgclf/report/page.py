@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.core.results import Evaluation, Intervals
+from imgclf.core.text import percent, plural, shorten
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions
@@ -82,7 +83,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "plural": words.plural, "short": _short, "brief": _brief}
+    environment.filters |= {"percent": percent, "plural": plural, "short": _short, "brief": _brief}
     return environment.get_template("template.html.j2")
 
 
@@ -268,12 +269,12 @@ def _pictures(images: Sequence[Any]) -> list[tuple[str, bool]]:
 
 def _short(text: str) -> str:
     """A name of a length that fits a table or a title."""
-    return _clean(words.short(text, LONGEST))
+    return _clean(shorten(text, LONGEST))
 
 
 def _brief(text: str) -> str:
     """A name of a length that fits under a picture, beside another one."""
-    return _clean(words.short(text, BRIEF))
+    return _clean(shorten(text, BRIEF))
 
 
 def _clean(text: str) -> str:

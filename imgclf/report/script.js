@@ -2,7 +2,7 @@
 (() => {
   const root = document.documentElement;
   const number = new Intl.NumberFormat("en");
-  const percent = (share) => `${(100 * share).toFixed(1)}\u202f%`;
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const theme = document.getElementById("theme");
@@ -46,7 +46,7 @@
         const shares = chosen.dataset.show === "share";
         cells.forEach((cell) => {
           const whole = Math.round(100 * share(cell));
-          cell.textContent = shares ? (whole ? `${whole}\u202f%` : "<\u202f1\u202f%") : number.format(cell.dataset.n);
+          cell.textContent = shares ? (whole ? `${whole}%` : "< 1%") : number.format(cell.dataset.n);
         });
       });
     }

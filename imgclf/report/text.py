@@ -5,35 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imgclf.core.results import ClassResult, Evaluation, History
+from imgclf.core.text import percent, plural, shorten
 from imgclf.report.view import ReportData
 
 NAMED = 5
 LONGEST = 60  # characters of a name in a sentence
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """0.98123 as `98.1 %`, which is never broken."""
-    return f"{100 * share:.{digits}f}\u202f%"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 image`, `1,797 images`, `2 classes`."""
-    return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"
-
-
 def quoted(name: str) -> str:
     """A name as a part of a sentence."""
-    return f"“{short(name)}”"
-
-
-def short(name: str, most: int = LONGEST) -> str:
-    """A name of bounded length."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return f"“{shorten(name, LONGEST)}”"
 
 
 def listed(names: Sequence[str], most: int = NAMED) -> str:
     """`cat, dog and owl`, or `cat, dog, owl, hen, cow and 5 more`."""
-    names = list(map(short, names))
+    names = [shorten(name, LONGEST) for name in names]
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most:,} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from imgclf.core.arguments import as_path
 from imgclf.core.config import ModelConfig, PreprocessConfig, from_dict, to_dict
 from imgclf.core.errors import ImgclfError, ModelFileError
-from imgclf.core.files import printable, write_atomic
-from imgclf.core.tensor_file import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, short
+from imgclf.core.files import write_atomic
+from imgclf.core.tensor_file import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header
+from imgclf.core.text import printable, shorten
 from imgclf.core.version import __version__
 from imgclf.storage.run_folder import locate
 
@@ -106,13 +107,13 @@ class Manifest:
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
-            raise ModelFileError(f"manifest.{name} is {short(repr(getattr(self, name)))}; expected {expected}")
+            raise ModelFileError(f"manifest.{name} is {shorten(repr(getattr(self, name)))}; expected {expected}")
 
     def _check_agreement(self) -> None:
         spec, names, channels = self.spec, len(self.classes), self.recipe.channels
         if not ARCH_NAME.fullmatch(spec.arch):
             raise ModelFileError(
-                f"manifest.spec.arch is {short(repr(spec.arch))}; expected the plain name of an architecture, "
+                f"manifest.spec.arch is {shorten(repr(spec.arch))}; expected the plain name of an architecture, "
                 "never a hub address, a folder or a path"
             )
         if names != spec.classes:
@@ -297,7 +298,7 @@ def _check_format(values: Mapping[str, Any]) -> None:
     if type(number) is int and number != FORMAT:
         writer = versions.get("imgclf") if isinstance(versions, dict) else None
         raise ModelFileError(
-            f"made by imgclf {short(str(writer or '(unknown version)'))} with format {short(str(number))}, "
+            f"made by imgclf {shorten(str(writer or '(unknown version)'))} with format {shorten(str(number))}, "
             f"this version ({__version__}) reads format {FORMAT}: "
             + ("upgrade imgclf" if number > FORMAT else "train the model again")
         )
@@ -321,11 +322,11 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
 def _check_keys(kind: type, values: Any, where: str) -> None:
     """No field may be missing: the default of this version need not be the one of the version that wrote the file."""
     if not isinstance(values, dict):
-        raise ModelFileError(f"{where} is {short(repr(values))}; expected named values")
+        raise ModelFileError(f"{where} is {shorten(repr(values))}; expected named values")
     expected = {item.name for item in fields(kind)}
     for name in sorted(expected ^ values.keys()):
         problem = "is missing" if name in expected else "is not a field of this format"
-        raise ModelFileError(f"{where}.{short(name)} {problem}")
+        raise ModelFileError(f"{where}.{shorten(name)} {problem}")
 
 
 def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
@@ -342,7 +343,7 @@ def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
     wanted |= {BESIDE + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
     found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{short(name)} is not part of it" for name in sorted(found.keys() - wanted.keys())]
+    problems += [f"{shorten(name)} is not part of it" for name in sorted(found.keys() - wanted.keys())]
     problems += [
         f"{name} is {found[name]}, expected {wanted[name]}"
         for name in sorted(wanted.keys() & found.keys())

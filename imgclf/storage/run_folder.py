@@ -30,9 +30,10 @@ from typing import Any
 from imgclf.core.arguments import as_path
 from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.core.errors import ConfigError, DataError, ImgclfError, ModelFileError
-from imgclf.core.files import csv_text, printable, read_text, require_writable, sync_folder, write_text
+from imgclf.core.files import csv_text, read_text, require_writable, sync_folder, write_text
 from imgclf.core.registry import close_matches, unknown_name
 from imgclf.core.results import EpochRecord, History
+from imgclf.core.text import printable
 
 MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, PREDICTIONS, REPORT = (
     "model.safetensors",

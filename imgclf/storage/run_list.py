@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.core.errors import ConfigError, DataError, ModelFileError
-from imgclf.core.files import printable, read_text, write_text
+from imgclf.core.files import read_text, write_text
 from imgclf.core.results import ENDED
+from imgclf.core.text import printable
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import read_score
 from imgclf.storage.model_file import read_manifest

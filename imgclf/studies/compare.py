@@ -13,7 +13,7 @@ import numpy as np
 
 from imgclf.core.arguments import as_path
 from imgclf.core.errors import DataError, ModelFileError
-from imgclf.core.files import nfc, printable
+from imgclf.core.text import nfc, printable
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions, read_predictions
 from imgclf.storage.model_file import weights_digest

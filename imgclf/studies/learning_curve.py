@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from imgclf.core.arguments import named_values
 from imgclf.core.errors import ConfigError, DataError
-from imgclf.core.files import printable
 from imgclf.core.results import ClassGain, LearningCurve
+from imgclf.core.text import printable
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.duplicates import joined, unit_keys
 from imgclf.data.split import Split

@@ -720,7 +720,7 @@ def test_a_table_that_is_wider_than_the_terminal_is_shown_in_parts(monkeypatch):
 
 def test_no_part_of_a_table_is_wider_than_the_terminal(monkeypatch):
     header = ["run", "accuracy", "95 % interval", "of", "seconds", "MB"]
-    row = ["a-run-of-ten", "100.0 %", "82.4–100.0", "18 test", "15", "13.7"]
+    row = ["a-run-of-ten", "100.0%", "82.4–100.0", "18 test", "15", "13.7"]
     lines = on_narrow_terminal(monkeypatch, header, [row])
     assert max(map(len, lines)) <= 60
     assert " ".join(lines[-1].split()) == " ".join(row)

@@ -138,7 +138,7 @@ def test_a_worse_run_does_not_become_the_default_unsaid(capsys):
     warn_of_worse(entry("a", 0.97), entry("b", 0.86))
     said = " ".join(capsys.readouterr().err.split())
     assert said == (
-        "! the default is now runs/b (86.0 % of 50 test images of photos), and was runs/a (97.0 % of 50 test images of "
+        "! the default is now runs/b (86.0% of 50 test images of photos), and was runs/a (97.0% of 50 test images of "
         "photos); to keep that one: imgclf use a"
     )
 

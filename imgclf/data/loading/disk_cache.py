@@ -351,11 +351,3 @@ def clear_cache(name: str = "") -> int:
         shutil.rmtree(folder, ignore_errors=True)  # Windows keeps what a run has open
     left = {entry.name: entry.bytes for entry in list_cache()}
     return before - sum(left.get(entry.name, 0) for entry in entries)
-
-
-def in_units(count: float) -> str:
-    """A number of bytes for people: 62,000,000 as `62 MB`."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count:.0f} bytes"

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import DataError
+from imgclf.core.text import byte_size
 from imgclf.data.dataset import ArrayReader, Pixels, Sample, Source, open_measured, open_prepared
-from imgclf.data.loading.disk_cache import JPEG_SHARE, CachedImage, PixelCache, disk_room, in_units
+from imgclf.data.loading.disk_cache import JPEG_SHARE, CachedImage, PixelCache, disk_room
 from imgclf.runtime.compute import ran_out_of_memory, release_memory
 from imgclf.runtime.device import memory
 from imgclf.transforms.crop import kept_side, shrink, takes_whole_image
@@ -216,7 +217,7 @@ def choose_cache_level(
     each = form.bytes_each(source, samples)
     needed = each * len(samples)
     images = f"{len(samples):,} image{'' if len(samples) == 1 else 's'}"
-    size, packed = f"{images}, {in_units(needed)}", f"{images}, about {in_units(needed * JPEG_SHARE)}"
+    size, packed = f"{images}, {byte_size(needed)}", f"{images}, about {byte_size(needed * JPEG_SHARE)}"
     if asked == "jpeg":
         if train and _has_jpeg(form):
             return CacheLevel("jpeg", packed)
@@ -233,7 +234,7 @@ def choose_cache_level(
         left = len(samples) - PixelCache(form.settings(), lossy=lossy).holds(s.sha256 for s in samples if s.sha256)
         if left * each * (JPEG_SHARE if lossy else 1) <= room:
             return CacheLevel("jpeg", packed) if lossy else CacheLevel("disk", size)
-    have = f"memory has room for {in_units(memory_budget())}, the disk for {in_units(room)}"
+    have = f"memory has room for {byte_size(memory_budget())}, the disk for {byte_size(room)}"
     return CacheLevel("off", f"{size}; {have} (more after `imgclf cache clear`)")
 
 

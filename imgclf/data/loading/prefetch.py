@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from imgclf.core.errors import ImgclfError
-from imgclf.core.files import printable
+from imgclf.core.text import printable
 from imgclf.runtime.device import cores
 
 T = TypeVar("T")

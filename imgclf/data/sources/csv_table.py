@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imgclf.core.errors import DataError
-from imgclf.core.files import csv_plain, printable
+from imgclf.core.files import csv_plain
+from imgclf.core.text import printable
 from imgclf.data.classes import in_one_form
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.images import MAX_PIXELS

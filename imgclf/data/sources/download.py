@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from imgclf.core.errors import DataError
-from imgclf.core.files import printable
+from imgclf.core.text import printable
 
 CONNECT_SECONDS = 2.0
 STALL_SECONDS = 30.0

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from imgclf.core.config import Levels
 from imgclf.core.errors import DataError
-from imgclf.core.files import natural, printable
+from imgclf.core.text import natural, printable
 from imgclf.data.classes import in_one_form
 from imgclf.data.dataset import SPLIT_NAMES, AtLeast, Pixels, Sample, Source
 from imgclf.data.images import (

@@ -14,8 +14,8 @@ from PIL import Image
 
 from imgclf.core.config import Levels
 from imgclf.core.errors import DataError
+from imgclf.core.text import plural
 from imgclf.data.dataset import AtLeast, Pixels, Sample, Source
-from imgclf.data.duplicates import plural
 from imgclf.data.images import MAX_PIXELS, BadImage, Found, image_pixels, read_image
 from imgclf.data.jpeg import is_far
 from imgclf.data.sources.folder import image_files

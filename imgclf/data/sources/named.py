@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.core.errors import DataError
-from imgclf.core.files import cache_folder, printable
+from imgclf.core.files import cache_folder
 from imgclf.core.registry import Registry
+from imgclf.core.text import printable
 from imgclf.data.dataset import ArrayReader, Pixels, Sample, Source
 from imgclf.data.sources.download import download
 

