@@ -14,7 +14,7 @@ from torch import nn
 from imgclf.core.errors import ConfigError
 from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.calibration import choose_temperature
-from imgclf.evaluation.inference import Progress, answer, predictions_with_features
+from imgclf.evaluation.inference import Progress, collect_predictions, predictions_with_features
 from imgclf.evaluation.ood import ENOUGH, OodDetector, choose_evenly, fit_ood
 from imgclf.evaluation.predictions import Predictions
 from imgclf.models.features import feature_layers
@@ -53,7 +53,7 @@ def calibrate(model: nn.Module, valid: Loader, train: Callable[[], Features]) ->
     """
     missing = _why_not(model, valid)
     if missing:
-        answers = answer(model, valid)
+        answers = collect_predictions(model, valid)
     else:
         answers, features = predictions_with_features(model, valid)
     temperature, note = choose_temperature(answers.logits, answers.targets)

@@ -36,7 +36,7 @@ from imgclf.data.split import (
 from imgclf.data.write import require_apart
 from imgclf.estimator.fit import Data, FitResult, figures, fit_data, repeat_run, resume_run
 from imgclf.estimator.settings import Builder, own_network, resolve_request
-from imgclf.evaluation.inference import answer, device_of, predict
+from imgclf.evaluation.inference import collect_predictions, device_of, predict
 from imgclf.evaluation.ood import Rejector
 from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.evaluation.saliency import explain
@@ -209,7 +209,9 @@ class Classifier:
         """What the model says of just these samples of a source, one by one."""
         model, loader = self._fitted(), self._loader(source, samples, cache=self._cache())
         precision = pick_precision(self.precision_, device_of(model))
-        answers = answer(model, loader, progress=progress, precision=precision, temperature=self.temperature_)
+        answers = collect_predictions(
+            model, loader, progress=progress, precision=precision, temperature=self.temperature_
+        )
         self.unreadable_ = {**self.unreadable_, **loader.lost}
         again = seen_refs(source, self.seen_)
         return replace(answers, seen=tuple(i for i, ref in enumerate(answers.refs) if ref in again))
@@ -257,14 +259,14 @@ class Classifier:
         """
         model, source, top = self._fitted(), inputs_source(images), whole("top", top, 1)
         loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
-        precision, refusal = pick_precision(self.precision_, device_of(model)), None
+        precision, rejector = pick_precision(self.precision_, device_of(model)), None
         if reject is not None:
             if self.ood_ is None:
                 raise ConfigError(
                     f"this model can't tell what is unlike its images: {self.manifest_.unknown['missing']}"
                 )
-            refusal = Rejector(self.ood_, reject)
-        return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, refusal=refusal)
+            rejector = Rejector(self.ood_, reject)
+        return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, rejector=rejector)
 
     def predict(self, images: Any, *, top: int = 5, reject: float | None = None) -> list[Prediction]:
         """The predictions of `predict_each`, all at once.

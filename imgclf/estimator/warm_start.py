@@ -200,7 +200,7 @@ def _graying(recipe: PreprocessConfig) -> Alteration:
 
 
 def _right(model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype) -> np.ndarray[Any, Any]:
-    logits, targets = infer(model, loader, device, None, precision)
+    logits, targets, _ = infer(model, loader, device, None, precision)
     right: np.ndarray[Any, Any] = logits.argmax(1) == targets
     return right
 

@@ -109,9 +109,9 @@ class OodDetector:
 
 @dataclass(frozen=True)
 class Rejector:
-    """What is known of unlike images, and the share of images of the known classes that may be refused."""
+    """A detector, and the share (0…1) of images of the known classes that it may reject."""
 
-    unknown: OodDetector
+    ood: OodDetector
     share: float
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class Rejector:
     @cached_property
     def threshold(self) -> float:
         """The largest score that is accepted; `ConfigError` for a share that can't be had."""
-        return self.unknown.threshold(self.share)
+        return self.ood.threshold(self.share)
 
     def judge(self, prediction: Prediction, score: float) -> Prediction:
         """The prediction with its score, and whether it is accepted."""

@@ -25,9 +25,8 @@ from imgclf.core.results import Explanation
 from imgclf.core.text import nfc
 from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.feature_maps import Site, find_last_site, spread
-from imgclf.evaluation.inference import device_of, logits_of, predict
+from imgclf.evaluation.inference import batch_outputs, device_of, predict
 from imgclf.models.ensemble import Ensemble
-from imgclf.models.fuse import fuse_conv_bn
 from imgclf.runtime.compute import in_parts_that_fit, own_copy
 from imgclf.runtime.device import pick_precision
 from imgclf.transforms.preprocess import mean_color, to_input
@@ -85,9 +84,8 @@ def _heats(
     device = device_of(model)
     first = to_input(pixels[:1], recipe, device)
     if method == "occlusion":
-        network = fuse_conv_bn(model, first)
         for image, target in zip(pixels, targets.tolist(), strict=True):
-            yield _scaled(_occlusion(network, image, target, recipe, precision))
+            yield _scaled(_occlusion(model, image, target, recipe, precision))
         return
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     site = find_last_site(members[0], first)
@@ -158,10 +156,10 @@ def _occlusion(
         covered = image.repeat(len(part), 1, 1, 1)
         for row, (rows, columns) in zip(covered, part, strict=True):
             row[rows, columns] = gray
-        compute = partial(logits_of, model, covered, recipe, device, precision)
+        compute = partial(batch_outputs, model, covered, recipe, device, precision)
         logits, most = in_parts_that_fit(compute, most, device)
         odds.append(_log_odds(logits, target))
-    whole = _log_odds(logits_of(model, image[None], recipe, device, precision, 1), target)
+    whole = _log_odds(batch_outputs(model, image[None], recipe, device, precision, 1), target)
     losses, covers = np.zeros((height, width)), np.zeros((height, width))
     for (rows, columns), value in zip(patches, np.concatenate(odds), strict=True):
         losses[rows, columns] += whole[0] - value

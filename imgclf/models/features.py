@@ -10,15 +10,35 @@ from torch import nn
 from imgclf.core.errors import ConfigError
 from imgclf.models.build import head_of
 from imgclf.models.ensemble import Ensemble
+from imgclf.runtime.compute import own_copy
 
 
-class Tapped(nn.Module):
-    """A network that answers with its logits (n, k) and, behind them in each row, its features (n, d): what comes to
-    its `layers`, of the names that `feature_layers` gives.
+def with_features(model: nn.Module) -> nn.Module:
+    """A network that gives the logits (n, k) of `model` and, behind them in each row, its features (n, d).
 
-    It hooks these layers, so the network must be the caller's alone, such as an `own_copy`.
+    Shares the weights of `model`, which stays as it is. Raises `ConfigError` for a network without a known head.
     """
+    return _WithFeatures(own_copy(model), feature_layers(model))
 
+
+def feature_layers(model: nn.Module) -> list[str]:
+    """The names of the layers whose input are the features: one, or one for each member of an ensemble.
+
+    Raises `ConfigError` for a network without a known head.
+    """
+    networks = list(model.members) if isinstance(model, Ensemble) else [model]
+    heads = [_first_layer(head_of(network)) for network in networks]
+    return [next(name for name, module in model.named_modules() if module is head) for head in heads]
+
+
+def _first_layer(head: nn.Module) -> nn.Module:
+    for module in head.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            return module
+    raise ConfigError(f"the head of this network is a {type(head).__name__}, without a linear layer or a convolution")
+
+
+class _WithFeatures(nn.Module):
     def __init__(self, network: nn.Module, layers: list[str]) -> None:
         super().__init__()
         self.network = network
@@ -37,24 +57,6 @@ class Tapped(nn.Module):
             self._caught[name] = given.flatten(1, -2).mean(1) if given.ndim > 2 else given
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, …) to (n, k + d), float32."""
         logits = self.network(images).float()
         features = [self._caught.pop(name) for name in self._layers]
         return torch.cat([logits, *features], 1)
-
-
-def feature_layers(model: nn.Module) -> list[str]:
-    """The names of the layers whose input are the features: one, or one for each member of an ensemble.
-
-    Raises `ConfigError` for a network without a known head.
-    """
-    networks = list(model.members) if isinstance(model, Ensemble) else [model]
-    heads = [_first_layer(head_of(network)) for network in networks]
-    return [next(name for name, module in model.named_modules() if module is head) for head in heads]
-
-
-def _first_layer(head: nn.Module) -> nn.Module:
-    for module in head.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            return module
-    raise ConfigError(f"the head of this network is a {type(head).__name__}, without a linear layer or a convolution")

@@ -37,7 +37,7 @@ from imgclf.data.split import (
     unpack_contents,
 )
 from imgclf.data.write import require_outside
-from imgclf.evaluation.inference import answer
+from imgclf.evaluation.inference import collect_predictions
 from imgclf.evaluation.predictions import Predictions, read_predictions
 from imgclf.models.backbones import find_arch
 from imgclf.models.ensemble import Ensemble
@@ -144,7 +144,7 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
     loader = Loader(source, samples, manifest.recipe, classes=manifest.classes, device=pick_device("auto"))
     temperature = float(manifest.calibration["temperature"])
-    answers = answer(model.to(loader.device), loader, progress=progress, temperature=temperature)
+    answers = collect_predictions(model.to(loader.device), loader, progress=progress, temperature=temperature)
     again = seen_refs(source, unpack_contents(manifest.seen))
     seen = tuple(i for i, ref in enumerate(answers.refs) if ref in again)
     return Known(model, {part: replace(answers, seen=seen)}, source)

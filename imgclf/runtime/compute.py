@@ -7,8 +7,8 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from types import MethodType
 from typing import Any, TypeVar
@@ -111,17 +111,6 @@ def enough_threads(flops: float) -> Iterator[None]:
         yield
     finally:
         _use_threads(before)
-
-
-def made_on_one_core(items: Generator[T]) -> Iterator[T]:
-    """The items of a generator, each made on one core; between them, the caller's thread has all of its own."""
-    with closing(items):
-        while True:
-            with enough_threads(0):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
 
 
 def _use_threads(number: int) -> None:

@@ -54,7 +54,7 @@ from imgclf.core.config import TrainConfig
 from imgclf.core.errors import ConfigError, warn_caller
 from imgclf.core.results import EpochRecord, Evaluation, History
 from imgclf.data.audit import BadFile, left_out
-from imgclf.evaluation.inference import Answered
+from imgclf.evaluation.inference import PreviewPrediction
 from imgclf.runtime.random import RandomState
 
 Callback = Callable[[str, Any], None]
@@ -132,7 +132,7 @@ class Tested:
 
     part: str
     result: Evaluation
-    sample: Callable[[], Sequence[Answered]] = field(repr=False)
+    sample: Callable[[], Sequence[PreviewPrediction]] = field(repr=False)
 
 
 def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:

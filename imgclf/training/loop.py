@@ -26,7 +26,7 @@ from imgclf.core.errors import ConfigError, DataError, TrainingDiverged
 from imgclf.core.results import EpochRecord, Evaluation, History
 from imgclf.data.loading.loader import Batch, Loader
 from imgclf.evaluation.calibration import fit_temperature
-from imgclf.evaluation.inference import infer_placed
+from imgclf.evaluation.inference import infer
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.models.build import head_of
 from imgclf.runtime import distributed
@@ -321,7 +321,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
 
     state.model.eval()
     with swapped_weights(state.model, state.mean), drawing(state.random, state.device):
-        logits, targets, positions = infer_placed(state.model, valid, state.device, stop, state.precision)
+        logits, targets, positions = infer(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
     if state.config.label_smoothing:  # asks for less certain answers than the plain loss does, more so as it succeeds

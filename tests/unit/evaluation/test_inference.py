@@ -13,8 +13,7 @@ from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import DataError, OutOfMemory
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
-from imgclf.evaluation.inference import FEW, MANY, evaluate, infer, predict, quick
-from imgclf.evaluation.metrics import softmax
+from imgclf.evaluation.inference import MIN_TUNED_IMAGES, evaluate, infer, predict
 from imgclf.evaluation.ood import Rejector, fit_ood
 from imgclf.models.build import build_model
 
@@ -45,7 +44,7 @@ def test_predictions_give_the_accuracy_of_the_evaluation(model, source, batch_si
     hits = [p.label == sample.label for p, sample in zip(predictions, source.samples, strict=True)]
     assert evaluation.n == 60
     assert evaluation.accuracy == sum(hits) / 60
-    logits, targets = infer(model, loader, CPU)
+    logits, targets, _ = infer(model, loader, CPU)
     assert evaluation.accuracy == (logits.argmax(1) == targets).mean()
     whole = infer(model, loader_of(source, batch_size=60), CPU)[0]
     np.testing.assert_allclose(logits, whole, atol=1e-5)
@@ -119,23 +118,26 @@ class Norms(nn.Module):
         return self.head(self.features(images))
 
 
-REFUSAL = Rejector(
+REJECTOR = Rejector(
     fit_ood(*(np.random.default_rng(0).normal(size=(30, n)).astype(np.float32) for n in (784, 3, 784))), 0.5
 )
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("copies", [1, 2, 5], ids=["few", "some", "many"])
-@pytest.mark.parametrize("refusal", [None, REFUSAL], ids=["all", "reject"])
-def test_threads_and_open_generators_do_not_disturb_each_other(source, training, copies, refusal):
+@pytest.mark.parametrize("rejector", [None, REJECTOR], ids=["all", "reject"])
+def test_threads_and_open_generators_do_not_disturb_each_other(source, training, copies, rejector):
     model = Norms().train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    threads, samples = torch.get_num_threads(), (source.samples * copies)[: FEW - 1 if copies == 1 else None]
+    threads, samples = (
+        torch.get_num_threads(),
+        (source.samples * copies)[: MIN_TUNED_IMAGES - 1 if copies == 1 else None],
+    )
 
     def answers(turn=0):
         order = samples[turn:] + samples[:turn]
         loader = Loader(source, order, RECIPE, classes=source.classes, workers=0, batch_size=16)
-        for found in predict(model, loader, refusal=refusal):
+        for found in predict(model, loader, rejector=rejector):
             yield found
             assert torch.get_num_threads() == threads
 
@@ -184,9 +186,9 @@ class Limited(nn.Module):
 
 def test_batches_that_do_not_fit_go_in_parts_from_then_on(source):
     model, loader = Limited(7).eval(), loader_of(source, batch_size=25)
-    logits, targets = infer(model, loader, CPU)
+    logits, targets, _ = infer(model, loader, CPU)
     assert model.sizes == [25, 13, 7, 7, 7, 4, 7, 7, 7, 4, 7, 3]
-    whole, same = infer(Limited(60), loader, CPU)
+    whole, same, _ = infer(Limited(60), loader, CPU)
     np.testing.assert_allclose(logits, whole, atol=1e-6)
     assert (targets == same).all()
     predictions = list(predict(Limited(7), loader))
@@ -205,22 +207,6 @@ def with_norms():
     model[1].running_mean.normal_()
     model[1].running_var.uniform_(0.5, 2)
     return model.eval()
-
-
-@pytest.mark.parametrize("copies", [1, 2, 5])
-def test_many_images_are_answered_quicker_and_the_same(source, copies):
-    model = with_norms()
-    samples = source.samples * copies
-    loader = Loader(source, samples, RECIPE, classes=source.classes, workers=0)
-    with quick(model, loader, CPU) as network:
-        assert (network is model) == (len(samples) < MANY)
-    assert network is model or all(parameter.is_meta for parameter in network.parameters()), "weights are given back"
-    expected = softmax(infer(model, loader, CPU)[0])
-    found = np.array([list(p.probabilities.values()) for p in predict(model, loader)])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert evaluate(model, loader).loss == pytest.approx(
-        -np.log(expected[np.arange(len(samples)), loader.targets]).mean(), abs=1e-5
-    )
 
 
 def test_half_precision_is_asked_for(source):
@@ -274,7 +260,7 @@ class Flip(nn.Module):
 def test_answers_are_fetched_now_and_then(model, source, monkeypatch):
     found = []
     for waiting in (2**26, 100):
-        monkeypatch.setattr("imgclf.evaluation.inference.WAITING", waiting)
+        monkeypatch.setattr("imgclf.evaluation.inference.MAX_WAITING_BYTES", waiting)
         found.append(infer(model, loader_of(source, batch_size=7), torch.device("cpu")))
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)

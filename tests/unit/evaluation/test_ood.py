@@ -24,8 +24,7 @@ from imgclf.estimator.calibrate import features_of
 from imgclf.evaluation.inference import predictions_with_features
 from imgclf.evaluation.ood import MOST_VALUES, OodDetector, choose_evenly, fit_ood
 from imgclf.models.build import build_model
-from imgclf.models.features import Tapped, feature_layers
-from imgclf.runtime.compute import own_copy
+from imgclf.models.features import feature_layers, with_features
 from imgclf.storage.model_file import UNKNOWN_TENSORS, read_manifest
 from imgclf.transforms.presets import preset_steps
 
@@ -127,7 +126,7 @@ def test_features_are_what_the_head_gets(arch, size, width, members):
     model = build_model(ModelConfig(arch, 3, 3, (size, size), members=members)).eval()
     images = torch.rand(2, 3, size, size)
     with torch.inference_mode():
-        rows = Tapped(own_copy(model), feature_layers(model))(images)
+        rows = with_features(model)(images)
         plain = model(images)
     assert rows.shape == (2, 3 + members * width)
     assert torch.equal(rows[:, :3], plain)

@@ -18,7 +18,6 @@ from imgclf.runtime.compute import (
     enough_threads,
     in_evaluation,
     kept_memory,
-    made_on_one_core,
     own_copy,
     ran_out_of_memory,
     release_memory,
@@ -75,29 +74,6 @@ def test_small_steps_run_on_one_core_and_large_ones_on_all(two_threads):
     with pytest.raises(KeyboardInterrupt), enough_threads(1):
         raise KeyboardInterrupt
     assert (torch.get_num_threads(), threads_elsewhere()) == (2, 2)
-
-
-def test_what_is_made_on_one_core_leaves_the_threads_of_others_alone(two_threads):
-    def make():
-        try:
-            yield torch.get_num_threads()
-            yield torch.get_num_threads()
-            raise ValueError("the third")
-        finally:
-            ended.append(True)
-
-    ended = []
-    items = made_on_one_core(make())
-    assert next(items) == 1
-    assert (torch.get_num_threads(), threads_elsewhere()) == (2, 2)
-    assert next(items) == 1
-    with pytest.raises(ValueError, match="the third"):
-        next(items)
-    assert ended == [True]
-    left = made_on_one_core(make())
-    next(left)
-    left.close()
-    assert ended == [True, True]
 
 
 def test_drawing_goes_on_from_a_seed_and_leaves_the_generators_alone():
