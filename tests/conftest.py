@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,11 @@ from imgclf.data.dataset import ArrayReader, Sample, Source
 from support import standin_device
 from support.photos import save_photos
 
-settings.register_profile("imgclf", deadline=None)  # a busy machine is no fault
-settings.load_profile("imgclf")
+# A busy machine is no fault: no deadlines. `IMGCLF_THOROUGH=1` tries more examples, and more kills in `faults`.
+settings.register_profile("quick", deadline=None, max_examples=20)
+settings.register_profile("thorough", deadline=None, max_examples=300)
+settings.load_profile("thorough" if os.environ.get("IMGCLF_THOROUGH") else "quick")
+torch.set_num_threads(1)  # each of the test processes has a core; `two_threads` is for tests of threads
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
@@ -62,7 +62,6 @@ def rows(counts, groups=False):
     ]
 
 
-@settings(max_examples=30)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.randoms())
 def test_parts_are_nested_stratified_and_the_same_in_any_order(sizes, random):
     samples = rows(dict(zip("abcd", sizes, strict=False)))

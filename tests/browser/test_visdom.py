@@ -25,7 +25,6 @@ FLAGS = "--no-sandbox --headless=new --disable-gpu --disable-quic --no-first-run
 FLAGS += "--disable-background-networking --disable-component-update"
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not ASSETS, reason="IMGCLF_VISDOM_STATIC names no folder of visdom_assets.py"),
 ]
 

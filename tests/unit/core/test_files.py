@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core import files as _files
@@ -43,7 +43,6 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@settings(max_examples=25)
 @given(st.lists(st.binary(max_size=40), max_size=3), st.data())
 def test_what_is_read_back_checked_is_what_was_written_or_an_error(tmp_path_factory, parts, data):
     path, content = tmp_path_factory.mktemp("checked") / "file", b"".join(parts)

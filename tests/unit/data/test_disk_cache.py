@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core.config import PreprocessConfig
@@ -156,7 +156,6 @@ def test_what_others_have_sealed_meanwhile_is_not_kept_twice():
     assert same(slow.find(name(3)), image(3))
 
 
-@settings(max_examples=40)
 @given(st.data())
 def test_a_file_that_is_cut_short_or_changed_gives_no_wrong_pixels(data):
     clear_cache()

@@ -12,7 +12,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, ImageOps, features
 
@@ -109,7 +109,6 @@ def test_at_least_decodes_smaller_but_never_below(orientation):
     assert read_image(data, at_least=(1, 1)).shape[:2] == (full[0] // 8, full[1] // 8)
 
 
-@settings(max_examples=40)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 250), st.integers(1, 250))
 def test_draft_keeps_both_sides(width, height, least_height, least_width):
     data = encoded(Image.new("L", (width, height)), "JPEG")
@@ -465,7 +464,6 @@ def test_the_checksums_of_a_png_are_verified():
             read(bytes(data))
 
 
-@settings(max_examples=150)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]), st.data())
 def test_damage_gives_pixels_or_bad_image_and_check_says_which(kind, draw):
     data = bytearray(encoded(Image.fromarray(quarters(16, 16)), kind))

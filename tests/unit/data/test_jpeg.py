@@ -5,7 +5,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
@@ -15,7 +15,6 @@ from imgclf.data.dataset import Draft
 from imgclf.data.images import BadImage, check_image, read_image
 from imgclf.data.jpeg import decode_jpeg, find_jpeg
 
-few = settings(max_examples=60)
 sides = st.integers(1, 90)
 
 
@@ -49,7 +48,6 @@ def by_pillow(data, needed=None):
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-@few
 @given(sides, sides, st.sampled_from([1, 3]), st.integers(1, 100), st.sampled_from([0, 1, 2]), st.booleans())
 def test_pixels_are_those_of_pillow_to_the_bit(height, width, channels, quality, subsampling, progressive):
     data = encoded(picture(height, width, channels), quality=quality, subsampling=subsampling, progressive=progressive)
@@ -57,7 +55,6 @@ def test_pixels_are_those_of_pillow_to_the_bit(height, width, channels, quality,
     assert np.array_equal(read_image(data), by_pillow(data))
 
 
-@few
 @given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([1, 3]), st.sampled_from([0, 2]), sides, sides)
 def test_a_smaller_decoding_is_pillows_too(height, width, channels, subsampling, least_height, least_width):
     data = encoded(picture(height, width, channels), subsampling=subsampling)
@@ -65,7 +62,6 @@ def test_a_smaller_decoding_is_pillows_too(height, width, channels, subsampling,
     assert np.array_equal(read_image(data, at_least=needed), by_pillow(data, needed))
 
 
-@few
 @given(st.integers(8, 90), st.integers(8, 90), st.sampled_from([1, 3]), st.sampled_from([0, 2]), st.booleans())
 def test_a_draft_differs_only_where_colors_would_be_smoothed(height, width, channels, subsampling, half):
     data = encoded(picture(height, width, channels), subsampling=subsampling)
@@ -193,7 +189,6 @@ def verdict(data, needed):
         return error.reason
 
 
-@settings(max_examples=300)
 @given(
     st.sampled_from([{}, {"progressive": True}, {"exif": turned(6)}, {"restart_marker_blocks": 1}]),
     st.sampled_from([None, (9, 9)]),

@@ -402,7 +402,6 @@ def test_an_epoch_that_is_given_up_ends_its_threads(source):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("imgclf-loader")]
 
 
-@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 12), st.booleans())
 def test_steps_are_the_batches_that_come(n, batch_size, drop_last):
     pixels = np.zeros((n, 2, 2, 1), np.uint8)

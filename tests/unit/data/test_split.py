@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core.errors import ConfigError, DataError
@@ -55,10 +55,8 @@ sizes_of = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 fractions_of = st.sampled_from(
     [(0.7, 0.15, 0.15), (0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.9, 0.0, 0.1), (0.6, 0.4, 0.0)]
 )
-fast = settings(max_examples=60)
 
 
-@fast
 @given(sizes_of, fractions_of, st.integers(0, 5))
 def test_counts_are_exact_and_every_class_trains(sizes, fractions, seed):
     split = make_split(source(singles(sizes)), fractions, seed)
@@ -72,7 +70,6 @@ def test_counts_are_exact_and_every_class_trains(sizes, fractions, seed):
     assert sum(len(split.samples(name)) for name in SPLIT_NAMES) == total
 
 
-@fast
 @given(st.lists(st.integers(20, 60), min_size=2, max_size=6), st.integers(0, 5))
 def test_each_class_gives_its_share(sizes, seed):
     for counts, n in zip(make_split(source(singles(sizes)), seed=seed).counts().values(), sizes, strict=True):
@@ -80,7 +77,6 @@ def test_each_class_gives_its_share(sizes, seed):
         assert abs(counts["valid"] + counts["test"] - 0.3 * n) <= 1.5
 
 
-@fast
 @given(sizes_of, st.randoms(use_true_random=False), st.integers(0, 5))
 def test_order_and_names_do_not_matter(sizes, random, seed):
     samples = singles(sizes)
@@ -101,7 +97,6 @@ def test_the_seed_and_the_content_matter():
 unit_of = st.tuples(*(st.integers(0, most) for most in (2, 20, 20, 30)))
 
 
-@fast
 @given(st.lists(unit_of, min_size=2, max_size=60), st.integers(0, 3))
 def test_groups_and_copies_by_bytes_or_by_pixels_stay_together_also_across_classes(rows, seed):
     samples = [
@@ -235,7 +230,6 @@ def test_wrong_split_files_are_refused_with_the_line(tmp_path, text, match):
         read_split(tmp_path / "split.csv")
 
 
-@fast
 @given(
     sizes=st.lists(st.integers(2, 20), min_size=2, max_size=4),
     more=st.lists(st.integers(0, 20), min_size=4, max_size=4),

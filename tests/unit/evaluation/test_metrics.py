@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -45,7 +45,6 @@ def test_an_example_worked_by_hand():
     assert result.macro_f1 == pytest.approx((2 / 3 + 0.5) / 2)
 
 
-@settings(max_examples=60)
 @given(batches())
 def test_equals_scikit_learn(batch):
     from sklearn import metrics
@@ -84,7 +83,6 @@ def test_what_an_evaluation_holds_and_writes_grows_with_the_classes_and_not_with
     assert len(result.confusion) == 50
 
 
-@settings(max_examples=60)
 @given(batches())
 def test_loss_and_top5_equal_torch(batch):
     import torch
@@ -101,7 +99,6 @@ def test_loss_and_top5_equal_torch(batch):
         assert result.top5 is None
 
 
-@settings(max_examples=30)
 @given(batches(), st.randoms(use_true_random=False))
 def test_the_order_of_the_images_does_not_matter(batch, random):
     logits, targets = batch
@@ -131,7 +128,6 @@ def test_large_logits_do_not_overflow():
     assert str(perfect.loss) == "0.0"
 
 
-@settings(max_examples=60)
 @given(hnp.arrays(np.float32, (3, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_softmax_is_a_distribution_that_keeps_the_order(logits):
     probabilities = softmax(logits)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -56,7 +56,6 @@ def test_other_windows():
     )
 
 
-@settings(max_examples=150)
 @given(
     kind=st.sampled_from(["conv", "max", "avg"]),
     side=st.tuples(st.integers(8, 40), st.integers(8, 40)),

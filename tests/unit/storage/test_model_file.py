@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors import torch as safetensors_torch
@@ -177,7 +177,6 @@ def test_reading_the_manifest_needs_no_torch(file):
     data=st.text(max_size=5),
     metrics=st.dictionaries(st.text(max_size=3), st.none() | st.booleans() | st.integers() | st.text(max_size=3)),
 )
-@settings(max_examples=25)
 def test_any_names_and_results_round_trip(model, tmp_path_factory, classes, data, metrics):
     path = tmp_path_factory.getbasetemp() / "names.safetensors"
     manifest = make_manifest(classes=classes, data=data, metrics={"valid": metrics})
@@ -302,7 +301,6 @@ def test_random_bytes_are_refused(tmp_path_factory, prefix, data):
 
 
 @given(data=st.data())
-@settings(max_examples=200)
 def test_random_edits_are_refused(tmp_path_factory, good, data):
     start = data.draw(st.integers(0, len(good) - 1))
     end = data.draw(st.integers(start, min(start + 20, len(good))))
@@ -509,7 +507,6 @@ JSON = st.recursive(
 
 
 @given(field=st.sampled_from(FIELDS), value=JSON)
-@settings(max_examples=300)
 def test_any_value_in_any_field_loads_or_is_refused(model, tmp_path_factory, field, value):
     path = tmp_path_factory.getbasetemp() / "field"
     path.write_bytes(forge(model, put(field, value)))
@@ -643,7 +640,6 @@ ANY_TENSORS = st.dictionaries(
 )
 
 
-@settings(max_examples=60)
 @given(ANY_TENSORS)
 def test_safetensors_reads_what_is_packed_and_every_tensor_is_aligned(kinds):
     tensors = {

@@ -9,7 +9,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core.config import (
@@ -174,7 +174,6 @@ experiments = st.builds(
 
 
 @given(experiment=experiments, source=st.none() | st.text(min_size=1))
-@settings(max_examples=40)
 def test_a_config_comes_back_as_it_was(tmp_path_factory, experiment, source):
     path = tmp_path_factory.mktemp("config") / "config.toml"
     write_config(path, experiment, source)

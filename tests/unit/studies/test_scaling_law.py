@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core.results import ClassGain, Estimate, LearningCurve, PowerLaw
@@ -64,7 +64,6 @@ def test_the_same_measurement_gives_the_same_law():
     assert one.gain(1000) == two.gain(1000)
 
 
-@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=5), st.integers(1, 60), st.integers(1, 3))
 def test_any_measurement_gives_a_law_that_never_rises(shares, n, draws):
     rng = np.random.default_rng(0)

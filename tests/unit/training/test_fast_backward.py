@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -48,7 +48,6 @@ def exact_gradients(maps, side, weight_shape, bias, images_too, **options):
     return [t.grad for t, needed in ((images, images_too), (weight, True), (shift, bias)) if needed]
 
 
-@settings(max_examples=60)
 @given(
     side=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),

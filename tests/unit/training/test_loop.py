@@ -566,7 +566,6 @@ def test_every_failure_is_told(source):
     assert told == [4]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_network_learns_the_same(source):
     def net():

@@ -1,10 +1,5 @@
 """One optimizer step: what fits at once and what does not have the same gradient."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -229,53 +224,3 @@ def test_a_batch_on_the_processor_is_no_larger_than_its_memory(monkeypatch):
 def test_not_even_one_image_fits():
     with pytest.raises(OutOfMemory, match="single images"):
         probe_batch_size(Limited(0), (1, 6, 6), 100, TrainConfig(), CPU, torch.float32)
-
-
-STARVED = """
-import resource, sys, torch
-from torch import nn
-import test_step as t
-from dataclasses import replace
-torch.set_num_threads(1)
-class Wide(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head, self.sizes = nn.Conv2d(1, 64, 3, padding=1), nn.Linear(64, 3), []
-    def forward(self, images):
-        self.sizes.append(len(images))
-        for _ in range(4):  # 64 MB an image and pass, kept for backward
-            maps = torch.sigmoid(self.conv(images))
-        return self.head(maps.mean((2, 3)))
-state = t.state_of(Wide())
-state.config = replace(state.config, batch_size=8)
-state.micro_batch_size = 8
-batch = t.batch_of(8)
-batch = batch._replace(pixels=torch.zeros(8, 512, 512, 1, dtype=torch.uint8))
-small = batch._replace(pixels=batch.pixels[:1], targets=batch.targets[:1], positions=batch.positions[:1])
-recipe = replace(t.RECIPE, size=(512, 512))
-rewind = t.BufferSnapshot(state.model, t.CPU)
-t.learn(state, small, recipe, rewind)  # all libraries are loaded now
-with open("/proc/self/statm") as file:
-    used = int(file.read().split()[0]) * resource.getpagesize()
-limit = used + 800 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-t.learn(state, batch, recipe, rewind)
-print(state.micro_batch_size, state.model.sizes[-1], torch.isfinite(state.sums).all().item())
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the address space")
-def test_a_real_lack_of_memory():
-    done = subprocess.run(
-        [sys.executable, "-c", STARVED],
-        env={**os.environ, "PYTHONPATH": ":".join([str(Path(__file__).parent), *filter(None, sys.path)])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    micro_batch_size, last, finite = done.stdout.split()
-    assert 1 <= int(micro_batch_size) < 8
-    assert int(last) <= int(micro_batch_size)
-    assert finite == "True"

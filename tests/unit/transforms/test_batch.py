@@ -382,7 +382,6 @@ EVERY = (
 )
 
 
-@settings(max_examples=25)
 @given(
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9),
     st.integers(0, 2**63 - 1),

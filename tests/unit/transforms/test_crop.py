@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -11,7 +11,6 @@ from imgclf.transforms import crop
 from imgclf.transforms.crop import WHOLE, crop_decode_size, crop_resize, kept_side, shrink, takes_whole_image
 from imgclf.transforms.preprocess import to_channels
 
-few = settings(max_examples=60)
 sides = st.integers(1, 300)
 SIZE = (12, 16)
 
@@ -35,7 +34,6 @@ def cropped(pixels, box, size, channels=None):
     return out
 
 
-@few
 @given(sides, sides, st.sampled_from([1, 2, 3, 4, 7, 64]), st.tuples(st.integers(1, 40), st.integers(1, 40)), boxes())
 def test_one_color_stays_one_color_whatever_the_shape(height, width, channels, size, box):
     pixels = np.full((height, width, channels), 77, np.uint8)
@@ -56,7 +54,6 @@ def test_only_the_row_that_was_given_is_written():
     assert not batch[[0, 2]].any()
 
 
-@few
 @given(st.integers(30, 300), st.integers(30, 300), st.tuples(st.integers(2, 60), st.integers(2, 60)), boxes(0.1))
 def test_the_part_is_that_of_pillow(height, width, size, box):
     pixels = smooth(height, width)
@@ -70,7 +67,6 @@ def test_the_part_is_that_of_pillow(height, width, size, box):
     assert away.max() <= allowed
 
 
-@few
 @given(boxes(0.2), st.sampled_from([1, 2, 4, 8]))
 def test_the_same_region_is_taken_at_any_scale_of_decoding(box, scale):
     full, small = smooth(480, 640), smooth(480 // scale, 640 // scale)
@@ -95,7 +91,6 @@ def test_an_exact_half_is_the_mean_of_four_pixels():
     assert np.abs(cropped(pixels, WHOLE, (32, 24)) - means).max() <= 0.5
 
 
-@few
 @given(st.integers(5, 100), st.integers(5, 100), st.sampled_from([2, 3, 5, 64]), boxes())
 def test_each_of_many_channels_is_resized_like_a_gray_image(height, width, channels, box):
     pixels = np.random.default_rng([height, width]).integers(0, 256, (height, width, channels), dtype=np.uint8)
@@ -110,7 +105,6 @@ def test_other_channels_follow_the_rule_of_evaluation():
     assert np.array_equal(cropped(color, WHOLE, (8, 8), 1), to_channels(cropped(color, WHOLE, (8, 8)), 1))
 
 
-@few
 @given(boxes(), st.tuples(st.integers(1, 300), st.integers(1, 300)))
 def test_what_is_decoded_leaves_the_box_its_pixels(box, size):
     height, width = crop_decode_size(box, size)
@@ -119,7 +113,6 @@ def test_what_is_decoded_leaves_the_box_its_pixels(box, size):
     assert (height - 1) * box[2] < size[0]
 
 
-@few
 @given(sides, sides, st.integers(1, 200), st.sampled_from([1, 3, 5]))
 def test_kept_images_keep_their_ratio_and_never_grow(height, width, side, channels):
     pixels = smooth(height, width, channels)

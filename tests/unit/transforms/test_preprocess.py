@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -12,7 +12,6 @@ from imgclf.core.errors import DataError
 from imgclf.models.backbones import find_arch
 from imgclf.transforms.preprocess import decode_size, mean_color, prepare, to_channels, to_input
 
-few = settings(max_examples=40)
 CPU = torch.device("cpu")
 
 
@@ -133,7 +132,6 @@ def test_squashing_keeps_every_part_of_the_image():
 sides = st.integers(1, 40)
 
 
-@few
 @given(
     sides,
     sides,
@@ -161,7 +159,6 @@ def test_a_line_of_pixels_is_an_image_too(resize_mode, shape):
     assert (result == 200).any()
 
 
-@few
 @given(sides, sides, st.integers(1, 6), st.sampled_from(RESIZE_MODES))
 def test_an_image_of_the_right_size_is_untouched(height, width, channels, resize_mode):
     pixels = noise(height, width, channels)
@@ -191,7 +188,6 @@ def test_gray_becomes_color_by_repetition():
         assert to_channels(gray, channels).shape == (3, 4, channels)
 
 
-@few
 @given(st.tuples(*[st.integers(0, 255)] * 3))
 def test_color_becomes_gray_by_the_luma_of_pillow(color):
     pixels = np.full((1, 1, 3), color, np.uint8)
@@ -210,7 +206,6 @@ def test_other_channels_have_no_rule(have, want):
         prepare(noise(4, 4, have), PreprocessConfig(size=(4, 4), channels=want))
 
 
-@few
 @given(st.sampled_from([1, 3, 4]), st.data())
 def test_the_input_is_normalized(channels, data):
     numbers = st.tuples(*[st.floats(0.1, 2)] * channels)
