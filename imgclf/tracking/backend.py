@@ -1,13 +1,15 @@
-"""What a tracker is told: plain values, copied from training, so that it may take its time with them."""
+"""The interface of a tracker's backend. It gets plain values, copied from training, and may take its time with them."""
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgclf.core.errors import MissingExtra
 from imgclf.core.results import EpochRecord, Evaluation
 
 if TYPE_CHECKING:
@@ -18,13 +20,13 @@ if TYPE_CHECKING:
 
     from imgclf.data.dataset import Pixels
 
-MOST_CLASSES = 100  # of a confusion matrix that can be looked at
-RIGHT, WRONG, NEUTRAL = (0, 120, 0), (190, 0, 0), (40, 40, 40)
+MAX_CONFUSION_CLASSES = 100  # in a confusion matrix that can still be read
+CORRECT_COLOR, WRONG_COLOR, PLAIN_COLOR = (0, 120, 0), (190, 0, 0), (40, 40, 40)
 
 
 @dataclass(frozen=True)
 class Session:
-    """One run: its name, its folder if it has one, a `key` that is the same when it is resumed, and its settings."""
+    """One run: its name, its folder if it has one, a `key` that stays the same on resume, and its settings."""
 
     name: str
     folder: Path | None
@@ -34,7 +36,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images uint8 (height, width, 1 or 3) under their captions; `right` says of each whether the model knew it.
+    """Images uint8 (height, width, 1 or 3) with captions; `correct` tells which of them the model classified correctly.
 
     `name` is for tags and files, `title` for people.
     """
@@ -43,88 +45,118 @@ class Pictures:
     title: str
     images: tuple[Pixels, ...] = field(repr=False)
     captions: tuple[str, ...]
-    right: tuple[bool, ...] = ()
+    correct: tuple[bool, ...] = ()
 
     def draw(self) -> Pixels:
-        """All of them as one picture, uint8 (height, width, 3)."""
+        """All images in one picture, uint8 (height, width, 3)."""
         from imgclf.plots.figures import draw_grid
 
-        return draw_grid(self.images, self.captions, [RIGHT if r else WRONG for r in self.right] or [NEUTRAL])
+        colors = [CORRECT_COLOR if correct else WRONG_COLOR for correct in self.correct]
+        return draw_grid(self.images, self.captions, colors or [PLAIN_COLOR])
 
 
 class Backend:
-    """Follows runs, one after the other. A subclass says where it does and overrides what it has a use for.
+    """Follows runs, one after the other. A subclass implements `location` and overrides the methods that it needs.
 
-    All but `where` and `prepare` is called on a thread of the tracker's own, and may fail or hang: then this sink is
-    left alone for the rest of the run. `start`, `step` and `epoch` should only take note: `flush` follows within a
-    second or, where that takes long, within fifty times as much.
+    The tracker calls everything but `location` and `prepare` on a thread of its own. A call may fail or hang: the
+    backend then gets no more calls in this run. `start`, `step` and `epoch` should only store their values: `flush`
+    follows within a second or, after a flush that took long, within fifty times its duration.
     """
 
-    name = "sink"
+    name = "backend"
 
-    def where(self, session: Session) -> str:
-        """Where the run will be found, in words; `ConfigError` where there is no place for it."""
+    def location(self, session: Session) -> str:
+        """Where the run will be shown, for the user to read; raises `ConfigError` where that is impossible."""
         raise NotImplementedError
 
     def prepare(self, session: Session, model: nn.Module, example: torch.Tensor) -> str:
-        """A look at the model, which is in the mode of evaluation, before training begins; it must stay as it is.
+        """Look at the model, in evaluation mode, before training begins. It must not be changed.
 
-        Gives what to warn of, "" for nothing.
+        Returns a warning, "" for none.
         """
         return ""
 
     def open(self, session: Session) -> None:
-        """A run begins, or goes on."""
+        """A run begins or is resumed."""
 
     def start(self, history: Sequence[EpochRecord]) -> None:
-        """The first step comes now; `history` are the epochs of a run that goes on."""
+        """The first step follows; `history` holds the epochs before a resume."""
 
     def baseline(self, result: Evaluation) -> None:
-        """How the model does on valid before its first step."""
+        """The validation result before the first step."""
 
     def step(self, epoch: float, number: int, loss: float, lr: float) -> None:
-        """The mean training loss since the last such call; `epoch` counts parts of epochs too, `number` all steps."""
+        """The mean training loss since the last such call; `epoch` has a fraction, `number` counts all steps."""
 
     def epoch(self, record: EpochRecord) -> None:
         """An epoch has ended."""
 
     def batch(self, pictures: Pictures) -> None:
-        """Training images as the model sees them."""
+        """The first training images as the model sees them."""
 
     def tested(self, part: str, result: Evaluation, pictures: Pictures) -> None:
-        """How the weights that are kept do on the part "valid" or "test", with a few of its images."""
+        """The result of the final weights on the part "valid" or "test", with a few of its images."""
 
     def flush(self) -> None:
-        """Pass on what was noted."""
+        """Send what was stored."""
 
     def close(self, ended: str) -> None:
         """The run has ended: `done`, `stopped early`, `interrupted` or `failed`."""
 
 
-def figures(result: Evaluation, part: str) -> dict[str, float]:
-    """The figures of an evaluation that are told, as `test_accuracy` and so on."""
-    names = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
-    return {f"{part}_{name}": float(getattr(result, name)) for name in names}
+class MetricLogger(Backend):
+    """A backend that logs numbers by name and epoch, and pictures by name; a subclass overrides the ways to log."""
+
+    def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Log the metrics of an epoch, by the column names of `history.csv`; epoch 0 is before training."""
+
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Log metrics of the final weights, `test_accuracy` and so on."""
+
+    def log_picture(self, name: str, pixels: Pixels) -> None:
+        """Log one picture, uint8 (height, width, 3)."""
+
+    def baseline(self, result: Evaluation) -> None:
+        """Log it as epoch 0."""
+        self.log_metrics({"valid_loss": result.loss, "valid_accuracy": result.accuracy}, 0)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Log the metrics of the epoch."""
+        names = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "seconds")
+        values: dict[str, Any] = {name: getattr(record, name) for name in names}
+        self.log_metrics({name: float(value) for name, value in values.items() if value is not None}, record.epoch)
+
+    def batch(self, pictures: Pictures) -> None:
+        """Log the images as one picture."""
+        self.log_picture(pictures.name, pictures.draw())
+
+    def tested(self, part: str, result: Evaluation, pictures: Pictures) -> None:
+        """Log the metrics, the images with their predictions, and the confusion matrix."""
+        names = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
+        self.log_summary({f"{part}_{name}": float(getattr(result, name)) for name in names})
+        self.batch(pictures)
+        self.log_picture(f"{part}-confusion", draw_confusion(result))
 
 
-def epoch_figures(record: EpochRecord) -> dict[str, float]:
-    """The figures of an epoch that are told, by the names that `history.csv` gives them."""
-    names = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "seconds")
-    values: dict[str, Any] = {name: getattr(record, name) for name in names}
-    return {name: float(value) for name, value in values.items() if value is not None}
+def import_package(module: str, extra: str, purpose: str) -> Any:
+    """The package behind a backend; `MissingExtra` where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingExtra(extra, purpose) from None
 
 
-def shown_confusion(result: Evaluation) -> tuple[tuple[str, ...], NDArray[np.int64], str]:
+def readable_confusion(result: Evaluation) -> tuple[tuple[str, ...], NDArray[np.int64], str]:
     """The classes of a confusion matrix, its counts, and a note: of many classes those with the most mistakes."""
     names = tuple(row.name for row in result.per_class)
-    if len(names) <= MOST_CLASSES:
+    if len(names) <= MAX_CONFUSION_CLASSES:
         return names, result.confusion_matrix(), ""
     mistakes: Counter[int] = Counter()
     for true, predicted, count in result.confusion:
         if true != predicted:
             mistakes.update({true: count, predicted: count})
-    chosen = sorted(sorted(range(len(names)), key=lambda index: -mistakes[index])[:MOST_CLASSES])
-    note = f", the {MOST_CLASSES} of {len(names):,} classes with the most mistakes"
+    chosen = sorted(sorted(range(len(names)), key=lambda index: -mistakes[index])[:MAX_CONFUSION_CLASSES])
+    note = f", the {MAX_CONFUSION_CLASSES} of {len(names):,} classes with the most mistakes"
     return tuple(names[i] for i in chosen), result.confusion_matrix(chosen), note
 
 
@@ -132,15 +164,5 @@ def draw_confusion(result: Evaluation) -> Pixels:
     """A confusion matrix as a picture, uint8 (height, width, 3)."""
     from imgclf.plots.figures import draw_matrix
 
-    names, counts, _ = shown_confusion(result)
+    names, counts, _ = readable_confusion(result)
     return draw_matrix(counts, names)
-
-
-def settings_text(settings: Mapping[str, object]) -> str:
-    """The settings as a table in Markdown."""
-    rows = [f"| {key} | {_cell(value)} |" for key, value in settings.items()]
-    return "\n".join(["| setting | value |", "|---|---|", *rows])
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

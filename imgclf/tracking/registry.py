@@ -12,14 +12,17 @@ from imgclf.tracking.visdom import Visdom
 from imgclf.tracking.wandb import WandB
 
 TRACKERS: Registry[Callable[[str | None], Backend]] = Registry("tracker")
-for _sink in (TensorBoard, Visdom, MLflow, WandB):
-    TRACKERS.add(_sink.name, _sink)
+for _backend in (TensorBoard, Visdom, MLflow, WandB):
+    TRACKERS.add(_backend.name, _backend)
 
 
-def find_backend(asked: str) -> Backend:
-    """The sink that `NAME` or `NAME=PLACE` stands for: a folder, an address, a URI or a project.
+def find_backend(text: str) -> Backend:
+    """The backend that `NAME` or `NAME=PLACE` names; the place is a folder, an address, a URI or a project.
 
-    Raises `UnknownName`, `MissingExtra` where its package is not installed, and `ConfigError` for a wrong place.
+    Raises:
+        UnknownName: there is no such tracker.
+        MissingExtra: its package is not installed.
+        ConfigError: the place is wrong.
     """
-    name, _, place = asked.partition("=")
+    name, _, place = text.partition("=")
     return TRACKERS.get(name.strip())(place.strip() or None)

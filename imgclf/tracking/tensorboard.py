@@ -1,22 +1,14 @@
-"""TensorBoard: scalars, pictures, the graph of the model, and the settings with the figures that came of them."""
+"""TensorBoard: scalars, pictures, the graph of the model, and the settings with the metrics they led to."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from imgclf.core.errors import ConfigError, MissingExtra
-from imgclf.core.results import EpochRecord, Evaluation
-from imgclf.tracking.backend import (
-    Backend,
-    Pictures,
-    Session,
-    draw_confusion,
-    epoch_figures,
-    figures,
-    settings_text,
-)
+from imgclf.core.errors import ConfigError
+from imgclf.tracking.backend import MetricLogger, Session, import_package
 
 if TYPE_CHECKING:
     import torch
@@ -26,112 +18,88 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 
 
-class TensorBoard(Backend):
-    """Writes event files: into `folder`, else into the run folder, so that `tensorboard --logdir runs` has all runs.
+class TensorBoard(MetricLogger):
+    """Writes event files: into `folder`, else into the run folder, so that `tensorboard --logdir runs` shows all runs.
 
-    What train and valid have in common are two lines of one chart, which TensorBoard draws for two folders. Where a run
-    goes on, what it had noted beyond that place before it was killed is no more.
+    `train` and `valid` have a folder each, as TensorBoard draws two lines in one chart only for two folders; `steps`
+    has one, too. Where a run is resumed, what a killed run had written after that point is hidden.
     """
 
     name = "tensorboard"
 
     def __init__(self, folder: str | None = None) -> None:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError:
-            raise MissingExtra("tensorboard", "TensorBoard logs") from None
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-        self._parts: dict[str, SummaryWriter] = {}
-        self._stepped = False
+        import_package("torch.utils.tensorboard", "tensorboard", "TensorBoard logs")
+        self._given = folder
+        self._folder = Path()
+        self._writers: dict[str, SummaryWriter] = {}  # by folder below
+        self._summary: dict[str, float] = {}
 
-    def where(self, session: Session) -> str:
+    def location(self, session: Session) -> str:
         """The folder of the event files."""
-        return str(self._place(session))
-
-    def _place(self, session: Session) -> Path:
-        if self._folder is not None:
-            return Path(self._folder, session.name)
+        if self._given is not None:
+            return str(Path(self._given, session.name))
         if session.folder is None:
             raise ConfigError('tensorboard needs a folder: tracker("tensorboard=logs"), or fit(…, runs="runs")')
-        return session.folder / FOLDER
+        return str(session.folder / FOLDER)
 
     def prepare(self, session: Session, model: nn.Module, example: torch.Tensor) -> str:
         """Write the graph, where the network can be traced."""
         import torch
-        from torch.utils.tensorboard import SummaryWriter
 
-        self._writer, self._parts, self._stepped = SummaryWriter(str(self._place(session))), {}, False
+        self._folder, self._writers, self._summary = Path(self.location(session)), {}, {}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # traces are deprecated, and they are what TensorBoard shows
+                warnings.simplefilter("ignore")  # tracing is deprecated, but TensorBoard shows nothing else
                 traced = torch.jit.trace(model, example, check_trace=False)  # type: ignore[no-untyped-call]
-                self._writer.add_graph(traced, example)
-        except Exception as error:  # what a forward function may do that can't be traced has no limits
+                self._writer("").add_graph(traced, example)
+        except Exception as error:  # a forward function that can't be traced may raise anything
             return f"the network can't be traced, so there is no graph of it ({type(error).__name__})"
         return ""
 
+    def _writer(self, part: str, begin: int | None = None) -> SummaryWriter:
+        """The writer of one folder below; when it is opened, what is there from `begin` on is hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if part not in self._writers:
+            self._writers[part] = SummaryWriter(str(self._folder / part), purge_step=begin)
+        return self._writers[part]
+
     def open(self, session: Session) -> None:
-        """The settings as text."""
-        self._settings, self._figures = dict(session.settings), dict[str, float]()
-        self._log.add_text("settings", settings_text(session.settings))
-
-    @property
-    def _log(self) -> SummaryWriter:
-        assert self._writer is not None
-        return self._writer
-
-    def baseline(self, result: Evaluation) -> None:
-        """Epoch 0."""
-        self._scalars({"valid_loss": result.loss, "valid_accuracy": result.accuracy}, 0)
+        """Write the settings as a table in Markdown."""
+        self._settings: dict[str, Any] = dict(session.settings)
+        cells = ((key, str(value).replace("|", "\\|").replace("\n", " ")) for key, value in session.settings.items())
+        rows = [f"| {key} | {cell} |" for key, cell in cells]
+        self._writer("").add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
 
     def step(self, epoch: float, number: int, loss: float, lr: float) -> None:
         """Over the number of steps."""
-        if not self._stepped:
-            self._log.close()
-            self._writer, self._stepped = _writer(self._log.log_dir, number), True
-        self._log.add_scalar("steps/train_loss", loss, number)
-        self._log.add_scalar("steps/lr", lr, number)
+        writer = self._writer("steps", number)
+        writer.add_scalar("steps/train_loss", loss, number)
+        writer.add_scalar("steps/lr", lr, number)
 
-    def epoch(self, record: EpochRecord) -> None:
-        """Over the number of epochs: loss and accuracy of train and valid; learning rate and seconds."""
-        self._scalars(epoch_figures(record), record.epoch)
-
-    def _scalars(self, values: dict[str, float], epoch: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Over the number of epochs: loss and accuracy of train and valid; learning rate and seconds beside train."""
         for name, value in values.items():
-            part, _, figure = name.rpartition("_")
-            part = part or "train"  # the learning rate and seconds too
-            if part not in self._parts:
-                self._parts[part] = _writer(str(Path(self._log.log_dir, part)), epoch)
-            self._parts[part].add_scalar(figure, value, epoch)
+            part, _, metric = name.rpartition("_")
+            self._writer(part or "train", epoch).add_scalar(metric, value, epoch)
 
-    def batch(self, pictures: Pictures) -> None:
-        """One picture of all."""
-        self._log.add_image(pictures.name, pictures.draw(), dataformats="HWC")
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """For the table of hyperparameters, at the end."""
+        self._summary |= values
 
-    def tested(self, part: str, result: Evaluation, pictures: Pictures) -> None:
-        """The images with their answers, and the confusion matrix."""
-        self._figures |= figures(result, part)
-        self._log.add_image(pictures.name, pictures.draw(), dataformats="HWC")
-        self._log.add_image(f"{part}-confusion", draw_confusion(result), dataformats="HWC")
+    def log_picture(self, name: str, pixels: Any) -> None:
+        """Under its name."""
+        self._writer("").add_image(name, pixels, dataformats="HWC")
 
     def flush(self) -> None:
         """To the files, which TensorBoard reads while they grow."""
-        for writer in (self._log, *self._parts.values()):
+        for writer in self._writers.values():
             writer.flush()
 
     def close(self, ended: str) -> None:
-        """The settings beside the figures of the kept weights, if there are any."""
-        if self._figures:
-            named = {f"hparam/{name}": value for name, value in self._figures.items()}
-            self._log.add_hparams({**self._settings, "ended": ended}, named, run_name=".")
-        for writer in (self._log, *self._parts.values()):
+        """Write the settings beside the metrics of the final weights, if there are any."""
+        if self._summary:
+            metrics = {f"hparam/{name}": value for name, value in self._summary.items()}
+            self._writer("").add_hparams({**self._settings, "ended": ended}, metrics, run_name=".")
+        for writer in self._writers.values():
             writer.close()
-        self._writer = None
-
-
-def _writer(folder: str, begin: int) -> SummaryWriter:
-    """Goes on in a folder, where whatever was noted from this place on counts no more."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder, purge_step=begin)

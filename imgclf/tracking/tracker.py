@@ -148,7 +148,7 @@ class Tracker:
         run, plan = subject
         assert self._source is not None
         session = _session(run, plan, self._source, self._choices)
-        places = [sink.where(session) for sink in self._sinks]  # a wrong one is refused before anything is written
+        places = [sink.location(session) for sink in self._sinks]  # a wrong one is refused before anything is written
         self._began, self._shown = time.monotonic(), False
         for sink, place in zip(self._sinks, places, strict=True):
             worker = Worker(sink)

@@ -1,4 +1,4 @@
-"""Visdom: lines that grow while training runs, pictures, the confusion matrix; an environment a run."""
+"""Visdom: lines that grow during training, pictures, the confusion matrix; one environment per run."""
 
 from __future__ import annotations
 
@@ -7,56 +7,55 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from imgclf.core.errors import ConfigError, MissingExtra
+from imgclf.core.errors import ConfigError
 from imgclf.core.results import EpochRecord, Evaluation
-from imgclf.tracking.backend import Backend, Pictures, Session, shown_confusion
+from imgclf.tracking.backend import MetricLogger, Pictures, Session, import_package, readable_confusion
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PORT = 8097
-PATIENCE = 5.0  # seconds to wait for an answer
-MOST_POINTS = 500  # of a line within epochs: more could not be told apart
-MOST_COUNTED = 20  # classes of a confusion matrix whose counts can be read
+DEFAULT_PORT = 8097
+TIMEOUT_SECONDS = 5.0
+MAX_STEP_POINTS = 500  # in the line of the steps: more could not be seen
+MAX_CLASSES_WITH_COUNTS = 20  # in a confusion matrix whose counts can be read
 WINDOWS = ("loss", "accuracy")
-LINES = ("train", "valid", "train, by steps")
+LINES = ("train", "valid", STEP_LINE := "train, by steps")
 Line = list[tuple[float, float]]
 
 
-class Visdom(Backend):
-    """Draws on a Visdom server: at `address`, else at VISDOM_SERVER and VISDOM_PORT, else on this machine.
+class Visdom(MetricLogger):
+    """Draws on a Visdom server: at `address`, by default at VISDOM_SERVER and VISDOM_PORT or on this machine.
 
-    Every window is sent whole, and by its name: a run that is resumed goes on in it, also on a server that is new.
+    Every window is sent as a whole and under the same name, so that a resumed run continues in it, even on a new
+    server.
     """
 
     name = "visdom"
 
     def __init__(self, address: str | None = None) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of its own invalid escapes and deprecated imports
-                import visdom
-        except ImportError:
-            raise MissingExtra("visdom", "Visdom windows") from None
-        logging.getLogger(visdom.__name__).setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has invalid escapes and deprecated imports
+            import_package("visdom", "visdom", "Visdom windows")
+        logging.getLogger("visdom").setLevel(logging.CRITICAL)
         self._server, self._port, self._base = _address(address)
         self._vis: Any = None
 
-    def where(self, session: Session) -> str:
+    def location(self, session: Session) -> str:
         """The server and the environment."""
         return f"{self._server}:{self._port}{self._base}, environment {session.name}"
 
     def open(self, session: Session) -> None:
-        """The settings as text."""
-        self._lines: dict[str, dict[str, Line]] = {window: {line: [] for line in LINES} for window in WINDOWS}
-        self._drawn = 0
+        """Show the settings as a table."""
+        self._lines: dict[str, dict[str, Line]] = {window: defaultdict(list) for window in WINDOWS}
+        self._points_drawn = 0
         options = {"server": self._server, "port": self._port, "base_url": self._base or "/", "env": session.name}
-        self._vis = _client()(**options, raise_exceptions=True, use_incoming_socket=False)
+        self._vis = _client_class()(**options, raise_exceptions=True, use_incoming_socket=False)
         cells = ((html.escape(str(key)), html.escape(str(value))) for key, value in session.settings.items())
         rows = "".join(f"<tr><td>{key}</td><td><b>{value}</b></td></tr>" for key, value in cells)
         self._vis.text(
@@ -64,42 +63,34 @@ class Visdom(Backend):
         )
 
     def start(self, history: Sequence[EpochRecord]) -> None:
-        """Draw what was before."""
+        """Draw the epochs before a resume again."""
         for record in history:
             self.epoch(record)
 
-    def baseline(self, result: Evaluation) -> None:
-        """Epoch 0."""
-        for window in WINDOWS:
-            self._lines[window]["valid"].append((0, getattr(result, window)))
-
     def step(self, epoch: float, number: int, loss: float, lr: float) -> None:
-        """A line within the epochs."""
-        line = self._lines["loss"][LINES[2]]
+        """A point of the line within epochs; a line that becomes too long is halved."""
+        line = self._lines["loss"][STEP_LINE]
         line.append((epoch, loss))
-        if len(line) > MOST_POINTS:
+        if len(line) > MAX_STEP_POINTS:
             line[:] = [((x + u) / 2, (y + v) / 2) for (x, y), (u, v) in zip(line[::2], line[1::2], strict=False)]
 
-    def epoch(self, record: EpochRecord) -> None:
+    def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
         """One more point of each line."""
-        for window in WINDOWS:
-            for part in ("train", "valid"):
-                value = getattr(record, f"{part}_{window}")
-                if value is not None:
-                    self._lines[window][part].append((record.epoch, value))
+        for name, value in values.items():
+            part, _, window = name.rpartition("_")
+            if window in WINDOWS:
+                self._lines[window][part].append((epoch, value))
 
     def flush(self) -> None:
         """Draw the lines again, where they have grown."""
         points = sum(len(line) for lines in self._lines.values() for line in lines.values())
-        if points == self._drawn:
-            return
-        for window, lines in self._lines.items():
-            begun = {name: line for name, line in lines.items() if line}
-            if begun:
-                self._draw(window, begun)
-        self._drawn = points
+        if points != self._points_drawn:
+            for window, lines in self._lines.items():
+                if lines:
+                    self._draw(window, {name: lines[name] for name in LINES if name in lines})
+            self._points_drawn = points
 
-    def _draw(self, window: str, lines: dict[str, Line]) -> None:
+    def _draw(self, window: str, lines: Mapping[str, Line]) -> None:
         import numpy as np
 
         longest = max(map(len, lines.values()))
@@ -116,19 +107,20 @@ class Visdom(Backend):
         self._vis.line(y, x, win=window, opts=options)
 
     def batch(self, pictures: Pictures) -> None:
-        """One picture of all."""
-        self._picture("batch", pictures)
+        """Show them in a window; images of test replace those of valid."""
+        window = pictures.name.rpartition("-")[2]
+        self._vis.image(pictures.draw().transpose(2, 0, 1), win=window, opts={"title": pictures.title})
 
     def tested(self, part: str, result: Evaluation, pictures: Pictures) -> None:
-        """The images with their answers, and the confusion matrix; those of test take the place of those of valid."""
-        self._picture("sample", pictures)
-        names, counts, note = shown_confusion(result)
+        """Show the images with their predictions and the confusion matrix; test replaces valid."""
+        self.batch(pictures)
+        names, counts, note = readable_confusion(result)
         axes = {"type": "category", "automargin": True}
         layout: dict[str, Any] = {
             "xaxis": {"title": "predicted", **axes},
             "yaxis": {"title": "true", "autorange": "reversed", **axes},
         }
-        if len(names) <= MOST_COUNTED:
+        if len(names) <= MAX_CLASSES_WITH_COUNTS:
             layout["annotations"] = list(_numbers(counts))
         options = {
             "title": f"Confusion matrix, {part} {result.accuracy:.1%}{note}",
@@ -138,31 +130,27 @@ class Visdom(Backend):
         }
         self._vis.heatmap(counts, win="confusion", opts=options)
 
-    def _picture(self, window: str, pictures: Pictures) -> None:
-        self._vis.image(pictures.draw().transpose(2, 0, 1), win=window, opts={"title": pictures.title})
-
     def close(self, ended: str) -> None:
-        """Have the server keep it."""
+        """Have the server save the environment."""
         self._vis.save([self._vis.env])
 
 
 def _address(given: str | None) -> tuple[str, int, str]:
     """The server as http://host, its port, and the path below which it answers, "" for none."""
     server = given or os.environ.get("VISDOM_SERVER") or "localhost"
+    port = os.environ.get("VISDOM_PORT") or DEFAULT_PORT
     parts = urlsplit(server if "://" in server else f"http://{server}")
     try:
-        port = parts.port or int(os.environ.get("VISDOM_PORT") or PORT)
+        found = f"{parts.scheme}://{parts.hostname}", parts.port or int(port), parts.path.rstrip("/")
     except ValueError:
-        raise ConfigError(
-            f"visdom is to be at {server!r}, port {os.environ.get('VISDOM_PORT', PORT)}; expected http://host:port"
-        ) from None
+        raise ConfigError(f"visdom can't be at {server!r}, port {port}; expected http://host:port") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"visdom is to be at {server!r}; expected http://host:port")
-    return f"{parts.scheme}://{parts.hostname}", port, parts.path.rstrip("/")
+        raise ConfigError(f"visdom can't be at {server!r}; expected http://host:port")
+    return found
 
 
 def _numbers(counts: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-    """The counts of a heat map as texts on it, dark where it is bright."""
+    """The counts of a heat map as labels, dark on bright cells."""
     bright = counts.max() / 2
     for row, line in enumerate(counts.tolist()):
         for column, count in enumerate(line):
@@ -170,21 +158,21 @@ def _numbers(counts: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
             yield {"x": column, "y": row, "text": str(count), "showarrow": False, "font": {"color": color}}
 
 
-def _client() -> Any:
-    """Visdom's client with an end to its patience, and with an answer that is no answer told as what it is."""
+def _client_class() -> Any:
+    """Visdom's client with a timeout, and with an error where the server answers with one."""
     import requests
     import visdom
 
     class Client(visdom.Visdom):  # type: ignore[misc]
         def _handle_post(self, url: str, data: Any = None) -> str:
             try:
-                answer = self.session.post(url, data=data or {}, timeout=PATIENCE)
+                answer = self.session.post(url, data=data or {}, timeout=TIMEOUT_SECONDS)
             except requests.Timeout:
                 raise ConnectionError(f"the server at {self.server}:{self.port} does not answer") from None
             except requests.RequestException:
-                raise ConnectionError(f"there is no server at {self.server}:{self.port}; `visdom` starts one") from None
+                raise ConnectionError(f"no server at {self.server}:{self.port}; start one with `visdom`") from None
             if not answer.ok:
-                raise ConnectionError(f"the server at {self.server}:{self.port} says {answer.status_code}")
+                raise ConnectionError(f"the server at {self.server}:{self.port} answers {answer.status_code}")
             return str(answer.text)
 
     return Client
