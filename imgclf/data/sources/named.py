@@ -14,8 +14,10 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from imgclf.core.errors import DataError
@@ -23,7 +25,6 @@ from imgclf.core.files import cache_folder
 from imgclf.core.registry import Registry
 from imgclf.core.text import printable
 from imgclf.data.dataset import ArrayReader, Pixels, Sample, Source
-from imgclf.data.sources.download import download
 
 Opener = Callable[[Path], Source]
 NAMED: Registry[Opener] = Registry("data set")
@@ -78,6 +79,8 @@ CIFAR_FILES = {
 }
 CIFAR_BATCH = 10_000
 CIFAR_MAX_BYTES = 40_000_000
+CONNECT_SECONDS, STALL_SECONDS = 2.0, 30.0
+DOWNLOAD_TRIES = 3
 
 
 def default_data_dir() -> Path:
@@ -164,12 +167,40 @@ def _samples(key: str, labels: list[str], split: str | None) -> tuple[Sample, ..
 
 def _obtain(name: str, there: Path, urls: list[str], md5: str, target: Path) -> None:
     try:
-        download(urls, md5, target)
-    except (DataError, OSError) as error:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):  # of two processes one downloads, the other waits
+            problems = [] if target.exists() else _download(urls, md5, target)
+    except OSError as error:
+        problems = [str(error)]
+    if problems:
         raise DataError(
-            f"{name} is not in {printable(str(there))}, and it could not be downloaded ({error}): "
-            f"put {target.name} there or give --data-dir"
-        ) from None
+            f"{name} is not in {printable(str(there))}, and it could not be downloaded "
+            f"({printable('; '.join(problems))}): put {target.name} there or give --data-dir"
+        )
+
+
+def _download(urls: list[str], md5: str, target: Path) -> list[str]:
+    """Bring a file here, whole, from the first of `urls` that serves it with this MD5; else why each did not."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel("WARNING")
+    get = pooch.HTTPDownloader(timeout=(CONNECT_SECONDS, STALL_SECONDS))
+    problems: dict[str, str] = {}
+    for url in urls:
+        for _ in range(DOWNLOAD_TRIES):
+            try:
+                pooch.retrieve(url, f"md5:{md5}", target.name, target.parent, downloader=get)
+                return []
+            except requests.HTTPError as error:
+                problems[url] = str(error)  # such as 404 Not Found
+                break
+            except (requests.ConnectionError, requests.Timeout):
+                problems[url] = f"{urlsplit(url).hostname} can't be reached, or stopped sending"
+                break
+            except (requests.RequestException, ValueError) as error:  # a broken transfer, another file
+                problems[url] = f"{url}: {error}"
+    return list(problems.values())
 
 
 def _idx_parts(name: str, folder: Path, mirrors: tuple[str, ...], files: IdxFiles) -> dict[str, Part]:

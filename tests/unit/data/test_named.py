@@ -7,6 +7,9 @@ import os
 import pickle
 import struct
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -125,20 +128,92 @@ def test_what_is_missing_and_cannot_be_had_is_one_line(mnist):
     assert "put train-labels-idx1-ubyte.gz there or give --data-dir" in text
 
 
-def test_what_is_missing_is_downloaded(mnist, monkeypatch):
+class Handler(BaseHTTPRequestHandler):
+    """A mirror of the labels, which a test tells how to behave."""
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append(self.path)
+        body = server.content
+        if server.mood == "missing" or self.path.startswith("/elsewhere/"):
+            self.send_error(404)
+            return
+        if server.mood == "once broken":
+            server.mood, body = "", body[:-1] + b"x"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body) + 10 * (server.mood == "short")))
+        self.end_headers()
+        self.wfile.write(body[:10] if server.mood == "stalled" else body)
+        self.wfile.flush()
+        if server.mood == "stalled":
+            server.release.wait(5)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(mnist, monkeypatch):
+    """The labels of MNIST are not there; a server in this machine has them."""
     folder, _ = mnist
-    path = folder / "MNIST/raw/train-labels-idx1-ubyte"
-    data = gzip.compress(path.read_bytes())
-    path.unlink()
-    asked = []
+    labels = folder / "MNIST/raw/train-labels-idx1-ubyte"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.content, server.asked, server.mood, server.folder = gzip.compress(labels.read_bytes()), [], "", folder
+        server.release, md5 = threading.Event(), hashlib.md5(server.content).hexdigest()
+        monkeypatch.setattr(module, "MNIST_FILES", module.MNIST_FILES | {labels.name: (md5, None)})
+        monkeypatch.setattr(module, "MNIST_MIRRORS", (f"http://127.0.0.1:{server.server_port}/",))
+        labels.unlink()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.release.set()
+        server.shutdown()
+        thread.join()
 
-    def serve(urls, md5, target):
-        asked.append((urls, md5))
-        target.write_bytes(data)
 
-    monkeypatch.setattr(module, "download", serve)
-    assert len(open_named("mnist", folder)) == 30
-    assert asked == [(["https://127.0.0.1:9/train-labels-idx1-ubyte.gz"], "0" * 32)]
+def test_a_missing_file_is_downloaded_once_by_threads_that_need_it(mirror):
+    with ThreadPoolExecutor(4) as pool:
+        sources = list(pool.map(lambda _: open_named("mnist", mirror.folder), range(4)))
+    assert [len(source) for source in sources] == [30] * 4
+    assert mirror.asked == ["/train-labels-idx1-ubyte.gz"]
+    assert len(open_named("mnist", mirror.folder)) == 30
+    assert len(mirror.asked) == 1
+
+
+def test_a_broken_transfer_is_tried_again(mirror):
+    mirror.mood = "once broken"
+    assert len(open_named("mnist", mirror.folder)) == 30
+    assert len(mirror.asked) == 2
+
+
+def test_the_next_mirror_is_tried(mirror, monkeypatch):
+    monkeypatch.setattr(module, "MNIST_MIRRORS", (module.MNIST_MIRRORS[0] + "elsewhere/", *module.MNIST_MIRRORS))
+    assert len(open_named("mnist", mirror.folder)) == 30
+    assert mirror.asked == ["/elsewhere/train-labels-idx1-ubyte.gz", "/train-labels-idx1-ubyte.gz"]
+
+
+@pytest.mark.parametrize(
+    ("mood", "reason", "requests"),
+    [
+        ("missing", "404", 1),
+        ("short", "IncompleteRead", 3),
+        ("stalled", "127.0.0.1 can't be reached, or stopped sending", 1),
+    ],
+)
+def test_a_failed_download_leaves_no_file(mirror, monkeypatch, mood, reason, requests):
+    monkeypatch.setattr(module, "STALL_SECONDS", 0.2)
+    mirror.mood = mood
+    with pytest.raises(DataError, match=reason) as caught:
+        open_named("mnist", mirror.folder)
+    assert "\n" not in str(caught.value)
+    assert len(mirror.asked) == requests
+    assert len(list((mirror.folder / "MNIST/raw").glob("[!.]*"))) == 3, "the other files of MNIST"
+
+
+def test_another_file_than_the_published_one_is_not_taken(mirror):
+    mirror.content += b"x"
+    with pytest.raises(DataError, match="hash"):
+        open_named("mnist", mirror.folder)
 
 
 def as_python_2(batch):
@@ -233,7 +308,7 @@ def test_cifar10_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CIFAR_MIRRORS", ("https://127.0.0.1:9/",))
     with pytest.raises(DataError, match=r"put cifar-10-python\.tar\.gz there"):
         open_named("cifar10", tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "none/cifar-10-python.tar.gz").exists()
 
 
 def test_where_data_lies(monkeypatch, tmp_path):
