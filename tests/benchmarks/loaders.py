@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 Epoch = Callable[[int], int]  # of its number; gives the number of images
 
 
-class PixelStore(Dataset):
+class Arrays(Dataset):
     def __init__(self, pixels: np.ndarray, transform: Callable) -> None:
         self.pixels, self.transform = pixels, transform
 
@@ -70,7 +70,7 @@ def in_memory(side: int, channels: int, n: int, preset: str, augment: list) -> d
     normalize = transforms.Normalize((0.5,) * channels, (0.5,) * channels)
     chain = transforms.Compose([*augment, transforms.ToTensor(), normalize])
     return {
-        "Dataset + PIL, DataLoader": reference(PixelStore(pixels, chain), 128),
+        "Dataset + PIL, DataLoader": reference(Arrays(pixels, chain), 128),
         "ours": ours(loader, normalize=True),
         "ours, uint8": ours(loader, normalize=False),
     }

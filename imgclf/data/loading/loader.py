@@ -20,7 +20,7 @@ from imgclf.core.config import CACHES, PreprocessConfig
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.pixel_store import CacheFormat, CacheLevel, DenseStore, choose_cache_level
-from imgclf.data.loading.prefetch import SHORT, SHORT_NATIVE, Job, Pace, fetched, share_cores
+from imgclf.data.loading.prefetch import Job, fetched, share_cores
 from imgclf.data.loading.rows import (
     AlbumentationsRowWriter,
     CropRowWriter,
@@ -154,12 +154,10 @@ class Loader:
         self._images.settle()
         plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
         try:
-            for guest, finish in fetched(plans, threads, ahead, self._images.watch, self._pace):
+            for guest, finish in fetched(plans, threads, ahead, self._images.watch):
                 yield self._batch(*finish(), epoch, guest)
         finally:
             self._images.settle()  # what was decoded is kept, also when the epoch is left early
-            if self._images.keeps:
-                self._pace.forget()
         memory = self._images.memory
         if isinstance(memory, DenseStore) and start == 0:
             memory.settle(self.device if self._on_device else memory.device)
@@ -196,10 +194,6 @@ class Loader:
         if len(crops) > 1:
             raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one")
         return CropRowWriter(crops[0], self._seed, self._keys, self.tier.name) if crops else paint_plain
-
-    @cached_property
-    def _pace(self) -> Pace:
-        return Pace(SHORT_NATIVE if isinstance(self._painter, CropRowWriter) else SHORT)  # cuts are OpenCV's work
 
     @property
     def _on_device(self) -> bool:
