@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from imgclf.cli import _console as console
 from imgclf.cli._tuning import TuneView
-from imgclf.core.results import CurvePoint
-from imgclf.estimator.plan import Plan
+from imgclf.estimator.plan import PlanMade
+from imgclf.studies.events import CurvePointMeasured, TrainingsPlanned
+from imgclf.training.events import Event
 
 
 class CurveView(TuneView):
@@ -19,22 +20,16 @@ class CurveView(TuneView):
         super().__init__()
         self._full = full
 
-    def _on_model(self, plan: Plan) -> None:
-        if not self._full and plan.weights.used != "none":  # what training would do afterwards does not matter here
-            head_alone = replace(plan.experiment.train, epochs=0)
-            plan = replace(plan, experiment=replace(plan.experiment, train=head_alone))
-        super()._on_model(plan)
-
-    def _on_trainings(self, planned: tuple[int, float]) -> None:
-        count, seconds = planned
-        duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
-        console.say(f"time:  about {duration} for the steps of {count} trainings")
-
-    def _on_heads(self, progress: tuple[int, int]) -> None:
-        self._bar("fitting heads", *progress)
-
-    def _on_class_heads(self, progress: tuple[int, int]) -> None:
-        self._bar("halving classes", *progress)
-
-    def _on_point(self, point: CurvePoint) -> None:
-        console.say(f"       {point.images:7,} images: {point.accuracy:.1%}")
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case PlanMade(plan=plan) if not self._full and plan.weights.used != "none":
+                head_alone = replace(plan.experiment.train, epochs=0)  # all that matters here
+                super().__call__(PlanMade(replace(plan, experiment=replace(plan.experiment, train=head_alone))))
+            case TrainingsPlanned(count=count, seconds=seconds):
+                duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
+                console.say(f"time:  about {duration} for the steps of {count} trainings")
+            case CurvePointMeasured(point=point):
+                console.say(f"       {point.images:7,} images: {point.accuracy:.1%}")
+            case _:
+                super().__call__(event)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._plan import show_plan
 from imgclf.cli._results import figure, show_evaluation, write_page
 from imgclf.core.errors import ConfigError
-from imgclf.core.results import ENDED, Decision, EpochRecord, Evaluation, Probe
+from imgclf.core.results import ENDED, Decision, EpochRecord, Evaluation
 from imgclf.core.text import plural, printable
-from imgclf.data.audit import Audit
-from imgclf.data.dataset import SPLIT_NAMES, Source
-from imgclf.data.loading.loader import Loader
+from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.data.sources.folder import FileReader
-from imgclf.data.split import Split
 from imgclf.data.write import save_samples
 from imgclf.estimator.classifier import Classifier
+from imgclf.estimator.events import (
+    DataSplit,
+    DecisionsMade,
+    FitEnded,
+    ImagesChecked,
+    LoaderMade,
+    ProbeFitted,
+    SourceOpened,
+)
 from imgclf.estimator.fit import keeping_memory, note_failure, tested
-from imgclf.estimator.plan import Plan
+from imgclf.estimator.plan import PlanMade, RunReady
 from imgclf.estimator.recorder import note_test
 from imgclf.models.own import OWN
 from imgclf.report.text import instead_of_epochs, never_better, valid_losses, why_kept
@@ -36,15 +43,33 @@ from imgclf.runtime import distributed
 from imgclf.storage.run_folder import INFO, ROOT, Run, config_source, find_run, held, open_run, write_info
 from imgclf.storage.run_list import RunEntry, find_default, why_none
 from imgclf.studies.ensemble import fit_ensemble, require_members
+from imgclf.studies.events import EnsembleValidated, NextTraining
 from imgclf.tracking.tensorboard import TensorBoard
 from imgclf.tracking.tracker import Tracker, tracker
-from imgclf.training.events import Callback, Shown, TrainState, notify
+from imgclf.training.events import (
+    BaselineMeasured,
+    BatchDivided,
+    Callback,
+    CaptureFailed,
+    EpochEnded,
+    Event,
+    ImagesUnreadable,
+    Progressed,
+    ShowsWarnings,
+    StepEnded,
+    TrainingEnded,
+    TrainingRetried,
+    TrainingStarted,
+    Warned,
+    notify,
+)
+from imgclf.training.state import TrainState
 
 SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
 UNEVEN = 5
 RARELY = 20  # steps
-SHARED = ("source", "audit", "split", "loader")  # of the members of an ensemble
+SHARED = (SourceOpened, ImagesChecked, DataSplit, LoaderMade)  # of the members of an ensemble
 
 
 def run_training(data: str | None, changes: dict[str, Any], options: dict[str, Any]) -> None:
@@ -121,10 +146,10 @@ def _test(classifier: Classifier, view: TrainView, trackers: Sequence[Tracker]) 
         view.waiting("testing")
         test = classifier.evaluate(progress=view.evaluating)
         known = tested(classifier.plan_, classifier.source_, classifier.split_, "test", test)
-        notify(trackers, "tested", known)
+        notify(trackers, known)
     if trackers:
         view.waiting("waiting for the trackers")
-        notify(trackers, "fitted", classifier.history_.ended)
+        notify(trackers, FitEnded(classifier.history_.ended))
     return test
 
 
@@ -157,9 +182,9 @@ def _trackers(data: str | None, options: dict[str, Any]) -> list[Tracker]:
 def _until_tested(tracker: Tracker) -> Callback:
     """Tells a tracker of all but the end of `fit`: the test comes after it."""
 
-    def tell(event: str, subject: Any) -> None:
-        if event != "fitted":
-            tracker(event, subject)
+    def tell(event: Event) -> None:
+        if not isinstance(event, FitEnded):
+            tracker(event)
 
     return tell
 
@@ -291,7 +316,7 @@ def _example(classifier: Classifier) -> Path | None:
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
 
 
-class TrainView(Shown):
+class TrainView(ShowsWarnings):
     """Shows the events of `Classifier.fit` on stderr as they come: a callback."""
 
     def __init__(self) -> None:
@@ -314,11 +339,14 @@ class TrainView(Shown):
         self.resumed_after = 0
         self.run: Run | None = None
 
-    def __call__(self, event: str, subject: Any) -> None:
-        """Show one event; each has a method of its name."""
-        show = getattr(self, f"_on_{event}", None)
-        if show is not None and not (self._member > 1 and event in SHARED):
-            show(subject)
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if not (self._member > 1 and isinstance(event, SHARED)):
+            self._show(event)
+
+    @singledispatchmethod
+    def _show(self, event: Event) -> None:
+        """Other events are not shown."""
 
     def waiting(self, what: str) -> None:
         """A sign of life while something without steps goes on."""
@@ -328,8 +356,9 @@ class TrainView(Shown):
         """Progress of the test."""
         self._bar("testing", done, n)
 
-    def _on_examined(self, progress: tuple[int, int]) -> None:
-        self._bar("features, to know unlike images by", *progress)
+    @_show.register
+    def _on_progress(self, event: Progressed) -> None:
+        self._bar(event.task, event.done, event.total)
 
     def searching(self, done: int, n: int) -> None:
         """Progress of steps that are only tried; where there is no bar, lines now and then."""
@@ -349,25 +378,30 @@ class TrainView(Shown):
             self._task, description=what, completed=done, total=n, note=note, left=left, visible=done < n
         )
 
-    def _on_member(self, place: tuple[int, int]) -> None:
-        self._member, members = place
-        console.say(f"member {self._member} of {members}", "bold")
+    @_show.register
+    def _on_member(self, event: NextTraining) -> None:
+        self._member = event.number
+        console.say(f"member {self._member} of {event.total}", "bold")
 
-    def _on_ensemble(self, results: tuple[Evaluation, ...]) -> None:
+    @_show.register
+    def _on_ensemble(self, event: EnsembleValidated) -> None:
+        results = event.results
         names = [*(f"member {number}" for number in range(1, len(results))), "together"]
         console.say("on the validation images", "bold")
         for name, result in zip(names, results, strict=True):
             console.say(f"       {name:10}  {result.accuracy:8.2%} right, loss {result.loss:.4f}")
 
-    def _on_equal(self, text: str) -> None:
-        console.warn(text)
+    @_show.register
+    def _on_warning(self, event: Warned) -> None:
+        console.warn(event.text)
 
-    _on_damaged = _on_equal
+    @_show.register
+    def _on_run(self, event: RunReady) -> None:
+        self.run = event.run
 
-    def _on_ready(self, subject: tuple[Run | None, Plan]) -> None:
-        self.run, _ = subject
-
-    def _on_source(self, source: Source) -> None:
+    @_show.register
+    def _on_source(self, event: SourceOpened) -> None:
+        source = event.source
         images, classes = plural(len(source), "image"), plural(len(source.classes), "class")
         names = ", ".join(source.classes[:SHOWN]) + (", …" if len(source.classes) > SHOWN else "")
         console.say(f"data:  {source.name}: {images}, {classes} ({names})")
@@ -377,10 +411,9 @@ class TrainView(Shown):
             console.say("       ignored:")
             console.say_list(source.ignored)
 
-    def _on_audited(self, progress: tuple[int, int]) -> None:
-        self._bar("checking images", *progress)
-
-    def _on_audit(self, audit: Audit) -> None:
+    @_show.register
+    def _on_audit(self, event: ImagesChecked) -> None:
+        audit = event.audit
         if audit.bad:
             console.warn(f"{plural(len(audit.bad), 'image')} can't be read and will be left out:")
             console.say_list(f"{bad.ref}: {bad.reason}" for bad in audit.bad)
@@ -392,7 +425,9 @@ class TrainView(Shown):
         if many >= UNEVEN * few:
             console.warn(f"classes are uneven, from {few:,} ({rarest}) to {many:,}: look at the balanced accuracy")
 
-    def _on_split(self, split: Split) -> None:
+    @_show.register
+    def _on_split(self, event: DataSplit) -> None:
+        split = event.split
         sizes = ", ".join(f"{name} {len(split.samples(name)):,}" for name in SPLIT_NAMES)
         console.say(f"split: {sizes}")
         for note in split.notes:
@@ -400,7 +435,9 @@ class TrainView(Shown):
         for finding in split.findings:
             console.warn(finding)
 
-    def _on_model(self, plan: Plan) -> None:
+    @_show.register
+    def _on_plan(self, event: PlanMade) -> None:
+        plan = event.plan
         config = plan.experiment.train
         if self._member > 1:
             console.say(f"       the same images and network, seed {config.seed}")
@@ -419,10 +456,9 @@ class TrainView(Shown):
         steps = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
         console.say(f"train: {epochs}, {steps}, augmentation {augment}, seed {config.seed}")
 
-    def _on_probing(self, progress: tuple[int, int]) -> None:
-        self._bar("features", *progress)
-
-    def _on_probe(self, probe: Probe) -> None:
+    @_show.register
+    def _on_probe(self, event: ProbeFitted) -> None:
+        probe = event.probe
         images = plural(probe.images, "training image")
         head = f"linear head on frozen features, {images}"
         if probe.note:
@@ -436,9 +472,10 @@ class TrainView(Shown):
                 "are the images large enough (--size), and the labels right?"
             )
 
-    def _on_choices(self, choices: tuple[Decision, ...]) -> None:
-        new = [choice for choice in choices if choice not in self._choices]
-        self._choices = choices
+    @_show.register
+    def _on_decisions(self, event: DecisionsMade) -> None:
+        new = [choice for choice in event.decisions if choice not in self._choices]
+        self._choices = event.decisions
         if not new:
             return
         console.say("")
@@ -446,27 +483,34 @@ class TrainView(Shown):
         for choice in new:
             console.say_beside(f"       {choice.name:13}  {choice.value:{width}}  ", choice.reason)
 
-    def _on_baseline(self, result: Evaluation) -> None:
+    @_show.register
+    def _on_baseline(self, event: BaselineMeasured) -> None:
+        result = event.result
         if not self._epochs:
             console.say(f"valid: {result.accuracy:.2%} of {plural(result.n, 'image')}, loss {result.loss:.4f}")
             return
         console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
 
-    def _on_loader(self, loader: Loader) -> None:
-        console.say(f"cache: {loader.tier}")
+    @_show.register
+    def _on_loader(self, event: LoaderMade) -> None:
+        console.say(f"cache: {event.loader.tier}")
 
-    def _on_memory(self, parts: tuple[int, int]) -> None:
-        planned, micro_batch_size = parts
-        planned = -(-planned // distributed.shard()[1])  # of this process
+    @_show.register
+    def _on_divided_batch(self, event: BatchDivided) -> None:
+        planned = -(-event.batch_size // distributed.shard()[1])  # of this process
+        micro_batch_size = event.micro_batch_size
         console.warn(
             f"too little memory for a whole batch: {planned} → {-(-planned // micro_batch_size)} × {micro_batch_size}, "
             "same gradient"
         )
 
-    def _on_uncaptured(self, reason: str) -> None:
-        console.warn(f"the step can't be captured as a CUDA graph, and is taken operation by operation: {reason}")
+    @_show.register
+    def _on_failed_capture(self, event: CaptureFailed) -> None:
+        console.warn(f"the step can't be captured as a CUDA graph, and is taken operation by operation: {event.reason}")
 
-    def _on_start(self, state: TrainState) -> None:
+    @_show.register
+    def _on_start(self, event: TrainingStarted) -> None:
+        state = event.state
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
         self.resumed_after, self._epochs = state.epoch, state.epochs
         if state.epoch or state.position:
@@ -478,14 +522,17 @@ class TrainView(Shown):
             self.waiting("first step")
         self._began = time.perf_counter()
 
-    def _on_step(self, state: TrainState) -> None:
+    @_show.register
+    def _on_step(self, event: StepEnded) -> None:
+        state = event.state
         seconds = time.perf_counter() - self._began
         note = f"{state.images / max(seconds, 1e-9):,.0f} images/s, loss {state.loss:.4f}"
         left = _seconds_left(state, seconds)
         self._bar(f"epoch {state.epoch + 1}/{state.epochs}", state.step, state.steps_per_epoch, note, left)
 
-    def _on_epoch(self, state: TrainState) -> None:
-        console.say(self._row(state.history[-1]))
+    @_show.register
+    def _on_epoch(self, event: EpochEnded) -> None:
+        console.say(self._row(event.record))
         self._began = time.perf_counter()
 
     def _row(self, record: EpochRecord) -> str:
@@ -495,17 +542,22 @@ class TrainView(Shown):
         row += f"  {record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}  {record.lr:7.2g}  {record.seconds:7.1f}"
         return f"{row}  saved" if record.best else row
 
-    def _on_lost(self, lost: Mapping[str, str]) -> None:
-        console.warn(f"{plural(len(lost), 'image')} left out, unreadable or changed since the check:")
-        console.say_list(f"{ref}: {why}" for ref, why in lost.items())
+    @_show.register
+    def _on_unreadable(self, event: ImagesUnreadable) -> None:
+        console.warn(f"{plural(len(event.reasons), 'image')} left out, unreadable or changed since the check:")
+        console.say_list(f"{ref}: {why}" for ref, why in event.reasons.items())
 
-    def _on_retry(self, state: TrainState) -> None:
+    @_show.register
+    def _on_retry(self, event: TrainingRetried) -> None:
+        state = event.state
         console.warn(
             f"epoch {state.epoch + 1}: the loss is not finite; back to the last good weights, learning rate halved "
             f"(retry {state.retries})"
         )
 
-    def _on_end(self, state: TrainState) -> None:
+    @_show.register
+    def _on_end(self, event: TrainingEnded) -> None:
+        state = event.state
         if state.ended == "stopped early":
             console.say(f"stopped early: no better epoch for {state.config.patience}")
         best = state.result().best

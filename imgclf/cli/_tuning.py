@@ -13,8 +13,9 @@ from imgclf.cli import _console as console
 from imgclf.cli._options import command_line
 from imgclf.cli._training import TrainView
 from imgclf.plots.grids import save_importances
-from imgclf.studies.tune import ENOUGH, Trial, Tuning, tune
-from imgclf.training.events import TrainState
+from imgclf.studies.events import NextTraining
+from imgclf.studies.tune import ENOUGH, Trial, TrialEnded, Tuning, tune
+from imgclf.training.events import Event, StepEnded
 
 SHOWN = 5
 
@@ -79,20 +80,23 @@ class TuneView(TrainView):
     """Shows the events of `tune` on stderr as they come: a callback. `word` is what one training of many is called."""
 
     word = "trial"
-    _place = (0, 0)
+    _which = ""
 
-    def _on_trial(self, place: tuple[int, int]) -> None:
-        self._place = place
-        self.waiting(self._which())
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case NextTraining(number=number, total=total):
+                self._which = f"{self.word} {number} of {total}"
+                self.waiting(self._which)
+            case StepEnded(state=state):
+                done, n = state.epoch * state.steps_per_epoch + state.step, state.epochs * state.steps_per_epoch
+                self._bar(self._which, done, n, f"loss {state.loss:.4f}")
+            case TrialEnded(trial=trial):
+                self._say_trial(trial)
+            case _:
+                super().__call__(event)
 
-    def _on_step(self, state: TrainState) -> None:
-        done, n = state.epoch * state.steps_per_epoch + state.step, state.epochs * state.steps_per_epoch
-        self._bar(self._which(), done, n, f"loss {state.loss:.4f}")
-
-    def _which(self) -> str:
-        return f"{self.word} {self._place[0]} of {self._place[1]}"
-
-    def _on_tried(self, trial: Trial) -> None:
+    def _say_trial(self, trial: Trial) -> None:
         loss = trial.ended if trial.loss is None else f"valid loss {trial.loss:.4f}"
         loss += ", start kept" if trial.start_kept else ""
         values = ", ".join(f"{name} {_word(value)}" for name, value in trial.values.items())

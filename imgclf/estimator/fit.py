@@ -24,8 +24,11 @@ from imgclf.data.sources.open import open_source
 from imgclf.data.split import Split, pack_contents
 from imgclf.data.write import require_outside
 from imgclf.estimator.calibrate import Calibrated, calibrate, features_of
+from imgclf.estimator.events import DecisionsMade, FitEnded, LoaderMade, Tested
 from imgclf.estimator.plan import (
     Plan,
+    PlanMade,
+    RunReady,
     choose_experiment,
     fit_experiment,
     make_plan,
@@ -58,7 +61,7 @@ from imgclf.storage.run_folder import (
     write_info,
 )
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
-from imgclf.training.events import Callback, Tested, as_callbacks, heard, notify
+from imgclf.training.events import Callback, Event, Warned, as_callbacks, notify, progress_of, with_warnings
 from imgclf.training.loop import train
 
 Data = str | os.PathLike[str] | Source
@@ -111,7 +114,7 @@ def fit_data(
     if runs is not None and distributed.is_main():
         require_outside(runs, source)
         require_free(runs, name)
-    callbacks = heard(callbacks) if distributed.is_main() else ()
+    callbacks = with_warnings(callbacks) if distributed.is_main() else ()
     audited, split = read_data(source, experiment, callbacks)
     valid = len(split.samples("valid"))
     plan = make_plan(experiment, audited.source, split.samples("train"), compose, audited.sizes, valid)
@@ -135,9 +138,8 @@ def resume_run(path: Path, epochs: int | None, callbacks: Sequence[Callback]) ->
     with held(run) if distributed.is_main() else nullcontext():
         experiment, data = read_experiment(run)
         fresh = run.info["status"] in ("running", "failed") and not has_checkpoint(path / CHECKPOINT)
-        callbacks = heard(callbacks) if distributed.is_main() else ()
-        warn = partial(notify, callbacks, "damaged")
-        state = None if fresh else load_checkpoint(path / CHECKPOINT, warn)
+        callbacks = with_warnings(callbacks) if distributed.is_main() else ()
+        state = None if fresh else load_checkpoint(path / CHECKPOINT, lambda text: notify(callbacks, Warned(text)))
         reached = 0 if state is None else state["epoch"]
         planned = experiment.train.epochs
         config = experiment.train if epochs is None else replace(experiment.train, epochs=epochs)
@@ -170,7 +172,7 @@ def repeat_run(path: Path, callbacks: Sequence[Callback]) -> FitResult:
     experiment, data = read_experiment(run)
     # What the time allowed then is what is done again, in whatever time it takes now.
     experiment = replace(experiment, train=replace(experiment.train, minutes=None))
-    callbacks = heard(callbacks) if distributed.is_main() else ()
+    callbacks = with_warnings(callbacks) if distributed.is_main() else ()
     return _learn(_prepare(*plan_as(run, experiment, data, callbacks, weights=True), callbacks), callbacks)
 
 
@@ -202,23 +204,22 @@ def figures(metrics: Mapping[str, Evaluation], split: Split) -> dict[str, dict[s
 def keeping_memory(stack: ExitStack) -> Callback:
     """A callback by which what training frees serves what comes after it as well, until the stack is closed."""
 
-    def keep(event: str, subject: Any) -> None:
-        if event == "ready":
-            _, plan = subject
-            stack.enter_context(kept_memory(pick_device(plan.experiment.train.device)))
+    def keep(event: Event) -> None:
+        if isinstance(event, RunReady):
+            stack.enter_context(kept_memory(pick_device(event.plan.experiment.train.device)))
 
     return keep
 
 
 def _prepare(plan: Plan, source: Source, split: Split, callbacks: Sequence[Callback]) -> Work:
     """The loaders of a plan, which then says where their pixels are kept."""
-    notify(callbacks, "model", plan)
+    notify(callbacks, PlanMade(plan))
     load = partial(plan_loader, plan, source, shard=distributed.shard())
     loader, held_out = load(split.samples("train"), train=True), split.samples("valid")
     valid = load(held_out) if held_out else None
     experiment = plan.experiment
     experiment = replace(experiment, data=replace(experiment.data, cache=loader.tier.name))
-    notify(callbacks, "loader", loader)
+    notify(callbacks, LoaderMade(loader))
     return Work(replace(plan, experiment=experiment), source, split, loader, valid)
 
 
@@ -235,7 +236,7 @@ def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[st
     run, model = work.run, work.plan.model
     if run is not None:
         callbacks = (Recorder(run, manifest_of(work), work.plan.experiment.keep), *callbacks)
-    notify(callbacks, "ready", (run, work.plan))
+    notify(callbacks, RunReady(run, work.plan))
     before = {} if state is None else state["lost"]
     with _noting_losses(work, before):
         history = train(
@@ -252,7 +253,7 @@ def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[st
     lost = _lost(work, before)
     metrics = {} if calibrated.answers is None else {"valid": calibrated.answers.evaluation}
     for part, result in metrics.items():
-        notify(callbacks, "tested", tested(work.plan, work.source, work.split, part, result))
+        notify(callbacks, tested(work.plan, work.source, work.split, part, result))
     manifest = calibrated.within(manifest_of(work, metrics))
     if run is not None:
         (run.path / PREDICTIONS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
@@ -265,7 +266,7 @@ def _train_and_examine(work: Work, callbacks: Sequence[Callback], state: dict[st
             "lost": [*map(list, lost.items())],
         }
         work = replace(work, run=write_info(run, **ended))
-    notify(callbacks, "fitted", history.ended)
+    notify(callbacks, FitEnded(history.ended))
     probe, choices = (None, ()) if start is None else (start.probe, start.choices)
     return FitResult(work, history, manifest, calibrated, probe, choices, lost)
 
@@ -282,12 +283,8 @@ def _examine(work: Work, history: History, start: Start | None, callbacks: Seque
     # bfloat16 is enough for the points that others are compared with; float16 has no room for large features.
     precision = pick_precision(plan.experiment.train.precision, pick_device(plan.experiment.train.device))
     precision = precision if precision is torch.bfloat16 else torch.float32
-    told = partial(_tell_examined, callbacks)
+    told = progress_of("computing features for unknown-image detection", callbacks)
     return calibrate(model, work.valid, lambda: features_of(model, work.loader, told, precision))
-
-
-def _tell_examined(callbacks: Sequence[Callback], done: int, n: int) -> None:
-    notify(callbacks, "examined", (done, n))
 
 
 def _begin(work: Work, callbacks: Sequence[Callback]) -> tuple[Work, Start]:
@@ -304,7 +301,7 @@ def _begin(work: Work, callbacks: Sequence[Callback]) -> tuple[Work, Start]:
         write_config(run.path / CONFIG, start.plan.experiment, run.info["source"])
         choices = [asdict(choice) for choice in start.choices]
         work = replace(work, run=write_info(run, recipe=to_dict(start.plan.recipe), choices=choices))
-    notify(told, "choices", start.choices)
+    notify(told, DecisionsMade(start.choices))
     return work, start
 
 

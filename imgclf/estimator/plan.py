@@ -45,6 +45,7 @@ from imgclf.data.split import (
     require_open,
     unpack_contents,
 )
+from imgclf.estimator.events import DataSplit, ImagesChecked, SourceOpened
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
@@ -57,7 +58,7 @@ from imgclf.storage.run_data import reading_options, source_of_run
 from imgclf.storage.run_folder import CONFIG, NOT_PLACES, SPLIT, Run, locate, run_config
 from imgclf.training.acceleration import launch_bound
 from imgclf.training.defaults import resolve_config, suited_augment, suited_resize_mode, suited_size
-from imgclf.training.events import Callback, heard, notify
+from imgclf.training.events import Callback, Event, notify, progress_of, with_warnings
 from imgclf.training.linear_probe import linear_head
 from imgclf.training.recipes import EXPERIMENTS, QUICKER
 from imgclf.training.step import has_batch_norms, probe_batch_size
@@ -86,6 +87,26 @@ class Plan:
     base: str | None = None
     findings: tuple[str, ...] = ()
     began: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class PlanMade(Event):
+    """The network is built, its weights are loaded, nothing is left open."""
+
+    plan: Plan
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not as it was asked for in the weights."""
+        return (self.plan.weights.note or "",)
+
+
+@dataclass(frozen=True)
+class RunReady(Event):
+    """Training is about to start; `run` is None where no run folder is written."""
+
+    run: Run | None
+    plan: Plan
 
 
 def choose_experiment(
@@ -331,7 +352,7 @@ def plan_training(
     callbacks: Sequence[Callback] = (),
 ) -> tuple[Plan, Source, Split]:
     """What training with these changes of an experiment would do, on which images; nothing is written."""
-    callbacks = heard(callbacks)
+    callbacks = with_warnings(callbacks)
     experiment = choose_experiment(recipe, changes)
     source = open_source(data, **reading_options(experiment.data))
     experiment = fit_experiment(recipe, changes, source)
@@ -341,7 +362,7 @@ def plan_training(
     )
     base = recipe_name(recipe, changes, source.default_recipe)
     plan = replace(plan, base=base, findings=audited.all_findings)
-    notify(callbacks, "model", plan)
+    notify(callbacks, PlanMade(plan))
     return plan, audited.source, split
 
 
@@ -356,14 +377,14 @@ def plan_loader(plan: Plan, source: Source, samples: Sequence[Sample], **options
 def read_data(source: Source, experiment: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> tuple[Audit, Split]:
     """Check every image of a source, and split what is usable; tells the callbacks of each step."""
     config = experiment.data
-    notify(callbacks, "source", source)
+    notify(callbacks, SourceOpened(source))
     audited = audit(
         source,
         on_bad=config.on_bad,
         allow_bad=config.allow_bad,
-        progress=lambda done, n: notify(callbacks, "audited", (done, n)),
+        progress=progress_of("checking images", callbacks),
     )
-    notify(callbacks, "audit", audited)
+    notify(callbacks, ImagesChecked(audited))
     known = _known_places(experiment.init) if experiment.init is not None else None
     split = make_split(audited.source, experiment.split, experiment.train.seed, config.split_file, known)
     without = [printable(name) for name, counts in split.counts().items() if not counts["train"]]
@@ -371,7 +392,7 @@ def read_data(source: Source, experiment: ExperimentConfig, callbacks: Sequence[
         raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
     findings = (*split.findings, *_seen_by_start(experiment.weights, split))
     split = replace(split, findings=tuple(text for text in findings if text not in audited.findings))
-    notify(callbacks, "split", split)
+    notify(callbacks, DataSplit(split))
     return replace(audited, findings=(*audited.findings, *split.findings)), split
 
 
@@ -401,14 +422,17 @@ def plan_as(
     """
     find_arch(experiment.arch)  # a network of the user's own is asked for before any image is read
     source = source_of_run(run, data, experiment.data)
-    notify(callbacks, "source", source)
+    notify(callbacks, SourceOpened(source))
     audited = audit(
-        source, allow_bad=1.0, strict=False, progress=lambda done, n: notify(callbacks, "audited", (done, n))
+        source,
+        allow_bad=1.0,
+        strict=False,
+        progress=progress_of("checking images", callbacks),
     )
-    notify(callbacks, "audit", audited)
+    notify(callbacks, ImagesChecked(audited))
     source, split = follow_split(read_split(run.path / SPLIT), spelled_as(audited.source, run.info["classes"]))
     source = replace(source, classes=tuple(run.info["classes"]))
-    notify(callbacks, "split", split)
+    notify(callbacks, DataSplit(split))
     recipe, start = from_dict(PreprocessConfig, run.info["recipe"]), WeightsUsed(**run.info["weights"])
     asked = replace(experiment, init=None) if weights else replace(experiment, init=None, weights="none")
     plan = make_plan(asked, source, split.samples("train"), recipe.compose, audited.sizes, len(split.samples("valid")))

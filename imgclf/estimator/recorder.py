@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.core.config import ExperimentConfig, to_dict
-from imgclf.core.results import Evaluation, Probe
+from imgclf.core.results import Evaluation
 from imgclf.data.audit import Audit
 from imgclf.data.dataset import Source
 from imgclf.data.split import Split, brought, write_split
+from imgclf.estimator.events import ProbeFitted, Tested
 from imgclf.models.backbones import find_arch
 from imgclf.runtime.device import machine
 from imgclf.storage.model_file import Manifest, save_model, save_weights
@@ -30,7 +31,20 @@ from imgclf.storage.run_folder import (
     write_history,
 )
 from imgclf.training.ema import swapped_weights
-from imgclf.training.events import Tested, TrainState
+from imgclf.training.events import (
+    BaselineMeasured,
+    BatchDivided,
+    CaptureFailed,
+    CheckpointSaved,
+    EpochEnded,
+    Event,
+    ImagesUnreadable,
+    TrainingEnded,
+    TrainingFailed,
+    TrainingRetried,
+    TrainingStarted,
+)
+from imgclf.training.state import TrainState
 
 
 def start_run(
@@ -106,51 +120,47 @@ class Recorder:
         self._keep = keep
         self._written = -1
 
-    def __call__(self, event: str, subject: Any) -> None:
+    def __call__(self, event: Event) -> None:
         """Take note of an event of training; others are none of its business."""
-        if event == "memory":
-            planned, part = subject
-            self._note(event, planned=planned, part=part)
-        elif isinstance(subject, Probe):
-            self._note(event, **asdict(subject))
-        elif event == "baseline":
-            self._note(event, loss=subject.loss, accuracy=subject.accuracy)
-        elif event == "lost":
-            self._note(event, images=[*map(list, subject.items())])
-        elif event == "uncaptured":
-            self._note(event, reason=subject)
-        elif isinstance(subject, Tested):
-            note_test(self._run, subject.part, subject.result)
-        elif not isinstance(subject, TrainState) or event == "step":
-            return
-        elif event in ("checkpoint", "failed"):
-            with suppress(OSError) if event == "failed" else nullcontext():  # the first error is the one to tell
-                self._save_best(subject)
-        else:
-            self._note(event, **{"epoch": subject.epoch, **self._values(event, subject)})
-
-    def _values(self, event: str, state: TrainState) -> dict[str, Any]:
-        """What an event says, after an epoch with its files."""
         match event:
-            case "start":
-                return {"device": str(state.device), "precision": str(state.precision).removeprefix("torch.")}
-            case "epoch":
+            case ProbeFitted(probe=probe):
+                self._note("probe", **asdict(probe))
+            case TrainingStarted(state=state):
+                precision = str(state.precision).removeprefix("torch.")
+                self._note("start", epoch=state.epoch, device=str(state.device), precision=precision)
+            case BaselineMeasured(result=result):
+                self._note("baseline", loss=result.loss, accuracy=result.accuracy)
+            case CaptureFailed(reason=reason):
+                self._note("uncaptured", reason=reason)
+            case BatchDivided(batch_size=planned, micro_batch_size=part):
+                self._note("memory", planned=planned, part=part)
+            case EpochEnded(state=state):
+                self._save_epoch(state)
+                self._note("epoch", **asdict(event.record))
+            case ImagesUnreadable(reasons=reasons):
+                self._note("lost", images=[*map(list, reasons.items())])
+            case TrainingRetried(state=state):
+                self._note("retry", epoch=state.epoch, lr_scale=state.lr_scale)
+            case CheckpointSaved(state=state) | TrainingFailed(state=state):
+                failed = isinstance(event, TrainingFailed)
+                with suppress(OSError) if failed else nullcontext():  # the first error is the one to tell
+                    self._save_best(state)
+            case TrainingEnded(state=state):  # once more: a run killed after its last state has not written its epoch
                 write_history(self._run.path / HISTORY, state.history)
-                if self._keep == "all":
-                    folder = self._run.path / "epochs"
-                    folder.mkdir(exist_ok=True)
-                    with swapped_weights(state.model, state.mean):
-                        save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, self._manifest)
-                return asdict(state.history[-1])
-            case "retry":
-                return {"lr_scale": state.lr_scale}
-            case "end":  # once more: a run that was killed after its last state has not written its last epoch
-                write_history(self._run.path / HISTORY, state.history)
-                return {"ended": state.ended}
-        return {}
+                self._note("end", epoch=state.epoch, ended=state.ended)
+            case Tested(part=part, result=result):
+                note_test(self._run, part, result)
 
     def _note(self, event: str, **values: Any) -> None:
         append_event(self._run.path / EVENTS, event, time=_now(), **values)
+
+    def _save_epoch(self, state: TrainState) -> None:
+        write_history(self._run.path / HISTORY, state.history)
+        if self._keep == "all":
+            folder = self._run.path / "epochs"
+            folder.mkdir(exist_ok=True)
+            with swapped_weights(state.model, state.mean):
+                save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, self._manifest)
 
     def _save_best(self, state: TrainState) -> None:
         """Write the best model, unless it is there."""

@@ -22,12 +22,13 @@ from imgclf.data.dataset import Sample
 from imgclf.data.loading.loader import Loader
 from imgclf.data.split import Split, content_key, unpack_contents
 from imgclf.estimator.decisions import describe
+from imgclf.estimator.events import ProbeFitted
 from imgclf.estimator.plan import Plan, plan_loader, plan_training
 from imgclf.evaluation.inference import Progress, device_of, evaluate, infer
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import read_manifest
 from imgclf.training.defaults import EPOCHS
-from imgclf.training.events import Callback, notify
+from imgclf.training.events import Callback, notify, progress_of
 from imgclf.training.linear_probe import fit_probe_on_features
 from imgclf.training.optim import class_weights
 from imgclf.training.throughput import train_rate
@@ -76,11 +77,11 @@ def begin(
     found: tuple[Decision, ...] = ()
     if config.probe:
         plain = load(train_samples, cache=plan.experiment.data.cache)
-        probe, features = begin_with_probe(plan.model, plain, config, lambda *done: notify(callbacks, "probing", done))
+        probe, features = begin_with_probe(plan.model, plain, config, progress_of("computing features", callbacks))
         if has_seen(plan, train_samples):
             note = "the network was trained on some of these images"
             probe = replace(probe, accuracy=math.nan, error=math.nan, loss=math.nan, note=note)
-        notify(callbacks, "probe", probe)
+        notify(callbacks, ProbeFitted(probe))
     if config.epochs and loaders[1] is not None and knows_classes(plan):
         samples = loaders[1].samples
         plan, found = check_label_preserving(plan, load(samples[:: -(-len(samples) // SEEN)]))

@@ -26,7 +26,8 @@ from imgclf.estimator.plan import plan_loader
 from imgclf.models.ensemble import Ensemble
 from imgclf.runtime import distributed
 from imgclf.storage.run_folder import CONFIG, SPLIT, create_run, require_free, stem_of
-from imgclf.training.events import Callback, heard, notify
+from imgclf.studies.events import EnsembleValidated, NextTraining
+from imgclf.training.events import Callback, Warned, notify, with_warnings
 
 MOST = 100
 AS_ONE = """\
@@ -130,7 +131,7 @@ def fit_ensemble(
         require_free(runs, taken)
     trained: list[Classifier] = []
     for number, own_name in enumerate(names):
-        notify(callbacks, "member", (number + 1, members))
+        notify(callbacks, NextTraining(number + 1, members))
         mine = dict(changes)
         if trained:
             first = trained[0]
@@ -143,11 +144,11 @@ def fit_ensemble(
         trained.append(classifier)
     different = _different(trained)
     if len(different) < members:
-        notify(heard(callbacks), "equal", _about_equals(members, len(different)))
+        notify(with_warnings(callbacks), Warned(_about_equals(members, len(different))))
     joined = combine(different)
     _write_run(joined, members, different, runs, name)
     if "valid" in joined.metrics_ and len(different) > 1:
-        notify(callbacks, "ensemble", tuple(one.metrics_["valid"] for one in (*trained, joined)))
+        notify(callbacks, EnsembleValidated(tuple(one.metrics_["valid"] for one in (*trained, joined))))
     return joined
 
 

@@ -26,9 +26,10 @@ from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.plan import Plan, plan_loader, plan_training
 from imgclf.estimator.warm_start import seconds_a_step
 from imgclf.runtime.device import pick_device, pick_precision
+from imgclf.studies.events import CurvePointMeasured, NextTraining, TrainingsPlanned
 from imgclf.studies.scaling_law import FEWEST, FittedLaw, HalvedClass, Wrong, class_gains, curve_point, fit_law
 from imgclf.training.defaults import resolve_config
-from imgclf.training.events import Callback, Shown, notify
+from imgclf.training.events import Callback, Event, Progressed, ShowsWarnings, StepEnded, notify
 from imgclf.training.linear_probe import STRENGTHS, features_of, fit_logistic, linear_head
 from imgclf.training.optim import class_weights
 
@@ -195,8 +196,12 @@ def _features(
             "train the network itself with --full"
         )
     total, before = len(train) + len(held), len(train)
-    features, labels, units = _frozen(plan, source, train, lambda done: notify(callbacks, "probing", (done, total)))
-    judged, answers, _ = _frozen(plan, source, held, lambda done: notify(callbacks, "probing", (before + done, total)))
+
+    def tell(done: int) -> None:
+        notify(callbacks, Progressed("computing features", done, total))
+
+    features, labels, units = _frozen(plan, source, train, tell)
+    judged, answers, _ = _frozen(plan, source, held, lambda done: tell(before + done))
     return _Features(
         train=features,
         labels=labels,
@@ -242,9 +247,9 @@ def _fit_each(features: _Features, parts: Parts, callbacks: Sequence[Callback]) 
             rows.append(row)
             choice = (strength,)
             done += 1
-            notify(callbacks, "heads", (done, total))
+            notify(callbacks, Progressed("fitting heads", done, total))
         wrong[fraction] = np.stack(rows)
-        notify(callbacks, "point", curve_point(fraction, len(draws[0]), wrong[fraction]))
+        notify(callbacks, CurvePointMeasured(curve_point(fraction, len(draws[0]), wrong[fraction])))
         weaker = STRENGTHS.index(strength)
         choice = STRENGTHS[weaker : weaker + WEAKER]
     return wrong, strength
@@ -273,7 +278,7 @@ def _class_gains(
             )
             found = replace(found, half=half, quarter=quarter)
         halved.append(found)
-        notify(callbacks, "class_heads", (index + 1, len(classes)))
+        notify(callbacks, Progressed("halving classes", index + 1, len(classes)))
     return class_gains(halved, features.wrong(everything, (strength,))[0][None], law.weights)
 
 
@@ -294,11 +299,11 @@ def _train_each(
     train, held = split.samples("train"), (*split.samples("valid"), *split.samples("test"))
     judged = split.samples("test")
     total = sum(map(len, parts.values()))
-    notify(callbacks, "trainings", (total, _seconds(plan, source, split, parts)))
+    notify(callbacks, TrainingsPlanned(total, _seconds(plan, source, split, parts)))
 
-    def listen(event: str, subject: Any) -> None:
-        if event == "step":
-            notify(callbacks, event, subject)
+    def listen(event: Event) -> None:
+        if isinstance(event, StepEnded):
+            notify(callbacks, event)
 
     wrong: dict[float, Wrong] = {}
     number = 0
@@ -306,10 +311,10 @@ def _train_each(
         rows = []
         for places in draws:
             number += 1
-            notify(callbacks, "trial", (number, total))
+            notify(callbacks, NextTraining(number, total))
             part = replace(source, samples=(*(train[place] for place in places), *held))
             classifier = Classifier(recipe=asked["recipe"], config=asked["config"]).fit(
-                part, callbacks=[listen, Shown()]
+                part, callbacks=[listen, ShowsWarnings()]
             )
             if classifier.history_.ended == "interrupted":
                 raise KeyboardInterrupt
@@ -317,7 +322,7 @@ def _train_each(
             _require_all(len(answers), judged, classifier.unreadable_)
             rows.append(answers.predicted != answers.targets)
         wrong[fraction] = np.stack(rows)
-        notify(callbacks, "point", curve_point(fraction, len(draws[0]), wrong[fraction]))
+        notify(callbacks, CurvePointMeasured(curve_point(fraction, len(draws[0]), wrong[fraction])))
     return wrong
 
 

@@ -21,7 +21,8 @@ from imgclf.data.write import require_outside
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.plan import Plan, plan_training
 from imgclf.storage.run_folder import STEM_LENGTH, require_free, write_config
-from imgclf.training.events import Callback, TrainState, notify
+from imgclf.studies.events import NextTraining
+from imgclf.training.events import BaselineMeasured, Callback, EpochEnded, Event, StepEnded, notify
 
 if TYPE_CHECKING:
     import optuna
@@ -49,6 +50,13 @@ class Trial:
     values: Mapping[str, Any]
     usual: bool = False
     start_kept: bool = False
+
+
+@dataclass(frozen=True)
+class TrialEnded(Event):
+    """A trial has ended."""
+
+    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -230,7 +238,7 @@ def _go_on(search: _Search, trials: int) -> str:
         if time.monotonic() + _expected_seconds(study) > search.deadline:
             return "out of time"
         trial = study.ask()
-        notify(search.callbacks, "trial", (done + 1, trials))
+        notify(search.callbacks, NextTraining(done + 1, trials))
         try:
             state, loss = _run_trial(search, trial)
         except BaseException as end:
@@ -241,7 +249,7 @@ def _go_on(search: _Search, trials: int) -> str:
                 return "interrupted"
             raise
         study.tell(trial, loss, state=getattr(optuna.trial.TrialState, state))
-        notify(search.callbacks, "tried", _as_value(study.trials[trial.number], done))
+        notify(search.callbacks, TrialEnded(_as_value(study.trials[trial.number], done)))
     return "done"
 
 
@@ -267,17 +275,18 @@ def _run_trial(search: _Search, trial: optuna.Trial) -> tuple[str, float | None]
 
     experiment = _with(search.usual, _suggest(trial, search.settings))
 
-    def watch(event: str, subject: Any) -> None:
-        if event == "step":
-            notify(search.callbacks, event, subject)
-            if time.monotonic() > search.deadline:
-                raise _TimeIsUp
-        if event == "baseline" and "start" not in search.study.user_attrs:
-            search.study.set_user_attr("start", subject.loss)
-        if event == "epoch" and isinstance(subject, TrainState) and subject.history[-1].valid_loss is not None:
-            trial.report(subject.history[-1].valid_loss, subject.epoch)
-            if subject.epoch < subject.epochs and not trial.user_attrs.get("usual") and trial.should_prune():
-                raise optuna.TrialPruned
+    def watch(event: Event) -> None:
+        match event:
+            case StepEnded():
+                notify(search.callbacks, event)
+                if time.monotonic() > search.deadline:
+                    raise _TimeIsUp
+            case BaselineMeasured(result=result) if "start" not in search.study.user_attrs:
+                search.study.set_user_attr("start", result.loss)
+            case EpochEnded(state=state) if event.record.valid_loss is not None:
+                trial.report(event.record.valid_loss, state.epoch)
+                if state.epoch < state.epochs and not trial.user_attrs.get("usual") and trial.should_prune():
+                    raise optuna.TrialPruned
 
     try:
         classifier = Classifier(recipe=experiment).fit(search.data, callbacks=[watch])

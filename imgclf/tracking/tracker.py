@@ -19,16 +19,26 @@ import torch
 from imgclf.core.arguments import require
 from imgclf.core.config import to_dict
 from imgclf.core.errors import warn_caller
-from imgclf.core.results import Decision, Evaluation
+from imgclf.core.results import Decision
 from imgclf.data.dataset import Source
 from imgclf.data.loading.loader import Batch
-from imgclf.estimator.plan import Plan
+from imgclf.estimator.events import DecisionsMade, FitEnded, SourceOpened, Tested
+from imgclf.estimator.plan import Plan, RunReady
 from imgclf.evaluation.inference import device_of
 from imgclf.runtime.compute import own_copy
 from imgclf.storage.run_folder import Run, stem_of
 from imgclf.tracking.backend import Backend, Pictures, Session
 from imgclf.tracking.registry import find_backend
-from imgclf.training.events import Tested, TrainState
+from imgclf.training.events import (
+    BaselineMeasured,
+    EpochEnded,
+    Event,
+    StepEnded,
+    StepStarted,
+    TrainingFailed,
+    TrainingStarted,
+)
+from imgclf.training.state import TrainState
 
 SHOWN = 20  # images of a batch, and of a sample
 EVERY = 1.0  # seconds between looks within an epoch
@@ -123,11 +133,9 @@ class Tracker:
         self._mark = (0, 0, 0.0)  # epoch, images and summed loss at the last look
         self._loss = 0.0
 
-    def __call__(self, event: str, subject: Any) -> None:
-        """Pass on one event; each has a method of its name."""
-        handle = getattr(self, f"_on_{event}", None)
-        if handle is not None:
-            handle(subject)
+    def __call__(self, event: Event) -> None:
+        """Pass on one event."""
+        self._pass_on(event)
         for worker in [worker for worker in self._workers if worker.fault]:
             self._workers.remove(worker)
             self._warn(f"{worker.sink.name} is not told any more: {worker.fault}")
@@ -136,16 +144,36 @@ class Tracker:
         for worker in self._workers:
             worker.put(method, *values)
 
-    def _on_source(self, source: Source) -> None:
-        self._finish("failed")  # a run that began before and did not come to its end
-        self._source, self._choices = source, ()
+    def _pass_on(self, event: Event) -> None:
+        match event:
+            case SourceOpened(source=source):
+                self._finish("failed")  # a run that began before and did not come to its end
+                self._source, self._choices = source, ()
+            case DecisionsMade(decisions=decisions):
+                self._choices = decisions
+            case RunReady(run=run, plan=plan):
+                self._begin(run, plan)
+            case TrainingStarted(state=state):
+                self._put("start", tuple(state.history))
+                self._mark, self._due = (state.epoch, 0, 0.0), 0.0
+            case BaselineMeasured(result=result):
+                self._put("baseline", result)
+            case StepStarted(batch=batch):
+                self._show_batch(batch)
+            case StepEnded(state=state):
+                self._show_step(state)
+            case EpochEnded(state=state):
+                self._put("epoch", event.record)
+                self._loss = state.loss
+            case Tested():
+                self._show_test(event)
+            case TrainingFailed():
+                self._finish("failed")
+            case FitEnded(ended=ended):
+                self._finish(ended)
 
-    def _on_choices(self, choices: tuple[Decision, ...]) -> None:
-        self._choices = choices
-
-    def _on_ready(self, subject: tuple[Run | None, Plan]) -> None:
+    def _begin(self, run: Run | None, plan: Plan) -> None:
         """Begin a run, also for those who have failed in the one before, unless they still hang in it."""
-        run, plan = subject
         assert self._source is not None
         session = _session(run, plan, self._source, self._choices)
         places = [sink.location(session) for sink in self._sinks]  # a wrong one is refused before anything is written
@@ -165,14 +193,7 @@ class Tracker:
                 self._warn(f"{sink.name}: {note}")
         self._put("open", session)
 
-    def _on_start(self, state: TrainState) -> None:
-        self._put("start", tuple(state.history))
-        self._mark, self._due = (state.epoch, 0, 0.0), 0.0
-
-    def _on_baseline(self, result: Evaluation) -> None:
-        self._put("baseline", result)
-
-    def _on_batch(self, batch: Batch) -> None:
+    def _show_batch(self, batch: Batch) -> None:
         if self._shown or not self._workers or not len(batch.targets):
             return
         self._shown = True
@@ -181,7 +202,7 @@ class Tracker:
         captions = _captions(batch, self._source.classes)[:SHOWN]
         self._put("batch", Pictures("training-batch", "Training images as the model sees them", images, captions))
 
-    def _on_step(self, state: TrainState) -> None:
+    def _show_step(self, state: TrainState) -> None:
         """At most once a second, and where the loss is new: on a GPU it is looked at now and then."""
         now = time.monotonic()
         if now < self._due or state.loss == self._loss or not self._workers:
@@ -192,11 +213,7 @@ class Tracker:
         self._put("step", state.epoch + state.step / state.steps_per_epoch, number, loss, state.lr)
         self._mark, self._due, self._loss = (epoch, state.images, state.loss * state.images), now + EVERY, state.loss
 
-    def _on_epoch(self, state: TrainState) -> None:
-        self._put("epoch", state.history[-1])
-        self._loss = state.loss
-
-    def _on_tested(self, test: Tested) -> None:
+    def _show_test(self, test: Tested) -> None:
         if not self._workers:
             return
         answers = test.sample()
@@ -208,12 +225,6 @@ class Tracker:
             tuple(answer.predicted == answer.label for answer in answers),
         )
         self._put("tested", test.part, test.result, pictures)
-
-    def _on_failed(self, state: TrainState) -> None:
-        self._finish("failed")
-
-    def _on_fitted(self, ended: str) -> None:
-        self._finish(ended)
 
     def _finish(self, ended: str) -> None:
         """Have every sink close the run; wait for them together, and not for long."""

@@ -22,7 +22,7 @@ from imgclf.core.errors import DataError, ImgclfError, ModelFileError, warn_call
 from imgclf.core.files import checked_file, open_checked, sync_folder
 from imgclf.core.results import EpochRecord
 from imgclf.runtime import distributed
-from imgclf.training.events import TrainState
+from imgclf.training.state import TrainState
 
 FORMAT = 7
 PREVIOUS = "checkpoint-previous.pt"

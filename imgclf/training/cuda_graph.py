@@ -19,7 +19,8 @@ from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.data.loading.loader import Batch
 from imgclf.runtime import distributed
 from imgclf.training.acceleration import launch_bound
-from imgclf.training.events import Callback, TrainState, notify
+from imgclf.training.events import Callback, CaptureFailed, notify
+from imgclf.training.state import TrainState
 from imgclf.training.step import BufferSnapshot, accumulate, batch_weight, learn, update_weights
 
 WARM_UPS = 3
@@ -65,7 +66,7 @@ def cuda_capture(step: Callable[[], None], device: torch.device) -> Callable[[],
 class GraphedStep:
     """`learn`, replayed for batches of the planned size; those of other sizes and blended ones are learnt as usual.
 
-    Where capturing fails, callbacks get `uncaptured` with the reason, and all steps from this one on are ordinary.
+    Where capturing fails, callbacks get `CaptureFailed`, and all steps from this one on are ordinary.
     """
 
     def __init__(self, callbacks: Sequence[Callback], capture: Capture = cuda_capture) -> None:
@@ -95,7 +96,7 @@ class GraphedStep:
             self._replay = _recorded(self._capture, state, batch, recipe, rewind)
         except (RuntimeError, MemoryError) as error:
             self._failed = True
-            notify(self._callbacks, "uncaptured", f"{type(error).__name__}: {error}".partition("\n")[0])
+            notify(self._callbacks, CaptureFailed(f"{type(error).__name__}: {error}".partition("\n")[0]))
 
 
 def _recorded(

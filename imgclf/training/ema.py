@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from imgclf.training.events import TrainState, Weights
+from imgclf.training.state import TrainState, Weights
 
 SPAN = 1 / 3  # of all steps, at most, over which the mean runs
 

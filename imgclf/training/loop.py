@@ -37,11 +37,27 @@ from imgclf.training.acceleration import compiled, should_compile, tuned
 from imgclf.training.checkpoint import CheckpointSchedule, remove_leftovers, require_space, restore, save_checkpoint
 from imgclf.training.cuda_graph import GraphedStep, should_capture
 from imgclf.training.ema import copied, is_better, start_mean, swapped_weights, update_mean
-from imgclf.training.events import Callback, TrainState, Weights, as_callbacks, notify
+from imgclf.training.events import (
+    BaselineMeasured,
+    BatchDivided,
+    Callback,
+    CheckpointSaved,
+    EpochEnded,
+    ImagesUnreadable,
+    StepEnded,
+    StepStarted,
+    TrainingEnded,
+    TrainingFailed,
+    TrainingRetried,
+    TrainingStarted,
+    as_callbacks,
+    notify,
+)
 from imgclf.training.fast_backward import fast_gradients
 from imgclf.training.interrupt import Interrupts, graceful_interrupts
 from imgclf.training.linear_probe import soften_head
 from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
+from imgclf.training.state import TrainState, Weights
 from imgclf.training.step import BufferSnapshot, learn, needs_pairs
 
 MAX_RETRIES = 3
@@ -124,7 +140,7 @@ def train(
         thrift, rewind = CheckpointSchedule(config.checkpoint_every), BufferSnapshot(model, device)
         step = GraphedStep(callbacks) if captured else learn
         run = _Run(loader, valid, callbacks, state_file, thrift, interrupts, rewind, step)
-        notify(callbacks, "start", state)
+        notify(callbacks, TrainingStarted(state))
         try:
             if keep_start and resume is None:
                 _weigh_start(state, run)
@@ -134,11 +150,11 @@ def train(
         except (_Interrupted, KeyboardInterrupt) as error:
             _end_early(state, run, error)
         except Exception:
-            notify(callbacks, "failed", state)
+            notify(callbacks, TrainingFailed(state))
             raise
         if state.best:
             model.load_state_dict(state.best)
-        notify(callbacks, "end", state)
+        notify(callbacks, TrainingEnded(state))
         return state.result()
 
 
@@ -194,7 +210,7 @@ def _weigh_start(state: TrainState, run: _Run) -> None:
     if run.valid is not None:
         result, state.best_losses = _validate(state, run, run.valid)
         state.best, state.best_loss = state.good[0], result.loss
-        notify(run.callbacks, "baseline", result)
+        notify(run.callbacks, BaselineMeasured(result))
     if state.epochs == 0:
         _save(state, run)
 
@@ -215,12 +231,12 @@ def _epochs(state: TrainState, run: _Run) -> None:
             _epoch(state, run)
         except _NotFinite:
             _step_back(state)
-            notify(run.callbacks, "retry", state)
+            notify(run.callbacks, TrainingRetried(state))
             continue
         due = run.thrift.affordable() or run.thrift.overdue()
         if _over(state) or distributed.any_of_all([due and distributed.is_main()], state.device)[0]:
             _save(state, run)
-        notify(run.callbacks, "epoch", state)
+        notify(run.callbacks, EpochEnded(state))
     state.ended = "stopped early" if _out_of_patience(state) and state.epoch < state.epochs else "done"
 
 
@@ -265,7 +281,7 @@ def _note_lost(state: TrainState, run: _Run) -> None:
     if new:
         state.lost |= new
         run.loader.lost.update(new)
-        notify(run.callbacks, "lost", new)
+        notify(run.callbacks, ImagesUnreadable(new))
 
 
 def _steps(state: TrainState, run: _Run) -> None:
@@ -275,19 +291,19 @@ def _steps(state: TrainState, run: _Run) -> None:
     for batch in islice(batches, state.steps_per_epoch - state.position):
         state.lr = state.lr_scale * _scheduled_lr(state)
         set_lr(state.optimizer, state.lr)
-        notify(run.callbacks, "batch", batch)
+        notify(run.callbacks, StepStarted(batch))
         before = state.micro_batch_size
         with drawing(state.random, state.device):
             state.images += run.step(state, batch, loader.recipe, run.rewind)
         if state.mean:
             update_mean(state)
         if state.micro_batch_size < before:
-            notify(run.callbacks, "memory", (state.config.batch_size, state.micro_batch_size))
+            notify(run.callbacks, BatchDivided(state.config.batch_size, state.micro_batch_size))
         state.position += 1
         state.step = state.position
         if state.device.type == "cpu" or state.step % LOOK_EVERY == 0:
             _look(state)
-        notify(run.callbacks, "step", state)
+        notify(run.callbacks, StepEnded(state))
         stop, save = _agreed(state, run)
         if save:
             _save(state, run)
@@ -355,7 +371,7 @@ def _save(state: TrainState, run: _Run) -> None:
         random = distributed.gather(state.random)
         if run.checkpoint is not None:
             save_checkpoint(state, run.checkpoint, random)
-            notify(run.callbacks, "checkpoint", state)
+            notify(run.callbacks, CheckpointSaved(state))
 
 
 def _end_early(state: TrainState, run: _Run, error: BaseException) -> None:

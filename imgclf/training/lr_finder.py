@@ -17,11 +17,11 @@ from imgclf.evaluation.inference import Progress
 from imgclf.runtime.compute import enough_threads, kept_memory, step_flops
 from imgclf.runtime.device import pick_device
 from imgclf.runtime.random import drawing
-from imgclf.training.events import TrainState
 from imgclf.training.fast_backward import fast_gradients
 from imgclf.training.linear_probe import soften_head
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
+from imgclf.training.state import TrainState
 from imgclf.training.step import BufferSnapshot, learn
 
 LOWEST, HIGHEST = 1e-7, 10.0

@@ -18,8 +18,8 @@ from imgclf.runtime import distributed
 from imgclf.runtime.compute import autocast, memory_format_of, ran_out_of_memory, release_memory
 from imgclf.runtime.device import free_memory
 from imgclf.runtime.random import drawing, random_state, seeded, set_random_state
-from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer
+from imgclf.training.state import TrainState
 from imgclf.transforms.preprocess import to_input
 
 MAX_PROBED = 256

@@ -6,14 +6,13 @@ import copy
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from imgclf.core.config import TrainConfig
 from imgclf.data.loading.loader import Loader
-from imgclf.training.events import TrainState
+from imgclf.training.events import Event, StepEnded
 from imgclf.training.loop import train
 
 WARM_UP = 3  # steps that are not counted
@@ -43,20 +42,21 @@ class _Clock:
         self._before = 0
         self.rate = 0.0
 
-    def __call__(self, event: str, subject: Any) -> None:
+    def __call__(self, event: Event) -> None:
         """Take note of a step; others are none of its business."""
-        if event != "step" or not isinstance(subject, TrainState) or subject.epoch < self._from_epoch:
+        if not isinstance(event, StepEnded) or event.state.epoch < self._from_epoch:
             return
-        new = subject.images - (self._before if subject.step > 1 else 0)
-        self._before = subject.images
+        state = event.state
+        new = state.images - (self._before if state.step > 1 else 0)
+        self._before = state.images
         self._steps += 1
         if self._steps <= WARM_UP:
-            wait(subject.device)
+            wait(state.device)
             self._began = time.perf_counter()
             return
         self._images += new
         if time.perf_counter() - self._began > self._seconds:
-            wait(subject.device)
+            wait(state.device)
             self.rate = self._images / (time.perf_counter() - self._began)
             raise _Enough
 

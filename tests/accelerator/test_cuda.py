@@ -13,9 +13,11 @@ from imgclf.core.config import EXPLAIN_METHODS, OPTIMIZERS, PreprocessConfig, Tr
 from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.inference import predict
 from imgclf.training.checkpoint import load_checkpoint
+from imgclf.training.events import BatchDivided, CaptureFailed, EpochEnded, StepEnded, TrainingRetried
 from imgclf.training.loop import train
 from imgclf.transforms.presets import PRESETS, preset_steps
 from support import standin_device
+from support.events import on, with_state
 
 RECIPE = PreprocessConfig(size=(8, 8), channels=1)
 BATCH = 8
@@ -54,17 +56,13 @@ def assert_close(model, other, device):
         torch.testing.assert_close(mine[name], others[name], **CLOSE.get(device, CLOSE["cuda"]), msg=name)
 
 
-def told(events, *names):
-    return lambda event, subject: events.append((event, subject)) if event in names else None
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_tiny_set_is_learnt_without_a_warning(make_source, device, optimizer, precision):
     source, events = make_source(), []
     lr = 0.05 if optimizer == "sgd" else 0.01
     model, history = fit(
-        source, device, [told(events, "uncaptured")], epochs=12, lr=lr, optimizer=optimizer, precision=precision
+        source, device, [on(CaptureFailed, events.append)], epochs=12, lr=lr, optimizer=optimizer, precision=precision
     )
     assert history.epochs[-1].valid_accuracy > 0.95
     assert next(model.parameters()).device.type == device
@@ -98,8 +96,8 @@ def test_a_run_goes_on_where_it_stopped(make_source, device, tmp_path, optimizer
     source, path = make_source(), tmp_path / "last.pt"
     whole, _ = fit(source, device, optimizer=optimizer)
 
-    def stop(event, state):
-        if event == "epoch" and state.epoch == 2:
+    def stop(event):
+        if isinstance(event, EpochEnded) and event.record.epoch == 2:
             raise KeyboardInterrupt
 
     fit(source, device, [stop], {"checkpoint": path}, optimizer=optimizer)
@@ -111,12 +109,14 @@ def test_a_run_goes_on_where_it_stopped(make_source, device, tmp_path, optimizer
 def test_a_loss_that_is_nan_goes_back(make_source, device):
     source, events = make_source(), []
 
-    def spoil(event, state):
-        if event == "step" and state.epoch == 1 and state.step == 2 and not events:
+    def spoil(state):
+        if state.epoch == 1 and state.step == 2 and not events:
             with torch.no_grad():
                 next(state.model.parameters()).fill_(torch.nan)
 
-    model, _ = fit(source, device, [spoil, told(events, "retry")], optimizer="adamw", ema=0.9)
+    model, _ = fit(
+        source, device, [with_state(StepEnded, spoil), on(TrainingRetried, events.append)], optimizer="adamw", ema=0.9
+    )
     assert len(events) == 1
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
@@ -158,8 +158,8 @@ def test_a_batch_that_the_memory_of_the_device_cannot_hold_is_cut(make_source, d
     config = TrainConfig(epochs=1, lr=0.01, batch_size=batch, device="cuda", precision="fp32", compile=choice)
     loader, valid = (loader_of(source, device, wide, batch, train=part) for part in (True, False))
     with only(memory):
-        history = train(model, loader, valid, config, callbacks=[told(events, "memory")])
-    assert events[0][0] == "memory"
+        history = train(model, loader, valid, config, callbacks=[on(BatchDivided, events.append)])
+    assert events
     assert np.isfinite([history.epochs[0].train_loss, history.epochs[0].valid_loss]).all()
 
 

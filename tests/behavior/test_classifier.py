@@ -27,10 +27,12 @@ from imgclf.data.loading.disk_cache import PixelCache
 from imgclf.data.loading.pixel_store import CacheFormat
 from imgclf.data.sources.open import open_source
 from imgclf.data.split import content_key, read_split
+from imgclf.estimator.events import ImagesChecked, ProbeFitted
 from imgclf.estimator.plan import plan_training, read_data
 from imgclf.models.build import head_of
 from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_folder import open_run
+from imgclf.training.events import BaselineMeasured, EpochEnded, StepEnded, TrainingEnded, TrainingStarted
 from imgclf.training.recipes import EXPERIMENTS
 from support.photos import COLORS, color_image, copy_of_world, save_photos
 
@@ -360,8 +362,8 @@ def test_evaluation_names_what_it_cannot_read(own):
 
 
 def test_a_failed_fit_leaves_no_model_and_the_best_epoch_on_the_disk(photos, in_folder):
-    def stumble(event, state):
-        if event == "step" and state.epoch == 1:
+    def stumble(event):
+        if isinstance(event, StepEnded) and event.state.epoch == 1:
             raise RuntimeError("no more")
 
     classifier = quick()
@@ -373,8 +375,8 @@ def test_a_failed_fit_leaves_no_model_and_the_best_epoch_on_the_disk(photos, in_
 
 
 def test_training_that_never_began_leaves_no_run(photos, in_folder):
-    def interrupt(event, state):
-        if event == "start":
+    def interrupt(event):
+        if isinstance(event, TrainingStarted):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -389,8 +391,8 @@ def test_what_should_not_be_missed_is_a_warning_in_python_whatever_the_callbacks
     classifier = Classifier("lenet", size=16, config={**QUICK, "data": {"split_file": str(tmp_path / "mine.csv")}})
     events = []
     with warnings.catch_warnings(record=True, action="always") as caught:
-        classifier.fit(photos, epochs=1, callbacks=[lambda event, subject: events.append(event)])
-    assert "audit" in events
+        classifier.fit(photos, epochs=1, callbacks=[events.append])
+    assert ImagesChecked in map(type, events)
     assert tuple(str(warning.message) for warning in caught) == classifier.findings_
     assert [finding.partition(":")[0] for finding in classifier.findings_] == [
         "1 image left out that can't be read",
@@ -401,7 +403,7 @@ def test_what_should_not_be_missed_is_a_warning_in_python_whatever_the_callbacks
     (photos / "red" / "bad.png").unlink()
     (photos / "blue" / "copy.png").unlink()
     with pytest.warns(UserWarning, match="resnet18 is NOT pretrained"):
-        Classifier("resnet18", size=32).fit(photos, epochs=1, callbacks=[lambda event, subject: None])
+        Classifier("resnet18", size=32).fit(photos, epochs=1, callbacks=[lambda event: None])
 
 
 def test_unknown_names_are_answered_with_close_ones(photos):
@@ -471,8 +473,8 @@ def test_data_that_bring_their_own_test_images_keep_them(make_source):
 
 
 def interrupt_after(epoch):
-    def callback(event, subject):
-        if event == "epoch" and subject.epoch == epoch:
+    def callback(event):
+        if isinstance(event, EpochEnded) and event.record.epoch == epoch:
             raise KeyboardInterrupt
 
     return callback
@@ -515,8 +517,8 @@ def test_a_damaged_state_is_warned_of(own):
 
 
 def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
-    def callback(event, subject):
-        if event == "start":
+    def callback(event):
+        if isinstance(event, TrainingStarted):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -560,8 +562,8 @@ def test_a_run_that_has_ended_asks_for_more_epochs(own):
 
 
 def test_a_run_that_fails_says_so(photos, in_folder):
-    def stumble(event, state):
-        if event == "step":
+    def stumble(event):
+        if isinstance(event, StepEnded):
             raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
@@ -630,12 +632,12 @@ def probing(**train):
 
 def test_a_probe_alone_is_a_classifier(photos, tmp_path):
     events = []
-    classifier = probing(epochs=0).fit(photos, runs=tmp_path / "runs", callbacks=[lambda *event: events.append(event)])
+    classifier = probing(epochs=0).fit(photos, runs=tmp_path / "runs", callbacks=[events.append])
     assert len(classifier.history_) == 0
     assert classifier.probe_.images == len(classifier.split_.samples("train"))
     assert classifier.evaluate(part="train").accuracy > 0.9
-    names = [name for name, _ in events if name in ("probe", "start", "baseline", "epoch", "end")]
-    assert names == ["probe", "start", "baseline", "end"]
+    of_training = (ProbeFitted, TrainingStarted, BaselineMeasured, EpochEnded, TrainingEnded)
+    assert [type(event) for event in events if isinstance(event, of_training)] == [*of_training[:3], TrainingEnded]
     assert Classifier.load(classifier.run_.path).evaluate().to_dict() == classifier.evaluate().to_dict()
 
 

@@ -19,7 +19,10 @@ from imgclf.runtime import distributed
 from imgclf.storage.model_file import read_manifest, save_model
 from imgclf.storage.run_folder import open_run, read_config
 from imgclf.studies.ensemble import combine, fit_ensemble
+from imgclf.studies.events import NextTraining
 from imgclf.studies.reproduce import reproduce
+from imgclf.training.events import StepEnded, Warned
+from support.events import on
 
 TINY = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 5}}
 
@@ -37,8 +40,7 @@ def test_the_probabilities_are_the_mean_of_the_members():
 @pytest.fixture
 def three(photos, in_folder):
     events = []
-    told = lambda event, subject: events.append((event, subject))  # noqa: E731
-    return fit_ensemble(str(photos), 3, TINY, runs=in_folder / "runs", callbacks=[told]), events
+    return fit_ensemble(str(photos), 3, TINY, runs=in_folder / "runs", callbacks=[events.append]), events
 
 
 def test_members_are_called_after_their_ensemble(photos, in_folder):
@@ -85,7 +87,7 @@ def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypa
         return fit(self, data, **options)
 
     monkeypatch.setattr(Classifier, "fit", with_two_seeds)
-    listen = lambda event, subject: told.append(subject) if event == "equal" else None  # noqa: E731
+    listen = on(Warned, lambda event: told.append(event.text))
     with pytest.warns(UserWarning, match="2 of 3 members kept the same start"):
         joined = fit_ensemble(str(photos), 3, TINY, runs="runs", callbacks=[listen])
     assert joined.model_config_.members == 2
@@ -97,7 +99,7 @@ def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypa
 def test_members_differ_in_their_seed_and_share_a_split(three, photos, in_folder):
     ensemble, events = three
     members = [Classifier.load(path) for path in ensemble.run_.info["members"]]
-    assert [event for event in events if event[0] == "member"] == [("member", (i, 3)) for i in (1, 2, 3)]
+    assert [event for event in events if isinstance(event, NextTraining)] == [NextTraining(i, 3) for i in (1, 2, 3)]
     assert len({member.split_.digest for member in members} | {ensemble.split_.digest}) == 1
     seeds = [open_run(member.run_.path) for member in members]
     assert len({run.path for run in seeds}) == 3
@@ -140,8 +142,8 @@ def test_an_ensemble_has_several_members(photos, in_folder, members):
 
 
 def test_an_interrupted_member_ends_it_and_those_before_stay(photos, in_folder):
-    def interrupt(event, subject):
-        if event == "step" and subject.epoch == 1 and len(list((in_folder / "runs").iterdir())) == 2:
+    def interrupt(event):
+        if isinstance(event, StepEnded) and event.state.epoch == 1 and len(list((in_folder / "runs").iterdir())) == 2:
             import os
             import signal
 

@@ -17,7 +17,9 @@ from imgclf.data.dataset import Sample
 from imgclf.models.registry import ARCHS, Arch
 from imgclf.models.weights import WeightsUsed
 from imgclf.studies import learning_curve as learning
+from imgclf.studies.events import CurvePointMeasured
 from imgclf.studies.learning_curve import DRAWS, draw_parts, learning_curve
+from imgclf.training.events import Progressed
 
 TINY = {"arch": "lenet", "weights": "none", "size": [16, 16], "train": {"epochs": 2, "device": "cpu"}}
 
@@ -104,7 +106,7 @@ def test_copies_come_together_though_their_bytes_differ():
 
 def test_a_curve_from_frozen_features(photos, pooled):
     heard = []
-    curve = learning_curve(photos, pooled, callbacks=[lambda event, subject: heard.append((event, subject))])
+    curve = learning_curve(photos, pooled, callbacks=[heard.append])
     assert (curve.data, curve.arch, curve.full, curve.held_out) == ("photos", "pooled", False, 24)
     assert [point.images for point in curve.points] == [6, 15, 30, 36]
     assert [point.draws for point in curve.points] == [3, 2, 2, 1]
@@ -116,9 +118,9 @@ def test_a_curve_from_frozen_features(photos, pooled):
         ("red", 12, 1.0),
     ]
     assert not any(row.accuracy_gain.told for row in curve.classes)
-    assert [subject for event, subject in heard if event == "point"] == list(curve.points)
-    heads = [subject for event, subject in heard if event == "heads"]
-    assert heads == [(number + 1, 8) for number in range(8)]
+    assert [event.point for event in heard if isinstance(event, CurvePointMeasured)] == list(curve.points)
+    heads = [event for event in heard if isinstance(event, Progressed) and event.task == "fitting heads"]
+    assert heads == [Progressed("fitting heads", number + 1, 8) for number in range(8)]
     again = learning_curve(photos, pooled)
     assert (again.points, again.law, again.classes) == (curve.points, curve.law, curve.classes)
 

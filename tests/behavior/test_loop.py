@@ -22,7 +22,20 @@ from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.inference import evaluate, predict
 from imgclf.training import checkpoint as checkpoint_module
 from imgclf.training.checkpoint import load_checkpoint
+from imgclf.training.events import (
+    BatchDivided,
+    CheckpointSaved,
+    EpochEnded,
+    ImagesUnreadable,
+    StepEnded,
+    StepStarted,
+    TrainingEnded,
+    TrainingFailed,
+    TrainingRetried,
+    TrainingStarted,
+)
 from imgclf.training.loop import train
+from support.events import on, with_state
 
 RECIPE = PreprocessConfig(size=(8, 8), channels=1)
 AUGMENTED = replace(RECIPE, steps=(AugmentStep("affine", {"shift": 0.1, "rotate": 5, "scale": [0.9, 1.1]}),))
@@ -88,11 +101,6 @@ def figures(history):
     return [replace(record, seconds=0.0) for record in history]
 
 
-def on(wanted, action):
-    """A callback that does something at every event of one name."""
-    return lambda event, subject: action(subject) if event == wanted else None
-
-
 def raising(error, *, at, epoch, step=0):
     """A callback that raises at an event once `epoch` epochs and `step` steps are done."""
 
@@ -100,7 +108,7 @@ def raising(error, *, at, epoch, step=0):
         if state.epoch == epoch and state.step >= step:
             raise error
 
-    return on(at, stop)
+    return with_state(at, stop)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -148,7 +156,7 @@ def test_what_callbacks_draw_changes_no_weights(source):
     expected = torch.rand(6)
     torch.manual_seed(1)
     drawn = []
-    model, _ = fit(source, epochs=2, callbacks=[lambda event, _: drawn.append(torch.rand(1)) if len(drawn) < 6 else 0])
+    model, _ = fit(source, epochs=2, callbacks=[lambda event: drawn.append(torch.rand(1)) if len(drawn) < 6 else 0])
     assert equal(weights(plain), weights(model))
     assert torch.equal(torch.cat(drawn), expected)
 
@@ -157,7 +165,7 @@ def test_what_callbacks_draw_changes_no_weights(source):
 def test_a_network_ends_in_evaluation_mode(source, error):
     model = Net()
     with pytest.raises(ValueError, match="full") if error else nullcontext():
-        fit(source, model, epochs=1, callbacks=[raising(error, at="step", epoch=0)] if error else [])
+        fit(source, model, epochs=1, callbacks=[raising(error, at=StepEnded, epoch=0)] if error else [])
     assert not any(module.training for module in model.modules())
 
 
@@ -184,7 +192,7 @@ def test_a_record_says_what_happened(source):
 
 def test_the_weights_of_the_lowest_valid_loss_are_kept(source):
     seen = []
-    note = on("epoch", lambda state: seen.append(weights(state.model)))
+    note = with_state(EpochEnded, lambda state: seen.append(weights(state.model)))
     # The warm-up climbs to a rate that destroys what the first epochs learnt.
     model, history = fit(source, epochs=8, optimizer="sgd", lr=5.0, warmup_epochs=8.0, seed=1, callbacks=[note])
     losses = [record.valid_loss for record in history]
@@ -209,8 +217,8 @@ def test_an_epoch_that_could_not_read_the_hard_images_is_no_better_for_it(source
     reader = Flickering(source.reader.arrays)
     wrong = {s.ref: replace(s, label=source.classes[s.label == source.classes[0]]) for s in source.samples[:6]}
     hard, mixed = set(wrong), replace(source, reader=reader, samples=tuple(wrong.values()) + source.samples[6:])
-    lost, told = [], on("lost", lambda images: lost.append(images))
-    flicker = on("epoch", lambda state: setattr(reader, "gone", state.epoch == 1))
+    lost, told = [], on(ImagesUnreadable, lambda event: lost.append(event.reasons))
+    flicker = with_state(EpochEnded, lambda state: setattr(reader, "gone", state.epoch == 1))
     options = {"epochs": 4, "lr": 0.01, "schedule": "constant", "label_smoothing": 0.0}
     file = tmp_path / "checkpoint.pt"
     valid = loader_of(mixed, cache="off")
@@ -222,14 +230,16 @@ def test_an_epoch_that_could_not_read_the_hard_images_is_no_better_for_it(source
     content, states = load_checkpoint(file), []
     assert content["lost"] == lost[0]
     fewer = loader_of(mixed, samples=mixed.samples[6:])  # as if they had been gone when it was resumed
-    again = on("start", lambda state: states.append(state.best_losses))
+    again = with_state(TrainingStarted, lambda state: states.append(state.best_losses))
     fit(source, valid=fewer, callbacks=[again], keep={"resume": content}, **options)
     assert torch.equal(states[0], content["best_losses"][6:])
 
 
 def test_the_running_mean_is_what_is_judged_and_kept(source):
     seen = []
-    note = on("epoch", lambda state: seen.append(({k: v.clone() for k, v in state.mean.items()}, weights(state.model))))
+    note = with_state(
+        EpochEnded, lambda state: seen.append(({k: v.clone() for k, v in state.mean.items()}, weights(state.model)))
+    )
     options = {"epochs": 4, "lr": 0.1, "schedule": "constant", "label_smoothing": 0.0}
     model, history = fit(source, ema=0.9, callbacks=[note], **options)
     mean, raw = seen[history.best.epoch - 1]
@@ -241,7 +251,7 @@ def test_the_running_mean_is_what_is_judged_and_kept(source):
 def test_a_mean_changes_nothing_of_what_is_learnt(source):
     learnt = []
     for ema in (0.0, 0.9):
-        note = on("end", lambda state: learnt.append(state.good[0]))
+        note = with_state(TrainingEnded, lambda state: learnt.append(state.good[0]))
         fit(source, epochs=4, lr=0.1, ema=ema, callbacks=[note])
     assert equal(*learnt)
 
@@ -266,10 +276,10 @@ def test_training_begins_with_a_softer_head_and_the_start_stays_as_it_was(source
     expected = {name: 0.1 * tensor if name.startswith("head.") else tensor for name, tensor in before.items()}
     options = {"lr": 1e-9, "optimizer": "sgd", "head_scale": 0.1, "ema": 0.5}
 
-    def look(event, subject):
-        if event in ("start", "step"):
-            seen.append(weights(subject.model))
-            seen.append(subject.mean)
+    def look(event):
+        if isinstance(event, TrainingStarted | StepEnded):
+            seen.append(weights(event.state.model))
+            seen.append(event.state.mean)
 
     keep = {"keep_start": True, "checkpoint": path}
     _, history = fit(source, model, epochs=0, keep=keep, callbacks=[look], **options)  # a start alone is not touched
@@ -287,14 +297,16 @@ def test_training_begins_with_a_softer_head_and_the_start_stays_as_it_was(source
 def test_a_loss_that_is_nan_goes_back_to_the_softer_head(source):
     model, seen = Net(bad={1}), []
     head = model.head.weight.detach().clone()
-    note = on("retry", lambda state: seen.append(state.model.head.weight.detach().clone()))
+    note = with_state(TrainingRetried, lambda state: seen.append(state.model.head.weight.detach().clone()))
     fit(source, model, epochs=1, head_scale=0.1, callbacks=[note], keep={"keep_start": True})
     torch.testing.assert_close(seen, [0.1 * head])
 
 
 def test_without_valid_images_the_last_weights_are_kept(source):
     seen = []
-    model, history = fit(source, valid=None, callbacks=[on("epoch", lambda state: seen.append(weights(state.model)))])
+    model, history = fit(
+        source, valid=None, callbacks=[with_state(EpochEnded, lambda state: seen.append(weights(state.model)))]
+    )
     assert equal(weights(model), seen[-1])
     assert history.best.epoch == 3
     assert {(record.valid_loss, record.valid_accuracy) for record in history} == {(None, None)}
@@ -303,7 +315,7 @@ def test_without_valid_images_the_last_weights_are_kept(source):
 @pytest.mark.parametrize("bad", [{1}, {7}, {6, 11}, {7, 9}, {12, 17, 22}])
 def test_a_loss_that_is_nan_goes_back_with_half_the_rate(source, bad):
     retries = []
-    note = on("retry", lambda state: retries.append(state.lr_scale))
+    note = with_state(TrainingRetried, lambda state: retries.append(state.lr_scale))
     # 36 images are 5 steps; the passes of an attempt that is given up count too.
     model, history = fit(
         source, Net(bad=bad), optimizer="sgd", momentum=0.9, schedule="constant", epochs=3, callbacks=[note]
@@ -318,15 +330,16 @@ def test_a_loss_that_is_nan_goes_back_with_half_the_rate(source, bad):
 def test_going_back_restores_the_weights_and_the_momentum(source):
     seen = {}
 
-    def note(event, state):
-        if event in ("epoch", "retry"):
+    def note(event):
+        if isinstance(event, EpochEnded | TrainingRetried):
+            state = event.state
             momentum = [entry["momentum_buffer"].clone() for entry in state.optimizer.state.values()]
-            seen.setdefault((event, state.epoch), []).append((weights(state.model), momentum))
+            seen.setdefault((type(event), state.epoch), []).append((weights(state.model), momentum))
 
     fit(source, Net(bad={8, 11}), optimizer="sgd", schedule="constant", epochs=2, callbacks=[note])
-    ((good, momentum),) = seen["epoch", 1]
-    assert len(seen["retry", 1]) == 2
-    for restored, restored_momentum in seen["retry", 1]:
+    ((good, momentum),) = seen[EpochEnded, 1]
+    assert len(seen[TrainingRetried, 1]) == 2
+    for restored, restored_momentum in seen[TrainingRetried, 1]:
         assert equal(good, restored)
         assert all(torch.equal(a, b) for a, b in zip(momentum, restored_momentum, strict=True))
 
@@ -340,8 +353,8 @@ def test_weights_that_are_nan_without_a_nan_in_the_loss(source, where, valid):
         if state.epoch == 1 and state.step == state.steps_per_epoch and not retries:
             state.model.state_dict()[where].view(-1)[0] = math.nan
 
-    note = on("retry", lambda state: retries.append(state.epoch))
-    model, history = fit(source, valid=valid, callbacks=[on("step", spoil), note])
+    note = with_state(TrainingRetried, lambda state: retries.append(state.epoch))
+    model, history = fit(source, valid=valid, callbacks=[with_state(StepEnded, spoil), note])
     assert retries == [1]
     assert len(history) == 3
     assert finite(model)
@@ -366,7 +379,7 @@ def test_a_loss_that_stays_nan_ends_training(source, tmp_path):
             source,
             model,
             schedule="constant",
-            callbacks=[on("retry", lambda state: retries.append(state.retries))],
+            callbacks=[with_state(TrainingRetried, lambda state: retries.append(state.retries))],
             keep={"checkpoint": tmp_path / "checkpoint.pt"},
         )
     assert retries == [1, 2, 3]
@@ -374,10 +387,10 @@ def test_a_loss_that_stays_nan_ends_training(source, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("at", "step"), [("step", 2), ("epoch", 0)])
+@pytest.mark.parametrize(("at", "step"), [(StepEnded, 2), (EpochEnded, 0)])
 def test_ctrl_c_keeps_the_best_weights(source, at, step):
     seen = []
-    note = on("epoch", lambda state: seen.append(weights(state.model)))
+    note = with_state(EpochEnded, lambda state: seen.append(weights(state.model)))
     model, history = fit(
         source, epochs=9, schedule="constant", callbacks=[note, raising(KeyboardInterrupt, at=at, epoch=2, step=step)]
     )
@@ -388,7 +401,7 @@ def test_ctrl_c_keeps_the_best_weights(source, at, step):
 
 def test_ctrl_c_in_the_first_epoch_keeps_what_was_learnt(source):
     before = weights(Net())
-    model, history = fit(source, callbacks=[raising(KeyboardInterrupt, at="step", epoch=0, step=2)])
+    model, history = fit(source, callbacks=[raising(KeyboardInterrupt, at=StepEnded, epoch=0, step=2)])
     assert history.ended == "interrupted"
     assert len(history) == 0
     assert history.best is None
@@ -423,7 +436,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize(("at", "epoch", "step"), [("epoch", 1, 0), ("epoch", 3, 0), ("step", 2, 3)])
+@pytest.mark.parametrize(("at", "epoch", "step"), [(EpochEnded, 1, 0), (EpochEnded, 3, 0), (StepEnded, 2, 3)])
 @pytest.mark.usefixtures("always")
 def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_never_stopped(source, tmp_path, options, at, epoch, step):
     options = OPTIONS[options]
@@ -447,7 +460,9 @@ def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_never_stopped(sour
 
 def interrupt(source, file, epoch, step, **options):
     """Train until a signal comes at a step; gives the state that was written then."""
-    send = on("step", lambda state: (state.epoch, state.step) == (epoch, step) and os.kill(os.getpid(), signal.SIGINT))
+    send = with_state(
+        StepEnded, lambda state: (state.epoch, state.step) == (epoch, step) and os.kill(os.getpid(), signal.SIGINT)
+    )
     _, history = fit(source, callbacks=[send], keep={"checkpoint": file}, **options)
     assert history.ended == "interrupted"
     assert len(history) == epoch
@@ -474,7 +489,9 @@ def test_going_back_and_going_on_go_together(source, tmp_path, spoilt, epoch, st
     options = {"epochs": 4, "schedule": "constant", "optimizer": "sgd", "momentum": 0.9}
     whole, history = fit(source, Net(bad={spoilt}), **options)
     first = Net(bad={spoilt})
-    send = on("step", lambda state: (state.epoch, state.step) == (epoch, step) and os.kill(os.getpid(), signal.SIGINT))
+    send = with_state(
+        StepEnded, lambda state: (state.epoch, state.step) == (epoch, step) and os.kill(os.getpid(), signal.SIGINT)
+    )
     file = tmp_path / "checkpoint.pt"
     fit(source, first, callbacks=[send], keep={"checkpoint": file}, **options)
     rest = Net(bad={spoilt - first.passes})
@@ -488,8 +505,8 @@ def test_the_state_is_written_within_an_epoch_too(source, tmp_path, monkeypatch)
     whole, history = fit(source, epochs=2)
     monkeypatch.setattr(checkpoint_module.CheckpointSchedule, "overdue", lambda self: True)
     file, positions = tmp_path / "checkpoint.pt", []
-    note = on("checkpoint", lambda state: positions.append((state.epoch, state.position)))
-    stop = raising(ZeroDivisionError, at="step", epoch=1, step=4)
+    note = with_state(CheckpointSaved, lambda state: positions.append((state.epoch, state.position)))
+    stop = raising(ZeroDivisionError, at=StepEnded, epoch=1, step=4)
     with pytest.raises(ZeroDivisionError):
         fit(source, epochs=2, callbacks=[note, stop], keep={"checkpoint": file})
     assert positions == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (1, 2), (1, 3)]
@@ -528,7 +545,7 @@ def test_the_second_ctrl_c_ends_at_once(source, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(source, callbacks=[on("step", hurry)], keep={"checkpoint": tmp_path / "checkpoint.pt"})
+        fit(source, callbacks=[with_state(StepEnded, hurry)], keep={"checkpoint": tmp_path / "checkpoint.pt"})
     assert not list(tmp_path.iterdir())
 
 
@@ -542,7 +559,7 @@ def test_no_state_with_nan_is_written(source, tmp_path):
                 next(state.model.parameters()).fill_(math.nan)
             os.kill(os.getpid(), signal.SIGINT)
 
-    fit(source, callbacks=[on("step", spoil)], keep={"checkpoint": file})
+    fit(source, callbacks=[with_state(StepEnded, spoil)], keep={"checkpoint": file})
     content = load_checkpoint(file)
     assert (content["epoch"], content["position"]) == (1, 0)
     assert all(tensor.isfinite().all() for tensor in content["model"].values())
@@ -555,14 +572,20 @@ def test_an_optimizer_that_holds_nan_is_not_kept(source):
         if state.epoch == 1 and state.step == state.steps_per_epoch and not retries:
             next(iter(state.optimizer.state.values()))["exp_avg"].fill_(math.inf)
 
-    fit(source, callbacks=[on("step", spoil), on("retry", lambda state: retries.append(state.epoch))])
+    fit(
+        source,
+        callbacks=[
+            with_state(StepEnded, spoil),
+            with_state(TrainingRetried, lambda state: retries.append(state.epoch)),
+        ],
+    )
     assert retries == [1]
 
 
 def test_every_failure_is_told(source):
     told = []
     with pytest.raises(TrainingDiverged):
-        fit(source, Net(always=True), callbacks=[on("failed", lambda state: told.append(state.retries))])
+        fit(source, Net(always=True), callbacks=[with_state(TrainingFailed, lambda state: told.append(state.retries))])
     assert told == [4]
 
 
@@ -591,7 +614,7 @@ def test_frozen_epochs_train_the_head_alone(source):
     seen = []
     model = Net()
     before = weights(model)
-    note = on("epoch", lambda state: seen.append(weights(state.model)))
+    note = with_state(EpochEnded, lambda state: seen.append(weights(state.model)))
     fit(source, model, epochs=3, freeze_epochs=2, callbacks=[note], schedule="constant")
     changed = [{name for name in before if not torch.equal(before[name], now[name])} for now in seen]
     assert changed[0] == changed[1] == {"head.weight", "head.bias"}
@@ -651,7 +674,7 @@ def test_class_weights(make_source, choice, share):
 def test_gradients_are_clipped(source, limit):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     before = weights(model)
-    stop = raising(KeyboardInterrupt, at="step", epoch=0, step=1)
+    stop = raising(KeyboardInterrupt, at=StepEnded, epoch=0, step=1)
     fit(source, model, optimizer="sgd", momentum=0.0, lr=1.0, schedule="constant", clip_norm=limit, callbacks=[stop])
     moved = math.sqrt(sum(float((after - before[name]).square().sum()) for name, after in weights(model).items()))
     assert moved == pytest.approx(limit, rel=1e-3) if limit else moved > 0.01
@@ -667,17 +690,20 @@ def test_one_last_image_alone_is_skipped(source, n, drop_last, images):
         samples=source.samples[:n],
         drop_last=drop_last,
         epochs=1,
-        callbacks=[on("epoch", lambda state: seen.append((state.images, state.step, state.steps_per_epoch)))],
+        callbacks=[
+            with_state(EpochEnded, lambda state: seen.append((state.images, state.step, state.steps_per_epoch)))
+        ],
     )
     assert seen == [(images, -(-images // BATCH), -(-images // BATCH))]
 
 
 def test_events_come_in_order_and_the_end_has_the_best_weights(source):
     events, ends = [], []
-    note = on("end", lambda state: ends.append(equal(weights(state.model), state.best)))
-    fit(source, Net(bad={3}), epochs=2, callbacks=[lambda event, state: events.append(event), note])
-    steps = ["batch", "step"] * 5
-    assert events == ["start", *steps[:5], "retry", *steps, "epoch", *steps, "epoch", "end"]
+    note = with_state(TrainingEnded, lambda state: ends.append(equal(weights(state.model), state.best)))
+    fit(source, Net(bad={3}), epochs=2, callbacks=[lambda event: events.append(type(event)), note])
+    steps = [StepStarted, StepEnded] * 5
+    epoch = [*steps, EpochEnded]
+    assert events == [TrainingStarted, *steps[:5], TrainingRetried, *epoch, *epoch, TrainingEnded]
     assert ends == [True]
 
 
@@ -706,10 +732,10 @@ def test_a_batch_that_does_not_fit_is_cut_once_and_for_all(source, tmp_path):
             return super().forward(images)
 
     told = []
-    note = on("memory", told.append)
+    note = on(BatchDivided, told.append)
     file = tmp_path / "checkpoint.pt"
     _, history = fit(source, Limited(), callbacks=[note], keep={"checkpoint": file}, epochs=2)
-    assert told == [(8, 2)]
+    assert told == [BatchDivided(8, 2)]
     assert history.ended == "done"
     assert load_checkpoint(file)["micro_batch_size"] == 2
 

@@ -17,7 +17,9 @@ from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.estimator.plan import make_plan
 from imgclf.estimator.warm_start import plan_start
+from imgclf.training.events import TrainingStarted
 from imgclf.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, suggest_lr
+from support.events import with_state
 
 
 def trial(source, **train):
@@ -131,12 +133,9 @@ def test_it_starts_where_training_starts(photos, probe):
     changes["train"] = {"epochs": 1, "probe": probe, "device": "cpu", "minutes": 0.5}
     first = {}
 
-    def watch(event, state):
-        if event == "start":
-            first["weights"] = copy.deepcopy(state.model.state_dict())
-
+    note = with_state(TrainingStarted, lambda state: first.update(weights=copy.deepcopy(state.model.state_dict())))
     classifier = Classifier(config={**changes, "train": {**changes["train"], "minutes": None}})
-    classifier.fit(photos, callbacks=[watch])
+    classifier.fit(photos, callbacks=[note])
     start, loader = plan_start(str(photos), changes, None, [])
     weights = start.plan.model.state_dict()
     assert first["weights"].keys() == weights.keys()

@@ -26,6 +26,7 @@ from imgclf.evaluation.ood import MOST_VALUES, OodDetector, choose_evenly, fit_o
 from imgclf.models.build import build_model
 from imgclf.models.features import feature_layers, with_features
 from imgclf.storage.model_file import UNKNOWN_TENSORS, read_manifest
+from imgclf.training.events import EpochEnded, Progressed
 from imgclf.transforms.presets import preset_steps
 
 CPU = {"train": {"device": "cpu", "precision": "fp32"}}
@@ -261,8 +262,8 @@ def test_too_few_validation_images_are_an_error_that_says_so(photos):
 
 
 def test_an_interrupted_training_claims_nothing(photos):
-    def interrupt(event, subject):
-        if event == "epoch":
+    def interrupt(event):
+        if isinstance(event, EpochEnded):
             raise KeyboardInterrupt
 
     config = {**CPU, "split": (0.4, 0.4, 0.2)}
@@ -297,8 +298,10 @@ def test_a_probe_looks_at_its_training_images_once(photos):
     for epochs, looks in ((0, 0), (1, 1)):
         told.clear()
         classifier = Classifier("lenet", size=16, config=config)
-        classifier.fit(photos, epochs=epochs, lr=0.01, callbacks=[lambda event, subject: told.append(event)])
-        assert ("examined" in told) == (looks and any(record.best for record in classifier.history_))
+        classifier.fit(photos, epochs=epochs, lr=0.01, callbacks=[told.append])
+        assert any(isinstance(event, Progressed) and "unknown" in event.task for event in told) == (
+            looks and any(record.best for record in classifier.history_)
+        )
         assert classifier.ood_ is not None
         assert len(classifier.ood_.points) == 24
 

@@ -9,10 +9,13 @@ import torch
 
 from imgclf.data.split import read_split
 from imgclf.estimator.classifier import Classifier
+from imgclf.estimator.events import DataSplit, LoaderMade
+from imgclf.estimator.plan import PlanMade
 from imgclf.storage.model_file import load_model
 from imgclf.storage.run_folder import open_run, read_config
 from imgclf.training import checkpoint
-from imgclf.training.events import warn_of
+from imgclf.training.events import BatchDivided, EpochEnded, StepEnded, warn_of
+from support.events import with_state
 
 CONFIG = {"train": {"precision": "fp32", "device": "cpu"}}
 
@@ -85,10 +88,10 @@ def test_images_that_are_lost_while_it_runs_are_told_and_recorded(photos, in_fol
     """A training image becomes another class's, a valid and a test image vanish: warned of, and in `run.json`."""
     gone, splits = {}, []
 
-    def spoil(event, subject):
-        if event == "split":
-            splits.append(subject)
-        elif event == "loader":
+    def spoil(event):
+        if isinstance(event, DataSplit):
+            splits.append(event.split)
+        elif isinstance(event, LoaderMade):
             first = {part: splits[0].samples(part)[0] for part in ("train", "valid", "test")}
             other = next(s for s in splits[0].samples("train") if s.label != first["train"].label)
             os.replace(photos / other.ref, photos / first["train"].ref)
@@ -96,7 +99,7 @@ def test_images_that_are_lost_while_it_runs_are_told_and_recorded(photos, in_fol
                 (photos / first[part].ref).unlink()
             gone.update({first["train"].ref: "has changed since it was checked", other.ref: "no such file"})
             gone.update({first[part].ref: "no such file" for part in ("valid", "test")})
-        warn_of(event, subject)
+        warn_of(event)
 
     with pytest.warns(UserWarning, match=r"images left out that can't be read: .*has changed since it was checked"):
         classifier = fit(photos, in_folder, callbacks=[spoil], epochs=1, data={"cache": "off"})
@@ -111,11 +114,11 @@ def test_images_that_are_lost_while_it_runs_are_told_and_recorded(photos, in_fol
 def test_each_step_back_is_recorded(photos, in_folder):
     spoilt = []
 
-    def spoil(event, state):
-        if event == "step" and not spoilt:
+    def spoil(event):
+        if isinstance(event, StepEnded) and not spoilt:
             spoilt.append(True)
             with torch.no_grad():
-                next(state.model.parameters()).fill_(float("nan"))
+                next(event.state.model.parameters()).fill_(float("nan"))
 
     classifier = fit(photos, in_folder, callbacks=[spoil])
     told = events(classifier.run_)
@@ -131,8 +134,8 @@ def test_without_a_folder_for_runs_nothing_is_written(photos, in_folder):
 
 
 def test_a_run_of_a_callback_that_fails_keeps_what_was_recorded(photos, in_folder):
-    def fail(event, state):
-        if event == "epoch" and state.epoch == 2:
+    def fail(event):
+        if isinstance(event, EpochEnded) and event.record.epoch == 2:
             raise RuntimeError("a callback of one's own")
 
     with pytest.raises(RuntimeError, match="of one's own"):
@@ -147,13 +150,12 @@ def test_a_killed_run_has_the_best_model_of_its_last_state(photos, in_folder, mo
     monkeypatch.setattr(checkpoint, "MAX_SHARE", float("inf"))
     seen = []
 
-    def look(event, state):
-        if event == "epoch":
-            (folder,) = (in_folder / "runs").iterdir()
-            saved = load_model(folder)[0].state_dict()
-            seen.append(all(torch.equal(saved[name], tensor) for name, tensor in state.best.items()))
+    def look(state):
+        (folder,) = (in_folder / "runs").iterdir()
+        saved = load_model(folder)[0].state_dict()
+        seen.append(all(torch.equal(saved[name], tensor) for name, tensor in state.best.items()))
 
-    fit(photos, in_folder, callbacks=[look])
+    fit(photos, in_folder, callbacks=[with_state(EpochEnded, look)])
     assert seen == [True] * 3
 
 
@@ -161,9 +163,9 @@ def test_a_run_that_fails_leaves_its_best_model(photos, in_folder, monkeypatch):
     monkeypatch.setattr(checkpoint, "MAX_SHARE", 0.0)
     best = []
 
-    def fail(event, state):
-        if event == "epoch" and state.epoch == 2:
-            best.append({name: tensor.clone() for name, tensor in state.best.items()})
+    def fail(event):
+        if isinstance(event, EpochEnded) and event.record.epoch == 2:
+            best.append({name: tensor.clone() for name, tensor in event.state.best.items()})
             raise RuntimeError("a callback of one's own")
 
     with pytest.raises(RuntimeError, match="of one's own"):
@@ -176,20 +178,21 @@ def test_a_run_that_fails_leaves_its_best_model(photos, in_folder, monkeypatch):
 def test_a_batch_that_was_cut_is_recorded(photos, in_folder):
     told = []
 
-    def starve(event, subject):
-        if event == "model":
-            forward = subject.model.forward
+    def starve(event):
+        if isinstance(event, PlanMade):
+            model = event.plan.model
+            forward = model.forward
 
             def limited(images):
-                if subject.model.training and len(images) > 8:
+                if model.training and len(images) > 8:
                     raise MemoryError
                 return forward(images)
 
-            subject.model.forward = limited
-        elif event == "memory":
-            told.append(subject)
+            model.forward = limited
+        elif isinstance(event, BatchDivided):
+            told.append(event)
 
     classifier = fit(photos, in_folder, callbacks=[starve], epochs=1)
-    assert told == [(16, 8)]
+    assert told == [BatchDivided(16, 8)]
     (event,) = [event for event in events(classifier.run_) if event["event"] == "memory"]
     assert (event["planned"], event["part"]) == (16, 8)

@@ -23,6 +23,7 @@ from imgclf.tracking.backend import Backend, Pictures, Session, draw_confusion, 
 from imgclf.tracking.registry import TRACKERS, find_backend
 from imgclf.tracking.tensorboard import TensorBoard
 from imgclf.tracking.visdom import MAX_STEP_POINTS, Visdom
+from imgclf.training.events import EpochEnded
 
 CONFIG = {"train": {"precision": "fp32"}}
 
@@ -203,8 +204,8 @@ def test_without_a_function_to_tell_a_fault_is_a_python_warning(make_source):
 def test_a_run_that_fails_is_closed_as_failed(make_source):
     backend = Recording()
 
-    def trip(event, subject):
-        if event == "epoch":
+    def trip(event):
+        if isinstance(event, EpochEnded):
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):

@@ -19,25 +19,23 @@ from imgclf.core.errors import ConfigError, DataError, MissingExtra
 from imgclf.core.results import EpochRecord, History
 from imgclf.storage.run_folder import read_config
 from imgclf.studies import tune as tuning
-from imgclf.studies.tune import tune
+from imgclf.studies.events import NextTraining
+from imgclf.studies.tune import TrialEnded, tune
+from imgclf.training.events import BaselineMeasured, StepEnded
+from support.events import on
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 3}}
 
 
-def listener(heard, event):
-    """A callback that notes what comes with an event."""
-    return lambda name, subject: heard.append(subject) if name == event else None
-
-
 def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(photos, in_folder):
     told = []
-    result = tune(str(photos), TINY, trials=3, callbacks=[listener(told, "tried")])
+    result = tune(str(photos), TINY, trials=3, callbacks=[on(TrialEnded, told.append)])
     usual = Classifier(config=TINY).fit(photos)
     first = next(trial for trial in result.trials if trial.number == 0)
     assert first.loss == pytest.approx(usual.history_.best.valid_loss)
     assert first.values["lr"] == usual.config_.train.lr
     assert first.usual
-    assert [trial.number for trial in told] == [0, 1, 2]
+    assert [event.trial.number for event in told] == [0, 1, 2]
     assert result.ended == "done"
     losses = [trial.loss for trial in result.trials if trial.loss is not None]
     assert losses == sorted(losses)
@@ -52,11 +50,11 @@ PROBED = {**TINY, "train": {"epochs": 1, "probe": True, "device": "cpu", "lr": 1
 
 def test_trials_know_the_start_that_training_would_keep(photos, in_folder):
     heard = []
-    usual = Classifier(config=PROBED).fit(photos, callbacks=[listener(heard, "baseline")])
+    usual = Classifier(config=PROBED).fit(photos, callbacks=[on(BaselineMeasured, heard.append)])
     assert usual.history_.best is None
     result = tune(str(photos), PROBED, trials=2)
     assert all(trial.start_kept for trial in result.trials)
-    assert result.start == result.usual_loss == heard[0].loss
+    assert result.start == result.usual_loss == heard[0].result.loss
     assert min(trial.loss for trial in result.trials) > result.start
     assert (result.data, result.arch) == ("photos", "lenet")
     assert tune(str(photos), PROBED, trials=2) == result, "a search that goes on knows it still"
@@ -121,7 +119,7 @@ def _no_training(classifier, data, callbacks):
 def test_a_search_goes_on_where_it_stopped(photos, in_folder):
     first = tune(str(photos), TINY, trials=2)
     told = []
-    second = tune(str(photos), TINY, trials=3, callbacks=[listener(told, "tried")])
+    second = tune(str(photos), TINY, trials=3, callbacks=[on(TrialEnded, told.append)])
     assert len(told) == 1
     assert len({trial.values["lr"] for trial in second.trials}) == 3  # it does not draw the same again
     assert {trial.number for trial in first.trials} < {trial.number for trial in second.trials}
@@ -198,10 +196,10 @@ def cut(n, end):
     """A callback that does `end` at the first step of the trial number `n`, from 1."""
     at = []
 
-    def watch(event, subject):
-        if event == "trial":
-            at.append(subject[0])
-        if event == "step" and at == list(range(1, n + 1)):
+    def watch(event):
+        if isinstance(event, NextTraining):
+            at.append(event.number)
+        if isinstance(event, StepEnded) and at == list(range(1, n + 1)):
             at.append(0)
             end()
 
@@ -232,8 +230,8 @@ def test_the_usual_settings_come_even_after_an_interrupt(photos, in_folder):
 
 def test_an_interrupt_ends_the_search_with_what_was_found(photos, in_folder):
     told = []
-    result = tune(str(photos), TINY, trials=4, callbacks=[cut(2, interrupt), listener(told, "trial")])
-    assert told == [(1, 4), (2, 4)]
+    result = tune(str(photos), TINY, trials=4, callbacks=[cut(2, interrupt), on(NextTraining, told.append)])
+    assert told == [NextTraining(1, 4), NextTraining(2, 4)]
     assert (result.ended, len(result.trials)) == ("interrupted", 1)
     assert (in_folder / result.config).is_file()
     assert len(tune(str(photos), TINY, trials=2).trials) == 2

@@ -14,6 +14,8 @@ from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.estimator.plan import make_plan
 from imgclf.estimator.warm_start import check_label_preserving, fit_to_time
+from imgclf.training.events import StepEnded
+from support.events import with_state
 
 EXACT = {"precision": "fp32", "device": "cpu"}
 PROBED = ExperimentConfig(
@@ -159,6 +161,6 @@ def test_training_ends_with_its_time(monkeypatch):
 def test_an_epoch_of_a_few_steps():
     config = {"size": (16, 16), "train": {**EXACT, "epoch_steps": 2, "batch_size": 4}}
     steps = []
-    watch = lambda event, state: event == "step" and steps.append((state.epoch, state.position))  # noqa: E731
+    watch = with_state(StepEnded, lambda state: steps.append((state.epoch, state.position)))
     Classifier("lenet", weights="none", config=config).fit(halves(sided), epochs=3, callbacks=[watch])
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]

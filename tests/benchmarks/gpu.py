@@ -29,6 +29,7 @@ from PIL import Image
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.estimator.classifier import Classifier
 from imgclf.studies.benchmark import benchmark
+from imgclf.training.events import CaptureFailed, Event, StepEnded
 
 HERE = Path(__file__).parent
 BATCH = 256
@@ -41,15 +42,16 @@ class StepClock:
         self.rates: list[float] = []
         self._began = 0.0
 
-    def __call__(self, event: str, subject: Any) -> None:
-        if event == "step" and subject.step == 1:
-            torch.cuda.synchronize()
-            self._began, self._first = time.perf_counter(), subject.images
-        elif event == "step" and subject.step == subject.steps_per_epoch:
-            torch.cuda.synchronize()
-            self.rates.append((subject.images - self._first) / (time.perf_counter() - self._began))
-        elif event == "uncaptured":
-            print("uncaptured:", subject)
+    def __call__(self, event: Event) -> None:
+        match event:
+            case StepEnded(state=state) if state.step == 1:
+                torch.cuda.synchronize()
+                self._began, self._first = time.perf_counter(), state.images
+            case StepEnded(state=state) if state.step == state.steps_per_epoch:
+                torch.cuda.synchronize()
+                self.rates.append((state.images - self._first) / (time.perf_counter() - self._began))
+            case CaptureFailed(reason=reason):
+                print("uncaptured:", reason)
 
 
 def photos(args: argparse.Namespace) -> dict[str, Any]:

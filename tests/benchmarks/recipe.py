@@ -21,7 +21,8 @@ from folders import once
 
 from imgclf.estimator.classifier import Classifier
 from imgclf.training.ema import copied
-from imgclf.training.events import Weights
+from imgclf.training.events import EpochEnded, Event, TrainingStarted
+from imgclf.training.state import Weights
 
 ARCH = "efficientnet_lite0"
 # What is changed of the experiment for each part that is off, or another.
@@ -78,10 +79,11 @@ class Watcher:
     def __init__(self) -> None:
         self.weights: dict[str, Weights] = {}
 
-    def __call__(self, event: str, subject: Any) -> None:
-        if event in ("start", "epoch"):
-            self.weights["start" if event == "start" else "last"] = copied(subject.model.state_dict())
-            self.weights["mean"] = copied(subject.mean or subject.model.state_dict())
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TrainingStarted | EpochEnded):
+            state = event.state
+            self.weights["start" if isinstance(event, TrainingStarted) else "last"] = copied(state.model.state_dict())
+            self.weights["mean"] = copied(state.mean or state.model.state_dict())
 
 
 def run(folder: Path, changes: dict[str, Any], seed: int, epochs: int | None) -> dict[str, Any]:

@@ -33,21 +33,18 @@ WATCHED = """
 import sys, time
 from pathlib import Path
 from imgclf.cli import _training, main
+from imgclf.training.events import EpochEnded, StepStarted, TrainingEnded
 
 class View(_training.TrainView):
     done = 0
 
-    def _on_epoch(self, state):
-        super()._on_epoch(state)
-        self.done = state.epoch
-
-    def _on_batch(self, batch):
-        while self.done and not Path(f"go-{self.done}").exists():
-            time.sleep(0.02)
-
-    def _on_end(self, state):
-        super()._on_end(state)
-        self._on_batch(None)
+    def __call__(self, event):
+        super().__call__(event)
+        if isinstance(event, EpochEnded):
+            self.done = event.record.epoch
+        if isinstance(event, StepStarted | TrainingEnded):
+            while self.done and not Path(f"go-{self.done}").exists():
+                time.sleep(0.02)
 
 _training.TrainView = View
 sys.argv = ["imgclf", "train", *sys.argv[1:]]

@@ -11,10 +11,12 @@ from imgclf.core.errors import ConfigError, DataError, UnknownName
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.sources.open import open_source
 from imgclf.estimator.decisions import describe
+from imgclf.estimator.events import DataSplit, ImagesChecked, SourceOpened
 from imgclf.estimator.plan import check_experiment, choose_experiment, make_plan, plan_pixels, read_data
 from imgclf.models.backbones import find_arch
 from imgclf.models.registry import ARCHS
 from imgclf.storage.run_data import reading_options
+from imgclf.training.events import Progressed
 from imgclf.training.recipes import EXPERIMENTS
 from imgclf.transforms.albumentations_pipeline import compose_to_dict
 
@@ -216,12 +218,12 @@ def test_what_is_not_there_is_said_before_any_image_is_read(changes, message):
 def test_reading_tells_of_each_step(photos):
     told = []
     (photos / "red" / "00.png").write_bytes(b"no image")
-    audited, split = read_data(open_source(photos), LENET, [lambda event, subject: told.append((event, subject))])
-    events = [event for event, _ in told]
-    assert events[0] == "source"
-    assert events[-2:] == ["audit", "split"]
-    assert set(events[1:-2]) == {"audited"}
-    assert [subject for event, subject in told if event == "audited"][-1] == (60, 60)
+    audited, split = read_data(open_source(photos), LENET, [told.append])
+    kinds = [type(event) for event in told]
+    assert kinds[0] == SourceOpened
+    assert kinds[-2:] == [ImagesChecked, DataSplit]
+    assert set(kinds[1:-2]) == {Progressed}
+    assert told[-3] == Progressed("checking images", 60, 60)
     assert "red/00.png" not in {sample.ref for sample in audited.source.samples}
     assert sorted(sample.ref for sample in split.rows) == sorted(sample.ref for sample in audited.source.samples)
     assert all(sample.sha256 for sample in split.rows)

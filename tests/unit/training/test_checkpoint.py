@@ -21,7 +21,9 @@ from imgclf.core.files import checked_file
 from imgclf.data.loading.loader import Loader
 from imgclf.training import checkpoint, loop
 from imgclf.training.checkpoint import FORMAT, NEW, PREVIOUS, CheckpointSchedule, load_checkpoint
+from imgclf.training.events import TrainingStarted
 from imgclf.training.loop import train
+from support.events import with_state
 
 CALLS = 6  # fsync, rename and fsync of the new file; rename of the old and of the new; fsync of the folder
 
@@ -161,16 +163,13 @@ def test_a_state_from_another_device_leaves_the_optimizer_its_kernels(fit, tmp_p
     content, states = load_checkpoint(tmp_path / "checkpoint.pt"), []
     for group in content["optimizer"]["param_groups"]:
         group.update(foreach=True, fused=None)
-    fit(2, resume=content, callbacks=[lambda event, subject: states.append(subject) if event == "start" else None])
+    fit(2, resume=content, callbacks=[with_state(TrainingStarted, states.append)])
     groups = states[0].optimizer.param_groups
     assert {(group["foreach"], group["fused"]) for group in groups} == {(None, True)}
 
 
 def test_each_process_goes_on_from_its_own_random_numbers(fit, tmp_path, monkeypatch):
-    def note(event, subject):
-        if event == "start":
-            found.append(subject.random["cpu"])
-
+    note = with_state(TrainingStarted, lambda state: found.append(state.random["cpu"]))
     fit(1)
     content, found = load_checkpoint(tmp_path / "checkpoint.pt"), []
     first, second = (torch.Generator().manual_seed(seed).get_state() for seed in (1, 2))

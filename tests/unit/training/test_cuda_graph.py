@@ -20,8 +20,9 @@ from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.data.loading.loader import Batch, Mix
 from imgclf.training import cuda_graph as module
 from imgclf.training.cuda_graph import GraphedStep, should_capture
-from imgclf.training.events import TrainState
+from imgclf.training.events import CaptureFailed
 from imgclf.training.optim import make_optimizer, set_lr
+from imgclf.training.state import TrainState
 from imgclf.training.step import BufferSnapshot, learn
 
 CPU = torch.device("cpu")
@@ -328,12 +329,12 @@ def test_a_failed_capture_ends_capturing_and_changes_nothing(options, error, fai
     model, batches = net(dropout=0.5, norm=True), [batch_of(seed=i) for i in range(4)]
     usual, graphed = state_of(copy.deepcopy(model), **options), state_of(model, **options)
     recorders = Recorders(fail_after=fail_after, error=error)
-    step = GraphedStep([lambda *event: told.append(event)], recorders)
+    step = GraphedStep([told.append], recorders)
     for _ in range(2):
         assert run(graphed, step, batches) == run(usual, learn, batches)
         graphed.retries += 1
     assert_same(graphed, usual, atol=0, rtol=0)
-    assert told == [("uncaptured", f"{error.__name__}: out of luck")]
+    assert told == [CaptureFailed(f"{error.__name__}: out of luck")]
     assert recorders.counts == [0]
 
 
@@ -349,9 +350,9 @@ def test_a_step_that_waits_for_the_device_is_not_captured():
     usual, graphed = (state_of(Asking(net()), optimizer="adamw") for _ in range(2))
     batches = [batch_of(seed=i) for i in range(3)]
     run(usual, learn, batches)
-    run(graphed, GraphedStep([lambda *event: told.append(event)], Recorders()), batches)
+    run(graphed, GraphedStep([told.append], Recorders()), batches)
     assert_same(graphed, usual, atol=0, rtol=0)
-    assert told == [("uncaptured", "RuntimeError: operation not permitted when stream is capturing")]
+    assert told == [CaptureFailed("RuntimeError: operation not permitted when stream is capturing")]
 
 
 def test_an_interrupt_during_the_capture_leaves_the_state_whole():
@@ -369,8 +370,8 @@ def test_an_error_of_the_network_is_raised_by_the_ordinary_step():
     state = state_of(nn.Sequential(nn.Flatten(), nn.Linear(35, 3)))
     told = []
     with pytest.raises(RuntimeError, match="shapes"):
-        run(state, GraphedStep([lambda *event: told.append(event)], Recorders()), [batch_of()])
-    assert [event for event, _ in told] == ["uncaptured"]
+        run(state, GraphedStep([told.append], Recorders()), [batch_of()])
+    assert [type(event) for event in told] == [CaptureFailed]
 
 
 ON = TrainConfig(compile="on", epochs=1, lr=0.1, batch_size=N)
@@ -408,7 +409,7 @@ def test_a_network_with_drop_out_is_captured_when_asked(choice, expected):
 @pytest.mark.parametrize("options", OPTIMIZERS)
 def test_a_cuda_graph_takes_ordinary_steps(options):
     states = []
-    for step in (learn, GraphedStep([lambda *event: pytest.fail(str(event))])):
+    for step in (learn, GraphedStep([lambda event: pytest.fail(str(event))])):
         model = net(norm=True).to(CUDA)
         state = replace(state_of(model, **options), device=CUDA, sums=torch.zeros(2, device=CUDA))
         state.scaler = torch.amp.GradScaler("cuda", enabled=False)

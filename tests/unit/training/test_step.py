@@ -11,8 +11,8 @@ from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import OutOfMemory
 from imgclf.data.loading.loader import Batch, Mix
 from imgclf.training import step as module
-from imgclf.training.events import TrainState
 from imgclf.training.optim import make_optimizer
+from imgclf.training.state import TrainState
 from imgclf.training.step import BufferSnapshot, batch_weight, learn, probe_batch_size, split_batch, summed_loss
 
 CPU = torch.device("cpu")
