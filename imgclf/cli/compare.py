@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from imgclf.data.dataset import Pixels, Source
     from imgclf.studies.compare import Change, Comparison
 
-SHOWN = 10  # images of each kind
-MOST = 50  # images of a picture
-UNSURE = 0.05
+MAX_ROWS = 10  # changed images in a table
+MAX_PICTURED = 50  # changed images in the picture
+SIGNIFICANCE = 0.05
 
 
 def compare(
@@ -33,7 +33,7 @@ def compare(
     runs: Annotated[Path, typer.Option(help="Where runs are that are given by their names.")] = ROOT,
     picture: Annotated[
         Path | None,
-        typer.Option(help=f"Make a picture of the images that changed, up to {MOST}.", show_default=False),
+        typer.Option(help=f"Make a picture of the images that changed, up to {MAX_PICTURED}.", show_default=False),
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -63,38 +63,36 @@ def _show(result: Comparison) -> None:
     console.show_table(("", *HEADER), [("a", *cells(result.a)), ("b", *cells(result.b))], keys=2)
     console.show()
     paired, (low, high) = result.paired, result.paired.interval
-    console.show(
-        f"b − a:  {_points(paired.difference)} points, 95 % interval {_points(low)} to {_points(high)}, on the same "
-        f"{plural(paired.n, 'image')}"
-    )
-    console.show(
-        f"right:  both {paired.both:,}, only a {paired.only_a:,}, only b {paired.only_b:,}, neither {paired.neither:,}"
-        f"; McNemar's exact test: p {_p(paired.p_value)}"
-    )
-    console.show(f"so:     {_verdict(result)}")
-    for title, differences in (("setting", result.settings), ("not the same", result.surroundings)):
+    points, lowest, highest = (f"{100 * share:+.1f}".replace("-", "−") for share in (paired.difference, low, high))
+    images = plural(paired.n, "image")
+    console.show(f"b − a:   {points} points (95% interval {lowest} to {highest}) on the same {images}")
+    counts = f"both {paired.both:,}, only a {paired.only_a:,}, only b {paired.only_b:,}, neither {paired.neither:,}"
+    p = "< 0.001" if paired.p_value < 0.001 else f"= {paired.p_value:.2g}"
+    console.show(f"correct: {counts}; McNemar's exact test: p {p}")
+    console.show(f"result:  {_verdict(result)}")
+    for title, differences in (("setting", result.settings), ("environment", result.environment)):
         if differences:
             console.show()
             console.show_table((title, "a", "b"), [(name, *map(_word, pair)) for name, pair in differences.items()])
-    _show_changed("wrong in a, right in b", result.fixed)
-    _show_changed("right in a, wrong in b", result.broken)
+    _show_changed("only b is correct", result.fixed)
+    _show_changed("only a is correct", result.broken)
 
 
 def _say_what_differs(result: Comparison) -> None:
-    """Say on how many of their test images the runs are compared, and which classes only one of them knows."""
-    for name, other, count, classes in zip("ab", "ba", result.left_out, result.alone, strict=True):
+    """Say how many test images are left out, and which classes only one of the runs knows."""
+    for name, other, count, classes in zip("ab", "ba", result.left_out, result.other_classes, strict=True):
         if count:
-            console.warn(f"{plural(count, 'test image')} of {name} left out, as {other} was not tested on them")
+            console.warn(f"{plural(count, 'test image')} of {name} left out: {other} was not tested on them")
         if classes:
-            console.warn(f"{other} does not know {plural(len(classes), 'class')} of {name}:")
+            console.warn(f"{plural(len(classes), 'class')} of {name} unknown to {other}:")
             console.say_list(classes)
 
 
 def _verdict(result: Comparison) -> str:
-    if result.same_answers:
-        return f"both give the same answer to every image{': the weights are equal' if result.same_weights else ''}"
-    if result.paired.p_value >= UNSURE:
-        return f"these {plural(result.paired.n, 'image')} don't tell which of the two is better"
+    if result.same_predictions:
+        return f"same prediction for every image{', equal weights' if result.same_weights else ''}"
+    if result.paired.p_value >= SIGNIFICANCE:
+        return f"no significant difference on {plural(result.paired.n, 'image')}"
     return f"{'b' if result.paired.difference > 0 else 'a'} is better on images like these"
 
 
@@ -102,14 +100,14 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
     if not changes:
         return
     console.show()
-    more = f", of which {SHOWN} are here, the classes in turn (all: --json)" if len(changes) > SHOWN else ""
+    more = f", {MAX_ROWS} shown, classes in turn (all: --json)" if len(changes) > MAX_ROWS else ""
     console.show(f"{title}: {plural(len(changes), 'image')}{more}")
-    rows = [(change.path, change.true, change.a, change.b) for change in changes[:SHOWN]]
-    console.show_table(("image", "is", "a said", "b said"), rows)
+    rows = [(change.path, change.true, change.a, change.b) for change in changes[:MAX_ROWS]]
+    console.show_table(("image", "true class", "a predicts", "b predicts"), rows)
 
 
 def _draw(result: Comparison, path: Path) -> Path | None:
-    """A picture of the images that changed, those that b gets right first; None where there is none to show."""
+    """A picture of the images that changed, those that only b classifies correctly first; None where there is none."""
     from imgclf.data.write import require_outside
     from imgclf.plots.grids import GRID_TITLE, save_grid, title_of
     from imgclf.storage.run_data import labeled_source
@@ -117,22 +115,22 @@ def _draw(result: Comparison, path: Path) -> Path | None:
 
     source = labeled_source(None, open_run(Path(result.a.path)))
     require_outside(path, source)
-    better = max(MOST // 2, MOST - len(result.broken))
-    chosen = [*result.fixed[:better], *result.broken][:MOST]
-    shown, gone = [], []
+    fixed = max(MAX_PICTURED // 2, MAX_PICTURED - len(result.broken))
+    chosen = [*result.fixed[:fixed], *result.broken][:MAX_PICTURED]
+    shown, unreadable = [], []
     for change in chosen:
         try:
             shown.append((_pixels(source, change), change))
         except ImgclfError as error:
-            gone.append(str(error))
-    if gone:
-        console.warn(f"{plural(len(gone), 'image')} can't be shown:")
-        console.say_list(gone)
+            unreadable.append(str(error))
+    if unreadable:
+        console.warn(f"{plural(len(unreadable), 'image')} can't be shown:")
+        console.say_list(unreadable)
     if not shown:
-        console.say("there is no image that changed to show, so there is no picture")
+        console.say("no changed image to show: no picture written")
         return None
     if len(chosen) < len(result.changed):
-        console.say(f"the picture shows {len(shown)} of the {len(result.changed):,} images that changed")
+        console.say(f"the picture shows {len(shown)} of {len(result.changed):,} changed images")
     name = (GRID_TITLE - len(" → ")) // 2
     save_grid(
         [pixels for pixels, _ in shown],
@@ -140,7 +138,7 @@ def _draw(result: Comparison, path: Path) -> Path | None:
         path,
         ["green" if change.better else "red" for _, change in shown],
         ["/".join(Path(change.path).parts[-2:]) for _, change in shown],
-        f"{result.a.name} said → {result.b.name} said; green: the second is right, red: the first",
+        f"{result.a.name} → {result.b.name}; green: only the second is correct, red: only the first",
     )
     return path
 
@@ -151,17 +149,9 @@ def _pixels(source: Source, change: Change) -> Pixels:
     from imgclf.data.loading.preview import sample_pixels
 
     if change.content and source.reader.digest(change.path) != change.content:
-        raise DataError(f"{change.path} is not what it was")
+        raise DataError(f"{change.path} has changed since the test")
     (pixels,) = sample_pixels(source, [Sample(change.path, change.true, sha256=change.content)], WHOLE, augmented=False)
     return pixels
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def _word(value: object) -> object:

@@ -1,9 +1,9 @@
-"""`imgclf reproduce`: train again as a run did, and compare."""
+"""`imgclf reproduce`: train a run again, and compare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,16 +11,19 @@ from imgclf.cli import _console as console
 from imgclf.cli._inputs import require_own
 from imgclf.cli._options import Json, OwnArch
 
+if TYPE_CHECKING:
+    from imgclf.studies.reproduce import Reproduction
+
 
 def reproduce(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name.", show_default=False)],
     arch: OwnArch = None,
     json: Json = False,
 ) -> None:
-    """Train again from the config and the split of a run, and compare weights and figures. Nothing is written.
+    """Train again with the config and the split of a run, and compare weights and metrics. Nothing is written.
 
-    Ends with 0 where the weights are equal or, on another machine or with other versions, where the figures agree;
-    else with 1.
+    Exits with 0 if the weights are equal or, on another machine or with other versions, if the metrics agree; else
+    with 1.
     """
     with console.waiting("loading"):
         require_own(arch)
@@ -39,18 +42,15 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _show(result: Any) -> None:
+def _show(result: Reproduction) -> None:
     if result.weights_equal:
-        console.show("weights: equal, to the bit")
+        console.show("weights: equal to the bit")
     else:
-        console.show(f"weights: not equal; the largest difference is {result.largest_difference:.3g}")
-    rows = [
-        (figure.name, f"{figure.then:.4f}", f"{figure.now:.4f}", "agrees" if figure.agrees else "differs")
-        for figure in result.figures
-    ]
-    console.show_table(["figure", "then", "now", ""], rows)
-    if result.different:
-        console.show_table(["not as it was", "then", "now"], [(n, *pair) for n, pair in result.different.items()])
+        console.show(f"weights: different, by {result.largest_difference:.3g} at most")
+    rows = [(m.name, f"{m.then:.4f}", f"{m.now:.4f}", "agrees" if m.agrees else "differs") for m in result.metrics]
+    console.show_table(["metric", "then", "now", ""], rows)
+    if result.environment:
+        console.show_table(["environment", "then", "now"], [(n, *pair) for n, pair in result.environment.items()])
     if result.extended:
-        console.show("the run was resumed to more epochs than it was planned for: one run from the start differs")
+        console.show("the run was resumed to more epochs than planned: training without a break differs")
     console.show("reproduced" if result.reproduced else "not reproduced")

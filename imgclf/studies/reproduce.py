@@ -1,4 +1,4 @@
-"""Train again as a run did, and compare: the same weights on the same machine, the same figures elsewhere."""
+"""Train a run again and compare: equal weights on the same machine, equal metrics elsewhere."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from imgclf.core.errors import ConfigError
+from imgclf.core.results import Evaluation
 from imgclf.estimator.classifier import Classifier
 from imgclf.runtime.device import machine
 from imgclf.storage.model_file import Manifest, load_model
 from imgclf.storage.run_folder import find_run
+from imgclf.studies.compare import Differences, differences
 from imgclf.training.events import Callback
 
-ACCURACY_TOLERANCE = 0.02  # or two images, where that is more
-LOSS_TOLERANCE = 0.1  # of the loss then
+ACCURACY_TOLERANCE = 0.02  # or two images, if that is more
+LOSS_TOLERANCE = 0.1  # of the earlier loss
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of the run, then and now; `n` is the number of images it is about."""
+class Metric:
+    """A metric of `n` images, then and now."""
 
     name: str
     then: float
@@ -39,23 +39,27 @@ class Figure:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of training again: `largest_difference` is that of any weight; `different` maps what is not as it was
-    (a package's version, the processor, the number of threads) to (then, now). `extended` says that the run was resumed
-    to more epochs than it was planned for, which one run from the start can't repeat to the bit."""
+    """A run trained again, compared with the first time.
+
+    Attributes:
+        largest_difference: The largest difference of any weight.
+        environment: What differs in versions and machine: the values then and now, None where there is none.
+        extended: Whether the run was resumed to more epochs than planned, which one run can't repeat to the bit.
+    """
 
     run: str
     weights_equal: bool
     largest_difference: float
-    figures: tuple[Figure, ...]
-    different: Mapping[str, tuple[str, str]]
+    metrics: tuple[Metric, ...]
+    environment: Differences
     extended: bool = False
 
     @property
     def reproduced(self) -> bool:
-        """Equal weights or, where anything about the machine or the software is different, figures that agree."""
+        """Whether the weights are equal or, in another environment, the metrics agree."""
         if self.weights_equal:
             return True
-        return bool(self.different or self.extended) and all(figure.agrees for figure in self.figures)
+        return bool(self.environment or self.extended) and all(metric.agrees for metric in self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -68,48 +72,44 @@ def reproduce(
     callbacks: Sequence[Callback] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Reproduction:
-    """Train again from the config and the split of a run folder, writing nothing, and compare with what it saved.
+    """Train again with the config and the split of a run folder, and compare with what it holds. Nothing is written.
 
-    The run is given as its folder or as its name under `runs`. Its images must be the same, and so must be what the
-    weights start from; `DataError` and `ConfigError` say what is not. `callbacks` and `progress` are those of
-    `Classifier.fit` and `evaluate`.
+    Args:
+        run: A run folder, or the name of a run under `runs`.
+        callbacks: Those of `Classifier.fit`.
+        progress: That of `Classifier.evaluate`.
+
+    Raises:
+        DataError: The images of the run have changed.
+        ConfigError: The run has not ended, or its initial weights have changed.
     """
     folder = find_run(run)
     if folder.info.get("status") not in ("done", "stopped early"):
-        raise ConfigError(f"{run} has not ended: finish it first, with imgclf train --resume {folder.path}")
+        raise ConfigError(f"{run} has not ended: finish it first with imgclf train --resume {folder.path}")
     model, manifest = load_model(folder.model)
     again = Classifier().repeat(folder.path, callbacks=callbacks)
     if "test" in manifest.metrics:
         again.evaluate(progress=progress)
-    now = {part: result.to_dict() for part, result in again.metrics_.items()}
-    difference = _largest_difference(model.state_dict(), again.model_.state_dict())
+    now = again.model_.state_dict()
+    difference = max(
+        float((now[name].cpu().double() - then.cpu().double()).abs().max()) for name, then in model.state_dict().items()
+    )
+    before = {**manifest.versions, **{name: str(value) for name, value in folder.info.get("machine", {}).items()}}
+    after = {**again.manifest_.versions, **{name: str(value) for name, value in machine().items()}}
     return Reproduction(
         run=str(folder.path),
         weights_equal=difference == 0,
         largest_difference=difference,
-        figures=_figures(manifest, now),
-        different=_differences(manifest, folder.info.get("machine", {})),
+        metrics=_metrics(manifest, again.metrics_),
+        environment=differences(before, after),
         extended=bool(folder.info.get("extended")),
     )
 
 
-def _largest_difference(then: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> float:
-    return max(float((now[name].cpu().double() - tensor.cpu().double()).abs().max()) for name, tensor in then.items())
-
-
-def _figures(then: Manifest, now: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, ...]:
+def _metrics(then: Manifest, now: Mapping[str, Evaluation]) -> tuple[Metric, ...]:
     return tuple(
-        Figure(f"{part} {name}", float(figures[name]), float(now[part][name]), int(figures["n"]))
-        for part, figures in sorted(then.metrics.items())
+        Metric(f"{part} {name}", float(metrics[name]), float(getattr(now[part], name)), int(metrics["n"]))
+        for part, metrics in sorted(then.metrics.items())
         if part in now
         for name in ("accuracy", "loss")
     )
-
-
-def _differences(then: Manifest, machine_then: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """What is not as it was: versions of packages, and the machine."""
-    before = {**then.versions, **{name: str(value) for name, value in machine_then.items()}}
-    after = {**Manifest(then.spec, then.classes, then.recipe).versions, **{n: str(v) for n, v in machine().items()}}
-    names = [*before, *(name for name in after if name not in before)]
-    pairs = {name: (before.get(name, "–"), after.get(name, "–")) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -17,7 +17,7 @@ from imgclf.models.build import build_model
 from imgclf.storage.model_file import Manifest, save_model
 from imgclf.storage.run_folder import PREDICTIONS, create_run, write_config
 from imgclf.storage.run_list import RunEntry
-from imgclf.studies.compare import Comparison, Paired, compare_answers, compare_runs
+from imgclf.studies.compare import Comparison, Paired, compare_predictions, compare_runs, shared_images
 
 CLASSES = ("ant", "bee", "cat")
 ENTRY = RunEntry("a", 1, "done", None, None, None, None)
@@ -90,7 +90,7 @@ def test_neither_the_order_of_images_nor_that_of_classes_matters(rows, random):
     true, mine, theirs = zip(*rows, strict=True)
     names = [f"{i}.jpg" for i in range(len(rows))]
     first = answers_of(true, mine, names=names)
-    straight = compare_answers(first, answers_of(true, theirs, names=names))
+    straight = compare_predictions(first, answers_of(true, theirs, names=names))
     order = list(range(len(rows)))
     random.shuffle(order)
     shuffled = answers_of(
@@ -99,7 +99,7 @@ def test_neither_the_order_of_images_nor_that_of_classes_matters(rows, random):
         classes=CLASSES[::-1],
         names=[names[i] for i in order],
     )
-    assert compare_answers(first, shuffled) == straight
+    assert compare_predictions(*shared_images(first, shuffled)) == straight
     figures, changed = straight
     assert figures.n == len(rows)
     assert len(changed) == figures.only_a + figures.only_b
@@ -110,7 +110,7 @@ def test_images_are_known_by_their_content():
     contents = ["a" * 64, "b" * 64]
     one = answers_of(["ant", "bee"], ["ant", "ant"], names=["old/1", "old/2"], contents=contents)
     two = answers_of(["bee", "ant"], ["bee", "cat"], names=["new/x", "new/y"], contents=contents[::-1])
-    figures, changed = compare_answers(one, two)
+    figures, changed = compare_predictions(*shared_images(one, two))
     assert (figures.only_a, figures.only_b) == (1, 1)
     assert [(c.path, c.true, c.a, c.b, c.better) for c in changed] == [
         ("old/1", "ant", "ant", "cat", False),
@@ -127,7 +127,7 @@ def test_two_runs(tmp_path):
     assert [change.path for change in found.fixed] == ["bee/1.jpg", "cat/2.jpg"]
     assert [change.path for change in found.broken] == ["ant/3.jpg"]
     assert found.settings == {"arch": ("auto", "vgg16"), "train.lr": (None, 0.01)}
-    assert found.surroundings == {"torch": ("1-a", "1-b")}
+    assert found.environment == {"torch": ("1-a", "1-b")}
     value = json.loads(json.dumps(found.to_dict()))
     assert value["settings"]["train.lr"] == [None, 0.01]
     gain = round((np.e - 1) / (np.e + 2), 6)
@@ -141,21 +141,21 @@ def test_two_runs(tmp_path):
     }
     assert (value["n"], value["digest"]) == (4, found.digest)
     same = compare_runs(tmp_path / "a", tmp_path / "a")
-    assert (same.paired.difference, same.changed, same.settings, same.surroundings) == (0.0, (), {}, {})
+    assert (same.paired.difference, same.changed, same.settings, same.environment) == (0.0, (), {}, {})
     assert same.paired.p_value == 1.0
-    assert (same.same_answers, found.same_answers, found.same_weights) == (True, False, False)
+    assert (same.same_predictions, found.same_predictions, found.same_weights) == (True, False, False)
 
 
 def test_changed_images_come_by_turns_from_each_class_the_largest_change_first():
     true = ["ant", "ant", "ant", "bee", "bee", "cat"]
     before, after = answers_of(true, ["cat"] * 5 + ["bee"]), answers_of(true, true)
     sure = np.array([1, 3, 2, 1, 2, 1], np.float32)[:, None]
-    paired, changed = compare_answers(before, replace(after, logits=after.logits * sure))
+    paired, changed = compare_predictions(before, replace(after, logits=after.logits * sure))
     found = Comparison(ENTRY, ENTRY, paired, changed, {}, {}, "")
     names = ["ant/1.jpg", "bee/4.jpg", "cat/5.jpg", "ant/2.jpg", "bee/3.jpg", "ant/0.jpg"]
     assert [change.path for change in found.fixed] == names
     assert found.fixed[0].gain > found.fixed[3].gain > found.fixed[5].gain > 0
-    turned, changed = compare_answers(replace(after, logits=after.logits * sure), before)
+    turned, changed = compare_predictions(replace(after, logits=after.logits * sure), before)
     assert [change.path for change in Comparison(ENTRY, ENTRY, turned, changed, {}, {}, "").broken] == names
 
 
@@ -168,7 +168,7 @@ def test_equal_weights_are_known_whatever_else_the_files_hold(tmp_path):
         save_model(make_run(tmp_path, name, answers).model, build_model(spec), manifest)
     assert compare_runs("a", "b", runs=tmp_path).same_weights
     assert not compare_runs("a", "c", runs=tmp_path).same_weights
-    assert compare_runs("a", "c", runs=tmp_path).same_answers
+    assert compare_runs("a", "c", runs=tmp_path).same_predictions
     (tmp_path / "b" / "model.safetensors").write_bytes(b"?")
     assert not compare_runs("a", "b", runs=tmp_path).same_weights
 
@@ -178,7 +178,7 @@ def test_other_test_images_are_refused_with_both_digests(tmp_path):
     two = answers_of(["ant", "cat"], ["ant", "cat"], names=["other/1.jpg", "other/2.jpg"])
     make_run(tmp_path, "a", one)
     make_run(tmp_path, "b", two)
-    with pytest.raises(DataError, match="tested on different images") as caught:
+    with pytest.raises(DataError, match="no test image in common") as caught:
         compare_runs("a", "b", runs=tmp_path)
     assert one.digest in str(caught.value)
     assert two.digest in str(caught.value)
@@ -188,10 +188,10 @@ def test_other_test_images_are_refused_with_both_digests(tmp_path):
 def test_other_classes_are_refused_by_name(tmp_path):
     make_run(tmp_path, "a", answers_of(["ant"], ["ant"]))
     make_run(tmp_path, "b", answers_of(["dog"], ["dog"], classes=("dog", "eel")))
-    with pytest.raises(DataError, match="same classes") as caught:
+    with pytest.raises(DataError, match="no class in common") as caught:
         compare_runs("a", "b", runs=tmp_path)
     problems = [problem.rpartition("/")[2] for problem in caught.value.problems]
-    assert problems == ["a alone: ant", "a alone: bee", "a alone: cat", "b alone: dog", "b alone: eel"]
+    assert problems == ["a: ant", "a: bee", "a: cat", "b: dog", "b: eel"]
 
 
 def test_runs_are_compared_on_the_test_images_that_both_have(tmp_path):
@@ -207,8 +207,7 @@ def test_runs_are_compared_on_the_test_images_that_both_have(tmp_path):
     assert (found.paired.n, found.paired.both, found.paired.only_b) == (2, 1, 1)
     assert [change.content for change in found.changed] == [contents[1]]
     assert (found.a.n, found.a.accuracy, found.b.n, found.b.accuracy) == (2, 0.5, 2, 1.0)
-    assert (found.left_out, found.alone) == ((2, 3), ((), ("dog",)))
-    assert found.to_dict()["left_out"] == [2, 3]
+    assert (found.left_out, found.other_classes) == ((2, 3), ((), ("dog",)))
     assert found.digest == before.take([0, 1]).digest
 
 

@@ -1,6 +1,7 @@
 """A run that is trained again is compared with itself."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -9,25 +10,33 @@ from safetensors.torch import load_file
 from imgclf import Classifier
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.storage.model_file import load_model, save_model
-from imgclf.storage.run_folder import INFO, open_run
-from imgclf.studies.reproduce import Figure, reproduce
-from support.photos import color_image
+from imgclf.storage.run_folder import INFO, find_run
+from imgclf.studies.reproduce import Metric, reproduce
+from support.photos import color_image, copy_of_world, save_photos
 
 CONFIG = {"train": {"precision": "fp32", "device": "cpu", "lr": 0.003}}
 
 
-@pytest.fixture
-def run(photos, in_folder):
-    """A small run that was tested and saved."""
-    classifier = Classifier("lenet", size=16, config=CONFIG).fit(photos, epochs=2, batch_size=16, runs="runs", name="r")
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with photos and a small run that was tested and saved."""
+    folder = tmp_path_factory.mktemp("world")
+    classifier = Classifier("lenet", size=16, config=CONFIG)
+    classifier.fit(save_photos(folder / "photos"), epochs=1, batch_size=16, runs=folder / "runs", name="r")
     classifier.evaluate()
     classifier.save(classifier.run_.model)
-    return classifier.run_
+    return folder
 
 
-def facts_of(run):
-    """Nothing about the machine is known to be different."""
-    return json.loads((run.path / INFO).read_text())
+@pytest.fixture
+def here(world, tmp_path, monkeypatch):
+    """The test runs in a copy of it."""
+    monkeypatch.chdir(copy_of_world(world, tmp_path / "here"))
+
+
+@pytest.fixture
+def run(here):
+    return find_run("r")
 
 
 def test_the_same_machine_gives_the_same_bits(run):
@@ -36,10 +45,10 @@ def test_the_same_machine_gives_the_same_bits(run):
     assert result.weights_equal
     assert result.reproduced
     assert result.largest_difference == 0
-    assert {figure.name for figure in result.figures} == {
+    assert {metric.name for metric in result.metrics} == {
         f"{a} {b}" for a in ("test", "valid") for b in ("accuracy", "loss")
     }
-    assert all(figure.then == figure.now for figure in result.figures)
+    assert all(metric.then == metric.now for metric in result.metrics)
     assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
     assert json.loads(json.dumps(result.to_dict()))["reproduced"] is True
 
@@ -60,7 +69,7 @@ def test_other_weights_are_seen(run):
     result = reproduce(run.path)
     assert not result.weights_equal
     assert result.largest_difference == pytest.approx(0.25, abs=1e-6)
-    assert not result.reproduced or result.different
+    assert not result.reproduced or result.environment
     assert load_file(run.model).keys() == model.state_dict().keys()
 
 
@@ -68,28 +77,28 @@ def test_other_versions_are_named(run):
     model, manifest = load_model(run.model)
     older = type(manifest)(**{**vars(manifest), "versions": {**manifest.versions, "torch": "1.0"}})
     save_model(run.model, model, older)
-    assert reproduce(run.path).different["torch"][0] == "1.0"
+    assert reproduce(run.path).environment["torch"][0] == "1.0"
 
 
 @pytest.mark.filterwarnings("ignore:1 of the files is gone")
-def test_other_images_are_refused(run, photos):
-    next(photos.rglob("*.png")).unlink()
+def test_other_images_are_refused(run):
+    os.remove("photos/red/05.png")
     with pytest.raises(DataError, match="photos is not what it was: put these images back"):
         reproduce(run.path)
 
 
-def test_images_that_have_come_since_and_new_names_change_nothing(run, photos):
-    (photos / "pink").mkdir()
-    color_image("red", 99).save(photos / "pink" / "one.png")
-    (photos / "red" / "05.png").rename(photos / "red" / "zz.png")
+@pytest.mark.usefixtures("here")
+def test_images_that_have_come_since_and_new_names_change_nothing():
+    os.mkdir("photos/pink")
+    color_image("red", 99).save("photos/pink/one.png")
+    os.rename("photos/red/05.png", "photos/red/zz.png")
     assert reproduce("r").weights_equal
 
 
 def test_another_start_is_refused(run):
-    info = facts_of(run)
+    info = json.loads((run.path / INFO).read_text())
     info["weights"]["source"] = "from somewhere else"
     (run.path / INFO).write_text(json.dumps(info))
-    assert open_run(run.path).info["weights"]["source"] == "from somewhere else"
     with pytest.raises(ConfigError, match="started from somewhere else, and now it would start from scratch"):
         reproduce(run.path)
 
@@ -105,5 +114,5 @@ def test_another_start_is_refused(run):
         ("test loss", 0.001, 0.009, 10, True),
     ],
 )
-def test_figures_agree_within_a_tolerance(name, then, now, n, agrees):
-    assert Figure(name, then, now, n).agrees is agrees
+def test_metrics_agree_within_a_tolerance(name, then, now, n, agrees):
+    assert Metric(name, then, now, n).agrees is agrees

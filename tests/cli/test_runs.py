@@ -177,23 +177,20 @@ def test_two_runs_compared(here):
     assert found["difference"] == pytest.approx(found["b"]["accuracy"] - found["a"]["accuracy"])
     assert found["only_b"] == len(found["fixed"])
     assert found["settings"]["train.epochs"] == [1, 12]
-    assert found["surroundings"] == {}
+    assert found["environment"] == {}
     for change in found["fixed"]:
         assert (here / "photos" / change["path"]).is_file()
         assert change["b"] == change["true"] != change["a"]
     text = done("compare", "first", "second").stdout
     assert "train.epochs" in text
-    assert f"wrong in a, right in b: {len(found['fixed'])} images" in text
+    assert f"only b is correct: {len(found['fixed'])} images" in text
 
 
 def test_a_picture_of_what_changed(here):
     found = answer("compare", "first", "second", "--picture", "changed.png")
     assert found["picture"] == "changed.png"
     assert (here / "changed.png").stat().st_size > 5_000
-    assert (
-        "so:     both give the same answer to every image: the weights are equal"
-        in done(*("compare", "first", "first")).stdout
-    )
+    assert "result:  same prediction for every image, equal weights" in done("compare", "first", "first").stdout
     same = answer("compare", "first", "first", "--picture", "same.png")
     assert same["picture"] is None
     assert not (here / "same.png").exists()
@@ -215,7 +212,7 @@ def test_images_that_are_gone_are_named_and_the_others_are_shown(here):
 def test_other_data_are_refused(here):
     result = run("compare", "first", "digits-lenet-1")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "don't tell the same classes apart" in result.stderr
+    assert "have no class in common" in result.stderr
     misspelt = run("compare", "first", "secnd")
     assert misspelt.exit_code == 2
     assert "did you mean second" in misspelt.stderr
