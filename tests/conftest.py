@@ -22,7 +22,16 @@ from support.photos import save_photos
 settings.register_profile("quick", deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=300)
 settings.load_profile("thorough" if os.environ.get("IMGCLF_THOROUGH") else "quick")
-torch.set_num_threads(1)  # each of the test processes has a core; `two_threads` is for tests of threads
+torch.set_num_threads(1)  # each process that runs tests has a core for itself
+gc.set_threshold(100_000, 20, 20)  # as in a command
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Files of tests that are named one by one run in this process; folders run in a process a core."""
+    if any(Path(argument.partition("::")[0]).suffix == ".py" for argument in config.args):
+        config.option.dist = "no"
+        return 0
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
