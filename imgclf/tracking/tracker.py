@@ -1,7 +1,7 @@
-"""Follow training where it can be seen: a callback that hands plain copies of its events to sinks.
+"""Follow training live: a callback that hands plain copies of its events to backends.
 
-Each sink works on a thread of its own. One that is dead, slow or raises costs one warning and is left alone for the
-rest of the run; training neither waits for it nor sees it.
+Each backend works on its own thread. A backend that hangs, is slow or raises costs one warning and is ignored for the
+rest of the run; training neither waits for it nor fails.
 """
 
 from __future__ import annotations
@@ -40,97 +40,90 @@ from imgclf.training.events import (
 )
 from imgclf.training.state import TrainState
 
-SHOWN = 20  # images of a batch, and of a sample
-EVERY = 1.0  # seconds between looks within an epoch
-SHARE = 0.02  # of the time of a run that a sink may cost
-GRACE = 5.0  # seconds to wait for what is on its way when a run has ended, at least
-MOST = 1000  # records that may wait
+MAX_IMAGES = 20  # of a batch, and of a sample
+STEP_SECONDS = 1.0  # between reports within an epoch, at least
+MAX_TIME_SHARE = 0.02  # of the time of a run that a backend may take
+CLOSE_SECONDS = 5.0  # to wait for the backends at the end of a run, at least
+MAX_QUEUED = 1000  # records
 Say = Callable[[str], None]
 
 
-def tracker(*sinks: str | Backend, warn: Say | None = None, say: Say | None = None) -> Tracker:
-    """A callback of `fit` that follows training on each of the sinks: "tensorboard", "visdom", "mlflow", "wandb", the
-    same with a place as in "visdom=http://host:8097", or a `Backend` of your own.
+def tracker(*backends: str | Backend, warn: Say | None = None, say: Say | None = None) -> Tracker:
+    """A callback of `fit` that follows training live.
 
-    `warn` is told of a sink that failed (without it: a Python warning), `say` of where each sink is to be seen.
-    Raises `UnknownName`, `MissingExtra` where a package is not installed, and `ConfigError` for a wrong place.
+    Args:
+        backends: "tensorboard", "visdom", "mlflow" or "wandb"; the same with a place, as in "visdom=http://host:8097";
+            or a `Backend` of your own.
+        warn: Gets a message when a backend fails. The default is a Python warning.
+        say: Gets a message that tells where each backend shows the run.
+
+    Raises:
+        UnknownName: There is no such tracker.
+        MissingExtra: Its package is not installed.
+        ConfigError: Its place is wrong.
     """
-    found = [find_backend(sink) if isinstance(sink, str) else sink for sink in sinks]
-    for sink in found:
-        require("a tracker", sink, Backend)
-    return Tracker(found, warn or warn_caller, say or _quiet)
-
-
-def _quiet(text: str) -> None:
-    pass
+    found = [find_backend(backend) if isinstance(backend, str) else backend for backend in backends]
+    for backend in found:
+        require("a tracker", backend, Backend)
+    return Tracker(found, warn or warn_caller, say or (lambda text: None))
 
 
 class Worker:
-    """One sink on a thread of its own, for one run. `fault` says why it is left alone, "" while it is not."""
+    """A backend on a thread of its own, for one run. `fault` tells why it is ignored, "" while it is not."""
 
-    def __init__(self, sink: Backend) -> None:
-        self.sink = sink
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
         self.fault = ""
-        self._jobs: Queue[tuple[str, tuple[Any, ...]] | None] = Queue(MOST + 2)
-        self._thread = Thread(target=self._work, name=f"imgclf-{sink.name}", daemon=True)
+        self._calls: Queue[tuple[str, tuple[Any, ...]]] = Queue(MAX_QUEUED + 1)
+        self._thread = Thread(target=self._work, name=f"imgclf-{backend.name}", daemon=True)
         self._thread.start()
 
     def put(self, method: str, *values: Any) -> None:
-        """Have the sink's method called."""
-        if not self.fault and self._jobs.qsize() >= MOST:
-            self.fault = f"it is {MOST:,} records behind"
+        """Have a method of the backend called; "close" is the last one."""
+        if not self.fault and self._calls.qsize() >= MAX_QUEUED:
+            self.fault = f"it is {MAX_QUEUED:,} records behind"
         if not self.fault:
-            self._jobs.put_nowait((method, values))
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        if not self.fault:
-            self._jobs.put_nowait(None)
+            self._calls.put_nowait((method, values))
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all is done, at most so long; whether it is."""
+        """Wait at most this long for the thread to end; returns whether it has ended."""
         self._thread.join(max(0.0, seconds))
         return not self._thread.is_alive()
 
     def _work(self) -> None:
+        """Make the calls as they come; flush when it is due, and not again until that was a small share of the time."""
+        due, stored, method = 0.0, False, ""
         try:
-            self._serve()
-        except BaseException as error:  # whatever a sink does, it ends here
+            while not self.fault and method != "close":
+                try:
+                    method, values = self._calls.get(timeout=max(0.0, due - time.monotonic()) if stored else None)
+                except Empty:
+                    began = time.monotonic()
+                    self.backend.flush()
+                    ended = time.monotonic()
+                    due, stored = ended + max(STEP_SECONDS, (ended - began) / MAX_TIME_SHARE), False
+                    continue
+                if method == "close":
+                    self.backend.flush()
+                getattr(self.backend, method)(*values)
+                stored = True
+        except BaseException as error:  # whatever a backend does, it ends here
             self.fault = self.fault or _reason(error)
-
-    def _serve(self) -> None:
-        """Do what comes; flush when it is due, and after that leave training alone for long enough."""
-        due, noted = 0.0, False
-        while not self.fault:
-            try:
-                job = self._jobs.get(timeout=max(0.0, due - time.monotonic()) if noted else None)
-            except Empty:
-                began = time.monotonic()
-                self.sink.flush()
-                ended = time.monotonic()
-                due, noted = ended + max(EVERY, (ended - began) / SHARE), False
-                continue
-            if job is None:
-                return
-            if job[0] == "close":
-                self.sink.flush()
-            getattr(self.sink, job[0])(*job[1])
-            noted = True
 
 
 class Tracker:
-    """Hands what happens in training to sinks: a callback. It follows one run after the other."""
+    """Hands the events of training to backends: a callback. It follows one run after the other."""
 
-    def __init__(self, sinks: Sequence[Backend], warn: Say, say: Say) -> None:
-        self._sinks = list(sinks)
+    def __init__(self, backends: Sequence[Backend], warn: Say, say: Say) -> None:
+        self._backends = list(backends)
         self._warn, self._say = warn, say
         self._workers: list[Worker] = []
         self._source: Source | None = None
-        self._choices: tuple[Decision, ...] = ()
+        self._decisions: tuple[Decision, ...] = ()
         self._began = 0.0
-        self._shown = False
-        self._due = 0.0
-        self._mark = (0, 0, 0.0)  # epoch, images and summed loss at the last look
+        self._batch_shown = False
+        self._step_due = 0.0
+        self._reported = (0, 0, 0.0)  # epoch, images and summed loss at the last report
         self._loss = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -138,7 +131,10 @@ class Tracker:
         self._pass_on(event)
         for worker in [worker for worker in self._workers if worker.fault]:
             self._workers.remove(worker)
-            self._warn(f"{worker.sink.name} is not told any more: {worker.fault}")
+            self._ignore(worker.backend, worker.fault)
+
+    def _ignore(self, backend: Backend, reason: str) -> None:
+        self._warn(f"{backend.name} no longer follows this run: {reason}")
 
     def _put(self, method: str, *values: Any) -> None:
         for worker in self._workers:
@@ -147,15 +143,15 @@ class Tracker:
     def _pass_on(self, event: Event) -> None:
         match event:
             case SourceOpened(source=source):
-                self._finish("failed")  # a run that began before and did not come to its end
-                self._source, self._choices = source, ()
+                self._finish("failed")  # an earlier run that did not reach its end
+                self._source, self._decisions = source, ()
             case DecisionsMade(decisions=decisions):
-                self._choices = decisions
+                self._decisions = decisions
             case RunReady(run=run, plan=plan):
                 self._begin(run, plan)
             case TrainingStarted(state=state):
                 self._put("start", tuple(state.history))
-                self._mark, self._due = (state.epoch, 0, 0.0), 0.0
+                self._reported, self._step_due = (state.epoch, 0, 0.0), 0.0
             case BaselineMeasured(result=result):
                 self._put("baseline", result)
             case StepStarted(batch=batch):
@@ -173,70 +169,70 @@ class Tracker:
                 self._finish(ended)
 
     def _begin(self, run: Run | None, plan: Plan) -> None:
-        """Begin a run, also for those who have failed in the one before, unless they still hang in it."""
+        """Begin a run, also with backends that failed in the one before, unless they still hang in it."""
         assert self._source is not None
-        session = _session(run, plan, self._source, self._choices)
-        places = [sink.location(session) for sink in self._sinks]  # a wrong one is refused before anything is written
-        self._began, self._shown = time.monotonic(), False
-        for sink, place in zip(self._sinks, places, strict=True):
-            worker = Worker(sink)
-            self._workers.append(worker)
+        session = _session(run, plan, self._source, self._decisions)
+        places = [
+            each.location(session) for each in self._backends
+        ]  # a wrong one is refused before anything is written
+        self._began, self._batch_shown = time.monotonic(), False
+        example = torch.zeros(1, plan.recipe.channels, *plan.recipe.size, device=device_of(plan.model))
+        for backend, place in zip(self._backends, places, strict=True):
             try:
                 with torch.no_grad():
-                    note = sink.prepare(session, own_copy(plan.model), _example(plan))
+                    note = backend.prepare(session, own_copy(plan.model), example)
             except Exception as error:
-                worker.end()
-                worker.fault = _reason(error)
+                self._ignore(backend, _reason(error))
                 continue
-            self._say(f"{sink.name} {place}")
+            self._workers.append(Worker(backend))
+            self._say(f"{backend.name} {place}")
             if note:
-                self._warn(f"{sink.name}: {note}")
+                self._warn(f"{backend.name}: {note}")
         self._put("open", session)
 
     def _show_batch(self, batch: Batch) -> None:
-        if self._shown or not self._workers or not len(batch.targets):
+        if self._batch_shown or not self._workers or not len(batch.targets):
             return
-        self._shown = True
+        self._batch_shown = True
         assert self._source is not None
-        images = tuple(batch.pixels[:SHOWN].cpu().numpy().copy())
-        captions = _captions(batch, self._source.classes)[:SHOWN]
+        images = tuple(batch.pixels[:MAX_IMAGES].cpu().numpy().copy())
+        captions = _captions(batch, self._source.classes)[:MAX_IMAGES]
         self._put("batch", Pictures("training-batch", "Training images as the model sees them", images, captions))
 
     def _show_step(self, state: TrainState) -> None:
-        """At most once a second, and where the loss is new: on a GPU it is looked at now and then."""
+        """At most once a second, and only a new loss: on a GPU it is fetched only now and then."""
         now = time.monotonic()
-        if now < self._due or state.loss == self._loss or not self._workers:
+        if now < self._step_due or state.loss == self._loss or not self._workers:
             return
-        epoch, images, total = self._mark if self._mark[0] == state.epoch else (state.epoch, 0, 0.0)
+        epoch, images, total = self._reported if self._reported[0] == state.epoch else (state.epoch, 0, 0.0)
         loss = (state.loss * state.images - total) / (state.images - images)
         number = state.epoch * state.steps_per_epoch + state.step
         self._put("step", state.epoch + state.step / state.steps_per_epoch, number, loss, state.lr)
-        self._mark, self._due, self._loss = (epoch, state.images, state.loss * state.images), now + EVERY, state.loss
+        self._reported = (epoch, state.images, state.loss * state.images)
+        self._step_due, self._loss = now + STEP_SECONDS, state.loss
 
     def _show_test(self, test: Tested) -> None:
         if not self._workers:
             return
-        answers = test.sample()
+        sample = test.sample()
         pictures = Pictures(
             f"{test.part}-sample",
             f"{test.part.capitalize()} images: predicted (true)",
-            tuple(answer.pixels for answer in answers),
-            tuple(f"{answer.predicted} ({answer.label})" for answer in answers),
-            tuple(answer.predicted == answer.label for answer in answers),
+            tuple(each.pixels for each in sample),
+            tuple(f"{each.predicted} ({each.label})" for each in sample),
+            tuple(each.predicted == each.label for each in sample),
         )
         self._put("tested", test.part, test.result, pictures)
 
     def _finish(self, ended: str) -> None:
-        """Have every sink close the run; wait for them together, and not for long."""
+        """Have every backend close the run; wait for all of them together, and not for long."""
         self._put("close", ended)
-        for worker in self._workers:
-            worker.end()
-        patience = max(GRACE, SHARE * (time.monotonic() - self._began))
-        deadline = time.monotonic() + patience
+        seconds = max(CLOSE_SECONDS, MAX_TIME_SHARE * (time.monotonic() - self._began))
+        deadline = time.monotonic() + seconds
         for worker in self._workers:
             if not worker.wait(deadline - time.monotonic()):
-                self._sinks.remove(worker.sink)  # its thread has it
-                worker.fault = worker.fault or f"it has not taken everything within {patience:.0f} s"
+                self._backends.remove(worker.backend)  # its thread still uses it
+                worker.fault = worker.fault or f"it did not finish within {seconds:.0f} s"
         self._workers = [worker for worker in self._workers if worker.fault]
 
 
@@ -244,16 +240,16 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _session(run: Run | None, plan: Plan, source: Source, choices: Sequence[Decision]) -> Session:
-    """A run in plain values. Settings that are left open in the plan are those that were found out since."""
+def _session(run: Run | None, plan: Plan, source: Source, decisions: Sequence[Decision]) -> Session:
+    """A run in plain values. The decisions fill in settings that the plan leaves open."""
     name = stem_of(source.name, plan.spec.arch) if run is None else run.path.name
-    created = secrets.token_hex(8) if run is None else f"{run.info.get('created')} {name}"
+    identity = secrets.token_hex(8) if run is None else f"{run.info.get('created')} {name}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     values = to_dict(plan.experiment)
     settings = {"data": source.name, "images": len(source), "classes": len(source.classes)}
-    settings |= {key: value for key, value in values.items() if key not in ("data", "train")} | values["train"]
-    settings |= {choice.name: choice.value for choice in choices if settings.get(choice.name) is None}
-    plain = {key: _plain(value) for key, value in settings.items() if value is not None}
-    key = hashlib.sha256(created.encode()).hexdigest()[:16]
+    settings |= {name: value for name, value in values.items() if name not in ("data", "train")} | values["train"]
+    settings |= {each.name: each.value for each in decisions if settings.get(each.name) is None}
+    plain = {name: _plain(value) for name, value in settings.items() if value is not None}
     return Session(name, None if run is None else run.path, key, plain)
 
 
@@ -263,12 +259,8 @@ def _plain(value: Any) -> str | int | float | bool:
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 
-def _example(plan: Plan) -> torch.Tensor:
-    return torch.zeros(1, plan.recipe.channels, *plan.recipe.size, device=device_of(plan.model))
-
-
 def _captions(batch: Batch, classes: Sequence[str]) -> tuple[str, ...]:
-    """What the images of a batch are to be called, with the shares of those that are blended."""
+    """The class of each image of a batch, or both classes of a blended one."""
     names = [classes[target] for target in batch.targets.tolist()]
     if batch.mix is None:
         return tuple(names)

@@ -127,7 +127,7 @@ def test_a_backend_hears_of_a_run_from_its_beginning_to_its_end(make_source, tmp
 
 
 def test_the_loss_within_an_epoch_is_the_mean_since_the_last_look(make_source, monkeypatch):
-    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    monkeypatch.setattr(tracking, "STEP_SECONDS", 0.0)
     backend = Recording()
     classifier, _ = fit(make_source(), backend, epochs=2)
     steps = [values for values in backend.of("step") if values[0] <= 1]
@@ -161,30 +161,30 @@ def test_a_resumed_run_has_the_key_that_it_had(photos, tmp_path):
 def test_a_backend_that_raises_costs_one_warning(make_source, plain, at):
     good = Recording("good")
     classifier, said = fit(make_source(), Raising(at), good)
-    assert said == ["raising is not told any more: no more"]
+    assert said == ["raising no longer follows this run: no more"]
     assert torch.equal(weights(classifier), plain)
     assert good.of("close") == [("done",)]
 
 
 def test_backends_that_sleep_are_waited_for_together_and_not_for_long(make_source, plain, monkeypatch):
-    monkeypatch.setattr(tracking, "GRACE", 0.5)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.5)
     backends = [Sleeping("one"), Sleeping("two")]
     began = time.monotonic()
     classifier, said = fit(make_source(), *backends)
     assert time.monotonic() - began < 10
-    assert said == [f"{name} is not told any more: it has not taken everything within 0 s" for name in ("one", "two")]
+    assert said == [f"{name} no longer follows this run: it did not finish within 0 s" for name in ("one", "two")]
     assert torch.equal(weights(classifier), plain)
 
 
 def test_a_backend_that_falls_behind_is_left_alone(make_source, plain, monkeypatch):
-    monkeypatch.setattr(tracking, "MOST", 4)
+    monkeypatch.setattr(tracking, "MAX_QUEUED", 4)
     classifier, said = fit(make_source(), Sleeping("slow"), epochs=6)
-    assert said == ["slow is not told any more: it is 4 records behind"]
+    assert said == ["slow no longer follows this run: it is 4 records behind"]
     assert len(classifier.history_) == 6
 
 
 def test_a_backend_that_hangs_is_not_called_again_and_one_that_failed_is(make_source, monkeypatch):
-    monkeypatch.setattr(tracking, "GRACE", 0.2)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.2)
     said, hanging, failing = [], Sleeping("hanging"), Raising("open")
     follow = tracker(hanging, failing, warn=said.append)
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_a_backend_that_hangs_is_not_called_again_and_one_that_failed_is(make_so
 
 
 def test_without_a_function_to_tell_a_fault_is_a_python_warning(make_source):
-    with pytest.warns(UserWarning, match="raising is not told any more: no more"):
+    with pytest.warns(UserWarning, match="raising no longer follows this run: no more"):
         Classifier("lenet", size=16, weights="none", config=CONFIG).fit(
             make_source(), epochs=1, callbacks=[tracker(Raising("open"))]
         )
@@ -225,10 +225,10 @@ def test_flushing_takes_at_most_its_share_of_the_time():
     for _ in range(30):
         worker.put("epoch", None)
         time.sleep(0.02)
-    worker.end()
+    worker.put("close", "done")
     assert worker.wait(5)
     assert len(backend.of("epoch")) == 30
-    assert len(backend.of("flush")) <= 2  # one at once, and the next after fifty times as long
+    assert len(backend.of("flush")) <= 3  # one at once, the next after fifty times as long, and one at the end
 
 
 def test_names():
@@ -483,7 +483,7 @@ def test_a_visdom_server_that_is_not_there(make_source, plain):
     port = free_port()
     classifier, said, _ = tracked_by_visdom(make_source(), port)
     expected = f"no server at http://127.0.0.1:{port}; start one with `visdom`"
-    assert said == [f"visdom is not told any more: {expected}"]
+    assert said == [f"visdom no longer follows this run: {expected}"]
     assert torch.equal(weights(classifier), plain)
 
 
@@ -493,7 +493,7 @@ def test_a_visdom_server_that_never_answers(make_source, plain, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         classifier, said, seconds = tracked_by_visdom(make_source(), port)
-    assert said == [f"visdom is not told any more: the server at http://127.0.0.1:{port} does not answer"]
+    assert said == [f"visdom no longer follows this run: the server at http://127.0.0.1:{port} does not answer"]
     assert seconds < 10
     assert torch.equal(weights(classifier), plain)
 
@@ -503,7 +503,7 @@ def test_a_visdom_server_that_never_answers(make_source, plain, monkeypatch):
 
 def test_mlflow_holds_the_run(photos, in_folder, monkeypatch):
     pytest.importorskip("mlflow")
-    monkeypatch.setattr(tracking, "GRACE", 60.0)  # its database takes long on a busy machine
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 60.0)  # its database takes long on a busy machine
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     uri = f"sqlite:///{in_folder}/track.db"
     with warnings.catch_warnings():
@@ -527,12 +527,12 @@ def test_mlflow_holds_the_run(photos, in_folder, monkeypatch):
 
 def test_wandb_holds_the_run_offline(photos, in_folder, monkeypatch):
     pytest.importorskip("wandb")
-    monkeypatch.setattr(tracking, "GRACE", 60.0)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 60.0)
     for variable in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR"):
         monkeypatch.delenv(variable, raising=False)
     done = command("train", photos, *TINY, "--epochs", 1, "--name", "first", "--track", "wandb", "--json")
     assert "track: wandb offline, project imgclf" in done.stderr
-    assert "not told any more" not in done.stderr
+    assert "no longer follows" not in done.stderr
     assert len(done.stdout.splitlines()) == 1
     (folder,) = (in_folder / "runs" / "first" / "wandb").glob("offline-run-*")
     (log,) = folder.glob("run-*.wandb")

@@ -181,7 +181,7 @@ def test_a_run_is_seen_while_it_goes_on_and_after_it_was_resumed(server, page, t
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert f"track: visdom {server}, environment live" in said
-    assert "not told any more" not in said
+    assert "no longer follows" not in said
     matrix = until(page, lambda: next((plot for title, plot in plots(page).items() if "test" in title), None))
     assert matrix["title"].startswith("Confusion matrix, test ")
     assert (matrix["kinds"], matrix["axes"], matrix["drawn"]) == (["heatmap"], ["predicted", "true"], 1)
