@@ -15,7 +15,7 @@ from imgclf.core.errors import ConfigError
 from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.calibration import choose_temperature
 from imgclf.evaluation.inference import Progress, collect_predictions, predictions_with_features
-from imgclf.evaluation.ood import ENOUGH, OodDetector, choose_evenly, fit_ood
+from imgclf.evaluation.ood import MIN_VALID_IMAGES, OodDetector, choose_evenly, fit_ood
 from imgclf.evaluation.predictions import Predictions
 from imgclf.models.features import feature_layers
 from imgclf.storage.model_file import Manifest
@@ -68,8 +68,8 @@ def calibrate(model: nn.Module, valid: Loader, train: Callable[[], Features]) ->
 
 def _why_not(model: nn.Module, valid: Loader) -> str:
     """Why the features of these images would be of no use; "" where they are."""
-    if len(valid) < ENOUGH:
-        return f"needs {ENOUGH} validation images, has {len(valid)}"
+    if len(valid) < MIN_VALID_IMAGES:
+        return f"needs {MIN_VALID_IMAGES} validation images, has {len(valid)}"
     try:
         feature_layers(model)
     except ConfigError as error:

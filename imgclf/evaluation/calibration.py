@@ -13,7 +13,7 @@ from imgclf.evaluation.metrics import softmax
 
 COOLEST, HOTTEST = 0.1, 10.0
 LOWEST, HIGHEST = -math.log(HOTTEST), -math.log(COOLEST)
-ENOUGH = 20  # images for a temperature
+MIN_CALIBRATION_IMAGES = 20  # images for a temperature
 BINS = 15
 STARTS, ROUNDS, CLOSE = 13, 50, 1e-9
 
@@ -127,6 +127,6 @@ def measure_calibration(logits: ArrayLike, targets: ArrayLike, temperature: floa
 def choose_temperature(logits: ArrayLike, targets: ArrayLike) -> tuple[float, str]:
     """The temperature for a model file and, where it stays 1, the reason: of too few images it would be a guess."""
     n = len(np.asarray(targets))
-    if n < ENOUGH:
-        return 1.0, f"needs {ENOUGH} validation images, has {n}"
+    if n < MIN_CALIBRATION_IMAGES:
+        return 1.0, f"needs {MIN_CALIBRATION_IMAGES} validation images, has {n}"
     return fit_temperature(logits, targets), ""

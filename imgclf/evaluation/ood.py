@@ -21,11 +21,11 @@ from imgclf.core.arguments import plain
 from imgclf.core.errors import ConfigError, ModelFileError
 from imgclf.core.results import Prediction
 
-MOST_IMAGES = 2_000  # of training, whose features are kept
-MOST_SCORES = 10_000  # of validation
+MAX_TRAIN_IMAGES = 2_000  # of training, whose features are kept
+MAX_SCORES = 10_000  # of validation
 DIRECTIONS = 64
-MOST_VALUES = 500_000  # of the basis, 2 MB
-ENOUGH = 20  # validation images
+MAX_BASIS_VALUES = 500_000  # of the basis, 2 MB
+MIN_VALID_IMAGES = 20
 NEIGHBOURS = 5
 OVERSAMPLED, ROUNDS = 16, 2  # of the search for the directions
 TINY, FLAT, UNUSED = 1e-12, 1e-5, 1e30
@@ -130,11 +130,11 @@ class Rejector:
 def fit_ood(train: NDArray[np.float32], logits: NDArray[np.float32], features: NDArray[np.float32]) -> OodDetector:
     """From the features (m, d) of training images, and the logits (n, k) and features (n, d) of validation images,
     which were not trained on. Raises `ConfigError` where these are fewer than 20, or the features too many to keep."""
-    if len(features) < ENOUGH:
-        raise ConfigError(f"needs {ENOUGH} validation images, has {len(features)}")
-    if train.shape[1] > MOST_VALUES:
-        raise ConfigError(f"the network has {train.shape[1]:,} features, and up to {MOST_VALUES:,} are kept")
-    directions = min(DIRECTIONS, MOST_VALUES // train.shape[1], *train.shape)
+    if len(features) < MIN_VALID_IMAGES:
+        raise ConfigError(f"needs {MIN_VALID_IMAGES} validation images, has {len(features)}")
+    if train.shape[1] > MAX_BASIS_VALUES:
+        raise ConfigError(f"the network has {train.shape[1]:,} features, and up to {MAX_BASIS_VALUES:,} are kept")
+    directions = min(DIRECTIONS, MAX_BASIS_VALUES // train.shape[1], *train.shape)
     center = _unit(train).mean(axis=0)
     basis = _main_directions(_unit(train) - center, directions)
     blank_scale, no_scores = np.array([0, 1, 0, 1]), np.zeros(1)
@@ -145,12 +145,12 @@ def fit_ood(train: NDArray[np.float32], logits: NDArray[np.float32], features: N
     scale = np.array([distances.mean(), max(distances.std(), FLAT), energies.mean(), width], np.float32)
     fitted = replace(blank, scale=scale)
     scores = np.sort(fitted.scores(logits, features))
-    if len(scores) > MOST_SCORES:
-        scores = scores[np.linspace(0, len(scores) - 1, MOST_SCORES).round().astype(np.int64)]
+    if len(scores) > MAX_SCORES:
+        scores = scores[np.linspace(0, len(scores) - 1, MAX_SCORES).round().astype(np.int64)]
     return replace(fitted, valid=scores.astype(np.float32))
 
 
-def choose_evenly(targets: NDArray[np.int64], most: int = MOST_IMAGES) -> NDArray[np.int64]:
+def choose_evenly(targets: NDArray[np.int64], most: int = MAX_TRAIN_IMAGES) -> NDArray[np.int64]:
     """The positions, rising, of up to `most` images: as many of each class as there are, or as of the others."""
     order = np.argsort(targets, kind="stable")
     counts = np.bincount(targets)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.core.results import EpochRecord
+from imgclf.core.text import percent
 from imgclf.data.dataset import Pixels
 from imgclf.report.confidence import Bin, Threshold
 
@@ -117,10 +118,10 @@ def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] |
 
 
 def reliability(name: str, title: str, bins: Sequence[Bin]) -> str:
-    """How often answers are right, against how sure they are."""
+    """A reliability diagram: accuracy against confidence."""
     with _chart(name, f"{title}: accuracy against confidence") as (axes, made):
         all_of_them = sum(b.n for b in bins)
-        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="as it should be")
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="perfect calibration")
         middles, shares = [50 * (b.low + b.high) for b in bins], [100 * b.n / all_of_them for b in bins]
         axes.bar(middles, shares, width=[92 * (b.high - b.low) for b in bins], color=LINE, label="images, %")
         confidence = [100 * b.confidence for b in bins]
@@ -128,29 +129,29 @@ def reliability(name: str, title: str, bins: Sequence[Bin]) -> str:
         axes.vlines(confidence, low, high, color=BLUE, linewidth=1, alpha=0.55)
         points = (confidence, [100 * b.accuracy for b in bins])
         axes.plot(*points, color=BLUE, marker="o", ms=4.5, label="this model")
-        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="confidence, %", ylabel="right, %")
+        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="confidence, %", ylabel="accuracy, %")
         axes.set_title(title)
         axes.legend(loc="upper left")
     return made[0]
 
 
 def risk_chart(coverage: Floats, risk: Floats, thresholds: Sequence[Threshold]) -> str:
-    """The share of errors among the answers, against the share of images that get one."""
-    with _chart("risk", "Share of wrong answers against the share of images that are answered") as (axes, made):
+    """The share of errors among the predictions that are kept, against the share that is kept."""
+    with _chart("risk", "Share of wrong predictions against the share of images kept") as (axes, made):
         axes.plot(100 * coverage, 100 * risk, color=BLUE)
         for threshold in thresholds:
             place = (100 * threshold.coverage, 100 * threshold.risk)
             axes.plot(*place, "o", color=ORANGE, ms=5)
-            text = f"from {threshold.confidence:.0%}"
+            text = f"≥ {percent(threshold.confidence)}"
             axes.annotate(text, place, (-4, 7), textcoords="offset points", ha="right", fontsize=8.5)
-        axes.set(xlim=(0, 101), xlabel="answered, % of the images", ylabel="wrong among these, %")
+        axes.set(xlim=(0, 101), xlabel="kept, % of the images", ylabel="wrong, % of these")
         axes.set_ylim(bottom=0, top=max(100 * float(risk.max()), 1) * 1.12)
-        axes.set_title("Errors when only sure answers count")
+        axes.set_title("Errors among the predictions that are kept")
     return made[0]
 
 
 def kernel_pixels(kernels: NDArray[np.float32], most: int = 64) -> list[Pixels]:
-    """Up to `most` kernels (n, channels, height, width) as pixels, each between its own least and largest weight; in
+    """Up to `most` kernels (n, channels, height, width) as pixels, each from its smallest to its largest weight; in
     color where they look at three channels, else the mean over the channels in gray."""
     shown = kernels[:most] if kernels.shape[1] in (1, 3) else kernels[:most].mean(axis=1, keepdims=True)
     low, high = shown.min(axis=(1, 2, 3), keepdims=True), shown.max(axis=(1, 2, 3), keepdims=True)

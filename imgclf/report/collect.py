@@ -46,7 +46,7 @@ from imgclf.models.own import is_known
 from imgclf.models.summary import layer_table
 from imgclf.report.page import pictures_to_show, render
 from imgclf.report.thumbnails import look_at
-from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained, Typed
+from imgclf.report.view import DataFacts, Look, NextSteps, ReportData, Samples, Trained
 from imgclf.runtime.device import pick_device
 from imgclf.storage.model_file import load_model
 from imgclf.storage.run_data import labeled_source
@@ -68,20 +68,20 @@ from imgclf.storage.run_folder import (
 from imgclf.training.checkpoint import has_checkpoint
 from imgclf.training.linear_probe import linear_head
 
-SHOWN = 24  # training images
-SAMPLED = 2_000  # images whose size and brightness are looked at
-LONGER = 2
-MORE_TEST = (0.6, 0.1, 0.3)
+SAMPLE_IMAGES = 24  # of training
+MAX_SUBGROUP_IMAGES = 2_000  # whose size and brightness are measured
+LONGER_FACTOR = 2  # of the epochs or minutes that a longer training takes
+MORE_TEST_FRACTIONS = (0.6, 0.1, 0.3)
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a run: its network and where its images are, if they are there; the answers by part."""
+    """What is known of a run: its network and where its images are, if they are there; the predictions by part."""
 
     model: nn.Module | None = None
-    answers: Mapping[str, Predictions] = field(default_factory=dict)
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
     source: Source | None = None
 
 
@@ -96,7 +96,7 @@ def write_report(
 
     The run is given as its folder or as its name under `runs`.
 
-    Where the answers to its test images are not there they are made, if the model and the images are; a run without
+    Where the predictions to its test images are not there they are made, if the model and the images are; a run without
     test images is reported on by its valid images. `progress` is told (images done, images in all).
     Raises `DataError` where this is no run folder, or where `out` lies inside the data.
     """
@@ -114,16 +114,16 @@ def report_on(
     folder = find_run(run)
     path = as_path("out", out) if out is not None else folder.path / REPORT
     known = known or _find_out(folder, progress)
-    source, missing = _source(folder, known.source)
+    source, not_shown = _source(folder, known.source)
     if source is not None:
         require_outside(path, source)
-    data = gather(folder, replace(known, source=source), missing, progress)
+    data = gather(folder, replace(known, source=source), not_shown, progress)
     write_text(path, render(data))
     return path, data
 
 
 def _find_out(run: Run, progress: Progress | None) -> Known:
-    """The network of a run, and its answers: as they were kept, or given now."""
+    """The network of a run, and its predictions: as they were kept, or given now."""
     if not run.model.is_file():
         return Known()
     kept = {"test": read_predictions(run.path / PREDICTIONS)} if (run.path / PREDICTIONS).is_file() else {}
@@ -144,47 +144,47 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
     loader = Loader(source, samples, manifest.recipe, classes=manifest.classes, device=pick_device("auto"))
     temperature = float(manifest.calibration["temperature"])
-    answers = collect_predictions(model.to(loader.device), loader, progress=progress, temperature=temperature)
+    predictions = collect_predictions(model.to(loader.device), loader, progress=progress, temperature=temperature)
     again = seen_refs(source, unpack_contents(manifest.seen))
-    seen = tuple(i for i, ref in enumerate(answers.refs) if ref in again)
-    return Known(model, {part: replace(answers, seen=seen)}, source)
+    seen = tuple(i for i, ref in enumerate(predictions.refs) if ref in again)
+    return Known(model, {part: replace(predictions, seen=seen)}, source)
 
 
-def gather(run: Run, known: Known, missing: str = "", progress: Progress | None = None) -> ReportData:
-    """Everything that the page of a run shows; `missing` says why there are no images where no source is known."""
+def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | None = None) -> ReportData:
+    """Everything that the page of a run shows; `not_shown` says why there are no images where no source is known."""
     source = known.source
-    part = "test" if "test" in known.answers else "valid"
-    answers = known.answers.get(part)
+    part = "test" if "test" in known.predictions else "valid"
+    predictions = known.predictions.get(part)
     rows = read_split(run.path / SPLIT)
     values, _ = read_config(run.path / CONFIG)
     experiment, recipe = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, run.info["recipe"])
     source = source and source.at_levels(recipe.levels)
     history = read_history(run.path / HISTORY)
     looks: Mapping[str, Look] = {}
-    sampled = frozenset(_sampled(answers.refs)) if answers is not None else frozenset()
-    if source is not None and answers is not None:
-        looks = _look(source, answers, sampled, progress)
-        missing = _gone(answers, looks)
+    sampled = frozenset(_sampled(predictions.refs)) if predictions is not None else frozenset()
+    if source is not None and predictions is not None:
+        looks = _look(source, predictions, sampled, progress)
+        not_shown = _unseen(predictions, looks)
     status = str(run.info["status"])
     return ReportData(
         name=run.path.absolute().name,
         created=_when(str(run.info.get("created", ""))),
-        status="not ended" if status in AT_WORK else status,
+        status="not finished" if status in AT_WORK else status,
         trained=_trained(run, known.model, experiment, recipe),
         data=_data(run, rows),
         history=history,
-        answers=answers,
+        predictions=predictions,
         part=part,
         looks=looks,
         sampled=sampled,
-        missing=missing,
+        not_shown=not_shown,
         samples=Samples() if source is None else _samples(source, rows, recipe, experiment),
-        choices=tuple(Decision(**choice) for choice in run.info.get("choices", ())),
+        decisions=tuple(Decision(**choice) for choice in run.info.get("choices", ())),
         config=read_text(run.path / CONFIG),
         commands=_commands(run, experiment),
         start=read_start(run.path / EVENTS),
         probed=bool(experiment.train.probe),
-        typed=_typed(run, experiment, known.model, rows, len(history)),
+        next_steps=_next_steps(run, experiment, known.model, rows, len(history)),
         members=tuple(shlex.quote(member) for member in run.info.get("members", ())),
         offline=have_offline_weights(),
         facts=_facts(run, rows, experiment),
@@ -199,26 +199,24 @@ def _source(run: Run, source: Source | None) -> tuple[Source | None, str]:
         return labeled_source(None, run), ""
     except (ImgclfError, OSError) as error:
         reason = printable(str(error).splitlines()[0])
-        return None, f"The images are not where they were ({reason}), so there are no pictures."
+        return None, f"The images were not found ({reason}), so no pictures are shown."
 
 
 def _sampled(refs: Sequence[str]) -> list[str]:
     """Refs of images that stand for all."""
-    return [refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:SAMPLED].tolist()]
+    return [refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:MAX_SUBGROUP_IMAGES].tolist()]
 
 
-def _look(source: Source, answers: Predictions, sampled: Set[str], progress: Progress | None) -> dict[str, Look]:
+def _look(source: Source, predictions: Predictions, sampled: Set[str], progress: Progress | None) -> dict[str, Look]:
     """A look at the images that are to be shown, and at those by which sizes and brightness are known."""
-    pictured = {answers.refs[i] for i in pictures_to_show(answers)}
-    shown, named = pictured | sampled, zip(answers.refs, answers.contents, strict=True)
+    pictured = {predictions.refs[i] for i in pictures_to_show(predictions)}
+    shown, named = pictured | sampled, zip(predictions.refs, predictions.contents, strict=True)
     return look_at(source, [image for image in named if image[0] in shown], pictured, progress)
 
 
-def _gone(answers: Predictions, looks: Mapping[str, Look]) -> str:
-    gone = sum(answers.refs[i] not in looks for i in pictures_to_show(answers))
-    if not gone:
-        return ""
-    return f"{plural(gone, 'image')} could not be opened, or changed since the answers were given: not shown."
+def _unseen(predictions: Predictions, looks: Mapping[str, Look]) -> str:
+    count = sum(predictions.refs[i] not in looks for i in pictures_to_show(predictions))
+    return f"{plural(count, 'image')} not shown: unreadable, or changed since they were predicted." if count else ""
 
 
 def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, recipe: PreprocessConfig) -> Trained:
@@ -256,7 +254,7 @@ def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
 def _samples(source: Source, rows: Sequence[Sample], recipe: PreprocessConfig, experiment: ExperimentConfig) -> Samples:
     """Training images with the pixels of the first epoch; a probe sees them without augmentation."""
     train = source.with_samples(row for row in rows if row.split == "train")
-    chosen, seed, augmented = pick_samples(train, SHOWN), experiment.train.seed, experiment.train.epochs != 0
+    chosen, seed, augmented = pick_samples(train, SAMPLE_IMAGES), experiment.train.seed, experiment.train.epochs != 0
     images: list[Pixels] = []
     titles = []
     for sample in chosen:
@@ -296,12 +294,12 @@ def _anew(run: Run, experiment: ExperimentConfig) -> str:
     return f"imgclf train --config {shlex.quote(str(run.path / CONFIG))}{ensemble}"
 
 
-def _typed(
+def _next_steps(
     run: Run, experiment: ExperimentConfig, model: nn.Module | None, rows: Sequence[Sample], epochs: int
-) -> Typed:
+) -> NextSteps:
     """The commands for what may be done next with a run that has had so many epochs."""
     if not run.info.get("source"):
-        return Typed()
+        return NextSteps()
     place, config = experiment.data, experiment.train
     data = shlex.quote(run.info["source"])
     if place.data_dir is not None:
@@ -309,18 +307,20 @@ def _typed(
     resume, anew, asked = _resume(run), _anew(run, experiment), run.info.get("minutes")
     longer = resume
     if config.minutes is not None:  # those that were left for training, so what was asked for has to be known
-        longer = f"{anew} --minutes {math.ceil(LONGER * asked)}" if anew and asked else ""
+        longer = f"{anew} --minutes {math.ceil(LONGER_FACTOR * asked)}" if anew and asked else ""
     tests = _is_named(run) and run.model.is_file()
     brought, held_out = run.info.get("brought", ()), (experiment.split or FRACTIONS)[2]
     free = anew and experiment.init is None and "test" not in brought  # else images keep their places
-    return Typed(
+    return NextSteps(
         data,
         evaluate=f"imgclf evaluate --model {shlex.quote(str(run.path))}" if tests else "",
         resume=resume,
-        longer=f"{longer} --epochs {LONGER * epochs}" if longer else "",
+        longer=f"{longer} --epochs {LONGER_FACTOR * epochs}" if longer else "",
         hold_out=f"{anew} --split {in_percent(open_fractions(brought))}" if free else "",
         curve=_curve(run, model, rows) if anew else "",
-        more_test=in_percent(open_fractions(brought, MORE_TEST)) if free and held_out < MORE_TEST[2] else "",
+        more_test=in_percent(open_fractions(brought, MORE_TEST_FRACTIONS))
+        if free and held_out < MORE_TEST_FRACTIONS[2]
+        else "",
     )
 
 
@@ -343,13 +343,13 @@ def _commands(run: Run, experiment: ExperimentConfig) -> tuple[tuple[str, str], 
         return ()
     if run.info["status"] not in ENDED:
         resume = _resume(run)
-        return ((resume, "Go on with the training of this run:"),) if resume else ()
+        return ((resume, "Resume this run:"),) if resume else ()
     if "members" in run.info:
-        purpose = "Train a member of this ensemble again, on the same images in the same places, and compare:"
+        purpose = "Train a member of this ensemble again on the same split, and compare:"
         return tuple((f"imgclf reproduce {shlex.quote(member)}", purpose) for member in run.info["members"])
-    again = "Train again on the same images in the same places, and compare weights and figures:"
+    again = "Train again on the same split, and compare weights and metrics:"
     reproduce, anew = f"imgclf reproduce {shlex.quote(str(run.path))}", _anew(run, experiment)
-    return ((reproduce, again), *([(anew, "Make a new run with the same configuration:")] if anew else []))
+    return ((reproduce, again), *([(anew, "Start a new run with the same configuration:")] if anew else []))
 
 
 def _facts(run: Run, rows: Sequence[Sample], experiment: ExperimentConfig) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Whether a model's confidence can be trusted: how often sure answers are right, and what giving only these brings."""
+"""Whether a model's confidence can be trusted, and thresholds for it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from imgclf.evaluation.calibration import reliability_bins
 from imgclf.evaluation.intervals import wilson_interval, wilson_intervals
 from imgclf.evaluation.predictions import Predictions
 
-TARGETS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
-SHOWN = 3
+TARGET_ERROR_RATES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
+MAX_THRESHOLDS = 3
 
 
 @dataclass(frozen=True)
 class Bin:
-    """The `n` answers with a confidence above `low`, up to `high`: their mean confidence, and how many are right."""
+    """The `n` predictions with a confidence above `low`, up to `high`: their mean confidence and their accuracy."""
 
     low: float
     high: float
@@ -30,29 +30,29 @@ class Bin:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Answering only from a `confidence` on: `answered` of `n` images, `errors` of them wrong; chosen so that at most
-    the share `target` is."""
+    """Keeping only predictions with at least this `confidence`: `kept` of `n` images, `errors` of them wrong, at most
+    the share `target`."""
 
     target: float
     confidence: float
-    answered: int
+    kept: int
     errors: int
     n: int
 
     @property
     def coverage(self) -> float:
-        """The share of the images that are answered."""
-        return self.answered / self.n
+        """The share of the images that are kept."""
+        return self.kept / self.n
 
     @property
     def risk(self) -> float:
-        """The share of the answers that are wrong."""
-        return self.errors / self.answered
+        """The share of these that are wrong."""
+        return self.errors / self.kept
 
 
-def filled_bins(answers: Predictions) -> list[Bin]:
-    """The bins of equal width that hold any answers, from the least sure on."""
-    bins = reliability_bins(answers.probabilities, answers.targets)
+def filled_bins(predictions: Predictions) -> list[Bin]:
+    """The bins of equal width that hold any predictions, from the least confident on."""
+    bins = reliability_bins(predictions.probabilities, predictions.targets)
     width = 1 / len(bins.count)
     found = []
     for index in np.flatnonzero(bins.count).tolist():
@@ -66,8 +66,8 @@ def filled_bins(answers: Predictions) -> list[Bin]:
 def risk_coverage(
     confidence: NDArray[np.float64], right: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """For each confidence that occurs, from the highest: how many images have at least that, how many of these answers
-    are wrong, and the confidence itself."""
+    """For each confidence that occurs, from the highest: how many predictions have at least that, how many of these are
+    wrong, and the confidence itself."""
     order = np.argsort(-confidence, kind="stable")
     sure, wrong = confidence[order], np.cumsum(~right[order], dtype=np.int64)
     ends = np.flatnonzero(np.append(np.diff(sure) != 0, True))
@@ -75,17 +75,19 @@ def risk_coverage(
 
 
 def suggest_thresholds(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], targets: Sequence[float] = TARGETS
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], targets: Sequence[float] = TARGET_ERROR_RATES
 ) -> list[Threshold]:
-    """The lowest thresholds with which at most a share of the answers is wrong: each of the next three targets below
-    the share without one. A target is left out where the answers don't tell: the 95 % interval must lie below it."""
-    answered, errors, sure = risk_coverage(confidence, right)
-    n, overall = int(answered[-1]), errors[-1] / answered[-1]
-    _, highest = wilson_intervals(errors, answered)
+    """The lowest thresholds above which at most a target share of the predictions is wrong.
+
+    Three targets, the next below the share of all. The whole 95% interval must lie below a target, else it is left out.
+    """
+    counts, errors, confidences = risk_coverage(confidence, right)
+    n, overall = int(counts[-1]), errors[-1] / counts[-1]
+    _, highest = wilson_intervals(errors, counts)
     found = []
-    for target in sorted((t for t in targets if t < overall), reverse=True)[:SHOWN]:
-        kept = np.flatnonzero(highest <= target)
-        if len(kept):
-            last = kept[-1]
-            found.append(Threshold(target, float(sure[last]), int(answered[last]), int(errors[last]), n))
+    for target in sorted((t for t in targets if t < overall), reverse=True)[:MAX_THRESHOLDS]:
+        reached = np.flatnonzero(highest <= target)
+        if len(reached):
+            last = reached[-1]
+            found.append(Threshold(target, float(confidences[last]), int(counts[last]), int(errors[last]), n))
     return found

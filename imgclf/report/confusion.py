@@ -16,10 +16,10 @@ MOST_CLASSES = 60  # of a matrix that a person can still look at
 
 @dataclass(frozen=True)
 class Pair:
-    """`count` images of class `true` were called `called`, of `support` images of that class; `back` the other way."""
+    """`count` of the `support` images of class `true` were predicted as `predicted`; `back` the other way."""
 
     true: int
-    called: int
+    predicted: int
     count: int
     support: int
     back: int
@@ -71,18 +71,18 @@ def confused_pairs(result: Evaluation, most: int) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.count / pair.support))[:most]
 
 
-def surest(answers: Predictions, *, right: bool, most: int | None = None) -> list[int]:
-    """The positions of right or of wrong answers, the surest first."""
-    chosen = np.flatnonzero((answers.predicted == answers.targets) == right)
-    order = chosen[np.argsort(-answers.probabilities.max(axis=1)[chosen], kind="stable")]
+def most_confident(predictions: Predictions, *, right: bool, most: int | None = None) -> list[int]:
+    """The positions of right or of wrong predictions, the most confident first."""
+    chosen = np.flatnonzero((predictions.predicted == predictions.targets) == right)
+    order = chosen[np.argsort(-predictions.probabilities.max(axis=1)[chosen], kind="stable")]
     return [int(i) for i in order[:most]]
 
 
-def by_cell(answers: Predictions) -> dict[tuple[int, int], list[int]]:
-    """The positions of the images behind each cell (true, called), the surest first."""
+def by_cell(predictions: Predictions) -> dict[tuple[int, int], list[int]]:
+    """The positions of the images behind each cell (true, predicted), the most confident first."""
     cells: dict[tuple[int, int], list[int]] = {}
-    places = list(zip(answers.targets.tolist(), answers.predicted.tolist(), strict=True))
-    for i in np.argsort(-answers.probabilities.max(axis=1), kind="stable").tolist():
+    places = list(zip(predictions.targets.tolist(), predictions.predicted.tolist(), strict=True))
+    for i in np.argsort(-predictions.probabilities.max(axis=1), kind="stable").tolist():
         cells.setdefault(places[i], []).append(i)
     return cells
 

@@ -21,14 +21,14 @@ from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions
 from imgclf.report import charts as figures
 from imgclf.report import text as words
-from imgclf.report.advice import warnings, without_answers
+from imgclf.report.advice import no_predictions, warnings
 from imgclf.report.confidence import filled_bins, risk_coverage, suggest_thresholds
 from imgclf.report.confusion import (
     Pair,
     by_cell,
     confused_pairs,
+    most_confident,
     most_confused_classes,
-    surest,
     together,
 )
 from imgclf.report.slices import slice_images
@@ -52,13 +52,16 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 Cells = Mapping[tuple[int, int], Sequence[int]]
 
 
-def pictures_to_show(answers: Predictions) -> list[int]:
+def pictures_to_show(predictions: Predictions) -> list[int]:
     """The positions of the images that the page wants to show, the most important first."""
-    result = answers.evaluation
-    cells, shown = by_cell(answers), set(most_confused_classes(result))
-    order = [*surest(answers, right=False, most=GALLERY), *surest(answers, right=True, most=GALLERY)]
+    result = predictions.evaluation
+    cells, shown = by_cell(predictions), set(most_confused_classes(result))
+    order = [
+        *most_confident(predictions, right=False, most=GALLERY),
+        *most_confident(predictions, right=True, most=GALLERY),
+    ]
     for pair in confused_pairs(result, PAIRS):
-        order += cells[pair.true, pair.called][:PER_PAIR]
+        order += cells[pair.true, pair.predicted][:PER_PAIR]
     inside = [(cell, rows) for cell, rows in sorted(cells.items()) if shown >= set(cell)]
     inside.sort(key=lambda item: item[0][0] == item[0][1])  # confusions before hits
     in_turn = [rows[turn] for turn in range(PER_CELL) for _, rows in inside if turn < len(rows)]
@@ -97,8 +100,8 @@ def _render(data: ReportData, budget: int) -> str:
         samples=list(zip(_pictures(data.samples.images), data.samples.titles, strict=True)),
         parts=SPLIT_NAMES,
         most_rows=MOST_ROWS,
-        result=None if data.answers is None else _of_answers(data, data.answers, budget),
-        unanswered=without_answers(data),
+        result=None if data.predictions is None else _from_predictions(data, data.predictions, budget),
+        no_predictions=no_predictions(data),
         script=script,
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
         style=_file("style.css"),
@@ -109,16 +112,16 @@ def _file(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _of_answers(data: ReportData, answers: Predictions, budget: int) -> dict[str, Any]:
-    """What the template says of the answers."""
-    result, intervals = answers.evaluation, answers.evaluation.intervals
-    assert intervals is not None  # as answers give them
-    right = answers.predicted == answers.targets
-    pairs, cells = confused_pairs(result, PAIRS), by_cell(answers)
-    labels = [answers.classes[i] for i in answers.targets.tolist()]
+def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -> dict[str, Any]:
+    """What the template says of the predictions."""
+    result, intervals = predictions.evaluation, predictions.evaluation.intervals
+    assert intervals is not None  # as predictions give them
+    right = predictions.predicted == predictions.targets
+    pairs, cells = confused_pairs(result, PAIRS), by_cell(predictions)
+    labels = [predictions.classes[i] for i in predictions.targets.tolist()]
     sampled = {ref: look for ref, look in data.looks.items() if ref in data.sampled}
-    slicings = slice_images(answers.refs, labels, right, sampled)
-    wanted = [answers.refs[i] for i in pictures_to_show(answers)]
+    slicings = slice_images(predictions.refs, labels, right, sampled)
+    wanted = [predictions.refs[i] for i in pictures_to_show(predictions)]
     looks = within(data.looks, wanted, budget)
     accuracy = intervals.accuracy
     return {
@@ -129,12 +132,12 @@ def _of_answers(data: ReportData, answers: Predictions, budget: int) -> dict[str
         "warnings": warnings(data, result, accuracy, pairs, slicings),
         "measures": _measures(result, intervals),
         "classes": _class_rows(result),
-        "matrix": _matrix(answers, cells, looks),
-        "pairs": [_pair(answers, pair, cells, looks) for pair in pairs],
-        "mistakes": [_tile(answers, looks, i) for i in surest(answers, right=False, most=GALLERY)],
-        "hits": [_tile(answers, looks, i) for i in surest(answers, right=True, most=GALLERY)],
+        "matrix": _matrix(predictions, cells, looks),
+        "pairs": [_pair(predictions, pair, cells, looks) for pair in pairs],
+        "mistakes": [_tile(predictions, looks, i) for i in most_confident(predictions, right=False, most=GALLERY)],
+        "hits": [_tile(predictions, looks, i) for i in most_confident(predictions, right=True, most=GALLERY)],
         "wrong": int((~right).sum()),
-        "trust": _trust(answers, right),
+        "trust": _trust(predictions, right),
         "slicings": slicings,
         "sampled": len(sampled),
         "dropped": sum(1 for ref in wanted if ref in data.looks and not looks[ref].picture),
@@ -142,13 +145,13 @@ def _of_answers(data: ReportData, answers: Predictions, budget: int) -> dict[str
 
 
 def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
-    """Each figure with its interval and what it says."""
+    """Each figure with its interval and what it means."""
     said = {
-        "accuracy": ("Accuracy", "the share of images named right"),
-        "balanced_accuracy": ("Balanced accuracy", "the mean over the classes, each counting the same"),
-        "macro_f1": ("Macro-F1", "the mean F1 over the classes: neither missed nor called by mistake"),
-        "top5": ("Top-5", "the right class is among the five likeliest"),
-        "loss": ("Loss", "mean cross-entropy in nats: low where it is right and sure; 0 at best"),
+        "accuracy": ("Accuracy", "share of images classified correctly"),
+        "balanced_accuracy": ("Balanced accuracy", "mean recall over the classes, each with the same weight"),
+        "macro_f1": ("Macro-F1", "mean F1 over the classes: balances misses and false alarms"),
+        "top5": ("Top-5", "the true class is among the five most probable"),
+        "loss": ("Loss", "mean cross-entropy in nats; 0 is best"),
     }
     values = {name: getattr(result, name) for name in said}
     rows = [
@@ -166,7 +169,7 @@ def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
     new = result.unseen
     if new is not None and new.intervals is not None:
         unseen = {"name": "Accuracy, unseen", "value": new.accuracy, "n": new.n, "interval": new.intervals.accuracy}
-        rows.insert(1, {**unseen, "share": True, "says": "the same of the images that training did not see"})
+        rows.insert(1, {**unseen, "share": True, "says": "accuracy on the images that were not used in training"})
     return rows
 
 
@@ -184,9 +187,9 @@ def _class_rows(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _matrix(answers: Predictions, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
+def _matrix(predictions: Predictions, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
     """The confusion matrix in its order, and the images of its cells: their pictures once, and where they belong."""
-    result = answers.evaluation
+    result = predictions.evaluation
     chosen = most_confused_classes(result)
     order = [chosen[i] for i in together(result.confusion_matrix(chosen))]
     pictures: dict[str, int] = {}
@@ -194,72 +197,76 @@ def _matrix(answers: Predictions, cells: Cells, looks: Mapping[str, Look]) -> di
     for row, i in enumerate(order):
         for column, j in enumerate(order):
             for position in cells.get((i, j), ()):
-                ref = answers.refs[position]
+                ref = predictions.refs[position]
                 if ref in looks and looks[ref].picture and len(images.get(f"{row},{column}", ())) < PER_CELL:
                     number = pictures.setdefault(ref, len(pictures))
-                    confidence = round(float(answers.probabilities[position, j]), 4)
+                    confidence = round(float(predictions.probabilities[position, j]), 4)
                     images.setdefault(f"{row},{column}", []).append([number, confidence, _clean(ref)])
     return {
-        "names": [_clean(answers.classes[i]) for i in order],
+        "names": [_clean(predictions.classes[i]) for i in order],
         "counts": result.confusion_matrix(order).tolist(),
         "totals": [result.per_class[i].support for i in order],
         "left_out": len(result.per_class) - len(order),
-        "upright": max(len(answers.classes[i]) for i in order) <= UPRIGHT,
+        "upright": max(len(predictions.classes[i]) for i in order) <= UPRIGHT,
         "data": {
             "pictures": [looks[ref].picture for ref in pictures],
             "tiny": [looks[ref].tiny for ref in pictures],
             "cells": images,
-            "names": [_short(answers.classes[i]) for i in order],
+            "names": [_short(predictions.classes[i]) for i in order],
         },
     }
 
 
-def _pair(answers: Predictions, pair: Pair, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
-    tiles = [_tile(answers, looks, i) for i in cells[pair.true, pair.called][:PER_PAIR]]
+def _pair(predictions: Predictions, pair: Pair, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
+    tiles = [_tile(predictions, looks, i) for i in cells[pair.true, pair.predicted][:PER_PAIR]]
     return {
-        "true": answers.classes[pair.true],
-        "called": answers.classes[pair.called],
+        "true": predictions.classes[pair.true],
+        "predicted": predictions.classes[pair.predicted],
         "pair": pair,
         "tiles": tiles if any(tile["picture"] for tile in tiles) else [],
     }
 
 
-def _tile(answers: Predictions, looks: Mapping[str, Look], position: int) -> dict[str, Any]:
+def _tile(predictions: Predictions, looks: Mapping[str, Look], position: int) -> dict[str, Any]:
     """One image with its title."""
-    ref, called, true = answers.refs[position], answers.logits[position].argmax(), answers.targets[position]
+    ref, predicted, true = (
+        predictions.refs[position],
+        predictions.logits[position].argmax(),
+        predictions.targets[position],
+    )
     look = looks.get(ref)
     return {
         "picture": look.picture if look is not None else "",
         "tiny": look is not None and look.tiny,
         "ref": ref,
-        "called": answers.classes[called],
-        "true": answers.classes[true],
-        "right": bool(called == true),
-        "confidence": float(answers.probabilities[position, called]),
+        "predicted": predictions.classes[predicted],
+        "true": predictions.classes[true],
+        "right": bool(predicted == true),
+        "confidence": float(predictions.probabilities[position, predicted]),
     }
 
 
-def _trust(answers: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]:
+def _trust(predictions: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]:
     """Calibration before and after the temperature, and what thresholds bring."""
-    measured = answers.evaluation.calibration
-    assert measured is not None  # as answers give it
-    rows = [("not calibrated" if answers.temperature == 1 else "before calibration", measured.before)]
-    if answers.temperature != 1:
+    measured = predictions.evaluation.calibration
+    assert measured is not None  # as predictions give it
+    rows = [("not calibrated" if predictions.temperature == 1 else "before calibration", measured.before)]
+    if predictions.temperature != 1:
         rows.append(("after calibration", measured.after))
-    taken = (replace(answers, temperature=1.0), answers)
+    taken = (replace(predictions, temperature=1.0), predictions)
     charts = [
         figures.reliability(f"trust-{number}", name.capitalize(), filled_bins(taken[number]))
         for number, (name, _) in enumerate(rows)
     ]
-    confidence = answers.probabilities.max(axis=1)
-    answered, errors, _ = risk_coverage(confidence, right)
+    confidence = predictions.probabilities.max(axis=1)
+    kept, errors, _ = risk_coverage(confidence, right)
     thresholds = suggest_thresholds(confidence, right)
     return {
-        "temperature": answers.temperature,
+        "temperature": predictions.temperature,
         "rows": rows,
         "charts": charts,
-        "risk": figures.risk_chart(answered / len(answers), errors / answered, thresholds),
-        "thresholds": [{"it": it, "interval": wilson_interval(it.errors, it.answered)} for it in thresholds],
+        "risk": figures.risk_chart(kept / len(predictions), errors / kept, thresholds),
+        "thresholds": [{"it": it, "interval": wilson_interval(it.errors, it.kept)} for it in thresholds],
     }
 
 

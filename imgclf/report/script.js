@@ -65,24 +65,24 @@
       image.src = known.pictures[picture];
       image.alt = title;
       const caption = element("figcaption");
-      caption.append(element("span", percent(confidence), "sure"), element("span", ref, "ref"));
+      caption.append(element("span", percent(confidence), "confidence"), element("span", ref, "ref"));
       figure.append(image, caption);
       return figure;
     };
     cells.forEach((cell) => {
       const [row, column] = cell.dataset.cell.split(",").map(Number);
-      const [truth, called] = [known.names[row], known.names[column]];
-      cell.title = `${truth} called ${called}: ${number.format(cell.dataset.n)} (${percent(share(cell))})`;
+      const [truth, predicted] = [known.names[row], known.names[column]];
+      cell.title = `${truth} predicted as ${predicted}: ${number.format(cell.dataset.n)} (${percent(share(cell))})`;
       cell.addEventListener("click", () => {
         matrix.querySelectorAll("[aria-expanded]").forEach((other) => other.removeAttribute("aria-expanded"));
         cell.setAttribute("aria-expanded", "true");
         const shown = known.cells[cell.dataset.cell] || [];
         const n = Number(cell.dataset.n);
-        document.getElementById("cell-title").textContent = row === column ? `${truth}, named right` : `${truth}, called ${called}`;
+        document.getElementById("cell-title").textContent = row === column ? `${truth}, classified correctly` : `${truth} predicted as ${predicted}`;
         document.getElementById("cell-note").textContent =
           `${number.format(n)} ${n === 1 ? "image" : "images"}, ${percent(share(cell))} of the class` +
-          (shown.length === 0 ? "; no pictures of these" : shown.length < n ? `; the ${shown.length} surest are shown` : "");
-        images.replaceChildren(...shown.map((item) => tile(item, `${called} (${truth})`, row === column)));
+          (shown.length === 0 ? "; no pictures" : shown.length < n ? `; the ${shown.length} most confident are shown` : "");
+        images.replaceChildren(...shown.map((item) => tile(item, `${predicted} (${truth})`, row === column)));
         panel.hidden = false;
         panel.scrollIntoView({ block: "nearest", behavior: "smooth" });
       });

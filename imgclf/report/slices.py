@@ -47,11 +47,11 @@ def slice_images(
     light = np.array([look.brightness / 2.55 for look in found])
     shapes = [_shape(look.sides) for look in found]
     folders = [_folder(ref, label) for ref, label in zip(refs, labels, strict=True)]
-    same = "All images are alike in this." if seen else "The images could not be opened."
+    same = "This is the same for all images." if seen else "The images could not be opened."
     return [
-        Slicing("Shorter side, in pixels", _thirds(sides, hits), same),
+        Slicing("Shorter side, pixels", _thirds(sides, hits), same),
         Slicing("Shape", _named(shapes, hits), same),
-        Slicing("Brightness, in % of white", _thirds(light, hits), same),
+        Slicing("Brightness, % of white", _thirds(light, hits), same),
         _by_folder(folders, right),
     ]
 
@@ -75,11 +75,11 @@ def _folder(ref: str, label: str) -> str:
 def _by_folder(folders: list[str], right: NDArray[np.bool_]) -> Slicing:
     title, names = "Source folder", set(folders)
     if len(names) < 2:
-        return Slicing(title, note="All images come from one folder, apart from those of the classes.")
+        return Slicing(title, note="All images come from one folder, apart from the folders of the classes.")
     if len(names) > MOST_FOLDERS:
         common = {name for name, _ in Counter(folders).most_common(MOST_FOLDERS - 1)}
         folders = [name if name in common else f"{len(names) - len(common)} other folders" for name in folders]
-    return Slicing(title, _named([name or "(no sub-folder)" for name in folders], right))
+    return Slicing(title, _named([name or "(no subfolder)" for name in folders], right))
 
 
 def _thirds(values: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[Slice, ...]:

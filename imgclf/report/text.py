@@ -1,4 +1,4 @@
-"""The report in plain words, for who has never trained a model: what it is, what it is good for, what to mind."""
+"""The sentences of a report, for readers who have never trained a model."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from imgclf.core.results import ClassResult, Evaluation, History
 from imgclf.core.text import percent, plural, shorten
 from imgclf.report.view import ReportData
 
-NAMED = 5
-LONGEST = 60  # characters of a name in a sentence
+MAX_NAMES = 5
+MAX_NAME_CHARACTERS = 60  # in a sentence
 
 
 def quoted(name: str) -> str:
     """A name as a part of a sentence."""
-    return f"“{shorten(name, LONGEST)}”"
+    return f"“{shorten(name, MAX_NAME_CHARACTERS)}”"
 
 
-def listed(names: Sequence[str], most: int = NAMED) -> str:
+def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
     """`cat, dog and owl`, or `cat, dog, owl, hen, cow and 5 more`."""
-    names = [shorten(name, LONGEST) for name in names]
+    names = [shorten(name, MAX_NAME_CHARACTERS) for name in names]
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most:,} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
@@ -27,62 +27,63 @@ def listed(names: Sequence[str], most: int = NAMED) -> str:
 
 def what_was_trained(data: ReportData) -> str:
     """What was trained on what, in one paragraph."""
-    trained, images = data.trained, data.data
-    height, width = trained.size
+    trained, images, (height, width) = data.trained, data.data, data.trained.size
     network = trained.arch if trained.members == 1 else f"ensemble of {trained.members} {trained.arch}"
-    weights = f" with {trained.parameters:,} weights" if trained.parameters else ""
-    start = trained.weights.removeprefix("from ").partition(": ")[0]
-    learnt = "learnt" if data.answers is not None or len(data.history) else "was to learn"
-    article = "An" if network[0] in "aeio" else "A"
-    pixels = f"{height} × {width} pixels{' in gray' if trained.channels == 1 else ''}"
     text = (
-        f"{article} {network}{weights}, starting from {start}, {learnt} to tell "
-        f"{plural(len(images.counts), 'class')} apart ({listed(list(images.counts))}) from "
-        f"{plural(images.total('train'), 'image')} of {quoted(images.name)}, seen at {pixels}.{_epochs(data)}"
+        f"{'An' if network[0] in 'aeio' else 'A'} {network}"
+        f"{f' ({trained.parameters:,} parameters)' if trained.parameters else ''}, trained {_start(trained.weights)} "
+        f"on {plural(images.total('train'), 'image')} of {quoted(images.name)} to distinguish "
+        f"{plural(len(images.counts), 'class')} ({listed(list(images.counts))}) at {height} × {width} pixels"
+        f"{' in gray' if trained.channels == 1 else ''}.{_epochs(data)}"
     )
     if images.total("valid"):
-        text += f" {plural(images.total('valid'), 'other image')} served to choose during training."
-    if data.answers is not None and data.part == "test":
-        text += f" The figures are about {plural(len(data.answers), 'image')} that were held out until the end."
+        text += f" {plural(images.total('valid'), 'other image')} served for validation during training."
+    if data.predictions is not None and data.part == "test":
+        text += f" The metrics are measured on {plural(len(data.predictions), 'held-out image')}."
     return text
+
+
+def _start(weights: str) -> str:
+    if weights.startswith("from scratch"):
+        return "from scratch"
+    return "from ImageNet weights" if weights == "imgclf[offline]" else f"from the weights {weights}"
 
 
 def _epochs(data: ReportData) -> str:
     epochs, best = len(data.history), data.history.best
     if data.trained.probe:
-        return " Only a linear layer on top of a frozen network was fitted."
+        return " Only a linear layer on top of the frozen network was trained."
     if not epochs:
         return ""
-    times = "once" if epochs == 1 else f"{epochs:,} times"
+    trained = f" Training took {plural(epochs, 'epoch')}"
     if best is None:
-        never = "was never better than at the start by more than chance"
-        if (losses := valid_losses(data.history)) and data.start is not None:
-            never = f"{never_better(losses, data.start[0])} than the start"
-        return f" It went through them {times}, but {never}; so the start was kept."
-    return f" It went through them {times}{f' and is kept as it was after {best.epoch:,}' if epochs > 1 else ''}."
+        losses = valid_losses(data.history)
+        never = never_better(losses, data.start[0]) if losses and data.start else "no epoch was significantly better"
+        return f"{trained}; {never} than the start, so the start was kept."
+    return f"{trained}{f'; the model of epoch {best.epoch:,} was kept' if epochs > 1 else ''}."
 
 
 def what_to_expect(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> str:
-    """What the figures mean for new images."""
+    """What the metrics mean for new images."""
     right = round(result.accuracy * result.n)
     if result.unseen is not None and result.unseen.intervals is not None:
         interval = result.unseen.intervals.accuracy
-    low, high = (percent(end, 0) for end in interval)
-    often = f"between {low} and {high} of the answers" if low != high else f"about {low} of the answers"
-    held = "that it had never seen" if data.part == "test" else "that also served to choose during training"
-    if result.seen:
-        held = f"that were held out, {result.seen:,} of which it had seen in training all the same"
-    text = f"Of {plural(result.n, 'image')} {held}, it named {right:,} right."
+    images = f"{right:,} of {plural(result.n, 'held-out image' if data.part == 'test' else 'validation image')}"
+    seen = f", {result.seen:,} of which were also used in training," if result.seen else ""
+    text = f"{images}{seen} {'was' if result.n == 1 else 'were'} classified correctly."
     if result.seen == result.n:
-        return f"{text} How it does on new images, these can't tell."
-    text += f" For new images of the same kind and origin, expect {often} to be right."
+        return f"{text} They can't show the accuracy on new images."
+    low, high = map(percent, interval)
     common = commonest(result)
-    always = common.support / result.n
-    return text + f" Always answering {quoted(common.name)} would be right for {percent(always, 0)}."
+    return (
+        f"{text} On new images of the same kind and origin, expect an accuracy of "
+        f"{f'{low} to {high}' if low != high else low}. Always predicting {quoted(common.name)} would reach "
+        f"{percent(common.support / result.n)}."
+    )
 
 
 def never_better(losses: Sequence[float], start: float) -> str:
-    """How epochs with these losses on valid did, of which none was kept against that of the start."""
+    """How epochs with these validation losses compare with the start, if none of them was kept."""
     if not losses:
         return "no epoch has ended"
     worse = min(losses) > start
@@ -94,7 +95,7 @@ def never_better(losses: Sequence[float], start: float) -> str:
 
 
 def why_kept(history: History) -> str:
-    """What speaks for the epoch that is kept, up to its valid loss."""
+    """Why the best epoch was kept, up to its validation loss."""
     best, losses = history.best, valid_losses(history)
     if best is None or not losses or best.valid_loss == min(losses):
         return "lowest valid loss, "
@@ -102,10 +103,10 @@ def why_kept(history: History) -> str:
 
 
 def instead_of_epochs(*, probed: bool) -> str:
-    """What to do where training brings nothing: the start is a head on frozen features (`probed`), or a model."""
+    """What to do where training does not help: the start is a head on frozen features (`probed`), or a model."""
     if probed:
-        return "--recipe probe is enough here; more images or a larger --size may bring more"
-    return "the model may stay as it was; more images may bring more"
+        return "--recipe probe is enough here; more images or a larger --size may help"
+    return "keep the initial model; more images may help"
 
 
 def valid_losses(history: History) -> list[float]:

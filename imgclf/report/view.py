@@ -70,10 +70,12 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Typed:
-    """What can be typed about a run, each "" where it can't run: its `data` as other commands take them; what tests it,
-    goes on with it, trains it anew for longer, or with images held out for a test; its learning curve. `more_test` is a
-    value of `--split` that holds out more of them."""
+class NextSteps:
+    """Commands for what to do next with a run, each "" where it can't run.
+
+    They evaluate it, resume it, train it for longer, hold out a test part, or draw its learning curve. `data` is its
+    data as other commands take them, `more_test` a value of `--split` that holds out more test images.
+    """
 
     data: str = ""
     evaluate: str = ""
@@ -88,12 +90,12 @@ class Typed:
 class ReportData:
     """Everything that the page shows.
 
-    `answers` are those to the images of `part`, None where there are none yet; `looks` are what was seen of these, by
-    their ref, and `sampled` those of them that were not chosen for what they show; `missing` says why there are no
-    pictures, "" where there are. `commands` reproduce the run, each with what it is good for; `facts` are named texts
-    about the run. `start` is the loss and the accuracy on valid before the first epoch, where the head knew classes;
-    `probed` says that this head had been fitted to frozen features. `typed` are commands for what to do next, `members`
-    what commands call the runs that an ensemble joins; `offline` says that pretrained weights are installed.
+    `predictions` are those for the images of `part`, None where there are none yet; `looks` are what was seen of these
+    images, by ref; `sampled` are those of them that were drawn at random; `not_shown` says why there are no pictures,
+    "" where there are. `commands` reproduce the run, each with its purpose; `facts` are named texts about the run.
+    `start` is the loss and the accuracy on valid before the first epoch, where the head knew classes; `probed` says
+    that this head had been fitted to frozen features. `members` are the runs that an ensemble joins, as commands take
+    them; `offline` says that pretrained weights are installed.
     """
 
     name: str
@@ -102,18 +104,18 @@ class ReportData:
     trained: Trained
     data: DataFacts
     history: History
-    answers: Predictions | None = None
+    predictions: Predictions | None = None
     part: str = "test"
     looks: Mapping[str, Look] = field(default_factory=dict, repr=False)
     sampled: frozenset[str] = field(default=frozenset(), repr=False)
-    missing: str = ""
+    not_shown: str = ""
     samples: Samples = field(default_factory=Samples)
-    choices: tuple[Decision, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     config: str = ""
     commands: tuple[tuple[str, str], ...] = ()
     start: tuple[float, float] | None = None
     probed: bool = False
-    typed: Typed = field(default_factory=Typed)
+    next_steps: NextSteps = field(default_factory=NextSteps)
     members: tuple[str, ...] = ()
     offline: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from imgclf.evaluation.predictions import read_predictions
 from imgclf.models.build import build_model
 from imgclf.models.offline import have_offline_weights
 from imgclf.report.collect import Known, gather, write_report
-from imgclf.report.view import Typed
+from imgclf.report.view import NextSteps
 from imgclf.storage.run_folder import (
     CHECKPOINT,
     CONFIG,
@@ -50,8 +50,8 @@ def tell(folder, **changes):
     (folder / INFO).write_text(json.dumps({key: value for key, value in info.items() if key not in gone}))
 
 
-def typed(folder):
-    return gather(open_run(Path(folder)), Known()).typed
+def next_steps(folder):
+    return gather(open_run(Path(folder)), Known()).next_steps
 
 
 def own_network(spec):
@@ -86,35 +86,35 @@ def test_training_ends_with_a_report(trained):
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert len(html) < 8_000_000
     text = text_of(folder / "report.html")
-    answers = read_predictions(folder / PREDICTIONS)
-    right = int((answers.predicted == answers.targets).sum())
-    assert f"Of {len(answers)} images that it had never seen, it named {right} right" in text
+    predictions = read_predictions(folder / PREDICTIONS)
+    right = int((predictions.predicted == predictions.targets).sum())
+    assert f"{right} of {len(predictions)} held-out images were classified correctly" in text
     assert "imgclf reproduce runs/one" in text
     assert "imgclf train --config runs/one/config.toml" in text
     assert "kept: epoch" in text
     assert "Kernels of the first layer" in text
     cells = json.loads(re.search(r'(?s)id="cells">(.*?)</script>', html)[1])
-    assert len(cells["pictures"]) == len(answers)
-    assert {ref for rows in cells["cells"].values() for _, _, ref in rows} == set(answers.refs)
+    assert len(cells["pictures"]) == len(predictions)
+    assert {ref for rows in cells["cells"].values() for _, _, ref in rows} == set(predictions.refs)
 
 
 def test_what_commands_call_the_run_and_its_data_is_known(trained, photos):
     folder, _ = trained
     data = gather(open_run(folder), Known())
-    assert data.typed.data == shlex.quote(str(photos))
+    assert data.next_steps.data == shlex.quote(str(photos))
     assert (data.members, data.probed, data.offline) == ((), False, have_offline_weights())
     tell(folder, source=None, members=["runs/a b", "runs/c"])
     data = gather(open_run(folder), Known())
-    assert (data.typed, data.members) == (Typed(), ("'runs/a b'", "runs/c"))
+    assert (data.next_steps, data.members) == (NextSteps(), ("'runs/a b'", "runs/c"))
     tell(folder, source="mnist", members=None)
     config = (folder / CONFIG).read_text()
     (folder / CONFIG).write_text(config.replace("[data]", '[data]\ndata_dir = "my sets"'))
-    assert typed(folder).data == "mnist --data-dir 'my sets'"
+    assert next_steps(folder).data == "mnist --data-dir 'my sets'"
 
 
 def test_every_command_that_is_advised_can_run(trained, in_folder):
     folder, _ = trained
-    told = typed("runs/one")
+    told = next_steps("runs/one")
     assert told.evaluate == "imgclf evaluate --model runs/one"
     assert told.resume == "imgclf train --resume runs/one"
     assert told.longer == "imgclf train --resume runs/one --epochs 4"
@@ -133,37 +133,37 @@ def test_with_a_limit_of_time_longer_is_twice_what_was_asked_for(trained):
     assert open_run(folder).info["minutes"] is None
     config = (folder / CONFIG).read_text()
     (folder / CONFIG).write_text(config.replace("[train]", "[train]\nminutes = 0.7"))
-    assert typed(folder).longer == ""  # a run of before this was kept
+    assert next_steps(folder).longer == ""  # a run of before this was kept
     tell(folder, minutes=3.0)
-    assert typed("runs/one").longer == "imgclf train --config runs/one/config.toml --minutes 6 --epochs 4"
+    assert next_steps("runs/one").longer == "imgclf train --config runs/one/config.toml --minutes 6 --epochs 4"
 
 
 def test_what_cannot_run_is_not_advised(trained):
     folder, _ = trained
-    whole, config = typed(folder), (folder / CONFIG).read_text()
+    whole, config = next_steps(folder), (folder / CONFIG).read_text()
     split = (folder / SPLIT).read_text()
     (folder / SPLIT).write_text(split.replace(",test,", ",valid,"))
-    assert typed(folder) == replace(whole, curve="")
+    assert next_steps(folder) == replace(whole, curve="")
     (folder / SPLIT).write_text(split)
     for brought, hold_out, more_test in (
         (["train", "valid"], f"imgclf train --config {folder / CONFIG} --split 82/0/18", "67/0/33"),
         (["train", "test"], "", ""),
     ):
         tell(folder, brought=brought)
-        assert typed(folder) == replace(whole, hold_out=hold_out, more_test=more_test)
+        assert next_steps(folder) == replace(whole, hold_out=hold_out, more_test=more_test)
     tell(folder, brought=[])
     (folder / CONFIG).write_text(f"split = [0.6, 0.1, 0.3]\n{config}")
-    assert typed(folder) == replace(whole, more_test="")
+    assert next_steps(folder) == replace(whole, more_test="")
     (folder / CONFIG).write_text(f"init = 'runs/other'\n{config}")
-    assert typed(folder) == replace(whole, hold_out="", more_test="")
+    assert next_steps(folder) == replace(whole, hold_out="", more_test="")
     (folder / CONFIG).write_text(re.sub("augment = .*", 'augment = "custom"', config))
-    assert typed(folder) == replace(whole, hold_out="", curve="", more_test="")
+    assert next_steps(folder) == replace(whole, hold_out="", curve="", more_test="")
     (folder / CONFIG).write_text(config)
     for file in (CHECKPOINT, PREVIOUS):
         (folder / file).unlink(missing_ok=True)
-    assert typed(folder) == replace(whole, resume="", longer="")
+    assert next_steps(folder) == replace(whole, resume="", longer="")
     tell(folder, arch="my_network")
-    assert typed(folder) == Typed(whole.data)
+    assert next_steps(folder) == NextSteps(whole.data)
     assert gather(open_run(folder), Known()).commands == ()
 
 
@@ -177,7 +177,7 @@ def test_the_learning_curve_needs_published_weights_and_a_linear_head(trained):
         ("file", "whole", linear, False),
     ):
         tell(folder, weights={"asked": "auto", "used": used, "source": "somewhere", "note": None, "head": head})
-        command = gather(open_run(folder), Known(model)).typed.curve
+        command = gather(open_run(folder), Known(model)).next_steps.curve
         assert bool(command) == possible, (used, head)
         assert "--full" not in command
 
@@ -185,14 +185,14 @@ def test_the_learning_curve_needs_published_weights_and_a_linear_head(trained):
 def test_of_an_ensemble_no_training_goes_on_and_all_of_it_is_trained_anew(trained):
     folder, _ = trained
     tell(folder, members=["runs/a", "runs/b"])
-    told = typed("runs/one")
+    told = next_steps("runs/one")
     assert (told.resume, told.longer) == ("", "")
     assert told.hold_out == "imgclf train --config runs/one/config.toml --ensemble 2 --split 70/15/15"
 
 
 def test_a_network_of_ones_own_is_unknown_to_commands(photos, in_folder):
     classifier = Classifier(own_network, size=8).fit(photos, runs="runs", name="mine", **TINY)
-    assert typed(classifier.run_.path) == Typed(shlex.quote(str(photos)))
+    assert next_steps(classifier.run_.path) == NextSteps(shlex.quote(str(photos)))
     text = text_of(write_report(classifier.run_.path))
     assert "--resume" not in text
     assert "reproduce runs" not in text
@@ -228,25 +228,25 @@ def test_without_the_images_there_are_figures_but_no_pictures(trained, photos, i
     folder, _ = trained
     shutil.move(photos, in_folder / "elsewhere")
     text = text_of(write_report(folder))
-    assert "The images are not where they were" in text
-    assert "that it had never seen" in text
+    assert "The images were not found" in text
+    assert "classified correctly" in text
     assert "no picture" in text
     (folder / PREDICTIONS).unlink()
-    assert "no answers to any images yet" in text_of(write_report(folder))
+    assert "no predictions yet" in text_of(write_report(folder))
 
 
 def test_an_image_that_changed_is_not_shown(trained, photos):
     folder, _ = trained
     refs = read_predictions(folder / PREDICTIONS).refs
     (photos / refs[0]).write_bytes((photos / refs[1]).read_bytes())
-    assert "1 image could not be opened, or changed since" in text_of(write_report(folder))
+    assert "1 image not shown: unreadable, or changed since" in text_of(write_report(folder))
 
 
 def test_without_a_test_part_it_is_about_the_valid_images(photos, in_folder):
     classifier = Classifier("lenet", size=16, config={"split": (0.6, 0.4, 0.0)}).fit(photos, runs="runs", **TINY)
     text = text_of(write_report(classifier.run_.path))
-    assert "There is no test part: the figures are about validation images" in text
-    assert "of 24 images, of the validation part" in text
+    assert "There is no test part: the metrics are measured on validation images" in text
+    assert "accuracy on 24 validation images" in text
 
 
 def test_a_run_that_has_not_ended_shows_what_there_is(trained):
@@ -256,11 +256,11 @@ def test_a_run_that_has_not_ended_shows_what_there_is(trained):
     info = json.loads((folder / INFO).read_text())
     (folder / INFO).write_text(json.dumps({**info, "status": "failed"}))
     text = text_of(write_report(folder))
-    assert "no answers to any images yet (failed)" in text
-    assert f"Go on with it: imgclf train --resume {folder}" in text
+    assert "no predictions yet (failed)" in text
+    assert f"Resume it: imgclf train --resume {folder}" in text
     assert "kept: epoch" in text
     (folder / HISTORY).unlink()
-    assert "the first one has not ended" in text_of(write_report(folder))
+    assert "the first epoch has not finished" in text_of(write_report(folder))
 
 
 def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(photos, in_folder, monkeypatch):

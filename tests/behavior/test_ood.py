@@ -22,7 +22,7 @@ from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
 from imgclf.estimator.calibrate import features_of
 from imgclf.evaluation.inference import predictions_with_features
-from imgclf.evaluation.ood import MOST_VALUES, OodDetector, choose_evenly, fit_ood
+from imgclf.evaluation.ood import MAX_BASIS_VALUES, OodDetector, choose_evenly, fit_ood
 from imgclf.models.build import build_model
 from imgclf.models.features import feature_layers, with_features
 from imgclf.storage.model_file import UNKNOWN_TENSORS, read_manifest
@@ -95,7 +95,7 @@ def test_it_is_small_and_the_same_again(unknown):
     assert {array.dtype for array in unknown.arrays().values()} == {np.dtype(np.float32)}
     wide = np.random.default_rng(0).normal(size=(100, 30_000)).astype(np.float32)
     large = fit_ood(wide, np.zeros((20, 3), np.float32), wide[:20])
-    assert large.basis.size <= MOST_VALUES
+    assert large.basis.size <= MAX_BASIS_VALUES
     with pytest.raises(ConfigError, match="and up to 500,000 are kept"):
         fit_ood(np.zeros((2, 500_001), np.float32), np.zeros((20, 3), np.float32), np.zeros((20, 1), np.float32))
 

@@ -30,7 +30,7 @@ def write_page(path):
     logits = rng.normal(size=(120, 6)).astype(np.float32)
     logits[np.arange(120), targets] += 2
     refs = tuple(f"a_folder_of_some_length/{i:04d}.jpg" for i in range(120))
-    answers = Predictions(logits, targets, refs, ("",) * 120, CLASSES, 1.5)
+    predictions = Predictions(logits, targets, refs, ("",) * 120, CLASSES, 1.5)
     pixels = rng.integers(0, 255, (120, 60, 80, 3)).astype(np.uint8)
     looks = {ref: Look((60, 80), float(i), *picture_of(pixels[i])) for i, ref in enumerate(refs)}
     records = tuple(EpochRecord(i, 2 / i, 0.9, 1 / i, 0.7, 0.1, 1.0, i == 3) for i in range(1, 6))
@@ -43,11 +43,11 @@ def write_page(path):
             "photos", {name: {"train": 9, "valid": 3, "test": 20} for name in CLASSES}, bad=(("a.jpg", "broken"),)
         ),
         History(records),
-        answers,
+        predictions,
         looks=looks,
         sampled=frozenset(refs),
         samples=Samples(tuple(pixels[:4]), CLASSES[:4], "standard"),
-        choices=(Decision("resize_mode", "crop", "keeps the shapes"),),
+        decisions=(Decision("resize_mode", "crop", "keeps the shapes"),),
         config="split = [0.7]\n" * 30,
         commands=(("imgclf reproduce runs/first", "Again:"),),
         facts={"seed": "0"},
@@ -121,7 +121,7 @@ def test_a_click_on_a_cell_shows_its_images_also_by_keyboard(open_page):
     images = panel.locator("img")
     assert images.count() == min(count, report_page.PER_CELL)
     assert images.first.evaluate("image => image.complete && image.naturalWidth") == 80
-    assert ", called " in page.locator("#cell-title").inner_text()
+    assert " predicted as " in page.locator("#cell-title").inner_text()
     hit = page.locator("#matrix td.hit button").first
     hit.click()
     assert images.count() == min(int(hit.inner_text()), report_page.PER_CELL)

