@@ -23,7 +23,7 @@ class CurveView(TuneView):
     def __call__(self, event: Event) -> None:
         """Show one event."""
         match event:
-            case PlanMade(plan=plan) if not self._full and plan.weights.used != "none":
+            case PlanMade(plan=plan) if not self._full and plan.pretrained:
                 head_alone = replace(plan.experiment.train, epochs=0)  # all that matters here
                 super().__call__(PlanMade(replace(plan, experiment=replace(plan.experiment, train=head_alone))))
             case TrainingsPlanned(count=count, seconds=seconds):

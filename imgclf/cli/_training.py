@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import singledispatchmethod
 from pathlib import Path
@@ -34,13 +34,13 @@ from imgclf.estimator.events import (
     ProbeFitted,
     SourceOpened,
 )
-from imgclf.estimator.fit import keeping_memory, note_failure, tested
+from imgclf.estimator.fit import tested
 from imgclf.estimator.plan import PlanMade, RunReady
-from imgclf.estimator.recorder import note_test
+from imgclf.estimator.recorder import Recorder, note_test
 from imgclf.models.own import OWN
 from imgclf.report.text import instead_of_epochs, never_better, valid_losses, why_kept
 from imgclf.runtime import distributed
-from imgclf.storage.run_folder import INFO, ROOT, Run, config_source, find_run, held, open_run, write_info
+from imgclf.storage.run_folder import INFO, ROOT, Run, config_source, find_run, open_run, write_info
 from imgclf.storage.run_list import RunEntry, find_default, why_none
 from imgclf.studies.ensemble import fit_ensemble, require_members
 from imgclf.studies.events import EnsembleValidated, NextTraining
@@ -84,9 +84,9 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
             show_plan(_named_data(data, options), changes, options, view)
         return
     try:
-        with view.progress, ExitStack() as stack:
+        with view.progress:
             trackers = _trackers(data, options)
-            callbacks: list[Callback] = [view, keeping_memory(stack), *map(_until_tested, trackers)]
+            callbacks: list[Callback] = [view, *map(_until_tested, trackers)]
             if "ensemble" in options and "resume" not in options:  # what is followed is each of its members
                 callbacks, trackers = [view, *trackers], []
             classifier = _fitted(data, changes, options, callbacks)
@@ -134,7 +134,7 @@ def _testing(classifier: Classifier) -> Iterator[None]:
     if run is None or classifier.history_.ended == "interrupted" or "members" in run.info:  # an ensemble can't go on
         yield
         return
-    with held(run), note_failure(run):
+    with Recorder(run, classifier.plan_).at_work():
         classifier.run_ = write_info(run, status="testing")
         yield
 
@@ -145,7 +145,7 @@ def _test(classifier: Classifier, view: TrainView, trackers: Sequence[Tracker]) 
     if classifier.split_.samples("test") and classifier.history_.ended != "interrupted":
         view.waiting("testing")
         test = classifier.evaluate(progress=view.evaluating)
-        known = tested(classifier.plan_, classifier.source_, classifier.split_, "test", test)
+        known = tested(classifier.plan_, "test", test)
         notify(trackers, known)
     if trackers:
         view.waiting("waiting for the trackers")
@@ -222,7 +222,7 @@ def _keep(classifier: Classifier, test: Evaluation | None, before: int, began: f
         "test": None if test is None else test.to_dict(),
     }
     if test is not None:
-        note_test(run, "test", test)
+        note_test(run.path, "test", test)
     classifier.run_ = write_info(run, status=classifier.history_.ended, result=summary)
     return summary
 
@@ -443,8 +443,10 @@ class TrainView(ShowsWarnings):
             console.say(f"       the same images and network, seed {config.seed}")
             return
         parameters = sum(p.numel() for p in plan.model.parameters())
-        height, width = plan.recipe.size
-        pixels = f"{height}×{width}, {'gray' if plan.recipe.channels == 1 else f'{plan.recipe.channels} channels'}"
+        height, width = plan.preprocess.size
+        pixels = (
+            f"{height}×{width}, {'gray' if plan.preprocess.channels == 1 else f'{plan.preprocess.channels} channels'}"
+        )
         start = plan.weights.source.removeprefix("from ")
         console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, from {start}")
         if plan.weights.note:  # only what is not as it was asked for is an alarm

@@ -51,6 +51,7 @@ def find_lr(
         from imgclf.cli._training import TrainView
         from imgclf.data.sources.open import open_source
         from imgclf.data.write import require_outside
+        from imgclf.estimator.settings import Request
         from imgclf.estimator.warm_start import plan_start
         from imgclf.plots.grids import save_lr_curve
         from imgclf.training.lr_finder import find_lr as search
@@ -60,11 +61,11 @@ def find_lr(
     require_outside(path, source)
     view = TrainView()
     with view.progress:
-        start, loader = plan_start(data, changes, recipe, [view])
-        curve = search(start.plan.model, loader, start.plan.experiment.train, progress=view.searching)
-    usual = start.plan.experiment.train.lr
+        plan = plan_start(Request(recipe, changes), data, [view]).plan
+        curve = search(plan.model, plan.train_loader, plan.experiment.train, progress=view.searching)
+    usual = plan.experiment.train.lr
     assert usual is not None
-    save_lr_curve(curve, path, f"{source.name}, {start.plan.spec.arch}", usual)
+    save_lr_curve(curve, path, f"{source.name}, {plan.spec.arch}", usual)
     if curve.suggestion is None:
         console.warn(f"no learning rate makes the loss much lower in so few steps: keep the default, {usual:.2g}")
     if json:

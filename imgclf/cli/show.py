@@ -95,13 +95,13 @@ def _show_grid(
     from imgclf.core.text import printable
     from imgclf.data.sources.open import open_source
     from imgclf.data.write import require_outside
-    from imgclf.estimator.plan import choose_experiment
+    from imgclf.estimator.settings import Request, choose_experiment
     from imgclf.plots.grids import save_grid
 
     source = _at_levels(open_source(data, data_dir=data_dir, strict=False), n, seed)
     require_outside(path, source)
     asked = {**changes, **({"size": parse_size(changes["size"])} if "size" in changes else {})}
-    experiment = choose_experiment(recipe, asked, source.default_recipe)
+    experiment = choose_experiment(Request(recipe, asked), source.default_recipe)
     as_it_is = not augmented and recipe is None and not changes
     pixels = WHOLE if as_it_is else _training_pixels(experiment, source)
     images, titles, bad = _readable(source, pixels, n, seed, augmented=augmented)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imgclf.core.errors import ConfigError
+from imgclf.core.results import History
 from imgclf.data.loading.loader import Loader
+from imgclf.estimator.plan import Plan
 from imgclf.evaluation.calibration import choose_temperature
 from imgclf.evaluation.inference import Progress, collect_predictions, predictions_with_features
 from imgclf.evaluation.ood import MIN_VALID_IMAGES, OodDetector, choose_evenly, fit_ood
 from imgclf.evaluation.predictions import Predictions
 from imgclf.models.features import feature_layers
 from imgclf.storage.model_file import Manifest
+from imgclf.training.events import Callback, progress_of
 
 Features = NDArray[np.float32]
 
@@ -46,7 +49,28 @@ class Calibrated:
         return replace(manifest, calibration=self.calibration, unknown={"missing": self.missing})
 
 
-def calibrate(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> Calibrated:
+def calibrate(plan: Plan, history: History, known: Features | None, callbacks: Sequence[Callback]) -> Calibrated:
+    """Find out what the trained network of a plan may claim, by its validation images.
+
+    Args:
+        plan: What was trained.
+        history: How training went; who interrupts it does not want to wait.
+        known: Features (m, d) of training images before the first step, which hold where only the head was changed.
+        callbacks: Told of the progress.
+    """
+    if history.ended == "interrupted":
+        return Calibrated(note="training was interrupted", missing="training was interrupted")
+    if plan.valid_loader is None:
+        return Calibrated(note="there are no validation images", missing="there are no validation images")
+    if known is not None and plan.knows_classes and history.best is None:
+        return calibrate_model(plan.model, plan.valid_loader, lambda: known)
+    # bfloat16 is enough for the points that others are compared with; float16 has no room for large features.
+    precision = plan.dtype if plan.dtype is torch.bfloat16 else torch.float32
+    loader, told = plan.train_loader, progress_of("computing features for unknown-image detection", callbacks)
+    return calibrate_model(plan.model, plan.valid_loader, lambda: features_of(plan.model, loader, told, precision))
+
+
+def calibrate_model(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> Calibrated:
     """Find out what a model may claim, in one pass over its validation images.
 
     `train` gives the features (m, d) of some training images, at some cost: it is asked only where they are of use.

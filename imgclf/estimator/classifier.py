@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -34,7 +34,8 @@ from imgclf.data.split import (
     unpack_contents,
 )
 from imgclf.data.write import require_apart
-from imgclf.estimator.fit import Data, FitResult, figures, fit_data, repeat_run, resume_run
+from imgclf.estimator.fit import Data, FitResult, fit, repeat, resume
+from imgclf.estimator.recorder import figures
 from imgclf.estimator.settings import Builder, own_network, resolve_request
 from imgclf.evaluation.inference import collect_predictions, device_of, predict
 from imgclf.evaluation.ood import Rejector
@@ -133,13 +134,10 @@ class Classifier:
         Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
         `train` raises.
         """
-        compose, changes = resolve_request(
-            vars(self), {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-        )
-        folder = None if runs is None else as_path("runs", runs)
-        return self._take(
-            lambda: fit_data(data, self.recipe, changes, compose, runs=folder, name=name, callbacks=callbacks)
-        )
+        knobs = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+        request = resolve_request(vars(self), knobs, runs, name)
+        with self._anew():
+            return self._take(fit(request, data, callbacks))
 
     def resume(
         self, run: str | os.PathLike[str], *, epochs: int | None = None, callbacks: Sequence[Callback] = ()
@@ -150,28 +148,33 @@ class Classifier:
 
         A run that ended before it had written its state begins again, in the same folder.
         """
-        return self._take(lambda: resume_run(as_path("run", run), epochs, callbacks))
+        with self._anew():
+            return self._take(resume(as_path("run", run), epochs, callbacks))
 
     def repeat(self, run: str | os.PathLike[str], *, callbacks: Sequence[Callback] = ()) -> Classifier:
         """Train again from the start as a run did, on the same images; nothing is written."""
-        return self._take(lambda: repeat_run(as_path("run", run), callbacks))
+        with self._anew():
+            return self._take(repeat(as_path("run", run), callbacks))
 
-    def _take(self, work: Callable[[], FitResult]) -> Classifier:
-        """Forget what was learnt before and learn anew: after an error there is nothing."""
+    @contextmanager
+    def _anew(self) -> Iterator[None]:
+        """Forget what was learnt before: after an error there is nothing. Meanwhile an own network is known by name."""
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
         with using(own_network(vars(self))):
-            learnt = work()
-        plan, source, split = learnt.work.plan, learnt.work.source, learnt.work.split
-        self.plan_, self.model_, self.model_config_, self.preprocess_ = plan, plan.model, plan.spec, plan.recipe
+            yield
+
+    def _take(self, learnt: FitResult) -> Classifier:
+        plan, source, split = learnt.plan, learnt.plan.source, learnt.plan.split
+        self.plan_, self.model_, self.model_config_, self.preprocess_ = plan, plan.model, plan.spec, plan.preprocess
         self.config_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
         self.classes_, self.source_, self.split_ = source.classes, source, split
         self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
-        self.history_, self.probe_, self.decisions_ = learnt.history, learnt.probe, learnt.choices
+        self.history_, self.probe_, self.decisions_ = learnt.history, learnt.probe, learnt.decisions
         self.predictions_ = {} if learnt.calibrated.answers is None else {"valid": learnt.calibrated.answers}
         self.metrics_ = {part: answers.evaluation for part, answers in self.predictions_.items()}
         self.manifest_, self.ood_ = learnt.manifest, learnt.calibrated.unknown
-        self.run_, self.unreadable_ = learnt.work.run, dict(learnt.lost)
+        self.run_, self.unreadable_ = learnt.run, dict(learnt.unreadable)
         return self
 
     def evaluate(
@@ -349,7 +352,7 @@ class Classifier:
 
     def _cache(self) -> str:
         """Where the pixels of labeled images are kept for the next time: on the disk, if those of training are."""
-        if hasattr(self, "experiment_"):
+        if hasattr(self, "config_"):
             used = self.config_.data.cache
         else:
             values = read_config(self.run_.path / CONFIG)[0] if self.run_ is not None else {}
@@ -364,7 +367,7 @@ class Classifier:
     def _loader(self, source: Source, samples: Sequence[Sample], *, train: bool = False, **options: Any) -> Loader:
         """A loader with this model's classes and pixels; the batches of training where it is known."""
         own: dict[str, Any] = {"device": device_of(self._fitted()), "shard": distributed.shard()}
-        if hasattr(self, "experiment_"):
+        if hasattr(self, "config_"):
             config = self.config_.train
             own |= {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
             own |= {"device": pick_device(config.device)}

@@ -19,16 +19,16 @@ BY_USER = "set by you"
 SHARED = "as given, else that of the initial model"
 
 
-def describe(plan: Plan, train: Sequence[Sample], found: Sequence[Decision]) -> tuple[Decision, ...]:
+def describe(plan: Plan, found: Sequence[Decision] = ()) -> tuple[Decision, ...]:
     """One line for each thing that a user may want to choose otherwise; `found` are those that were measured."""
-    measured = {choice.name: choice for choice in found}
+    measured, train = {choice.name: choice for choice in found}, plan.split.samples("train")
     rows = [*_pixels(plan, train), *_training(plan, train)]
     return tuple(measured.pop(row.name, row) for row in rows) + tuple(measured.values())
 
 
 def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
-    recipe, arch = plan.recipe, find_arch(plan.spec.arch)
-    (height, width), sizes = recipe.size, plan.sizes
+    recipe, arch = plan.preprocess, find_arch(plan.spec.arch)
+    (height, width), sizes = recipe.size, plan.audit.sizes
     if plan.asked.arch == AUTO:
         best = f"the best one whose pretrained weights are on this machine ({plan.weights.source}); else --arch"
         plain = "the default; else --arch"
@@ -51,7 +51,7 @@ def _deep(train: Sequence[Sample]) -> str:
 
 
 def _start(plan: Plan) -> str:
-    return "from scratch" if plan.weights.used == "none" else "from pretrained weights"
+    return "from pretrained weights" if plan.pretrained else "from scratch"
 
 
 def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
@@ -81,7 +81,7 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
 
 def _why_probe(plan: Plan) -> str:
     """Why training begins with a linear head on frozen features, or why it does not."""
-    if plan.weights.used == "none":
+    if not plan.pretrained:
         return "from scratch"
     if plan.weights.head == "whole":
         return "the head knows the classes already"

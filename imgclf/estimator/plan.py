@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from imgclf.core.arguments import named_values, plain
 from imgclf.core.config import (
     CUSTOM,
     AugmentStep,
@@ -24,7 +23,6 @@ from imgclf.core.config import (
     PreprocessConfig,
     TrainConfig,
     from_dict,
-    to_dict,
 )
 from imgclf.core.errors import ConfigError, DataError, ModelFileError
 from imgclf.core.text import printable
@@ -36,16 +34,15 @@ from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
 from imgclf.data.split import (
     Split,
-    brought,
     content_key,
     follow_split,
     make_split,
-    open_fractions,
     read_split,
-    require_open,
     unpack_contents,
 )
+from imgclf.data.write import require_outside
 from imgclf.estimator.events import DataSplit, ImagesChecked, SourceOpened
+from imgclf.estimator.settings import AUTO_BATCH, Request, choose_experiment, experiment_on, recipe_name
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
@@ -55,38 +52,85 @@ from imgclf.runtime.device import pick_device, pick_precision, precision_name
 from imgclf.runtime.random import drawing, seeded
 from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_data import reading_options, source_of_run
-from imgclf.storage.run_folder import CONFIG, NOT_PLACES, SPLIT, Run, locate, run_config
+from imgclf.storage.run_folder import NOT_PLACES, SPLIT, Run, require_free
 from imgclf.training.acceleration import launch_bound
 from imgclf.training.defaults import resolve_config, suited_augment, suited_resize_mode, suited_size
 from imgclf.training.events import Callback, Event, notify, progress_of, with_warnings
 from imgclf.training.linear_probe import linear_head
-from imgclf.training.recipes import EXPERIMENTS, QUICKER
 from imgclf.training.step import has_batch_norms, probe_batch_size
 from imgclf.transforms.presets import limited, preset_steps
 
-AUTO_BATCH = 0
 CPU = torch.device("cpu")
 EXACT = ("teaching", "own")  # families that compute in fp32 unless asked: the documents' networks and a user's own
-FEW_MINUTES = 10
 LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What training will do: what was `asked`, the experiment with nothing left open, the model, its pixels, what it
-    starts from, how large the images are, the name of the recipe that it is based on, what looks wrong about the images
-    (`findings`), and when it was `began`."""
+    """What training will do, with nothing left open, and on what.
+
+    `asked` is the experiment as it was asked for, `experiment` the settled one; `base` names the recipe that it began
+    with. `weights` say what the `model` starts from. `audit` holds the images, `split` their parts. The loaders are
+    those of training; there is none of validation where there are no valid images.
+    """
 
     asked: ExperimentConfig
     experiment: ExperimentConfig
+    base: str | None
     spec: ModelConfig
-    recipe: PreprocessConfig
+    preprocess: PreprocessConfig
     model: nn.Module
     weights: WeightsUsed
-    sizes: Sizes | None = None
-    base: str | None = None
-    findings: tuple[str, ...] = ()
+    audit: Audit
+    split: Split
+    train_loader: Loader
+    valid_loader: Loader | None
     began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def source(self) -> Source:
+        """The images."""
+        return self.audit.source
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What looks wrong about the images, as sentences."""
+        return self.audit.all_findings
+
+    @property
+    def device(self) -> torch.device:
+        """Where training computes."""
+        return pick_device(self.experiment.train.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of training."""
+        return pick_precision(self.experiment.train.precision, self.device)
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the model starts from weights that know something."""
+        return is_pretrained(self.weights)
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the head of the model means something before the first step."""
+        return bool(self.experiment.train.probe) or self.weights.head == "whole"
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether the features of the model are worth a linear head, and it can take one."""
+        return can_probe(self.weights, self.model)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The optimizer steps of an epoch."""
+        config = self.experiment.train
+        return min(self.train_loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)
+
+    def loader(self, samples: Sequence[Sample], **options: Any) -> Loader:
+        """A loader of some samples as in training; `options` are those of `Loader` that shall differ."""
+        return make_loader(self.experiment, self.preprocess, self.source, samples, **options)
 
 
 @dataclass(frozen=True)
@@ -109,74 +153,180 @@ class RunReady(Event):
     plan: Plan
 
 
-def choose_experiment(
-    base: str | ExperimentConfig | None, changes: Mapping[str, Any], suited: str | None = None
-) -> ExperimentConfig:
-    """The experiment to run: `base` (a name or a value) with the user's changes, as plain values.
-
-    Without a base it is the one called `suited`, which goes with the data; a user who names an architecture, or a model
-    to go on from, gets the defaults of fine-tuning, or of training from scratch, instead.
-    """
-    changes = plain(named_values("config", changes))
-    for key in changes.keys() & {"train", "data"}:
-        named_values(key, changes[key])
-    base = _base(base, changes, suited)
-    if not isinstance(base, str | ExperimentConfig):
-        raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an ExperimentConfig")
-    experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
-    values = to_dict(experiment)
-    places = {key: _place(str(changes[key])) for key in ("init", "weights") if changes.get(key) is not None}
-    changes = {**changes, **places}
-    if "init" in places:
-        values |= _like(places["init"], changes.get("arch"))
-    if changes.get("train", {}).get("minutes") and values["train"]["epochs"]:
-        values["train"]["epochs"] = None  # the time decides, unless the user does
-    for key, value in changes.items():
-        values[key] = {**values[key], **value} if key in ("train", "data") else value
-    return from_dict(ExperimentConfig, values)
+def is_pretrained(weights: WeightsUsed) -> bool:
+    """Whether these are weights that know something."""
+    return weights.used != "none"
 
 
-def _place(named: str) -> str:
-    """The run folder or file of this name, else the name: of a hub, for example."""
-    path = locate(named)
-    return named if named in NOT_PLACES or path == Path(named) else str(path)
+def can_probe(weights: WeightsUsed, model: nn.Module) -> bool:
+    """Whether a linear head is worth fitting: it stands on known features, and does not know all classes already."""
+    return is_pretrained(weights) and weights.head != "whole" and linear_head(model) is not None
 
 
-def recipe_name(
-    base: str | ExperimentConfig | None, changes: Mapping[str, Any], suited: str | None = None
-) -> str | None:
-    """The name of the experiment that `choose_experiment` begins with, where it has one."""
-    base = _base(base, changes, suited)
-    return base if isinstance(base, str) else None
+def make_loader(
+    experiment: ExperimentConfig,
+    preprocess: PreprocessConfig,
+    source: Source,
+    samples: Sequence[Sample],
+    **options: Any,
+) -> Loader:
+    """A loader of some samples by a settled experiment; `options` are those of `Loader` that shall differ."""
+    config = experiment.train
+    own: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
+    own |= {"device": pick_device(config.device), "cache": experiment.data.cache}
+    return Loader(source, samples, preprocess, classes=source.classes, **{**own, **options})
 
 
-def _base(
-    base: str | ExperimentConfig | None, changes: Mapping[str, Any], suited: str | None
-) -> str | ExperimentConfig:
-    """What was asked for or, without that, the recipe of the data set: a quicker one where a processor has only a few
-    minutes."""
-    if base is not None:
-        return base
-    if suited is None or changes.keys() & {"arch", "init"}:
-        return ExperimentConfig()
-    train = changes.get("train", {})
-    hurry = (train.get("minutes") or math.inf) <= FEW_MINUTES and pick_device(train.get("device", "auto")).type == "cpu"
-    return QUICKER.get(suited, suited) if hurry else suited
-
-
-def _like(path: str, arch: str | None) -> dict[str, Any]:
-    """What an experiment shares with the run or model file that it goes on from; `arch` is what the user names."""
-    manifest = read_manifest(path)
-    if arch not in (None, manifest.spec.arch):
-        raise ConfigError(f"arch is {arch!r}, and {path} is a {manifest.spec.arch}: leave out one of --arch and --init")
-    if manifest.spec.members > 1:
-        raise ConfigError(
-            f"{path} is an ensemble of {manifest.spec.members} networks, and training goes on from one: name one of "
-            "its members, such as NAME-member-1"
+def make_loaders(
+    experiment: ExperimentConfig, preprocess: PreprocessConfig, source: Source, split: Split
+) -> tuple[Loader, Loader | None]:
+    """The loaders of training and, where there are images for it, of validation; each process gets its share."""
+    train, valid = (
+        make_loader(
+            experiment, preprocess, source, split.samples(part), train=part == "train", shard=distributed.shard()
         )
-    pixels = to_dict(manifest.recipe)
-    shared = {name: pixels[name] for name in ("size", "channels", "resize_mode", "mean", "std", "tta")}
-    return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}
+        for part in ("train", "valid")
+    )
+    return train, valid if len(valid) else None
+
+
+def open_and_split(
+    request: Request, data: str | os.PathLike[str] | Source, callbacks: Sequence[Callback] = ()
+) -> tuple[Audit, Split]:
+    """Open the images that a request is about, check every one, and put each into train, valid or test.
+
+    Args:
+        request: What is asked.
+        data: A folder, a CSV file, a named data set, or a source.
+        callbacks: Told of each step.
+
+    Raises:
+        DataError: Images can't be used as asked, or are not those of the run.
+        ConfigError, UnknownName: What is asked for is not possible; known before any image is read.
+    """
+    run, callbacks = request.run, with_warnings(callbacks)
+    config = choose_experiment(request).data
+    if run is None or isinstance(data, Source):
+        source = open_source(data, **reading_options(config))
+    else:
+        source = source_of_run(run, os.fspath(data), config)
+    experiment = experiment_on(request, source)
+    if request.runs is not None and distributed.is_main():
+        require_outside(request.runs, source)
+        require_free(request.runs, request.name)
+    notify(callbacks, SourceOpened(source))
+    lenient: dict[str, Any] = {"allow_bad": 1.0, "strict": False}  # the images of the run have to be there, no others
+    audited = audit(
+        source,
+        **({"on_bad": config.on_bad, "allow_bad": config.allow_bad} if run is None else lenient),
+        progress=progress_of("checking images", callbacks),
+    )
+    notify(callbacks, ImagesChecked(audited))
+    audited, split = _split(experiment, audited) if run is None else _split_again(run, audited)
+    notify(callbacks, DataSplit(split))
+    return audited, split
+
+
+def _split(experiment: ExperimentConfig, audited: Audit) -> tuple[Audit, Split]:
+    source, config = audited.source, experiment.data
+    known = _known_places(experiment.init) if experiment.init is not None else None
+    split = make_split(source, experiment.split, experiment.train.seed, config.split_file, known)
+    without = [printable(name) for name, counts in split.counts().items() if not counts["train"]]
+    if without:
+        raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
+    findings = (*split.findings, *_seen_by_start(experiment.weights, split))
+    split = replace(split, findings=tuple(text for text in findings if text not in audited.findings))
+    return replace(audited, findings=(*audited.findings, *split.findings)), split
+
+
+def _split_again(run: Run, audited: Audit) -> tuple[Audit, Split]:
+    """The images of a run in the same parts, whatever has come since and whatever they are called now."""
+    classes = tuple(run.info["classes"])
+    source, split = follow_split(read_split(run.path / SPLIT), spelled_as(audited.source, classes))
+    return replace(audited, source=replace(source, classes=classes)), split
+
+
+def make_plan(request: Request, audited: Audit, split: Split, callbacks: Sequence[Callback] = ()) -> Plan:
+    """Build the network, load its weights, and settle every open choice, for what `open_and_split` gave."""
+    asked = experiment_on(request, audited.source)
+    base = recipe_name(request, audited.source.default_recipe)
+    if request.run is None:
+        plan = _plan(asked, base, audited, split, request.compose)
+    else:
+        plan = _plan_again(request, request.run, asked, audited, split)
+    notify(with_warnings(callbacks), PlanMade(plan))
+    return plan
+
+
+def _plan(
+    asked: ExperimentConfig, base: str | None, audited: Audit, split: Split, compose: Mapping[str, Any] | None
+) -> Plan:
+    source, train, valid = audited.source, split.samples("train"), split.samples("valid")
+    pixels = replace(plan_pixels(asked, source, compose, audited.sizes), levels=_levels(asked, train))
+    network, config = pick_arch(asked.arch, asked.weights), asked.train
+    if config.precision == "auto" and find_arch(network).family in EXACT:
+        config = replace(config, precision="fp32")
+    spec = ModelConfig(network, len(source.classes), pixels.channels, pixels.size, asked.dropout)
+    with drawing(seeded(config.seed, CPU), CPU):
+        model = build_model(spec)
+        weights = load_weights(model, spec, asked.weights, source.classes)
+    augment = asked.augment or suited_augment(is_pretrained(weights))
+    if compose is None:
+        pixels = replace(pixels, steps=_steps(asked, source, augment))
+    experiment = replace(
+        asked,
+        arch=network,
+        **{name: getattr(pixels, name) for name in ("size", "channels", "resize_mode", "mean", "std")},
+        augment=CUSTOM if compose is not None else augment,
+        train=_settle(config, model, pixels, train, weights, len(valid)),
+    )
+    loaders = make_loaders(experiment, pixels, source, split)
+    return Plan(asked, experiment, base, spec, pixels, model, weights, audited, split, *loaders)
+
+
+def _plan_again(request: Request, run: Run, asked: ExperimentConfig, audited: Audit, split: Split) -> Plan:
+    """The plan of a run once more: the same pixels, the same start. For a state that is loaded later the network is
+    left as it was made."""
+    pixels, weights = from_dict(PreprocessConfig, run.info["recipe"]), WeightsUsed(**run.info["weights"])
+    start = "none" if request.state is not None else asked.weights
+    plan = _plan(replace(asked, init=None, weights=start), None, audited, split, pixels.compose)
+    if request.state is None and plan.weights.source != weights.source:
+        raise ConfigError(f"{run.path} started {weights.source}, and now it would start {plan.weights.source}")
+    train, valid = make_loaders(asked, pixels, plan.source, split)
+    plan = replace(plan, train_loader=train, valid_loader=valid)
+    return replace(plan, experiment=asked, preprocess=pixels, weights=weights)
+
+
+def _settle(
+    config: TrainConfig,
+    model: nn.Module,
+    recipe: PreprocessConfig,
+    train: Sequence[Sample],
+    weights: WeightsUsed,
+    valid: int,
+) -> TrainConfig:
+    """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
+    device, pretrained = pick_device(config.device), is_pretrained(weights)
+    dtype = pick_precision(config.precision, device)
+    if config.batch_size == AUTO_BATCH:
+        freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
+        probed = replace(config, freeze_norm=freeze)
+        size = probe_batch_size(model, (recipe.channels, *recipe.size), len(train), probed, device, dtype)
+        config = replace(config, batch_size=sum(distributed.gather(size)))
+    if config.precision == "auto" and device.type == "cuda":
+        flops = step_flops(model, torch.zeros(1, recipe.channels, *recipe.size), config.batch_size)
+        dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
+    config = replace(config, precision=precision_name(dtype))
+    counts = list(Counter(sample.label for sample in train).values())
+    return resolve_config(
+        config,
+        pretrained=pretrained,
+        images=len(train),
+        valid=valid,
+        probe=can_probe(weights, model),
+        batch_norms=has_batch_norms(model),
+        counts=counts,
+    )
 
 
 def _known_places(path: str, unsaid: str = "train") -> dict[str, str]:
@@ -201,97 +351,6 @@ def _seen_by_start(weights: str, split: Split) -> tuple[str, ...]:
         return ()
     images = f"{seen:,} image{'' if seen == 1 else 's'} to validate or test on"
     return (f"{printable(weights)} was trained or validated on {images}: figures will look better than they are",)
-
-
-def fit_experiment(base: str | ExperimentConfig | None, changes: Mapping[str, Any], source: Source) -> ExperimentConfig:
-    """The experiment to run on a source, checked before any image is read.
-
-    A recipe's shares of valid and test give way to those that the data bring; a user's are refused then. Raises
-    `UnknownName` or `ConfigError`.
-    """
-    experiment = choose_experiment(base, changes, source.default_recipe)
-    check_experiment(experiment)
-    if experiment.split is None:
-        return experiment
-    if changes.get("split") is not None:
-        require_open(source, experiment.split)
-        return experiment
-    return replace(experiment, split=open_fractions(brought(source), experiment.split))
-
-
-def check_experiment(experiment: ExperimentConfig) -> None:
-    """Raise `UnknownName` or `ConfigError` for a name or a device that is not there."""
-    find_arch(pick_arch(experiment.arch, experiment.weights))
-    if experiment.augment is not None:
-        preset_steps(experiment.augment)
-    pick_precision(experiment.train.precision, pick_device(experiment.train.device))
-
-
-def make_plan(
-    experiment: ExperimentConfig,
-    source: Source,
-    train: Sequence[Sample],
-    compose: Mapping[str, Any] | None = None,
-    sizes: Sizes | None = None,
-    valid: int | None = None,
-) -> Plan:
-    """Build the network, load its weights, and settle every open choice, for the `train` samples of a source.
-
-    `compose` is a user's own augmentation, which takes the place of the preset; `sizes` are those of the images;
-    `valid` is how many of them there are to judge training by.
-    """
-    recipe = replace(plan_pixels(experiment, source, compose, sizes), levels=_levels(experiment, train))
-    network, config = pick_arch(experiment.arch, experiment.weights), experiment.train
-    if config.precision == "auto" and find_arch(network).family in EXACT:
-        config = replace(config, precision="fp32")
-    spec = ModelConfig(network, len(source.classes), recipe.channels, recipe.size, experiment.dropout)
-    with drawing(seeded(config.seed, CPU), CPU):
-        model = build_model(spec)
-        weights = load_weights(model, spec, experiment.weights, source.classes)
-    augment = experiment.augment or suited_augment(weights.used != "none")
-    if compose is None:
-        recipe = replace(recipe, steps=_steps(experiment, source, augment))
-    settled = replace(
-        experiment,
-        arch=network,
-        **{name: getattr(recipe, name) for name in ("size", "channels", "resize_mode", "mean", "std")},
-        augment=CUSTOM if compose is not None else augment,
-        train=_settle(config, model, recipe, train, weights, valid),
-    )
-    return Plan(experiment, settled, spec, recipe, model, weights, sizes)
-
-
-def _settle(
-    config: TrainConfig,
-    model: nn.Module,
-    recipe: PreprocessConfig,
-    train: Sequence[Sample],
-    weights: WeightsUsed,
-    valid: int | None,
-) -> TrainConfig:
-    """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
-    device, pretrained = pick_device(config.device), weights.used != "none"
-    dtype = pick_precision(config.precision, device)
-    if config.batch_size == AUTO_BATCH:
-        freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
-        probed = replace(config, freeze_norm=freeze)
-        size = probe_batch_size(model, (recipe.channels, *recipe.size), len(train), probed, device, dtype)
-        config = replace(config, batch_size=sum(distributed.gather(size)))
-    if config.precision == "auto" and device.type == "cuda":
-        flops = step_flops(model, torch.zeros(1, recipe.channels, *recipe.size), config.batch_size)
-        dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
-    config = replace(config, precision=precision_name(dtype))
-    probe = weights.used != "none" and weights.head != "whole" and linear_head(model) is not None
-    counts = list(Counter(sample.label for sample in train).values())
-    return resolve_config(
-        config,
-        pretrained=pretrained,
-        images=len(train),
-        valid=valid,
-        probe=probe,
-        batch_norms=has_batch_norms(model),
-        counts=counts,
-    )
 
 
 def _levels(experiment: ExperimentConfig, train: Sequence[Sample]) -> tuple[Levels, ...]:
@@ -343,100 +402,3 @@ def _channels(source: Source) -> int:
 def _statistics(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Mean or std for another number of channels than the backbone's: the average for each."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
-
-
-def plan_training(
-    data: str | os.PathLike[str] | Source,
-    changes: Mapping[str, Any],
-    recipe: str | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> tuple[Plan, Source, Split]:
-    """What training with these changes of an experiment would do, on which images; nothing is written."""
-    callbacks = with_warnings(callbacks)
-    experiment = choose_experiment(recipe, changes)
-    source = open_source(data, **reading_options(experiment.data))
-    experiment = fit_experiment(recipe, changes, source)
-    audited, split = read_data(source, experiment, callbacks)
-    plan = make_plan(
-        experiment, audited.source, split.samples("train"), sizes=audited.sizes, valid=len(split.samples("valid"))
-    )
-    base = recipe_name(recipe, changes, source.default_recipe)
-    plan = replace(plan, base=base, findings=audited.all_findings)
-    notify(callbacks, PlanMade(plan))
-    return plan, audited.source, split
-
-
-def plan_loader(plan: Plan, source: Source, samples: Sequence[Sample], **options: Any) -> Loader:
-    """The loader of a plan's own training on some samples; `options` are those of `Loader` that shall differ."""
-    config = plan.experiment.train
-    own: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
-    own |= {"device": pick_device(config.device), "cache": plan.experiment.data.cache}
-    return Loader(source, samples, plan.recipe, classes=source.classes, **{**own, **options})
-
-
-def read_data(source: Source, experiment: ExperimentConfig, callbacks: Sequence[Callback] = ()) -> tuple[Audit, Split]:
-    """Check every image of a source, and split what is usable; tells the callbacks of each step."""
-    config = experiment.data
-    notify(callbacks, SourceOpened(source))
-    audited = audit(
-        source,
-        on_bad=config.on_bad,
-        allow_bad=config.allow_bad,
-        progress=progress_of("checking images", callbacks),
-    )
-    notify(callbacks, ImagesChecked(audited))
-    known = _known_places(experiment.init) if experiment.init is not None else None
-    split = make_split(audited.source, experiment.split, experiment.train.seed, config.split_file, known)
-    without = [printable(name) for name, counts in split.counts().items() if not counts["train"]]
-    if without:
-        raise DataError(f"{source.name}: the split leaves these classes without images to train on", without)
-    findings = (*split.findings, *_seen_by_start(experiment.weights, split))
-    split = replace(split, findings=tuple(text for text in findings if text not in audited.findings))
-    notify(callbacks, DataSplit(split))
-    return replace(audited, findings=(*audited.findings, *split.findings)), split
-
-
-def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:
-    """What a run was asked to do, and the name of its data.
-
-    Raises `ConfigError` where these were a `Source` of the user's, and for an ensemble, which was never trained as one.
-    """
-    if "members" in run.info:
-        members = ", ".join(run.info["members"])
-        raise ConfigError(
-            f"{run.path} is an ensemble, which was not trained as one; name one of its members: {members}"
-        )
-    values, data = run_config(run)
-    if data is None:
-        raise ConfigError(f"{run.path / CONFIG} names no data: a run on a Source of your own can't be trained again")
-    return from_dict(ExperimentConfig, values), data
-
-
-def plan_as(
-    run: Run, experiment: ExperimentConfig, data: str, callbacks: Sequence[Callback], *, weights: bool
-) -> tuple[Plan, Source, Split]:
-    """Get ready to train as a run did: the same images in the same places, whatever has come since and whatever they
-    are called now, the same pixels, the same start.
-
-    Without `weights` the network is left as it was made, for a state that is loaded later.
-    """
-    find_arch(experiment.arch)  # a network of the user's own is asked for before any image is read
-    source = source_of_run(run, data, experiment.data)
-    notify(callbacks, SourceOpened(source))
-    audited = audit(
-        source,
-        allow_bad=1.0,
-        strict=False,
-        progress=progress_of("checking images", callbacks),
-    )
-    notify(callbacks, ImagesChecked(audited))
-    source, split = follow_split(read_split(run.path / SPLIT), spelled_as(audited.source, run.info["classes"]))
-    source = replace(source, classes=tuple(run.info["classes"]))
-    notify(callbacks, DataSplit(split))
-    recipe, start = from_dict(PreprocessConfig, run.info["recipe"]), WeightsUsed(**run.info["weights"])
-    asked = replace(experiment, init=None) if weights else replace(experiment, init=None, weights="none")
-    plan = make_plan(asked, source, split.samples("train"), recipe.compose, audited.sizes, len(split.samples("valid")))
-    if weights and plan.weights.source != start.source:
-        raise ConfigError(f"{run.path} started {start.source}, and now it would start {plan.weights.source}")
-    plan = replace(plan, experiment=experiment, recipe=recipe, weights=start, findings=audited.all_findings)
-    return plan, source, split

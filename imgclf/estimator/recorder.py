@@ -3,37 +3,54 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext, suppress
-from dataclasses import asdict
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imgclf.core.config import ExperimentConfig, to_dict
-from imgclf.core.results import Evaluation
-from imgclf.data.audit import Audit
+from imgclf.core.config import to_dict
+from imgclf.core.errors import ImgclfError
+from imgclf.core.results import Evaluation, History
 from imgclf.data.dataset import Source
-from imgclf.data.split import Split, brought, write_split
+from imgclf.data.split import Split, brought, pack_contents, write_split
 from imgclf.estimator.events import ProbeFitted, Tested
+from imgclf.estimator.plan import Plan
+from imgclf.estimator.settings import Request
+from imgclf.estimator.warm_start import Start
+from imgclf.evaluation.ood import OodDetector
 from imgclf.models.backbones import find_arch
+from imgclf.runtime import distributed
 from imgclf.runtime.device import machine
 from imgclf.storage.model_file import Manifest, save_model, save_weights
 from imgclf.storage.run_folder import (
+    CHECKPOINT,
     CONFIG,
     EVENTS,
     HISTORY,
+    MODEL,
+    PREDICTIONS,
     SPLIT,
     Run,
     append_event,
     create_run,
+    held,
+    open_run,
+    read_config,
+    spent_seconds,
     stem_of,
     write_config,
     write_history,
+    write_info,
 )
 from imgclf.training.ema import swapped_weights
 from imgclf.training.events import (
     BaselineMeasured,
     BatchDivided,
+    Callback,
     CaptureFailed,
     CheckpointSaved,
     EpochEnded,
@@ -47,47 +64,88 @@ from imgclf.training.events import (
 from imgclf.training.state import TrainState
 
 
-def start_run(
-    root: Path,
-    name: str | None,
-    manifest: Manifest,
-    experiment: ExperimentConfig,
-    split: Split,
-    source: str | None,
-    audit: Audit,
-    experiment_name: str | None = None,
-) -> Run:
-    """A new run folder with its config and split. `source` is the data as the user named them, `experiment_name` that
-    of the recipe which the experiment began with."""
+def start_run(request: Request, plan: Plan, data: str | os.PathLike[str] | Source) -> Recorder:
+    """The recorder of a new run folder with its config and split, or of the one to go on in; or of none, where none is
+    asked for or another process has it."""
+    if not distributed.is_main():
+        return Recorder(None, plan)
+    if request.resume and request.run is not None:
+        return Recorder(_reopen(request.run, request.state, plan), plan, request.state)
+    if request.runs is None:
+        return Recorder(None, plan)
+    named = None if isinstance(data, Source) else os.fspath(data)
 
     def fill(folder: Path) -> None:
-        write_config(folder / CONFIG, experiment, source)
-        write_split(split, folder / SPLIT)
+        write_config(folder / CONFIG, plan.experiment, named)
+        write_split(plan.split, folder / SPLIT)
 
-    info = {
+    name = request.name or stem_of(plan.source.name, plan.spec.arch)
+    run = create_run(request.runs, name, _first_info(plan, named), exact=request.name is not None, fill=fill)
+    return Recorder(run, plan)
+
+
+def _first_info(plan: Plan, named: str | None) -> dict[str, Any]:
+    """What `run.json` says from the start."""
+    audit, source = plan.audit, plan.source
+    return {
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "status": "running",
         "pid": os.getpid(),
         "machine": machine(),
-        "source": source,
+        "source": named,
         "folder": os.getcwd(),
-        "location": None if source is None else _location(audit.source),
-        "data": manifest.data,
-        "arch": manifest.spec.arch,
-        "own_network": find_arch(manifest.spec.arch).family == "own",
-        "experiment": experiment_name,
-        "classes": list(manifest.classes),
-        "recipe": to_dict(manifest.recipe),
-        "weights": dict(manifest.weights),
-        "minutes": experiment.train.minutes,
-        "versions": dict(manifest.versions),
+        "location": None if named is None else _location(source),
+        "data": source.name,
+        "arch": plan.spec.arch,
+        "own_network": find_arch(plan.spec.arch).family == "own",
+        "experiment": plan.base,
+        "classes": list(source.classes),
+        "recipe": to_dict(plan.preprocess),
+        "weights": asdict(plan.weights),
+        "minutes": plan.experiment.train.minutes,
+        "versions": dict(manifest_of(plan).versions),
         "bad": [[bad.ref, bad.reason] for bad in audit.bad],
-        "ignored": list(audit.source.ignored),
+        "ignored": list(source.ignored),
         "findings": list(audit.findings),
-        "brought": list(brought(audit.source)),
+        "brought": list(brought(source)),
     }
-    stem = stem_of(manifest.data, manifest.spec.arch)
-    return create_run(root, name or stem, info, exact=name is not None, fill=fill)
+
+
+def _reopen(run: Run, state: Mapping[str, Any] | None, plan: Plan) -> Run:
+    """A run in which training goes on: its result is none any more."""
+    values, named = read_config(run.path / CONFIG)
+    planned, extended = values["train"].get("epochs"), run.info.get("extended", [])
+    if plan.experiment.train.epochs != planned:
+        write_config(run.path / CONFIG, plan.experiment, named)
+        extended = [*extended, planned]
+    before = max(spent_seconds(run) or 0.0, 0.0 if state is None else state["spent"])
+    run = replace(run, info={key: value for key, value in run.info.items() if key not in ("result", "seconds")})
+    return write_info(run, status="running", pid=os.getpid(), extended=extended, seconds_before=round(before, 3))
+
+
+def manifest_of(plan: Plan, metrics: Mapping[str, Evaluation] | None = None) -> Manifest:
+    """What the model file says of a plan with these results by part."""
+    split = plan.split
+    return Manifest(
+        plan.spec,
+        plan.source.classes,
+        plan.preprocess,
+        weights=asdict(plan.weights),
+        metrics=figures(metrics or {}, split),
+        data=plan.source.name,
+        seen=pack_contents((*split.samples("train"), *split.samples("valid"))),
+    )
+
+
+def figures(metrics: Mapping[str, Evaluation], split: Split) -> dict[str, dict[str, Any]]:
+    """Results as a model file holds them: with the digest of the split that they were measured on, and without the
+    confusion matrix, whose size grows with the square of the classes."""
+    plain = {part: result.to_dict() for part, result in metrics.items()}
+    for values in plain.values():
+        values["split"] = split.digest
+        for one in filter(None, (values, values["unseen"])):
+            del one["confusion"]
+    return plain
 
 
 def _location(source: Source) -> str | None:
@@ -97,10 +155,10 @@ def _location(source: Source) -> str | None:
     return os.path.abspath(source.location)
 
 
-def note_test(run: Run, part: str, result: Evaluation) -> None:
+def note_test(path: Path, part: str, result: Evaluation) -> None:
     """Add to a run's events how its model does on a part of its data."""
     figures = {"part": part, "n": result.n, "loss": result.loss, "accuracy": result.accuracy}
-    append_event(run.path / EVENTS, "tested", time=_now(), **figures)
+    append_event(path / EVENTS, "tested", time=_now(), **figures)
 
 
 def _now() -> str:
@@ -108,17 +166,88 @@ def _now() -> str:
 
 
 class Recorder:
-    """Keeps `history.csv` and `events.jsonl` of a run up to date and, with `keep="all"`, a model file of each epoch.
+    """Writes a run folder while training goes on: the only one who touches the disk. Without a `run` it writes nothing.
 
-    The best model is written as often as the state of training is, and where an error ends training: in between, the
-    state holds it.
+    As a callback it keeps `history.csv` and `events.jsonl` up to date and, with `keep="all"`, a model file of each
+    epoch. The best model is written as often as the state of training is, and where an error ends training: in between,
+    the state holds it.
     """
 
-    def __init__(self, run: Run, manifest: Manifest, keep: str = "best") -> None:
-        self._run = run
-        self._manifest = manifest
-        self._keep = keep
+    def __init__(self, run: Run | None, plan: Plan, state: Mapping[str, Any] | None = None) -> None:
+        self.run = run
+        self._plan = plan
+        self._before: Mapping[str, str] = {} if state is None else state["lost"]
+        self._fresh = state is None
+        self._training = False
         self._written = -1
+
+    @property
+    def callbacks(self) -> tuple[Callback, ...]:
+        """Those that training tells: this recorder, if there is a run folder."""
+        return () if self.run is None else (self,)
+
+    @property
+    def _path(self) -> Path:
+        assert self.run is not None
+        return self.run.path
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where the state of training is saved."""
+        return None if self.run is None else self.run.path / CHECKPOINT
+
+    def unreadable(self) -> dict[str, str]:
+        """The images of training and validation that couldn't be read at some time, with the reason."""
+        valid = self._plan.valid_loader
+        return {**self._before, **self._plan.train_loader.lost, **(valid.lost if valid is not None else {})}
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Hold the run folder, and tell it of the error or the interrupt that ends the work; remove it where it is
+        interrupted before anything is kept."""
+        if self.run is None:
+            yield
+            return
+        with held(self.run):
+            try:
+                yield
+            except KeyboardInterrupt:
+                if (self.run.path / CHECKPOINT).exists() or self.run.model.exists():
+                    self._tell_end(self.run, status="interrupted")
+                else:
+                    shutil.rmtree(self.run.path)
+                raise
+            except Exception as error:
+                self._tell_end(self.run, status="failed", error=f"{type(error).__name__}: {error}")
+                raise
+
+    def begin(self, start: Start) -> None:
+        """Training begins: with what the first answers told, unless it goes on."""
+        self._plan = start.plan
+        if self.run is not None and self._fresh:
+            write_config(self.run.path / CONFIG, start.plan.experiment, self.run.info["source"])
+            choices = [asdict(choice) for choice in start.choices]
+            self.run = write_info(self.run, recipe=to_dict(start.plan.preprocess), choices=choices)
+
+    def finish(self, history: History, manifest: Manifest, unknown: OodDetector | None) -> None:
+        """Training has ended: write the model file, and how it went."""
+        if self.run is None:
+            return
+        (self.run.path / PREDICTIONS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
+        save_model(self.run.model, self._plan.model, manifest, unknown)
+        self.run = write_info(
+            self.run,
+            status=history.ended,
+            epochs=len(history),
+            seconds=round(time.perf_counter() - self._plan.began, 3),
+            lost=[*map(list, self.unreadable().items())],
+        )
+
+    def _tell_end(self, run: Run, **facts: Any) -> None:
+        with suppress(OSError, ImgclfError):  # what ended the work is what is told
+            if self._training:
+                facts["lost"] = [*map(list, self.unreadable().items())]
+            write_info(open_run(run.path), **facts)
 
     def __call__(self, event: Event) -> None:
         """Take note of an event of training; others are none of its business."""
@@ -126,6 +255,7 @@ class Recorder:
             case ProbeFitted(probe=probe):
                 self._note("probe", **asdict(probe))
             case TrainingStarted(state=state):
+                self._training = True
                 precision = str(state.precision).removeprefix("torch.")
                 self._note("start", epoch=state.epoch, device=str(state.device), precision=precision)
             case BaselineMeasured(result=result):
@@ -146,21 +276,21 @@ class Recorder:
                 with suppress(OSError) if failed else nullcontext():  # the first error is the one to tell
                     self._save_best(state)
             case TrainingEnded(state=state):  # once more: a run killed after its last state has not written its epoch
-                write_history(self._run.path / HISTORY, state.history)
+                write_history(self._path / HISTORY, state.history)
                 self._note("end", epoch=state.epoch, ended=state.ended)
             case Tested(part=part, result=result):
-                note_test(self._run, part, result)
+                note_test(self._path, part, result)
 
     def _note(self, event: str, **values: Any) -> None:
-        append_event(self._run.path / EVENTS, event, time=_now(), **values)
+        append_event(self._path / EVENTS, event, time=_now(), **values)
 
     def _save_epoch(self, state: TrainState) -> None:
-        write_history(self._run.path / HISTORY, state.history)
-        if self._keep == "all":
-            folder = self._run.path / "epochs"
+        write_history(self._path / HISTORY, state.history)
+        if self._plan.experiment.keep == "all":
+            folder = self._path / "epochs"
             folder.mkdir(exist_ok=True)
             with swapped_weights(state.model, state.mean):
-                save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, self._manifest)
+                save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, manifest_of(self._plan))
 
     def _save_best(self, state: TrainState) -> None:
         """Write the best model, unless it is there."""
@@ -168,5 +298,5 @@ class Recorder:
         epoch = best.epoch if best is not None else 0
         if not state.best or epoch == self._written:
             return
-        save_weights(self._run.model, state.best, self._manifest)
+        save_weights(self._path / MODEL, state.best, manifest_of(self._plan))
         self._written = epoch

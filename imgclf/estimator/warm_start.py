@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,15 @@ from torch import nn
 from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import ConfigError, ModelFileError
 from imgclf.core.results import Decision, Probe
-from imgclf.data.dataset import Sample
+from imgclf.data.dataset import Sample, Source
 from imgclf.data.loading.loader import Loader
-from imgclf.data.split import Split, content_key, unpack_contents
+from imgclf.data.split import content_key, unpack_contents
 from imgclf.estimator.decisions import describe
-from imgclf.estimator.events import ProbeFitted
-from imgclf.estimator.plan import Plan, plan_loader, plan_training
-from imgclf.evaluation.inference import Progress, device_of, evaluate, infer
-from imgclf.runtime.device import pick_device, pick_precision
+from imgclf.estimator.events import DecisionsMade, ProbeFitted
+from imgclf.estimator.plan import Plan, make_loaders, make_plan, open_and_split
+from imgclf.estimator.settings import Request
+from imgclf.evaluation.inference import evaluate, infer
+from imgclf.runtime import distributed
 from imgclf.storage.model_file import read_manifest
 from imgclf.training.defaults import EPOCHS
 from imgclf.training.events import Callback, notify, progress_of
@@ -49,72 +50,45 @@ class Start:
     (m, d) of training images by which the probe was fitted."""
 
     plan: Plan
-    probe: Probe | None
-    choices: tuple[Decision, ...]
+    probe: Probe | None = None
+    choices: tuple[Decision, ...] = ()
     features: NDArray[np.float32] | None = None
 
 
-def begin(
-    plan: Plan,
-    split: Split,
-    loaders: tuple[Loader, Loader | None],
-    load: Callable[..., Loader],
-    callbacks: Sequence[Callback],
-) -> Start:
+def warm_start(plan: Plan, callbacks: Sequence[Callback]) -> Start:
     """Bring the model of a plan to where training starts, and settle what its first answers tell.
 
-    `loaders` are those of training and of validation; `load` makes others, of samples and options. Tells the callbacks
-    of the probe. Raises what `fit_to_time` and `fit_probe` raise.
+    Tells the callbacks of the probe and of the choices. Raises what `fit_to_time` and `fit_probe` raise.
     """
-    train_samples, config = split.samples("train"), plan.experiment.train
-    if plan.weights.used == "none":
-        most = max(1, FIRST_PIXELS // math.prod(plan.recipe.size))
-        few = train_samples[:: -(-len(train_samples) // most)]
+    train, valid = plan.split.samples("train"), plan.valid_loader
+    load = partial(plan.loader, shard=distributed.shard(), cache="auto")
+    if not plan.pretrained:
+        most = max(1, FIRST_PIXELS // math.prod(plan.preprocess.size))
+        few = train[:: -(-len(train) // most)]
         show_first(plan.model, load(few, shard=(0, 1), device=torch.device("cpu")))
-    plan.model.to(pick_device(config.device)).eval()
-    probe: Probe | None = None
-    features: NDArray[np.float32] | None = None
-    found: tuple[Decision, ...] = ()
-    if config.probe:
-        plain = load(train_samples, cache=plan.experiment.data.cache)
-        probe, features = begin_with_probe(plan.model, plain, config, progress_of("computing features", callbacks))
-        if has_seen(plan, train_samples):
-            note = "the network was trained on some of these images"
-            probe = replace(probe, accuracy=math.nan, error=math.nan, loss=math.nan, note=note)
-        notify(callbacks, ProbeFitted(probe))
-    if config.epochs and loaders[1] is not None and knows_classes(plan):
-        samples = loaders[1].samples
-        plan, found = check_label_preserving(plan, load(samples[:: -(-len(samples) // SEEN)]))
-    if config.epochs and config.minutes is not None:
-        config, choice = fit_to_time(plan, *loaders)
-        plan = replace(plan, experiment=replace(plan.experiment, train=config))
-        found = (*found, choice)
-    return Start(plan, probe, describe(plan, train_samples, found), features)
+    plan.model.to(plan.device).eval()
+    start, found = Start(plan), tuple[Decision, ...]()
+    if plan.experiment.train.probe:
+        start = probe_head(plan, load(train, cache=plan.experiment.data.cache), callbacks)
+    if plan.experiment.train.epochs and valid is not None and plan.knows_classes:
+        plan, found = check_label_preserving(plan, load(valid.samples[:: -(-len(valid) // SEEN)]))
+    if plan.experiment.train.epochs and plan.experiment.train.minutes is not None:
+        config, choice = fit_to_time(plan)
+        plan, found = replace(plan, experiment=replace(plan.experiment, train=config)), (*found, choice)
+    start = replace(start, plan=plan, choices=describe(plan, found))
+    notify(callbacks, DecisionsMade(start.choices))
+    return start
 
 
-def plan_start(
-    data: str | os.PathLike[str], changes: Mapping[str, Any], recipe: str | None, callbacks: Sequence[Callback]
-) -> tuple[Start, Loader]:
-    """Where training with these changes of an experiment takes its first step, and the loader of that step.
+def plan_start(request: Request, data: str | os.PathLike[str] | Source, callbacks: Sequence[Callback]) -> Start:
+    """Where training takes its first step.
 
     A limit of minutes is left aside: nothing is fitted to it. Raises what training would raise before its first step.
     """
-    plan, source, split = plan_training(data, changes, recipe, callbacks)
-    experiment = plan.experiment
-    plan = replace(plan, experiment=replace(experiment, train=replace(experiment.train, minutes=None)))
-
-    def load(samples: Sequence[Sample], **options: Any) -> Loader:
-        return plan_loader(plan, source, samples, **options)
-
-    held_out = split.samples("valid")
-    loaders = (load(split.samples("train"), train=True), load(held_out) if held_out else None)
-    start = begin(plan, split, loaders, load, callbacks)
-    return start, plan_loader(start.plan, source, split.samples("train"), train=True)
-
-
-def knows_classes(plan: Plan) -> bool:
-    """Whether the head of a plan's model means something before the first step."""
-    return bool(plan.experiment.train.probe) or plan.weights.head == "whole"
+    audited, split = open_and_split(request, data, callbacks)
+    plan = make_plan(request, audited, split, callbacks)
+    config = replace(plan.experiment.train, minutes=None)
+    return warm_start(replace(plan, experiment=replace(plan.experiment, train=config)), callbacks)
 
 
 def has_seen(plan: Plan, samples: Sequence[Sample]) -> bool:
@@ -135,14 +109,18 @@ def show_first(model: nn.Module, loader: Loader) -> None:
         start(torch.cat([to_input(batch.pixels, loader.recipe, loader.device) for batch in loader.epoch()]))
 
 
-def begin_with_probe(
-    model: nn.Module, loader: Loader, config: TrainConfig, progress: Progress
-) -> tuple[Probe, NDArray[np.float32]]:
-    """Give the network, on its own device, the head of a logistic regression on its features of the loader's images;
-    those of some of them come back."""
+def probe_head(plan: Plan, loader: Loader, callbacks: Sequence[Callback]) -> Start:
+    """Give the network, on its own device, the head of a logistic regression on its features of the loader's images."""
+    model, config = plan.model, plan.experiment.train
     weight = class_weights(loader.targets, len(loader.classes), config.class_weights)
-    precision = pick_precision(config.precision, device_of(model))
-    return fit_probe_on_features(model, loader, precision, weight=weight, progress=progress)
+    probe, features = fit_probe_on_features(
+        model, loader, plan.dtype, weight=weight, progress=progress_of("computing features", callbacks)
+    )
+    if has_seen(plan, loader.samples):
+        note = "the network was trained on some of these images"
+        probe = replace(probe, accuracy=math.nan, error=math.nan, loss=math.nan, note=note)
+    notify(callbacks, ProbeFitted(probe))
+    return Start(plan, probe, features=features)
 
 
 def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decision, ...]]:
@@ -152,7 +130,7 @@ def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decis
     labels where, of the answers that turn from right to wrong or from wrong to right, significantly more turn wrong
     (McNemar 1947, two standard errors). Gives the plan without augmentation that changes labels, and what was found.
     """
-    experiment, recipe, model = plan.experiment, plan.recipe, plan.model
+    experiment, recipe, model = plan.experiment, plan.preprocess, plan.model
     asked: list[tuple[str, str, Alteration]] = []
     if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in recipe.steps):
         asked.append(("mirror", "mirrored", lambda images: images.flip(3)))
@@ -160,19 +138,22 @@ def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decis
         asked.append(("recolor", "gray", _graying(recipe)))
     if not asked:
         return plan, ()
-    device = pick_device(experiment.train.device)
-    precision = pick_precision(experiment.train.precision, device)
-    right = _right(model, valid, device, precision)
+    right = _right(model, valid, plan.device, plan.dtype)
     choices = []
     for field, word, alter in asked:
-        altered = _right(nn.Sequential(_Altered(alter), model), valid, device, precision)
+        altered = _right(nn.Sequential(_Altered(alter), model), valid, plan.device, plan.dtype)
         harmless = _harmless(right, altered)
         found: dict[str, Any] = {field: harmless}
         experiment = replace(experiment, **found)
         figures = f"accuracy on {len(right)} valid images {right.mean():.1%}, {word} {altered.mean():.1%}"
         choices.append(Decision(field, "yes" if harmless else "no", figures))
     steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolor=experiment.recolor is not False)
-    return replace(plan, experiment=experiment, recipe=replace(recipe, steps=steps)), tuple(choices)
+    plan = replace(plan, experiment=experiment)
+    if steps != recipe.steps:
+        recipe = replace(recipe, steps=steps)
+        train, again = make_loaders(experiment, recipe, plan.source, plan.split)
+        plan = replace(plan, preprocess=recipe, train_loader=train, valid_loader=again)
+    return plan, tuple(choices)
 
 
 class _Altered(nn.Module):
@@ -211,7 +192,7 @@ def _harmless(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool
     return lost - won <= 2 * math.sqrt(lost + won)
 
 
-def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[TrainConfig, Decision]:
+def fit_to_time(plan: Plan) -> tuple[TrainConfig, Decision]:
     """The config with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
 
     A few steps of a copy of the model are measured, and one look at valid; time is left for the last one. An epoch is
@@ -219,15 +200,15 @@ def fit_to_time(plan: Plan, loader: Loader, valid: Loader | None) -> tuple[Train
     many as without a limit. The config's `minutes` become those of training itself, which ends then whatever was
     measured. Raises `ConfigError` where nothing remains.
     """
-    config = plan.experiment.train
+    config, valid = plan.experiment.train, plan.valid_loader
     assert config.minutes is not None
-    step = seconds_a_step(plan.model, loader, config)
+    step = seconds_a_step(plan.model, plan.train_loader, config)
     check = 0.0 if valid is None else seconds_of(valid, plan.model)
     left = 60 * config.minutes - (time.perf_counter() - plan.began) - check
     if left <= step + check:
         raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
-    steps = min(loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)
-    most = plan.asked.train.epochs or LONGER * EPOCHS[plan.weights.used != "none"][1]
+    steps = plan.steps_per_epoch
+    most = plan.asked.train.epochs or LONGER * EPOCHS[plan.pretrained][1]
     epochs = min(most, max(1, math.ceil(left / (steps * step + check))))
     cut = min(steps, max(1, int((left / epochs - check) / step)))
     config = replace(config, epochs=epochs, epoch_steps=cut if cut < steps else config.epoch_steps, minutes=left / 60)

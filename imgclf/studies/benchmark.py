@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from imgclf.core.config import PreprocessConfig
+from imgclf.data.audit import Audit
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.folder import FileReader
-from imgclf.estimator.plan import Plan, plan_loader, plan_training
-from imgclf.runtime.device import cores, machine, pick_device
+from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.settings import Request
+from imgclf.runtime.device import cores, machine
 from imgclf.training.events import Callback
 from imgclf.training.throughput import train_rate, wait
 from imgclf.transforms.preprocess import decode_size
@@ -65,7 +67,9 @@ def benchmark(
     first pass is short; the files may lie in the system's file cache, as they do from the second epoch on. `progress`
     is told the name of each stage.
     """
-    plan, source, split = plan_training(data, changes, recipe, callbacks)
+    request = Request(recipe, changes)
+    audited, split = open_and_split(request, data, callbacks)
+    plan, source = make_plan(request, audited, split, callbacks), audited.source
     samples = split.samples("train")[:MOST]
     config = replace(plan.experiment.train, class_weights="none")
     plan = replace(plan, experiment=replace(plan.experiment, train=config))
@@ -73,12 +77,12 @@ def benchmark(
     stages: list[Stage] = []
     for name, measure in (("reading", _reading), ("decoding", _decoding)):
         progress(name)
-        stages += measure(source, samples, plan.recipe, seconds)
+        stages += measure(source, samples, plan.preprocess, seconds)
     progress("augmenting")
-    ram = plan_loader(plan, source, samples, train=True, cache="ram")
+    ram = plan.loader(samples, train=True, cache="ram")
     stages.append(Stage("augmenting", _feed_rate(ram, seconds), "from decoded pixels in memory to batches"))
     progress("feeding")
-    loader = plan_loader(plan, source, samples, train=True)
+    loader = plan.loader(samples, train=True)
     stages.append(Stage("feeding", _feed_rate(loader, seconds), f"batches as training gets them ({loader.tier.name})"))
     progress("step")
     step = _step_rate(plan, source.classes, seconds)
@@ -150,13 +154,13 @@ def _endless(loader: Loader) -> Iterator[torch.Tensor]:
 
 def _step_rate(plan: Plan, classes: Sequence[str], seconds: float) -> float:
     """The rate of training on pixels that cost nothing: noise in memory, of the final size, without augmentation."""
-    recipe, config = replace(plan.recipe, steps=(), compose=None), plan.experiment.train
+    recipe, config = replace(plan.preprocess, steps=(), compose=None), plan.experiment.train
     n = BATCHES * config.batch_size
     noise = np.random.default_rng(0).integers(0, 256, (n, *recipe.size, recipe.channels), np.uint8)
     reader = ArrayReader({"noise": noise})
     samples = [Sample(f"noise/{i}", classes[i % len(classes)], sha256=f"{i:064x}") for i in range(n)]
     source = Source("noise", tuple(classes), tuple(samples), reader)
-    loader = plan_loader(replace(plan, recipe=recipe), source, samples, train=True, cache="device")
+    loader = replace(plan, preprocess=recipe, audit=Audit(source)).loader(samples, train=True, cache="device")
     return train_rate(plan.model, loader, config, seconds)
 
 
@@ -169,7 +173,7 @@ def _bound(rates: Mapping[str, float], tier: str) -> str:
 
 
 def _advice(bound: str, plan: Plan, tier: str) -> tuple[str, ...]:
-    height, width = plan.recipe.size
+    height, width = plan.preprocess.size
     match bound:
         case "step":
             return tuple(_faster_steps(plan))
@@ -183,8 +187,8 @@ def _advice(bound: str, plan: Plan, tier: str) -> tuple[str, ...]:
 
 
 def _faster_steps(plan: Plan) -> Iterable[str]:
-    config, (height, width) = plan.experiment.train, plan.recipe.size
-    if pick_device(config.device).type == "cpu":
+    config, (height, width) = plan.experiment.train, plan.preprocess.size
+    if plan.device.type == "cpu":
         yield "a GPU would help most: this is all computing"
     if min(height, width) >= 64:
         yield f"smaller images: --size {_size(_smaller(height), _smaller(width))} takes about half the time"
@@ -207,10 +211,10 @@ def _facts(plan: Plan, loader: Loader) -> dict[str, Any]:
     config = plan.experiment.train
     return {
         "arch": plan.spec.arch,
-        "size": list(plan.recipe.size),
+        "size": list(plan.preprocess.size),
         "batch_size": config.batch_size,
         "precision": config.precision,
-        "device": str(pick_device(config.device)),
+        "device": str(plan.device),
         "cache": loader.tier.name,
         **machine(),
     }

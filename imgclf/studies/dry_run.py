@@ -14,13 +14,11 @@ from imgclf.core.arguments import whole
 from imgclf.core.config import TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.core.results import Decision
-from imgclf.data.dataset import Source
-from imgclf.data.split import Split
 from imgclf.estimator.decisions import describe
-from imgclf.estimator.plan import Plan, choose_experiment, plan_loader, plan_training
+from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.settings import Request, choose_experiment
 from imgclf.estimator.warm_start import fit_to_time, seconds_a_step
 from imgclf.evaluation.inference import infer
-from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.training.events import Callback
 from imgclf.training.step import step_memory
 
@@ -61,56 +59,52 @@ def dry_run(
     first step.
     """
     members = whole("members", members, 1)
-    plan, source, split = plan_training(data, changes, recipe, callbacks)
-    config, found, seconds = _measure(plan, source, split)
-    train = split.samples("train")
-    precision = pick_precision(config.precision, pick_device(config.device))
-    weights, image = step_memory(plan.model.train(), (plan.recipe.channels, *plan.recipe.size), precision)
-    memory = weights + image * min(config.batch_size, len(train))
-    asked = needed(changes, recipe, source.default_recipe)
+    request = Request(recipe, changes)
+    audited, split = open_and_split(request, data, callbacks)
+    plan = make_plan(request, audited, split, callbacks)
+    config, found, seconds = _measure(plan)
+    weights, image = step_memory(plan.model.train(), (plan.preprocess.channels, *plan.preprocess.size), plan.dtype)
+    memory = weights + image * min(config.batch_size, len(split.samples("train")))
+    asked = needed(changes, recipe, audited.source.default_recipe)
     code = python_of(data, asked, recipe, members=members, runs=runs, name=name, track=track)
     if split.samples("test"):
         code += "\nprint(classifier.evaluate().accuracy)"
-    return DryRun(describe(plan, train, found), {part: members * s for part, s in seconds.items()}, memory, code)
+    return DryRun(describe(plan, found), {part: members * s for part, s in seconds.items()}, memory, code)
 
 
-def _measure(plan: Plan, source: Source, split: Split) -> tuple[TrainConfig, tuple[Decision, ...], dict[str, float]]:
+def _measure(plan: Plan) -> tuple[TrainConfig, tuple[Decision, ...], dict[str, float]]:
     """The config of training, what was found out for it, and about how many seconds each part takes."""
     config = plan.experiment.train
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    model = copy.deepcopy(plan.model).to(device).eval()
-    train, held_out = split.samples("train"), split.samples("valid")
-    some = plan_loader(plan, source, train[:LOOKED_AT])
-    infer(model, some, device, None, precision)  # once, so that the images are decoded
+    model = copy.deepcopy(plan.model).to(plan.device).eval()
+    train, held_out = plan.split.samples("train"), plan.split.samples("valid")
+    some = plan.loader(train[:LOOKED_AT])
+    infer(model, some, plan.device, None, plan.dtype)  # once, so that the images are decoded
     began = time.perf_counter()
-    infer(model, some, device, None, precision)
+    infer(model, some, plan.device, None, plan.dtype)
     look = (time.perf_counter() - began) / len(some)
     seconds = {"probe": look * len(train)} if config.probe else {}
     found: tuple[Decision, ...] = ()
-    loader = plan_loader(plan, source, train, train=True)
     if config.epochs and config.minutes is not None:
-        valid = plan_loader(plan, source, held_out) if held_out else None
-        config, choice = fit_to_time(replace(plan, model=model), loader, valid)
+        config, choice = fit_to_time(replace(plan, model=model))
         found = (choice,)
         seconds["training"] = 60 * (config.minutes or 0)
     elif config.epochs:
-        steps = config.epochs * min(loader.steps(config.drop_last), config.epoch_steps or loader.steps())
-        seconds["training"] = steps * seconds_a_step(model, loader, config) + config.epochs * look * len(held_out)
-    seconds["test"] = look * (len(split.samples("test")) + len(held_out))
+        step = seconds_a_step(model, plan.train_loader, config)
+        seconds["training"] = config.epochs * (plan.steps_per_epoch * step + look * len(held_out))
+    seconds["test"] = look * (len(plan.split.samples("test")) + len(held_out))
     return config, found, seconds
 
 
 def needed(changes: Mapping[str, Any], recipe: str | None, suited: str | None) -> dict[str, Any]:
     """The changes without those that change nothing: the experiment is the same without them."""
-    whole = choose_experiment(recipe, changes, suited)
+    whole = choose_experiment(Request(recipe, changes), suited)
     tables = {name: dict(changes.get(name, {})) for name in ("train", "data")}
     kept = {**changes, **tables}
     for table in (kept, *tables.values()):
         for key in [key for key in table if key not in tables]:
             value = table.pop(key)
             with suppress(ConfigError):  # without it others may be wrong
-                if choose_experiment(recipe, kept, suited) == whole:
+                if choose_experiment(Request(recipe, kept), suited) == whole:
                     continue
             table[key] = value
     return {key: kept[key] for key in changes if kept.get(key, {}) != {}}

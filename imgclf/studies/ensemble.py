@@ -19,10 +19,9 @@ from imgclf.core.errors import ConfigError, NotFitted
 from imgclf.core.files import read_text, write_text
 from imgclf.core.results import History
 from imgclf.data.split import pack_keys
-from imgclf.estimator.calibrate import Calibrated, calibrate, features_of
+from imgclf.estimator.calibrate import Calibrated, calibrate_model, features_of
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.fit import Data
-from imgclf.estimator.plan import plan_loader
 from imgclf.models.ensemble import Ensemble
 from imgclf.runtime import distributed
 from imgclf.storage.run_folder import CONFIG, SPLIT, create_run, require_free, stem_of
@@ -96,10 +95,10 @@ def _examine(joined: Classifier, classifiers: Sequence[Classifier]) -> Calibrate
         reason = "it was joined of models whose validation images are not at hand; `train --ensemble` has them"
         return Calibrated(note=reason, missing=reason)
     valid, train = joined.split_.samples("valid"), joined.split_.samples("train")
-    load = partial(plan_loader, joined.plan_, joined.source_, shard=distributed.shard())
+    load = partial(joined.plan_.loader, shard=distributed.shard())
     if not valid:
         return Calibrated(note="there are no validation images", missing="there are no validation images")
-    return calibrate(
+    return calibrate_model(
         joined.model_, load(valid, cache="off"), lambda: features_of(joined.model_, load(train, cache="off"))
     )
 

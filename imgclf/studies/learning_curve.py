@@ -23,9 +23,9 @@ from imgclf.data.dataset import Sample, Source
 from imgclf.data.duplicates import joined, unit_keys
 from imgclf.data.split import Split
 from imgclf.estimator.classifier import Classifier
-from imgclf.estimator.plan import Plan, plan_loader, plan_training
+from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.settings import Request
 from imgclf.estimator.warm_start import seconds_a_step
-from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.studies.events import CurvePointMeasured, NextTraining, TrainingsPlanned
 from imgclf.studies.scaling_law import FEWEST, FittedLaw, HalvedClass, Wrong, class_gains, curve_point, fit_law
 from imgclf.training.defaults import resolve_config
@@ -102,7 +102,9 @@ def learning_curve(
     began = time.perf_counter()
     train = named_values("train", named_values("changes", changes).get("train", {}))
     changes = {**changes, "train": {**train, "minutes": None}}
-    plan, source, split = plan_training(data, changes, recipe, callbacks)
+    request = Request(recipe, changes)
+    audited, split = open_and_split(request, data, callbacks)
+    plan, source = make_plan(request, audited, split, callbacks), audited.source
     held = split.samples("test") if full else (*split.samples("valid"), *split.samples("test"))
     if not held:
         raise ConfigError("there are no images to judge by: give some for test in --split, as in 70/15/15")
@@ -117,7 +119,7 @@ def learning_curve(
         wrong = _train_each(plan, source, split, parts, {"recipe": recipe, "config": _as_divided(changes)}, callbacks)
         law = _law(parts, wrong)
     else:
-        features = _features(plan, source, split.samples("train"), held, callbacks)
+        features = _features(plan, split.samples("train"), held, callbacks)
         wrong, strength = _fit_each(features, parts, callbacks)
         law = _law(parts, wrong)
         gains = _class_gains(features, source.classes, split.samples("train"), strength, law, callbacks)
@@ -185,11 +187,9 @@ def _law(parts: Parts, wrong: Mapping[float, Wrong]) -> FittedLaw:
     return fit_law([len(draws[0]) for draws in parts.values()], list(wrong.values()))
 
 
-def _features(
-    plan: Plan, source: Source, train: Sequence[Sample], held: Sequence[Sample], callbacks: Sequence[Callback]
-) -> _Features:
+def _features(plan: Plan, train: Sequence[Sample], held: Sequence[Sample], callbacks: Sequence[Callback]) -> _Features:
     """The frozen features of a plan's network, where it knows more than nothing."""
-    if plan.weights.used == "none" or plan.weights.head != "fresh" or linear_head(plan.model) is None:
+    if not plan.pretrained or plan.weights.head != "fresh" or linear_head(plan.model) is None:
         problem = "has no linear head" if linear_head(plan.model) is None else f"starts {plan.weights.source}"
         raise ConfigError(
             f"{plan.spec.arch} {problem}, so its frozen features tell nothing: choose another --arch or --weights, or "
@@ -200,28 +200,25 @@ def _features(
     def tell(done: int) -> None:
         notify(callbacks, Progressed("computing features", done, total))
 
-    features, labels, units = _frozen(plan, source, train, tell)
-    judged, answers, _ = _frozen(plan, source, held, lambda done: tell(before + done))
+    features, labels, units = _frozen(plan, train, tell)
+    judged, answers, _ = _frozen(plan, held, lambda done: tell(before + done))
     return _Features(
         train=features,
         labels=labels,
         units=units,
         held=judged.to(features),
         held_labels=answers,
-        classes=len(source.classes),
+        classes=plan.spec.classes,
         prior=getattr(linear_head(plan.model), "prior", None),
         class_weights=plan.experiment.train.class_weights,
     )
 
 
 def _frozen(
-    plan: Plan, source: Source, samples: Sequence[Sample], progress: Callable[[int], None]
+    plan: Plan, samples: Sequence[Sample], progress: Callable[[int], None]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    config = plan.experiment.train
-    device = pick_device(config.device)
-    model, loader = plan.model.to(device), plan_loader(plan, source, samples)
-    precision = pick_precision(config.precision, device)
-    features, labels, units = features_of(model, loader, precision, lambda done, _: progress(done))
+    model, loader = plan.model.to(plan.device), plan.loader(samples)
+    features, labels, units = features_of(model, loader, plan.dtype, lambda done, _: progress(done))
     _require_all(len(labels), samples, loader.lost)
     return features.cpu().float(), labels, units
 
@@ -299,7 +296,7 @@ def _train_each(
     train, held = split.samples("train"), (*split.samples("valid"), *split.samples("test"))
     judged = split.samples("test")
     total = sum(map(len, parts.values()))
-    notify(callbacks, TrainingsPlanned(total, _seconds(plan, source, split, parts)))
+    notify(callbacks, TrainingsPlanned(total, _seconds(plan, parts)))
 
     def listen(event: Event) -> None:
         if isinstance(event, StepEnded):
@@ -331,21 +328,20 @@ def _as_divided(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**changes, "split": [1.0, 0.0, 0.0], "data": {**changes.get("data", {}), "split_file": None}}
 
 
-def _seconds(plan: Plan, source: Source, split: Split, parts: Parts) -> float:
+def _seconds(plan: Plan, parts: Parts) -> float:
     """About how long all the trainings will take: the steps alone."""
-    config, train = plan.experiment.train, split.samples("train")
+    config = plan.experiment.train
     if not config.epochs:
         return 0.0
-    model = plan.model.to(pick_device(config.device))
-    step = seconds_a_step(model, plan_loader(plan, source, train, train=True), config)
+    step = seconds_a_step(plan.model.to(plan.device), plan.train_loader, config)
     steps = 0
     for draws in parts.values():
         images = len(draws[0])
         settled = resolve_config(
             plan.asked.train,
-            pretrained=plan.weights.used != "none",
+            pretrained=plan.pretrained,
             images=images,
-            valid=len(split.samples("valid")),
+            valid=len(plan.split.samples("valid")),
             probe=bool(config.probe),
         )
         steps += len(draws) * (settled.epochs or 0) * math.ceil(images / config.batch_size)

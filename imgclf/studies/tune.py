@@ -19,7 +19,8 @@ from imgclf.core.errors import ConfigError, MissingExtra, TrainingDiverged
 from imgclf.data.split import Split
 from imgclf.data.write import require_outside
 from imgclf.estimator.classifier import Classifier
-from imgclf.estimator.plan import Plan, plan_training
+from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.settings import Request
 from imgclf.storage.run_folder import STEM_LENGTH, require_free, write_config
 from imgclf.studies.events import NextTraining
 from imgclf.training.events import BaselineMeasured, Callback, EpochEnded, Event, StepEnded, notify
@@ -133,7 +134,9 @@ def tune(
         raise ConfigError(f"minutes is {minutes!r}; allowed: a number above 0")
     require_free(folder, None)
     deadline = time.monotonic() + 60 * minutes
-    plan, source, split = plan_training(data, changes, recipe, callbacks)
+    request = Request(recipe, changes)
+    audited, split = open_and_split(request, data, callbacks)
+    plan, source = make_plan(request, audited, split, callbacks), audited.source
     if not split.samples("valid"):
         raise ConfigError("there are no valid images to judge a trial by; give some in --split, as in 70/15/15")
     if not plan.experiment.train.epochs:
@@ -206,7 +209,7 @@ def _usual_settings(plan: Plan) -> dict[str, Any]:
     train = plan.experiment.train
     settings: dict[str, Any] = {name: getattr(train, name) for name in ("lr", "weight_decay", "label_smoothing")}
     settings["augment"] = plan.experiment.augment
-    return {**settings, "layer_decay": train.layer_decay} if plan.weights.used != "none" else settings
+    return {**settings, "layer_decay": train.layer_decay} if plan.pretrained else settings
 
 
 def _suggest(trial: optuna.Trial, usual: Mapping[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class Tracker:
             each.location(session) for each in self._backends
         ]  # a wrong one is refused before anything is written
         self._began, self._batch_shown = time.monotonic(), False
-        example = torch.zeros(1, plan.recipe.channels, *plan.recipe.size, device=device_of(plan.model))
+        example = torch.zeros(1, plan.preprocess.channels, *plan.preprocess.size, device=device_of(plan.model))
         for backend, place in zip(self._backends, places, strict=True):
             try:
                 with torch.no_grad():

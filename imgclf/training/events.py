@@ -19,6 +19,7 @@ from imgclf.core.results import EpochRecord, Evaluation
 from imgclf.data.audit import BadFile, left_out
 from imgclf.data.loading.loader import Batch
 from imgclf.evaluation.inference import Progress
+from imgclf.runtime import distributed
 from imgclf.training.state import TrainState
 
 
@@ -167,8 +168,13 @@ class ShowsWarnings:
 
 
 def with_warnings(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
-    """The callbacks and, unless one of them shows warnings, one that gives them as Python warnings."""
+    """The callbacks and, unless one of them shows warnings, one that gives them as Python warnings.
+
+    Of several processes the first one alone tells.
+    """
     callbacks = as_callbacks(callbacks)
+    if not distributed.is_main():
+        return ()
     shown = any(isinstance(callback, ShowsWarnings) or callback is warn_of for callback in callbacks)
     return callbacks if shown else (*callbacks, warn_of)
 

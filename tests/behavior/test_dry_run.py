@@ -2,7 +2,7 @@
 
 import pytest
 
-from imgclf.estimator.plan import choose_experiment
+from imgclf.estimator.settings import Request, choose_experiment
 from imgclf.storage.run_folder import read_config, write_config
 from imgclf.studies import dry_run as dryrun
 from imgclf.studies.dry_run import WIDTH, dry_run, needed, python_of
@@ -88,11 +88,11 @@ def test_the_python_leaves_out_what_changes_nothing():
 @pytest.mark.parametrize("recipe", ["digits", "d0", "lab10-4"])
 def test_the_python_of_a_config_says_the_same_in_short(recipe, in_folder):
     """A config holds every value, also those of the recipe that suits the data by itself."""
-    asked = choose_experiment(recipe, {"arch": "lenet", "train": {"lr": 0.03}})
+    asked = choose_experiment(Request(recipe, {"arch": "lenet", "train": {"lr": 0.03}}))
     write_config(in_folder / "all.toml", asked, "digits")
     values, _ = read_config(in_folder / "all.toml")
     short = needed(values, None, "digits")
-    assert choose_experiment(None, short, "digits") == choose_experiment(None, values, "digits")
+    assert choose_experiment(Request(changes=short), "digits") == choose_experiment(Request(changes=values), "digits")
     if recipe == "digits":
         assert short == {"train": {"lr": 0.03}}
     assert max(map(len, python_of("digits", short, name="n" * 30, track=["tensorboard"]).splitlines())) <= WIDTH

@@ -15,23 +15,18 @@ from imgclf.core.config import ExperimentConfig, PreprocessConfig, TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
-from imgclf.estimator.plan import make_plan
+from imgclf.estimator.settings import Request
 from imgclf.estimator.warm_start import plan_start
 from imgclf.training.events import TrainingStarted
 from imgclf.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, suggest_lr
 from support.events import with_state
+from support.plans import plan_of
 
 
 def trial(source, **train):
     config = TrainConfig(epochs=1, lr=0.1, batch_size=8, device="cpu", precision="fp32", **train)
-    plan = make_plan(
-        ExperimentConfig(arch="lenet", weights="none", size=(16, 16), train=config), source, source.samples
-    )
-    return (
-        plan.model,
-        Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=8, train=True),
-        config,
-    )
+    plan = plan_of(ExperimentConfig(arch="lenet", weights="none", size=(16, 16), train=config), source)
+    return plan.model, plan.train_loader, config
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -136,8 +131,8 @@ def test_it_starts_where_training_starts(photos, probe):
     note = with_state(TrainingStarted, lambda state: first.update(weights=copy.deepcopy(state.model.state_dict())))
     classifier = Classifier(config={**changes, "train": {**changes["train"], "minutes": None}})
     classifier.fit(photos, callbacks=[note])
-    start, loader = plan_start(str(photos), changes, None, [])
-    weights = start.plan.model.state_dict()
+    start = plan_start(Request(changes=changes), str(photos), [])
+    loader, weights = start.plan.train_loader, start.plan.model.state_dict()
     assert first["weights"].keys() == weights.keys()
     assert all(torch.equal(first["weights"][name], tensor) for name, tensor in weights.items())
     assert loader.recipe == classifier.preprocess_

@@ -240,7 +240,7 @@ def test_fit_looks_again_at_what_training_has_kept(photos, monkeypatch, precisio
         asked.append((loader.tier.name, loader.recipe.steps != (), precision))
         return features_of(model, loader, progress, torch.float32)
 
-    monkeypatch.setattr("imgclf.estimator.fit.features_of", watched)
+    monkeypatch.setattr("imgclf.estimator.calibrate.features_of", watched)
     config = {"train": {"device": "cpu", "precision": precision}, "split": (0.4, 0.4, 0.2)}
     Classifier("lenet", size=16, weights="none", augment="standard", config=config).fit(photos, epochs=1)
     assert asked == [("ram", True, expected)]

@@ -12,10 +12,10 @@ from imgclf.core.config import ExperimentConfig, TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
-from imgclf.estimator.plan import make_plan
 from imgclf.estimator.warm_start import check_label_preserving, fit_to_time
 from imgclf.training.events import StepEnded
 from support.events import with_state
+from support.plans import plan_of
 
 EXACT = {"precision": "fp32", "device": "cpu"}
 PROBED = ExperimentConfig(
@@ -70,11 +70,13 @@ class Colored(nn.Module):
 )
 def test_what_changes_labels_is_left_out_of_the_augmentation(picture, model, found):
     source = halves(picture)
-    plan = make_plan(replace(PROBED, augment="strong"), source, source.samples)
+    plan = plan_of(replace(PROBED, augment="strong"), source)
     plan = replace(plan, model=model)
-    after, choices = check_label_preserving(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
+    after, choices = check_label_preserving(
+        plan, Loader(source, source.samples, plan.preprocess, classes=source.classes)
+    )
     assert {name: getattr(after.experiment, name) for name in found} == found
-    steps = {step.op: step.params for step in after.recipe.steps}
+    steps = {step.op: step.params for step in after.preprocess.steps}
     assert ("flip" in steps) == found["mirror"]
     assert (steps["color_jitter"]["saturation"] > 0) == found["recolor"]
     assert [choice.value for choice in choices] == ["yes" if found[choice.name] else "no" for choice in choices]
@@ -82,16 +84,16 @@ def test_what_changes_labels_is_left_out_of_the_augmentation(picture, model, fou
 
 def test_a_random_operation_is_kept_from_recoloring_too():
     source = halves(colored)
-    plan = replace(make_plan(replace(PROBED, augment="trivial"), source, source.samples), model=Colored())
-    after, _ = check_label_preserving(plan, Loader(source, source.samples, plan.recipe, classes=source.classes))
-    assert [step.params["recolor"] for step in after.recipe.steps if step.op == "trivial"] == [False]
+    plan = replace(plan_of(replace(PROBED, augment="trivial"), source), model=Colored())
+    after, _ = check_label_preserving(plan, Loader(source, source.samples, plan.preprocess, classes=source.classes))
+    assert [step.params["recolor"] for step in after.preprocess.steps if step.op == "trivial"] == [False]
 
 
 def test_what_was_asked_for_is_not_tried():
     source = halves(sided)
-    plan = make_plan(replace(PROBED, mirror=True, recolor=False), source, source.samples)
+    plan = plan_of(replace(PROBED, mirror=True, recolor=False), source)
     plan = replace(plan, model=Sided())
-    assert check_label_preserving(plan, Loader(source, source.samples, plan.recipe, classes=source.classes)) == (
+    assert check_label_preserving(plan, Loader(source, source.samples, plan.preprocess, classes=source.classes)) == (
         plan,
         (),
     )
@@ -111,32 +113,30 @@ def test_what_is_found_is_trained_with_and_written_down(tmp_path):
 def timed(minutes, **train):
     source = halves(sided)
     experiment = replace(PROBED, train=TrainConfig(minutes=minutes, batch_size=8, **EXACT, **train))
-    plan = make_plan(experiment, source, source.samples)
-    loader = Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=8, train=True)
-    return plan, loader
+    return plan_of(experiment, source)
 
 
 def test_more_time_gives_more_epochs_up_to_a_limit(monkeypatch):
     monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 0.5)
-    epochs = [fit_to_time(*timed(minutes), None)[0].epochs for minutes in (0.05, 1, 5, 1000)]
+    epochs = [fit_to_time(timed(minutes))[0].epochs for minutes in (0.05, 1, 5, 1000)]
     assert epochs == sorted(epochs)
     assert epochs[0] == 1
     assert epochs[-1] == 120
-    assert fit_to_time(*timed(1000, epochs=3), None)[0].epochs == 3
+    assert fit_to_time(timed(1000, epochs=3))[0].epochs == 3
 
 
 @pytest.mark.parametrize("minutes", [0.2, 0.33, 0.5, 0.9, 1.7])
 def test_the_time_is_used(monkeypatch, minutes):
     """Also where it is one epoch and a third: two shorter ones are taken."""
     monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 0.5)
-    config, _ = fit_to_time(*timed(minutes), None)
+    config, _ = fit_to_time(timed(minutes))
     seconds = 0.5 * config.epochs * (config.epoch_steps or 8)
     assert 0.8 * 60 * minutes < seconds <= 60 * minutes
 
 
 def test_an_epoch_is_cut_to_the_time(monkeypatch):
     monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 1.0)
-    config, choice = fit_to_time(*timed(5 / 60), None)
+    config, choice = fit_to_time(timed(5 / 60))
     assert config.epochs == 1
     assert 3 <= config.epoch_steps <= 5
     assert "of 8 steps" in choice.value
@@ -145,7 +145,7 @@ def test_an_epoch_is_cut_to_the_time(monkeypatch):
 def test_no_time_is_an_error(monkeypatch):
     monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 100.0)
     with pytest.raises(ConfigError, match="nothing of it remains for training"):
-        fit_to_time(*timed(0.5), None)
+        fit_to_time(timed(0.5))
 
 
 def test_training_ends_with_its_time(monkeypatch):

@@ -21,10 +21,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from imgclf.core.config import ExperimentConfig
-from imgclf.data.audit import audit
+from imgclf.data.audit import Audit, audit
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.sources.open import open_source
-from imgclf.estimator.plan import Plan, make_plan, plan_loader
+from imgclf.data.split import Split
+from imgclf.estimator.plan import Plan, make_plan
+from imgclf.estimator.settings import Request
 from imgclf.evaluation.calibration import fit_temperature, measure_calibration
 from imgclf.evaluation.inference import predictions_with_features
 from imgclf.evaluation.metrics import softmax
@@ -68,7 +70,9 @@ def features_of(plan: Plan, source: Source, samples: list[Sample]) -> tuple[np.n
         names = tuple(str(number) for number in range(plan.spec.classes))
         samples = [replace(sample, label="0") for sample in samples]
         source = replace(source, classes=names, samples=tuple(samples))
-    answers, features = predictions_with_features(plan.model, plan_loader(plan, source, samples, cache="off"))
+    answers, features = predictions_with_features(
+        plan.model, replace(plan, audit=Audit(source)).loader(samples, cache="off")
+    )
     return features.astype(np.float64), answers.targets
 
 
@@ -158,7 +162,8 @@ def main() -> None:
         kept = np.load(options.features)
         found = {name: (kept[f"{name} features"], kept[f"{name} targets"]) for name in sources}
     else:
-        plan = make_plan(ExperimentConfig("efficientnet_lite0"), cifar, sources["train"][1])
+        train = Split(tuple(replace(sample, split="train") for sample in sources["train"][1]))
+        plan = make_plan(Request(ExperimentConfig("efficientnet_lite0")), Audit(cifar), train)
         found = {}
         for name, (source, samples) in sources.items():
             began = time.perf_counter()

@@ -4,37 +4,37 @@ import pytest
 from torch import nn
 
 from imgclf.core.errors import ConfigError
-from imgclf.estimator.settings import own_network, resolve_request
+from imgclf.estimator.settings import Request, own_network, resolve_request
 
-NOTHING = dict.fromkeys(("arch", "weights", "init", "size", "augment", "config", "pretrained", "mean", "std"))
+NAMES = ("arch", "weights", "init", "size", "augment", "recipe", "config", "pretrained", "mean", "std")
+NOTHING = dict.fromkeys(NAMES)
 
 
 def test_what_is_left_out_changes_nothing():
-    assert resolve_request(NOTHING, {"epochs": None, "lr": None}) == (None, {"train": {}})
+    assert resolve_request(NOTHING, {"epochs": None, "lr": None}) == Request(changes={"train": {}})
 
 
 def test_the_knobs_of_fit_go_before_the_config():
     given = {**NOTHING, "config": {"resize_mode": "pad", "train": {"lr": 0.1, "momentum": 0.5}}}
-    _, changes = resolve_request(given, {"lr": 0.2, "batch_size": "auto"})
+    changes = resolve_request(given, {"lr": 0.2, "batch_size": "auto"}).changes
     assert changes == {"resize_mode": "pad", "train": {"lr": 0.2, "momentum": 0.5, "batch_size": 0}}
 
 
 def test_one_side_is_a_square():
-    assert resolve_request({**NOTHING, "size": 64}, {})[1]["size"] == (64, 64)
+    assert resolve_request({**NOTHING, "size": 64}, {}).changes["size"] == (64, 64)
 
 
 def test_a_pipeline_is_stored_and_no_preset():
     albumentations = pytest.importorskip("albumentations")
-    compose, changes = resolve_request(
-        {**NOTHING, "augment": albumentations.Compose([albumentations.HorizontalFlip()])}, {}
-    )
-    assert compose is not None
-    assert "augment" not in changes
+    pipeline = albumentations.Compose([albumentations.HorizontalFlip()])
+    request = resolve_request({**NOTHING, "augment": pipeline}, {})
+    assert request.compose is not None
+    assert "augment" not in request.changes
 
 
 def test_a_network_of_ones_own_goes_by_its_name():
     given = {**NOTHING, "arch": nn.Linear(1, 1)}
-    assert resolve_request(given, {})[1]["arch"] == "own:Linear"
+    assert resolve_request(given, {}).changes["arch"] == "own:Linear"
     assert own_network({**NOTHING, "arch": "lenet"}) is None
     assert own_network(given).weights is None
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import ConfigError, MissingExtra, ModelFileError
-from imgclf.estimator.plan import choose_experiment
+from imgclf.estimator.settings import Request, choose_experiment
 from imgclf.evaluation.ood import fit_ood
 from imgclf.models import fetch as _fetch
 from imgclf.models import offline
@@ -558,7 +558,7 @@ def test_an_ensemble_is_nothing_to_go_on_from(tmp_path):
     with pytest.raises(ModelFileError, match="an ensemble of 2 networks"):
         load_weights(build_model(LENET), LENET, str(tmp_path / "e.safetensors"))
     with pytest.raises(ConfigError, match="such as NAME-member-1"):
-        choose_experiment(None, {"init": str(tmp_path / "e.safetensors")})
+        choose_experiment(Request(changes={"init": str(tmp_path / "e.safetensors")}))
 
 
 def test_a_file_that_is_not_there(tmp_path):

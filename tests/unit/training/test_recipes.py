@@ -6,11 +6,11 @@ import pytest
 
 from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.data.loading.loader import Loader
-from imgclf.estimator.plan import make_plan
 from imgclf.models.backbones import find_arch
 from imgclf.training.defaults import resolve_config
 from imgclf.training.loop import train
 from imgclf.training.recipes import EXPERIMENTS
+from support.plans import plan_of
 
 # What the documents say: architecture; optimizer, lr, momentum; batch, epochs; size; one of mean and std; and what is
 # special to one of them.
@@ -99,7 +99,7 @@ def test_the_speed_recipe_has_the_rates_of_its_paper():
 
 def test_the_speed_recipe_shifts_and_flips_by_turns(make_source):
     source = make_source(n=2, classes=2)
-    recipe = make_plan(EXPERIMENTS.get("speedrun"), source, source.samples).recipe
+    recipe = plan_of(EXPERIMENTS.get("speedrun"), source).preprocess
     assert [(step.op, dict(step.params)) for step in recipe.steps] == [
         ("random_crop", {"padding": 2, "border": "reflect"}),
         ("alternating_flip", {}),
@@ -119,12 +119,12 @@ def test_every_recipe_goes_to_a_file_and_back(name):
 def test_every_recipe_is_built_and_takes_a_step(make_source, name):
     source = make_source(n=2, classes=2)
     experiment = EXPERIMENTS.get(name)
-    plan = make_plan(experiment, source, source.samples)
-    assert (plan.spec.arch, plan.recipe.size) == (experiment.arch, experiment.size)
+    plan = plan_of(experiment, source)
+    assert (plan.spec.arch, plan.preprocess.size) == (experiment.arch, experiment.size)
     chosen = ("epochs", "lr", "optimizer", "schedule", "batch_size", "weight_decay", "seed", "drop_last")
     assert all(getattr(plan.experiment.train, name) == getattr(experiment.train, name) for name in chosen)
     config = replace(plan.experiment.train, epochs=1, batch_size=4, device="cpu")
-    loader = Loader(source, source.samples, plan.recipe, classes=source.classes, batch_size=4, train=True)
+    loader = Loader(source, source.samples, plan.preprocess, classes=source.classes, batch_size=4, train=True)
     history = train(plan.model, loader, None, config)
     assert history.epochs[0].train_loss > 0
     assert history.ended == "done"
