@@ -69,6 +69,14 @@ def _on_the_processor(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Operations of torch take two threads, for tests of what threads do to each other."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a device that is there for the test, and refuses what a GPU refuses."""
     standin_device.install(monkeypatch)

@@ -23,7 +23,6 @@ LAST = [
     ("speednet_small", (32, 32), "groups", "maps", (3, 3)),
     ("resnet18", (64, 64), "layer4", "maps", (2, 2)),
     ("torchvision:resnet18", (64, 64), "layer4", "maps", (2, 2)),
-    ("torchvision:vgg11", (64, 64), "features.19", "maps", (4, 4)),
     ("efficientnet_lite0", (64, 64), "bn2", "maps", (2, 2)),
     ("mobilenetv3_small_050", (64, 64), "blocks", "maps", (2, 2)),
     ("convnext_atto", (64, 64), "norm_pre", "maps", (2, 2)),
@@ -32,13 +31,14 @@ LAST = [
     ("swin_tiny_patch4_window7_224", (112, 112), "norm", "last", (4, 4)),
     ("torchvision:swin_t", (64, 64), "permute", "maps", (2, 2)),
 ]
+OF_GREY = ("lenet", "resnet18", "vit_tiny_patch16_224")
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("arch", "size", "name", "layout", "grid"), LAST, ids=[f"{row[0]}-{row[1][1]}" for row in LAST]
 )
-def test_the_last_layer_with_places_is_found(arch, size, name, layout, grid, channels):
+def test_the_last_layer_with_places_is_found(arch, size, name, layout, grid):
+    channels = 1 if arch in OF_GREY else 3
     torch.manual_seed(0)
     model = build_model(ModelConfig(arch, 3, channels, size)).eval()
     site = find_last_site(model, torch.randn(1, channels, *size))

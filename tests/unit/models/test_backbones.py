@@ -1,8 +1,6 @@
 """Backbones by name: which library answers, what they prefer, and that they fit any classes, channels and sizes."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,7 +27,6 @@ def outputs(head: nn.Module) -> int:
         ("mobilenetv3_small_100", 1, (64, 64)),
         ("vit_tiny_patch16_224", 1, (64, 96)),
         ("torchvision:squeezenet1_1", 4, (64, 64)),
-        ("torchvision:vit_b_32", 1, (64, 64)),
         ("googlenet", 1, (64, 64)),
         ("efficientnet_lite0", 1, (64, 64)),
     ],
@@ -122,15 +119,6 @@ def test_an_unknown_name_answers_with_close_matches(name, close):
 def test_prefixes_paths_and_other_libraries_are_no_architectures(name):
     with pytest.raises(UnknownName):
         find_arch(name)
-
-
-def test_our_own_names_load_neither_timm_nor_torchvision():
-    code = (
-        "import sys; from imgclf.models.build import build_model; from imgclf.core.config import ModelConfig;"
-        "build_model(ModelConfig('lenet', 10, 1, (28, 28)));"
-        "sys.exit(bool({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

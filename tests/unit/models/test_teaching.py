@@ -7,20 +7,11 @@ from torch import nn
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
 from imgclf.models.backbones import find_arch
-from imgclf.models.build import build_model, head_of
+from imgclf.models.build import build_model, empty_network, head_of
 from imgclf.models.registry import ARCHS, Arch, arch
 
 find_arch("lenet")  # importing its module fills the registry
 OWN = [item for item in ARCHS if item.family != "offline"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Nets this small only wait for their threads, above all where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def native(name: str, **changes) -> ModelConfig:
@@ -71,27 +62,20 @@ def test_flatten_sizes_are_those_of_the_documents(name, flat):
 
 @pytest.mark.parametrize("item", OWN, ids=lambda item: item.name)
 def test_contract_of_every_own_architecture(item: Arch):
-    other_channels = 1 if item.channels == 3 else 3
-    size = (16, 16) if item.family == "resnet" else item.size  # they take any size, and this one is quick
-    for channels, classes in ((item.channels, item.classes), (other_channels, 5)):
-        spec = ModelConfig(item.name, classes, channels, size)
-        torch.manual_seed(0)
-        model = build_model(spec)
-        images = torch.rand(2, channels, *size)
-        logits = model(images)
-        assert logits.shape == (2, classes)
-        assert logits.isfinite().all()
-        logits.sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        head = head_of(model)
-        assert isinstance(head, nn.Linear)
-        assert head is model.head
-        assert head.out_features == classes
-
-    twin = build_model(spec)
-    twin.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        assert torch.equal(twin.eval()(images), model.eval()(images))
+    """With as many channels as it has by itself not, and with other classes."""
+    channels = 1 if item.channels == 3 else 3
+    size = (8, 8) if "resnet" in item.name else item.size  # they take any size, and this one is quick
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(item.name, 5, channels, size))
+    logits = model(torch.rand(2, channels, *size))
+    assert logits.shape == (2, 5)
+    assert logits.isfinite().all()
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    head = head_of(model)
+    assert isinstance(head, nn.Linear)
+    assert head is model.head
+    assert head.out_features == 5
 
 
 def test_building_in_evaluation_counts_no_image():
@@ -105,7 +89,7 @@ def test_building_in_evaluation_counts_no_image():
 def test_vgg_depths_count_the_layers_with_weights():
     for depth in (11, 13, 16, 19):
         for suffix in ("", "_bn"):
-            model = build_model(native(f"small_vgg{depth}{suffix}"))
+            model = empty_network(native(f"small_vgg{depth}{suffix}"))
             layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
             norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
             assert len(layers) == depth
@@ -114,7 +98,7 @@ def test_vgg_depths_count_the_layers_with_weights():
 
 def test_resnet_depths_count_the_layers_with_weights():
     for depth in (18, 34, 50, 101, 152):
-        model = build_model(native(f"small_resnet{depth}"))
+        model = empty_network(native(f"small_resnet{depth}"))
         shortcuts = [m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and "shortcut" in name]
         layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         assert len(layers) - len(shortcuts) == depth

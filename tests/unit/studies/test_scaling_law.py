@@ -36,9 +36,9 @@ def test_a_law_without_noise_is_found(law):
 def test_the_interval_of_the_gain_holds_the_truth_as_often_as_it_says():
     law = PowerLaw(2.0, 0.45, 0.05)
     true = law.error(1000) - law.error(2000)
-    gains = [fit_law(SIZES, measured(law, seed=seed)).gain(1000) for seed in range(60)]
-    assert np.mean([gain.low <= true <= gain.high for gain in gains]) >= 0.9
-    assert np.mean([gain.value for gain in gains]) == pytest.approx(true, abs=0.01)
+    gains = [fit_law(SIZES, measured(law, seed=seed)).gain(1000) for seed in range(15)]
+    assert np.mean([gain.low <= true <= gain.high for gain in gains]) >= 0.8
+    assert np.mean([gain.value for gain in gains]) == pytest.approx(true, abs=0.015)
 
 
 def test_where_nothing_improves_nothing_is_gained():

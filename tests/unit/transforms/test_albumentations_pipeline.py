@@ -1,9 +1,6 @@
 """Augmentation by albumentations, reseeded for each image."""
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import albumentations as A
@@ -70,18 +67,3 @@ def test_what_is_no_pipeline_is_refused():
 def test_a_pipeline_that_cannot_be_stored_is_refused():
     with pytest.raises(ConfigError, match="cannot be stored with the model"), pytest.warns(UserWarning, match="ambda"):
         compose_to_dict(A.Compose([A.Lambda(image=lambda pixels, **_: pixels)]))
-
-
-def test_the_library_is_kept_from_the_network_and_loaded_only_when_it_is_needed():
-    compose = compose_to_dict(A.Compose([A.HorizontalFlip()]))
-    code = (
-        "import os, sys; import imgclf.transforms.albumentations_pipeline as a\n"
-        "from imgclf.core.config import PreprocessConfig\n"
-        "assert 'albumentations' not in sys.modules and 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
-        "import numpy as np\n"
-        f"recipe = PreprocessConfig(size=(4, 4), compose={dict(compose)!r})\n"
-        "a.Augmenter(recipe)(np.zeros((4, 4, 3), np.uint8), 0)\n"
-        "assert 'albumentations' in sys.modules and os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
