@@ -1,4 +1,4 @@
-"""The bytes of a model file: a safetensors header that is trusted in nothing, and a checksum over all it stands for.
+"""The bytes of a model file: safetensors, with a manifest and a checksum over all that it holds.
 
 The format is that of https://huggingface.co/docs/safetensors: eight bytes with the header's length, the header as JSON,
 the tensors. Errors here are `ModelFileError` without the file's name, which the caller adds.
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from operator import index
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 from imgclf.core.errors import ModelFileError
 from imgclf.core.text import shorten
 
+T = TypeVar("T")
+
 MAX_HEADER = 8_000_000  # bytes; a network with 1,000 classes and 1,000 tensors needs some 200,000
-FORMAT_MAX_HEADER = 100_000_000  # what the safetensors format itself allows
 BESIDE = "unknown:"  # how the tensors are called that are no weights; no layer's name has a colon
-MAX_AXES = 8
 CHUNK = 1 << 20
 DTYPES = {  # the name in the file: (the name in torch, bytes an element)
     "F64": ("float64", 8),
@@ -72,25 +72,47 @@ class Raw(NamedTuple):
     data: memoryview
 
 
-def read_header(stream: BinaryIO, total: int | None = None) -> Header:
-    """The header of the file in `stream`, checked against the format and its length: `total`, or what is there."""
+def read_header(stream: BinaryIO) -> Header:
+    """The header of the file in `stream`: the manifest, and what the checksum is over, which tells any damage.
+
+    What it says of the tensors is checked by `read_tensors`. Raises `ModelFileError`.
+    """
     start = stream.read(9)
-    total = stream.seek(0, os.SEEK_END) if total is None else total
     size = int.from_bytes(start[:8], "little")
     if len(start) == 9 and (start[8:] != b"{" or size > MAX_HEADER):
         _refuse(start, size)
-    if len(start) < 9 or size > total - 8:
-        raise ModelFileError(f"truncated: {total} bytes end within the header; copy the file again or train again")
-    stream.seek(8)
-    entries = parse_json(stream.read(size), "header")
+    text = start[8:] + (stream.read(size - 1) if len(start) == 9 else b"")
+    if len(text) < max(size, 1):
+        raise ModelFileError("truncated: the file ends within its header; copy it again or train again")
+    entries = parse_json(text, "header")
     texts = entries.pop("__metadata__", None)
     if not isinstance(texts, dict) or not isinstance(texts.get("imgclf"), str):
         raise ModelFileError("has no imgclf manifest: a safetensors file, but not a model that imgclf saved")
     if texts.keys() != {"imgclf", "sha256"} or not texts["imgclf"].isascii():
         raise ModelFileError("corrupt: the metadata are not an ASCII manifest and its sha256")
     tensors = {name: _parse_entry(name, entry) for name, entry in entries.items()}
-    _check_layout(tensors, total - 8 - size)
     return Header(8 + size, texts["imgclf"], texts["sha256"], tensors)
+
+
+def _parse_entry(name: str, entry: Any) -> Stored:
+    try:
+        stored = Stored(entry["dtype"], tuple(entry["shape"]), *map(index, entry["data_offsets"]))
+        if stored.dtype in DTYPES and 0 <= stored.begin <= stored.end:
+            return stored
+    except (TypeError, KeyError):
+        pass
+    raise ModelFileError(f"corrupt: the header's entry for the tensor {shorten(repr(name))} is malformed")
+
+
+def read_tensors(stream: BinaryIO, load: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
+    """All tensors of a file, as `load` of `safetensors.torch` or `safetensors.numpy` gives them."""
+    from safetensors import SafetensorError
+
+    stream.seek(0)
+    try:
+        return load(stream.read())
+    except SafetensorError as error:
+        raise ModelFileError(f"corrupt: {error}") from None
 
 
 def checksum(stream: BinaryIO, header: Header) -> str:
@@ -137,16 +159,15 @@ def _chunks(stream: BinaryIO, begin: int, left: int) -> Iterator[bytes]:
     while left:
         chunk = stream.read(min(left, CHUNK))
         if not chunk:
-            raise ModelFileError("truncated while it was read; wait until it is written, and try again")
+            raise ModelFileError("truncated: the file ends within a tensor; copy it again or train again")
         yield chunk
         left -= len(chunk)
 
 
 def parse_json(source: str | bytes, what: str) -> dict[str, Any]:
-    """A JSON object in which no key comes twice and every number is finite; `what` names it in the error."""
+    """A JSON object in which every number is finite; `what` names it in the `ModelFileError`."""
     try:
-        text = source.decode("utf-8") if isinstance(source, bytes) else source
-        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(source, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ModelFileError(f"corrupt: the {what} is nested too deeply") from None
     except ValueError as error:
@@ -157,51 +178,13 @@ def parse_json(source: str | bytes, what: str) -> dict[str, Any]:
 
 
 def _refuse(start: bytes, size: int) -> NoReturn:
-    if start[8:] == b"{" and size <= FORMAT_MAX_HEADER:
+    if start[8:] == b"{":
         raise ModelFileError(f"has a header of {size:,} bytes; imgclf reads up to {MAX_HEADER:,}")
     look = next((f" (it looks like {what})" for magic, what in FOREIGN.items() if start.startswith(magic)), "")
     raise ModelFileError(
-        f"is not a safetensors file{look}; files of other formats can run code when they are opened, so they never "
-        "are: give a model.safetensors that imgclf saved"
+        f"is not a safetensors file{look}; other formats can run code when they are opened, so they are never opened: "
+        "give a model.safetensors that imgclf saved"
     )
-
-
-def _parse_entry(name: str, entry: Any) -> Stored:
-    malformed = ModelFileError(f"corrupt: the header's entry for the tensor {shorten(repr(name))} is malformed")
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise malformed
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES or not _are_sizes(shape) or not _are_sizes(offsets):
-        raise malformed
-    if len(shape) > MAX_AXES or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype][1]:
-        raise malformed
-    return Stored(dtype, tuple(shape), *offsets)
-
-
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _check_layout(tensors: Mapping[str, Stored], length: int) -> None:
-    """The tensors must fill the rest of the file exactly: no gap, no overlap, nothing left over."""
-    end = 0
-    for stored in sorted(tensors.values(), key=lambda stored: (stored.begin, stored.end)):
-        if stored.begin != end:
-            raise ModelFileError("corrupt: the tensors overlap or leave gaps")
-        end = stored.end
-    if end > length:
-        raise ModelFileError(f"truncated: {end - length} bytes are missing; copy the file again or train again")
-    if end < length:
-        raise ModelFileError(f"corrupt: {length - end} bytes belong to no tensor")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in values:
-            raise ModelFileError(f"corrupt: the key {shorten(repr(name))} comes twice")
-        values[name] = value
-    return values
 
 
 def _finite(text: str) -> float:

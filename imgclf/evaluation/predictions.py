@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from imgclf.core.errors import DataError, ImgclfError
 from imgclf.core.files import write_atomic
 from imgclf.core.results import Evaluation
-from imgclf.core.tensor_file import Header, Raw, checksum, pack, parse_json, read_header
+from imgclf.core.tensor_file import Header, Raw, checksum, pack, parse_json, read_header, read_tensors
 from imgclf.core.text import printable
 from imgclf.evaluation.calibration import measure_calibration
 from imgclf.evaluation.intervals import evaluation_intervals
@@ -175,8 +175,7 @@ def _parse(stream: BinaryIO) -> Predictions:
     temperature = _manifest(header).get("temperature")
     if checksum(stream, header) != header.sha256:
         raise DataError("its checksum does not fit its content")
-    stream.seek(0)
-    tensors = load(stream.read())
+    tensors = read_tensors(stream, load)
     found = {name: str(tensor.dtype) for name, tensor in tensors.items()}
     if found != TENSORS:
         raise DataError(f"expected the tensors {TENSORS}, got {found}")

@@ -23,7 +23,7 @@ from imgclf.core.arguments import as_path
 from imgclf.core.config import ModelConfig, PreprocessConfig, from_dict, to_dict
 from imgclf.core.errors import ImgclfError, ModelFileError
 from imgclf.core.files import write_atomic
-from imgclf.core.tensor_file import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header
+from imgclf.core.tensor_file import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, read_tensors
 from imgclf.core.text import printable, shorten
 from imgclf.core.version import __version__
 from imgclf.storage.run_folder import locate
@@ -170,7 +170,7 @@ def save_weights(
             tensors |= {BESIDE + name: from_numpy(array.copy()) for name, array in arrays.items()}
         _check_finite(tensors)
         parts = pack(raw_tensors(tensors), _to_json(manifest))
-        header = read_header(io.BytesIO(parts[0]), sum(map(len, parts)))
+        header = read_header(io.BytesIO(parts[0]))
         _check_fit(header.tensors, _parse_manifest(parse_json(header.manifest, "manifest")))
     write_atomic(target, *parts)
 
@@ -234,8 +234,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, OodDe
             raise ModelFileError("corrupt: the checksum does not match; copy the file again or train again")
         manifest = _parse_manifest(values)
         _check_fit(header.tensors, manifest)
-        stream.seek(0)
-        tensors = safetensors_torch.load(stream.read())
+        tensors = read_tensors(stream, safetensors_torch.load)
         _check_finite(tensors)
         arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.unknown.get("shapes", {})}
         unknown = OodDetector(**arrays) if arrays else None
