@@ -515,8 +515,8 @@ class TrainView(ShowsWarnings):
         state = event.state
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
         self.resumed_after, self._epochs = state.epoch, state.epochs
-        if state.epoch or state.position:
-            within = f", step {state.position} of {state.steps_per_epoch}" if state.position else ""
+        if state.epoch or state.batch_index:
+            within = f", step {state.batch_index} of {state.steps_per_epoch}" if state.batch_index else ""
             console.say(f"       going on after epoch {state.epoch}{within}")
         if state.epochs:
             console.say("")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -54,10 +53,10 @@ from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_data import reading_options, source_of_run
 from imgclf.storage.run_folder import NOT_PLACES, SPLIT, Run, require_free
 from imgclf.training.acceleration import launch_bound
+from imgclf.training.batch_size import has_batch_norms, probe_batch_size, steps_per_epoch
 from imgclf.training.defaults import resolve_config, suited_augment, suited_resize_mode, suited_size
 from imgclf.training.events import Callback, Event, notify, progress_of, with_warnings
 from imgclf.training.linear_probe import linear_head
-from imgclf.training.step import has_batch_norms, probe_batch_size
 from imgclf.transforms.presets import limited, preset_steps
 
 CPU = torch.device("cpu")
@@ -125,8 +124,7 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """The optimizer steps of an epoch."""
-        config = self.experiment.train
-        return min(self.train_loader.steps(config.drop_last), config.epoch_steps or sys.maxsize)
+        return steps_per_epoch(self.model, self.train_loader, self.experiment.train)
 
     def loader(self, samples: Sequence[Sample], **options: Any) -> Loader:
         """A loader of some samples as in training; `options` are those of `Loader` that shall differ."""

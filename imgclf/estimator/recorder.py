@@ -176,7 +176,7 @@ class Recorder:
     def __init__(self, run: Run | None, plan: Plan, state: Mapping[str, Any] | None = None) -> None:
         self.run = run
         self._plan = plan
-        self._before: Mapping[str, str] = {} if state is None else state["lost"]
+        self._before: Mapping[str, str] = {} if state is None else state["unreadable"]
         self._fresh = state is None
         self._training = False
         self._written = -1
@@ -289,7 +289,7 @@ class Recorder:
         if self._plan.experiment.keep == "all":
             folder = self._path / "epochs"
             folder.mkdir(exist_ok=True)
-            with swapped_weights(state.model, state.mean):
+            with swapped_weights(state.model, state.ema):
                 save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, manifest_of(self._plan))
 
     def _save_best(self, state: TrainState) -> None:

@@ -31,7 +31,7 @@ from imgclf.storage.model_file import read_manifest
 from imgclf.training.defaults import EPOCHS
 from imgclf.training.events import Callback, notify, progress_of
 from imgclf.training.linear_probe import fit_probe_on_features
-from imgclf.training.optim import class_weights
+from imgclf.training.loss import class_weights
 from imgclf.training.throughput import train_rate
 from imgclf.transforms.ops_cpu import LUMA
 from imgclf.transforms.preprocess import to_input

@@ -19,8 +19,8 @@ from imgclf.estimator.plan import Plan, make_plan, open_and_split
 from imgclf.estimator.settings import Request, choose_experiment
 from imgclf.estimator.warm_start import fit_to_time, seconds_a_step
 from imgclf.evaluation.inference import infer
+from imgclf.training.batch_size import step_memory
 from imgclf.training.events import Callback
-from imgclf.training.step import step_memory
 
 LOOKED_AT = 64  # images whose forward pass is measured
 WIDTH = 80  # of a line of Python

@@ -31,7 +31,7 @@ from imgclf.studies.scaling_law import FEWEST, FittedLaw, HalvedClass, Wrong, cl
 from imgclf.training.defaults import resolve_config
 from imgclf.training.events import Callback, Event, Progressed, ShowsWarnings, StepEnded, notify
 from imgclf.training.linear_probe import STRENGTHS, features_of, fit_logistic, linear_head
-from imgclf.training.optim import class_weights
+from imgclf.training.loss import class_weights
 
 # How often each part of the training images is drawn; a full training costs much more than a head on features.
 DRAWS = {0.1: 10, 0.2: 8, 0.4: 5, 0.8: 3, 1.0: 1}

@@ -24,13 +24,13 @@ from imgclf.core.results import EpochRecord
 from imgclf.runtime import distributed
 from imgclf.training.state import TrainState
 
-FORMAT = 7
+FORMAT = 8
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing
 PLAIN = (
     "epoch",
-    "position",
+    "batch_index",
     "images",
     "epochs",
     "steps_per_epoch",
@@ -72,24 +72,24 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
     """Write the state; the one before is kept until the new one is whole, and one writing longer.
 
     `random` says where the random numbers of every process stand, by its rank.
-    Between epochs the weights are those of `state.good`, and the file holds each tensor once.
+    Between epochs the weights are those of `state.last_good`, and the file holds each tensor once.
     """
-    between = state.position == 0
+    between = state.batch_index == 0
     content = {
         "format": FORMAT,
         "config": asdict(state.config),
         **{name: getattr(state, name) for name in PLAIN},
         "spent": state.seconds(),
-        "sums": state.sums,
+        "metric_sums": state.metric_sums,
         "history": [asdict(record) for record in state.history],
         "best": state.best,
         "best_losses": state.best_losses,
         "valid": list(state.valid),
-        "lost": state.lost,
-        "good": state.good,
-        "model": state.good[0] if between else state.model.state_dict(),
-        "optimizer": state.good[1] if between else state.optimizer.state_dict(),
-        "mean": state.good[2] if between else state.mean,
+        "unreadable": state.unreadable,
+        "last_good": state.last_good,
+        "model": state.last_good[0] if between else state.model.state_dict(),
+        "optimizer": state.last_good[1] if between else state.optimizer.state_dict(),
+        "ema": state.last_good[2] if between else state.ema,
         "scaler": state.scaler.state_dict(),
         "rng": list(random),
     }
@@ -112,7 +112,7 @@ def checkpoint_bytes(state: TrainState) -> int:
     """About how large a written state gets: the weights three times, their mean and what the optimizer keeps twice."""
     weights: int = sum(tensor.nbytes for tensor in state.model.state_dict().values())
     kept = 2 if state.config.optimizer != "sgd" else int(state.config.momentum > 0)
-    return weights * (3 + 2 * kept + 2 * bool(state.mean))
+    return weights * (3 + 2 * kept + 2 * bool(state.ema))
 
 
 def require_space(state: TrainState, folder: Path) -> None:
@@ -170,12 +170,12 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
     state.scaler.load_state_dict(content["scaler"])
     for name in set(PLAIN) - {"epochs", "steps_per_epoch"}:
         setattr(state, name, content[name])
-    state.sums.copy_(content["sums"])
-    for name, tensor in state.mean.items():
-        tensor.copy_(content["mean"][name])
-    state.step, state.spent = state.position, content["spent"]
+    state.metric_sums.copy_(content["metric_sums"])
+    for name, tensor in state.ema.items():
+        tensor.copy_(content["ema"][name])
+    state.step, state.spent = state.batch_index, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
-    state.best, state.good, state.lost = content["best"], content["good"], content["lost"]
+    state.best, state.last_good, state.unreadable = content["best"], content["last_good"], content["unreadable"]
     if content["best_losses"] is not None:
         losses = dict(zip(content["valid"], content["best_losses"].tolist(), strict=True))
         state.best_losses = torch.tensor([losses.get(ref, math.nan) for ref in state.valid], dtype=torch.float64)

@@ -20,8 +20,9 @@ from imgclf.data.loading.loader import Batch
 from imgclf.runtime import distributed
 from imgclf.training.acceleration import launch_bound
 from imgclf.training.events import Callback, CaptureFailed, notify
+from imgclf.training.loss import batch_weight
 from imgclf.training.state import TrainState
-from imgclf.training.step import BufferSnapshot, accumulate, batch_weight, learn, update_weights
+from imgclf.training.step import BufferSnapshot, accumulate_gradients, train_step
 
 WARM_UPS = 3
 
@@ -64,7 +65,7 @@ def cuda_capture(step: Callable[[], None], device: torch.device) -> Callable[[],
 
 
 class GraphedStep:
-    """`learn`, replayed for batches of the planned size; those of other sizes and blended ones are learnt as usual.
+    """`train_step`, replayed for batches of the planned size; other sizes and blended ones take ordinary steps.
 
     Where capturing fails, callbacks get `CaptureFailed`, and all steps from this one on are ordinary.
     """
@@ -76,43 +77,43 @@ class GraphedStep:
         self._key: tuple[object, ...] = ()
         self._replay: Callable[[Batch], None] | None = None
 
-    def __call__(self, state: TrainState, batch: Batch, recipe: PreprocessConfig, rewind: BufferSnapshot) -> int:
-        """One optimizer step, as `learn` takes it. Gives the number of the batch's images."""
+    def __call__(self, state: TrainState, batch: Batch, preprocess: PreprocessConfig, snapshot: BufferSnapshot) -> int:
+        """One optimizer step, as `train_step` takes it. Gives the number of the batch's images."""
         images = len(batch.targets)
         if images == state.config.batch_size <= state.micro_batch_size and batch.mix is None and not self._failed:
             # A retry replaces tensors, and weights thaw after the first epochs.
-            key = (batch.pixels.shape, recipe, state.retries, state.epoch < state.config.freeze_epochs)
+            key = (batch.pixels.shape, preprocess, state.retries, state.epoch < state.config.freeze_epochs)
             if key != self._key:
-                self._record(state, batch, recipe, rewind)
+                self._record(state, batch, preprocess, snapshot)
                 self._key = key
             if self._replay is not None:
                 self._replay(batch)
                 return images
-        return learn(state, batch, recipe, rewind)
+        return train_step(state, batch, preprocess, snapshot)
 
-    def _record(self, state: TrainState, batch: Batch, recipe: PreprocessConfig, rewind: BufferSnapshot) -> None:
+    def _record(self, state: TrainState, batch: Batch, preprocess: PreprocessConfig, snapshot: BufferSnapshot) -> None:
         self._replay = None  # gives its memory back before the next one takes its own
         try:
-            self._replay = _recorded(self._capture, state, batch, recipe, rewind)
+            self._replay = _recorded(self._capture, state, batch, preprocess, snapshot)
         except (RuntimeError, MemoryError) as error:
             self._failed = True
             notify(self._callbacks, CaptureFailed(f"{type(error).__name__}: {error}".partition("\n")[0]))
 
 
 def _recorded(
-    capture: Capture, state: TrainState, batch: Batch, recipe: PreprocessConfig, rewind: BufferSnapshot
+    capture: Capture, state: TrainState, batch: Batch, preprocess: PreprocessConfig, snapshot: BufferSnapshot
 ) -> Callable[[Batch], None]:
     """What takes a step on a batch of the same size; leaves the state as it is."""
     pixels, targets = (tensor.to(state.device, copy=True) for tensor in (batch.pixels, batch.targets))
     static = batch._replace(pixels=pixels, targets=targets)
     lrs = [torch.zeros((), device=state.device) for _ in state.optimizer.param_groups]
-    counts = state.sums.new_tensor([len(targets), 1])
+    counts = state.metric_sums.new_tensor([len(targets), 1])
 
     def step() -> None:
-        sums = accumulate(state, static, recipe, batch_weight(targets, None, state.class_weights))
+        sums = accumulate_gradients(state, static, preprocess, batch_weight(targets, None, state.class_weights))
         with _capturable(state.optimizer, lrs):
-            update_weights(state)
-        state.sums += sums * counts
+            state.optimizer.step()  # neither scaled nor clipped: such steps are not captured
+        state.metric_sums += sums * counts
         state.optimizer.zero_grad(set_to_none=True)  # backward, when recorded, makes its own in the graph's pool
 
     def replay(batch: Batch) -> None:
@@ -122,7 +123,7 @@ def _recorded(
             lr.fill_(group["lr"])
         run()
 
-    with _undone(state, rewind):
+    with _undone(state, snapshot):
         run = capture(step, state.device)
     return replay
 
@@ -143,14 +144,14 @@ def _capturable(optimizer: torch.optim.Optimizer, lrs: Sequence[torch.Tensor]) -
 
 
 @contextmanager
-def _undone(state: TrainState, rewind: BufferSnapshot) -> Iterator[None]:
+def _undone(state: TrainState, snapshot: BufferSnapshot) -> Iterator[None]:
     """Take back, in place, what steps do to the weights, the optimizer, the sums, buffers and random numbers."""
 
     def changed() -> list[torch.Tensor]:
         known = [tensor for kept in state.optimizer.state.values() for tensor in kept.values()]
-        return [*state.model.parameters(), *known, state.sums]
+        return [*state.model.parameters(), *known, state.metric_sums]
 
-    rewind.note()
+    snapshot.take()
     before = {tensor: tensor.detach().clone() for tensor in changed()}
     try:
         yield
@@ -158,4 +159,4 @@ def _undone(state: TrainState, rewind: BufferSnapshot) -> Iterator[None]:
         with torch.no_grad():
             for tensor in changed():  # what an optimizer has made begins as zeros
                 tensor.copy_(before[tensor]) if tensor in before else tensor.zero_()
-        rewind.back()
+        snapshot.restore()

@@ -1,4 +1,4 @@
-"""Which weights are kept: the running mean of those that are learnt, where valid says so and chance does not."""
+"""The running mean of the weights (EMA), and which weights are kept: those that valid calls better, chance aside."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from imgclf.training.state import TrainState, Weights
 SPAN = 1 / 3  # of all steps, at most, over which the mean runs
 
 
-def start_mean(state: TrainState) -> Weights:
+def start_ema(state: TrainState) -> Weights:
     """The running mean before the first step; nothing where none is wanted."""
     return copied(state.model.state_dict()) if state.config.ema else {}
 
 
-def update_mean(state: TrainState) -> None:
+def update_ema(state: TrainState) -> None:
     """Let the running mean follow the weights by one step: exponentially, over the last 1 / (1 - decay) steps, and in a
     short run over a third of them, lest it be the start."""
     steps = max(1.0, SPAN * state.steps_per_epoch * state.epochs)
     decay = min(state.config.ema or 0.0, 1 - 1 / steps)
     weights = state.model.state_dict()
     moving = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([state.mean[name] for name in moving], [weights[name] for name in moving], 1 - decay)
+    torch._foreach_lerp_([state.ema[name] for name in moving], [weights[name] for name in moving], 1 - decay)
     for name in weights.keys() - moving:
-        state.mean[name].copy_(weights[name])
+        state.ema[name].copy_(weights[name])
 
 
 def copied(weights: Weights) -> Weights:

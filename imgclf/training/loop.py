@@ -7,8 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,13 +30,14 @@ from imgclf.evaluation.inference import infer
 from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.models.build import head_of
 from imgclf.runtime import distributed
-from imgclf.runtime.compute import all_finite, enough_threads, kept_memory, memory_format_of, step_flops
+from imgclf.runtime.compute import all_finite, enough_threads, memory_format_of, step_flops
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.runtime.random import drawing, seeded
 from imgclf.training.acceleration import compiled, should_compile, tuned
+from imgclf.training.batch_size import drops_last, needs_two_images, steps_per_epoch
 from imgclf.training.checkpoint import CheckpointSchedule, remove_leftovers, require_space, restore, save_checkpoint
 from imgclf.training.cuda_graph import GraphedStep, should_capture
-from imgclf.training.ema import copied, is_better, start_mean, swapped_weights, update_mean
+from imgclf.training.ema import copied, is_better, start_ema, swapped_weights, update_ema
 from imgclf.training.events import (
     BaselineMeasured,
     BatchDivided,
@@ -56,9 +57,11 @@ from imgclf.training.events import (
 from imgclf.training.fast_backward import fast_gradients
 from imgclf.training.interrupt import Interrupts, graceful_interrupts
 from imgclf.training.linear_probe import soften_head
-from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
+from imgclf.training.loss import class_weights
+from imgclf.training.optim import make_optimizer, set_lr
+from imgclf.training.schedule import lr_factor
 from imgclf.training.state import TrainState, Weights
-from imgclf.training.step import BufferSnapshot, learn, needs_pairs
+from imgclf.training.step import BufferSnapshot, train_step
 
 MAX_RETRIES = 3
 LOOK_EVERY = 50  # steps between looks at the loss on a device that a look makes wait
@@ -80,9 +83,9 @@ class _Run:
     valid: Loader | None
     callbacks: Sequence[Callback]
     checkpoint: Path | None
-    thrift: CheckpointSchedule
+    schedule: CheckpointSchedule
     interrupts: Interrupts
-    rewind: BufferSnapshot
+    snapshot: BufferSnapshot
     step: Callable[[TrainState, Batch, PreprocessConfig, BufferSnapshot], int]
 
 
@@ -98,29 +101,72 @@ def train(
     keep_start: bool = False,
     endless: bool = False,
 ) -> History:
-    """Train `model` in place; it ends in evaluation mode, with the weights of the epoch of lowest valid loss or, with
-    `config.ema`, their running mean: of the last epoch, where `valid` is None or the schedule falls to 0 and none is
-    surely better. With `keep_start` the weights as they are given count as well: others must be better on valid, by
-    more than chance. With label smoothing the loss on valid is that at the temperature which suits the valid images
-    best. With `endless` it goes on in the manner of the planned epochs until a callback raises.
+    """Train `model` in place; it ends in evaluation mode, with the weights that are kept.
 
-    `config.epochs`, `config.lr` and `config.batch_size` must be set. With `checkpoint` the state is saved there within
-    every `config.checkpoint_every` seconds, and when training ends; `resume` is such a state, from `load_checkpoint`.
+    These are the weights of the epoch of lowest valid loss or, with `config.ema`, their running mean: of the last
+    epoch, where `valid` is None or the schedule falls to 0 and none is surely better. With label smoothing the loss on
+    valid is that at the temperature which suits the valid images best.
+
     Ctrl-C, SIGTERM and SIGHUP end training after the step that is under way and keep what was learnt; the second one
     is a `KeyboardInterrupt` at once. A loss that is not finite takes the model back to the last good epoch with half
-    the learning rate, at most three times, then raises `TrainingDiverged`. A batch that does not fit into the memory is
-    cut into parts of equal gradient; `OutOfMemory` is raised where a single image does not fit. Random numbers come
-    from the seed alone, also where several threads train, and torch's own generators stay where they are.
+    the learning rate. A batch that does not fit into the memory is cut into parts of equal gradient. Random numbers
+    come from the seed alone, also where several threads train, and torch's own generators stay where they are.
+
+    Args:
+        config: with `epochs`, `lr` and `batch_size` set.
+        checkpoint: where the state is saved within every `config.checkpoint_every` seconds and when training ends.
+        resume: such a state, from `load_checkpoint`.
+        keep_start: the weights as they are given count as well: others must be better on valid, by more than chance.
+        endless: go on in the manner of the planned epochs until a callback raises.
+
+    Raises:
+        TrainingDiverged: after three times of going back.
+        OutOfMemory: where a single image does not fit.
     """
-    callbacks, state_file = as_callbacks(callbacks), None if checkpoint is None else as_path("checkpoint", checkpoint)
     require("config", config, TrainConfig)
     require("loader", loader, Loader)
-    device = pick_device(config.device)
+    state_file = None if checkpoint is None else as_path("checkpoint", checkpoint)
+    state = initial_state(model, loader, config, pick_device(config.device))
+    state.valid = () if valid is None else tuple(sample.ref for sample in valid.samples)
+    with _prepared(state, loader, valid, as_callbacks(callbacks), state_file, resume, endless=endless) as run:
+        if resume is None and keep_start:
+            _measure_start(state, run)
+        if state.best and (state.epoch, state.batch_index) == (0, 0):
+            _soften_start(state)
+        for _ in _epochs_left(state):
+            began = time.perf_counter()
+            try:
+                for batch in _batches_left(state, loader):
+                    _begin_step(state, run, batch)
+                    part_size = state.micro_batch_size
+                    with drawing(state.random, state.device):
+                        state.images += run.step(state, batch, loader.recipe, run.snapshot)
+                    _end_step(state, run, part_size)
+                    if state.time_used() >= 1:
+                        break
+                _end_epoch(state, run, began)
+            except _NotFinite:
+                _step_back(state, run)
+    return state.result()
+
+
+@contextmanager
+def _prepared(
+    state: TrainState,
+    loader: Loader,
+    valid: Loader | None,
+    callbacks: Sequence[Callback],
+    checkpoint: Path | None,
+    resume: dict[str, Any] | None,
+    *,
+    endless: bool,
+) -> Iterator[_Run]:
+    """Set up threads, kernels, signals and the state to resume from; in the end the model is that to keep."""
+    model, device, config = state.model, state.device, state.config
     with ExitStack() as stack:
-        stack.enter_context(kept_memory(device))
         stack.callback(model.eval)
-        state = initial_state(model, loader, config, device)
-        flops = step_flops(model, _example(loader, device), config.batch_size)
+        example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
+        flops = step_flops(model, example, config.batch_size)
         stack.enter_context(enough_threads(flops))
         stack.enter_context(tuned(device))
         whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
@@ -131,22 +177,17 @@ def train(
         if not compiles:
             stack.enter_context(fast_gradients(device, state.precision, flops))
         interrupts = stack.enter_context(graceful_interrupts())
-        state.valid = tuple(sample.ref for sample in valid.samples) if valid is not None else ()
         if resume is not None:
             restore(state, resume)
-        if state_file is not None:
-            remove_leftovers(state_file)
-            require_space(state, state_file.parent)
-        thrift, rewind = CheckpointSchedule(config.checkpoint_every), BufferSnapshot(model, device)
-        step = GraphedStep(callbacks) if captured else learn
-        run = _Run(loader, valid, callbacks, state_file, thrift, interrupts, rewind, step)
+        if checkpoint is not None:
+            remove_leftovers(checkpoint)
+            require_space(state, checkpoint.parent)
+        schedule, snapshot = CheckpointSchedule(config.checkpoint_every), BufferSnapshot(model, device)
+        step = GraphedStep(callbacks) if captured else train_step
+        run = _Run(loader, valid, callbacks, checkpoint, schedule, interrupts, snapshot, step)
         notify(callbacks, TrainingStarted(state))
         try:
-            if keep_start and resume is None:
-                _weigh_start(state, run)
-            if state.best and (state.epoch, state.position) == (0, 0):
-                _leave_to_learn(state)
-            _epochs(state, run)
+            yield run
         except (_Interrupted, KeyboardInterrupt) as error:
             _end_early(state, run, error)
         except Exception:
@@ -155,29 +196,27 @@ def train(
         if state.best:
             model.load_state_dict(state.best)
         notify(callbacks, TrainingEnded(state))
-        return state.result()
 
 
 def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.device) -> TrainState:
     """The state before the first step, with the model on the device; raises `ConfigError` for what can't be trained."""
+    rank, processes = distributed.shard()
     if config.epochs is None or config.lr is None or config.batch_size == 0:
         raise ConfigError("train needs a config with epochs, lr and batch_size set; `resolve_config` chooses them")
-    pairs = needs_pairs(model, config)
-    if pairs and config.batch_size < 2 * distributed.shard()[1]:
+    if config.minutes is not None and processes > 1:
+        raise ConfigError("minutes is for one process, as each has a clock of its own; set the epochs instead")
+    two_images = needs_two_images(model, config)
+    if two_images and config.batch_size < 2 * processes:
         raise ConfigError(
             f"batch_size is {config.batch_size}, and this network's batch norms need at least 2 images in each process "
             "(or --freeze-norm)"
         )
-    if pairs and len(loader) < 2:
+    if two_images and len(loader) < 2:
         raise DataError("there is one image to train on, and this network's batch norms need at least 2")
-    too_few = 1 if distributed.shard()[1] == 1 else 2 * distributed.shard()[1] - 1  # two for each process
-    drop_last = config.drop_last or (pairs and 0 < len(loader) % config.batch_size <= too_few)
     distributed.sync_norms(model, device)
     model.to(device, memory_format=memory_format_of(model))  # type: ignore[call-overload]
     distributed.share(model.state_dict().values())
     precision = pick_precision(config.precision, device)
-    if config.minutes is not None and distributed.shard()[1] > 1:
-        raise ConfigError("minutes is for one process, as each has a clock of its own; set the epochs instead")
     weights = class_weights(loader.targets, len(loader.classes), config.class_weights)
     state = TrainState(
         model=model,
@@ -187,79 +226,106 @@ def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device:
         device=device,
         precision=precision,
         epochs=config.epochs,
-        steps_per_epoch=min(loader.steps(drop_last), config.epoch_steps or sys.maxsize),
-        drop_last=drop_last,
-        pairs=pairs,
+        steps_per_epoch=steps_per_epoch(model, loader, config),
+        drop_last=drops_last(model, loader, config),
+        needs_two_images=two_images,
         micro_batch_size=config.batch_size,
-        sums=torch.zeros(2, device=device),
-        random=seeded(config.seed + distributed.shard()[0], device),  # each process leaves out other units
+        metric_sums=torch.zeros(2, device=device),
+        random=seeded(config.seed + rank, device),  # each process leaves out other units
         class_weights=None if weights is None else weights.to(device),
     )
-    state.mean = start_mean(state)
-    state.good = _snapshot(state)
+    state.ema = start_ema(state)
+    state.last_good = _copy_weights(state)
     return state
 
 
-def _example(loader: Loader, device: torch.device) -> torch.Tensor:
-    recipe = loader.recipe
-    return torch.zeros(1, recipe.channels, *recipe.size, device=device)
-
-
-def _weigh_start(state: TrainState, run: _Run) -> None:
+def _measure_start(state: TrainState, run: _Run) -> None:
     """The weights as they are given are the first to be kept: training must do better on valid."""
     if run.valid is not None:
         result, state.best_losses = _validate(state, run, run.valid)
-        state.best, state.best_loss = state.good[0], result.loss
+        state.best, state.best_loss = state.last_good[0], result.loss
         notify(run.callbacks, BaselineMeasured(result))
     if state.epochs == 0:
         _save(state, run)
 
 
-def _leave_to_learn(state: TrainState) -> None:
+def _soften_start(state: TrainState) -> None:
     """Before the first step: a head that is less sure than that of the start, which stays the one to beat.
 
     It is made from the start, so that a run which goes on from here is not softened a second time.
     """
     soften_head(state.model, state.best, state.config.head_scale or 1.0)
-    state.mean = start_mean(state)
-    state.good = _snapshot(state)
+    state.ema = start_ema(state)
+    state.last_good = _copy_weights(state)
 
 
-def _epochs(state: TrainState, run: _Run) -> None:
+def _epochs_left(state: TrainState) -> Iterator[int]:
+    """The epochs to come, by number, until training is over."""
     while not _over(state):
-        try:
-            _epoch(state, run)
-        except _NotFinite:
-            _step_back(state)
-            notify(run.callbacks, TrainingRetried(state))
-            continue
-        due = run.thrift.affordable() or run.thrift.overdue()
-        if _over(state) or distributed.any_of_all([due and distributed.is_main()], state.device)[0]:
-            _save(state, run)
-        notify(run.callbacks, EpochEnded(state))
+        yield state.epoch
     state.ended = "stopped early" if _out_of_patience(state) and state.epoch < state.epochs else "done"
 
 
-def _epoch(state: TrainState, run: _Run) -> None:
-    """One pass over the training samples, one over the valid samples, and the record of both."""
-    began = time.perf_counter()
-    if state.position == 0:
+def _batches_left(state: TrainState, loader: Loader) -> Iterator[Batch]:
+    """The batches of this epoch that no step was taken on."""
+    if state.batch_index == 0:
         state.step = state.images = 0
-        state.sums.zero_()
+        state.metric_sums.zero_()
     set_mode(state.model, state.config, state.epoch)
-    _steps(state, run)
-    distributed.share([*state.model.buffers(), *state.mean.values()])  # each process has batch statistics of its own
+    batches = loader.epoch(state.epoch, start=state.batch_index, drop_last=state.drop_last)
+    return islice(batches, state.steps_per_epoch - state.batch_index)
+
+
+def _begin_step(state: TrainState, run: _Run, batch: Batch) -> None:
+    """Set the learning rate: by the steps done or, where that is more, by the time used, so that it falls to its end
+    in any case."""
+    assert state.config.lr is not None
+    total = state.epochs * state.steps_per_epoch
+    done = max(state.epoch * state.steps_per_epoch + state.batch_index, int(state.time_used() * total))
+    factor = lr_factor(state.config, done, state.steps_per_epoch, state.epochs)
+    state.lr = state.lr_scale * (state.config.lr * factor)
+    set_lr(state.optimizer, state.lr)
+    notify(run.callbacks, StepStarted(batch))
+
+
+def _end_step(state: TrainState, run: _Run, part_size: int) -> None:
+    """Let the running mean follow, tell of the step, save and stop where it is time to.
+
+    `part_size` is how many images at once the step was to take.
+    """
+    if state.ema:
+        update_ema(state)
+    if state.micro_batch_size < part_size:
+        notify(run.callbacks, BatchDivided(state.config.batch_size, state.micro_batch_size))
+    state.batch_index += 1
+    state.step = state.batch_index
+    if state.device.type == "cpu" or state.step % LOOK_EVERY == 0:
+        _look(state)
+    notify(run.callbacks, StepEnded(state))
+    stop, save = _agreed(state, run)
+    if save:
+        _save(state, run)
+    if stop:
+        raise _Interrupted
+
+
+def _end_epoch(state: TrainState, run: _Run, began: float) -> None:
+    """Validate, keep the weights where they are the best, record the epoch, and save where it is time to."""
+    if state.images == 0:
+        problems = [f"{ref}: {why}" for ref, why in run.loader.lost.items()]
+        raise DataError("none of the training images can be read", problems)
+    _look(state)
+    distributed.share([*state.model.buffers(), *state.ema.values()])  # each process has batch statistics of its own
     _require_finite(state)
-    now = _snapshot(state)
-    kept = now[2] or now[0]  # the mean, where there is one; both are copies that are never changed
+    now = _copy_weights(state)
     result, losses = (None, None) if run.valid is None else _validate(state, run, run.valid)
-    state.good = now
+    state.last_good = now
     best = losses is None or not state.best or is_better(state, losses)
     if best:
-        state.best, state.best_loss = kept, math.inf if result is None else result.loss
-        state.best_losses = losses
+        state.best, state.best_losses = now[2] or now[0], losses  # the running mean, where there is one
+        state.best_loss = math.inf if result is None else result.loss
     state.epoch += 1
-    state.position = 0
+    state.batch_index = 0
     record = EpochRecord(
         epoch=state.epoch,
         train_loss=state.loss,
@@ -271,49 +337,21 @@ def _epoch(state: TrainState, run: _Run) -> None:
         best=best,
     )
     state.history.append(record)
-    _note_lost(state, run)
+    _note_unreadable(state, run)
+    due = run.schedule.affordable() or run.schedule.overdue()
+    if _over(state) or distributed.any_of_all([due and distributed.is_main()], state.device)[0]:
+        _save(state, run)
+    notify(run.callbacks, EpochEnded(state))
 
 
-def _note_lost(state: TrainState, run: _Run) -> None:
+def _note_unreadable(state: TrainState, run: _Run) -> None:
     """Tell of the images that couldn't be read for the first time, in whichever process."""
     own = {**run.loader.lost, **(run.valid.lost if run.valid is not None else {})}
-    new = {ref: why for lost in distributed.gather(own) for ref, why in lost.items() if ref not in state.lost}
+    new = {ref: why for found in distributed.gather(own) for ref, why in found.items() if ref not in state.unreadable}
     if new:
-        state.lost |= new
+        state.unreadable |= new
         run.loader.lost.update(new)
         notify(run.callbacks, ImagesUnreadable(new))
-
-
-def _steps(state: TrainState, run: _Run) -> None:
-    """The optimizer steps of one epoch, from where the state stands; leaves the mean loss and accuracy in it."""
-    loader = run.loader
-    batches = loader.epoch(state.epoch, start=state.position, drop_last=state.drop_last)
-    for batch in islice(batches, state.steps_per_epoch - state.position):
-        state.lr = state.lr_scale * _scheduled_lr(state)
-        set_lr(state.optimizer, state.lr)
-        notify(run.callbacks, StepStarted(batch))
-        before = state.micro_batch_size
-        with drawing(state.random, state.device):
-            state.images += run.step(state, batch, loader.recipe, run.rewind)
-        if state.mean:
-            update_mean(state)
-        if state.micro_batch_size < before:
-            notify(run.callbacks, BatchDivided(state.config.batch_size, state.micro_batch_size))
-        state.position += 1
-        state.step = state.position
-        if state.device.type == "cpu" or state.step % LOOK_EVERY == 0:
-            _look(state)
-        notify(run.callbacks, StepEnded(state))
-        stop, save = _agreed(state, run)
-        if save:
-            _save(state, run)
-        if stop:
-            raise _Interrupted
-        if state.time_used() >= 1:
-            break
-    if state.images == 0:
-        raise DataError("none of the training images can be read", [f"{r}: {why}" for r, why in loader.lost.items()])
-    _look(state)
 
 
 def _agreed(state: TrainState, run: _Run) -> list[bool]:
@@ -321,7 +359,7 @@ def _agreed(state: TrainState, run: _Run) -> list[bool]:
     last = state.step == state.steps_per_epoch
     if state.device.type != "cpu" and distributed.shard()[1] > 1 and state.step % LOOK_EVERY and not last:
         return [False, False]  # to ask makes the device wait
-    return distributed.any_of_all([run.interrupts.count > 0, run.thrift.overdue()], state.device)
+    return distributed.any_of_all([run.interrupts.count > 0, run.schedule.overdue()], state.device)
 
 
 def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, torch.Tensor]:
@@ -336,7 +374,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
             raise _Interrupted
 
     state.model.eval()
-    with swapped_weights(state.model, state.mean), drawing(state.random, state.device):
+    with swapped_weights(state.model, state.ema), drawing(state.random, state.device):
         logits, targets, positions = infer(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
@@ -350,7 +388,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
 
 def _look(state: TrainState) -> None:
     """Read the running figures from the device, and see that they are finite."""
-    loss, hits = distributed.sum_over_all(state.sums.clone()).tolist()
+    loss, hits = distributed.sum_over_all(state.metric_sums.clone()).tolist()
     state.loss, state.accuracy = loss / max(1, state.images), hits / max(1, state.images)
     if not math.isfinite(state.loss):
         raise _NotFinite
@@ -358,16 +396,16 @@ def _look(state: TrainState) -> None:
 
 def _require_finite(state: TrainState) -> None:
     """What is kept or written holds no NaN: neither the weights nor what the optimizer knows of them."""
-    tensors = [*state.model.state_dict().values(), *state.mean.values()]
+    tensors = [*state.model.state_dict().values(), *state.ema.values()]
     tensors += [value for known in state.optimizer.state.values() for value in known.values()]
     if not all_finite(tensors, state.device):
         raise _NotFinite
 
 
 def _save(state: TrainState, run: _Run) -> None:
-    if state.position:  # between epochs it has been seen
+    if state.batch_index:  # between epochs it has been seen
         _require_finite(state)
-    with run.thrift.writing():  # who writes nothing keeps the time as well, or it would be overdue for ever
+    with run.schedule.writing():  # who writes nothing keeps the time as well, or it would be overdue for ever
         random = distributed.gather(state.random)
         if run.checkpoint is not None:
             save_checkpoint(state, run.checkpoint, random)
@@ -386,14 +424,6 @@ def _end_early(state: TrainState, run: _Run, error: BaseException) -> None:
 
 def _over(state: TrainState) -> bool:
     return state.epoch >= state.epochs or state.time_used() >= 1 or _out_of_patience(state)
-
-
-def _scheduled_lr(state: TrainState) -> float:
-    """By the steps that are done or, where that is more, by the time that is used: it falls to its end in any case."""
-    assert state.config.lr is not None
-    step = state.epoch * state.steps_per_epoch + state.position
-    step = max(step, int(state.time_used() * state.epochs * state.steps_per_epoch))
-    return state.config.lr * lr_factor(state.config, step, state.steps_per_epoch, state.epochs)
 
 
 def set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
@@ -418,18 +448,18 @@ def _out_of_patience(state: TrainState) -> bool:
     return state.epoch - best >= state.config.patience
 
 
-def _snapshot(state: TrainState) -> tuple[Weights, dict[str, Any], Weights]:
-    return copied(state.model.state_dict()), copy.deepcopy(state.optimizer.state_dict()), copied(state.mean)
+def _copy_weights(state: TrainState) -> tuple[Weights, dict[str, Any], Weights]:
+    return copied(state.model.state_dict()), copy.deepcopy(state.optimizer.state_dict()), copied(state.ema)
 
 
-def _step_back(state: TrainState) -> None:
+def _step_back(state: TrainState, run: _Run) -> None:
     """Return to the last good weights with half the learning rate, or give up."""
-    weights, optimizer, mean = state.good
+    weights, optimizer, ema = state.last_good
     state.model.load_state_dict(weights)
     state.optimizer.load_state_dict(copy.deepcopy(optimizer))  # it trains on in the tensors that it is given
-    for name, tensor in state.mean.items():  # in place: after a resumption `good` lies on the processor
-        tensor.copy_(mean[name])
-    state.position = 0
+    for name, tensor in state.ema.items():  # in place: after a resumption `last_good` lies on the processor
+        tensor.copy_(ema[name])
+    state.batch_index = 0
     state.retries += 1
     if state.retries > MAX_RETRIES:
         raise TrainingDiverged(
@@ -437,3 +467,4 @@ def _step_back(state: TrainState) -> None:
             f"{MAX_RETRIES} halvings: use a lower --lr (a tenth of it), --clip-norm 1, or --precision fp32"
         )
     state.lr_scale /= 2
+    notify(run.callbacks, TrainingRetried(state))

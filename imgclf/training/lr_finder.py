@@ -14,7 +14,7 @@ from imgclf.core.errors import ConfigError
 from imgclf.core.results import LrCurve
 from imgclf.data.loading.loader import Batch, Loader
 from imgclf.evaluation.inference import Progress
-from imgclf.runtime.compute import enough_threads, kept_memory, step_flops
+from imgclf.runtime.compute import enough_threads, step_flops
 from imgclf.runtime.device import pick_device
 from imgclf.runtime.random import drawing
 from imgclf.training.fast_backward import fast_gradients
@@ -22,7 +22,7 @@ from imgclf.training.linear_probe import soften_head
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
 from imgclf.training.state import TrainState
-from imgclf.training.step import BufferSnapshot, learn
+from imgclf.training.step import BufferSnapshot, train_step
 
 LOWEST, HIGHEST = 1e-7, 10.0
 STEPS = 100
@@ -54,7 +54,7 @@ def find_lr(
     example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
     set_mode(trial, config, 0)
     flops = step_flops(trial, example, config.batch_size)
-    with kept_memory(device), enough_threads(flops), fast_gradients(device, state.precision, flops):
+    with enough_threads(flops), fast_gradients(device, state.precision, flops):
         rates, losses = _rise(state, loader, progress)
     if len(losses) < FEWEST:
         raise ConfigError(
@@ -81,17 +81,17 @@ def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[f
     """The rates that were tried, and the smoothed loss at each."""
     rates: list[float] = []
     losses: list[float] = []
-    rewind, mean = BufferSnapshot(state.model, state.device), 0.0
+    snapshot, mean = BufferSnapshot(state.model, state.device), 0.0
     for i, batch in zip(range(STEPS), _endless(loader, state.drop_last), strict=False):
         rate = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
         set_lr(state.optimizer, rate)
-        state.sums.zero_()
+        state.metric_sums.zero_()
         with drawing(state.random, state.device):
-            images = learn(state, batch, loader.recipe, rewind)
+            images = train_step(state, batch, loader.recipe, snapshot)
         progress(i + 1, STEPS)
         if images == 0:  # none of the batch could be read: no step was taken
             continue
-        loss = state.sums[0].item() / images
+        loss = state.metric_sums[0].item() / images
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smooth = mean / (1 - SMOOTHING ** (len(losses) + 1))
         if not math.isfinite(loss) or (losses and smooth > EXPLODED * min(losses)):

@@ -20,15 +20,15 @@ Weights = dict[str, torch.Tensor]
 class TrainState:
     """Where training stands.
 
-    `pairs` says that a step needs two images at least, for batch norm; `lr_scale` is 1 until the loss diverges.
-    `micro_batch_size` is the largest number of images that go through the network at once. `position` counts the
-    batches of the epoch that are done, `sums` holds their summed loss and hits, float32 (2,) on the device. `spent` are
-    the seconds before training `began` anew. `mean` is the running mean of the weights, where there is one. `best`
-    holds the weights kept so far, `good` the weights, the state of the optimizer and the mean after the last whole
-    epoch; both are never changed in place. `best_losses` are those of the former on the `valid` images (refs), float64
-    (n,), NaN for one that couldn't be read. `lost` are the images of train and valid that couldn't be read at some
-    time, with the reason. `random` is where the random numbers of training stand; torch's own generators are the
-    caller's.
+    `needs_two_images`: a step needs two images at least, for batch norm. `lr_scale` is 1 until the loss diverges.
+    `micro_batch_size` is the largest number of images that go through the network at once. `batch_index` counts the
+    batches of the epoch that are done, `metric_sums` holds their summed loss and hits, float32 (2,) on the device.
+    `spent` are the seconds before training `began` anew. `ema` is the running mean of the weights, where there is one.
+    `best` holds the weights kept so far, `last_good` the weights, the state of the optimizer and the running mean after
+    the last whole epoch; both are never changed in place. `best_losses` are the losses of the former on the `valid`
+    images (refs), float64 (n,), NaN for an unreadable one. `unreadable` are the images of train and valid that couldn't
+    be read at some time, with the reason. `random` is where the random numbers of training stand; torch's own
+    generators are the caller's.
     """
 
     model: nn.Module
@@ -40,12 +40,12 @@ class TrainState:
     epochs: int
     steps_per_epoch: int
     drop_last: bool
-    pairs: bool
+    needs_two_images: bool
     micro_batch_size: int
-    sums: torch.Tensor
+    metric_sums: torch.Tensor
     class_weights: torch.Tensor | None = None
     epoch: int = 0
-    position: int = 0
+    batch_index: int = 0
     step: int = 0
     images: int = 0
     loss: float = 0.0
@@ -57,13 +57,13 @@ class TrainState:
     history: list[EpochRecord] = field(default_factory=list)
     spent: float = 0.0
     began: float = field(default_factory=time.perf_counter)
-    mean: Weights = field(default_factory=dict)
+    ema: Weights = field(default_factory=dict)
     best: Weights = field(default_factory=dict)
     best_loss: float = float("inf")
     best_losses: torch.Tensor | None = None
     valid: tuple[str, ...] = ()
-    lost: dict[str, str] = field(default_factory=dict)
-    good: tuple[Weights, dict[str, Any], Weights] = field(default_factory=lambda: ({}, {}, {}))
+    unreadable: dict[str, str] = field(default_factory=dict)
+    last_good: tuple[Weights, dict[str, Any], Weights] = field(default_factory=lambda: ({}, {}, {}))
     ended: str = "done"
 
     def seconds(self) -> float:

@@ -228,7 +228,7 @@ def test_an_epoch_that_could_not_read_the_hard_images_is_no_better_for_it(source
     assert history.best.epoch > 2
     assert lost == [dict.fromkeys(hard, "cannot be opened: input/output error")]
     content, states = load_checkpoint(file), []
-    assert content["lost"] == lost[0]
+    assert content["unreadable"] == lost[0]
     fewer = loader_of(mixed, samples=mixed.samples[6:])  # as if they had been gone when it was resumed
     again = with_state(TrainingStarted, lambda state: states.append(state.best_losses))
     fit(source, valid=fewer, callbacks=[again], keep={"resume": content}, **options)
@@ -238,7 +238,7 @@ def test_an_epoch_that_could_not_read_the_hard_images_is_no_better_for_it(source
 def test_the_running_mean_is_what_is_judged_and_kept(source):
     seen = []
     note = with_state(
-        EpochEnded, lambda state: seen.append(({k: v.clone() for k, v in state.mean.items()}, weights(state.model)))
+        EpochEnded, lambda state: seen.append(({k: v.clone() for k, v in state.ema.items()}, weights(state.model)))
     )
     options = {"epochs": 4, "lr": 0.1, "schedule": "constant", "label_smoothing": 0.0}
     model, history = fit(source, ema=0.9, callbacks=[note], **options)
@@ -251,7 +251,7 @@ def test_the_running_mean_is_what_is_judged_and_kept(source):
 def test_a_mean_changes_nothing_of_what_is_learnt(source):
     learnt = []
     for ema in (0.0, 0.9):
-        note = with_state(TrainingEnded, lambda state: learnt.append(state.good[0]))
+        note = with_state(TrainingEnded, lambda state: learnt.append(state.last_good[0]))
         fit(source, epochs=4, lr=0.1, ema=ema, callbacks=[note])
     assert equal(*learnt)
 
@@ -279,7 +279,7 @@ def test_training_begins_with_a_softer_head_and_the_start_stays_as_it_was(source
     def look(event):
         if isinstance(event, TrainingStarted | StepEnded):
             seen.append(weights(event.state.model))
-            seen.append(event.state.mean)
+            seen.append(event.state.ema)
 
     keep = {"keep_start": True, "checkpoint": path}
     _, history = fit(source, model, epochs=0, keep=keep, callbacks=[look], **options)  # a start alone is not touched
@@ -452,7 +452,7 @@ def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_never_stopped(sour
         )
     torch.manual_seed(11)
     content = load_checkpoint(file)
-    assert (content["epoch"], content["position"]) == (epoch, 0)
+    assert (content["epoch"], content["batch_index"]) == (epoch, 0)
     resumed, whole_history = fit(source, epochs=4, keep={"checkpoint": file, "resume": content}, **options)
     assert equal(weights(whole), weights(resumed))
     assert figures(history) == figures(whole_history)
@@ -467,7 +467,7 @@ def interrupt(source, file, epoch, step, **options):
     assert history.ended == "interrupted"
     assert len(history) == epoch
     content = load_checkpoint(file)
-    assert (content["epoch"], content["position"]) == (epoch, step)
+    assert (content["epoch"], content["batch_index"]) == (epoch, step)
     return content
 
 
@@ -505,7 +505,7 @@ def test_the_state_is_written_within_an_epoch_too(source, tmp_path, monkeypatch)
     whole, history = fit(source, epochs=2)
     monkeypatch.setattr(checkpoint_module.CheckpointSchedule, "overdue", lambda self: True)
     file, positions = tmp_path / "checkpoint.pt", []
-    note = with_state(CheckpointSaved, lambda state: positions.append((state.epoch, state.position)))
+    note = with_state(CheckpointSaved, lambda state: positions.append((state.epoch, state.batch_index)))
     stop = raising(ZeroDivisionError, at=StepEnded, epoch=1, step=4)
     with pytest.raises(ZeroDivisionError):
         fit(source, epochs=2, callbacks=[note, stop], keep={"checkpoint": file})
@@ -533,7 +533,7 @@ def test_a_signal_in_the_valid_pass_costs_no_step(source, tmp_path, monkeypatch)
     assert "told" in sent
     assert (broken.ended, len(broken)) == ("interrupted", 0)
     content = load_checkpoint(file)
-    assert (content["epoch"], content["position"]) == (0, 5)
+    assert (content["epoch"], content["batch_index"]) == (0, 5)
     resumed, whole_history = fit(source, epochs=2, keep={"resume": content})
     assert equal(weights(whole), weights(resumed))
     assert figures(history) == figures(whole_history)
@@ -561,7 +561,7 @@ def test_no_state_with_nan_is_written(source, tmp_path):
 
     fit(source, callbacks=[with_state(StepEnded, spoil)], keep={"checkpoint": file})
     content = load_checkpoint(file)
-    assert (content["epoch"], content["position"]) == (1, 0)
+    assert (content["epoch"], content["batch_index"]) == (1, 0)
     assert all(tensor.isfinite().all() for tensor in content["model"].values())
 
 

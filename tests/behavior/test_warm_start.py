@@ -161,6 +161,6 @@ def test_training_ends_with_its_time(monkeypatch):
 def test_an_epoch_of_a_few_steps():
     config = {"size": (16, 16), "train": {**EXACT, "epoch_steps": 2, "batch_size": 4}}
     steps = []
-    watch = with_state(StepEnded, lambda state: steps.append((state.epoch, state.position)))
+    watch = with_state(StepEnded, lambda state: steps.append((state.epoch, state.batch_index)))
     Classifier("lenet", weights="none", config=config).fit(halves(sided), epochs=3, callbacks=[watch])
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]

@@ -83,7 +83,7 @@ class Watcher:
         if isinstance(event, TrainingStarted | EpochEnded):
             state = event.state
             self.weights["start" if isinstance(event, TrainingStarted) else "last"] = copied(state.model.state_dict())
-            self.weights["mean"] = copied(state.mean or state.model.state_dict())
+            self.weights["mean"] = copied(state.ema or state.model.state_dict())
 
 
 def run(folder: Path, changes: dict[str, Any], seed: int, epochs: int | None) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
         state = folder / "checkpoint.pt"
         if state.exists():
             content = torch.load(state, weights_only=True)
-            within += content["position"] > 0
+            within += content["batch_index"] > 0
             trained = killed - max(began(folder), state.stat().st_mtime)  # and not kept
             if began(folder) > killed - life and open_run(folder).info["status"] != "done":
                 assert trained <= EVERY + 1.0  # seconds: a step, what the disk takes, and a busy machine
@@ -226,7 +226,7 @@ def test_a_signal_ends_a_run_politely(start, whole, name, code, moment, later):
     check_whole(folder)
     assert open_run(folder).info["status"] == "interrupted"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert (state["epoch"], state["position"]) > (0, 0)
+    assert (state["epoch"], state["batch_index"]) > (0, 0)
     if SLOW or name == "SIGHUP":
         result, said = ended(go_on(start, folder), 120)
         assert result == 0, said

@@ -185,8 +185,8 @@ def test_each_tensor_is_written_once(fit, tmp_path):
     fit(1)
     content = load_checkpoint(tmp_path / "checkpoint.pt")
     for name, tensor in content["model"].items():
-        assert tensor.data_ptr() == content["best"][name].data_ptr() == content["good"][0][name].data_ptr()
-    moments = zip(content["optimizer"]["state"].values(), content["good"][1]["state"].values(), strict=True)
+        assert tensor.data_ptr() == content["best"][name].data_ptr() == content["last_good"][0][name].data_ptr()
+    moments = zip(content["optimizer"]["state"].values(), content["last_good"][1]["state"].values(), strict=True)
     assert all(now[name].data_ptr() == good[name].data_ptr() for now, good in moments for name in now)
 
 

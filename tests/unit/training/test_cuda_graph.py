@@ -23,7 +23,7 @@ from imgclf.training.cuda_graph import GraphedStep, should_capture
 from imgclf.training.events import CaptureFailed
 from imgclf.training.optim import make_optimizer, set_lr
 from imgclf.training.state import TrainState
-from imgclf.training.step import BufferSnapshot, learn
+from imgclf.training.step import BufferSnapshot, train_step
 
 CPU = torch.device("cpu")
 RECIPE = PreprocessConfig(size=(6, 6), channels=1)
@@ -121,9 +121,9 @@ def state_of(model, class_weights=None, **options):
         epochs=1,
         steps_per_epoch=1,
         drop_last=False,
-        pairs=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
+        needs_two_images=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
         micro_batch_size=N,
-        sums=torch.zeros(2),
+        metric_sums=torch.zeros(2),
         class_weights=class_weights,
     )
 
@@ -131,11 +131,11 @@ def state_of(model, class_weights=None, **options):
 def run(state, step, batches, lrs=None):
     """Steps as the loop takes them; the images that were learnt from."""
     torch.manual_seed(1)
-    rewind = BufferSnapshot(state.model, CPU)
+    snapshot = BufferSnapshot(state.model, CPU)
     images = []
     for batch, lr in zip(batches, lrs or [0.1 / (i + 1) for i in range(len(batches))], strict=True):
         set_lr(state.optimizer, lr)
-        images.append(step(state, batch, RECIPE, rewind))
+        images.append(step(state, batch, RECIPE, snapshot))
     return images
 
 
@@ -144,7 +144,7 @@ def everything(state):
     tensors = {f"model {name}": tensor for name, tensor in state.model.state_dict().items()}
     for index, kept in state.optimizer.state_dict()["state"].items():
         tensors |= {f"{name} {index}": tensor for name, tensor in kept.items()}
-    return {name: tensor.clone() for name, tensor in (tensors | {"sums": state.sums}).items()}
+    return {name: tensor.clone() for name, tensor in (tensors | {"sums": state.metric_sums}).items()}
 
 
 def assert_same(state, other, **tolerance):
@@ -159,7 +159,7 @@ def both(batches, lrs=None, model=None, recorders=None, **options):
     model = model or net()
     usual, graphed = state_of(copy.deepcopy(model), **options), state_of(copy.deepcopy(model), **options)
     recorders = Recorders() if recorders is None else recorders
-    counts = run(usual, learn, batches, lrs)
+    counts = run(usual, train_step, batches, lrs)
     assert run(graphed, GraphedStep((), recorders), batches, lrs) == counts
     return usual, graphed, recorders
 
@@ -170,7 +170,7 @@ def test_replayed_steps_are_ordinary_steps(options, class_weights):
     usual, graphed, recorders = both([batch_of(seed=i) for i in range(6)], class_weights=class_weights, **options)
     assert_same(graphed, usual)
     assert recorders.counts == [6]
-    assert graphed.sums[0] > 0
+    assert graphed.metric_sums[0] > 0
 
 
 @pytest.mark.parametrize("model", [net(dropout=0.5), net(norm=True), net(dropout=0.3, norm=True)])
@@ -178,7 +178,7 @@ def test_replayed_steps_are_ordinary_steps(options, class_weights):
 def test_warming_up_leaves_no_trace_in_statistics_and_random_numbers(model, options):
     usual, graphed, _ = both([batch_of(seed=i) for i in range(4)], model=model, **options)
     assert_same(graphed, usual)
-    assert graphed.sums[1] == usual.sums[1]
+    assert graphed.metric_sums[1] == usual.metric_sums[1]
 
 
 @given(st.lists(st.floats(1e-4, 0.3), min_size=2, max_size=5))
@@ -192,12 +192,12 @@ def test_each_step_has_its_learning_rate(lrs):
 def test_groups_may_differ_in_their_learning_rates():
     usual, graphed = state_of(net()), state_of(net())
     graphed_step = GraphedStep((), Recorders())
-    for state, step in ((usual, learn), (graphed, graphed_step)):
-        rewind = BufferSnapshot(state.model, CPU)
+    for state, step in ((usual, train_step), (graphed, graphed_step)):
+        snapshot = BufferSnapshot(state.model, CPU)
         for seed in range(3):
             for group, lr in zip(state.optimizer.param_groups, (0.1, 0.3 / (seed + 1)), strict=True):
                 group["lr"] = lr
-            step(state, batch_of(seed=seed), RECIPE, rewind)
+            step(state, batch_of(seed=seed), RECIPE, snapshot)
     assert_same(graphed, usual)
 
 
@@ -246,7 +246,7 @@ def test_no_gradient_is_left_for_the_recorded_backward_to_write_into():
         grads.extend(parameter.grad for parameter in state.model.parameters())
         return step
 
-    run(state, learn, [batch_of(5)])
+    run(state, train_step, [batch_of(5)])
     run(state, GraphedStep((), capture), [batch_of()])
     assert grads == [None] * 4
 
@@ -295,7 +295,7 @@ def test_the_batch_is_copied():
 def test_a_retry_is_recorded_anew(options):
     """It loads an optimizer's state, which then lies in other tensors."""
     usual, graphed, recorders = state_of(net(), **options), state_of(net(), **options), Recorders()
-    for state, step in ((usual, learn), (graphed, GraphedStep((), recorders))):
+    for state, step in ((usual, train_step), (graphed, GraphedStep((), recorders))):
         run(state, step, [batch_of(seed=0), batch_of(seed=1)])
         weights, known = copy.deepcopy(state.model.state_dict()), copy.deepcopy(state.optimizer.state_dict())
         run(state, step, [batch_of(seed=2)])
@@ -311,7 +311,7 @@ def test_a_retry_is_recorded_anew(options):
 def test_thawed_weights_are_recorded_anew(options):
     usual = state_of(net(), freeze_epochs=1, **options)
     graphed, recorders = state_of(net(), freeze_epochs=1, **options), Recorders()
-    for state, step in ((usual, learn), (graphed, GraphedStep((), recorders))):
+    for state, step in ((usual, train_step), (graphed, GraphedStep((), recorders))):
         for state.epoch in (0, 1):
             state.model[0].requires_grad_(state.epoch == 1)
             run(state, step, [batch_of(seed=10 * state.epoch + i) for i in range(2)])
@@ -331,7 +331,7 @@ def test_a_failed_capture_ends_capturing_and_changes_nothing(options, error, fai
     recorders = Recorders(fail_after=fail_after, error=error)
     step = GraphedStep([told.append], recorders)
     for _ in range(2):
-        assert run(graphed, step, batches) == run(usual, learn, batches)
+        assert run(graphed, step, batches) == run(usual, train_step, batches)
         graphed.retries += 1
     assert_same(graphed, usual, atol=0, rtol=0)
     assert told == [CaptureFailed(f"{error.__name__}: out of luck")]
@@ -349,7 +349,7 @@ def test_a_step_that_waits_for_the_device_is_not_captured():
     told = []
     usual, graphed = (state_of(Asking(net()), optimizer="adamw") for _ in range(2))
     batches = [batch_of(seed=i) for i in range(3)]
-    run(usual, learn, batches)
+    run(usual, train_step, batches)
     run(graphed, GraphedStep([told.append], Recorders()), batches)
     assert_same(graphed, usual, atol=0, rtol=0)
     assert told == [CaptureFailed("RuntimeError: operation not permitted when stream is capturing")]
@@ -357,7 +357,7 @@ def test_a_step_that_waits_for_the_device_is_not_captured():
 
 def test_an_interrupt_during_the_capture_leaves_the_state_whole():
     state, recorders = state_of(net(), optimizer="adamw"), Recorders(fail_after=2, error=KeyboardInterrupt)
-    run(state, learn, [batch_of()])
+    run(state, train_step, [batch_of()])
     before = everything(state)
     with pytest.raises(KeyboardInterrupt):
         run(state, GraphedStep((), recorders), [batch_of()])
@@ -409,13 +409,13 @@ def test_a_network_with_drop_out_is_captured_when_asked(choice, expected):
 @pytest.mark.parametrize("options", OPTIMIZERS)
 def test_a_cuda_graph_takes_ordinary_steps(options):
     states = []
-    for step in (learn, GraphedStep([lambda event: pytest.fail(str(event))])):
+    for step in (train_step, GraphedStep([lambda event: pytest.fail(str(event))])):
         model = net(norm=True).to(CUDA)
-        state = replace(state_of(model, **options), device=CUDA, sums=torch.zeros(2, device=CUDA))
+        state = replace(state_of(model, **options), device=CUDA, metric_sums=torch.zeros(2, device=CUDA))
         state.scaler = torch.amp.GradScaler("cuda", enabled=False)
-        rewind = BufferSnapshot(model, CUDA)
+        snapshot = BufferSnapshot(model, CUDA)
         for seed, n in enumerate((N, N, 5, N)):
             set_lr(state.optimizer, 0.1 / (seed + 1))
-            assert step(state, batch_of(n, seed), RECIPE, rewind) == n
+            assert step(state, batch_of(n, seed), RECIPE, snapshot) == n
         states.append(state)
     assert_same(*states, atol=1e-4, rtol=1e-3)

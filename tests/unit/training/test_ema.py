@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from imgclf.training.ema import is_better, start_mean, swapped_weights, update_mean
+from imgclf.training.ema import is_better, start_ema, swapped_weights, update_ema
 
 
 def state_of(start, left=False, epoch=1, schedule="cosine"):
@@ -66,7 +66,7 @@ def test_the_end_of_a_schedule_gives_way_only_to_what_is_surely_better():
 def training(ema, epochs=10, steps=100):
     model = nn.BatchNorm1d(2)
     state = SimpleNamespace(model=model, config=SimpleNamespace(ema=ema), epochs=epochs, steps_per_epoch=steps)
-    state.mean = start_mean(state)
+    state.ema = start_ema(state)
     return state
 
 
@@ -74,7 +74,7 @@ def learn(state, value):
     with torch.no_grad():
         state.model.weight.fill_(value)
         state.model.num_batches_tracked.fill_(7)
-    update_mean(state)
+    update_ema(state)
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.sampled_from([0.5, 0.9]))
@@ -83,22 +83,22 @@ def test_the_mean_follows_the_weights_exponentially(values, decay):
     for value in values:
         learn(state, value)
         expected = decay * expected + (1 - decay) * value
-    torch.testing.assert_close(state.mean["weight"], torch.full((2,), expected), rtol=1e-4, atol=1e-4)
-    assert state.mean["num_batches_tracked"] == 7, "whole numbers are those of the last step"
+    torch.testing.assert_close(state.ema["weight"], torch.full((2,), expected), rtol=1e-4, atol=1e-4)
+    assert state.ema["num_batches_tracked"] == 7, "whole numbers are those of the last step"
     assert (state.model.weight == torch.tensor(values[-1])).all(), "the weights themselves go on as they are"
 
 
 def test_in_a_short_run_the_mean_runs_over_a_third_of_the_steps():
     short, single = training(0.98, epochs=2, steps=3), training(0.98, epochs=1, steps=1)
     learn(short, 3.0)
-    assert short.mean["weight"][0].item() == pytest.approx(1 + (3 - 1) / 2)
+    assert short.ema["weight"][0].item() == pytest.approx(1 + (3 - 1) / 2)
     learn(single, 3.0)
-    assert single.mean["weight"][0].item() == 3
+    assert single.ema["weight"][0].item() == 3
 
 
 def test_no_mean_where_none_is_wanted():
-    assert training(0.0).mean == {}
-    assert training(None).mean == {}
+    assert training(0.0).ema == {}
+    assert training(None).ema == {}
 
 
 def test_a_model_gets_its_own_weights_back_whatever_happens():

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from imgclf.core.config import SCHEDULES, TrainConfig
-from imgclf.training.optim import class_weights, lr_factor, make_optimizer, set_lr
+from imgclf.training.loss import class_weights
+from imgclf.training.optim import make_optimizer, set_lr
+from imgclf.training.schedule import lr_factor
 
 
 def net():

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import OutOfMemory
 from imgclf.data.loading.loader import Batch, Mix
-from imgclf.training import step as module
+from imgclf.training import batch_size as module
+from imgclf.training.batch_size import probe_batch_size
+from imgclf.training.loss import batch_weight, summed_loss
 from imgclf.training.optim import make_optimizer
 from imgclf.training.state import TrainState
-from imgclf.training.step import BufferSnapshot, batch_weight, learn, probe_batch_size, split_batch, summed_loss
+from imgclf.training.step import BufferSnapshot, split_batch, train_step
 
 CPU = torch.device("cpu")
 RECIPE = PreprocessConfig(size=(6, 6), channels=1)
@@ -63,9 +65,9 @@ def state_of(model, class_weights=None, **options):
         epochs=1,
         steps_per_epoch=1,
         drop_last=False,
-        pairs=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
+        needs_two_images=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
         micro_batch_size=N,
-        sums=torch.zeros(2),
+        metric_sums=torch.zeros(2),
         class_weights=class_weights,
     )
 
@@ -80,14 +82,14 @@ def gradients(model):
 def test_parts_have_the_gradient_of_the_whole(mixed, class_weights, limit, micro_batch_size, parts):
     whole, cut = state_of(Limited(), class_weights), state_of(Limited(limit), class_weights)
     for state in (whole, cut):
-        learn(state, batch_of(mixed=mixed), RECIPE, BufferSnapshot(state.model, CPU))
+        train_step(state, batch_of(mixed=mixed), RECIPE, BufferSnapshot(state.model, CPU))
     assert (cut.micro_batch_size, cut.model.sizes[-parts:]) == (
         micro_batch_size,
         [min(micro_batch_size, N - i * micro_batch_size) for i in range(parts)],
     )
     for name, gradient in gradients(whole.model).items():
         torch.testing.assert_close(cut.model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(cut.sums, whole.sums, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(cut.metric_sums, whole.metric_sums, atol=1e-4, rtol=1e-5)
     for name, tensor in whole.model.state_dict().items():
         torch.testing.assert_close(cut.model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
@@ -98,8 +100,8 @@ def test_a_process_without_a_share_of_a_batch_adds_nothing(monkeypatch):
     monkeypatch.setattr(module.distributed, "sum_gradients", lambda parameters: None)
     state = state_of(Limited())
     before = [parameter.clone() for parameter in state.model.parameters()]
-    assert learn(state, batch_of(0), RECIPE, BufferSnapshot(state.model, CPU)) == 1
-    assert state.sums.tolist() == [0, 0]
+    assert train_step(state, batch_of(0), RECIPE, BufferSnapshot(state.model, CPU)) == 1
+    assert state.metric_sums.tolist() == [0, 0]
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
 
@@ -108,7 +110,7 @@ def test_the_update_is_made_once(options):
     whole, cut = state_of(Limited(), **options), state_of(Limited(3), **options)
     for state in (whole, cut):
         for n in (N, 7):
-            learn(state, batch_of(n), RECIPE, BufferSnapshot(state.model, CPU))
+            train_step(state, batch_of(n), RECIPE, BufferSnapshot(state.model, CPU))
     for name, tensor in whole.model.state_dict().items():
         torch.testing.assert_close(cut.model.state_dict()[name], tensor, atol=1e-4, rtol=1e-4)
 
@@ -118,7 +120,7 @@ def test_the_gradient_is_that_of_the_mean_loss():
     batch = batch_of()
     with torch.no_grad():
         before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    learn(state, batch, RECIPE, BufferSnapshot(state.model, CPU))
+    train_step(state, batch, RECIPE, BufferSnapshot(state.model, CPU))
     plain = Limited()
     assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in before.items())
     images = (batch.pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
@@ -126,7 +128,7 @@ def test_the_gradient_is_that_of_the_mean_loss():
     loss.backward()
     for name, gradient in gradients(plain).items():
         torch.testing.assert_close(state.model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
-    assert float(state.sums[0]) == pytest.approx(N * float(loss.detach()), rel=1e-5)
+    assert float(state.metric_sums[0]) == pytest.approx(N * float(loss.detach()), rel=1e-5)
 
 
 def test_blended_images_count_for_both_of_their_classes():
@@ -143,7 +145,7 @@ def test_a_pass_that_failed_leaves_no_trace():
     planned.micro_batch_size = 5
     for state in (failed, planned):
         torch.manual_seed(1)
-        learn(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
+        train_step(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
     assert failed.model.sizes == [10, 5, 5]
     assert failed.micro_batch_size == 5
     for name, tensor in planned.model.state_dict().items():
@@ -152,9 +154,9 @@ def test_a_pass_that_failed_leaves_no_trace():
 
 def test_the_smaller_part_is_kept():
     state = state_of(Limited(5))
-    rewind = BufferSnapshot(state.model, CPU)
-    learn(state, batch_of(), RECIPE, rewind)
-    learn(state, batch_of(), RECIPE, rewind)
+    snapshot = BufferSnapshot(state.model, CPU)
+    train_step(state, batch_of(), RECIPE, snapshot)
+    train_step(state, batch_of(), RECIPE, snapshot)
     assert state.model.sizes == [10, 5, 5, 5, 5]
 
 
@@ -162,7 +164,7 @@ def test_the_smaller_part_is_kept():
 def test_too_little_memory_for_the_smallest_part(norm, limit):
     state = state_of(Limited(limit, norm))
     with pytest.raises(OutOfMemory, match="use a smaller --size or --arch"):
-        learn(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
+        train_step(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
     assert state.model.sizes[-1] == limit + 1
 
 
@@ -174,7 +176,7 @@ def test_other_errors_are_not_replayed():
 
     state = state_of(Broken())
     with pytest.raises(RuntimeError, match="shapes"):
-        learn(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
+        train_step(state, batch_of(), RECIPE, BufferSnapshot(state.model, CPU))
     assert state.model.sizes == [10]
 
 
