@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -32,14 +31,13 @@ from imgclf.runtime.compute import (
     enough_threads,
     in_evaluation,
     in_parts_that_fit,
-    kept_memory,
     step_flops,
 )
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.transforms.preprocess import to_input
 
 MAX_WAITING_BYTES = 2**26  # of logits that stay on the device
-MIN_TUNED_IMAGES = 64  # fewer take less time than it takes to set memory and threads for them
+MIN_TUNED_IMAGES = 64  # fewer take less time than it takes to set threads for them
 
 Progress = Callable[[int, int], None]
 
@@ -244,19 +242,18 @@ def _forward(
 
     The parts in which a batch goes through the model stay as small as they had to be.
     """
-    most, model, flops, tuned = loader.batch_size, in_evaluation(model), math.inf, len(loader) >= MIN_TUNED_IMAGES
-    if tuned and device.type == "cpu":
+    most, model, flops = loader.batch_size, in_evaluation(model), math.inf
+    if device.type == "cpu" and len(loader) >= MIN_TUNED_IMAGES:
         flops = step_flops(model, torch.zeros(1, loader.recipe.channels, *loader.recipe.size), loader.batch_size)
-    with kept_memory(device) if tuned else nullcontext():
-        for batch in loader.epoch():
-            if not len(batch.targets):
-                continue
-            n = len(batch.pixels)
-            compute = partial(batch_outputs, model, batch.pixels, loader.recipe, device, precision)
-            with enough_threads(flops):
-                outputs, size = in_parts_that_fit(compute, min(most, n), device)
-            most = min(most, size) if size < n else most
-            yield batch, outputs
+    for batch in loader.epoch():
+        if not len(batch.targets):
+            continue
+        n = len(batch.pixels)
+        compute = partial(batch_outputs, model, batch.pixels, loader.recipe, device, precision)
+        with enough_threads(flops):
+            outputs, size = in_parts_that_fit(compute, min(most, n), device)
+        most = min(most, size) if size < n else most
+        yield batch, outputs
 
 
 def batch_outputs(

@@ -3,9 +3,7 @@ memory ran out. What one computation needs, no other thread of the program sees.
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,10 +21,6 @@ T = TypeVar("T")
 
 CONTIGUOUS = "imgclf_contiguous"  # the attribute that marks such a network
 SMALL_STEP = 5e7  # floating-point operations of a forward pass: LeNet takes 2e7 for 32 images
-# Of mallopt(3): from which size on the C library takes a block from the system and returns it as soon as it is free,
-# and how much it holds back of what is free; then both within `kept_memory`, and after it.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-KEPT, USUAL = (2**30, 2**31 - 1), (2**25, 2**26)
 HOLDERS = (nn.Module, MethodType, list, tuple, dict)  # what may lead to a module
 # What libraries below torch say in a plain RuntimeError.
 NO_MEMORY = (
@@ -154,48 +148,6 @@ class WholeProcess:
                 self._count -= 1
                 if self._count == 0:
                     self._take_back()
-
-
-@contextmanager
-def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep what is freed for the next step, and give it back at the end: with glibc on Linux, for a CPU.
-
-    Left to itself it returns each large result of a layer to the system and asks for it anew, page by page, at every
-    step: a sixth of the time of a step on photos. (PyTorch's Performance Tuning Guide: "Switch memory allocator".)
-    """
-    if device.type != "cpu" or _glibc() is None:
-        yield
-        return
-    with _keeping.made():
-        yield
-
-
-def _keep() -> Callable[[], None]:
-    libc = _glibc()
-    assert libc is not None
-
-    def set_sizes(block: int, held: int) -> None:
-        if not libc.mallopt(M_MMAP_THRESHOLD, block):  # older versions take no more than this
-            libc.mallopt(M_MMAP_THRESHOLD, USUAL[0])
-        libc.mallopt(M_TRIM_THRESHOLD, held)
-
-    def give_back() -> None:
-        set_sizes(*USUAL)
-        libc.malloc_trim(0)
-
-    set_sizes(*KEPT)
-    return give_back
-
-
-_keeping = WholeProcess(_keep)
-
-
-@cache
-def _glibc() -> ctypes.CDLL | None:
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None  # others have neither
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:

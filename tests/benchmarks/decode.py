@@ -25,7 +25,6 @@ from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.data.jpeg import Jpeg, decode_jpeg, find_jpeg
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
-from imgclf.runtime.compute import kept_memory
 from imgclf.transforms.batch import crop_boxes
 from imgclf.transforms.crop import crop_decode_size
 from imgclf.transforms.preprocess import to_input
@@ -127,7 +126,6 @@ def compare(width: int, height: int, images: int, arguments: argparse.Namespace)
         with (
             torchvision_way(Path(name), arguments.workers) as reference,
             bare_way(paths, arguments.workers) as bare,
-            kept_memory(torch.device("cpu")),  # as in training
         ):
             ways = {
                 "torchvision": reference,

@@ -26,7 +26,6 @@ from imgclf.core.config import PreprocessConfig
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
-from imgclf.runtime.compute import kept_memory
 from imgclf.transforms.preprocess import to_input
 from imgclf.transforms.presets import preset_steps
 
@@ -93,12 +92,11 @@ def compare(title: str, ways: dict[str, Epoch], rounds: int) -> None:
     for epoch in ways.values():
         epoch(0)
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    with kept_memory(CPU):  # as in training
-        for number in range(1, rounds + 1):
-            for name, epoch in ways.items():
-                began = time.perf_counter()
-                images = epoch(number)
-                rates[name].append(images / (time.perf_counter() - began))
+    for number in range(1, rounds + 1):
+        for name, epoch in ways.items():
+            began = time.perf_counter()
+            images = epoch(number)
+            rates[name].append(images / (time.perf_counter() - began))
     base = next(iter(rates.values()))
     print(title)
     for name, found in rates.items():

@@ -1,8 +1,5 @@
 """How a network computes: its precision, its threads, its memory, and a lack of it."""
 
-import platform
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,7 +14,6 @@ from imgclf.runtime.compute import (
     autocast,
     enough_threads,
     in_evaluation,
-    kept_memory,
     own_copy,
     ran_out_of_memory,
     release_memory,
@@ -169,56 +165,6 @@ def test_a_lack_of_memory_is_told_from_other_errors(error):
 )
 def test_other_errors_are_no_lack_of_memory(error):
     assert not ran_out_of_memory(error)
-
-
-# mallopt takes the C library's largest threshold from version 2.35 on.
-GLIBC = platform.libc_ver()[0] == "glibc" and tuple(map(int, platform.libc_ver()[1].split("."))) >= (2, 35)
-LARGE = 24_000_000  # floats: more than the C library keeps by itself
-# In a process of its own, since what others have freed before could serve; it prints the new pages of ten times each.
-ASKING = f"""
-import resource, torch
-from imgclf.runtime.compute import kept_memory
-
-def pages():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones({LARGE})
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-def resident():
-    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
-
-cpu = torch.device("cpu")
-before = pages()
-small = resident()
-with kept_memory(cpu):
-    pages()
-    with kept_memory(cpu):
-        inner = pages()
-    outer = pages()
-print(before, inner, outer, resident() - small)
-"""
-
-
-@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc, or an old one")
-def test_freed_memory_serves_the_next_step_and_is_given_back():
-    run = subprocess.run([sys.executable, "-c", ASKING], capture_output=True, text=True, check=True)
-    before, inner, outer, left = map(int, run.stdout.split())
-    # Not nothing: a block may have to find a place beside another one first.
-    assert max(inner, outer) < before / 2
-    assert left < 4 * LARGE / 1e6 / 2
-
-
-def test_an_accelerator_keeps_its_memory_itself(monkeypatch):
-    monkeypatch.setattr("imgclf.runtime.compute._glibc", lambda: pytest.fail("nothing is to be set"))
-    with kept_memory(torch.device("cuda")):
-        pass
-
-
-def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr("imgclf.runtime.compute._glibc", lambda: None)
-    with kept_memory(CPU):
-        pass
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
