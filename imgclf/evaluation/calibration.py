@@ -1,4 +1,4 @@
-"""How sure a model may be of its answers."""
+"""Calibration: whether the confidence of a model is its accuracy, and the temperature that makes it so."""
 
 from __future__ import annotations
 
@@ -11,63 +11,48 @@ from numpy.typing import ArrayLike, NDArray
 from imgclf.core.results import Calibration, CalibrationErrors
 from imgclf.evaluation.metrics import softmax
 
-COOLEST, HOTTEST = 0.1, 10.0
-LOWEST, HIGHEST = -math.log(HOTTEST), -math.log(COOLEST)
-MIN_CALIBRATION_IMAGES = 20  # images for a temperature
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0
+STARTS = 13  # temperatures, one of which is near the best
+MIN_CALIBRATION_IMAGES = 20
 BINS = 15
-STARTS, ROUNDS, CLOSE = 13, 50, 1e-9
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
-    """The temperature, 0.1 to 10, that gives `logits` (n, k) divided by it the lowest cross-entropy with the true class
-    indices `targets` (n,): temperature scaling (Guo et al. 2017, arXiv:1706.04599).
+    """The temperature with the lowest cross-entropy: temperature scaling (Guo et al. 2017, arXiv:1706.04599).
 
-    A prior that weighs as much as one image, normal around 1 in the logarithm, keeps it from the limits where the
-    images are few and every answer is right. The logits must be finite and n at least 1.
+    A prior that weighs as much as one image, normal around 1 in the logarithm, keeps it from the limits where there are
+    few images and every prediction is correct.
+
+    Args:
+        logits: Finite, (n, k), n at least 1.
+        targets: The true class indices (n,).
+
+    Returns:
+        0.1 to 10; the logits are to be divided by it.
     """
+    from scipy.optimize import minimize_scalar
+
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(targets)
     scores = scores - scores.max(axis=1, keepdims=True)
     own = scores[np.arange(len(truth)), truth]
-    # In the logarithm of the inverse temperature the loss is nearly a parabola around a minimum; there may be two.
-    places = np.linspace(LOWEST, HIGHEST, STARTS).tolist()
-    tried = [math.inf, *(_objective(place, scores, own)[0] for place in places), math.inf]
-    lows = [place for i, place in enumerate(places) if tried[i] >= tried[i + 1] <= tried[i + 2]]
-    return math.exp(-min(_descend(place, scores, own) for place in lows)[1])
 
+    def loss(place: float) -> float:
+        """The loss with its prior at exp(-place); in this logarithm it is nearly a parabola."""
+        scale = math.exp(place)
+        return float((np.log(np.exp(scale * scores).sum(axis=1)) - scale * own).mean()) + place**2 / (2 * len(own))
 
-def _descend(place: float, scores: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, float]:
-    """The lowest loss near a place, and where: Newton's method, with half a step where a whole one leads uphill."""
-    value, step = _objective(place, scores, own)
-    for _ in range(ROUNDS):
-        moved = min(max(place + step, LOWEST), HIGHEST)
-        if abs(moved - place) < CLOSE:
-            break
-        there, onwards = _objective(moved, scores, own)
-        if there <= value:
-            place, value, step = moved, there, onwards
-        else:
-            step /= 2
-    return value, place
-
-
-def _objective(place: float, scores: NDArray[np.float64], own: NDArray[np.float64]) -> tuple[float, float]:
-    """The loss with its prior, and Newton's step, at most 1 long."""
-    n, scale = len(own), math.exp(place)
-    likely = np.exp(scale * scores)
-    total = likely.sum(axis=1, keepdims=True)
-    value = float((np.log(total[:, 0]) - scale * own).mean()) + place**2 / (2 * n)
-    likely /= total
-    mean = (likely * scores).sum(axis=1)
-    spread = (likely * scores**2).sum(axis=1) - mean**2
-    slope = scale * float((mean - own).mean()) + place / n
-    step = -slope / (scale**2 * float(spread.mean()) + 1 / n)
-    return value, min(max(step, -1.0), 1.0)
+    places = np.linspace(-math.log(MAX_TEMPERATURE), -math.log(MIN_TEMPERATURE), STARTS)
+    tried = [math.inf, *map(loss, places), math.inf]
+    lows = [i for i in range(STARTS) if tried[i] >= tried[i + 1] <= tried[i + 2]]  # there may be two
+    bounds = [(places[max(i - 1, 0)], places[min(i + 1, STARTS - 1)]) for i in lows]
+    found = [minimize_scalar(loss, bounds=pair, method="bounded", options={"xatol": 1e-7}) for pair in bounds]
+    ends = [(tried[i + 1], places[i]) for i in lows]  # a search within bounds never quite reaches them
+    return math.exp(-min([(one.fun, one.x) for one in found] + ends)[1])
 
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """Answers by how sure they are, in bins of equal width: for each bin the mean confidence and the accuracy, NaN
-    where it is empty, and how many answers it holds."""
+    """Predictions in bins of equal confidence width: mean confidence and accuracy (NaN where empty), and count."""
 
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
@@ -89,7 +74,7 @@ def reliability_bins(probabilities: ArrayLike, targets: ArrayLike, bins: int = B
 
 
 def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bins: int = BINS) -> float:
-    """How far confidence and accuracy are apart on the average, 0…1, in 15 bins of equal width (Guo et al. 2017)."""
+    """The average gap between confidence and accuracy, 0…1, in bins of equal width (Guo et al. 2017)."""
     found = reliability_bins(probabilities, targets, bins)
     filled = found.count > 0
     gaps = np.abs(found.confidence - found.accuracy)[filled]
@@ -97,7 +82,7 @@ def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bin
 
 
 def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """The mean of -ln p of the true class, in nats: the cross-entropy; what is below 1e-300 counts as that."""
+    """The mean of -ln p of the true class, in nats: the cross-entropy. A p below 1e-300 counts as that."""
     likely, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     own = likely[np.arange(len(truth)), truth]
     return float(-np.log(np.maximum(own, 1e-300)).mean()) + 0.0
@@ -110,17 +95,17 @@ def brier_score(probabilities: ArrayLike, targets: ArrayLike) -> float:
     return float(((likely**2).sum(axis=1) - 2 * own + 1).mean())
 
 
-def measure_sureness(probabilities: ArrayLike, targets: ArrayLike) -> CalibrationErrors:
-    """All three figures of how honest probabilities are."""
+def calibration_errors(probabilities: ArrayLike, targets: ArrayLike) -> CalibrationErrors:
+    """All three, of probabilities (n, k) and true class indices (n,)."""
     measures = (expected_calibration_error, negative_log_likelihood, brier_score)
     return CalibrationErrors(*(measure(probabilities, targets) for measure in measures))
 
 
 def measure_calibration(logits: ArrayLike, targets: ArrayLike, temperature: float) -> Calibration:
-    """How honest the probabilities of these images are as the network gives them, and at a temperature."""
+    """The calibration errors of logits (n, k) at temperature 1 and at `temperature`."""
     scores = np.asarray(logits, dtype=np.float64)
-    before = measure_sureness(softmax(scores), targets)
-    after = before if temperature == 1 else measure_sureness(softmax(scores / temperature), targets)
+    before = calibration_errors(softmax(scores), targets)
+    after = before if temperature == 1 else calibration_errors(softmax(scores / temperature), targets)
     return Calibration(temperature, len(scores), before, after)
 
 

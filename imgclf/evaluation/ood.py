@@ -1,4 +1,4 @@
-"""What looks unlike anything in training: a score, and the threshold that refuses a chosen share of real images.
+"""Out-of-distribution detection: a score for each image, and the threshold that rejects a chosen share of known ones.
 
 The score is the distance of an image's features to the nearest ones of training images (Sun et al. 2022,
 arXiv:2204.06507) and, where the energy of its logits speaks against it as well, that (Liu et al. 2020,
@@ -15,11 +15,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from imgclf.core.arguments import plain
 from imgclf.core.errors import ConfigError, ModelFileError
 from imgclf.core.results import Prediction
+from imgclf.runtime.random import unseeded_drawing
 
 MAX_TRAIN_IMAGES = 2_000  # of training, whose features are kept
 MAX_SCORES = 10_000  # of validation
@@ -27,8 +29,8 @@ DIRECTIONS = 64
 MAX_BASIS_VALUES = 500_000  # of the basis, 2 MB
 MIN_VALID_IMAGES = 20
 NEIGHBOURS = 5
-OVERSAMPLED, ROUNDS = 16, 2  # of the search for the directions
-TINY, FLAT, UNUSED = 1e-12, 1e-5, 1e30
+OVERSAMPLED_DIRECTIONS, POWER_ITERATIONS = 16, 2  # of the randomized decomposition
+MIN_LENGTH, MIN_SPREAD, UNUSED_SPREAD = 1e-12, 1e-5, 1e30
 SEED = 0
 
 Floats = NDArray[np.float32]
@@ -36,7 +38,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class OodDetector:
-    """What it takes to tell how unlike the training images an image is; float32 throughout.
+    """Scores how unlike the training images an image is; all arrays are float32.
 
     Features are scaled to length 1; of them count the `basis` (d, q) of main directions around their `center` (d,), and
     the squared length of what lies outside of these. `points` (m, q) and `rest` (m,) are those of training images,
@@ -78,12 +80,12 @@ class OodDetector:
         """
         n, share = len(self.valid), plain(share)
         if not isinstance(share, float) or not 0 < share < 1:
-            raise ConfigError(f"reject is {share!r}; allowed: a share between 0 and 1, as 0.05")
+            raise ConfigError(f"reject is {share!r}; allowed: a share between 0 and 1, e.g. 0.05")
         rank = math.ceil((n + 1) * (1 - share) - 1e-9)
         if rank > n:
             raise ConfigError(
-                f"reject is {share:g}, and {n} validation images tell of no share below "
-                f"{math.ceil(1e4 / (n + 1)) / 1e4:g}: use that or more"
+                f"reject {share:g} needs at least {math.ceil(1 / share) - 1:,} validation images (this model has "
+                f"{n:,}); the smallest possible value is {math.ceil(1e4 / (n + 1)) / 1e4:g}"
             )
         return float(self.valid[rank - 1])
 
@@ -128,8 +130,16 @@ class Rejector:
 
 
 def fit_ood(train: NDArray[np.float32], logits: NDArray[np.float32], features: NDArray[np.float32]) -> OodDetector:
-    """From the features (m, d) of training images, and the logits (n, k) and features (n, d) of validation images,
-    which were not trained on. Raises `ConfigError` where these are fewer than 20, or the features too many to keep."""
+    """A detector from features of training images, and logits and features of images that were not trained on.
+
+    Args:
+        train: Features of training images (m, d).
+        logits: Of validation images (n, k), n at least 20.
+        features: Of the same validation images (n, d).
+
+    Raises:
+        ConfigError: There are too few validation images, or too many features to keep.
+    """
     if len(features) < MIN_VALID_IMAGES:
         raise ConfigError(f"needs {MIN_VALID_IMAGES} validation images, has {len(features)}")
     if train.shape[1] > MAX_BASIS_VALUES:
@@ -141,8 +151,8 @@ def fit_ood(train: NDArray[np.float32], logits: NDArray[np.float32], features: N
     parts = (center, basis, *_project(train, center, basis), blank_scale, no_scores)
     blank = OodDetector(*(part.astype(np.float32) for part in parts))
     distances, energies = blank._distances(features), _energy(logits)
-    width = energies.std() if energies.std() > FLAT else UNUSED  # the logits of an ensemble have no energy
-    scale = np.array([distances.mean(), max(distances.std(), FLAT), energies.mean(), width], np.float32)
+    width = energies.std() if energies.std() > MIN_SPREAD else UNUSED_SPREAD  # the logits of an ensemble have no energy
+    scale = np.array([distances.mean(), max(distances.std(), MIN_SPREAD), energies.mean(), width], np.float32)
     fitted = replace(blank, scale=scale)
     scores = np.sort(fitted.scores(logits, features))
     if len(scores) > MAX_SCORES:
@@ -165,15 +175,13 @@ def choose_evenly(targets: NDArray[np.int64], most: int = MAX_TRAIN_IMAGES) -> N
 
 def _energy(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Minus the logarithm of the sum of the exponentials: high where no class gets a high logit."""
-    values = logits.astype(np.float64)
-    top = values.max(axis=1)
-    energy: NDArray[np.float64] = -(top + np.log(np.exp(values - top[:, None]).sum(axis=1)))
+    energy: NDArray[np.float64] = -torch.from_numpy(logits).double().logsumexp(1).numpy()
     return energy
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float64]:
     values = features.astype(np.float64)
-    unit: NDArray[np.float64] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), TINY)
+    unit: NDArray[np.float64] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), MIN_LENGTH)
     return unit
 
 
@@ -187,12 +195,10 @@ def _project(
 
 
 def _main_directions(points: NDArray[np.float64], q: int) -> NDArray[np.float64]:
-    """An orthonormal basis (d, q) of the directions in which points (m, d) vary most, nearly: a seeded randomized
-    search (Halko et al. 2011, arXiv:0909.4061), which is quick for many features."""
-    wide = min(q + OVERSAMPLED, *points.shape)
-    found = np.linalg.qr(points.T @ np.random.default_rng(SEED).normal(size=(len(points), wide)))[0]
-    for _ in range(ROUNDS):
-        found = np.linalg.qr(points.T @ (points @ found))[0]
-    turn = np.linalg.svd(points @ found, full_matrices=False)[2]
-    basis: NDArray[np.float64] = found @ turn[:q].T
+    """An orthonormal basis (d, q) of the directions in which points (m, d) vary most, nearly."""
+    wide = min(q + OVERSAMPLED_DIRECTIONS, *points.shape)
+    with unseeded_drawing():
+        basis: NDArray[np.float64] = torch.svd_lowrank(torch.from_numpy(points), wide, POWER_ITERATIONS)[2][
+            :, :q
+        ].numpy()
     return basis

@@ -1,16 +1,16 @@
-"""What a model says of labeled images, as a value and as a file: figures, reports and comparisons begin with it."""
+"""The predictions of a model for labeled images, as a value and as a file."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,13 @@ from imgclf.evaluation.calibration import measure_calibration
 from imgclf.evaluation.intervals import evaluation_intervals
 from imgclf.evaluation.metrics import evaluate_logits, softmax
 
-T = TypeVar("T")
-
-FORMAT = 3
-TENSORS = {"logits": "float32", "targets": "int64", "texts": "uint8"}
-TEXTS = ("classes", "refs", "contents")
-CONTENT = re.compile(r"([0-9a-f]{64})?")
+FORMAT = 4
+TEXTS = ("classes", "refs", "contents", "seen")
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says of labeled images, in their order.
+    """The predictions of a model for labeled images, in their order.
 
     `logits` are float32 (n, k), not divided by the temperature; `targets` the true class indices, int64 (n,). `refs`
     and `contents` are n texts: the images' names in their source, and the sha256 (hex) of their content, "" where
@@ -76,7 +72,7 @@ class Predictions:
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """The index of the likeliest class, (n,); the first one where several are equal."""
+        """The index of the most probable class, (n,); the first one where several are equal."""
         index: NDArray[np.int64] = self.logits.argmax(axis=1).astype(np.int64)
         return index
 
@@ -89,7 +85,7 @@ class Predictions:
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def take(self, positions: Sequence[int]) -> Predictions:
-        """The answers to the images at these positions."""
+        """The predictions for the images at these positions."""
         refs, contents = (tuple(texts[i] for i in positions) for texts in (self.refs, self.contents))
         rows, seen = np.array(positions, np.int64), set(self.seen)
         again = tuple(place for place, i in enumerate(positions) if i in seen)
@@ -99,7 +95,7 @@ class Predictions:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """How good the answers are, with intervals; the loss is that of the probabilities."""
+        """The metrics of these predictions, with intervals; the loss is that of the probabilities."""
         new = sorted(set(range(len(self))) - set(self.seen)) if self.seen else []
         unseen = self.take(new).evaluation if new else None
         result = evaluate_logits(self.logits.astype(np.float64) / self.temperature, self.targets, self.classes)
@@ -108,16 +104,21 @@ class Predictions:
         return replace(result, intervals=intervals, calibration=calibration, seen=len(self.seen), unseen=unseen)
 
 
-def write_predictions(path: Path, answers: Predictions) -> None:
-    """Write answers as a safetensors file with the tensors `logits`, `targets` and `texts`: a JSON object in ASCII with
-    `classes`, `refs`, `contents` and `seen`. Its metadata hold a manifest, with `format`, `temperature`, `images` and
-    `right`, and the checksum of all of it, as those of a model file do."""
-    right = int((answers.predicted == answers.targets).sum())
-    manifest = {"format": FORMAT, "temperature": answers.temperature, "images": len(answers), "right": right}
-    texts = json.dumps({name: getattr(answers, name) for name in (*TEXTS, "seen")}).encode("ascii")
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions as a safetensors file with the tensors `logits`, `targets` and `texts`: a JSON object in ASCII
+    with `classes`, `refs`, `contents` and `seen`. Its metadata hold a manifest, with `format`, `temperature`, `images`
+    and `correct`, and the checksum of all of it, as those of a model file do."""
+    correct = int((predictions.predicted == predictions.targets).sum())
+    manifest = {
+        "format": FORMAT,
+        "temperature": predictions.temperature,
+        "images": len(predictions),
+        "correct": correct,
+    }
+    texts = json.dumps({name: getattr(predictions, name) for name in TEXTS}).encode("ascii")
     tensors = {
-        "logits": _raw("F32", np.ascontiguousarray(answers.logits, np.float32)),
-        "targets": _raw("I64", np.ascontiguousarray(answers.targets, np.int64)),
+        "logits": _raw("F32", np.ascontiguousarray(predictions.logits, np.float32)),
+        "targets": _raw("I64", np.ascontiguousarray(predictions.targets, np.int64)),
         "texts": _raw("U8", np.frombuffer(texts, np.uint8)),
     }
     write_atomic(path, *pack(tensors, json.dumps(manifest)))
@@ -128,70 +129,41 @@ def _raw(kind: str, array: NDArray[Any]) -> Raw:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The answers in a file; `DataError`, which names it, where it is missing or broken."""
-    return _read(path, _parse)
+    """The predictions in a file. Raises `DataError` where it is missing or damaged."""
+    from safetensors.numpy import load
+
+    with _opened(path) as (stream, header, manifest):
+        if checksum(stream, header) != header.sha256:
+            raise DataError("its checksum does not match its content")
+        tensors = read_tensors(stream, load)
+        texts = {name: tuple(values) for name, values in parse_json(tensors["texts"].tobytes(), "texts").items()}
+        return Predictions(tensors["logits"], tensors["targets"], temperature=manifest["temperature"], **texts)
 
 
 def read_score(path: Path) -> tuple[int, int]:
-    """How many answers of a file are right, and how many there are, by its header alone. Raises what `read_predictions`
-    raises."""
-    return _read(path, _parse_score)
+    """How many predictions in a file are correct, and how many there are, from its header alone.
+
+    Raises `DataError` where it is missing or damaged.
+    """
+    with _opened(path) as (_, _, manifest):
+        return manifest["correct"], manifest["images"]
 
 
-def _read(path: Path, parse: Callable[[BinaryIO], T]) -> T:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Header, dict[str, Any]]]:
+    """A file of predictions with its header and its manifest; each error names the file."""
     try:
         with open(path, "rb") as stream:
-            return parse(stream)
+            header = read_header(stream)
+            manifest = parse_json(header.manifest, "manifest")
+            if manifest.get("format") != FORMAT:
+                raise DataError(f"its format is {manifest.get('format')!r}; this version reads {FORMAT}")
+            yield stream, header, manifest
+            return
     except FileNotFoundError:
-        problem = (
-            "is not there: expected the answers to test images, as `imgclf train` and `imgclf evaluate` write them"
-        )
+        problem = "not found: `imgclf train` and `imgclf evaluate` write it, with the predictions for test images"
     except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-    except ImgclfError as error:
-        problem = f"holds no answers that can be used: {error}; write it again with `imgclf evaluate`"
+        problem = f"can't be read: {error.strerror}"
+    except (ImgclfError, KeyError) as error:
+        problem = f"can't be used: {error}; write it again with `imgclf evaluate`"
     raise DataError(f"{printable(str(path))} {problem}")
-
-
-def _manifest(header: Header) -> dict[str, Any]:
-    manifest = parse_json(header.manifest, "manifest")
-    if manifest.get("format") != FORMAT:
-        raise DataError(f"its format is {manifest.get('format')!r}; this version reads {FORMAT}")
-    return manifest
-
-
-def _parse_score(stream: BinaryIO) -> tuple[int, int]:
-    manifest = _manifest(read_header(stream))
-    right, images = manifest.get("right"), manifest.get("images")
-    if type(right) is not int or type(images) is not int or not 0 <= right <= images:
-        raise DataError(f"{right!r} of {images!r} answers are right")
-    return right, images
-
-
-def _parse(stream: BinaryIO) -> Predictions:
-    from safetensors.numpy import load
-
-    header = read_header(stream)
-    temperature = _manifest(header).get("temperature")
-    if checksum(stream, header) != header.sha256:
-        raise DataError("its checksum does not fit its content")
-    tensors = read_tensors(stream, load)
-    found = {name: str(tensor.dtype) for name, tensor in tensors.items()}
-    if found != TENSORS:
-        raise DataError(f"expected the tensors {TENSORS}, got {found}")
-    texts = parse_json(tensors["texts"].tobytes(), "table of texts")
-    if not all(_are_texts(texts.get(name)) for name in TEXTS) or not isinstance(temperature, float):
-        raise DataError(f"expected a temperature and the texts {', '.join(TEXTS)}")
-    if not all(map(CONTENT.fullmatch, texts["contents"])):
-        raise DataError("expected each content as a sha256 in hexadecimal digits, or empty")
-    seen = texts.get("seen")
-    if not isinstance(seen, list) or not all(type(position) is int for position in seen):
-        raise DataError("expected the positions of the images that were seen")
-    if not np.isfinite(tensors["logits"]).all():
-        raise DataError("a logit is NaN or infinite")
-    classes, refs, contents = (tuple(texts[name]) for name in TEXTS)
-    return Predictions(tensors["logits"], tensors["targets"], refs, contents, classes, temperature, tuple(seen))
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
