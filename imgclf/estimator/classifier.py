@@ -357,7 +357,7 @@ class Classifier:
         else:
             values = read_config(self.run_.path / CONFIG)[0] if self.run_ is not None else {}
             used = values.get("data", {}).get("cache", "off")
-        return "disk" if used in ("disk", "jpeg") else "off"
+        return "disk" if used == "disk" else "off"
 
     def _fitted(self) -> nn.Module:
         if not hasattr(self, "model_"):

@@ -168,7 +168,7 @@ def _bound(rates: Mapping[str, float], tier: str) -> str:
     """The slowest part: the step, or that stage of the feeding which is the slowest of those that still happen."""
     if rates["step"] <= rates["feeding"]:
         return "step"
-    every_epoch = ["reading", "decoding", "augmenting"] if tier in ("off", "jpeg") else ["augmenting"]
+    every_epoch = ["reading", "decoding", "augmenting"] if tier == "off" else ["augmenting"]
     return min((name for name in every_epoch if name in rates), key=rates.__getitem__)
 
 

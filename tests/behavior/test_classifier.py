@@ -717,7 +717,7 @@ def test_what_is_gone_on_from_decides_the_network(own):
         Classifier("cnn_cifar", init=only_run(own)).fit(own / "photos")
 
 
-@pytest.mark.parametrize(("cache", "share"), [("disk", 1), ("jpeg", 1), ("ram", 0)])
+@pytest.mark.parametrize(("cache", "share"), [("disk", 1), ("ram", 0)])
 def test_the_pixels_of_the_test_part_are_kept_where_those_of_training_are(photos, in_folder, cache, share):
     config = {"train": EXACT, "data": {"cache": cache}}
     classifier = Classifier("lenet", size=16, config=config).fit(photos, epochs=1, runs="runs")

@@ -4,7 +4,7 @@ Each form of pixels has a folder, and in it segments: files that are written onc
 changed. An image is found by the sha256 of its content, so another split, another seed or a folder that has grown
 finds what is there. A segment is the pixels one after the other, then the index, then its seal:
 
-    pixels …    raw uint8 (height, width, channels), or JPEG where the form is lossy
+    pixels …    uint8 (height, width, channels)
     index       one `ENTRY` an image, little-endian
     seal        the bytes of the index and their CRC-32, see `imgclf.core.files.seal`
 
@@ -28,23 +28,21 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgclf.core.errors import ConfigError
-from imgclf.core.files import SEAL_BYTES, cache_folder, checked_file, read_checked, seal, sync_folder, unseal
+from imgclf.core.files import cache_folder, checked_file, read_checked, seal, sync_folder, unseal
 from imgclf.data.dataset import Pixels
 
 DISK_SHARE = 0.2
-QUALITY = 95
-JPEG_SHARE = 0.3  # of the raw bytes: what photos take at this quality, with a margin
 SUFFIX = ".pixels"
 ABOUT = "form.json"
 KNOWN = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
-ORPHAN_AGE = 60.0  # seconds
+ORPHAN_SECONDS = 3600.0
 DECODERS = ("pillow", "simplejpeg", "opencv-python-headless")
-_FORMAT = 4
+_FORMAT = 5
 
 
 class _Entry(NamedTuple):
@@ -101,10 +99,10 @@ def disk_room() -> int:
     return max(0, int((shutil.disk_usage(there).free + taken) * DISK_SHARE) - taken)
 
 
-def form_key(settings: Mapping[str, object], lossy: bool) -> tuple[str, dict[str, object]]:
-    """The name of a form's folder, and all that its pixels depend on: its settings, encoding, and who decodes."""
+def form_key(settings: Mapping[str, object]) -> tuple[str, dict[str, object]]:
+    """The name of a form's folder, and all that its pixels depend on: its settings, and who decodes."""
     decoders = {name: _version(name) for name in DECODERS}
-    settings = {**settings, "jpeg": QUALITY if lossy else None, "format": _FORMAT, **decoders}
+    settings = {**settings, "format": _FORMAT, **decoders}
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16], settings
 
 
@@ -124,10 +122,9 @@ class PixelCache:
     or the disk is full, is read again each time.
     """
 
-    def __init__(self, settings: Mapping[str, object], *, lossy: bool = False) -> None:
-        self._key, self._settings = form_key(settings, lossy)
-        self._folder = pixel_folder() / self._key
-        self._lossy = lossy
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        key, self._settings = form_key(settings)
+        self._folder = pixel_folder() / key
         self._room: int | None = None
         self._segments: dict[str, memoryview] = {}
         self._found: dict[bytes, tuple[memoryview, _Entry]] = {}
@@ -164,12 +161,11 @@ class PixelCache:
                 return None
             self._checked.add(key)
         shape = (entry.height, entry.width, entry.channels)
-        pixels = _decoded(payload, shape) if self._lossy else np.frombuffer(payload, np.uint8).reshape(shape)
-        return CachedImage(pixels, (entry.full_height, entry.full_width))
+        return CachedImage(np.frombuffer(payload, np.uint8).reshape(shape), (entry.full_height, entry.full_width))
 
-    def add(self, digest: str, kept: CachedImage) -> CachedImage:
-        """Write what is kept of an image; gives it as `find` will give it."""
-        payload = _encoded(kept.pixels) if self._lossy else np.ascontiguousarray(kept.pixels).data.cast("B")
+    def add(self, digest: str, kept: CachedImage) -> None:
+        """Write what is kept of an image."""
+        payload = np.ascontiguousarray(kept.pixels).data.cast("B")
         with self._lock:
             self._room = disk_room() if self._room is None else self._room
             if len(payload) <= self._room:
@@ -178,7 +174,6 @@ class PixelCache:
                     self._room -= self._writer.write(bytes.fromhex(digest), payload, kept)
                 except OSError:  # a full or read-only disk costs time, no more
                     self._room = 0
-        return CachedImage(_decoded(payload, kept.pixels.shape), kept.shape) if self._lossy else kept
 
     def seal(self) -> None:
         """Keep what was added for good, unless others have kept all of it meanwhile."""
@@ -197,7 +192,7 @@ class PixelCache:
 
 
 class _Writer:
-    """A segment in the making: a temporary file, locked as long as its process lives."""
+    """A segment in the making: a temporary file."""
 
     def __init__(self, folder: Path, settings: dict[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +203,6 @@ class _Writer:
         self._name = f"{time.time_ns():x}-{secrets.token_hex(4)}"
         self._path = folder / f".{self._name}.tmp"
         self._file = open(self._path, "xb")  # noqa: SIM115  # closed by finish or abandon
-        _try_lock(self._file)
         self._rows: list[tuple[Any, ...]] = []
         self._end = 0
         self.digests: set[bytes] = set()
@@ -241,24 +235,11 @@ class _Writer:
             self._path.unlink(missing_ok=True)
 
 
-def _try_lock(file: IO[bytes]) -> bool:
-    """Lock a file, without waiting; the lock ends with the process. Windows refuses to remove open files by itself."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def _remove_orphans(folder: Path) -> None:
-    """Remove the temporary files of processes that have died; one that is new may be about to be locked."""
+    """Remove the temporary files of processes that have died: nothing was written to them for an hour."""
     for path in folder.glob(".*.tmp"):
-        with suppress(OSError), open(path, "rb") as file:
-            if time.time() - path.stat().st_mtime > ORPHAN_AGE and _try_lock(file):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
                 path.unlink()
 
 
@@ -271,33 +252,9 @@ def _open_segment(path: Path) -> tuple[memoryview, np.ndarray[Any, np.dtype[np.v
     except (OSError, ValueError):  # an empty file cannot be mapped
         return nothing
     try:
-        content = unseal(data)
-        index = np.frombuffer(content, ENTRY)
+        return data, np.frombuffer(unseal(data), ENTRY)
     except ValueError:
         return nothing
-    ends = index["offset"].astype(np.float64) + index["bytes"]  # whole numbers might wrap
-    pixels = len(data) - SEAL_BYTES - len(content)
-    return (data, index) if not len(index) or ends.max() <= pixels else nothing
-
-
-def _encoded(pixels: Pixels) -> bytes:
-    import simplejpeg
-
-    gray = pixels.shape[2] == 1
-    encoded: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels),
-        quality=QUALITY,
-        colorspace="GRAY" if gray else "RGB",
-        colorsubsampling="Gray" if gray else "444",
-    )
-    return encoded
-
-
-def _decoded(payload: bytes | memoryview, shape: tuple[int, ...]) -> Pixels:
-    import simplejpeg
-
-    pixels: Pixels = simplejpeg.decode_jpeg(payload, colorspace="GRAY" if shape[2] == 1 else "RGB")
-    return pixels
 
 
 def _stats(paths: Iterable[Path]) -> list[os.stat_result]:
@@ -334,12 +291,11 @@ def _form_entry(folder: Path) -> CacheEntry:
 
 
 def _in_words(settings: dict[str, Any]) -> str:
-    kind = f"JPEG {settings['jpeg']}" if settings["jpeg"] else "raw"
     color = "gray" if settings["channels"] == 1 else f"{settings['channels']} channels"
     if "kept_side" in settings:
-        return f"short side {settings['kept_side']}, {color}, {kind}"
+        return f"short side {settings['kept_side']}, {color}"
     height, width = settings["size"]
-    return f"{height}×{width} {settings['resize_mode']}, {color}, {kind}"
+    return f"{height}×{width} {settings['resize_mode']}, {color}"
 
 
 def clear_cache(name: str = "") -> int:

@@ -134,9 +134,7 @@ class Loader:
     @cached_property
     def tier(self) -> CacheLevel:
         """Where this loader keeps decoded pixels, and why."""
-        return choose_cache_level(
-            self._cache, self._source, self.samples, self._form, train=self._train, device=self.device
-        )
+        return choose_cache_level(self._cache, self._source, self.samples, self._form, self.device)
 
     def steps(self, drop_last: bool = False) -> int:
         """The number of batches in an epoch."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import DataError
-from imgclf.core.text import byte_size
+from imgclf.core.text import byte_size, plural
 from imgclf.data.dataset import ArrayReader, Pixels, Sample, Source, open_measured, open_prepared
-from imgclf.data.loading.disk_cache import JPEG_SHARE, CachedImage, PixelCache, disk_room
+from imgclf.data.loading.disk_cache import CachedImage, PixelCache, disk_room
 from imgclf.runtime.compute import ran_out_of_memory, release_memory
 from imgclf.runtime.device import memory
 from imgclf.transforms.crop import kept_side, shrink, takes_whole_image
@@ -193,7 +193,7 @@ class RaggedStore:
 
 @dataclass(frozen=True)
 class CacheLevel:
-    """Where pixels are kept (`device`, `ram`, `disk`, `jpeg` or `off`), and why, for one line of text."""
+    """Where pixels are kept (`device`, `ram`, `disk` or `off`), and why, for one line of text."""
 
     name: str
     reason: str
@@ -203,25 +203,18 @@ class CacheLevel:
 
 
 def choose_cache_level(
-    asked: str, source: Source, samples: Sequence[Sample], form: CacheFormat, *, train: bool, device: torch.device
+    asked: str, source: Source, samples: Sequence[Sample], form: CacheFormat, device: torch.device
 ) -> CacheLevel:
-    """The tier that was asked for, or for `auto` the first that has room: device, ram, disk, jpeg, off.
+    """The level that was asked for, or for `auto` the first that has room: device, ram, disk, off.
 
     The sizes of whole images are estimated from the headers of 24 of them. Whole images stay in memory where `device`
     is asked for: they differ in shape, and are cut by the processor. On the CPU, device and memory are the same.
-    JPEG is for training only, others are kept exactly: figures and predictions come from the same pixels in every tier
-    (save for the training images that unknown ones are measured against).
     """
     if asked == "off":
         return CacheLevel("off", "as asked")
     each = form.bytes_each(source, samples)
     needed = each * len(samples)
-    images = f"{len(samples):,} image{'' if len(samples) == 1 else 's'}"
-    size, packed = f"{images}, {byte_size(needed)}", f"{images}, about {byte_size(needed * JPEG_SHARE)}"
-    if asked == "jpeg":
-        if train and _has_jpeg(form):
-            return CacheLevel("jpeg", packed)
-        return CacheLevel("disk", f"{size}; jpeg is for training images of 1 or 3 channels")
+    size = f"{plural(len(samples), 'image')}, {byte_size(needed)}"
     if asked != "auto":
         return CacheLevel("ram" if asked == "device" and (form.whole or device.type == "cpu") else asked, size)
     fits = needed < DEVICE_SHARE * _free_memory(device) and needed < HOST_SHARE * memory()  # which it passes through
@@ -230,16 +223,11 @@ def choose_cache_level(
     if needed <= memory_budget():
         return CacheLevel("ram", size)
     room = disk_room()
-    for lossy in (False, True) if train and _has_jpeg(form) else (False,):
-        left = len(samples) - PixelCache(form.settings(), lossy=lossy).holds(s.sha256 for s in samples if s.sha256)
-        if left * each * (JPEG_SHARE if lossy else 1) <= room:
-            return CacheLevel("jpeg", packed) if lossy else CacheLevel("disk", size)
+    left = len(samples) - PixelCache(form.settings()).holds(s.sha256 for s in samples if s.sha256)
+    if left * each <= room:
+        return CacheLevel("disk", size)
     have = f"memory has room for {byte_size(memory_budget())}, the disk for {byte_size(room)}"
     return CacheLevel("off", f"{size}; {have} (more after `imgclf cache clear`)")
-
-
-def _has_jpeg(form: CacheFormat) -> bool:
-    return form.recipe.channels in (1, 3)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -44,8 +44,8 @@ class PixelStore:
         self._disk: PixelCache | None = None
         if tier in ("device", "ram"):
             self.memory = RaggedStore(len(samples)) if form.whole else DenseStore(source, samples, form)
-        elif tier in ("disk", "jpeg"):
-            self._disk = PixelCache(form.settings(), lossy=tier == "jpeg")
+        elif tier == "disk":
+            self._disk = PixelCache(form.settings())
 
     def __call__(self, position: int) -> CachedImage | None:
         """What is kept of one image; not to be written to."""
@@ -89,7 +89,10 @@ class PixelStore:
             digest = self.source.reader.digest(sample.ref)
             if sample.sha256 not in ("", digest):
                 raise BadImage(CHANGED, sample.ref)
-            kept = self._disk.find(digest) or self._disk.add(digest, self._read(sample))
+            kept = self._disk.find(digest)
+            if kept is None:
+                kept = self._read(sample)
+                self._disk.add(digest, kept)
         return kept
 
 
@@ -97,7 +100,7 @@ class Prepared(PixelStore):
     """Evaluation pixels of some of the samples of another store, made of those that it keeps; where it keeps none, of
     the files.
 
-    Whole images that are kept have been shrunk, and perhaps compressed: they give nearly the pixels of an evaluation.
+    Whole images that are kept have been shrunk: they give nearly the pixels of an evaluation.
     """
 
     def __init__(self, images: PixelStore, positions: Sequence[int]) -> None:

@@ -96,7 +96,7 @@ BAD = [
     (DataConfig, "on_bad", ["ignore"], "skip, error"),
     (DataConfig, "allow_bad", [-0.1, 1.1], "0 to 1"),
     (DataConfig, "max_pixels", [0], "1 or more"),
-    (DataConfig, "cache", ["gpu"], "auto, device, ram, disk, jpeg, off"),
+    (DataConfig, "cache", ["gpu"], "auto, device, ram, disk, off"),
     (ExperimentConfig, "arch", [""], "architecture"),
     (ModelConfig, "members", [0, 101], "1 to 100"),
     (ExperimentConfig, "init", ["", 3], "a run folder or a model file"),
