@@ -8,15 +8,18 @@ import signal
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from typer.testing import CliRunner, Result
 
+from imgclf.cli import app
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from support import standin_device
-from support.photos import save_photos
+from support.photos import copy_of_world, save_photos
 
 # A busy machine is no fault: no deadlines. `IMGCLF_THOROUGH=1` tries more examples, and more kills in `faults`.
 settings.register_profile("quick", deadline=None, max_examples=20)
@@ -111,6 +114,41 @@ def _own_cache(_caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None
 def photos(tmp_path: Path) -> Path:
     """A folder of images, see `save_photos`."""
     return save_photos(tmp_path / "photos")
+
+
+class World(NamedTuple):
+    """A working folder with `photos` and `runs/photos-lenet-1`, and what `imgclf train` answered."""
+
+    root: Path
+    result: Result
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The tiny trained classifier that many tests read; who writes takes `here`."""
+    root = tmp_path_factory.mktemp("world")
+    save_photos(root / "photos")
+    heard = signal.getsignal(signal.SIGTERM)  # `train` handles it; the tests must not
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGCLF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.backends.mps, "is_available", lambda: False)
+        patch.chdir(root)
+        command = (
+            "train photos --arch lenet --size 16 --epochs 12 --batch-size 16 --precision fp32 --augment none --json"
+        )
+        result = CliRunner().invoke(app, command.split())
+    signal.signal(signal.SIGTERM, heard)
+    assert result.exit_code == 0, result.stderr
+    return World(root, result)
+
+
+@pytest.fixture
+def here(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, as the working folder."""
+    root = copy_of_world(world.root, tmp_path / "here")
+    monkeypatch.chdir(root)
+    return root
 
 
 @pytest.fixture

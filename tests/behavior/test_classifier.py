@@ -35,7 +35,7 @@ from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_folder import open_run
 from imgclf.training.events import BaselineMeasured, EpochEnded, StepEnded, TrainingEnded, TrainingStarted
 from imgclf.training.recipes import EXPERIMENTS
-from support.photos import COLORS, color_image, copy_of_world, save_photos
+from support.photos import COLORS, color_image
 
 EXACT = {"precision": "fp32", "device": "cpu"}
 QUICK = {"augment": "none", "train": {**EXACT, "lr": 0.003}}
@@ -56,34 +56,17 @@ def image_file(folder, name, index, suffix="png"):
     return path
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A folder with photos and a trained run, made once; tests read it, and copy it where they write."""
-    root = tmp_path_factory.mktemp("world")
-    save_photos(root / "photos")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IMGCLF_CACHE", str(root / "cache"))
-        patch.chdir(root)
-        classifier = quick().fit("photos", epochs=12, batch_size=16, runs="runs")
-        classifier.evaluate()
-        classifier.save(classifier.run_.model)
-    return root, classifier
-
-
 @pytest.fixture
 def trained(world, monkeypatch):
     """The trained classifier, in its own working folder."""
-    root, classifier = world
-    monkeypatch.chdir(root)
-    return classifier
+    monkeypatch.chdir(world.root)
+    return Classifier.load("runs/photos-lenet-1")
 
 
 @pytest.fixture
-def own(world, tmp_path, monkeypatch):
+def own(here):
     """A copy of the trained world, to be written to, as the working folder."""
-    root = copy_of_world(world[0], tmp_path / "copy")
-    monkeypatch.chdir(root)
-    return root
+    return here
 
 
 def test_the_constructor_only_stores():
@@ -235,7 +218,7 @@ def test_a_loaded_classifier_is_saved_as_it_was(trained, tmp_path):
 
 def test_the_model_file_says_how_good_the_model_is(trained):
     manifest = read_manifest(trained.run_.model)
-    assert manifest.metrics["test"]["accuracy"] == trained.metrics_["test"].accuracy
+    assert manifest.metrics["test"]["accuracy"] == trained.evaluate().accuracy
     assert manifest.metrics["test"]["split"] == trained.split_.digest
     assert manifest.weights["used"] == "none"
     assert manifest.data == "photos"
@@ -252,8 +235,8 @@ def test_predicting_the_images_of_a_part_gives_exactly_its_accuracy(trained, par
 
 
 def test_a_loaded_classifier_tests_on_the_test_images_of_its_run(trained):
-    result = Classifier.load(trained.run_.path).evaluate()
-    assert result == trained.metrics_["test"]
+    result = trained.evaluate()
+    assert result.to_dict() == json.loads((trained.run_.path / "run.json").read_text())["result"]["test"]
     assert result.n == len(trained.split_.samples("test"))
 
 

@@ -45,7 +45,8 @@ from imgclf.evaluation.metrics import evaluate_logits
 from imgclf.evaluation.predictions import Predictions
 from imgclf.storage.model_file import load_model, read_manifest
 from imgclf.studies.dry_run import DryRun
-from support.photos import COLORS, color_image, copy_of_world, save_photos
+from imgclf.training.events import StepEnded, TrainingEnded
+from support.photos import COLORS, color_image
 
 CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with a figure)\n"
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
@@ -100,27 +101,6 @@ def test_a_command_seldom_looks_for_garbage_and_not_at_its_end():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == f"imgclf {imgclf.__version__}\n{COLLECT_AFTER} True\n"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A working folder with `photos` and the run of one `imgclf train`, and what that said."""
-    root = tmp_path_factory.mktemp("world")
-    save_photos(root / "photos")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IMGCLF_CACHE", str(root / "cache"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.chdir(root)
-        result = run("train", "photos", *TINY, "--epochs", "12", "--augment", "none", "--json")
-    return root, result
-
-
-@pytest.fixture
-def here(world, tmp_path, monkeypatch):
-    """A copy of that folder, as the working folder."""
-    root = copy_of_world(world[0], tmp_path / "here", "cache")
-    monkeypatch.chdir(root)
-    return root
 
 
 def test_training_answers_with_one_json_line(world):
@@ -915,12 +895,12 @@ def test_prepared_digits_lie_in_their_class_folders(in_folder):
     ],
 )
 @pytest.mark.parametrize(
-    ("probed", "todo"), [(True, "--recipe probe is enough here"), (False, "the model may stay as it was")]
+    ("probed", "todo"), [(True, "--recipe probe is enough here"), (False, "keep the initial model")]
 )
 def test_a_kept_start_says_how_the_epochs_did_and_what_next(capsys, losses, how, probed, todo):
     history = History(tuple(EpochRecord(i, 0.5, 0.8, loss, 0.8, 0.1, 1.0, False) for i, loss in enumerate(losses, 1)))
     kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "done", "config": TrainConfig(probe=probed)}
-    TrainView()("end", SimpleNamespace(result=lambda: history, **kept))
+    TrainView()(TrainingEnded(SimpleNamespace(result=lambda: history, **kept)))
     kept, advice = filter(None, capsys.readouterr().err.splitlines())
     assert kept == f"kept:  the start (valid loss 0.2500): {how}"
     assert advice.startswith(f"       {todo}")
@@ -928,7 +908,7 @@ def test_a_kept_start_says_how_the_epochs_did_and_what_next(capsys, losses, how,
 
 def test_after_an_interrupt_no_advice_is_drawn_from_what_was_not_tried(capsys):
     kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "interrupted", "config": TrainConfig()}
-    TrainView()("end", SimpleNamespace(result=lambda: History(()), **kept))
+    TrainView()(TrainingEnded(SimpleNamespace(result=lambda: History(()), **kept)))
     assert capsys.readouterr().err == "kept:  the start (valid loss 0.2500): no epoch has ended\n\n"
 
 
@@ -941,7 +921,7 @@ def test_the_time_left_is_that_of_the_whole_training(monkeypatch):
     view._began, clock.now = 100.0, 110.0
     left = []
     for epoch, step, history in ((0, 5, []), (1, 10, [record]), (9, 15, [record])):
-        view("step", SimpleNamespace(**{**vars(state), "epoch": epoch, "step": step, "history": history}))
+        view(StepEnded(SimpleNamespace(**{**vars(state), "epoch": epoch, "step": step, "history": history})))
         left.append(view.progress.tasks[0].fields["left"])
     assert left == ["0:06:30 left", "0:08:30 left", "0:00:15 left"]
 

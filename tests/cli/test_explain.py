@@ -8,31 +8,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from imgclf.cli import app
-from support.photos import color_image, save_photos
+from support.photos import color_image
 
 
 def run(*args):
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    root = tmp_path_factory.mktemp("explain")
-    save_photos(root / "photos")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IMGCLF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.chdir(root)
-        result = run("train", "photos", "--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
-        assert result.exit_code == 0, result.stderr
-    return root
-
-
 @pytest.fixture
-def here(trained, tmp_path, monkeypatch):
-    root = shutil.copytree(trained, tmp_path / "here")
-    monkeypatch.chdir(root)
+def here(here):
     color_image("red", 0).save("img.png")
-    return root
+    return here
 
 
 def test_one_picture_an_image(here):
