@@ -15,13 +15,12 @@ from imgclf.core.errors import ConfigError
 from imgclf.core.registry import unknown_name
 from imgclf.models import offline, resnet, speedrun, teaching, vgg
 from imgclf.models.own import OWN, current
-from imgclf.models.registry import ARCHS, Arch
+from imgclf.models.registry import ARCHS, IMAGENET_CLASSES, Arch
 
 if TYPE_CHECKING:
     from torch import nn
 
 OWN_MODULES = (teaching, vgg, resnet, speedrun, offline)  # importing them fills the registry
-IMAGENET_CLASSES = 1000
 # Their auxiliary heads return tuples while training, and they'd warn about the default initialization.
 INCEPTION_OPTIONS = {"aux_logits": False, "init_weights": True}
 

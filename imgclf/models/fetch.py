@@ -7,12 +7,9 @@ that hangs. So the host is asked once, with a deadline, and the client only runs
 from __future__ import annotations
 
 import re
-import ssl
 import threading
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from imgclf.core.errors import ModelFileError
@@ -120,23 +117,14 @@ def answers(url: str, seconds: float = DEADLINE) -> bool:
     A server error (5xx) is no answer: a gateway gives it for a host that it can't reach, and the client would retry.
     Takes no longer than `seconds` plus a moment: a thread does it, since a name look-up can't be given a deadline.
     """
-    parts = urlsplit(url)
-    request = urllib.request.Request(f"{parts.scheme}://{parts.netloc}/", method="HEAD")  # noqa: S310
-    answered = threading.Event()
+    import requests
+
+    parts, answered = urlsplit(url), threading.Event()
 
     def ask() -> None:
-        try:
-            urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310
-        except HTTPError as error:
-            error.close()
-            if error.code >= 500:  # 403 and the like are an answer
-                return
-        except URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # the client may know certificates that Python doesn't
-                return
-        except Exception:
-            return
-        answered.set()
+        with suppress(Exception):
+            if requests.head(f"{parts.scheme}://{parts.netloc}/", timeout=seconds).status_code < 500:
+                answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

