@@ -1,27 +1,130 @@
-"""Options that several commands share."""
+"""Options of commands: those of training come from the fields of the configs; what other commands share is here."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shlex
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from imgclf.core.config import OPTIMIZERS, ExperimentConfig, TrainConfig
+from imgclf.cli._inputs import arch_name
+from imgclf.core.config import PANELS, TRAINING, DataConfig, ExperimentConfig, TrainConfig, parse_split
+from imgclf.core.errors import ConfigError
+from imgclf.core.options import Option, OptionField, option_fields
 from imgclf.core.registry import option_meant
-from imgclf.tracking.registry import TRACKERS
 from imgclf.training.recipes import EXPERIMENTS
 
-DATA, MODEL, TRAINING, OUTPUT = "Data", "Model and pixels", "Training", "Output"
+TABLES = {"": ExperimentConfig, "data": DataConfig, "train": TrainConfig}  # of a config file
+TABLE_OF = {name: table for table, kind in TABLES.items() for name in option_fields(kind)}
+CONFIG = Option(help="TOML file with any of these options, or a run to train like", panel=TRAINING)
+RECIPE = Option(
+    help="Named experiment", panel=TRAINING, default="what suits the data", choices=tuple(EXPERIMENTS.names())
+)
+# What the command line offers of training: the fields of the configs that have a panel, and where others come from.
+FIELDS: dict[str, OptionField] = {
+    each.name: each
+    for panel in PANELS
+    for each in (
+        OptionField("recipe", str, True, None, RECIPE),
+        OptionField("config", str, True, None, CONFIG),
+        *(each for kind in TABLES.values() for each in option_fields(kind).values()),
+    )
+    if each.option.panel == panel
+}
 
 
-def option(panel: str, text: str, default: object = None, flag: str | None = None) -> Any:
-    """An option whose default is a field of the specs: shown in the help, and applied there and not here."""
-    shown = f"{text} [dim]\\[default: {default}][/dim]" if default is not None else text
-    return typer.Option(*([flag] if flag else []), help=shown, show_default=False, rich_help_panel=panel)
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The options of training that a user has typed, by the names of their fields."""
+
+    typed: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> str | None:
+        """The named experiment to begin with."""
+        return self.typed.get("recipe")
+
+    def changes(self) -> dict[str, Any]:
+        """The options as changes of an `ExperimentConfig`, over those of the config file."""
+        from imgclf.storage.run_folder import find_config
+
+        values: dict[str, Any] = find_config(self.typed["config"]) if "config" in self.typed else {}
+        values = {**values, "data": dict(values.get("data", {})), "train": dict(values.get("train", {}))}
+        for name, value in self.typed.items():
+            if name == "split":
+                _follow(value, values)
+            elif name in TABLE_OF:
+                parse = FIELDS[name].option.parse
+                table = values[TABLE_OF[name]] if TABLE_OF[name] else values
+                table[name] = value if parse is None else parse(value)
+        if "arch" in self.typed:
+            values["arch"] = arch_name(self.typed["arch"])
+        return values
+
+
+def _follow(split: str, values: dict[str, Any]) -> None:
+    """Put `--split` into the values of a config: fractions, or a file to follow."""
+    if Path(split).is_file():
+        values["data"]["split_file"] = split
+    elif split.lower().endswith(".csv"):
+        raise ConfigError(f"--split is {split!r}, and there is no such file")
+    else:
+        values["split"] = parse_split(split)
+        values["data"]["split_file"] = None  # that of a config would decide alone
+
+
+def field_option(name: str, *, default: str = "", panel: bool = False) -> Any:
+    """The option of a field for Typer; the default is shown here and applied by the config."""
+    option = FIELDS[name].option
+    value = FIELDS[name].default
+    default = default or option.default or ("" if value is None else str(value))
+    text = f"{option.described()} [dim]\\[default: {default}][/dim]" if default else option.described()
+    return typer.Option(*option.flags, help=text, show_default=False, rich_help_panel=option.panel if panel else None)
+
+
+def training_options(*names: str, **defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of the fields called `names`, or all, in the place of its parameter `options`.
+
+    The command gets them as `TrainingOptions`. `defaults` are shown in the place of those of the fields.
+    """
+    fields = {name: each for name, each in FIELDS.items() if not names or name in names}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            typed = {name: values.pop(name) for name in fields}
+            command(options=TrainingOptions({k: v for k, v in typed.items() if v is not None}), **values)
+
+        own = inspect.signature(command, eval_str=True).parameters
+        of_fields = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    (str if each.option.parse or typing.get_args(each.type) else each.type) | None,
+                    field_option(name, default=defaults.get(name, ""), panel=True),
+                ],
+            )
+            for name, each in fields.items()
+        ]
+        parameters = [
+            part
+            for each in own.values()
+            for part in (of_fields if each.name == "options" else [each.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        return run
+
+    return decorate
 
 
 class Command(TyperCommand):
@@ -48,67 +151,30 @@ class Command(TyperCommand):
         error.possibilities = None
 
 
-def choices(names: tuple[str, ...]) -> str:
-    """Names as `a, b or c`."""
-    return ", ".join(names[:-1]) + " or " + names[-1]
-
-
-def command_line(command: str, data: str, given: Mapping[str, object]) -> str:
+def command_line(command: str, data: str, typed: Mapping[str, object]) -> str:
     """A command to type, with DATA and options by the names of their parameters."""
-    options = [part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    options = [part for key, value in typed.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["imgclf", command, data, *options])
 
 
-Json = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+TRAIN_DATA = typer.Argument(
+    metavar="DATA",
+    help="A folder with a folder per class, a CSV file, tar shards, or digits, mnist, fashion-mnist, cifar10.",
+    show_default=False,
+)
+TrainData = Annotated[str, TRAIN_DATA]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="A model file, a run folder or its name; else the default run (imgclf use).", show_default=False),
-]
-Precision = Annotated[str, typer.Option(help="Numbers to compute in: fp32, bf16 or auto.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-DataDir = Annotated[
-    str | None,
-    typer.Option(help="Where mnist, fashion-mnist and cifar10 lie, or are downloaded to.", show_default=False),
-]
-
-DEFAULT_ARCH = "the best whose pretrained weights are on this machine, else resnet18"
-# What the commands that train, or try it, have in common.
-Arch = Annotated[
-    str | None, option(MODEL, "The network; see `imgclf models`. FILE.py:NAME is one of your own.", DEFAULT_ARCH)
+    typer.Option(
+        help="Model file, run folder or name of a run. [dim]\\[default: the default run, see imgclf use][/dim]",
+        show_default=False,
+    ),
 ]
 OwnArch = Annotated[
     str | None,
-    typer.Option("--arch", help="FILE.py:NAME of the network, where the model is one of your own.", show_default=False),
+    typer.Option("--arch", help="FILE.py:NAME of the network, if it is one of your own.", show_default=False),
 ]
-RecipeName = Annotated[str | None, option(TRAINING, f"A named experiment: {choices(tuple(EXPERIMENTS.names()))}.")]
-Config = Annotated[Path | None, option(TRAINING, "A TOML file with any of these, or a run to train like.")]
-Weights = Annotated[
-    str | None, option(MODEL, "auto, pretrained, none, a file, or a hub name.", ExperimentConfig.weights)
-]
-Size = Annotated[str | None, option(MODEL, "N or HxW in pixels; else the network's own.")]
-Augment = Annotated[
-    str | None,
-    option(
-        MODEL,
-        "Changes to training images: none, light, standard, strong, trivial or mix.",
-        "light from pretrained weights, else standard",
-    ),
-]
-Split = Annotated[str | None, option(DATA, "TRAIN/VALID/TEST in per cent, or a split.csv to follow.", "70/15/15")]
-TrainDataDir = Annotated[str | None, option(DATA, "Where mnist, fashion-mnist and cifar10 lie, or are downloaded to.")]
-Epochs = Annotated[int | None, option(TRAINING, "Passes over the training images; else chosen by their number.")]
-BatchSize = Annotated[
-    str | None, option(TRAINING, "Images per step; `auto` is the most that fit.", TrainConfig.batch_size)
-]
-Optimizer = Annotated[str | None, option(TRAINING, f"One of {choices(OPTIMIZERS)}.", TrainConfig.optimizer)]
-TrainDevice = Annotated[
-    str | None, option(TRAINING, "Where to compute: auto, cpu, cuda, cuda:1 or mps.", TrainConfig.device)
-]
-Seed = Annotated[
-    int | None,
-    option(TRAINING, "Decides the split, fresh weights, the order and the augmentation.", TrainConfig.seed),
-]
-Track = Annotated[
-    list[str] | None,
-    option(OUTPUT, f"Follow training live: {choices(tuple(TRACKERS.names()))}, or NAME=PLACE; as often as wanted."),
-]
+Precision = Annotated[str, field_option("precision", default="fp32")]
+Device = Annotated[str, field_option("device")]
+DataDir = Annotated[str | None, field_option("data_dir")]

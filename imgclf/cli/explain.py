@@ -10,9 +10,10 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import PixelStore, expand, load_classifier
-from imgclf.cli._options import Device, Json, Model, OwnArch, choices
+from imgclf.cli._options import Device, Json, Model, OwnArch
 from imgclf.cli._output import model_data, output_folder
 from imgclf.core.config import EXPLAIN_METHODS
+from imgclf.core.options import listed
 from imgclf.core.text import percent, plural
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ PLAIN_SIDE = 224  # of an image that no model looks at, at most
 
 def explain(
     images: PixelStore,
-    method: Annotated[str, typer.Option(help=f"One of {choices(EXPLAIN_METHODS)}.")] = EXPLAIN_METHODS[0],
+    method: Annotated[str, typer.Option(help=f"One of {listed(EXPLAIN_METHODS)}.")] = EXPLAIN_METHODS[0],
     class_: Annotated[
         str | None, typer.Option("--class", help="Explain this class, not the likeliest.", show_default=False)
     ] = None,

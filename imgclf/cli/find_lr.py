@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from imgclf.cli import _console as console
-from imgclf.cli._options import (
-    Arch,
-    Augment,
-    BatchSize,
-    Config,
-    Json,
-    Optimizer,
-    RecipeName,
-    Seed,
-    Size,
-    TrainDataDir,
-    TrainDevice,
-    Weights,
-    command_line,
-)
+from imgclf.cli._options import Json, TrainData, TrainingOptions, command_line, training_options
 from imgclf.cli._output import Force, Out, picture_file
-from imgclf.cli.train import resolve_request
 
 
+@training_options(
+    *("arch", "recipe", "config", "weights", "size", "augment", "batch_size", "optimizer", "seed", "device", "data_dir")
+)
 def find_lr(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="What would be trained on, as for train.")],
-    arch: Arch = None,
-    recipe: RecipeName = None,
-    config: Config = None,
-    weights: Weights = None,
-    size: Size = None,
-    augment: Augment = None,
-    batch_size: BatchSize = None,
-    optimizer: Optimizer = None,
-    seed: Seed = None,
-    device: TrainDevice = None,
-    data_dir: TrainDataDir = None,
-    out: Out = None,
-    force: Force = False,
-    json: Json = False,
+    data: TrainData, options: TrainingOptions, out: Out = None, force: Force = False, json: Json = False
 ) -> None:
-    """Raise the learning rate over 100 steps, suggest one, and make a picture; nothing is kept of the training."""
-    own = ("data", "out", "force", "json")
-    given = {key: value for key, value in locals().items() if value is not None and key not in (*own, "own")}
+    """Suggest a learning rate: raise it over 100 steps and plot the loss. The training itself is not kept."""
     path = picture_file(out, "find-lr.png", force=force, data=[data])
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
@@ -56,12 +24,12 @@ def find_lr(
         from imgclf.plots.grids import save_lr_curve
         from imgclf.training.lr_finder import find_lr as search
 
-    changes = resolve_request(given)
+    changes = options.changes()
     source = open_source(data, data_dir=changes["data"].get("data_dir"))
     require_outside(path, source)
     view = TrainView()
     with view.progress:
-        plan = plan_start(Request(recipe, changes), data, [view]).plan
+        plan = plan_start(Request(options.recipe, changes), data, [view]).plan
         curve = search(plan.model, plan.train_loader, plan.experiment.train, progress=view.searching)
     usual = plan.experiment.train.lr
     assert usual is not None
@@ -71,8 +39,9 @@ def find_lr(
     if json:
         console.show_json({**curve.to_dict(), "picture": str(path)})
         return
+    typed = dict(options.typed)
     if curve.suggestion is not None:
         console.show(f"suggested learning rate: {curve.suggestion:.2g}   (train would use {usual:.2g})")
-        given |= {"lr": f"{curve.suggestion:.2g}"}
+        typed |= {"lr": f"{curve.suggestion:.2g}"}
     console.show(f"picture: {path}")
-    console.show(f"next:    {command_line('train', data, given)}")
+    console.show(f"next:    {command_line('train', data, typed)}")

@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import (
-    Arch,
-    Config,
-    Epochs,
-    Json,
-    RecipeName,
-    Seed,
-    Size,
-    Split,
-    TrainDataDir,
-    TrainDevice,
-    Weights,
-)
+from imgclf.cli._options import Json, TrainData, TrainingOptions, training_options
 from imgclf.cli._output import Force, Out, picture_file
-from imgclf.cli.train import resolve_request
 from imgclf.core.text import percent
 
 NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
@@ -30,28 +17,18 @@ if TYPE_CHECKING:
     from imgclf.core.results import Estimate, LearningCurve
 
 
+@training_options("arch", "recipe", "config", "weights", "size", "epochs", "split", "seed", "device", "data_dir")
 def learning_curve(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="What would be trained on, as for train.")],
+    data: TrainData,
+    options: TrainingOptions,
     full: Annotated[
-        bool, typer.Option("--full", help="Train the network itself each time, not a linear head on its features.")
+        bool, typer.Option("--full", help="Train the whole network each time, not a linear head on its features.")
     ] = False,
-    arch: Arch = None,
-    recipe: RecipeName = None,
-    config: Config = None,
-    weights: Weights = None,
-    size: Size = None,
-    epochs: Epochs = None,
-    split: Split = None,
-    seed: Seed = None,
-    device: TrainDevice = None,
-    data_dir: TrainDataDir = None,
     out: Out = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Show the accuracy with 10 to 100 % of the training images, and what twice as many would bring."""
-    own = ("data", "full", "out", "force", "json")
-    given = {key: value for key, value in locals().items() if value is not None and key not in (*own, "own")}
+    """Measure accuracy with 10% to 100% of the training images, and predict it for twice as many."""
     path = picture_file(out, "learning-curve.png", force=force, data=[data])
     with console.waiting("loading"):
         from imgclf.cli._learning import CurveView
@@ -60,11 +37,11 @@ def learning_curve(
         from imgclf.plots.grids import save_learning_curve
         from imgclf.studies.learning_curve import learning_curve as measure
 
-    changes = resolve_request(given)
+    changes = options.changes()
     require_outside(path, open_source(data, data_dir=changes["data"].get("data_dir")))
     view = CurveView(full=full)
     with view.progress:
-        curve = measure(data, changes, recipe=recipe, full=full, callbacks=[view])
+        curve = measure(data, changes, recipe=options.recipe, full=full, callbacks=[view])
     save_learning_curve(curve, path)
     if json:
         console.show_json({**curve.to_dict(), "picture": str(path)})

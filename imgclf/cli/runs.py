@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._options import Json, choices
+from imgclf.cli._options import Json
 from imgclf.core.errors import ModelFileError
+from imgclf.core.options import listed
 from imgclf.core.text import percent, plural
 from imgclf.storage.run_folder import ROOT
 from imgclf.storage.run_list import FILTERS, SORTS, RunEntry
@@ -20,12 +21,12 @@ HEADER = ("run", "data", "arch", "recipe", "accuracy", "95 % interval", "of", "s
 
 def runs(
     folder: Annotated[Path, typer.Option("--runs", help="Where the run folders are.")] = ROOT,
-    sort: Annotated[str, typer.Option(help=f"By what: {choices(SORTS)}.")] = "number",
+    sort: Annotated[str, typer.Option(help=f"By what: {listed(SORTS)}.")] = "number",
     condition: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
-            help=f"Only runs with this text, or KEY=PATTERN as arch=resnet*, KEY being {choices(FILTERS)}.",
+            help=f"Only runs with this text, or KEY=PATTERN as arch=resnet*, KEY being {listed(FILTERS)}.",
             show_default=False,
         ),
     ] = None,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.cli._inputs import arch_name
-from imgclf.cli._options import DataDir
+from imgclf.cli._options import TRAIN_DATA, TrainingOptions, training_options
 from imgclf.cli._output import Force, Out, picture_file
 from imgclf.core.config import PreprocessConfig
+from imgclf.core.errors import ConfigError
 from imgclf.core.text import plural
 
 if TYPE_CHECKING:
@@ -24,30 +24,20 @@ WHOLE = PreprocessConfig(
 )  # the whole image, on white
 
 
+@training_options("arch", "recipe", "augment", "size", "resize_mode", "data_dir")
 def show(
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="A folder, a CSV file or a named data set.", show_default=False)
-    ] = None,
+    options: TrainingOptions,
+    data: Annotated[str | None, TRAIN_DATA] = None,
     augmented: Annotated[bool, typer.Option("--augmented", help="As the network sees them in training.")] = False,
     channels: Annotated[
         Path | None, typer.Option(help="Show this one image channel by channel, with its values.", show_default=False)
     ] = None,
-    n: Annotated[int, typer.Option("-n", min=1, max=200, help="How many images.")] = 20,
-    arch: Annotated[str | None, typer.Option(help="Whose size and pixels; see train.", show_default=False)] = None,
-    recipe: Annotated[str | None, typer.Option(help="Whose augmentation; see train.", show_default=False)] = None,
-    augment: Annotated[
-        str | None, typer.Option(help="none, light, standard, strong, trivial or mix.", show_default=False)
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="N or HxW in pixels.", show_default=False)] = None,
-    resize_mode: Annotated[str | None, typer.Option(help="crop, pad or squash.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice and the augmentation.")] = 0,
-    data_dir: DataDir = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=200, help="Number of images.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the selection and the augmentation.")] = 0,
     out: Out = None,
     force: Force = False,
 ) -> None:
-    """Make a picture of 20 images with their classes, or of one image's channels."""
-    from imgclf.core.errors import ConfigError
-
+    """Draw images with their classes, or one image channel by channel."""
     if (data is None) == (channels is None):
         raise ConfigError("show takes either DATA or --channels IMAGE")
     name = f"{channels.stem}-channels" if channels is not None else Path(os.path.abspath(data or "")).name or "data"
@@ -57,8 +47,7 @@ def show(
         _show_channels(channels, path)
     else:
         assert data is not None
-        given = {"arch": arch and arch_name(arch), "augment": augment, "resize_mode": resize_mode, "size": size}
-        _show_grid(data, path, recipe, {k: v for k, v in given.items() if v is not None}, n, seed, augmented, data_dir)
+        _show_grid(data, path, options, n, seed, augmented)
     console.show(str(path))
 
 
@@ -80,17 +69,7 @@ def _show_channels(image: Path, path: Path) -> None:
     save_channels(pixels, image.name, path)
 
 
-def _show_grid(
-    data: str,
-    path: Path,
-    recipe: str | None,
-    changes: dict[str, str],
-    n: int,
-    seed: int,
-    augmented: bool,
-    data_dir: str | None,
-) -> None:
-    from imgclf.core.config import parse_size
+def _show_grid(data: str, path: Path, options: TrainingOptions, n: int, seed: int, augmented: bool) -> None:
     from imgclf.core.errors import DataError
     from imgclf.core.text import printable
     from imgclf.data.sources.open import open_source
@@ -98,11 +77,11 @@ def _show_grid(
     from imgclf.estimator.settings import Request, choose_experiment
     from imgclf.plots.grids import save_grid
 
-    source = _at_levels(open_source(data, data_dir=data_dir, strict=False), n, seed)
+    changes = options.changes()
+    source = _at_levels(open_source(data, data_dir=changes["data"].get("data_dir"), strict=False), n, seed)
     require_outside(path, source)
-    asked = {**changes, **({"size": parse_size(changes["size"])} if "size" in changes else {})}
-    experiment = choose_experiment(Request(recipe, asked), source.default_recipe)
-    as_it_is = not augmented and recipe is None and not changes
+    experiment = choose_experiment(Request(options.recipe, changes), source.default_recipe)
+    as_it_is = not augmented and not options.typed.keys() - {"data_dir"}
     pixels = WHOLE if as_it_is else _training_pixels(experiment, source)
     images, titles, bad = _readable(source, pixels, n, seed, augmented=augmented)
     if not images:

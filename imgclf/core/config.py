@@ -1,7 +1,8 @@
 """What was asked for, as frozen values: pixels, model, training. Without torch, and to JSON or TOML and back.
 
-Every value is checked when it is made; the error names the field, what was given and what is allowed.
-A default of imgclf lives here and nowhere else; `None` means "the backbone's own" or "chosen from the data".
+Every value is checked when it is made; the error names the field, what was given and what is allowed. Bounds, choices,
+default and help text of a field stand here, and nowhere else: checks, command line, JSON schema and docs come from it.
+A default of None means "the backbone's own" or "chosen from the data".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from imgclf.core.arguments import plain
 from imgclf.core.errors import ConfigError
+from imgclf.core.options import Option, check_options, option, require
 from imgclf.core.registry import option_meant
 
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
@@ -29,44 +31,30 @@ STEPS = (
     *("resized_crop", "random_crop", "affine", "flip", "alternating_flip", "color_jitter", "erase", "trivial"),
     *("mixup", "cutmix"),
 )
-ON_BAD = ("skip", "error")
-KEEPS = ("best", "all")
-CLASS_WEIGHTS = ("none", "effective", "balanced")
 CACHES = ("auto", "device", "ram", "disk", "off")
-COMPILES = ("auto", "on", "off")
-TTAS = ("none", "mirror", "mirror-shift")
 EXPLAIN_METHODS = ("gradcam", "gradcam++", "occlusion")
 DEPTHS = ("integer", "float")
 DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
-MAX_CHANNELS = 64
+MAX_SEED = 2**63 - 1
 MAX_LEVEL = 3.5e38  # no float image holds more
+DATA, MODEL, TRAINING, OUTPUT = PANELS = ("Data", "Model and pixels", "Training", "Output")
 
 
 def _settle(owner: Any) -> None:
-    """Hold NumPy's numbers as Python's, and paths as text: a spec goes to JSON and back."""
+    """Hold NumPy's numbers as Python's, and paths as text: a config goes to JSON and back."""
     for item in dataclasses.fields(owner):
         value = getattr(owner, item.name)
         if not isinstance(value, str | None):
             object.__setattr__(owner, item.name, plain(value))
 
 
-def _check(ok: bool, owner: object, name: str, allowed: str) -> None:
-    if not ok:
-        given = getattr(owner, name)
-        raise ConfigError(f"{type(owner).__name__}.{name} is {given!r}; allowed: {allowed}")
+class Checked:
+    """A config whose fields are checked when it is made."""
 
-
-def _is_int(value: object, low: int, high: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_real(value: object, low: float, high: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(_is_int(side, 1, MAX_SIDE) for side in value)
+    def __post_init__(self) -> None:
+        _settle(self)
+        check_options(self)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -94,49 +82,71 @@ def parse_split(text: str) -> tuple[float, float, float]:
         parts = []
     total = sum(parts)
     if len(parts) != 3 or not all(math.isfinite(p) and p >= 0 for p in parts) or parts[0] <= 0:
-        raise ConfigError(f"split is {text!r}; allowed: TRAIN/VALID/TEST in per cent, as in 80/10/10, train above 0")
+        raise ConfigError(f"split is {text!r}; allowed: TRAIN/VALID/TEST in percent, as in 80/10/10, train above 0")
     if not (math.isclose(total, 100, abs_tol=0.01) or math.isclose(total, 1, abs_tol=1e-4)):
         raise ConfigError(f"split is {text!r}, which sums to {total:g}; the three parts must sum to 100")
     return parts[0] / total, parts[1] / total, parts[2] / total
 
 
+def parse_share(text: str) -> float:
+    """`"10%"`, `"10"` or `"0.1"` as 0.1."""
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        raise ConfigError(f"a share is {text!r}; allowed: percent or a fraction, as in 10% or 0.1") from None
+    return number / 100 if text.endswith("%") or number >= 1 else number
+
+
+def parse_batch_size(text: str) -> int:
+    """`"64"` as 64, `"auto"` as 0."""
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"batch size is {text!r}; allowed: a number of images, or auto")
+    return int(text)
+
+
+# What several configs have.
+_ARCH = Option(allowed="the name of an architecture")
+_SIZE = Option(ge=1, le=MAX_SIDE, allowed=f"(height, width) in pixels, each 1 to {MAX_SIDE}", parse=parse_size)
+_CHANNELS = Option(ge=1, le=64)
+_DROPOUT = Option(ge=0, lt=1)
+_RESIZE_MODE = Option(choices=RESIZE_MODES)
+_MEAN = Option(ge=-1000, le=1000, allowed="one number per channel, -1000 to 1000")
+_STD = Option(ge=1e-6, le=1000, allowed="one number per channel, above 0, to 1000")
+_TTA = Option(choices=("none", "mirror", "mirror-shift"))
+_LEVEL = Option(ge=-MAX_LEVEL, le=MAX_LEVEL, allowed="a finite number")
+
+
 @dataclass(frozen=True)
-class AugmentStep:
+class AugmentStep(Checked):
     """One augmentation as data: the name of an operation and its parameters (JSON values); see `transforms.augment`."""
 
-    op: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        _check(self.op in STEPS, self, "op", ", ".join(STEPS))
-        _check(isinstance(self.params, Mapping), self, "params", "named values")
+    op: str = option(choices=STEPS)
+    params: Mapping[str, Any] = field(default_factory=dict, metadata={"option": Option(allowed="a table")})
 
 
 @dataclass(frozen=True)
-class Levels:
+class Levels(Checked):
     """The values of images of more than 8 bits that become 0 and 255; what lies beyond is cut.
 
     `kind` says of which images: those of whole numbers (`integer`) or of fractions (`float`).
     """
 
-    kind: str
-    low: float
-    high: float
+    kind: str = option(choices=DEPTHS)
+    low: float = option(like=_LEVEL)
+    high: float = option(like=_LEVEL)
 
     def __post_init__(self) -> None:
-        _settle(self)
-        _check(self.kind in DEPTHS, self, "kind", ", ".join(DEPTHS))
-        for name in ("low", "high"):
-            _check(_is_real(getattr(self, name), -MAX_LEVEL, MAX_LEVEL), self, name, "a finite number")
-        _check(self.low <= self.high, self, "high", f"at least low, {self.low!r}")
+        super().__post_init__()
+        require(self.low <= self.high, self, "high", f"at least low, {self.low!r}")
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}" + (" (floats)" if self.kind == "float" else "")
 
 
 @dataclass(frozen=True)
-class PreprocessConfig:
+class PreprocessConfig(Checked):
     """Which pixels a model sees. Sizes are (height, width) in pixels; mean and std are of values in 0…1.
 
     `resize_mode` says how an image of another shape gets to `size`: `crop` covers it and cuts the center, `pad` fits
@@ -148,227 +158,257 @@ class PreprocessConfig:
     training images have; images of another kind are read by the rules of `data.images.read_image`.
     """
 
-    size: tuple[int, int] = (224, 224)
-    channels: int = 3
-    resize_mode: str = "crop"
-    interpolation: str = "bilinear"
-    crop_pct: float = 1.0
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-    steps: tuple[AugmentStep, ...] = ()
-    compose: Mapping[str, Any] | None = None
-    tta: str = "none"
-    levels: tuple[Levels, ...] = ()
+    size: tuple[int, int] = option((224, 224), like=_SIZE)
+    channels: int = option(3, like=_CHANNELS)
+    resize_mode: str = option("crop", like=_RESIZE_MODE)
+    interpolation: str = option("bilinear", choices=INTERPOLATIONS)
+    crop_pct: float = option(1.0, ge=0.1, le=2)
+    mean: tuple[float, ...] = option((0.5,), like=_MEAN)
+    std: tuple[float, ...] = option((0.5,), like=_STD)
+    steps: tuple[AugmentStep, ...] = option((), allowed="a tuple of AugmentStep")
+    compose: Mapping[str, Any] | None = option(None, allowed="a table, or none")
+    tta: str = option("none", like=_TTA)
+    levels: tuple[Levels, ...] = option((), allowed="a tuple of Levels, each of another kind")
 
     def __post_init__(self) -> None:
-        _settle(self)
-        _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
-        _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
-        _check(self.resize_mode in RESIZE_MODES, self, "resize_mode", ", ".join(RESIZE_MODES))
-        _check(self.interpolation in INTERPOLATIONS, self, "interpolation", ", ".join(INTERPOLATIONS))
-        _check(_is_real(self.crop_pct, 0.1, 2.0), self, "crop_pct", "0.1 to 2")
-        for name, low in (("mean", -1e3), ("std", 1e-6)):
+        super().__post_init__()
+        for name in ("mean", "std"):
             values = getattr(self, name)
-            _check(isinstance(values, tuple), self, name, f"one number a channel ({self.channels})")
             if len(values) == 1:
                 object.__setattr__(self, name, values * self.channels)
-                values = getattr(self, name)
-            ok = len(values) == self.channels and all(_is_real(v, low, 1e3) for v in values)
-            _check(ok, self, name, f"one number a channel ({self.channels}), {low:g} to 1000")
-        steps_ok = isinstance(self.steps, tuple) and all(isinstance(step, AugmentStep) for step in self.steps)
-        _check(steps_ok, self, "steps", "a tuple of Step")
-        _check(self.compose is None or isinstance(self.compose, Mapping), self, "compose", "named values, or none")
-        _check(self.tta in TTAS, self, "tta", ", ".join(TTAS))
-        levels_ok = isinstance(self.levels, tuple) and all(isinstance(one, Levels) for one in self.levels)
-        levels_ok = levels_ok and len({one.kind for one in self.levels}) == len(self.levels)
-        _check(levels_ok, self, "levels", "a tuple of Levels, each of another kind")
+            require(len(values) in (1, self.channels), self, name, f"one number per channel ({self.channels})")
+        distinct = len({each.kind for each in self.levels}) == len(self.levels)
+        require(distinct, self, "levels", "a tuple of Levels, each of another kind")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Enough to rebuild an empty network: architecture, classes, input and options. `size` is (height, width).
 
     `members` above 1 are so many networks that answer together (`models/ensemble.py`).
     """
 
-    arch: str
-    classes: int
-    channels: int = 3
-    size: tuple[int, int] = (224, 224)
-    dropout: float | None = None
-    members: int = 1
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
-        _check(_is_int(self.members, 1, 100), self, "members", "1 to 100")
-        _check(_is_int(self.classes, 1, 1_000_000), self, "classes", "1 to 1,000,000")
-        _check(_is_int(self.channels, 1, MAX_CHANNELS), self, "channels", f"1 to {MAX_CHANNELS}")
-        _check(_is_size(self.size), self, "size", f"(height, width), each 1 to {MAX_SIDE}")
-        _check(self.dropout is None or _is_real(self.dropout, 0, 0.99), self, "dropout", "0 to 0.99")
+    arch: str = option(like=_ARCH)
+    classes: int = option(ge=1, le=1_000_000)
+    channels: int = option(3, like=_CHANNELS)
+    size: tuple[int, int] = option((224, 224), like=_SIZE)
+    dropout: float | None = option(None, like=_DROPOUT)
+    members: int = option(1, ge=1, le=100)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Every choice of training. What is None is chosen from the start of the weights and the number of images.
 
-    `probe` begins with a linear head on frozen features (`training/probe.py`), and 0 `epochs` end there; before the
-    first step, once its answers on valid are known, that head is multiplied by `head_scale`. `freeze_norm`
-    keeps the batch statistics of pretrained weights: a few small batches are no better a basis for them. A `batch_size`
-    of 0 is the largest that fits, found by a real step. `minutes` is the time that fitting takes at most; an epoch is
-    one pass over the training images, or `epoch_steps` steps. `layer_decay` is how much slower each twelfth of the
-    network's depth learns than the one after it. `class_weights` are by the effective number of images
-    (arXiv:1901.05555) or inverse to the number of images. `ema` is the decay of the running mean of weights that is
-    judged and kept in the place of the weights themselves. `checkpoint_every` is in seconds.
+    `probe` begins with a linear head on frozen features (`training/linear_probe.py`), and 0 `epochs` end there; before
+    the first step, once its predictions on valid are known, that head is multiplied by `head_scale`. An epoch is one
+    pass over the training images, or `epoch_steps` steps.
     """
 
-    probe: bool | None = None
-    epochs: int | None = None
-    epoch_steps: int | None = None
-    minutes: float | None = None
-    batch_size: int = 32
-    lr: float | None = None
-    layer_decay: float | None = None
-    optimizer: str = "adamw"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.05
-    schedule: str = "cosine"
-    step_epochs: int = 10
-    gamma: float = 0.1
-    warmup_epochs: float | None = None
-    label_smoothing: float = 0.1
-    clip_norm: float = 0.0
-    freeze_epochs: int = 0
-    freeze_norm: bool | None = None
-    patience: int = 0
-    ema: float | None = None
-    head_scale: float | None = None
-    class_weights: str | None = None
-    drop_last: bool = False
-    precision: str = "auto"
-    device: str = "auto"
-    compile: str = "auto"
-    checkpoint_every: float = 60.0
-    workers: int | None = None
-    seed: int = 0
+    probe: bool | None = option(None)
+    epochs: int | None = option(
+        None,
+        "Passes over the training images",
+        TRAINING,
+        "by the number of images",
+        ge=0,
+        le=100_000,
+        special={0: "a linear head on frozen features alone"},
+    )
+    epoch_steps: int | None = option(None, ge=1)
+    minutes: float | None = option(
+        None, "Time limit for training; sets the number of epochs", TRAINING, "none", gt=0, le=1_000_000
+    )
+    batch_size: int = option(
+        32,
+        "Images per step, or auto (0 in a config file): the most that fit in memory",
+        TRAINING,
+        ge=0,
+        le=1_000_000,
+        allowed="1 or more, or 0 (the largest that fits)",
+        parse=parse_batch_size,
+    )
+    lr: float | None = option(
+        None, "Learning rate of the last layers", TRAINING, "by optimizer and weights", gt=0, le=1000
+    )
+    layer_decay: float | None = option(
+        None,
+        "Factor of the learning rate from each twelfth of the depth to the one before it",
+        TRAINING,
+        "0.8 for pretrained weights with adam and adamw",
+        gt=0,
+        le=1,
+        special={1: "off"},
+    )
+    optimizer: str = option("adamw", "Optimizer", TRAINING, choices=OPTIMIZERS)
+    momentum: float = option(0.9, "Momentum of sgd", TRAINING, ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov momentum, for sgd", TRAINING, "off")
+    weight_decay: float = option(0.05, "Weight decay, except on norms and biases", TRAINING, ge=0, le=10)
+    schedule: str = option("cosine", "Learning rate schedule", TRAINING, choices=SCHEDULES)
+    step_epochs: int = option(10, "Epochs per step of the step schedule", TRAINING, ge=1)
+    gamma: float = option(0.1, "Factor of each step of the step schedule", TRAINING, gt=0, le=1)
+    warmup_epochs: float | None = option(
+        None, "Epochs in which the learning rate rises", TRAINING, "1 for cosine, else 0", ge=0
+    )
+    label_smoothing: float = option(
+        0.1, "Share of the target that is spread over the other classes", TRAINING, ge=0, lt=1
+    )
+    clip_norm: float = option(0.0, "Largest norm of the gradient", TRAINING, ge=0, special={0: "off"})
+    freeze_epochs: int = option(0, "Epochs in which only the head is trained", TRAINING, ge=0)
+    freeze_norm: bool | None = option(
+        None,
+        "Keep (or train) the statistics of batch norms",
+        TRAINING,
+        "keep those of pretrained weights",
+        flags=("--freeze-norm/--train-norm",),
+    )
+    patience: int = option(0, "Stop after this many epochs without improvement", TRAINING, ge=0, special={0: "off"})
+    ema: float | None = option(
+        None,
+        "Decay of the moving average of the weights, which is what is validated and saved",
+        TRAINING,
+        "0.98 for pretrained weights, else 0",
+        ge=0,
+        lt=1,
+        special={0: "off"},
+    )
+    head_scale: float | None = option(None, gt=0, le=1, special={1: "off"})
+    class_weights: str | None = option(
+        None,
+        "Give rare classes more weight",
+        TRAINING,
+        "effective where one class has five times as many images as another, else none",
+        choices=("none", "effective", "balanced"),
+    )
+    drop_last: bool = option(False)
+    precision: str = option("auto", "Precision", TRAINING, choices=PRECISIONS)
+    device: str = option(
+        "auto",
+        "Device: auto, cpu, cuda, cuda:1 or mps",
+        TRAINING,
+        pattern=DEVICE_NAME.pattern,
+        allowed="auto, cpu, cuda, cuda:N, mps",
+    )
+    compile: str = option("auto", "Use torch.compile or a CUDA graph", TRAINING, choices=("auto", "on", "off"))
+    checkpoint_every: float = option(
+        60.0,
+        "How often to save the training state, e.g. 90s or 10m",
+        OUTPUT,
+        "1m",
+        ge=1,
+        allowed="1 or more seconds",
+        parse=parse_duration,
+    )
+    workers: int | None = option(
+        None, "Threads that read images; does not change results", TRAINING, "one per core, up to 8", ge=0, le=256
+    )
+    seed: int = option(
+        0, "Seed of the split, the initial weights, the order and the augmentation", TRAINING, ge=0, le=2**63 - 1
+    )
 
     def __post_init__(self) -> None:
-        _settle(self)
-        _check(self.probe is None or isinstance(self.probe, bool), self, "probe", "true or false")
-        _check(self.epochs is None or _is_int(self.epochs, 0, 100_000), self, "epochs", "0 (a probe alone) to 100,000")
-        _check(self.epochs != 0 or self.probe is not False, self, "epochs", "1 or more, as there is no probe")
-        _check(self.epoch_steps is None or _is_int(self.epoch_steps, 1), self, "epoch_steps", "1 or more")
-        minutes_ok = self.minutes is None or (_is_real(self.minutes, 0, 1e6) and self.minutes > 0)
-        _check(minutes_ok, self, "minutes", "above 0")
-        _check(_is_int(self.batch_size, 0, 1_000_000), self, "batch_size", "1 or more, or 0 (the largest that fits)")
-        _check(self.lr is None or (_is_real(self.lr, 0, 1e3) and self.lr > 0), self, "lr", "above 0, to 1000")
-        decay_ok = self.layer_decay is None or (_is_real(self.layer_decay, 0, 1) and self.layer_decay > 0)
-        _check(decay_ok, self, "layer_decay", "above 0, to 1 (off)")
-        _check(self.optimizer in OPTIMIZERS, self, "optimizer", ", ".join(OPTIMIZERS))
-        _check(_is_real(self.momentum, 0, 0.9999), self, "momentum", "0 to below 1")
-        _check(isinstance(self.nesterov, bool), self, "nesterov", "true or false")
-        _check(not self.nesterov or self.momentum > 0, self, "nesterov", "only with a momentum above 0")
-        _check(_is_real(self.weight_decay, 0, 10), self, "weight_decay", "0 to 10")
-        _check(self.schedule in SCHEDULES, self, "schedule", ", ".join(SCHEDULES))
-        _check(_is_int(self.step_epochs, 1), self, "step_epochs", "1 or more")
-        _check(_is_real(self.gamma, 1e-6, 1), self, "gamma", "above 0, to 1")
-        _check(self.warmup_epochs is None or _is_real(self.warmup_epochs, 0), self, "warmup_epochs", "0 or more")
-        _check(_is_real(self.label_smoothing, 0, 0.99), self, "label_smoothing", "0 to below 1")
-        _check(_is_real(self.clip_norm, 0), self, "clip_norm", "0 (off) or more")
-        _check(_is_int(self.freeze_epochs, 0), self, "freeze_epochs", "0 or more")
-        _check(self.freeze_norm is None or isinstance(self.freeze_norm, bool), self, "freeze_norm", "true or false")
-        _check(_is_int(self.patience, 0), self, "patience", "0 (off) or more")
-        _check(self.ema is None or _is_real(self.ema, 0, 0.99999), self, "ema", "0 (off) to below 1")
-        scale_ok = self.head_scale is None or (_is_real(self.head_scale, 0, 1) and self.head_scale > 0)
-        _check(scale_ok, self, "head_scale", "above 0, to 1 (off)")
-        weights_ok = self.class_weights is None or self.class_weights in CLASS_WEIGHTS
-        _check(weights_ok, self, "class_weights", ", ".join(CLASS_WEIGHTS))
-        _check(isinstance(self.drop_last, bool), self, "drop_last", "true or false")
-        _check(self.precision in PRECISIONS, self, "precision", ", ".join(PRECISIONS))
-        device_ok = DEVICE_NAME.fullmatch(str(self.device)) is not None
-        _check(device_ok, self, "device", "auto, cpu, cuda, cuda:N, mps")
-        object.__setattr__(self, "device", str(self.device))  # a torch.device, too
-        _check(self.compile in COMPILES, self, "compile", ", ".join(COMPILES))
-        _check(_is_real(self.checkpoint_every, 1), self, "checkpoint_every", "1 (second) or more")
-        _check(self.workers is None or _is_int(self.workers, 0, 256), self, "workers", "0 to 256")
-        _check(_is_int(self.seed, 0, 2**63 - 1), self, "seed", "0 to 2^63 - 1")
+        if self.device is not None:
+            object.__setattr__(self, "device", str(self.device))  # a torch.device, too
+        super().__post_init__()
+        require(self.epochs != 0 or self.probe is not False, self, "epochs", "1 or more, as there is no probe")
+        require(not self.nesterov or self.momentum > 0, self, "nesterov", "only with a momentum above 0")
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """How data are read: where named sets lie, what happens to bad files, and a split file to follow.
+class DataConfig(Checked):
+    """How images are read: where named data sets are, what happens to unreadable images, and a split file to follow."""
 
-    `allow_bad` is the share (0…1) of unreadable files above which training does not begin. `cache` says where decoded
-    pixels are kept (`data/tiers.py`).
-    """
-
-    data_dir: str | None = None
-    on_bad: str = "skip"
-    allow_bad: float = 0.05
-    max_pixels: int = 100_000_000
-    split_file: str | None = None
-    cache: str = "auto"
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        _check(self.on_bad in ON_BAD, self, "on_bad", ", ".join(ON_BAD))
-        _check(_is_real(self.allow_bad, 0, 1), self, "allow_bad", "0 to 1")
-        _check(_is_int(self.max_pixels, 1), self, "max_pixels", "1 or more")
-        _check(self.cache in CACHES, self, "cache", ", ".join(CACHES))
+    data_dir: str | None = option(
+        None,
+        "Folder of the named data sets (mnist, fashion-mnist, cifar10); downloaded there if missing",
+        DATA,
+        "a cache folder",
+        allowed="a folder",
+    )
+    on_bad: str = option("skip", "What to do about unreadable images", DATA, choices=("skip", "error"))
+    allow_bad: float = option(
+        0.05, "Largest share of unreadable images, e.g. 10%", DATA, "5%", ge=0, le=1, parse=parse_share
+    )
+    max_pixels: int = option(100_000_000, "Largest image, in pixels", DATA, "100,000,000", ge=1)
+    split_file: str | None = option(None, "A split.csv to follow", allowed="a CSV file")
+    cache: str = option("auto", "Where to keep decoded images", DATA, choices=CACHES)
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Checked):
     """All that a training run is asked to do, apart from the data: the value behind `--recipe` and `--config`.
 
-    `None` means the architecture's own (size, channels, mean, std, fit) or what suits the data (augment; `mirror`:
-    whether a mirrored image keeps its label; `recolor`: whether one with other colors does).
-    `arch` "auto" is the best network whose pretrained weights are on this machine (`models.weights.pick_arch`).
-    `init` is a run folder or a model file to go on from: its network and pixels, its weights, its head by class name.
-    `augment` is a preset's name. `split` holds the fractions of train, valid and test; None is 0.7, 0.15 and 0.15 of
-    what the data do not divide themselves. `keep="all"` saves a model file after every epoch beside the best one.
+    None means the architecture's own, or what suits the data. `arch` "auto" is the best network whose pretrained
+    weights are on this machine (`models.weights.pick_arch`). `init` is a run folder or a model file to start from: its
+    network and pixels, its weights, its head by class name. `recolor`: whether an image with other colors keeps its
+    label. `split` holds the fractions of train, valid and test of what the data do not divide themselves.
     """
 
-    arch: str = "auto"
-    weights: str = "auto"
-    init: str | None = None
-    dropout: float | None = None
-    size: tuple[int, int] | None = None
-    channels: int | None = None
-    resize_mode: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augment: str | None = None
-    mirror: bool | None = None
-    recolor: bool | None = None
-    tta: str = "none"
-    split: tuple[float, float, float] | None = None
-    keep: str = "best"
+    arch: str = option(
+        "auto",
+        "Network, see `imgclf models`; FILE.py:NAME is one of your own",
+        MODEL,
+        "the best whose pretrained weights are on this machine, else resnet18",
+        like=_ARCH,
+    )
+    weights: str = option(
+        "auto",
+        "Initial weights: auto, pretrained, none, a file, a run or a hub name",
+        MODEL,
+        allowed="auto, pretrained, none, a file, a run or a hub name",
+    )
+    init: str | None = option(
+        None,
+        "Run folder or model file to start from: network, pixels, weights and classes",
+        MODEL,
+        allowed="a run folder or a model file",
+    )
+    dropout: float | None = option(
+        None, "Dropout rate, if the network has dropout", MODEL, "the network's own", like=_DROPOUT
+    )
+    size: tuple[int, int] | None = option(None, "Input size: N or HxW pixels", MODEL, "the network's own", like=_SIZE)
+    channels: int | None = option(
+        None, "Input channels: 1 for gray, 3 for color", MODEL, "those of the network or the data", like=_CHANNELS
+    )
+    resize_mode: str | None = option(
+        None,
+        "How images are fitted to the input size",
+        MODEL,
+        "as the network was trained, mostly crop",
+        like=_RESIZE_MODE,
+    )
+    mean: tuple[float, ...] | None = option(None, "Mean of the pixels (0 to 1), one per channel", like=_MEAN)
+    std: tuple[float, ...] | None = option(
+        None, "Standard deviation of the pixels (0 to 1), one per channel", like=_STD
+    )
+    augment: str | None = option(
+        None,
+        "Augmentation of training images: none, light, standard, strong, trivial or mix",
+        MODEL,
+        "light for pretrained weights, else standard",
+        allowed="the name of a preset",
+    )
+    mirror: bool | None = option(None, "Whether a mirrored image keeps its label", MODEL, "tested on your images")
+    recolor: bool | None = option(None, "Whether an image with other colors keeps its label")
+    tta: str = option("none", "Test-time augmentation", like=_TTA)
+    split: tuple[float, float, float] | None = option(
+        None,
+        "TRAIN/VALID/TEST in percent, or a split.csv to follow",
+        DATA,
+        "70/15/15",
+        ge=0,
+        le=1,
+        allowed="three fractions that sum to 1, the first above 0",
+        parse=parse_split,
+    )
+    keep: str = option("best", "Which epochs to save a model file of", OUTPUT, choices=("best", "all"))
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _settle(self)
-        _check(isinstance(self.arch, str) and bool(self.arch), self, "arch", "the name of an architecture")
-        _check(
-            isinstance(self.weights, str) and bool(self.weights), self, "weights", "auto, pretrained, none, a file …"
-        )
-        init_ok = self.init is None or (isinstance(self.init, str) and bool(self.init))
-        _check(init_ok, self, "init", "a run folder or a model file")
-        _check(self.augment is None or isinstance(self.augment, str), self, "augment", "the name of a preset")
-        for name in ("mirror", "recolor"):
-            _check(getattr(self, name) in (None, True, False), self, name, "true or false")
-        _check(
-            self.resize_mode is None or self.resize_mode in RESIZE_MODES, self, "resize_mode", ", ".join(RESIZE_MODES)
-        )
-        size_ok = self.size is None or _is_size(self.size)
-        _check(size_ok, self, "size", f"[height, width], each 1 to {MAX_SIDE}")
-        ok = self.split is None or (len(self.split) == 3 and all(_is_real(f, 0, 1) for f in self.split))
-        ok = ok and (self.split is None or (self.split[0] > 0 and math.isclose(sum(self.split), 1, abs_tol=1e-6)))
-        _check(ok, self, "split", "three fractions that sum to 1")
-        _check(self.tta in TTAS, self, "tta", ", ".join(TTAS))
-        _check(self.keep in KEEPS, self, "keep", ", ".join(KEEPS))
+        super().__post_init__()
+        whole = self.split is None or (self.split[0] > 0 and math.isclose(sum(self.split), 1, abs_tol=1e-6))
+        require(whole, self, "split", "three fractions that sum to 1, the first above 0")
 
 
 def to_dict(value: Any) -> dict[str, Any]:
@@ -391,7 +431,7 @@ def _plain(value: Any) -> Any:
 def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
     """The spec of class `kind` from plain values; an unknown key raises `ConfigError` with close matches."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{kind.__name__} is {data!r}; allowed: named values")
+        raise ConfigError(f"{kind.__name__} is {data!r}; allowed: a table")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
