@@ -167,7 +167,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Model file, run folder or name of a run. [dim]\\[default: the default run, see imgclf use][/dim]",
+        help="Model file, run folder or name of a run (see imgclf use). [dim]\\[default: the default run][/dim]",
         show_default=False,
     ),
 ]

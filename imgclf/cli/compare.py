@@ -11,8 +11,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
 from imgclf.cli._output import Force, output_file, run_data
-from imgclf.cli.runs import HEADER, cells
-from imgclf.cli.show import WHOLE
+from imgclf.cli._run_table import HEADER, cells
 from imgclf.core.errors import DataError, ImgclfError
 from imgclf.core.files import PICTURES
 from imgclf.core.text import plural
@@ -146,11 +145,13 @@ def _draw(result: Comparison, path: Path) -> Path | None:
 def _pixels(source: Source, change: Change) -> Pixels:
     """The image as it was tested."""
     from imgclf.data.dataset import Sample
-    from imgclf.data.loading.preview import sample_pixels
+    from imgclf.data.loading.preview import WHOLE_IMAGE, sample_pixels
 
     if change.content and source.reader.digest(change.path) != change.content:
         raise DataError(f"{change.path} has changed since the test")
-    (pixels,) = sample_pixels(source, [Sample(change.path, change.true, sha256=change.content)], WHOLE, augmented=False)
+    (pixels,) = sample_pixels(
+        source, [Sample(change.path, change.true, sha256=change.content)], WHOLE_IMAGE, augmented=False
+    )
     return pixels
 
 

@@ -10,13 +10,12 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json
+from imgclf.cli._run_table import HEADER, cells
 from imgclf.core.errors import ModelFileError
 from imgclf.core.options import listed
-from imgclf.core.text import percent, plural
+from imgclf.core.text import plural
 from imgclf.storage.run_folder import ROOT
 from imgclf.storage.run_list import FILTERS, SORTS, RunEntry
-
-HEADER = ("run", "data", "arch", "recipe", "accuracy", "95 % interval", "of", "seconds", "MB", "status")
 
 
 def runs(
@@ -73,20 +72,3 @@ def _say_default(folder: Path, entries: Sequence[RunEntry], shown: Sequence[RunE
             console.say(f"no run is the default: {error}", "dim")
     elif default in shown:
         console.say(f"* default model of predict, evaluate and other commands: {default.reason}", "dim")
-
-
-def cells(entry: RunEntry) -> tuple[object, ...]:
-    """A run as a row of a table, see `HEADER`."""
-    low, high = entry.interval or (None, None)
-    return (
-        entry.name,
-        entry.data,
-        entry.arch,
-        entry.recipe,
-        None if entry.accuracy is None else percent(entry.accuracy),
-        None if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
-        None if entry.n is None else f"{entry.n:,} {entry.part}",
-        None if entry.seconds is None else f"{entry.seconds:,.0f}",
-        None if entry.size is None else f"{entry.size / 1e6:,.1f}",
-        entry.status,
-    )

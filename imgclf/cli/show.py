@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from imgclf.core.config import ExperimentConfig
     from imgclf.data.dataset import Pixels, Source
 
-WHOLE = PreprocessConfig(
-    size=(224, 224), resize_mode="pad", interpolation="bicubic", mean=(1.0,)
-)  # the whole image, on white
-
 
 @training_options("arch", "recipe", "augment", "size", "resize_mode", "data_dir")
 def show(
@@ -72,6 +68,7 @@ def _show_channels(image: Path, path: Path) -> None:
 def _show_grid(data: str, path: Path, options: TrainingOptions, n: int, seed: int, augmented: bool) -> None:
     from imgclf.core.errors import DataError
     from imgclf.core.text import printable
+    from imgclf.data.loading.preview import WHOLE_IMAGE
     from imgclf.data.sources.open import open_source
     from imgclf.data.write import require_outside
     from imgclf.estimator.settings import Request, choose_experiment
@@ -82,7 +79,7 @@ def _show_grid(data: str, path: Path, options: TrainingOptions, n: int, seed: in
     require_outside(path, source)
     experiment = choose_experiment(Request(options.recipe, changes), source.default_recipe)
     as_it_is = not augmented and not options.typed.keys() - {"data_dir"}
-    pixels = WHOLE if as_it_is else _training_pixels(experiment, source)
+    pixels = WHOLE_IMAGE if as_it_is else _training_pixels(experiment, source)
     images, titles, bad = _readable(source, pixels, n, seed, augmented=augmented)
     if not images:
         raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in bad])

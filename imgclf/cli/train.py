@@ -65,7 +65,7 @@ def train(
 
     [dim]imgclf train digits[/dim]   [dim]imgclf train ./my_photos --arch resnet50[/dim]
     """
-    own = {"ensemble": ensemble, "resume": resume, "runs": runs, "name": name, "track": track}
+    own = {"data": data, "ensemble": ensemble, "resume": resume, "runs": runs, "name": name, "track": track}
     given = {key: value for key, value in own.items() if value is not None}
     with console.waiting("loading"):
         from imgclf.cli._training import run_training

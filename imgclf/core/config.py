@@ -213,7 +213,7 @@ class TrainConfig(Checked):
         "by the number of images",
         ge=0,
         le=100_000,
-        special={0: "a linear head on frozen features alone"},
+        special={0: "a linear head alone"},
     )
     epoch_steps: int | None = option(None, ge=1)
     minutes: float | None = option(

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from imgclf.cli import app
 from imgclf.estimator import plan
 from imgclf.models import weights
+from support import option_tables
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,6 +73,11 @@ def test_every_option_is_documented_with_its_default(command, param):
 @pytest.mark.parametrize("name", COMMAND.commands)
 def test_every_command_is_in_the_table_of_commands(name):
     assert f"| [`imgclf {name}`](#imgclf-{name}) |" in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_training_options_are_those_of_the_command_line():
+    """`python tests/support/option_tables.py` writes them."""
+    assert option_tables.PAGE.read_text(encoding="utf-8") == option_tables.page()
 
 
 def test_no_option_is_documented_that_there_is_not():

@@ -408,7 +408,7 @@ WRONG_USE = [
     (("train", "photos", *TINY, "--size", "0x3"), "size is '0x3'"),
     (("train", "photos", *TINY, "--split", "50/40"), "allowed: TRAIN/VALID/TEST"),
     (("train", "photos", *TINY, "--split", "nothing.csv"), "there is no such file"),
-    (("train", "photos", *TINY, "--allow-bad", "lots"), "expected a share like 10%"),
+    (("train", "photos", *TINY, "--allow-bad", "lots"), "as in 10% or 0.1"),
     (("train", "photos", *TINY, "--dropout", "2"), "dropout is 2.0"),
     (("train", "photos", *TINY, "--device", "cuda:99"), "device is 'cuda:99'"),
     (("train", "photos", *TINY, "--weights", "pretrained"), "lenet"),
@@ -699,7 +699,7 @@ def test_a_table_that_is_wider_than_the_terminal_is_shown_in_parts(monkeypatch):
 
 
 def test_no_part_of_a_table_is_wider_than_the_terminal(monkeypatch):
-    header = ["run", "accuracy", "95 % interval", "of", "seconds", "MB"]
+    header = ["run", "accuracy", "95% interval", "of", "seconds", "MB"]
     row = ["a-run-of-ten", "100.0%", "82.4–100.0", "18 test", "15", "13.7"]
     lines = on_narrow_terminal(monkeypatch, header, [row])
     assert max(map(len, lines)) <= 60

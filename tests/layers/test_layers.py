@@ -108,6 +108,11 @@ def test_every_module_has_a_layer_and_every_layer_has_modules():
     assert [p for line in LAYERS for p in line if not any(fnmatchcase(name, p) for name in MODULES)] == []
 
 
+def test_a_command_never_imports_another():
+    commands = {name for name in MODULES if room(name) == "cli" and "._" not in name and name != "cli"}
+    assert {name: sorted(IMPORTS[name] & commands - {name}) for name in commands} == {name: [] for name in commands}
+
+
 def test_only_the_entry_and_the_rooms_are_at_the_root():
     files = {path.name for path in ROOT.iterdir() if path.is_file()}
     assert files == {"__init__.py", "__init__.pyi", "__main__.py", "py.typed"}

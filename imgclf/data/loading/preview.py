@@ -11,6 +11,9 @@ from imgclf.data.dataset import Pixels, Sample, Source
 from imgclf.data.images import BadImage
 from imgclf.data.loading.loader import Loader
 
+# The whole image, on white.
+WHOLE_IMAGE = PreprocessConfig(size=(224, 224), resize_mode="pad", interpolation="bicubic", mean=(1.0,))
+
 
 def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
     """`n` samples of a source, the classes in turn, by a seeded choice."""
