@@ -351,9 +351,9 @@ def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:
 
 
 def _jpeg_orientation(jpeg: Jpeg, max_pixels: int) -> int:
-    """Pillow reads the header too only where something in it could turn the image, or could be refused."""
+    """Pillow reads the header too only where something in it could turn the image."""
     _check_size((jpeg.width, jpeg.height), max_pixels)
-    if jpeg.bare:
+    if not jpeg.may_turn:
         return 1
     with _quiet_pillow(), _as_bad_image():
         return _orientation(_opened(BytesIO(jpeg.data), "", max_pixels))

@@ -21,12 +21,7 @@ from imgclf.data.dataset import Pixels, Sides
 _JPEG_START = b"\xff\xd8\xff"
 _MOST_BYTES = 2**28  # what is larger is not read into memory at once
 _SCALES = (8, 4, 2, 1)
-_FRAMES = (0xC0, 0xC1, 0xC2)  # Huffman-coded, of 8 bits where Pillow opens it; what else there is goes through Pillow
-_START_OF_SCAN = 0xDA
-_TABLES = (0xC4, 0xDB, 0xDD, 0xFE)  # Huffman and quantization tables, restart interval; a comment
-_APPLICATION = range(0xE0, 0xF0)
-_HARMLESS = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0"}
-_SHORTEST_HARMLESS = 14  # what Pillow reads of them
+_ORIENTING = (b"Exif\0", b"ns.adobe.com/xap")  # what begins the metadata that may hold an orientation
 SWAPS_SIDES = (5, 6, 7, 8)  # the EXIF orientations that turn an image by a quarter
 BAND = 2**20  # pixels that are converted at once
 _TOPS = {"integer": (255, 1023, 4095, 16383, 65535), "float": (1, 255)}
@@ -40,14 +35,14 @@ _CHUNKS_OF_PIXELS = (b"IHDR", b"tRNS", b"IDAT", b"IEND")
 class Jpeg(NamedTuple):
     """The bytes of a JPEG in YCbCr or gray and what its header says: sides as stored, 1 or 3 channels.
 
-    `bare` says that the header holds nothing that could turn the image or that Pillow could refuse.
+    `may_turn` says that it holds metadata of the kind that may note an orientation.
     """
 
     data: bytes
     height: int
     width: int
     channels: int
-    bare: bool
+    may_turn: bool
 
 
 @dataclass(frozen=True)
@@ -81,16 +76,13 @@ def find_jpeg(file: BinaryIO) -> Jpeg | None:
         return None
     file.seek(0)
     data = file.read()
-    segments = list(_segments(data))
-    frames = [marker for marker, _ in segments if marker not in _TABLES and marker not in _APPLICATION]
-    if len(frames) != 2 or frames[0] not in _FRAMES or frames[1] != _START_OF_SCAN:
-        return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError):  # damaged; a color space or a subsampling without a name
         return None
     channels = {"YCbCr": 3, "Gray": 1}.get(space)
-    return Jpeg(data, height, width, channels, _is_bare(segments)) if channels else None
+    may_turn = any(start in data for start in _ORIENTING)
+    return Jpeg(data, height, width, channels, may_turn) if channels else None
 
 
 def decode_jpeg(jpeg: Jpeg, at_least: Sides | None = None, *, smooth: bool = True) -> Pixels | None:
@@ -115,28 +107,6 @@ def _scale(sides: Sides, at_least: Sides) -> int:
     """The largest of 1, 2, 4, 8 that leaves both sides what they need; the rule of Pillow's `draft`."""
     possible = min(side // max(1, least) for side, least in zip(sides, at_least, strict=True))
     return next((scale for scale in _SCALES if scale <= possible), 1)
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The marker segments of a JPEG up to its pixels, each with the start of its content; stops where one is odd."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if length < 2:
-            return
-        yield marker, data[at + 4 : at + 2 + min(length, 2 + _SHORTEST_HARMLESS)]
-        if marker == _START_OF_SCAN:
-            return
-        at += 2 + length
-
-
-def _is_bare(segments: list[tuple[int, bytes]]) -> bool:
-    """Whether the only metadata are those of which Pillow wants no more than their length."""
-    metadata = [(marker, content) for marker, content in segments if marker in _APPLICATION]
-    return all(
-        marker in _HARMLESS and content.startswith(_HARMLESS[marker]) and len(content) >= _SHORTEST_HARMLESS
-        for marker, content in metadata
-    )
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
