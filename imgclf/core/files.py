@@ -77,7 +77,7 @@ class _Summing:
 
 @contextmanager
 def checked_file(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """`atomic_file` for what is read again by `open_checked` or `read_checked`: a seal follows what is written.
+    """`atomic_file` for what is read again by `open_checked`: a seal follows what is written.
 
     The file can only be written to. Every cache, index and state is such a file, so that no damage is taken for data.
     """
@@ -111,15 +111,6 @@ def _read_seal(end: bytes) -> tuple[int, int]:
     if found is None:
         raise ValueError("it ends without a checksum")
     return int(found[1], 16), int(found[2], 16)
-
-
-def read_checked(path: str | os.PathLike[str]) -> bytes:
-    """What was written to a `checked_file`. Raises `OSError`, and `ValueError` where a bit of it has changed."""
-    data = Path(path).read_bytes()
-    content = unseal(data)
-    if len(content) != len(data) - SEAL_BYTES:
-        raise ValueError(DAMAGED)
-    return bytes(content)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import PIL
 from imgclf.core.arguments import require, whole
 from imgclf.core.config import Levels
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, DataError
-from imgclf.core.files import cache_folder, checked_file, read_checked
+from imgclf.core.files import cache_folder, seal, unseal, write_atomic
 from imgclf.core.text import natural, plural, printable
 from imgclf.data.classes import look_alikes
 from imgclf.data.dataset import Sample, Source
@@ -33,14 +32,11 @@ from imgclf.data.sources.tar_index import Entry
 from imgclf.data.sources.tar_shards import ShardReader
 
 ALLOW_BAD = 0.05
-_CACHE_FORMAT = 7
+_CACHE_FORMAT = 8
 _CHUNK = 32
-_QUICK = 5e-4  # seconds for a file
-_TRIED = 4  # chunks over which a moment of waiting is no sign of slowness
 _ODD_AMONG = 10
 _SHOWN = 3
 
-In = TypeVar("In")
 Out = TypeVar("Out")
 
 
@@ -158,11 +154,11 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     cache = _cache_path(reader)
     known = _read_cache(cache)
     refs = [sample.ref for sample in source.samples]
-    chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
     facts: list[_Fact] = []
-    for found in _mapped(lambda chunk: [_look(reader, ref, known.get(ref)) for ref in chunk], chunks, workers):
-        facts += found
-        progress(len(facts), len(refs))
+    for fact in _mapped(lambda ref: _look(reader, ref, known.get(ref)), refs, workers):
+        facts.append(fact)
+        if len(facts) % _CHUNK == 0 or len(facts) == len(refs):
+            progress(len(facts), len(refs))
     facts = _compared(source, reader, facts, workers)
     now = dict(zip(refs, facts, strict=True))
     if any(known.get(ref) != fact for ref, fact in now.items()):
@@ -170,22 +166,12 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     return facts
 
 
-def _mapped(look: Callable[[list[In]], list[Out]], chunks: list[list[In]], workers: int) -> Iterator[list[Out]]:
-    """What `look` finds in each chunk, in order. Threads take over where files are slow; else they would lose more time
-    to the interpreter's lock than they save.
-    """
-    spent = 0.0
-    for position, chunk in enumerate(chunks):
-        begun = time.perf_counter()
-        yield look(chunk)
-        spent += time.perf_counter() - begun if position else 0.0  # the first chunk loads the decoders
-        if position and spent > _QUICK * _CHUNK * max(position, _TRIED):
-            break
-    else:
-        return
+def _mapped(look: Callable[[str], Out], refs: Sequence[str], workers: int) -> Iterator[Out]:
+    """What `look` finds in each image, in order."""
+    chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
     with ThreadPoolExecutor(workers) as pool:
         try:
-            yield from pool.map(look, chunks[position + 1 :])
+            yield from chain.from_iterable(pool.map(lambda chunk: [look(ref) for ref in chunk], chunks))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -206,9 +192,7 @@ def _compared(source: Source, reader: FileReader | ShardReader, facts: list[_Fac
     def look_closer(wanted: list[int]) -> None:
         unknown = [i for i in wanted if facts[i].look and not facts[i].pixels]
         refs = [source.samples[i].ref for i in unknown]
-        chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
-        digests = chain.from_iterable(_mapped(lambda chunk: [_pixels(reader, ref) for ref in chunk], chunks, workers))
-        for i, digest in zip(unknown, digests, strict=True):
+        for i, digest in zip(unknown, _mapped(lambda ref: _pixels(reader, ref), refs, workers), strict=True):
             facts[i] = replace(facts[i], pixels=digest)
 
     if mixed:
@@ -274,18 +258,18 @@ def _cache_path(reader: FileReader) -> Path:
 def _read_cache(path: Path) -> dict[str, _Fact]:
     """What earlier audits found; a cache that can't be read or is damaged is as good as none."""
     try:
-        rows: Mapping[str, list[Any]] = json.loads(read_checked(path))
+        rows: Mapping[str, list[Any]] = json.loads(bytes(unseal(path.read_bytes())))
         return {ref: _Fact(*[*plain, levels and Levels(*levels)]) for ref, (*plain, levels) in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, ConfigError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 
 def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
-    rows = {ref: (*vars(fact).values(),) for ref, fact in facts.items()}
+    rows = {ref: astuple(fact) for ref, fact in facts.items()}
+    data = json.dumps(rows, separators=(",", ":")).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with checked_file(path) as file:
-            file.write(json.dumps(rows, separators=(",", ":"), default=astuple).encode())
+        write_atomic(path, data, seal(data))
     except OSError:  # a full or read-only disk costs the next run some time, no more
         pass
 

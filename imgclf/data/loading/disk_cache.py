@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imgclf.core.errors import ConfigError
-from imgclf.core.files import cache_folder, checked_file, read_checked, seal, sync_folder, unseal
+from imgclf.core.files import cache_folder, seal, sync_folder, unseal, write_atomic
 from imgclf.data.dataset import Pixels
 
 DISK_SHARE = 0.2
@@ -198,8 +198,8 @@ class _Writer:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_orphans(folder)
         if not (folder / ABOUT).exists():
-            with checked_file(folder / ABOUT) as file:
-                file.write(json.dumps(settings).encode())
+            data = json.dumps(settings).encode()
+            write_atomic(folder / ABOUT, data, seal(data))
         self._name = f"{time.time_ns():x}-{secrets.token_hex(4)}"
         self._path = folder / f".{self._name}.tmp"
         self._file = open(self._path, "xb")  # noqa: SIM115  # closed by finish or abandon
@@ -282,7 +282,7 @@ def _form_entry(folder: Path) -> CacheEntry:
     files = [path for path in folder.glob("*") if path.is_file()]
     images = sum(len(_open_segment(path)[1]) for path in files if path.suffix == SUFFIX)
     try:
-        about = _in_words(json.loads(read_checked(folder / ABOUT)))
+        about = _in_words(json.loads(bytes(unseal((folder / ABOUT).read_bytes()))))
     except (OSError, ValueError, TypeError, KeyError):
         about = "unknown"
     found = _stats(files)

@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any, BinaryIO
 
 from imgclf.core.config import Levels
-from imgclf.core.errors import ConfigError, DataError
+from imgclf.core.errors import DataError
 from imgclf.core.files import seal, unseal
 from imgclf.core.text import nfc, one_line, printable
 from imgclf.data.images import MAX_PIXELS, BadImage, check_image, is_image_name
@@ -102,13 +102,11 @@ def unpack_index(data: bytes, size: int, max_pixels: int, stamp: str = "") -> Sh
         content = json.loads(bytes(unseal(data)))
         if {key: content[key] for key in _header(0, 0, "")} != _header(size, max_pixels, stamp):
             return None
-        entries = tuple(_entry(row, size) for row in content["images"])
-        classes, problems = (tuple(map(str, content[key])) for key in ("classes", "problems"))
-        passed = {str(what): int(count) for what, count in content["passed_over"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError):
+        entries = tuple(Entry(*[*plain, levels and Levels(*levels)]) for *plain, levels in content["images"])
+        classes, problems = (tuple(content[key]) for key in ("classes", "problems"))
+        return ShardIndex(entries, classes, content["passed_over"], problems)
+    except (ValueError, TypeError, KeyError):
         return None
-    unique = len({entry.name for entry in entries}) == len(entries)
-    return ShardIndex(entries, classes, passed, problems) if unique else None
 
 
 def parse_classes(name: str, data: bytes) -> tuple[str, ...]:
@@ -124,23 +122,6 @@ def parse_classes(name: str, data: bytes) -> tuple[str, ...]:
 
 def _header(size: int, max_pixels: int, stamp: str) -> dict[str, Any]:
     return {"format": _FORMAT, "bytes": size, "max_pixels": max_pixels, "stamp": stamp}
-
-
-def _entry(row: list[Any], tar_size: int) -> Entry:
-    """One image of a stored index, which may be damaged or hostile. Raises `ValueError` or `TypeError`."""
-    *plain, levels = row
-    entry = Entry(*[*plain, None if levels is None else Levels(*levels)])
-    texts = (entry.name, entry.sha256, entry.reason, entry.format, entry.look, entry.group or "")
-    numbers = (entry.offset, entry.size, entry.height, entry.width)
-    if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
-        raise TypeError("an image is described by other types")
-    if type(entry.label) not in (str, int) or min(numbers) < 0 or entry.offset + entry.size > tar_size:
-        raise ValueError("an image has no label, or lies outside of the tar")
-    if entry.size > MAX_IMAGE and not entry.reason:
-        raise ValueError("an image is larger than any that is read")
-    if not entry.sha256 and not entry.reason:
-        raise ValueError("an image has no sha256")
-    return entry
 
 
 class _Guard:

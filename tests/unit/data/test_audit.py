@@ -13,7 +13,7 @@ from PIL import Image
 
 import imgclf.data.audit as module
 from imgclf.core.errors import ConfigError, DataError
-from imgclf.core.files import read_checked
+from imgclf.core.files import unseal
 from imgclf.data.audit import BadFile, Sizes, audit
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.images import read_image
@@ -218,12 +218,12 @@ def test_where_the_values_of_deep_images_lie_is_known_and_remembered(tmp_path, m
     assert audit(open_folder(tmp_path)).source.samples == first
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"a/00.png": [1]}', b'{"a/00.png": 5}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
 def test_a_damaged_cache_is_as_good_as_none(tmp_path, cache, content):
     photos(tmp_path)
     expected = audit(open_folder(tmp_path))
     (file,) = (cache / "audit").iterdir()
-    assert len(json.loads(read_checked(file))) == 24
+    assert len(json.loads(bytes(unseal(file.read_bytes())))) == 24
     file.write_bytes(content)
     assert audit(open_folder(tmp_path)).source.samples == expected.source.samples
 

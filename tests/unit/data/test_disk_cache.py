@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError
-from imgclf.core.files import cache_folder, read_checked
+from imgclf.core.files import cache_folder, unseal
 from imgclf.data.loading import disk_cache as pixelcache
 from imgclf.data.loading.disk_cache import (
     CachedImage,
@@ -254,6 +254,6 @@ def test_the_list_names_forms_and_the_audit():
 def test_a_form_that_tells_nothing_of_itself_is_listed_all_the_same():
     fill(range(3))
     (about,) = pixel_folder().glob("*/form.json")
-    assert json.loads(read_checked(about))["size"] == [8, 8]
+    assert json.loads(bytes(unseal(about.read_bytes())))["size"] == [8, 8]
     about.write_text("[")
     assert [(form.about, form.images) for form in list_cache()] == [("unknown", 3)]
