@@ -1,4 +1,4 @@
-"""What `imgclf learning-curve` shows on stderr as it goes on."""
+"""Progress of `imgclf learning-curve`, on stderr."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from imgclf.cli import _console as console
 from imgclf.cli._tuning import TuneView
+from imgclf.core.text import duration, percent
 from imgclf.estimator.plan import PlanMade
 from imgclf.studies.events import CurvePointMeasured, TrainingsPlanned
 from imgclf.training.events import Event
@@ -27,9 +28,8 @@ class CurveView(TuneView):
                 head_alone = replace(plan.experiment.train, epochs=0)  # all that matters here
                 super().__call__(PlanMade(replace(plan, experiment=replace(plan.experiment, train=head_alone))))
             case TrainingsPlanned(count=count, seconds=seconds):
-                duration = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
-                console.say(f"time:  about {duration} for the steps of {count} trainings")
+                console.say(f"time:  about {duration(seconds)} for the steps of {count} trainings")
             case CurvePointMeasured(point=point):
-                console.say(f"       {point.images:7,} images: {point.accuracy:.1%}")
+                console.say(f"       {point.images:7,} images: {percent(point.accuracy)}")
             case _:
                 super().__call__(event)

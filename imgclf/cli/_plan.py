@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from imgclf.cli import _console as console
+from imgclf.core.text import byte_size, duration
 from imgclf.storage.run_folder import ROOT
 from imgclf.studies.dry_run import dry_run
 
@@ -13,12 +14,12 @@ if TYPE_CHECKING:
     from imgclf.cli._training import TrainView
 
 
-def show_plan(data: str, changes: Mapping[str, Any], options: Mapping[str, Any], view: TrainView) -> None:
+def show_plan(data: str, config: Mapping[str, Any], options: Mapping[str, Any], view: TrainView) -> None:
     """Plan the training that these options of the command ask for, and show it."""
     plan = dry_run(
         data,
-        changes,
         recipe=options.get("recipe"),
+        config=config,
         members=options.get("ensemble", 1),
         runs=options.get("runs", ROOT),
         name=options.get("name"),
@@ -29,10 +30,10 @@ def show_plan(data: str, changes: Mapping[str, Any], options: Mapping[str, Any],
     if options["json"]:
         console.show_json(plan.to_dict())
         return
-    console.show_table(["choice", "value", "reason"], [(c.name, c.value, c.reason) for c in plan.choices])
-    parts = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in plan.seconds.items())
-    console.show(f"time:   about {sum(plan.seconds.values()):,.0f} s after the images are checked ({parts})")
-    console.show(f"memory: about {plan.memory / 1e6:,.0f} MB for a step, beside the images that are kept")
+    console.show_table(["setting", "value", "reason"], [(d.name, d.value, d.reason) for d in plan.decisions])
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in plan.seconds.items())
+    console.show(f"time:   about {duration(sum(plan.seconds.values()))} after the images are checked ({parts})")
+    console.show(f"memory: about {byte_size(plan.memory)} for a step, without cached images")
     console.show("in Python:")
     for line in plan.python.splitlines():
         console.show(f"    {line}" if line else "")

@@ -123,7 +123,7 @@ def _fitted(
     runs, name = options.get("runs", ROOT), options.get("name")
     if "ensemble" in options:
         members = options["ensemble"]
-        return fit_ensemble(data, members, changes, recipe=recipe, runs=runs, name=name, callbacks=callbacks)
+        return fit_ensemble(data, members, recipe=recipe, config=changes, runs=runs, name=name, callbacks=callbacks)
     return Classifier(recipe=recipe, config=changes).fit(data, runs=runs, name=name, callbacks=callbacks)
 
 

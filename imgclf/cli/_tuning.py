@@ -14,23 +14,23 @@ from imgclf.cli._options import command_line
 from imgclf.cli._training import TrainView
 from imgclf.plots.grids import save_importances
 from imgclf.studies.events import NextTraining
-from imgclf.studies.tune import ENOUGH, Trial, TrialEnded, Tuning, tune
+from imgclf.studies.tune import MIN_IMPORTANCE_TRIALS, Trial, TrialEnded, Tuning, tune
 from imgclf.training.events import Event, StepEnded
 
-SHOWN = 5
+MAX_ROWS = 5
 
 
-def run_search(data: str, changes: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool) -> None:
-    """Search and show the result; ends with 130 or 143 where the search was interrupted."""
+def run_search(data: str, config: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool) -> None:
+    """Search and show the result; exits with 130 or 143 if the search was interrupted."""
     view = TuneView()
     with view.progress:
-        result = tune(data, changes, callbacks=[view], **options)
+        result = tune(data, config=config, callbacks=[view], **options)
     picture = str(Path(result.config).with_suffix(".png")) if result.importances else None
     if picture is not None:
         count = sum(trial.loss is not None for trial in result.trials)
         save_importances(result.importances, Path(picture), f"{result.data}, {result.arch}", count)
     if result.ended != "done":
-        console.warn(f"{result.ended}; the same command goes on, with the trial that was under way")
+        console.warn(f"{result.ended}; the same command resumes the search")
     if as_json:
         console.show_json({**result.to_dict(), "picture": picture})
     else:
@@ -42,34 +42,34 @@ def run_search(data: str, changes: Mapping[str, Any], options: Mapping[str, Any]
 def _show(data: str, result: Tuning, picture: str | None) -> None:
     best, *_ = done = [trial for trial in result.trials if trial.loss is not None]
     header = ["trial", "valid loss", *best.values]
-    rows = [[t.number + 1, f"{t.loss:.4f}", *map(_word, t.values.values())] for t in done[:SHOWN]]
-    if result.start is not None:
-        header.insert(2, "beats the start")
+    rows = [[t.number + 1, f"{t.loss:.4f}", *map(_word, t.values.values())] for t in done[:MAX_ROWS]]
+    if result.initial_loss is not None:
+        header.insert(2, "beats initial model")
         for row, trial in zip(rows, done, strict=False):
-            row.insert(2, "no" if trial.start_kept else "yes")
+            row.insert(2, "no" if trial.initial_kept else "yes")
     console.show_table(header, rows)
     ends = Counter(trial.ended for trial in result.trials)
-    console.show(f"trials:  {len(result.trials)} ({', '.join(f'{count} {end}' for end, count in ends.items())})")
-    if result.start is not None:
-        console.show(f"start:   valid loss {result.start:.4f}, before the first epoch")
-    console.show(f"best:    {_best(result, best)}")
+    console.show(f"trials:     {len(result.trials)} ({', '.join(f'{count} {end}' for end, count in ends.items())})")
+    if result.initial_loss is not None:
+        console.show(f"initial:    valid loss {result.initial_loss:.4f}, before the first epoch")
+    console.show(f"best:       {_best(result, best)}")
     if picture is not None:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result.importances.items())
-        console.show(f"matters: {shares}")
-        console.show(f"picture: {picture}")
-    elif len(done) < ENOUGH:
-        console.show(f"matters: not known yet; that and its picture need {ENOUGH} complete trials")
-    console.show(f"next:    {command_line('train', data, {'config': result.config})}")
+        console.show(f"importance: {shares}")
+        console.show(f"picture:    {picture}")
+    elif len(done) < MIN_IMPORTANCE_TRIALS:
+        console.show(f"importance: needs {MIN_IMPORTANCE_TRIALS} complete trials, there are {len(done)}")
+    console.show(f"next:       {command_line('train', data, {'config': result.config})}")
 
 
 def _best(result: Tuning, best: Trial) -> str:
-    """What the search has found, as a sentence."""
-    if best.start_kept:
-        return f"no trial beats the start (valid loss {result.start:.4f}), which train would keep"
-    if best.usual:
-        return "the usual settings: no trial did better"
-    usual = "" if result.usual_loss is None else f"; {result.usual_loss:.4f} without a search"
-    return f"trial {best.number + 1}, valid loss {best.loss:.4f}{usual}"
+    """The result of the search, as a sentence."""
+    if best.initial_kept:
+        return f"no trial beats the initial model (valid loss {result.initial_loss:.4f}), which train would keep"
+    if best.default:
+        return "the default settings: no trial is better"
+    default = "" if result.default_loss is None else f" (defaults: {result.default_loss:.4f})"
+    return f"trial {best.number + 1}, valid loss {best.loss:.4f}{default}"
 
 
 def _word(value: Any) -> str:
@@ -98,6 +98,6 @@ class TuneView(TrainView):
 
     def _say_trial(self, trial: Trial) -> None:
         loss = trial.ended if trial.loss is None else f"valid loss {trial.loss:.4f}"
-        loss += ", start kept" if trial.start_kept else ""
+        loss += ", initial model kept" if trial.initial_kept else ""
         values = ", ".join(f"{name} {_word(value)}" for name, value in trial.values.items())
-        console.say(f"trial {trial.number + 1:3d}: {loss:29}  {values}")
+        console.say(f"trial {trial.number + 1:3d}: {loss:38}  {values}")

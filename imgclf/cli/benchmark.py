@@ -1,14 +1,17 @@
-"""`imgclf benchmark`: how fast training is here, and what bounds it."""
+"""`imgclf benchmark`: the speed of training here, and its bottleneck."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json, TrainData, TrainingOptions, training_options
 from imgclf.core.text import plural
+
+if TYPE_CHECKING:
+    from imgclf.studies.benchmark import Benchmark
 
 
 @training_options(
@@ -30,11 +33,10 @@ def benchmark(
     with view.progress:
         result = measure(
             data,
-            {"weights": "none", **options.changes()},
             recipe=options.recipe,
+            config={"weights": "none", **options.changes()},
             seconds=seconds,
             callbacks=[view],
-            progress=lambda stage: view.waiting(f"measuring: {stage}"),
         )
     if json:
         console.show_json(result.to_dict())
@@ -42,7 +44,7 @@ def benchmark(
         _show(result)
 
 
-def _show(result: Any) -> None:
+def _show(result: Benchmark) -> None:
     facts = result.facts
     height, width = facts["size"]
     console.show(
@@ -51,6 +53,6 @@ def _show(result: Any) -> None:
     )
     rows = [(stage.name, f"{stage.images_per_second:,.0f}", stage.what) for stage in result.stages]
     console.show_table(["stage", "images/s", ""], rows)
-    console.show(f"bound by: {result.bound}")
+    console.show(f"bottleneck: {result.bottleneck}")
     for line in result.advice:
         console.show(f"  - {line}")

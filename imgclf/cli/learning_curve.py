@@ -11,7 +11,7 @@ from imgclf.cli._options import Json, TrainData, TrainingOptions, training_optio
 from imgclf.cli._output import Force, Out, picture_file
 from imgclf.core.text import percent
 
-NOTHING = 0.0005  # of the accuracy: rounds to no tenth of a point
+NEGLIGIBLE_GAIN = 0.0005  # of the accuracy: rounds to no tenth of a point
 
 if TYPE_CHECKING:
     from imgclf.core.results import Estimate, LearningCurve
@@ -41,7 +41,7 @@ def learning_curve(
     require_outside(path, open_source(data, data_dir=changes["data"].get("data_dir")))
     view = CurveView(full=full)
     with view.progress:
-        curve = measure(data, changes, recipe=options.recipe, full=full, callbacks=[view])
+        curve = measure(data, recipe=options.recipe, config=changes, full=full, callbacks=[view])
     save_learning_curve(curve, path)
     if json:
         console.show_json({**curve.to_dict(), "picture": str(path)})
@@ -53,13 +53,13 @@ def learning_curve(
 def _show(curve: LearningCurve) -> None:
     law, images = curve.law, curve.points[-1].images
     rows = [(f"{p.images:,}", percent(p.accuracy), _range(*p.interval), p.draws) for p in curve.points]
-    console.show_table(("images", "accuracy", "95 % interval", "draws"), rows)
+    console.show_table(("images", "accuracy", "95% interval", "draws"), rows)
     console.show()
     console.show(f"fit:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
     gain, doubled = curve.gain, curve.doubled
     if not curve.lawful:
-        console.show("more:    the points don't follow the law, so what more images would bring can't be told from it")
-    elif gain.high < NOTHING:
+        console.show("more:    the points don't follow the fit, so the effect of more images is unclear")
+    elif gain.high < NEGLIGIBLE_GAIN:
         console.show(f"more:    {2 * images:,} images, twice as many, would bring next to nothing")
     else:
         console.show(
@@ -69,14 +69,14 @@ def _show(curve: LearningCurve) -> None:
     if not curve.full:
         console.show()
         console.show_table(
-            ("class", "images", "recall", "twice as many: its recall", "accuracy of all"),
+            ("class", "images", "recall", "recall with twice as many", "overall accuracy"),
             [
                 (
                     row.name,
                     f"{row.images:,}",
                     None if row.recall is None else percent(row.recall),
-                    _told(row.recall_gain),
-                    _told(row.accuracy_gain),
+                    _class_gain(row.recall_gain),
+                    _class_gain(row.accuracy_gain),
                 )
                 for row in curve.classes
             ],
@@ -93,9 +93,9 @@ def _gain(gain: Estimate) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _told(gain: Estimate | None) -> str | None:
+def _class_gain(gain: Estimate | None) -> str | None:
     if gain is None:
         return None
-    if max(abs(gain.low), abs(gain.high)) < NOTHING:
+    if max(abs(gain.low), abs(gain.high)) < NEGLIGIBLE_GAIN:
         return "negligible"
-    return _gain(gain) if gain.told else f"can't be told {_gain(gain).partition(' ')[2]}"
+    return _gain(gain) if gain.told else f"unclear {_gain(gain).partition(' ')[2]}"

@@ -19,6 +19,13 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: 45 as `45 s`, 1,678 as `28 min`, 9,000 as `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
 def byte_size(count: float) -> str:
     """A number of bytes in decimal units: 62,000,000 as `62 MB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

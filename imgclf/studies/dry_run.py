@@ -1,4 +1,4 @@
-"""What training would do and what it would take: nothing is trained, and nothing is written."""
+"""What training would do, and its time and memory. Nothing is trained, and nothing is written."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ from imgclf.evaluation.inference import infer
 from imgclf.training.batch_size import step_memory
 from imgclf.training.events import Callback
 
-LOOKED_AT = 64  # images whose forward pass is measured
-WIDTH = 80  # of a line of Python
+TIMED_IMAGES = 64  # in a forward pass
+LINE_WIDTH = 80  # of the Python code
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """The choices with their reasons, about how many seconds each part takes, about how many bytes of memory beside the
-    kept images, and the Python that does the same."""
+    """The plan of a training.
 
-    choices: tuple[Decision, ...]
+    Attributes:
+        decisions: What was decided, and why.
+        seconds: About how long each part takes.
+        memory: About how many bytes a step takes, without the cached images.
+        python: The Python code that does the same.
+    """
+
+    decisions: tuple[Decision, ...]
     seconds: Mapping[str, float]
     memory: int
     python: str
@@ -43,41 +49,50 @@ class DryRun:
 
 def dry_run(
     data: str | os.PathLike[str],
-    changes: Mapping[str, Any],
     *,
     recipe: str | None = None,
+    config: Mapping[str, Any] | None = None,
     members: int = 1,
     runs: str | os.PathLike[str] = "runs",
     name: str | None = None,
     track: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
 ) -> DryRun:
-    """Plan the training of `data` with these changes of an experiment, and measure a few steps of a copy of its net.
+    """Plan the training of `data`, and time a few steps of a copy of its network.
 
-    More than one of `members` are an ensemble. `runs`, `name` and the trackers to `track` by are for the Python alone.
     What a probe would find out about mirrored and gray images is left open. Raises what training would raise before its
     first step.
+
+    Args:
+        data: What would be trained on.
+        recipe: The name of a recipe.
+        config: Changes of it, as for `Classifier`.
+        members: The number of networks; more than one are an ensemble.
+        runs: The folder of the run folders, for the Python code.
+        name: The name of the run folder, for the Python code.
+        track: The names of trackers, for the Python code.
+        callbacks: Functions that get the events.
     """
-    members = whole("members", members, 1)
-    request = Request(recipe, changes)
-    audited, split = open_and_split(request, data, callbacks)
-    plan = make_plan(request, audited, split, callbacks)
-    config, found, seconds = _measure(plan)
+    members, config = whole("members", members, 1), config or {}
+    request = Request(recipe, config)
+    audit, split = open_and_split(request, data, callbacks)
+    plan = make_plan(request, audit, split, callbacks)
+    settled, found, seconds = _measure(plan)
     weights, image = step_memory(plan.model.train(), (plan.preprocess.channels, *plan.preprocess.size), plan.dtype)
-    memory = weights + image * min(config.batch_size, len(split.samples("train")))
-    asked = needed(changes, recipe, audited.source.default_recipe)
-    code = python_of(data, asked, recipe, members=members, runs=runs, name=name, track=track)
+    memory = weights + image * min(settled.batch_size, len(split.samples("train")))
+    short = shortest_config(config, recipe, plan.source.default_recipe)
+    code = python_code(data, short, recipe, members=members, runs=runs, name=name, track=track)
     if split.samples("test"):
         code += "\nprint(classifier.evaluate().accuracy)"
     return DryRun(describe(plan, found), {part: members * s for part, s in seconds.items()}, memory, code)
 
 
 def _measure(plan: Plan) -> tuple[TrainConfig, tuple[Decision, ...], dict[str, float]]:
-    """The config of training, what was found out for it, and about how many seconds each part takes."""
+    """The config of training, what was decided by measuring, and about how many seconds each part takes."""
     config = plan.experiment.train
     model = copy.deepcopy(plan.model).to(plan.device).eval()
     train, held_out = plan.split.samples("train"), plan.split.samples("valid")
-    some = plan.loader(train[:LOOKED_AT])
+    some = plan.loader(train[:TIMED_IMAGES])
     infer(model, some, plan.device, None, plan.dtype)  # once, so that the images are decoded
     began = time.perf_counter()
     infer(model, some, plan.device, None, plan.dtype)
@@ -95,24 +110,24 @@ def _measure(plan: Plan) -> tuple[TrainConfig, tuple[Decision, ...], dict[str, f
     return config, found, seconds
 
 
-def needed(changes: Mapping[str, Any], recipe: str | None, suited: str | None) -> dict[str, Any]:
-    """The changes without those that change nothing: the experiment is the same without them."""
-    whole = choose_experiment(Request(recipe, changes), suited)
-    tables = {name: dict(changes.get(name, {})) for name in ("train", "data")}
-    kept = {**changes, **tables}
+def shortest_config(config: Mapping[str, Any], recipe: str | None, suited: str | None) -> dict[str, Any]:
+    """A config without the values that change nothing; `suited` is the recipe that goes with the data."""
+    experiment = choose_experiment(Request(recipe, config), suited)
+    tables = {name: dict(config.get(name, {})) for name in ("train", "data")}
+    kept = {**config, **tables}
     for table in (kept, *tables.values()):
         for key in [key for key in table if key not in tables]:
             value = table.pop(key)
             with suppress(ConfigError):  # without it others may be wrong
-                if choose_experiment(Request(recipe, kept), suited) == whole:
+                if choose_experiment(Request(recipe, kept), suited) == experiment:
                     continue
             table[key] = value
-    return {key: kept[key] for key in changes if kept.get(key, {}) != {}}
+    return {key: kept[key] for key in config if kept.get(key, {}) != {}}
 
 
-def python_of(
+def python_code(
     data: str | os.PathLike[str],
-    changes: Mapping[str, Any],
+    config: Mapping[str, Any],
     recipe: str | None = None,
     *,
     members: int = 1,
@@ -120,36 +135,34 @@ def python_of(
     name: str | None = None,
     track: Sequence[str] = (),
 ) -> str:
-    """The Python that trains with these changes of an experiment, so many `members`, and follows it."""
-    config = dict(changes)
-    single = members == 1
+    """The Python code of a training; see `dry_run` for the arguments."""
+    config, single = dict(config), members == 1
     arch = config.pop("arch", None) if single else None
     chosen = [arch and repr(arch), recipe and f"recipe={recipe!r}", config and "config=config"]
+    fitted = [repr(os.fspath(data)), "" if single else str(members)]
     where = [f"runs={os.fspath(runs)!r}", name and f"name={name!r}"]
     where += [f"callbacks=[tracker({', '.join(map(repr, track))})]"] if track else []
-    taken = ["Classifier" if single else "fit_ensemble", *(["tracker"] if track else [])]
-    lines = [f"from imgclf import {', '.join(taken)}", ""]
-    lines += [f"config = {_written(config)}"] if config else []
+    imported = ["Classifier" if single else "fit_ensemble", *(["tracker"] if track else [])]
+    lines = [f"from imgclf import {', '.join(imported)}", ""]
+    lines += [f"config = {_literal(config)}"] if config else []
     if single:
-        lines += [f"classifier = {_call('Classifier', chosen)}"]
-        lines += [_call("classifier.fit", [repr(os.fspath(data)), *where])]
+        lines += [f"classifier = {_call('Classifier', chosen)}", _call("classifier.fit", [*fitted, *where])]
     else:
-        given = [repr(os.fspath(data)), str(members), "config" if config else "{}", *chosen[1:2], *where]
-        lines += [f"classifier = {_call('fit_ensemble', given)}"]
+        lines += [f"classifier = {_call('fit_ensemble', [*fitted, *chosen, *where])}"]
     return "\n".join(lines)
 
 
-def _call(function: str, arguments: Sequence[str | Mapping[str, Any] | None]) -> str:
-    """A call with those arguments that there are, on one line or one a line."""
+def _call(function: str, arguments: Sequence[Any]) -> str:
+    """A call with the arguments that are not empty, on one line or one a line."""
     given = [str(argument) for argument in arguments if argument]
     line = f"{function}({', '.join(given)})"
-    return line if len(line) <= WIDTH else "\n    ".join([f"{function}(", *(f"{text}," for text in given)]) + "\n)"
+    return line if len(line) <= LINE_WIDTH else "\n    ".join([f"{function}(", *(f"{text}," for text in given)]) + "\n)"
 
 
-def _written(value: Any, indent: int = 0) -> str:
-    """A value as Python, tables over several lines where one is too long."""
-    if not isinstance(value, Mapping) or len(repr(value)) + indent <= WIDTH:
+def _literal(value: Any, indent: int = 0) -> str:
+    """A value as Python, long tables on several lines."""
+    if not isinstance(value, Mapping) or len(repr(value)) + indent <= LINE_WIDTH:
         return repr(value)
     margin = " " * indent
-    rows = [f"{margin}    {key!r}: {_written(below, indent + 4)},\n" for key, below in value.items()]
+    rows = [f"{margin}    {key!r}: {_literal(below, indent + 4)},\n" for key, below in value.items()]
     return "{\n" + "".join(rows) + margin + "}"

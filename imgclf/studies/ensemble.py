@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from imgclf.core.errors import ConfigError, NotFitted
 from imgclf.core.files import read_text, write_text
 from imgclf.core.results import History
 from imgclf.data.split import pack_keys
-from imgclf.estimator.calibrate import Calibrated, calibrate_model, features_of
+from imgclf.estimator.calibrate import Calibrated, calibrate
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.fit import Data
 from imgclf.models.ensemble import Ensemble
@@ -28,25 +27,30 @@ from imgclf.storage.run_folder import CONFIG, SPLIT, create_run, require_free, s
 from imgclf.studies.events import EnsembleValidated, NextTraining
 from imgclf.training.events import Callback, Warned, notify, with_warnings
 
-MOST = 100
-AS_ONE = """\
-# One of the {members} networks of this ensemble, the one with seed {seed}. With --config alone one network is trained;
-# all of them are trained again by adding --ensemble {members}.
+MAX_MEMBERS = 100
+COMMENT = """\
+# The network with seed {seed} of this ensemble of {members}. --config with this file trains one network; add
+# --ensemble {members} to train all of them.
 """
 
 
 def require_members(members: int, name: str = "members") -> None:
     """Raise `ConfigError` for a number of networks that is no ensemble; `name` is what the user calls it."""
-    if not isinstance(members, int) or not 2 <= members <= MOST:
-        raise ConfigError(f"{name} is {members!r}; allowed: 2 to {MOST} networks")
+    if not isinstance(members, int) or not 2 <= members <= MAX_MEMBERS:
+        raise ConfigError(f"{name} is {members!r}; allowed: 2 to {MAX_MEMBERS} networks")
 
 
 def combine(classifiers: Sequence[Classifier]) -> Classifier:
-    """One classifier that answers with the mean probabilities of several, which keep their own weights; of one, a copy
-    that claims what this one claims.
+    """Join classifiers into one that answers with their mean probabilities; of a single one, make a copy.
 
-    They have the same architecture, classes and pixels, as those of several seeds or folds do; `ConfigError` where they
-    differ. Images that any of them has seen count as seen. The history is theirs, one after the other.
+    The weights are copied. Images that any of them has seen count as seen; the history is theirs, one after the other.
+
+    Args:
+        classifiers: Fitted or loaded classifiers of equal architecture, classes and pixels.
+
+    Raises:
+        ConfigError: There are none, or they differ.
+        NotFitted: One of them is not fitted.
     """
     classifiers = list(classifiers) if isinstance(classifiers, Iterable) else [classifiers]
     for member in classifiers:
@@ -57,29 +61,22 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
         raise NotFitted("these classifiers are not all fitted yet: call fit, or Classifier.load")
     first = classifiers[0]
     for other in classifiers[1:]:
-        for name, one, two in (
-            ("networks", first.model_config_, other.model_config_),
-            ("classes", first.classes_, other.classes_),
-            (
-                "pixels",
-                replace(first.preprocess_, steps=(), compose=None),
-                replace(other.preprocess_, steps=(), compose=None),
-            ),
-        ):
+        for (name, one), two in zip(_in_common(first).items(), _in_common(other).values(), strict=True):
             if one != two:
                 raise ConfigError(f"an ensemble needs equal {name}; these differ: {one} and {two}")
-    joined = copy.copy(first)
-    networks = [copy.deepcopy(classifier.model_) for classifier in classifiers]
-    joined.model_ = Ensemble(networks).eval() if len(networks) > 1 else networks[0]
-    joined.model_config_ = replace(first.model_config_, members=len(classifiers))
-    joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
-    joined.metrics_, joined.predictions_, joined.run_, joined.unreadable_ = {}, {}, None, {}
+    joined, networks = copy.copy(first), [copy.deepcopy(classifier.model_) for classifier in classifiers]
+    joined.run_, joined.unreadable_ = None, {}
     if len(classifiers) == 1:
+        joined.model_ = networks[0]
         joined.metrics_, joined.predictions_ = dict(first.metrics_), dict(first.predictions_)
         return joined
-    calibrated = _examine(joined, classifiers)
-    if calibrated.answers is not None:
-        joined.predictions_["valid"], joined.metrics_["valid"] = calibrated.answers, calibrated.answers.evaluation
+    joined.model_ = Ensemble(networks).eval()
+    joined.model_config_ = replace(first.model_config_, members=len(classifiers))
+    joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
+    calibrated = _calibrate(joined, classifiers)
+    predictions = calibrated.answers
+    joined.predictions_ = {} if predictions is None else {"valid": predictions}
+    joined.metrics_ = {} if predictions is None else {"valid": predictions.evaluation}
     joined.ood_ = calibrated.unknown
     manifest = replace(first.manifest_, spec=joined.model_config_, metrics={}, seen=pack_keys(joined.seen_))
     joined.manifest_ = calibrated.within(manifest)
@@ -88,39 +85,49 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     return joined
 
 
-def _examine(joined: Classifier, classifiers: Sequence[Classifier]) -> Calibrated:
-    """What an ensemble may claim: where its members were fitted here, on one split, its validation images tell."""
+def _in_common(classifier: Classifier) -> dict[str, Any]:
+    """What the members of an ensemble have in common."""
+    pixels = replace(classifier.preprocess_, steps=(), compose=None)
+    return {"networks": classifier.model_config_, "classes": classifier.classes_, "pixels": pixels}
+
+
+def _calibrate(joined: Classifier, classifiers: Sequence[Classifier]) -> Calibrated:
+    """Calibrate with the validation images, if the members were fitted here on one split."""
     fitted = all(hasattr(classifier, "source_") for classifier in classifiers)
     if not fitted or len({classifier.split_.digest for classifier in classifiers}) > 1:
-        reason = "it was joined of models whose validation images are not at hand; `train --ensemble` has them"
+        reason = "it was combined from models whose validation images are not at hand; use `train --ensemble`"
         return Calibrated(note=reason, missing=reason)
-    valid, train = joined.split_.samples("valid"), joined.split_.samples("train")
-    load = partial(joined.plan_.loader, shard=distributed.shard())
-    if not valid:
-        return Calibrated(note="there are no validation images", missing="there are no validation images")
-    return calibrate_model(
-        joined.model_, load(valid, cache="off"), lambda: features_of(joined.model_, load(train, cache="off"))
-    )
+    return calibrate(replace(joined.plan_, model=joined.model_), History(), None, ())
 
 
 def fit_ensemble(
     data: Data,
     members: int,
-    changes: Mapping[str, Any],
     *,
     recipe: str | None = None,
-    runs: str | os.PathLike[str],
+    config: Mapping[str, Any] | None = None,
+    runs: str | os.PathLike[str] = "runs",
     name: str | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Classifier:
-    """Train `members` classifiers that differ in their seed alone, on the same split, and join them.
+    """Train classifiers that differ only in their seed, on the same split, and combine them.
 
-    Each has a run folder of its own, and so has the ensemble: NAME-member-1 and so on and NAME, or without a `name`
-    DATA-ARCH-1 and so on and DATA-ARCH-ensemble-1. A seed s stands for s, s + 1, and so on. Of members that end with
-    equal weights one is joined, as where all keep the same start; that is said. Where training is interrupted, that
-    member is what comes back. Raises what `fit` raises.
+    Each member has its own run folder: NAME-member-1 and so on, or DATA-ARCH-1 and so on without a name. That of the
+    ensemble is NAME, or DATA-ARCH-ensemble-1. Of members with equal weights, which kept the initial model, one is used.
+    If training is interrupted, the interrupted member is returned.
+
+    Args:
+        data: What to train on.
+        members: The number of networks, 2 to 100; a seed s stands for s, s + 1, and so on.
+        recipe: The name of a recipe.
+        config: Changes of it, as for `Classifier`.
+        runs: The folder of the run folders.
+        name: The name of the run folder.
+        callbacks: Functions that get the events.
+
+    Raises what `fit` raises.
     """
-    members, changes = plain(members), named_values("changes", changes)
+    members, config = plain(members), named_values("config", config or {})
     require_members(members)
     if distributed.shard()[1] > 1:
         raise ConfigError("an ensemble is trained by one process: start it without torchrun, or its members one by one")
@@ -131,19 +138,25 @@ def fit_ensemble(
     trained: list[Classifier] = []
     for number, own_name in enumerate(names):
         notify(callbacks, NextTraining(number + 1, members))
-        mine = dict(changes)
+        own = dict(config)
         if trained:
             first = trained[0]
             assert first.run_ is not None
-            mine["train"] = {**mine.get("train", {}), "seed": first.config_.train.seed + number}
-            mine["data"] = {**mine.get("data", {}), "split_file": str(first.run_.path / SPLIT)}
-        classifier = Classifier(recipe=recipe, config=mine).fit(data, runs=runs, name=own_name, callbacks=callbacks)
+            own["train"] = {**own.get("train", {}), "seed": first.config_.train.seed + number}
+            own["data"] = {**own.get("data", {}), "split_file": str(first.run_.path / SPLIT)}
+        classifier = Classifier(recipe=recipe, config=own).fit(data, runs=runs, name=own_name, callbacks=callbacks)
         if classifier.history_.ended == "interrupted":
             return classifier
         trained.append(classifier)
-    different = _different(trained)
-    if len(different) < members:
-        notify(with_warnings(callbacks), Warned(_about_equals(members, len(different))))
+    different = [
+        classifier
+        for number, classifier in enumerate(trained)
+        if not any(_equal(classifier.model_, other.model_) for other in trained[:number])
+    ]
+    if len(different) < members:  # in spite of other seeds: they have the weights from before the first step
+        who = "all" if len(different) == 1 else f"{members - len(different) + 1} of"
+        text = f"{who} {members} members kept the initial model: only one of these equal networks is used"
+        notify(with_warnings(callbacks), Warned(text))
     joined = combine(different)
     _write_run(joined, members, different, runs, name)
     if "valid" in joined.metrics_ and len(different) > 1:
@@ -151,26 +164,9 @@ def fit_ensemble(
     return joined
 
 
-def _different(trained: Sequence[Classifier]) -> list[Classifier]:
-    """Those whose weights no one before them has."""
-    found: list[Classifier] = []
-    for classifier in trained:
-        if not any(_equal(classifier.model_, other.model_) for other in found):
-            found.append(classifier)
-    return found
-
-
 def _equal(one: nn.Module, two: nn.Module) -> bool:
     weights, others = one.state_dict(), two.state_dict()
     return all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
-
-
-def _about_equals(members: int, different: int) -> str:
-    """Weights that are equal in spite of other seeds are those that all had before the first step."""
-    who, what = f"{members - different + 1} of {members}", "joined with the others"
-    if different == 1:
-        who, what = f"all {members}", "saved"
-    return f"{who} members kept the same start: one of them is {what}: equal networks would only be slower"
 
 
 def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], runs: Path, name: str | None) -> None:
@@ -180,7 +176,7 @@ def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], 
 
     def fill(folder: Path) -> None:
         shutil.copy(first.path / SPLIT, folder / SPLIT)
-        write_text(folder / CONFIG, AS_ONE.format(members=members, seed=seed) + read_text(first.path / CONFIG))
+        write_text(folder / CONFIG, COMMENT.format(members=members, seed=seed) + read_text(first.path / CONFIG))
 
     own = ("number", "epochs", "seconds", "seconds_before")
     info = {key: value for key, value in first.info.items() if key not in own}

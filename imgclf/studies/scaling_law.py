@@ -1,7 +1,7 @@
-"""The learning curve: how the error falls with the number of training images, and what more of them would bring.
+"""The fit of a learning curve: how the error falls with the number of training images, and what more would bring.
 
 The law is error = a · n^−b + c with a, c ≥ 0 (Hestness et al. 2017, arXiv:1712.00409). Its uncertainty comes from the
-held-out images, which are resampled, and from the choice of the training images.
+held-out images, which are resampled, and from the draws of the training images.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from imgclf.core.results import Band, ClassGain, CurvePoint, Estimate, PowerLaw
 from imgclf.evaluation.intervals import wilson_interval
 
 EXPONENTS = np.linspace(0.05, 1.5, 59)
-SAMPLES = 2000  # of the bootstrap
-SMOOTHNESS = 33  # places at which the law is drawn
-PARAMETERS = FEWEST = 3  # of a law, and so the fewest sizes that it can be fitted to
-CONFIDENCE = 95
+BOOTSTRAP_SAMPLES = 2000
+BAND_POINTS = 33
+MIN_SIZES = PARAMETERS = 3  # a law has three, so it can be fitted to three sizes or more
+PERCENTILES = (2.5, 97.5)
 
 Wrong = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
@@ -27,8 +27,10 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class HalvedClass:
-    """A class and what was called something else, (draws, held-out images), after training with half and with a quarter
-    of its `images`, None where these are too few; `own` says which of the held-out images are of it."""
+    """A class, and what was classified wrongly after training without half and three quarters of its `images`.
+
+    `half` and `quarter` are (draws, held-out images), None with too few images; `own` marks its held-out images.
+    """
 
     name: str
     images: int
@@ -39,8 +41,8 @@ class HalvedClass:
 
 @dataclass(frozen=True)
 class FittedLaw:
-    """A law, and what other held-out and training images might have made of it: one row (scale, exponent, floor) of
-    `samples` for each, with the held-out images that it counts (`weights`, one row each)."""
+    """A law, and the laws of bootstrap samples: rows (scale, exponent, floor) in `samples`, and the weights of the
+    held-out images in each (`weights`). `misfit` is the p-value of the χ² test."""
 
     law: PowerLaw
     samples: Numbers = field(repr=False)
@@ -48,7 +50,7 @@ class FittedLaw:
     misfit: float
 
     def errors(self, images: float) -> Numbers:
-        """The error after so many training images by each of the samples."""
+        """The error after so many training images, by each of the samples."""
         scale, exponent, floor = self.samples.T
         return np.asarray(scale * images**-exponent + floor)
 
@@ -57,13 +59,14 @@ class FittedLaw:
         return estimate(1 - self.law.error(images), 1 - self.errors(images))
 
     def gain(self, images: float) -> Estimate:
-        """How much more accuracy twice as many training images would bring."""
-        value = self.law.error(images) - self.law.error(2 * images)
-        return estimate(value, self.errors(images) - self.errors(2 * images))
+        """The gain in accuracy with twice as many training images."""
+        return estimate(
+            self.law.error(images) - self.law.error(2 * images), self.errors(images) - self.errors(2 * images)
+        )
 
     def band(self, first: float, last: float) -> Band:
         """The law between two numbers of images."""
-        places = np.geomspace(first, last, SMOOTHNESS)
+        places = np.geomspace(first, last, BAND_POINTS)
         found = [self.at(images) for images in places]
         return Band(
             tuple(places.tolist()),
@@ -74,28 +77,30 @@ class FittedLaw:
 
 
 def estimate(value: float, samples: Numbers) -> Estimate:
-    """A figure with the interval that samples of it tell."""
-    tail = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(samples, [tail, 100 - tail])
+    """A value with the interval of its samples."""
+    low, high = np.percentile(samples, PERCENTILES)
     return Estimate(float(value), float(low), float(high))
 
 
 def curve_point(fraction: float, images: int, wrong: Wrong) -> CurvePoint:
-    """A point of the curve; `wrong` (draws, held-out images) says which of them were called something else."""
+    """A point of the curve; `wrong` (draws, held-out images) marks what was classified wrongly."""
     draws, n = wrong.shape
     accuracy = float(1 - wrong.mean())
     return CurvePoint(fraction, images, draws, accuracy, wilson_interval(round(accuracy * n), n))
 
 
-def fit_law(images: Sequence[int], wrong: Sequence[Wrong], total: int | None = None, seed: int = 0) -> FittedLaw:
-    """The law through the mean errors at some numbers of training images out of `total`.
+def fit_law(images: Sequence[int], wrong: Sequence[Wrong]) -> FittedLaw:
+    """Fit the law to the mean errors at some numbers of training images, the last of which are all.
 
-    `wrong` holds for each number which of the held-out images were called something else, (draws, held-out images).
-    Points are weighted by their variance: binomial for the held-out images, and that of the draws. Two draws of the
-    fraction f of all images have f of them in common, so that their mean is no better than one of all images is.
+    The points are weighted by their inverse variance: binomial for the held-out images, plus that of the draws. Two
+    draws of a fraction f of all images share f of them, so their mean is no better than one draw of all.
+
+    Args:
+        images: The numbers of training images, rising.
+        wrong: For each number, what was classified wrongly, (draws, held-out images).
     """
     sizes, n = np.array(images, np.float64), wrong[0].shape[1]
-    fractions = sizes / (total or images[-1])
+    fractions = sizes / images[-1]
     spread = _spread(sizes, fractions, wrong)
     draws = np.array([len(rows) for rows in wrong])
     noise = spread / sizes * (fractions + (1 - fractions) / draws)
@@ -103,20 +108,28 @@ def fit_law(images: Sequence[int], wrong: Sequence[Wrong], total: int | None = N
     errors = means.mean(1)
     smoothed = (errors * n + 1) / (n + 2)
     precision = 1 / (smoothed * (1 - smoothed) / n + noise)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n, np.full(n, 1 / n), SAMPLES) / n
-    others = np.clip(weights @ means.T + rng.normal(0, np.sqrt(noise), (SAMPLES, len(sizes))), 0, 1)
+    from scipy.stats import chi2
+
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAP_SAMPLES) / n
+    others = np.clip(weights @ means.T + rng.normal(0, np.sqrt(noise), (BOOTSTRAP_SAMPLES, len(sizes))), 0, 1)
     best, *samples = _least_squares(sizes, np.vstack([errors, others]), precision)
-    law = PowerLaw(*map(float, best))
+    law, freedom = PowerLaw(*map(float, best)), len(sizes) - PARAMETERS
     distance = float(sum(precision * (errors - [law.error(size) for size in sizes]) ** 2))
-    return FittedLaw(law, np.stack(samples), weights, _misfit(distance, len(sizes) - PARAMETERS))
+    misfit = float(chi2.sf(distance, freedom)) if freedom > 0 else 1.0  # three points fit any law
+    return FittedLaw(law, np.stack(samples), weights, misfit)
 
 
 def class_gains(classes: Sequence[HalvedClass], whole: Wrong, weights: Numbers) -> tuple[ClassGain, ...]:
-    """What twice as many images of each class would bring; `whole` (1, held-out images) is what all get wrong.
+    """Predict what twice as many images of each class would bring.
 
-    From a quarter to half of a class's images its recall rises, and less from half to all of them. By the ratio of the
-    two, over all classes, the next doubling brings less than the last one. `weights` are those of a `FittedLaw`.
+    Recall rises from a quarter to half of a class's images, and less from half to all. The ratio of the two gains, over
+    all classes, tells how much of the last doubling the next one brings.
+
+    Args:
+        classes: The classes.
+        whole: What training with all images classifies wrongly, (1, held-out images).
+        weights: Those of a `FittedLaw`.
     """
     halved = [each for each in classes if each.half is not None and each.own.any()]
     last = {each.name: _Step(each.half, whole, each.own, weights) for each in halved if each.half is not None}
@@ -139,15 +152,15 @@ def class_gains(classes: Sequence[HalvedClass], whole: Wrong, weights: Numbers) 
 
 
 def _ratio(last: Numbers | float, before: Numbers | float) -> Numbers:
-    """How much of a doubling the next one brings, 0…1; all of it where nothing else is known."""
+    """How much of a doubling the next one brings, 0…1; all of it if nothing else is known."""
     sums, divisors = np.asarray(last, np.float64), np.asarray(before, np.float64)
     return np.clip(np.divide(sums, divisors, out=np.ones_like(sums), where=divisors > 0), 0, 1)
 
 
 class _Step:
-    """What more images bring to the held-out ones of a mask: the share that is right then and was wrong before.
+    """What more training images bring to the held-out images of a mask: the share that becomes correct.
 
-    `value` is measured, `samples` are what other held-out images would say, `noisy` what other draws might say as well.
+    `value` is measured, `samples` are bootstrap samples, and `noisy` has the noise of the draws added.
     """
 
     def __init__(self, fewer: Wrong, more: Wrong | None, of: NDArray[np.bool_], weights: Numbers) -> None:
@@ -162,16 +175,10 @@ class _Step:
         self.noisy = self.samples + np.random.default_rng(draws).normal(0, np.sqrt(between), len(counts))
 
 
-def _misfit(distance: float, freedom: int) -> float:
-    """How often chance makes the squared distance, in standard deviations, at least as large; 1 where any law fits."""
-    from scipy.stats import chi2
-
-    return float(chi2.sf(distance, freedom)) if freedom > 0 else 1.0
-
-
 def _spread(sizes: Numbers, fractions: Numbers, wrong: Sequence[Wrong]) -> float:
-    """The variance of the error from one set of training images to another, times their number; 0 where no fraction was
-    drawn more than once. Among draws of a fraction f of the same images 1 − f of it is seen."""
+    """The variance of the error between sets of training images, times their number; 0 without repeated draws.
+
+    Draws of a fraction f of the same images show 1 − f of it."""
     found = [
         size * rows.mean(1).var(ddof=1) / (1 - fraction)
         for size, fraction, rows in zip(sizes, fractions, wrong, strict=True)
@@ -183,15 +190,15 @@ def _spread(sizes: Numbers, fractions: Numbers, wrong: Sequence[Wrong]) -> float
 def _least_squares(sizes: Numbers, errors: Numbers, precision: Numbers) -> Numbers:
     """The laws (rows: scale, exponent, floor) nearest to each row of errors (rows, sizes).
 
-    For each exponent of a grid the other two are a linear problem; where one of them would be negative it is 0.
+    For each exponent of a grid the other two are a linear problem; if one of them would be negative, it is 0.
     """
     unit = sizes[-1]
     powers = (sizes / unit) ** -EXPONENTS[:, None]  # (exponents, sizes)
     total = precision.sum()
     mean_power = powers @ precision / total
     mean_error = errors @ precision / total
-    centerd = powers - mean_power[:, None]
-    slope = (errors * precision) @ centerd.T / (centerd**2 @ precision)
+    centered = powers - mean_power[:, None]
+    slope = (errors * precision) @ centered.T / (centered**2 @ precision)
     slope = np.maximum(slope, 0)
     floor = mean_error[:, None] - slope * mean_power
     through_zero = (errors * precision) @ powers.T / (powers**2 @ precision)

@@ -1,4 +1,4 @@
-"""Search for better settings: Optuna's TPE over a few that matter, with bad trials cut short."""
+"""Search for better settings: Optuna's TPE over the few that matter most, with poor trials pruned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from imgclf.core.arguments import as_path, plain, whole
 from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.core.errors import ConfigError, MissingExtra, TrainingDiverged
-from imgclf.data.split import Split
 from imgclf.data.write import require_outside
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.plan import Plan, make_plan, open_and_split
@@ -28,29 +27,34 @@ from imgclf.training.events import BaselineMeasured, Callback, EpochEnded, Event
 if TYPE_CHECKING:
     import optuna
 
-FACTOR = 10  # of the usual learning rate and weight decay, up and down
+FACTOR = 10  # of the default learning rate and weight decay, up and down
 AUGMENTS = ("none", "light", "standard", "strong")
-STARTED = 5  # trials that are drawn at random and never cut short
-ENOUGH = STARTED + 1  # complete trials, to tell what matters
-ENDS = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "diverged"}
-# What may differ when a search goes on: where and how fast it computes, and not what.
+STARTUP_TRIALS = 5  # that are drawn at random and never pruned
+MIN_IMPORTANCE_TRIALS = STARTUP_TRIALS + 1  # complete ones, to tell how much each setting matters
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "diverged"}
+# What may differ when a search is resumed: where and how fast it computes, and not what.
 MACHINERY = {"keep", "data", "checkpoint_every", "workers", "device", "precision", "compile"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: its number from 0, how it ended (complete, pruned, diverged), the valid loss of its best epoch if
-    complete, the settings that were tried, and whether they are the `usual` ones, of training without a search.
+    """One trial of a search.
 
-    `start_kept` says that no epoch was better than the start by more than chance: training would keep the start.
+    Attributes:
+        number: From 0.
+        ended: `complete`, `pruned` or `diverged`.
+        loss: The validation loss of its best epoch, if complete.
+        values: The settings.
+        default: Whether they are the defaults, of training without a search.
+        initial_kept: Whether no epoch was significantly better than the initial model, which training would keep.
     """
 
     number: int
     ended: str
     loss: float | None
     values: Mapping[str, Any]
-    usual: bool = False
-    start_kept: bool = False
+    default: bool = False
+    initial_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,32 @@ class TrialEnded(Event):
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials of a network on some data, the best first; how much each setting matters (0…1, empty with too few
-    trials), the file of the best settings, and how the search ended (`done`, `out of time`, `interrupted`).
+    """The result of a search.
 
-    `start` is the valid loss before the first step, where the head knows the classes by then (as that of the baseline
-    does): training keeps this start unless an epoch is better by more than chance. Else it is None.
+    Attributes:
+        data: The name of the data.
+        arch: The network.
+        trials: All trials, the best first.
+        initial_loss: The validation loss before the first step, None if the head is random then. Training keeps the
+            initial model unless an epoch is significantly better.
+        importances: How much each setting matters (0…1, in total 1); empty with too few trials.
+        config: The file of the best settings.
+        ended: `done`, `out of time` or `interrupted`.
     """
 
     data: str
     arch: str
     trials: tuple[Trial, ...]
-    start: float | None
+    initial_loss: float | None
     importances: Mapping[str, float]
     config: str
     ended: str = "done"
 
     @property
-    def usual_loss(self) -> float | None:
-        """The valid loss that training has without a search: of the start, where that is kept."""
-        usual = next((trial for trial in self.trials if trial.usual), None)
-        return None if usual is None else self.start if usual.start_kept else usual.loss
+    def default_loss(self) -> float | None:
+        """The validation loss of training without a search."""
+        default = next((trial for trial in self.trials if trial.default), None)
+        return None if default is None else self.initial_loss if default.initial_kept else default.loss
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
@@ -90,131 +100,131 @@ class Tuning:
 
 @dataclass(frozen=True)
 class _Search:
-    """What the trials have in common. `settings` are the usual values of what is tuned, `name` is that of the data."""
+    """What the trials have in common. `defaults` are the default values of what is tuned."""
 
     study: optuna.Study
     data: str
-    name: str
-    usual: ExperimentConfig
-    settings: Mapping[str, Any]
+    plan: Plan
+    defaults: Mapping[str, Any]
     deadline: float
     callbacks: Sequence[Callback]
 
 
-class _TimeIsUp(Exception):
-    """The whole of the search has taken its time."""
+class _OutOfTime(Exception):
+    """The search has used its time."""
 
 
 def tune(
     data: str | os.PathLike[str],
-    changes: Mapping[str, Any],
     *,
     recipe: str | None = None,
+    config: Mapping[str, Any] | None = None,
     trials: int = 20,
     minutes: float | None = None,
     folder: str | os.PathLike[str] = "runs",
     callbacks: Sequence[Callback] = (),
 ) -> Tuning:
-    """Try `trials` settings of the training of `data`, in all, and write the best one to `folder`/tune-NAME.toml.
+    """Try settings of training, and write the best ones to `folder`/tune-NAME.toml.
 
-    The first trial is training as it would be without a search, and is never cut short. All have the same split, and
-    are judged by their lowest valid loss; the test part is not looked at. Trials that beat the start come before all
-    others. A trial that is worse than half of the others after as many epochs is ended. `folder`/tune-NAME.db remembers
-    the trials: the same call goes on. No trial begins that would not end within `minutes`, as long as others took; one
-    that is under way then, or at Ctrl-C, is not counted, and comes first when the search goes on. `callbacks` hear of
-    the plan, of each trial and of its steps.
+    All trials have the same split and are ranked by their lowest validation loss; test images are not used. Trials that
+    beat the initial model come first. The first trial has the default settings and is never pruned. Others are pruned
+    when they are worse than half of the trials after as many epochs.
 
-    Raises `MissingExtra` without Optuna, `ConfigError` for data without a valid part, for trials of other settings in
-    that file and where no trial was finished in time, and what training raises.
+    The trials are stored in `folder`/tune-NAME.db: the same call resumes the search. A trial that was interrupted comes
+    first then. With `minutes`, no trial begins that would not finish in time, judged by the ones before.
+
+    Args:
+        data: What to train on.
+        recipe: The name of a recipe.
+        config: Changes of it, as for `Classifier`.
+        trials: The number of trials in total.
+        minutes: The time limit.
+        folder: Where to write.
+        callbacks: Functions that get the events: of the plan, of each trial, and of its steps.
+
+    Raises:
+        MissingExtra: Optuna is not installed.
+        ConfigError: There are no validation images, the file holds trials of other settings, or no trial finished.
     """
-    _optuna()
+    _require_optuna()
     data, folder, trials = str(as_path("data", data)), as_path("folder", folder), whole("trials", trials, 1)
     minutes = math.inf if minutes is None else plain(minutes)
     if not isinstance(minutes, int | float) or not minutes > 0:
         raise ConfigError(f"minutes is {minutes!r}; allowed: a number above 0")
     require_free(folder, None)
     deadline = time.monotonic() + 60 * minutes
-    request = Request(recipe, changes)
-    audited, split = open_and_split(request, data, callbacks)
-    plan, source = make_plan(request, audited, split, callbacks), audited.source
+    request = Request(recipe, config or {})
+    audit, split = open_and_split(request, data, callbacks)
+    plan = make_plan(request, audit, split, callbacks)
     if not split.samples("valid"):
-        raise ConfigError("there are no valid images to judge a trial by; give some in --split, as in 70/15/15")
+        raise ConfigError("no validation images to rank trials by: give some in --split, as in 70/15/15")
     if not plan.experiment.train.epochs:
         raise ConfigError("there are no epochs to tune: choose another --recipe than probe, or more --epochs")
-    require_outside(folder, source)
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.name).name)[:STEM_LENGTH]
-    base = folder / f"tune-{stem}"
+    require_outside(folder, plan.source)
+    base = folder / f"tune-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(plan.source.name).name)[:STEM_LENGTH]}"
     for result in (Path(f"{base}.toml"), Path(f"{base}.png")):
         if result.exists() and not Path(f"{base}.db").exists():
-            raise ConfigError(f"{result} already exists, and is of no search that goes on: move it away")
-    base.parent.mkdir(parents=True, exist_ok=True)
-    settings = _usual_settings(plan)
-    study = _open_study(Path(f"{base}.db"), plan, split)
-    search = _Search(study, data, source.name, plan.experiment, settings, deadline, callbacks)
-    if not any(t.user_attrs.get("usual") and (t.state.name == "WAITING" or _counts(t)) for t in study.trials):
-        study.enqueue_trial(settings, user_attrs={"usual": True})
-    return _result(search, Path(f"{base}.toml"), _go_on(search, trials))
+            raise ConfigError(f"{result} already exists, and there is no search to resume: move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    search = _Search(_open_study(Path(f"{base}.db"), plan), data, plan, _defaults(plan), deadline, callbacks)
+    waiting = [t for t in search.study.trials if t.user_attrs.get("default")]
+    if not any(t.state.name == "WAITING" or _counts(t) for t in waiting):
+        search.study.enqueue_trial(dict(search.defaults), user_attrs={"default": True})
+    return _result(search, Path(f"{base}.toml"), _run_trials(search, trials))
 
 
-def _optuna() -> Any:
+def _require_optuna() -> None:
     try:
         import optuna
     except ImportError as error:
         raise MissingExtra("tune", "searches for settings") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
 
 
-def _open_study(path: Path, plan: Plan, split: Split) -> optuna.Study:
-    """The study in a file, which is made if it is not there; `ConfigError` for one of other settings or no study."""
+def _open_study(path: Path, plan: Plan) -> optuna.Study:
+    """The study in a file, new or resumed; `ConfigError` if it has other settings or the file is no study."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
 
-    asked = json.loads(json.dumps({**_flat(to_dict(plan.experiment)), "images": split.digest}))
+    values = to_dict(plan.experiment)
+    settings = {key: value for key, value in {**values, **values["train"]}.items() if key not in MACHINERY | {"train"}}
+    settings = json.loads(json.dumps({**settings, "images": plan.split.digest}))
     try:
         study = optuna.create_study(
             study_name=path.stem,
             storage=optuna.storages.RDBStorage(f"sqlite:///{path}", {"poolclass": NullPool}),  # else files stay open
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTED, n_warmup_steps=1),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1),
             load_if_exists=True,
         )
-        known = study.user_attrs.get("asked")
         begun = len(study.trials)
         if not begun:
-            study.set_user_attr("asked", known := asked)
+            study.set_user_attr("settings", settings)
+        known = study.user_attrs.get("settings", {})
     except (SQLAlchemyError, RuntimeError) as error:  # RuntimeError: written by another version of Optuna
         reason = str(getattr(error, "orig", error)).splitlines()[0]
+        raise ConfigError(f"can't use {path} for the trials: {reason}; move it away, or give other --runs") from None
+    others = sorted(key for key, value in settings.items() if known.get(key, ...) != value)
+    if others:
         raise ConfigError(
-            f"{path} can't be used for the trials: {reason}; move it away, or name other --runs"
-        ) from None
-    if known != asked:
-        others = sorted(key for key, value in asked.items() if (known or {}).get(key, ...) != value)
-        raise ConfigError(
-            f"{path} holds trials with other settings ({', '.join(others)}): ask for the same, name other --runs, or "
-            "delete it"
+            f"{path} has trials with other settings ({', '.join(others)}): use the same settings, give other --runs, "
+            "or delete it"
         )
-    # A search that goes on must not draw the same random settings again.
-    study.sampler = optuna.samplers.TPESampler(seed=plan.experiment.train.seed + begun, n_startup_trials=STARTED)
+    # A resumed search must not draw the same random settings again.
+    seed = plan.experiment.train.seed + begun
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
     return study
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an experiment that make a difference to its result, with those of training among them."""
-    return {key: value for key, value in {**values, **values["train"]}.items() if key not in MACHINERY | {"train"}}
+def _defaults(plan: Plan) -> dict[str, Any]:
+    """What is tuned, with its default values; the layer decay only for pretrained weights."""
+    names = ["lr", "weight_decay", "label_smoothing", *(["layer_decay"] if plan.pretrained else [])]
+    return {**{name: getattr(plan.experiment.train, name) for name in names}, "augment": plan.experiment.augment}
 
 
-def _usual_settings(plan: Plan) -> dict[str, Any]:
-    """What is tuned, as it would be without a search; the decay with depth only where the layers know something."""
-    train = plan.experiment.train
-    settings: dict[str, Any] = {name: getattr(train, name) for name in ("lr", "weight_decay", "label_smoothing")}
-    settings["augment"] = plan.experiment.augment
-    return {**settings, "layer_decay": train.layer_decay} if plan.pretrained else settings
-
-
-def _suggest(trial: optuna.Trial, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of one trial, around the usual ones."""
-    lr, decay, smoothing, augment = (usual[name] for name in ("lr", "weight_decay", "label_smoothing", "augment"))
+def _suggest(trial: optuna.Trial, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one trial, around the defaults."""
+    lr, decay, smoothing, augment = (defaults[name] for name in ("lr", "weight_decay", "label_smoothing", "augment"))
     lowest, highest = (decay / FACTOR, min(10.0, decay * FACTOR)) if decay else (0.0, 0.3)
     settings = {
         "lr": trial.suggest_float("lr", lr / FACTOR, min(1e3, lr * FACTOR), log=True),
@@ -222,18 +232,18 @@ def _suggest(trial: optuna.Trial, usual: Mapping[str, Any]) -> dict[str, Any]:
         "label_smoothing": trial.suggest_float("label_smoothing", 0.0, max(0.2, smoothing)),
         "augment": trial.suggest_categorical("augment", list(dict.fromkeys((augment, *AUGMENTS)))),
     }
-    if "layer_decay" in usual:
-        settings["layer_decay"] = trial.suggest_float("layer_decay", min(0.5, usual["layer_decay"]), 1.0)
+    if "layer_decay" in defaults:
+        settings["layer_decay"] = trial.suggest_float("layer_decay", min(0.5, defaults["layer_decay"]), 1.0)
     return settings
 
 
-def _with(usual: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:
+def _with(experiment: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:
     train = {key: value for key, value in settings.items() if key != "augment"}
-    return replace(usual, augment=settings["augment"], train=replace(usual.train, **train))
+    return replace(experiment, augment=settings["augment"], train=replace(experiment.train, **train))
 
 
-def _go_on(search: _Search, trials: int) -> str:
-    """Run trials until there are so many in all, the time is up or a signal came; says which."""
+def _run_trials(search: _Search, trials: int) -> str:
+    """Run trials up to this number in total; returns how the search ended."""
     import optuna
 
     study = search.study
@@ -245,8 +255,11 @@ def _go_on(search: _Search, trials: int) -> str:
         try:
             state, loss = _run_trial(search, trial)
         except BaseException as end:
-            _put_back(study, trial)
-            if isinstance(end, _TimeIsUp):
+            if trial.params:  # it comes first when the search is resumed
+                study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+            trial.set_user_attr("interrupted", True)
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            if isinstance(end, _OutOfTime):
                 return "out of time"
             if isinstance(end, KeyboardInterrupt):
                 return "interrupted"
@@ -257,80 +270,70 @@ def _go_on(search: _Search, trials: int) -> str:
 
 
 def _expected_seconds(study: optuna.Study) -> float:
-    """How long a trial takes that is not cut short; 0 before the first."""
+    """How long a trial takes that is not pruned; 0 before the first."""
     known = [t.duration.total_seconds() for t in study.trials if t.state.name == "COMPLETE" and t.duration is not None]
     return median(known) if known else 0.0
 
 
-def _put_back(study: optuna.Study, trial: optuna.Trial) -> None:
-    """A trial that did not come to its end is the next one when the search goes on."""
-    import optuna
-
-    if trial.params:
-        study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
-    trial.set_user_attr("cut", True)
-    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-
-
 def _run_trial(search: _Search, trial: optuna.Trial) -> tuple[str, float | None]:
-    """How a trial ended, and its lowest valid loss. Raises `_TimeIsUp`, and `KeyboardInterrupt` where a signal came."""
+    """How a trial ended, and its lowest validation loss; raises `_OutOfTime`, and `KeyboardInterrupt` on a signal."""
     import optuna
 
-    experiment = _with(search.usual, _suggest(trial, search.settings))
+    experiment = _with(search.plan.experiment, _suggest(trial, search.defaults))
 
     def watch(event: Event) -> None:
         match event:
             case StepEnded():
                 notify(search.callbacks, event)
                 if time.monotonic() > search.deadline:
-                    raise _TimeIsUp
-            case BaselineMeasured(result=result) if "start" not in search.study.user_attrs:
-                search.study.set_user_attr("start", result.loss)
+                    raise _OutOfTime
+            case BaselineMeasured(result=result) if "initial_loss" not in search.study.user_attrs:
+                search.study.set_user_attr("initial_loss", result.loss)
             case EpochEnded(state=state) if event.record.valid_loss is not None:
                 trial.report(event.record.valid_loss, state.epoch)
-                if state.epoch < state.epochs and not trial.user_attrs.get("usual") and trial.should_prune():
+                if state.epoch < state.epochs and not trial.user_attrs.get("default") and trial.should_prune():
                     raise optuna.TrialPruned
 
     try:
-        classifier = Classifier(recipe=experiment).fit(search.data, callbacks=[watch])
+        history = Classifier(recipe=experiment).fit(search.data, callbacks=[watch]).history_
     except optuna.TrialPruned:
         return "PRUNED", None
     except TrainingDiverged:
         return "FAIL", None
-    if classifier.history_.ended == "interrupted":
+    if history.ended == "interrupted":
         raise KeyboardInterrupt
-    history = classifier.history_
-    if history.best is None:  # the start was kept: its loss would make all such trials alike
-        trial.set_user_attr("start_kept", True)
-        return "COMPLETE", min(record.valid_loss for record in history if record.valid_loss is not None)
-    return "COMPLETE", history.best.valid_loss
+    if history.best is not None:
+        return "COMPLETE", history.best.valid_loss
+    trial.set_user_attr("initial_kept", True)  # the loss of the initial model would make all such trials alike
+    return "COMPLETE", min(record.valid_loss for record in history if record.valid_loss is not None)
 
 
 def _counts(trial: Any) -> bool:
     """Whether a trial came to an end of its own."""
-    return bool(trial.state.is_finished()) and not trial.user_attrs.get("cut")
+    return bool(trial.state.is_finished()) and not trial.user_attrs.get("interrupted")
 
 
 def _as_value(trial: Any, number: int) -> Trial:
     loss = trial.value if trial.state.name == "COMPLETE" else None
-    marks = {name: bool(trial.user_attrs.get(name)) for name in ("usual", "start_kept")}
-    return Trial(number, ENDS[trial.state.name], loss, dict(trial.params), **marks)
+    marks = {name: bool(trial.user_attrs.get(name)) for name in ("default", "initial_kept")}
+    return Trial(number, STATES[trial.state.name], loss, dict(trial.params), **marks)
 
 
 def _result(search: _Search, path: Path, ended: str) -> Tuning:
     import optuna
 
     trials = [_as_value(trial, number) for number, trial in enumerate(filter(_counts, search.study.trials))]
-    done = sorted((t for t in trials if t.loss is not None), key=lambda t: (t.start_kept, t.loss or 0.0, t.number))
+    done = sorted((t for t in trials if t.loss is not None), key=lambda t: (t.initial_kept, t.loss or 0.0, t.number))
     if not done and ended == "interrupted":
         raise KeyboardInterrupt
     if not done:
-        raise ConfigError("no trial was finished: give more --minutes, or fewer --epochs")
+        raise ConfigError("no trial finished: give more --minutes, or fewer --epochs")
     importances: dict[str, float] = {}
-    if len(done) >= ENOUGH and len({trial.loss for trial in done}) > 1:
+    if len(done) >= MIN_IMPORTANCE_TRIALS and len({trial.loss for trial in done}) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         importances = optuna.importance.get_param_importances(search.study, evaluator=evaluator)
-    write_config(path, from_dict(ExperimentConfig, to_dict(_with(search.usual, done[0].values))), search.data)
-    others = [trial for trial in trials if trial.loss is None]
-    arch, start = search.usual.arch, search.study.user_attrs.get("start")
-    return Tuning(search.name, arch, (*done, *others), start, importances, str(path), ended)
+    experiment = search.plan.experiment
+    write_config(path, from_dict(ExperimentConfig, to_dict(_with(experiment, done[0].values))), search.data)
+    ranked = (*done, *(trial for trial in trials if trial.loss is None))
+    initial_loss = search.study.user_attrs.get("initial_loss")
+    return Tuning(search.plan.source.name, experiment.arch, ranked, initial_loss, importances, str(path), ended)

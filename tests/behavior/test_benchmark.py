@@ -1,24 +1,28 @@
-"""What bounds training is measured, named, and answered with what to change."""
+"""The stages of training are measured, and the bottleneck is named with what to change."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imgclf.runtime.device import cores, machine
-from imgclf.studies.benchmark import _bound, _size, _smaller, benchmark
+from imgclf.studies.benchmark import STAGES, benchmark, half_pixels, size_text
+from imgclf.training.events import Progressed
+from support.events import on
 
-CHANGES = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"batch_size": 8, "device": "cpu"}}
+CONFIG = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"batch_size": 8, "device": "cpu"}}
 
 
 def test_every_stage_of_a_folder_is_measured(photos):
     before = sorted(photos.rglob("*"))
-    stages = []
-    result = benchmark(photos, CHANGES, seconds=0.05, progress=stages.append)
-    assert [stage.name for stage in result.stages] == stages
-    assert stages == ["reading", "decoding", "augmenting", "feeding", "step", "whole"]
+    told = []
+    result = benchmark(photos, config=CONFIG, seconds=0.05, callbacks=[on(Progressed, told.append)])
+    assert [stage.name for stage in result.stages] == list(STAGES)
+    assert [event.task for event in told if "measuring" in event.task] == [f"measuring {name}" for name in STAGES]
     assert all(stage.images_per_second > 0 for stage in result.stages)
-    assert result.bound in {"step", "augmenting", "decoding", "reading"}
+    assert result.bottleneck in {"reading", "decoding", "augmenting", "step"}
     assert result.advice
     whole = result.stages[-1].images_per_second
     assert result.facts["epoch_seconds"] == pytest.approx(result.facts["images"] / whole)
@@ -27,22 +31,26 @@ def test_every_stage_of_a_folder_is_measured(photos):
 
 
 def test_a_set_in_memory_is_neither_read_nor_decoded(make_source, in_folder):
-    result = benchmark(make_source(), {**CHANGES, "size": (16, 16), "arch": "cnn_zero_to_all"}, seconds=0.05)
+    result = benchmark(make_source(), config={**CONFIG, "arch": "cnn_zero_to_all"}, seconds=0.05)
     assert [stage.name for stage in result.stages] == ["augmenting", "feeding", "step", "whole"]
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("rates", "tier", "bound"),
-    [
-        ({"step": 10, "feeding": 100, "augmenting": 200}, "ram", "step"),
-        ({"step": 300, "feeding": 100, "augmenting": 200, "decoding": 90}, "ram", "augmenting"),
-        ({"step": 300, "feeding": 100, "augmenting": 200, "decoding": 90, "reading": 500}, "off", "decoding"),
-        ({"step": 300, "feeding": 100, "augmenting": 200, "decoding": 90, "reading": 50}, "off", "reading"),
-    ],
-)
-def test_the_slowest_of_what_still_happens_bounds(rates, tier, bound):
-    assert _bound(rates, tier) == bound
+def test_slow_files_are_the_bottleneck_where_nothing_is_cached(make_source):
+    source = make_source()
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(source.reader, name)
+
+        def open(self, ref, at_least=None):
+            time.sleep(0.01)
+            return source.reader.open(ref, at_least)
+
+    slow = replace(source, reader=Slow())
+    result = benchmark(slow, config={**CONFIG, "data": {"cache": "off"}}, seconds=0.05)
+    assert result.bottleneck == "decoding"
+    assert "--cache ram" in result.advice[0]
 
 
 def test_the_machine_is_described(monkeypatch):
@@ -54,11 +62,11 @@ def test_the_machine_is_described(monkeypatch):
     assert cores() == 1
 
 
-@pytest.mark.parametrize("side", [*range(64, 300), 384, 512, 1024])
+@pytest.mark.parametrize("side", [64, 100, 223, 224, 256, 384, 1024])
 def test_smaller_images_have_about_half_the_pixels_and_can_be_halved(side):
-    assert 0.4 <= (_smaller(side) / side) ** 2 <= 0.6
-    assert _smaller(side) % 8 == 0
+    assert 0.4 <= (half_pixels(side) / side) ** 2 <= 0.6
+    assert half_pixels(side) % 8 == 0
 
 
 def test_a_size_is_named_as_it_is_typed():
-    assert (_size(160, 160), _size(96, 160)) == ("160", "96x160")
+    assert (size_text(160, 160), size_text(96, 160)) == ("160", "96x160")

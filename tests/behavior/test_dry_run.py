@@ -5,7 +5,7 @@ import pytest
 from imgclf.estimator.settings import Request, choose_experiment
 from imgclf.storage.run_folder import read_config, write_config
 from imgclf.studies import dry_run as dryrun
-from imgclf.studies.dry_run import WIDTH, dry_run, needed, python_of
+from imgclf.studies.dry_run import LINE_WIDTH, dry_run, python_code, shortest_config
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu"}}
 
@@ -18,26 +18,26 @@ def _short(monkeypatch):
 
 def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):
     before = sorted(in_folder.rglob("*"))
-    plan = dry_run(photos, TINY)
+    plan = dry_run(photos, config=TINY)
     assert {"training", "test"} == plan.seconds.keys()
     assert 0 < plan.seconds["training"] < 60
     assert plan.memory > 4 * 4 * 1000
-    values = {choice.name: (choice.value, choice.reason) for choice in plan.choices}
+    values = {each.name: (each.value, each.reason) for each in plan.decisions}
     assert values["epochs"] == ("2", "set by you")
     assert values["size"] == ("16×16", "set by you")
     assert sorted(in_folder.rglob("*")) == before
 
 
 def test_a_plan_names_the_recipe_that_set_a_value(photos):
-    plan = dry_run(photos, {"train": {"lr": 0.01, "device": "cpu"}}, recipe="lab10-4")
-    reasons = {choice.name: choice.reason for choice in plan.choices}
+    plan = dry_run(photos, config={"train": {"lr": 0.01, "device": "cpu"}}, recipe="lab10-4")
+    reasons = {each.name: each.reason for each in plan.decisions}
     assert reasons["size"] == reasons["epochs"] == "recipe lab10-4"
     assert reasons["lr"] == "set by you"
 
 
 def test_a_plan_for_a_time(photos):
     config = {**TINY, "train": {"minutes": 0.2, "device": "cpu"}}
-    plan = dry_run(photos, config)
+    plan = dry_run(photos, config=config)
     assert 0 < plan.seconds["training"] <= 12
 
 
@@ -49,7 +49,7 @@ def trained(code):
 
 
 def test_the_python_of_a_plan_trains(photos, in_folder, capsys):
-    code = dry_run(photos, {**TINY, "data": {}}, runs="mine", name="second", track=["tensorboard=logs"]).python
+    code = dry_run(photos, config={**TINY, "data": {}}, runs="mine", name="second", track=["tensorboard=logs"]).python
     classifier = trained(code)
     assert len(classifier.history_) == 2
     assert str(classifier.run_.path) == "mine/second"
@@ -59,7 +59,7 @@ def test_the_python_of_a_plan_trains(photos, in_folder, capsys):
 
 
 def test_the_python_of_an_ensemble_trains_all_of_it(photos, in_folder):
-    two = dry_run(photos, TINY, members=2, name="both")
+    two = dry_run(photos, config=TINY, members=2, name="both")
     classifier = trained(two.python)
     assert classifier.model_config_.members == 2
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["both", "both-member-1", "both-member-2"]
@@ -69,20 +69,22 @@ def test_an_ensemble_takes_as_many_times_as_long(photos, monkeypatch):
     monkeypatch.setattr(
         dryrun, "_measure", lambda plan, *_: (plan.experiment.train, (), {"training": 2.0, "test": 1.0})
     )
-    assert dry_run(photos, TINY, members=3).seconds == {"training": 6.0, "test": 3.0}
+    assert dry_run(photos, config=TINY, members=3).seconds == {"training": 6.0, "test": 3.0}
 
 
 def test_without_a_test_part_nothing_is_tested(photos, in_folder):
-    code = dry_run(photos, {**TINY, "split": [0.8, 0.2, 0.0]}).python
+    code = dry_run(photos, config={**TINY, "split": [0.8, 0.2, 0.0]}).python
     assert "evaluate" not in code
     trained(code)
 
 
 def test_the_python_leaves_out_what_changes_nothing():
     changes = {"arch": "auto", "resize_mode": "pad", "keep": "best", "train": {"lr": 0.1, "momentum": 0.9}, "data": {}}
-    assert needed(changes, None, None) == {"resize_mode": "pad", "train": {"lr": 0.1}}
-    assert needed({"train": {"epochs": 50, "minutes": 1}}, "d0", None) == {"train": {"epochs": 50, "minutes": 1}}
-    assert needed({"train": {"momentum": 0.0, "nesterov": False}}, None, None) == {"train": {"momentum": 0.0}}
+    assert shortest_config(changes, None, None) == {"resize_mode": "pad", "train": {"lr": 0.1}}
+    assert shortest_config({"train": {"epochs": 50, "minutes": 1}}, "d0", None) == {
+        "train": {"epochs": 50, "minutes": 1}
+    }
+    assert shortest_config({"train": {"momentum": 0.0, "nesterov": False}}, None, None) == {"train": {"momentum": 0.0}}
 
 
 @pytest.mark.parametrize("recipe", ["digits", "d0", "lab10-4"])
@@ -91,8 +93,8 @@ def test_the_python_of_a_config_says_the_same_in_short(recipe, in_folder):
     asked = choose_experiment(Request(recipe, {"arch": "lenet", "train": {"lr": 0.03}}))
     write_config(in_folder / "all.toml", asked, "digits")
     values, _ = read_config(in_folder / "all.toml")
-    short = needed(values, None, "digits")
+    short = shortest_config(values, None, "digits")
     assert choose_experiment(Request(changes=short), "digits") == choose_experiment(Request(changes=values), "digits")
     if recipe == "digits":
         assert short == {"train": {"lr": 0.03}}
-    assert max(map(len, python_of("digits", short, name="n" * 30, track=["tensorboard"]).splitlines())) <= WIDTH
+    assert max(map(len, python_code("digits", short, name="n" * 30, track=["tensorboard"]).splitlines())) <= LINE_WIDTH

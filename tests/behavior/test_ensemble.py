@@ -40,17 +40,17 @@ def test_the_probabilities_are_the_mean_of_the_members():
 @pytest.fixture
 def three(photos, in_folder):
     events = []
-    return fit_ensemble(str(photos), 3, TINY, runs=in_folder / "runs", callbacks=[events.append]), events
+    return fit_ensemble(str(photos), 3, config=TINY, runs=in_folder / "runs", callbacks=[events.append]), events
 
 
 def test_members_are_called_after_their_ensemble(photos, in_folder):
-    fit_ensemble(str(photos), 2, TINY, runs="runs", name="ens")
+    fit_ensemble(str(photos), 2, config=TINY, runs="runs", name="ens")
     names = ["ens", "ens-member-1", "ens-member-2"]
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == names
     shutil.rmtree("runs/ens")
     shutil.rmtree("runs/ens-member-1")
     with pytest.raises(ConfigError, match="ens-member-2 already exists"):
-        fit_ensemble(str(photos), 2, TINY, runs="runs", name="ens")
+        fit_ensemble(str(photos), 2, config=TINY, runs="runs", name="ens")
     assert not (in_folder / "runs" / "ens-member-1").exists(), "nothing is trained before"
 
 
@@ -58,9 +58,9 @@ def test_the_config_of_an_ensemble_says_how_all_of_it_is_trained_again(three, ph
     ensemble, _ = three
     config = ensemble.run_.path / "config.toml"
     first, second = config.read_text().splitlines()[:2]
-    assert first.startswith("# One of the 3 networks of this ensemble, the one with seed 5.")
-    assert second == "# all of them are trained again by adding --ensemble 3."
-    again = fit_ensemble(str(photos), 3, read_config(config)[0], runs="again")
+    assert first.startswith("# The network with seed 5 of this ensemble of 3.")
+    assert second == "# --ensemble 3 to train all of them."
+    again = fit_ensemble(str(photos), 3, config=read_config(config)[0], runs="again")
     weights, others = ensemble.model_.state_dict(), again.model_.state_dict()
     assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
@@ -68,8 +68,8 @@ def test_the_config_of_an_ensemble_says_how_all_of_it_is_trained_again(three, ph
 def test_of_members_that_kept_the_same_start_one_is_saved(photos, in_folder):
     Classifier(config=TINY).fit(photos, epochs=20, runs="runs", name="start")
     kept = {"init": "runs/start", "train": {"epochs": 1, "lr": 100.0, "device": "cpu"}}  # no epoch does any good
-    with pytest.warns(UserWarning, match="all 2 members kept the same start: one of them is saved"):
-        one = fit_ensemble(str(photos), 2, kept, runs="runs", name="ens")
+    with pytest.warns(UserWarning, match="all 2 members kept the initial model"):
+        one = fit_ensemble(str(photos), 2, config=kept, runs="runs", name="ens")
     first = Classifier.load("runs/ens-member-1")
     saved = Classifier.load("runs/ens")
     assert one.model_config_.members == saved.model_config_.members == 1
@@ -88,12 +88,10 @@ def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypa
 
     monkeypatch.setattr(Classifier, "fit", with_two_seeds)
     listen = on(Warned, lambda event: told.append(event.text))
-    with pytest.warns(UserWarning, match="2 of 3 members kept the same start"):
-        joined = fit_ensemble(str(photos), 3, TINY, runs="runs", callbacks=[listen])
+    with pytest.warns(UserWarning, match="2 of 3 members kept the initial model"):
+        joined = fit_ensemble(str(photos), 3, config=TINY, runs="runs", callbacks=[listen])
     assert joined.model_config_.members == 2
-    assert told == [
-        "2 of 3 members kept the same start: one of them is joined with the others: equal networks would only be slower"
-    ]
+    assert told == ["2 of 3 members kept the initial model: only one of these equal networks is used"]
 
 
 def test_members_differ_in_their_seed_and_share_a_split(three, photos, in_folder):
@@ -138,7 +136,7 @@ def test_what_is_not_alike_is_not_combined(photos):
 @pytest.mark.parametrize("members", [0, 1, 101])
 def test_an_ensemble_has_several_members(photos, in_folder, members):
     with pytest.raises(ConfigError, match=f"members is {members}; allowed: 2 to 100 networks"):
-        fit_ensemble(str(photos), members, TINY, runs=in_folder / "runs")
+        fit_ensemble(str(photos), members, config=TINY, runs=in_folder / "runs")
 
 
 def test_an_interrupted_member_ends_it_and_those_before_stay(photos, in_folder):
@@ -149,7 +147,7 @@ def test_an_interrupted_member_ends_it_and_those_before_stay(photos, in_folder):
 
             os.kill(os.getpid(), signal.SIGINT)
 
-    last = fit_ensemble(str(photos), 3, TINY, runs=in_folder / "runs", callbacks=[interrupt])
+    last = fit_ensemble(str(photos), 3, config=TINY, runs=in_folder / "runs", callbacks=[interrupt])
     assert last.history_.ended == "interrupted"
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["photos-lenet-1", "photos-lenet-2"]
 
@@ -200,4 +198,4 @@ def test_a_number_that_is_no_ensemble_is_refused_at_once(in_folder, members, mor
 def test_several_processes_train_no_ensemble(photos, monkeypatch):
     monkeypatch.setattr(distributed, "shard", lambda: (0, 2))
     with pytest.raises(ConfigError, match="trained by one process"):
-        fit_ensemble(photos, 2, {}, runs="runs")
+        fit_ensemble(photos, 2, config={}, runs="runs")

@@ -106,7 +106,7 @@ def test_copies_come_together_though_their_bytes_differ():
 
 def test_a_curve_from_frozen_features(photos, pooled):
     heard = []
-    curve = learning_curve(photos, pooled, callbacks=[heard.append])
+    curve = learning_curve(photos, config=pooled, callbacks=[heard.append])
     assert (curve.data, curve.arch, curve.full, curve.held_out) == ("photos", "pooled", False, 24)
     assert [point.images for point in curve.points] == [6, 15, 30, 36]
     assert [point.draws for point in curve.points] == [3, 2, 2, 1]
@@ -121,7 +121,7 @@ def test_a_curve_from_frozen_features(photos, pooled):
     assert [event.point for event in heard if isinstance(event, CurvePointMeasured)] == list(curve.points)
     heads = [event for event in heard if isinstance(event, Progressed) and event.task == "fitting heads"]
     assert heads == [Progressed("fitting heads", number + 1, 8) for number in range(8)]
-    again = learning_curve(photos, pooled)
+    again = learning_curve(photos, config=pooled)
     assert (again.points, again.law, again.classes) == (curve.points, curve.law, curve.classes)
 
 
@@ -135,7 +135,7 @@ def test_each_part_weighs_the_classes_alike(photos, pooled, monkeypatch):
         return fit(features, labels, classes, prior, weight, strengths, units)
 
     monkeypatch.setattr(learning, "fit_logistic", watched)
-    learning_curve(photos, pooled)
+    learning_curve(photos, config=pooled)
     for counts in seen:
         assert counts == pytest.approx([counts[0]] * 3)
 
@@ -143,7 +143,7 @@ def test_each_part_weighs_the_classes_alike(photos, pooled, monkeypatch):
 def test_a_class_with_few_images_is_not_halved(photos, pooled):
     for path in sorted((photos / "red").iterdir())[4:]:
         path.unlink()
-    red = learning_curve(photos, pooled).classes[2]
+    red = learning_curve(photos, config=pooled).classes[2]
     assert red.images < 8
     assert red.accuracy_gain is None
 
@@ -159,7 +159,7 @@ def test_a_curve_of_full_trainings(photos, monkeypatch):
         return result
 
     monkeypatch.setattr(learning.Classifier, "fit", watched)
-    curve = learning_curve(photos, TINY, full=True)
+    curve = learning_curve(photos, config=TINY, full=True)
     assert curve.full
     assert [(point.images, point.draws) for point in curve.points] == [(9, 2), (21, 1), (42, 1)]
     assert curve.classes == ()
@@ -172,29 +172,29 @@ def test_a_curve_of_full_trainings(photos, monkeypatch):
 
 def test_the_whole_part_is_trained_as_training_does(photos, monkeypatch):
     monkeypatch.setattr(learning, "FULL_DRAWS", {0.2: 1, 0.5: 1, 1.0: 1})
-    curve = learning_curve(photos, TINY, full=True)
+    curve = learning_curve(photos, config=TINY, full=True)
     usual = learning.Classifier(config=TINY).fit(photos)
     assert curve.points[-1].accuracy == pytest.approx(usual.evaluate().accuracy)
 
 
 def test_without_pretrained_weights_it_says_what_to_do(photos):
     with pytest.raises(ConfigError, match=r"lenet starts from scratch.*--full"):
-        learning_curve(photos, TINY)
+        learning_curve(photos, config=TINY)
 
 
 def test_without_images_to_judge_by(photos, pooled):
-    with pytest.raises(ConfigError, match="no images to judge by"):
-        learning_curve(photos, {**pooled, "split": [1.0, 0.0, 0.0]})
-    with pytest.raises(ConfigError, match="no images to judge by"):
-        learning_curve(photos, {**TINY, "split": [0.7, 0.3, 0.0]}, full=True)
+    with pytest.raises(ConfigError, match="no held-out images"):
+        learning_curve(photos, config={**pooled, "split": [1.0, 0.0, 0.0]})
+    with pytest.raises(ConfigError, match="no held-out images"):
+        learning_curve(photos, config={**TINY, "split": [0.7, 0.3, 0.0]}, full=True)
 
 
 def test_too_few_images(photos, pooled):
     for folder in photos.iterdir():
         for path in sorted(folder.iterdir())[4:]:
             path.unlink()
-    with pytest.raises(DataError, match="about ten a class"):
-        learning_curve(photos, pooled)
+    with pytest.raises(DataError, match="about ten per class"):
+        learning_curve(photos, config=pooled)
 
 
 def test_the_command(photos, in_folder, pooled):
@@ -228,7 +228,7 @@ def test_interrupted_training_ends_the_whole(photos, monkeypatch):
 
     monkeypatch.setattr(learning, "Classifier", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        learning_curve(photos, TINY, full=True)
+        learning_curve(photos, config=TINY, full=True)
 
 
 def test_a_picture_of_the_law(tmp_path):

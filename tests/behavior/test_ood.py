@@ -308,7 +308,8 @@ def test_a_probe_looks_at_its_training_images_once(photos):
 
 def test_an_ensemble_is_calibrated_and_knows_unlike_images(photos, tmp_path):
     config = {"arch": "lenet", "size": (16, 16), "weights": "none", "split": (0.4, 0.4, 0.2)}
-    two = fit_ensemble(str(photos), 2, {**config, "train": {"epochs": 2, "device": "cpu"}}, runs=tmp_path / "runs")
+    config["train"] = {"epochs": 2, "device": "cpu"}
+    two = fit_ensemble(str(photos), 2, config=config, runs=tmp_path / "runs")
     assert two.ood_.center.shape == (2 * 84,)
     assert two.temperature_ != 1.0
     noise = list(np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))

@@ -29,12 +29,12 @@ TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs"
 
 def test_the_first_trial_is_the_usual_training_and_the_best_is_written_down(photos, in_folder):
     told = []
-    result = tune(str(photos), TINY, trials=3, callbacks=[on(TrialEnded, told.append)])
+    result = tune(str(photos), config=TINY, trials=3, callbacks=[on(TrialEnded, told.append)])
     usual = Classifier(config=TINY).fit(photos)
     first = next(trial for trial in result.trials if trial.number == 0)
     assert first.loss == pytest.approx(usual.history_.best.valid_loss)
     assert first.values["lr"] == usual.config_.train.lr
-    assert first.usual
+    assert first.default
     assert [event.trial.number for event in told] == [0, 1, 2]
     assert result.ended == "done"
     losses = [trial.loss for trial in result.trials if trial.loss is not None]
@@ -52,12 +52,12 @@ def test_trials_know_the_start_that_training_would_keep(photos, in_folder):
     heard = []
     usual = Classifier(config=PROBED).fit(photos, callbacks=[on(BaselineMeasured, heard.append)])
     assert usual.history_.best is None
-    result = tune(str(photos), PROBED, trials=2)
-    assert all(trial.start_kept for trial in result.trials)
-    assert result.start == result.usual_loss == heard[0].result.loss
-    assert min(trial.loss for trial in result.trials) > result.start
+    result = tune(str(photos), config=PROBED, trials=2)
+    assert all(trial.initial_kept for trial in result.trials)
+    assert result.initial_loss == result.default_loss == heard[0].result.loss
+    assert min(trial.loss for trial in result.trials) > result.initial_loss
     assert (result.data, result.arch) == ("photos", "lenet")
-    assert tune(str(photos), PROBED, trials=2) == result, "a search that goes on knows it still"
+    assert tune(str(photos), config=PROBED, trials=2) == result, "a search that goes on knows it still"
 
 
 def test_a_trial_that_beats_the_start_is_better_than_one_that_does_not(photos, in_folder, monkeypatch):
@@ -65,22 +65,22 @@ def test_a_trial_that_beats_the_start_is_better_than_one_that_does_not(photos, i
     outcomes = iter([("COMPLETE", 0.1), ("COMPLETE", 0.2)])
 
     def run(search, trial):
-        tuning._suggest(trial, search.settings)
+        tuning._suggest(trial, search.defaults)
         outcome = next(outcomes)
-        trial.set_user_attr("start_kept", outcome[1] == 0.1)
-        search.study.set_user_attr("start", 0.3)
+        trial.set_user_attr("initial_kept", outcome[1] == 0.1)
+        search.study.set_user_attr("initial_loss", 0.3)
         return outcome
 
     monkeypatch.setattr(tuning, "_run_trial", run)
-    result = tune(str(photos), PROBED, trials=2)
+    result = tune(str(photos), config=PROBED, trials=2)
     assert [trial.loss for trial in result.trials] == [0.2, 0.1]
-    assert result.usual_loss == 0.3
+    assert result.default_loss == 0.3
 
 
 def test_without_a_probe_there_is_no_start_to_beat(photos, in_folder):
-    result = tune(photos, TINY, trials=1)
-    assert result.start is None
-    assert result.usual_loss == result.trials[0].loss
+    result = tune(photos, config=TINY, trials=1)
+    assert result.initial_loss is None
+    assert result.default_loss == result.trials[0].loss
 
 
 PROBED_TOML = "arch = 'lenet'\nsize = [16, 16]\nweights = 'none'\n[train]\nprobe = true\nlr = 100.0\nepochs = 1\n"
@@ -91,12 +91,14 @@ def test_the_command_says_that_the_start_would_be_kept(photos, in_folder, monkey
     command = ["tune", str(photos), "--trials", "2", "--config", "probed.toml", "--device", "cpu"]
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.stderr
-    assert found.stderr.count(", start kept") == 2
-    assert re.search(r"best: +no trial beats the start \(valid loss \d.\d{4}\), which train would keep\n", found.stdout)
-    assert "need 6 complete trials" in found.stdout
+    assert found.stderr.count(", initial model kept") == 2
+    assert re.search(
+        r"best: +no trial beats the initial model \(valid loss \d.\d{4}\), which train would keep\n", found.stdout
+    )
+    assert "needs 6 complete trials" in found.stdout
     answer = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
-    assert answer["start"] < answer["trials"][0]["loss"]
-    assert answer["trials"][0]["start_kept"]
+    assert answer["initial_loss"] < answer["trials"][0]["loss"]
+    assert answer["trials"][0]["initial_kept"]
 
 
 def test_the_picture_of_what_matters_says_of_what(photos, in_folder, monkeypatch):
@@ -117,13 +119,13 @@ def _no_training(classifier, data, callbacks):
 
 
 def test_a_search_goes_on_where_it_stopped(photos, in_folder):
-    first = tune(str(photos), TINY, trials=2)
+    first = tune(str(photos), config=TINY, trials=2)
     told = []
-    second = tune(str(photos), TINY, trials=3, callbacks=[on(TrialEnded, told.append)])
+    second = tune(str(photos), config=TINY, trials=3, callbacks=[on(TrialEnded, told.append)])
     assert len(told) == 1
     assert len({trial.values["lr"] for trial in second.trials}) == 3  # it does not draw the same again
     assert {trial.number for trial in first.trials} < {trial.number for trial in second.trials}
-    assert tune(str(photos), TINY, trials=3).trials == second.trials
+    assert tune(str(photos), config=TINY, trials=3).trials == second.trials
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["tune-photos.db", "tune-photos.toml"]
 
 
@@ -137,21 +139,21 @@ def test_a_search_goes_on_where_it_stopped(photos, in_folder):
     ],
 )
 def test_other_settings_are_another_search(photos, in_folder, change, name):
-    tune(str(photos), TINY, trials=1)
-    with pytest.raises(ConfigError, match=rf"holds trials with other settings \({name}\)"):
-        tune(str(photos), {**TINY, **change}, trials=2)
+    tune(str(photos), config=TINY, trials=1)
+    with pytest.raises(ConfigError, match=rf"has trials with other settings \({name}\)"):
+        tune(str(photos), config={**TINY, **change}, trials=2)
 
 
 def test_a_file_that_holds_no_trials(photos, in_folder):
     (in_folder / "runs").mkdir()
     (in_folder / "runs" / "tune-photos.db").write_text("somebody's notes, which are no data base " * 10)
-    with pytest.raises(ConfigError, match="can't be used for the trials: file is not a database"):
-        tune(str(photos), TINY, trials=1)
+    with pytest.raises(ConfigError, match=r"can't use .*tune-photos.db for the trials: file is not a database"):
+        tune(str(photos), config=TINY, trials=1)
 
 
 def test_a_name_with_signs_of_its_own(photos, in_folder):
     odd = photos.rename(photos.parent / "my.photos?#1")
-    result = tune(str(odd), TINY, trials=1)
+    result = tune(str(odd), config=TINY, trials=1)
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == [
         "tune-my.photos-1.db",
         "tune-my.photos-1.toml",
@@ -162,12 +164,12 @@ def test_a_name_with_signs_of_its_own(photos, in_folder):
 def test_nothing_is_written_into_the_data(photos, in_folder):
     before = sorted(photos.rglob("*"))
     with pytest.raises(DataError, match="lies inside the data"):
-        tune(str(photos), TINY, trials=1, folder=photos / "runs")
+        tune(str(photos), config=TINY, trials=1, folder=photos / "runs")
     assert sorted(photos.rglob("*")) == before
 
 
 def test_a_trial_that_does_badly_is_ended(photos, in_folder):
-    result = tune(str(photos), {**TINY, "train": {**TINY["train"], "epochs": 4}}, trials=14)
+    result = tune(str(photos), config={**TINY, "train": {**TINY["train"], "epochs": 4}}, trials=14)
     assert {trial.ended for trial in result.trials} >= {"complete", "pruned"}
     assert set(result.importances) == {"lr", "weight_decay", "label_smoothing", "augment"}
     assert sum(result.importances.values()) == pytest.approx(1)
@@ -178,8 +180,8 @@ def test_the_usual_settings_are_never_cut_short(photos, in_folder, monkeypatch):
     import optuna
 
     monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: True)
-    result = tune(str(photos), TINY, trials=3)
-    assert [(trial.usual, trial.ended) for trial in result.trials] == [
+    result = tune(str(photos), config=TINY, trials=3)
+    assert [(trial.default, trial.ended) for trial in result.trials] == [
         (True, "complete"),
         (False, "pruned"),
         (False, "pruned"),
@@ -188,8 +190,8 @@ def test_the_usual_settings_are_never_cut_short(photos, in_folder, monkeypatch):
 
 def test_no_trial_goes_on_when_the_time_is_up(photos, in_folder):
     endless = {**TINY, "train": {**TINY["train"], "epochs": 100_000}}
-    with pytest.raises(ConfigError, match="no trial was finished"):
-        tune(str(photos), endless, minutes=1 / 60)
+    with pytest.raises(ConfigError, match="no trial finished"):
+        tune(str(photos), config=endless, minutes=1 / 60)
 
 
 def cut(n, end):
@@ -213,42 +215,42 @@ def interrupt():
 def test_a_trial_that_the_time_cuts_short_comes_first_when_the_search_goes_on(photos, in_folder, monkeypatch):
     now = time.monotonic
     late = cut(2, lambda: monkeypatch.setattr(tuning.time, "monotonic", lambda: now() + 3600))
-    first = tune(str(photos), TINY, trials=3, minutes=10, callbacks=[late])
+    first = tune(str(photos), config=TINY, trials=3, minutes=10, callbacks=[late])
     assert (first.ended, len(first.trials)) == ("out of time", 1)
     monkeypatch.undo()
     monkeypatch.chdir(in_folder)
-    second = tune(str(photos), TINY, trials=3)
+    second = tune(str(photos), config=TINY, trials=3)
     assert (second.ended, len(second.trials)) == ("done", 3)
 
 
 def test_the_usual_settings_come_even_after_an_interrupt(photos, in_folder):
     with pytest.raises(KeyboardInterrupt):
-        tune(str(photos), TINY, trials=2, callbacks=[cut(1, interrupt)])
-    (only,) = tune(str(photos), TINY, trials=1).trials
-    assert only.usual
+        tune(str(photos), config=TINY, trials=2, callbacks=[cut(1, interrupt)])
+    (only,) = tune(str(photos), config=TINY, trials=1).trials
+    assert only.default
 
 
 def test_an_interrupt_ends_the_search_with_what_was_found(photos, in_folder):
     told = []
-    result = tune(str(photos), TINY, trials=4, callbacks=[cut(2, interrupt), on(NextTraining, told.append)])
+    result = tune(str(photos), config=TINY, trials=4, callbacks=[cut(2, interrupt), on(NextTraining, told.append)])
     assert told == [NextTraining(1, 4), NextTraining(2, 4)]
     assert (result.ended, len(result.trials)) == ("interrupted", 1)
     assert (in_folder / result.config).is_file()
-    assert len(tune(str(photos), TINY, trials=2).trials) == 2
+    assert len(tune(str(photos), config=TINY, trials=2).trials) == 2
 
 
 def test_no_trial_begins_that_would_not_fit(photos, in_folder, monkeypatch):
-    tune(str(photos), TINY, trials=1)
+    tune(str(photos), config=TINY, trials=1)
     monkeypatch.setattr(tuning, "_expected_seconds", lambda study: 120.0)
-    result = tune(str(photos), TINY, trials=2, minutes=1)
+    result = tune(str(photos), config=TINY, trials=2, minutes=1)
     assert (result.ended, len(result.trials)) == ("out of time", 1)
 
 
 def test_what_can_not_be_tuned(photos, in_folder, monkeypatch):
-    with pytest.raises(ConfigError, match="no valid images"):
-        tune(str(photos), {**TINY, "split": [0.8, 0.0, 0.2]})
+    with pytest.raises(ConfigError, match="no validation images"):
+        tune(str(photos), config={**TINY, "split": [0.8, 0.0, 0.2]})
     with pytest.raises(ConfigError, match="no epochs to tune"):
-        tune(str(photos), {**TINY, "train": {"epochs": 0, "probe": True}})
+        tune(str(photos), config={**TINY, "train": {"epochs": 0, "probe": True}})
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtra, match=r"imgclf\[tune\]"):
-        tune(str(photos), TINY)
+        tune(str(photos), config=TINY)

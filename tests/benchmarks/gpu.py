@@ -61,7 +61,7 @@ def photos(args: argparse.Namespace) -> dict[str, Any]:
     for arch in args.arch or ["resnet18", "resnet50"]:
         train = {"epochs": 4, "batch_size": BATCH, "compile": args.compile}
         changes: dict[str, Any] = {"arch": arch, "weights": "none", "train": train}
-        stages = {s.name: s.images_per_second for s in benchmark(folder, changes, seconds=2).stages}
+        stages = {s.name: s.images_per_second for s in benchmark(folder, config=changes, seconds=2).stages}
         clock = StepClock()
         began = time.perf_counter()
         Classifier(config=changes).fit(folder, callbacks=[clock])

@@ -166,10 +166,10 @@ WRONG = {
     ),
     "a classifier": (lambda s, n: imgclf.combine(["runs/a"]), "a classifier to combine is str; expected Classifier"),
     "an unfitted one": (lambda s, n: imgclf.combine([Classifier()]), "not all fitted yet"),
-    "members": (lambda s, n: imgclf.fit_ensemble(s, "2", {}, runs="runs"), "members is '2'"),
+    "members": (lambda s, n: imgclf.fit_ensemble(s, "2"), "members is '2'"),
     "a tracker": (lambda s, n: imgclf.tracker(3), "a tracker is int; expected Backend"),
-    "trials": (lambda s, n: imgclf.tune("digits", {}, trials=0), "trials is 0; allowed: a whole number, 1 or more"),
-    "minutes": (lambda s, n: imgclf.tune("digits", {}, minutes="5m"), "minutes is '5m'; allowed: a number above 0"),
+    "trials": (lambda s, n: imgclf.tune("digits", trials=0), "trials is 0; allowed: a whole number, 1 or more"),
+    "minutes": (lambda s, n: imgclf.tune("digits", minutes="5m"), "minutes is '5m'; allowed: a number above 0"),
 }
 
 
