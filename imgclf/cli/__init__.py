@@ -90,10 +90,12 @@ def options(
 
 def main() -> None:
     """Run the command that `sys.argv` holds; ends with `SystemExit`."""
-    # The modules of torch and timm hold a million objects that stay. To look through them for garbage, time and again
-    # while they are loaded and once more at the end, would take 1.5 seconds.
     guard_streams()
-    gc.set_threshold(COLLECT_AFTER, 50, 50)
-    atexit.register(gc.freeze)
+    # The modules of torch and timm hold a million objects that stay. Python would look through them for garbage again
+    # and again while they are loaded, and once more at the end: without that, a whole `predict` of one image takes 1 /
+    # 1.47 of the time (tests/benchmarks/start.py; CPython 3.11). Needless once CPython collects incrementally.
+    if os.environ.get("IMGCLF_GC") != "default":
+        gc.set_threshold(COLLECT_AFTER, 50, 50)
+        atexit.register(gc.freeze)
     with signals_end_cleanly():
         app()
