@@ -46,7 +46,7 @@ from imgclf.evaluation.predictions import Predictions
 from imgclf.storage.model_file import load_model, read_manifest
 from imgclf.studies.dry_run import DryRun
 from imgclf.training.events import StepEnded, TrainingEnded
-from support.photos import COLORS, color_image
+from support.photos import COLORS, color_image, contents, copy_of_world
 
 CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with a figure)\n"
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
@@ -75,14 +75,6 @@ def answer(*args, stdin=None):
 
 def rows(*args, stdin=None):
     return [json.loads(line) for line in done("predict", *args, "--json", stdin=stdin).stdout.splitlines()]
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder): b"" if path.is_dir() else path.read_bytes()
-        for path in Path(folder).rglob("*")
-        if "cache" not in path.parts
-    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -362,39 +354,44 @@ def test_pictures_to_look_at(here):
 
 def test_a_prepared_copy(here):
     (here / "photos" / "red" / "bad.png").write_bytes(b"no image")
-    before = contents("photos")
+    before = contents(here / "photos")
     result = run("prepare", "photos", "out", "--size", "8x12", "--format", "png")
     assert result.exit_code == 1
     assert result.stdout == "60 images of 8×12 in out\n"
     assert "! 1 image can't be read and will be left out:\n" in result.stderr
     assert "red/bad.png: " in result.stderr
-    assert contents("photos") == before
+    assert contents(here / "photos") == before
     assert {path.relative_to("out").parts[0] for path in Path("out").rglob("*.png")} == set(COLORS)
     with Image.open("out/red/00.png") as image:
         assert image.size == (12, 8)
     assert answer("evaluate", "out")["n"] == 60
 
 
-@pytest.fixture
-def odd(here):
+@pytest.fixture(scope="module")
+def odd_folder(world, tmp_path_factory):
     """Data that cannot be used, in several ways."""
-    (here / "one" / "red").mkdir(parents=True)
-    shutil.copy("photos/red/00.png", "one/red/a.png")
-    shutil.copy("photos/red/00.png", "one/red/b.png")
-    shutil.copytree("photos", "broken")
-    for index in range(4):
-        Path(f"broken/red/{index:02d}.png").write_bytes(b"no image")
-    shutil.copytree("photos", "nearly")
-    Path("nearly/red/00.png").write_bytes(b"no image")
-    (here / "empty").mkdir()
-    (here / "wrong.toml").write_text("archs = 'lenet'\n")
-    (here / "bad.safetensors").write_bytes(b"this is no model file at all")
-    return here
+    root = copy_of_world(world.root, tmp_path_factory.mktemp("odd") / "here")
+    (root / "one" / "red").mkdir(parents=True)
+    for name in ("a", "b"):
+        shutil.copy(root / "photos/red/00.png", root / f"one/red/{name}.png")
+    for name, count in (("broken", 4), ("nearly", 1)):
+        shutil.copytree(root / "photos", root / name)
+        for index in range(count):
+            (root / name / "red" / f"{index:02d}.png").write_bytes(b"no image")
+    (root / "empty").mkdir()
+    (root / "wrong.toml").write_text("archs = 'lenet'\n")
+    (root / "bad.safetensors").write_bytes(b"this is no model file at all")
+    return root
+
+
+@pytest.fixture
+def odd(odd_folder, monkeypatch):
+    monkeypatch.chdir(odd_folder)
+    return odd_folder
 
 
 WRONG_USE = [
     (("train",), "there is nothing to train on"),
-    (("train", "nowhere"), "no folder, CSV file or named data set is called 'nowhere'"),
     (("train", "digit"), "did you mean digits?"),
     (("train", "photos/red/00.png"), "is a file where a folder is needed"),
     (("train", "photos/red"), "expected one sub-folder of images per class"),
@@ -417,22 +414,17 @@ WRONG_USE = [
     (("train", "photos", *TINY, "--config", "wrong.toml"), "no 'archs'; did you mean arch"),
     (("train", "photos", *TINY, "--name", "photos-lenet-1"), "already exists; give another --name"),
     (("train", "photos", *TINY, "--name", "a/b"), "allowed: the name of a folder"),
-    (("train", "photos", *TINY, "--no-such-option"), "No such option"),
     (("train", "--resume", "photos"), "is no run folder"),
     (("train", "--resume", "runs/photos-lenet-1", "--lr", "1", "--nesterov"), "not --lr, --nesterov"),
     (("train", "photos", "--resume", "runs/photos-lenet-1"), "not DATA"),
-    (("evaluate", "nowhere"), "no folder, CSV file or named data set"),
-    (("evaluate", "--model", "nowhere"), "expected a model file or a run folder"),
     (("evaluate", "--part", "dev"), "part is 'dev'"),
     (("evaluate", "one", "--part", "test"), "has no images in its part 'test'"),
-    (("predict", "photos", "--model", "nowhere"), "expected a model file or a run folder"),
     (("predict", "photos", "--model", "bad.safetensors"), "is not a safetensors file"),
     (("predict", "photos", "--device", "cuda:99"), "device is 'cuda:99'"),
     (("predict", "-"), "there are no images to predict"),
     (("predict", "photos", "--top", "0"), "top"),
     (("models", "lennet"), "did you mean lenet"),
     (("models", "timm:nothing"), "nothing"),
-    (("show", "nowhere"), "no folder, CSV file or named data set"),
     (("show", "photos", "--channels", "photos/red/00.png"), "either DATA or --channels"),
     (("show", "--channels", "wrong.toml"), "wrong.toml"),
     (("prepare", "photos", "empty"), "already exists"),
@@ -508,21 +500,29 @@ PLACES = [
 ]
 
 
-@pytest.fixture
-def taken(here, monkeypatch):
-    """Files that are in the way of commands, which are not to look at any image."""
+@pytest.fixture(scope="module")
+def taken_folder(world, tmp_path_factory):
+    """Files that are in the way of commands."""
+    root = copy_of_world(world.root, tmp_path_factory.mktemp("taken") / "here")
     for name in ("notes.csv", "old.png", "old.html"):
-        Path(name).write_text("mine")
-    Path("folder.csv").mkdir()
+        (root / name).write_text("mine")
+    (root / "folder.csv").mkdir()
     for name in ("one", "two"):
-        shutil.copytree("photos/red", f"other/{name}")
+        shutil.copytree(root / "photos/red", root / "other" / name)
+    return root
+
+
+@pytest.fixture
+def taken(taken_folder, monkeypatch):
+    """That folder; the commands are not to look at any image."""
+    monkeypatch.chdir(taken_folder)
 
     def look(self, *_):
         raise AssertionError("the work began")
 
     for reader, method in itertools.product((FileReader, InputReader), ("open", "digest")):
         monkeypatch.setattr(reader, method, look)
-    return here
+    return taken_folder
 
 
 @pytest.mark.parametrize(("args", "message"), PLACES, ids=[" ".join((a[0], *a[-2:]))[:60] for a, _ in PLACES])

@@ -34,3 +34,12 @@ def save_photos(root: Path) -> Path:
         for index in range(20):
             color_image(name, index).save(root / name / f"{index:02d}.png")
     return root
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file and folder below a folder, with its bytes; of caches, which may be made at any time, none."""
+    return {
+        path.relative_to(folder): b"" if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+        if "cache" not in path.parts
+    }
