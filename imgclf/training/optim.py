@@ -9,7 +9,6 @@ from torch import nn
 
 from imgclf.core.config import TrainConfig
 
-MANY_COPIED = 2**20  # weights from which on SGD's foreach kernels are quicker for that; those of Adam never are
 DEPTHS = 12  # groups of layers that layer-wise decay tells apart, as many as a ViT-B has blocks
 
 
@@ -17,7 +16,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     """The optimizer of a config over all parameters; norms and biases get no weight decay.
 
     With a `layer_decay` below 1 the groups have rates of their own: the "scale" of each says what `lr` is multiplied
-    by. Fused where that is quickest: one pass over all weights of a group, in a few calls instead of many.
+    by. Fused: one pass over all weights of a group, in a few calls instead of many.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter, scale in _lr_scales(model, config.layer_decay or 1.0):
@@ -29,8 +28,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     ]
     match config.optimizer:
         case "sgd":
-            kernels = {"foreach" if _copied_if_fused(model) > MANY_COPIED else "fused": True}
-            sgd = torch.optim.SGD(options, lr=lr, momentum=config.momentum, nesterov=config.nesterov, **kernels)
+            sgd = torch.optim.SGD(options, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
             if config.momentum:  # so done, it can't begin with some weights later than with others
                 sgd.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in model.parameters()})
             return sgd
@@ -38,11 +36,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
             return torch.optim.Adam(options, lr=lr, fused=True)
         case _:
             return torch.optim.AdamW(options, lr=lr, fused=True)
-
-
-def _copied_if_fused(model: nn.Module) -> int:
-    """How many weights lie in channels-last order on a processor: torch's fused kernels copy them there and back."""
-    return sum(p.numel() for p in model.parameters() if p.is_cpu and not p.is_contiguous())
 
 
 def _lr_scales(model: nn.Module, decay: float) -> Iterator[tuple[nn.Parameter, float]]:
