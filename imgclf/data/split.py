@@ -87,6 +87,12 @@ def make_split(
 
     Raises `DataError` where there is nothing to train on and for a file that does not fit, `ConfigError` for fractions
     that do not sum to 1, or that ask for a share of what the source brings.
+
+    Example:
+        >>> from imgclf import make_split, open_source
+        >>> split = make_split(open_source("digits"), (0.8, 0.1, 0.1), seed=1)
+        >>> [len(split.samples(part)) for part in ("train", "valid", "test")]
+        [1437, 180, 180]
     """
     require("source", source, Source)
     seed, fractions = whole("seed", seed, 0), FRACTIONS if fractions is None else _asked(fractions, source)

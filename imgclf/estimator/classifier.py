@@ -78,6 +78,12 @@ class Classifier:
     `split_`, `source_`, `findings_` (what looks wrong about the images, as sentences), `weights_` (what training
     started from), `config_` (what was done, with nothing left open) and `run_`. What was found out of a part of the
     own images is in `metrics_` and, image by image, in `predictions_`.
+
+    Example:
+        >>> from imgclf import Classifier
+        >>> classifier = Classifier("lenet").fit("digits", epochs=1)
+        >>> classifier.evaluate().accuracy > 0.5
+        True
     """
 
     precision_ = "fp32"  # of evaluation and prediction
@@ -133,6 +139,12 @@ class Classifier:
 
         Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
         `train` raises.
+
+        Example:
+            >>> from imgclf import Classifier
+            >>> classifier = Classifier("lenet").fit("digits", epochs=1, runs="runs", name="third")
+            >>> len(classifier.history_), classifier.run_.path.name
+            (1, 'third')
         """
         knobs = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
         request = resolve_request(vars(self), knobs, runs, name)
@@ -192,6 +204,11 @@ class Classifier:
         `unseen` is of those that it didn't see. A model that was loaded from a file away from its run folder still
         knows them by their content, up to 200,000 images (`seen_`). What could not be read is in `unreadable_` (path →
         reason). Values far beyond those of training, in images of more than 8 bits, are a Python warning.
+
+        Example:
+            >>> from imgclf import Classifier
+            >>> Classifier.load("runs/first").evaluate().n
+            270
         """
         source, samples = self.samples_of(data, part)
         answers = self.answer(source, samples, progress=progress)
@@ -275,6 +292,13 @@ class Classifier:
         """The predictions of `predict_each`, all at once.
 
         Values far beyond those of training, in images of more than 8 bits, are a Python warning.
+
+        Example:
+            >>> from imgclf import Classifier, open_source
+            >>> source = open_source("digits")
+            >>> (prediction,) = Classifier.load("runs/first").predict(source.open(source.samples[0].ref), top=3)
+            >>> len(prediction.top), len(prediction.probabilities)
+            (3, 10)
         """
         source = inputs_source(images)
         predictions = list(self.predict_each(source, top=top, reject=reject))
@@ -326,6 +350,11 @@ class Classifier:
         A run is given as its folder or as its name under `runs`. Where the file lies in its run folder, the classifier
         knows the split of its training too. `arch` is the code of a network of the user's own, which no file brings
         along; `ModelFileError` where the weights don't fit it.
+
+        Example:
+            >>> from imgclf import Classifier
+            >>> Classifier.load("runs/first").classes_[:3]
+            ('0', '1', '2')
         """
         file = find_model(path)
         with using(None if arch is None else own_arch(arch, new_head=True)):

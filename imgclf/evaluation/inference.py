@@ -174,6 +174,13 @@ def evaluate(
     Raises:
         DataError: No image at all can be read.
         OutOfMemory: A single image does not fit.
+
+    Example:
+        >>> from imgclf import Classifier, Loader, evaluate, open_source
+        >>> classifier, source = Classifier.load("runs/first"), open_source("digits")
+        >>> loader = Loader(source, source.samples[:100], classifier.preprocess_, classes=classifier.classes_)
+        >>> evaluate(classifier.model_, loader).n
+        100
     """
     return collect_predictions(model, loader, device, progress, precision).evaluation
 
@@ -204,6 +211,13 @@ def predict(
     Raises:
         ConfigError: There is a rejector, and the network has no known head.
         OutOfMemory: A single image does not fit.
+
+    Example:
+        >>> from imgclf import Classifier, Loader, open_source, predict
+        >>> classifier, source = Classifier.load("runs/first"), open_source("digits")
+        >>> loader = Loader(source, source.samples[:100], classifier.preprocess_, classes=classifier.classes_)
+        >>> next(predict(classifier.model_, loader)).path
+        'digits/00000'
     """
     device = device_of(model) if device is None else pick_device(device)
     precision, top = pick_precision(precision, device), whole("top", top, 1)

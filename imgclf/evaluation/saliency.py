@@ -50,6 +50,13 @@ def explain(
     The images stay in memory: give it a part at a time where there are many. The model stays as it is, and may answer
     elsewhere meanwhile. Of an ensemble it is the mean over the members. Raises `UnknownName` for a method or a class
     that there is not, and `ConfigError` where the network has no maps with places.
+
+    Example:
+        >>> from imgclf import Classifier, Loader, explain, open_source
+        >>> classifier, source = Classifier.load("runs/first"), open_source("digits")
+        >>> loader = Loader(source, source.samples[:2], classifier.preprocess_, classes=classifier.classes_)
+        >>> explain(classifier.model_, loader, label="3")[0].heat.shape
+        (28, 28)
     """
     precision = pick_precision(precision, device_of(model))
     if method not in EXPLAIN_METHODS:

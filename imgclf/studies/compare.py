@@ -160,6 +160,11 @@ def compare_runs(
     Raises:
         UnknownName: There is no run of this name.
         DataError: A folder is no run or has no predictions, or no test image is the same.
+
+    Example:
+        >>> from imgclf import compare_runs
+        >>> compare_runs("runs/first", "runs/second").paired.n
+        270
     """
     root = as_path("runs", runs)
     first, second = find_run(a, root), find_run(b, root)

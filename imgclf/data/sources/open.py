@@ -33,6 +33,12 @@ def open_source(
     A `Source` stays as it is. What exists on the disk goes before a name. `data_dir` is where named sets lie or are
     downloaded to. `strict=False`, for evaluation, accepts a single class and single images. `progress` is called with
     the number of tars read and of all, where they had to be. Raises `DataError`.
+
+    Example:
+        >>> from imgclf import open_source
+        >>> source = open_source("digits")
+        >>> source.name, len(source), source.samples[1234].label
+        ('digits', 1797, '2')
     """
     if isinstance(data, Source):
         return data
