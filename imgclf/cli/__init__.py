@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from imgclf.cli._console import guarded, signals_end_cleanly
-from imgclf.cli._options import Command
+from imgclf.cli._options import Command, Commands
 from imgclf.cli._streams import guard_streams
 from imgclf.cli.benchmark import benchmark
 from imgclf.cli.cache import cache
@@ -29,6 +29,7 @@ from imgclf.cli.prepare import prepare
 from imgclf.cli.report import report
 from imgclf.cli.reproduce import reproduce
 from imgclf.cli.runs import runs
+from imgclf.cli.schema import schema
 from imgclf.cli.show import show
 from imgclf.cli.train import train
 from imgclf.cli.tune import tune
@@ -36,6 +37,7 @@ from imgclf.cli.use import use
 
 app = typer.Typer(
     name="imgclf",
+    cls=Commands,
     help="From a folder of photos to a trained image classifier.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,13 +46,13 @@ app = typer.Typer(
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(train, evaluate, predict, explain, runs, use, compare, report, models, show),
-    *(find_lr, learning_curve, tune, prepare, benchmark, reproduce),
+    *(find_lr, learning_curve, tune, prepare, benchmark, reproduce, schema),
 )
 KEPT = (train, tune, prepare, report, show)  # whose work is on the disk, whatever becomes of the output
 SHARED = ("train", "reproduce")  # the work of which several processes share
 COLLECT_AFTER = 1_000_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
 for command in COMMANDS:
-    app.command(cls=Command, no_args_is_help=command not in (train, evaluate, runs, use, models, report))(
+    app.command(cls=Command, no_args_is_help=command not in (train, evaluate, runs, use, models, report, schema))(
         guarded(command, kept=command in KEPT)
     )
 app.add_typer(cache, name="cache")
@@ -78,7 +80,7 @@ def options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """From a folder of photos to a trained image classifier."""

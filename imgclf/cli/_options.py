@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import shlex
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from imgclf.cli._inputs import arch_name
 from imgclf.core.config import PANELS, TRAINING, DataConfig, ExperimentConfig, TrainConfig, parse_split
 from imgclf.core.errors import ConfigError
 from imgclf.core.options import Option, OptionField, option_fields
-from imgclf.core.registry import option_meant
+from imgclf.core.registry import COMMANDS_ELSEWHERE, name_meant
 from imgclf.training.recipes import EXPERIMENTS
 
 TABLES = {"": ExperimentConfig, "data": DataConfig, "train": TrainConfig}  # of a config file
@@ -127,11 +129,34 @@ def training_options(*names: str, **defaults: str) -> Callable[[Callable[..., No
     return decorate
 
 
+class Commands(TyperGroup):
+    """The commands; a name that is none of them is answered with what is meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and (meant := self._meant(name)):
+            ctx.fail(f"there is no command {name!r}; did you mean imgclf {meant}?")
+        return super().resolve_command(ctx, args)
+
+    def _meant(self, name: str) -> str:
+        from imgclf.core.files import PICTURES
+        from imgclf.data.sources.named import NAMED
+
+        if os.path.exists(name) or "/" in name or name in NAMED:
+            return f"{'predict' if name.lower().endswith((*PICTURES, '.gif')) else 'train'} {shlex.quote(name)}"
+        return " or ".join(name_meant(name, list(self.commands), COMMANDS_ELSEWHERE))
+
+
 class Command(TyperCommand):
     """A command that answers an option which it does not have with the one that is meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; the error about an unknown option gets a hint."""
+        for before, text in pairwise(["", *args]):
+            name, equals, value = text.partition("=")
+            if equals and not text.startswith("-") and not before.startswith("-") and not os.path.lexists(text):
+                self._answer_assignment(ctx, name, value)
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -139,10 +164,21 @@ class Command(TyperCommand):
                 self._hint(error)
             raise
 
+    def _names(self, kind: str) -> list[str]:
+        of_kind = [param for param in self.params if param.param_type_name == kind]
+        return [str(param.metavar) if kind == "argument" else param.opts[0] for param in of_kind]
+
+    def _answer_assignment(self, ctx: Any, name: str, value: str) -> None:
+        """End with how to write NAME=VALUE, if it is an option of this command by its own or by another name."""
+        arguments = self._names("argument")
+        meant = name_meant(name, [*self._names("option"), *arguments])
+        if meant:
+            written = shlex.quote(value) if meant[0] in arguments else f"{meant[0]} {shlex.quote(value)}"
+            ctx.fail(f"{name}={value} is written without the equals sign: imgclf {self.name} {written}")
+
     def _hint(self, error: Any) -> None:
-        options = [param.opts[0] for param in self.params if param.param_type_name == "option"]
-        arguments = [str(param.metavar) for param in self.params if param.param_type_name == "argument"]
-        meant = option_meant(error.option_name, [*options, *arguments])
+        arguments = self._names("argument")
+        meant = name_meant(error.option_name, [*self._names("option"), *arguments])
         error.message = error.message.rstrip(".")
         if set(meant) & set(arguments):
             error.message += f"; {arguments[0]} goes without one: imgclf {self.name} {' '.join(arguments)}"

@@ -41,6 +41,7 @@ def evaluate(
 
     classifier = load_classifier(model, device, precision, arch)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
+    part = {"val": "valid", "validation": "valid"}.get(part or "", part)
     used, samples = classifier.samples_of(source, part)
     if data is not None and part is None and len(samples) < len(used):
         images = plural(len(used) - len(samples), "image")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from imgclf.core.arguments import plain
 from imgclf.core.errors import ConfigError
 from imgclf.core.options import Option, check_options, option, require
-from imgclf.core.registry import option_meant
+from imgclf.core.registry import name_meant
 
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
 T = TypeVar("T")
@@ -439,7 +439,7 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
                 raise ConfigError(f"{key!r} belongs to the table [train]")
             if kind is ExperimentConfig and key in DataConfig.__dataclass_fields__:
                 raise ConfigError(f"{key!r} belongs to the table [data]")
-            close = option_meant(key, list(fields))
+            close = name_meant(key, list(fields))
             hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}"
             raise ConfigError(f"{kind.__name__} has no {key!r}; {hint}")
     values = {key: _restore(kind, key, value) for key, value in data.items()}

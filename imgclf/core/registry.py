@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Generic, TypeVar
 
@@ -70,6 +70,21 @@ CALLED_ELSEWHERE = {
     "DATA": "data dataset train train-dir train-data source dir path input images i",
     "IMAGES": "data source input images image img file files i",
 }
+# What other tools call our commands.
+COMMANDS_ELSEWHERE = {
+    "train": "fit learn finetune fine-tune",
+    "evaluate": "eval test val valid validate score",
+    "predict": "classify infer inference detect label",
+    "explain": "gradcam cam saliency visualize",
+    "runs": "ls list history experiments",
+    "models": "networks archs list-models",
+    "show": "plot view preview",
+    "find-lr": "lr-find lr-finder lr",
+    "tune": "search sweep hpo optimize",
+    "prepare": "convert resize preprocess",
+    "benchmark": "bench profile",
+    "schema": "json-schema config",
+}
 
 
 def close_matches(name: str, known: list[str]) -> list[str]:
@@ -84,11 +99,11 @@ def close_matches(name: str, known: list[str]) -> list[str]:
     return [item for score, item in scores[:3] if score >= CLOSE]
 
 
-def option_meant(name: str, known: list[str]) -> list[str]:
-    """Up to three of the known options that somebody who types `name` may mean: as other tools call them, else by their
-    words, else by their looks. Dashes before a name, underscores and case are ignored."""
+def name_meant(name: str, known: list[str], elsewhere: Mapping[str, str] = CALLED_ELSEWHERE) -> list[str]:
+    """Up to three of the known options or commands that somebody who types `name` may mean: as other tools call them
+    (`elsewhere`), else by their words, else by their looks. Dashes before a name, underscores and case are ignored."""
     plain, ours = _bare(name), {_bare(item): item for item in known}
-    theirs = [own for own, names in CALLED_ELSEWHERE.items() if plain in names.split() and _bare(own) in ours]
+    theirs = [own for own, names in elsewhere.items() if plain in names.split() and _bare(own) in ours]
     found = [plain] if plain in ours else [_bare(own) for own in theirs[:1]]
     found = found or [item for item in ours if plain in (*item.split("-"), item.removesuffix("s"))]
     return [ours[item] for item in (found or close_matches(plain, list(ours)))[:3]]

@@ -146,8 +146,11 @@ def command(line):
     """Run one line of a console, in this process, which has the libraries loaded."""
     program, *args = shlex.split(line, comments=True)
     assert program == "imgclf", line
+    args, file = (args[:-2], args[-1]) if ">" in args else (args, None)
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, f"{line}\n{result.stderr}"
+    if file is not None:
+        Path(file).write_text(result.stdout, encoding="utf-8")
 
 
 def blocks(page):

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import fields
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from imgclf.core.config import (
     to_dict,
 )
 from imgclf.core.errors import ConfigError
-from imgclf.core.options import option_fields
+from imgclf.core.options import json_schema, option_fields
 
 KINDS = (AugmentStep, Levels, PreprocessConfig, ModelConfig, TrainConfig, DataConfig, ExperimentConfig)
 TWELVE = Levels("integer", 0, 4095)
@@ -224,6 +225,39 @@ def test_every_field_with_a_default_may_be_left_out(kind):
 def test_values_that_fit_no_spec(kind, data, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(kind, data)
+
+
+SCHEMA = jsonschema.Draft7Validator(json_schema(ExperimentConfig))
+TABLES = {ExperimentConfig: "", DataConfig: "data", TrainConfig: "train"}
+
+
+@given(experiments)
+def test_the_schema_takes_every_config(experiment):
+    SCHEMA.validate(_without_none(to_dict(experiment)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (kind, name, value)
+        for kind, name, values, _ in BAD
+        for value in values
+        if kind in TABLES and isinstance(value, str | int | float) and value == value and value not in ("", math.inf)
+    ],
+)
+def test_the_schema_refuses_what_the_checks_refuse(kind, name, value):
+    table = {name: value}
+    assert not SCHEMA.is_valid({TABLES[kind]: table} if TABLES[kind] else table)
+
+
+def test_the_schema_refuses_a_key_that_there_is_not():
+    assert not SCHEMA.is_valid({"train": {"epoch": 3}})
+
+
+def _without_none(value):
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
 
 
 @pytest.mark.parametrize(

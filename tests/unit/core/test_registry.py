@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core.errors import UnknownName
-from imgclf.core.registry import Registry, close_matches, option_meant, unknown_name
+from imgclf.core.registry import Registry, close_matches, name_meant, unknown_name
 
 
 @pytest.fixture
@@ -86,4 +86,4 @@ TRAIN += ["--optimizer", "--layer-decay", "--data-dir", "--runs", "--name", "--d
     ],
 )
 def test_an_option_of_other_tools_is_answered_with_the_one_that_is_meant(typed, known, meant):
-    assert option_meant(typed, known) == meant
+    assert name_meant(typed, known) == meant
