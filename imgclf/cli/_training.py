@@ -407,16 +407,16 @@ class TrainView(ShowsWarnings):
         console.say(f"data:  {source.name}: {images}, {classes} ({names})")
         for note in source.notes:
             console.say(f"       {note}")
-        if source.ignored:
+        if source.skipped:
             console.say("       ignored:")
-            console.say_list(source.ignored)
+            console.say_list(source.skipped)
 
     @_show.register
     def _on_audit(self, event: ImagesChecked) -> None:
         audit = event.audit
-        if audit.bad:
-            console.warn(f"{plural(len(audit.bad), 'image')} can't be read and will be left out:")
-            console.say_list(f"{bad.ref}: {bad.reason}" for bad in audit.bad)
+        if audit.unreadable:
+            console.warn(f"{plural(len(audit.unreadable), 'image')} can't be read and will be left out:")
+            console.say_list(f"{bad.ref}: {bad.reason}" for bad in audit.unreadable)
         for finding in audit.findings:
             console.warn(finding)
         counts = sorted(audit.source.counts().items(), key=lambda item: item[1])
@@ -495,7 +495,7 @@ class TrainView(ShowsWarnings):
 
     @_show.register
     def _on_loader(self, event: LoaderMade) -> None:
-        console.say(f"cache: {event.loader.tier}")
+        console.say(f"cache: {event.loader.cache_level}")
 
     @_show.register
     def _on_divided_batch(self, event: BatchDivided) -> None:

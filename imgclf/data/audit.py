@@ -41,7 +41,7 @@ Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
-class BadFile:
+class UnreadableFile:
     """An image that can't be used, and why, in one line."""
 
     ref: str
@@ -63,27 +63,28 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Audit:
-    """The source without its bad images, every sample with its sha256; what was left out; what looks wrong. A file that
-    changes after it was checked is not read from this source.
+    """The source without its `unreadable` images, every sample with its sha256; and what looks wrong.
+
+    A file that changes after it was checked is not read from this source.
 
     `findings` are sentences for people. `sizes` is None for a set that lies in memory.
     """
 
     source: Source = field(repr=False)
-    bad: tuple[BadFile, ...] = ()
+    unreadable: tuple[UnreadableFile, ...] = ()
     findings: tuple[str, ...] = ()
     sizes: Sizes | None = None
 
     @property
     def all_findings(self) -> tuple[str, ...]:
         """The findings, and before them a sentence on the images that were left out."""
-        return (left_out(self.bad), *self.findings) if self.bad else self.findings
+        return (left_out(self.unreadable), *self.findings) if self.unreadable else self.findings
 
 
-def left_out(bad: Sequence[BadFile]) -> str:
+def left_out(files: Sequence[UnreadableFile]) -> str:
     """A sentence on images that can't be used."""
-    shown = "; ".join(f"{printable(file.ref)}: {file.reason}" for file in bad[:SHOWN_PROBLEMS])
-    return f"{plural(len(bad), 'image')} left out that can't be read: {shown}{'; …' * (len(bad) > SHOWN_PROBLEMS)}"
+    shown = "; ".join(f"{printable(file.ref)}: {file.reason}" for file in files[:SHOWN_PROBLEMS])
+    return f"{plural(len(files), 'image')} left out that can't be read: {shown}{'; …' * (len(files) > SHOWN_PROBLEMS)}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def audit(
         raise ConfigError(f"on_bad is {on_bad!r}; allowed: skip, error")
     workers = min(8, os.cpu_count() or 1) if workers is None else whole("workers", workers, 1)
     facts = _facts(source, workers, progress or (lambda done, total: None))
-    found = [BadFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason]
-    bad = tuple(sorted(found, key=lambda file: natural(file.ref)))
+    found = [UnreadableFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason]
+    unreadable = tuple(sorted(found, key=lambda file: natural(file.ref)))
     good = [(s, fact) for s, fact in zip(source.samples, facts, strict=True) if not fact.reason]
     clean = source.with_samples(
         replace(s, sha256=fact.sha256, pixels=fact.pixels, levels=fact.levels) for s, fact in good
@@ -136,12 +137,12 @@ def audit(
         clean = replace(
             clean, reader=source.reader.holding({s.ref: Known(fact.sha256, fact.stamp) for s, fact in good})
         )
-    _judge_bad(source, clean, bad, on_bad, allow_bad)
+    _judge_unreadable(source, unreadable, on_bad, allow_bad)
     if strict:
         _judge_classes(source, clean)
     findings = (*describe_duplicates(clean.samples), *_odd_format(good), *_vanished(good), *look_alikes(clean.classes))
     findings += _alone(clean) if strict else ()
-    return Audit(clean, bad, findings, _sizes([fact for _, fact in good if fact.format]))
+    return Audit(clean, unreadable, findings, _sizes([fact for _, fact in good if fact.format]))
 
 
 def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -> list[_Fact]:
@@ -274,15 +275,16 @@ def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
         pass
 
 
-def _judge_bad(source: Source, clean: Source, bad: tuple[BadFile, ...], on_bad: str, allow_bad: float) -> None:
-    problems = [f"{printable(file.ref)}: {file.reason}" for file in bad]
-    if bad and on_bad == "error":
-        raise DataError(f"{plural(len(bad), 'image')} of {len(source)} can't be used; repair or remove:", problems)
-    share = len(bad) / max(1, len(source))
+def _judge_unreadable(source: Source, files: tuple[UnreadableFile, ...], on_bad: str, allow_bad: float) -> None:
+    problems = [f"{printable(file.ref)}: {file.reason}" for file in files]
+    which = f"{plural(len(files), 'image')} of {len(source)}"
+    if files and on_bad == "error":
+        raise DataError(f"{which} can't be read; repair or remove them", problems)
+    share = len(files) / max(1, len(source))
     if share > allow_bad:
         raise DataError(
-            f"{plural(len(bad), 'image')} of {len(source)} ({share:.1%}) can't be used, and at most {allow_bad:.1%} "
-            f"may be: repair or remove them, or pass --allow-bad {math.ceil(share * 100)}%",
+            f"{which} ({share:.1%}) can't be read, more than the allowed {allow_bad:.1%}: repair or remove them, or "
+            f"pass --allow-bad {math.ceil(share * 100)}%",
             problems,
         )
 

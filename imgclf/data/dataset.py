@@ -80,7 +80,7 @@ class Sample:
 class Source:
     """A labeled set of images: classes in a fixed order, samples, and the reader that opens them.
 
-    `location` is the folder or file it was read from, "" for a set that lies in memory. `ignored` lists what was passed
+    `location` is the folder or file it was read from, "" for a set that lies in memory. `skipped` lists what was passed
     over while scanning, as "path: reason"; `notes` what was assumed. `mirror` says whether a mirrored image keeps its
     label (digits do not); `default_recipe` names the experiment that suits the set.
     """
@@ -90,7 +90,7 @@ class Source:
     samples: tuple[Sample, ...]
     reader: Reader = field(repr=False)
     location: str = ""
-    ignored: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     mirror: bool = True
     default_recipe: str | None = None
@@ -100,9 +100,9 @@ class Source:
         if len(set(names)) != len(names):
             raise DataError(f"{self.name}: a class is named twice", sorted({c for c in names if names.count(c) > 1}))
         known = set(self.classes)
-        strangers = sorted({sample.label for sample in self.samples} - known - {""})
-        if strangers:
-            raise DataError(f"{self.name}: labels that are no class of it", strangers)
+        unknown_classes = sorted({sample.label for sample in self.samples} - known - {""})
+        if unknown_classes:
+            raise DataError(f"{self.name}: labels that are no class of it", unknown_classes)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -232,7 +232,7 @@ class Classifier:
         answers = collect_predictions(
             model, loader, progress=progress, precision=precision, temperature=self.temperature_
         )
-        self.unreadable_ = {**self.unreadable_, **loader.lost}
+        self.unreadable_ = {**self.unreadable_, **loader.unreadable}
         again = seen_refs(source, self.seen_)
         return replace(answers, seen=tuple(i for i, ref in enumerate(answers.refs) if ref in again))
 
@@ -247,7 +247,7 @@ class Classifier:
             audited = audit(labeled_source(data, self.run_), strict=False, allow_bad=1.0)
             source, self.unreadable_ = (
                 spelled_as(audited.source, self.classes_),
-                {bad.ref: bad.reason for bad in audited.bad},
+                {bad.ref: bad.reason for bad in audited.unreadable},
             )
         if data is None:  # whatever has come since is not of its data
             part = part or "test"
@@ -255,11 +255,13 @@ class Classifier:
             samples = [sample for row, sample in matched if sample is not None and part in ("all", row.split)]
         else:
             samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
-        strangers = sorted(set(source.classes) - set(self.classes_)) if data is not None else []
-        if strangers:
+        unknown_classes = sorted(set(source.classes) - set(self.classes_)) if data is not None else []
+        if unknown_classes:
             known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
             own = "; to test on the images of its own split, name no data" if hasattr(self, "split_") else ""
-            raise DataError(f"{source.name} has classes that the model does not know; it knows {known}{own}", strangers)
+            raise DataError(
+                f"{source.name} has classes that the model does not know; it knows {known}{own}", unknown_classes
+            )
         if not samples:
             wanted = f"in its part {part!r}" if part else "to test on that the model was not trained on"
             raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")

@@ -144,7 +144,7 @@ def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:
 def place_pixels(plan: Plan, callbacks: Sequence[Callback]) -> Plan:
     """Settle where the decoded pixels of training are kept."""
     notify(callbacks, LoaderMade(plan.train_loader))
-    cached = replace(plan.experiment.data, cache=plan.train_loader.tier.name)
+    cached = replace(plan.experiment.data, cache=plan.train_loader.cache_level.name)
     return replace(plan, experiment=replace(plan.experiment, data=cached))
 
 

@@ -104,8 +104,8 @@ def _first_info(plan: Plan, named: str | None) -> dict[str, Any]:
         "weights": asdict(plan.weights),
         "minutes": plan.experiment.train.minutes,
         "versions": dict(manifest_of(plan).versions),
-        "bad": [[bad.ref, bad.reason] for bad in audit.bad],
-        "ignored": list(source.ignored),
+        "bad": [[bad.ref, bad.reason] for bad in audit.unreadable],
+        "ignored": list(source.skipped),
         "findings": list(audit.findings),
         "brought": list(brought(source)),
     }
@@ -199,7 +199,7 @@ class Recorder:
     def unreadable(self) -> dict[str, str]:
         """The images of training and validation that couldn't be read at some time, with the reason."""
         valid = self._plan.valid_loader
-        return {**self._before, **self._plan.train_loader.lost, **(valid.lost if valid is not None else {})}
+        return {**self._before, **self._plan.train_loader.unreadable, **(valid.unreadable if valid is not None else {})}
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

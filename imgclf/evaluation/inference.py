@@ -91,12 +91,12 @@ def infer(
         rows.append(torch.cat(waiting).cpu().numpy())
     places = np.concatenate(positions)
     if loader.shard[1] > 1:
-        shares = distributed.gather((rows, places, dict(loader.lost)))
+        shares = distributed.gather((rows, places, dict(loader.unreadable)))
         rows, places = [row for share in shares for row in share[0]], np.concatenate([share[1] for share in shares])
         for share in shares:
-            loader.lost.update(share[2])
+            loader.unreadable.update(share[2])
     if not rows:
-        raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.lost.items()])
+        raise DataError("none of the images can be read", [f"{ref}: {why}" for ref, why in loader.unreadable.items()])
     order = places.argsort()
     return np.concatenate(rows)[order], np.array(loader.targets)[places[order]], places[order]
 
@@ -318,4 +318,4 @@ def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float],
 
 def _failed(loader: Loader, index: int) -> Prediction:
     ref = loader.samples[index].ref
-    return Prediction(ref, None, None, error=loader.lost[ref])
+    return Prediction(ref, None, None, error=loader.unreadable[ref])

@@ -95,7 +95,7 @@ def benchmark(
     ram = plan.loader(samples, train=True, cache="ram")
     measure("augmenting", "from decoded pixels in memory to batches", _feed_rate, ram, seconds)
     loader = plan.loader(samples, train=True)
-    cache = loader.tier.name
+    cache = loader.cache_level.name
     measure("feeding", f"batches as in training (cache {cache})", _feed_rate, loader, seconds)
     measure("step", "forward, backward and optimizer on synthetic pixels", _step_rate, plan, seconds)
     measure("whole", "training from the second epoch on", train_rate, plan.model, loader, train, seconds, 1)

@@ -218,7 +218,7 @@ def _frozen(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     loader, progress = plan.loader(samples), progress_of("computing features", callbacks)
     features, labels, units = features_of(plan.model.to(plan.device), loader, plan.dtype, progress)
-    _require_all(len(labels), samples, loader.lost)
+    _require_all(len(labels), samples, loader.unreadable)
     return features.cpu().float(), labels, units
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from imgclf.core.errors import ConfigError, warn_caller
 from imgclf.core.results import EpochRecord, Evaluation
-from imgclf.data.audit import BadFile, left_out
+from imgclf.data.audit import UnreadableFile, left_out
 from imgclf.data.loading.loader import Batch
 from imgclf.evaluation.inference import Progress
 from imgclf.runtime import distributed
@@ -121,7 +121,7 @@ class ImagesUnreadable(Event):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Which images are left out, and why."""
-        return (left_out([BadFile(ref, reason) for ref, reason in self.reasons.items()]),)
+        return (left_out([UnreadableFile(ref, reason) for ref, reason in self.reasons.items()]),)
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,7 @@ def _end_step(state: TrainState, run: _Run, part_size: int) -> None:
 def _end_epoch(state: TrainState, run: _Run, began: float) -> None:
     """Validate, keep the weights where they are the best, record the epoch, and save where it is time to."""
     if state.images == 0:
-        problems = [f"{ref}: {why}" for ref, why in run.loader.lost.items()]
+        problems = [f"{ref}: {why}" for ref, why in run.loader.unreadable.items()]
         raise DataError("none of the training images can be read", problems)
     _look(state)
     distributed.share([*state.model.buffers(), *state.ema.values()])  # each process has batch statistics of its own
@@ -346,11 +346,11 @@ def _end_epoch(state: TrainState, run: _Run, began: float) -> None:
 
 def _note_unreadable(state: TrainState, run: _Run) -> None:
     """Tell of the images that couldn't be read for the first time, in whichever process."""
-    own = {**run.loader.lost, **(run.valid.lost if run.valid is not None else {})}
+    own = {**run.loader.unreadable, **(run.valid.unreadable if run.valid is not None else {})}
     new = {ref: why for found in distributed.gather(own) for ref, why in found.items() if ref not in state.unreadable}
     if new:
         state.unreadable |= new
-        run.loader.lost.update(new)
+        run.loader.unreadable.update(new)
         notify(run.callbacks, ImagesUnreadable(new))
 
 

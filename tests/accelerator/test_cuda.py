@@ -176,7 +176,7 @@ def test_all_that_is_done_with_a_model_is_cut_to_the_memory(photos, standin, met
 
 def test_a_set_that_no_longer_fits_on_the_device_stays_in_memory(make_source, standin):
     loader = loader_of(make_source(n=40), standin, train=True)
-    assert loader.tier.name == "device"
+    assert loader.cache_level.name == "device"
     with only(5_000):  # all pixels take 7,680
         batches = list(loader.epoch(0))
     assert [batch.pixels.device.type for batch in batches] == [standin] * 15

@@ -237,7 +237,7 @@ def test_fit_looks_again_at_what_training_has_kept(photos, monkeypatch, precisio
     asked = []
 
     def watched(model, loader, progress, precision):
-        asked.append((loader.tier.name, loader.recipe.steps != (), precision))
+        asked.append((loader.cache_level.name, loader.recipe.steps != (), precision))
         return features_of(model, loader, progress, torch.float32)
 
     monkeypatch.setattr("imgclf.estimator.calibrate.features_of", watched)

@@ -72,11 +72,11 @@ class Loader:
     """Gives the batches of some samples of a source, as often as wanted.
 
     With `train=True` each epoch has its own order and augmentation; otherwise samples come in their order, as
-    evaluation pixels. An image that can't be read is left out of its batch and named in `lost` (ref → reason); no other
-    takes its place.
+    evaluation pixels. An image that can't be read is left out of its batch and named in `unreadable` (ref → reason);
+    no other takes its place.
 
-    `cache` says where decoded pixels are kept for the next epoch (`tier` is what became of it), `device` where the
-    batches go. Of `shard` = (rank, processes), each process takes its share of every batch, and
+    `cache` says where decoded pixels are kept for the next epoch (`cache_level` is what became of it), `device` where
+    the batches go. Of `shard` = (rank, processes), each process takes its share of every batch, and
     all give the same number of batches. `workers` are the threads that read: without a number, as many cores as the
     model leaves, and none for a set that lies in memory.
     """
@@ -99,9 +99,9 @@ class Loader:
         require("source", source, Source)
         require("recipe", recipe, PreprocessConfig)
         index = {"": UNLABELLED, **{name: i for i, name in enumerate(classes)}}
-        strangers = sorted({sample.label for sample in samples} - set(index))
-        if strangers:
-            raise DataError(f"{source.name}: classes that the model does not know", strangers)
+        unknown_classes = sorted({sample.label for sample in samples} - set(index))
+        if unknown_classes:
+            raise DataError(f"{source.name}: classes that the model does not know", unknown_classes)
         if cache not in CACHES:
             raise ConfigError(f"cache is {cache!r}; allowed: {', '.join(CACHES)}")
         self.samples = tuple(samples)
@@ -127,12 +127,12 @@ class Loader:
         return self._targets
 
     @property
-    def lost(self) -> dict[str, str]:
+    def unreadable(self) -> dict[str, str]:
         """The images that could not be read (ref → reason)."""
-        return self._images.lost
+        return self._images.unreadable
 
     @cached_property
-    def tier(self) -> CacheLevel:
+    def cache_level(self) -> CacheLevel:
         """Where this loader keeps decoded pixels, and why."""
         return choose_cache_level(self._cache, self._source, self.samples, self._form, self.device)
 
@@ -149,16 +149,16 @@ class Loader:
         """
         free, ahead = share_cores(self.device)
         threads = free if self._workers is None else self._workers
-        self._images.settle()
+        self._images.flush()
         plans = self._plans(epoch, range(start, self.steps(drop_last)), threads)
         try:
             for guest, finish in fetched(plans, threads, ahead, self._images.watch):
                 yield self._batch(*finish(), epoch, guest)
         finally:
-            self._images.settle()  # what was decoded is kept, also when the epoch is left early
+            self._images.flush()  # what was decoded is kept, also when the epoch is left early
         memory = self._images.memory
         if isinstance(memory, DenseStore) and start == 0:
-            memory.settle(self.device if self._on_device else memory.device)
+            memory.move_to(self.device if self._on_device else memory.device)
 
     def as_evaluated(self, positions: Sequence[int]) -> Loader:
         """A loader of some of the samples as evaluation pixels, made of those that this one keeps, if it keeps any."""
@@ -178,9 +178,9 @@ class Loader:
 
     @cached_property
     def _images(self) -> PixelStore:
-        images = PixelStore(self._source, self.samples, self._form, self.tier.name)
+        images = PixelStore(self._source, self.samples, self._form, self.cache_level.name)
         if isinstance(images.memory, DenseStore) and images.memory.full:
-            images.memory.settle(self.device if self._on_device else images.memory.device)
+            images.memory.move_to(self.device if self._on_device else images.memory.device)
         return images
 
     @cached_property
@@ -191,12 +191,12 @@ class Loader:
         crops = [step for step in self.recipe.steps if step.op == "resized_crop"] if self._train else []
         if len(crops) > 1:
             raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one")
-        return CropRowWriter(crops[0], self._seed, self._keys, self.tier.name) if crops else paint_plain
+        return CropRowWriter(crops[0], self._seed, self._keys, self.cache_level.name) if crops else paint_plain
 
     @property
     def _on_device(self) -> bool:
         """Whether batches are selected on the device; what is changed image by image is changed by the processor."""
-        return self.tier.name == "device" and self._painter is paint_plain
+        return self.cache_level.name == "device" and self._painter is paint_plain
 
     @cached_property
     def _keys(self) -> NDArray[np.uint64]:

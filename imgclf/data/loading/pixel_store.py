@@ -140,7 +140,7 @@ class DenseStore:
         pixels = self._tensor[position].cpu().numpy()
         return CachedImage(pixels, pixels.shape[:2])
 
-    def settle(self, device: torch.device) -> None:
+    def move_to(self, device: torch.device) -> None:
         """Once as good as full, see whether anything is missing, and move to `device` if there is room by now."""
         self.full = bool(self._has.all())
         try:

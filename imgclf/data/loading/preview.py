@@ -34,6 +34,6 @@ def sample_pixels(
     shown: dict[int, Pixels] = {}
     for batch in loader.epoch():
         shown |= zip(batch.positions.tolist(), batch.pixels.numpy(), strict=True)
-    for ref, reason in loader.lost.items():
+    for ref, reason in loader.unreadable.items():
         raise BadImage(reason, ref)
     return [shown[position] for position in range(len(samples))]

@@ -31,20 +31,20 @@ CUTS = 3  # pieces of a batch for each thread
 
 
 class PixelStore:
-    """The kept pixels of samples, by position; from where the tier says. May be used from several threads.
+    """The kept pixels of samples, by position; from where the cache_level says. May be used from several threads.
 
-    What can't be read is None, and named in `lost` (ref → reason); it is tried again each time.
+    What can't be read is None, and named in `unreadable` (ref → reason); it is tried again each time.
     """
 
-    def __init__(self, source: Source, samples: Sequence[Sample], form: CacheFormat, tier: str) -> None:
+    def __init__(self, source: Source, samples: Sequence[Sample], form: CacheFormat, cache_level: str) -> None:
         self.source, self.samples, self.form = source, samples, form
-        self.lost: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
         self.watch = Watch()
         self.memory: DenseStore | RaggedStore | None = None
         self._disk: PixelCache | None = None
-        if tier in ("device", "ram"):
+        if cache_level in ("device", "ram"):
             self.memory = RaggedStore(len(samples)) if form.whole else DenseStore(source, samples, form)
-        elif tier == "disk":
+        elif cache_level == "disk":
             self._disk = PixelCache(form.settings())
 
     def __call__(self, position: int) -> CachedImage | None:
@@ -64,16 +64,16 @@ class PixelStore:
         return self.memory is not None or self._disk is not None
 
     def guarded(self, position: int, read: Callable[[Sample], T]) -> T | None:
-        """What `read` gives, or None and a line in `lost`."""
+        """What `read` gives, or None and a line in `unreadable`."""
         sample = self.samples[position]
         try:
             with self.watch.reading(sample.ref):
                 return read(sample)
         except DataError as error:
-            self.lost[sample.ref] = error.reason if isinstance(error, BadImage) else str(error)
+            self.unreadable[sample.ref] = error.reason if isinstance(error, BadImage) else str(error)
             return None
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Keep for good what was added to the disk: before and after an epoch."""
         if self._disk is not None:
             self._disk.seal()
@@ -107,7 +107,7 @@ class Prepared(PixelStore):
         samples = [images.samples[i] for i in positions]
         super().__init__(images.source, samples, CacheFormat.of(images.form.recipe, train=False), "off")
         self._images, self._positions = images, positions
-        self.lost, self.watch = images.lost, images.watch
+        self.unreadable, self.watch = images.unreadable, images.watch
 
     def __call__(self, position: int) -> CachedImage | None:
         """See `PixelStore`."""
@@ -118,9 +118,9 @@ class Prepared(PixelStore):
             return kept
         return CachedImage(prepare(kept.pixels, self.form.recipe), self.form.recipe.size)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """See `PixelStore`."""
-        self._images.settle()
+        self._images.flush()
 
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:
@@ -177,8 +177,8 @@ class CropRowWriter:
     the crop allows.
     """
 
-    def __init__(self, step: AugmentStep, seed: int, keys: Keys, tier: str) -> None:
-        self._step, self._seed, self._keys, self._off = step, seed, keys, tier == "off"
+    def __init__(self, step: AugmentStep, seed: int, keys: Keys, cache_level: str) -> None:
+        self._step, self._seed, self._keys, self._off = step, seed, keys, cache_level == "off"
         self._shapes: Index = np.ones((len(keys), 2), np.int64)  # as they were found last
 
     def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:

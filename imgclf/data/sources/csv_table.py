@@ -222,6 +222,6 @@ def class_problems(samples: list[Sample]) -> list[str]:
     if len(classes) < 2:
         problems.append(f"at least 2 classes are needed; found {', '.join(map(printable, classes)) or 'none'}")
     if trained:
-        strangers = sorted(classes - trained, key=os.fsencode)
-        problems += [f"class {printable(label)!r} has no image in train" for label in strangers]
+        unknown_classes = sorted(classes - trained, key=os.fsencode)
+        problems += [f"class {printable(label)!r} has no image in train" for label in unknown_classes]
     return problems

@@ -147,7 +147,7 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
         notes += _beside(root)
         scan.problems.extend(_deeper(samples, root) if len(classes) == 1 else [])
     if not samples:
-        scan.problems.extend(f"passed over {item}" for item in _grouped(scan.ignored))
+        scan.problems.extend(f"passed over {item}" for item in _grouped(scan.skipped))
     closed = [f"{printable(ref) or 'the folder'} {reason}" for ref, reason in scan.unreadable]
     if scan.problems or closed:
         raise DataError(f"{shown} can't be used: expected one sub-folder of images per class", closed + scan.problems)
@@ -157,7 +157,7 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
         samples=tuple(samples),
         reader=FileReader(root, max_pixels),
         location=root,
-        ignored=_grouped(scan.ignored),
+        skipped=_grouped(scan.skipped),
         notes=(*found, *spelling, *notes),
     )
 
@@ -182,7 +182,7 @@ class _Scan:
     """One walk through a data folder: what was passed over, what is wrong, and which folders have been seen."""
 
     root: str
-    ignored: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     seen: set[tuple[int, int]] = field(default_factory=set)
@@ -216,7 +216,7 @@ class _Scan:
             below = f"{ref}/{entry.name}" if ref else entry.name
             reason = _why_not(entry)
             if reason:
-                self.ignored.append((below + "/" * _is_dir(entry), reason))
+                self.skipped.append((below + "/" * _is_dir(entry), reason))
             else:
                 (folders if _is_dir(entry) else files).append(below)
         return folders, files
@@ -228,7 +228,7 @@ class _Scan:
         while pending:
             folder = pending.pop()
             if not self.claim(folder):
-                self.ignored.append((f"{folder}/", "a link to a folder that was read already"))
+                self.skipped.append((f"{folder}/", "a link to a folder that was read already"))
                 continue
             inner, found = self.listing(folder)
             files += found
@@ -252,7 +252,7 @@ class _Scan:
             label, split = tops[owner[ref]]
             files = self.walk(ref, links)
             if not files and not links and ref in tops:
-                self.ignored.append((f"{ref}/", "a folder without images"))
+                self.skipped.append((f"{ref}/", "a folder without images"))
             found.extend(Sample(file, label, split=split) for file in files)
             owner.update((link, owner[ref]) for link in links)
             pending.extend(links)
@@ -261,16 +261,16 @@ class _Scan:
     def _class_folders(self, layout: dict[str, str] | None) -> dict[str, tuple[str, str | None]]:
         """The folder of each class (in each split), with the class's name and the split."""
         folders, files = self.top
-        self.ignored.extend((file, _NO_CLASS) for file in files)
+        self.skipped.extend((file, _NO_CLASS) for file in files)
         if layout is None:
             return {ref: (ref, None) for ref in folders}
         used = {ref.partition("/")[0] for ref in layout}
-        self.ignored.extend((f"{ref}/", "beside the split folders") for ref in folders if ref not in used)
+        self.skipped.extend((f"{ref}/", "beside the split folders") for ref in folders if ref not in used)
         tops: dict[str, tuple[str, str | None]] = {}
         for ref, split in layout.items():
             inner, stray = self.listing(ref)
-            self.ignored.extend((file, _NO_CLASS) for file in stray)
-            self.ignored.extend([] if inner else [(f"{ref}/", "a split folder without class folders")])
+            self.skipped.extend((file, _NO_CLASS) for file in stray)
+            self.skipped.extend([] if inner else [(f"{ref}/", "a split folder without class folders")])
             tops.update((folder, (os.path.basename(folder), split)) for folder in inner)
         return tops
 
@@ -480,10 +480,10 @@ def _layout_notes(samples: list[Sample], layout: dict[str, str] | None) -> list[
     return [f"{' and '.join(found)} found"]
 
 
-def _grouped(ignored: list[tuple[str, str]]) -> tuple[str, ...]:
+def _grouped(skipped: list[tuple[str, str]]) -> tuple[str, ...]:
     """What was passed over as "path: reason"; many of one kind in one line, as "12 files ending .txt: reason"."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for ref, reason in ignored:
+    for ref, reason in skipped:
         name = os.path.basename(ref.rstrip("/"))
         suffix = os.path.splitext(name)[1].lower()
         if ref.endswith("/"):

@@ -151,7 +151,7 @@ def open_shards(
         samples=tuple(samples),
         reader=ShardReader({sample.ref: row for sample, row in zip(samples, rows, strict=True)}, max_pixels),
         location=pattern,
-        ignored=tuple(f"{count:,} {what}" for what, count in sorted(passed.items())),
+        skipped=tuple(f"{count:,} {what}" for what, count in sorted(passed.items())),
         notes=(*_notes(tars, unnamed=numbered and not names), *spelling),
     )
 

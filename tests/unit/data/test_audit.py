@@ -14,7 +14,7 @@ from PIL import Image
 import imgclf.data.audit as module
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.core.files import unseal
-from imgclf.data.audit import BadFile, Sizes, audit
+from imgclf.data.audit import Sizes, UnreadableFile, audit
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.images import read_image
 from imgclf.data.sources.folder import FileReader, open_folder
@@ -49,7 +49,7 @@ def truncate(path):
 def test_a_clean_folder(tmp_path):
     source = open_folder(photos(tmp_path))
     found = audit(source)
-    assert (found.bad, found.findings) == ((), ())
+    assert (found.unreadable, found.findings) == ((), ())
     assert [s.ref for s in found.source.samples] == [s.ref for s in source.samples]
     assert all(s.sha256 == source.reader.digest(s.ref) for s in found.source.samples)
     assert found.sizes == Sizes((4, 6), (4, 6), (4, 6), (1.5, 1.5))
@@ -61,9 +61,9 @@ def test_bad_files_are_left_out_by_name_and_reason(tmp_path):
     (tmp_path / "b/05.png").write_bytes(b"")
     source = open_folder(tmp_path)
     found = audit(source, allow_bad=0.1)
-    assert [file.ref for file in found.bad] == ["a/03.png", "b/05.png"]
-    assert found.bad[1] == BadFile("b/05.png", "empty file")
-    assert "damaged PNG" in found.bad[0].reason
+    assert [file.ref for file in found.unreadable] == ["a/03.png", "b/05.png"]
+    assert found.unreadable[1] == UnreadableFile("b/05.png", "empty file")
+    assert "damaged PNG" in found.unreadable[0].reason
     assert len(found.source) == 22
     assert not {"a/03.png", "b/05.png"} & {s.ref for s in found.source.samples}
 
@@ -102,7 +102,7 @@ def test_names_of_classes_that_look_alike_are_named_for_every_kind_of_data():
 def test_a_file_that_vanished_is_bad(tmp_path):
     source = open_folder(photos(tmp_path))
     (tmp_path / "a/00.png").unlink()
-    assert [file.ref for file in audit(source).bad] == ["a/00.png"]
+    assert [file.ref for file in audit(source).unreadable] == ["a/00.png"]
 
 
 def test_the_limit_of_the_source_holds(tmp_path):
@@ -239,7 +239,7 @@ def test_a_bit_that_flips_in_the_cache_changes_no_verdict(tmp_path, cache):
         damaged[position] ^= 1  # another digit of a sha256, or a letter of a reason
         file.write_bytes(damaged)
         found = audit(open_folder(tmp_path), allow_bad=1.0, strict=False)
-        assert (found.source.samples, found.bad) == (expected.source.samples, expected.bad)
+        assert (found.source.samples, found.unreadable) == (expected.source.samples, expected.unreadable)
 
 
 def test_a_file_whose_size_time_and_inode_are_as_before_is_read_again_when_its_content_changed(tmp_path):
@@ -280,9 +280,9 @@ def test_a_file_that_changes_between_its_digest_and_its_pixels_is_bad_and_looked
         return real(file, *options)
 
     monkeypatch.setattr(module, "check_image", check)
-    assert audit(open_folder(tmp_path)).bad == (BadFile("a/00.png", "it changed while it was checked"),)
+    assert audit(open_folder(tmp_path)).unreadable == (UnreadableFile("a/00.png", "it changed while it was checked"),)
     monkeypatch.undo()
-    assert audit(open_folder(tmp_path)).bad == ()
+    assert audit(open_folder(tmp_path)).unreadable == ()
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, monkeypatch):
@@ -304,7 +304,7 @@ def test_the_number_of_threads_does_not_matter_and_progress_ends_at_the_total(tm
     one = audit(open_folder(tmp_path), workers=1, progress=lambda done, total: calls.append((done, total)))
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path.parent / "other"))
     four = audit(open_folder(tmp_path), workers=4)
-    assert (one.source.samples, one.bad, one.sizes) == (four.source.samples, four.bad, four.sizes)
+    assert (one.source.samples, one.unreadable, one.sizes) == (four.source.samples, four.unreadable, four.sizes)
     assert calls[-1] == (100, 100)
     assert calls == sorted(calls)
 

@@ -35,7 +35,7 @@ def test_each_sub_folder_is_a_class_and_nested_files_belong_to_it(tmp_path):
     assert refs(source) == ["a/0.png", "a/1.png", "a/deep/er/x.JPG", "b/0.png", "b/1.png"]
     assert source.counts() == {"a": 3, "b": 2}
     assert source.open("a/0.png").shape == (4, 4, 1)
-    assert (source.location, source.notes, source.ignored) == (str(tmp_path), (), ())
+    assert (source.location, source.notes, source.skipped) == (str(tmp_path), (), ())
     assert all(sample.split is None for sample in source.samples)
 
 
@@ -54,7 +54,7 @@ def test_junk_never_becomes_a_class_and_is_listed(tmp_path):
     source = open_folder(tmp_path)
     assert source.classes == ("a", "b")
     assert len(source) == 4
-    ignored = "\n".join(source.ignored)
+    ignored = "\n".join(source.skipped)
     for line in (
         "__MACOSX/: left by an operating system",
         ".git/: hidden",
@@ -160,8 +160,8 @@ def test_other_folders_beside_the_splits_are_listed(tmp_path):
     image(tmp_path / "train/loose.png")
     source = open_folder(tmp_path)
     assert source.classes == ("a", "b")
-    assert "sketches/: beside the split folders" in source.ignored
-    assert any(line.startswith("train/loose.png: not inside a class folder") for line in source.ignored)
+    assert "sketches/: beside the split folders" in source.skipped
+    assert any(line.startswith("train/loose.png: not inside a class folder") for line in source.skipped)
 
 
 def test_folders_without_images_or_classes_beside_train_count_as_missing(tmp_path):
@@ -173,8 +173,8 @@ def test_folders_without_images_or_classes_beside_train_count_as_missing(tmp_pat
     source = open_folder(tmp_path)
     assert source.notes == ("train/ found",)
     assert len(source) == 4
-    assert "test/: a split folder without class folders" in source.ignored
-    assert {"docs/: beside the split folders", "empty/: beside the split folders"} <= set(source.ignored)
+    assert "test/: a split folder without class folders" in source.skipped
+    assert {"docs/: beside the split folders", "empty/: beside the split folders"} <= set(source.skipped)
 
 
 def test_all_problems_come_in_one_error(tmp_path):
@@ -282,7 +282,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     os.mkfifo(root / "b/pipe.png")
     source = open_folder(root)
     assert source.counts() == {"a": 2, "b": 2, "c": 2}
-    ignored = "\n".join(source.ignored)
+    ignored = "\n".join(source.skipped)
     assert "a/loop/: a link to a folder that was read already" in ignored
     assert "a/other/: a link to a folder that was read already" in ignored
     assert "2 files ending .png: a link to nothing" in ignored

@@ -253,7 +253,7 @@ def test_an_image_that_training_lost_is_left_out_of_its_evaluation_too(photos):
     loader = loader_of(source)
     (batch,) = loader.as_evaluated([2, 3, 4]).epoch()
     assert batch.positions.tolist() == [0, 2]
-    assert loader.lost == {source.samples[3].ref: "no such file"}
+    assert loader.unreadable == {source.samples[3].ref: "no such file"}
 
 
 def test_what_comes_before_a_first_random_crop_is_the_whole_image():
@@ -280,7 +280,7 @@ def test_a_file_that_is_gone_is_left_out_and_named(photos, workers, train):
     after = {int(i): p for b in loader.epoch() for i, p in zip(b.positions, b.pixels, strict=True)}
     assert set(after) == set(range(60)) - {3, 30, 59}
     assert all(torch.equal(after[i], before[i]) for i in after)
-    assert loader.lost == dict.fromkeys(gone, "no such file")
+    assert loader.unreadable == dict.fromkeys(gone, "no such file")
 
 
 @pytest.mark.parametrize("cache", ["ram", "off", "disk"])
@@ -293,7 +293,7 @@ def test_an_image_that_another_one_took_the_place_of_is_left_out_and_named(photo
     os.replace(photos / source.samples[50].ref, photos / ref)
     loader = loader_of(source, recipe, train=train, cache=cache)
     assert 3 not in by_position(loader.epoch())
-    assert loader.lost[ref] == "has changed since it was checked"
+    assert loader.unreadable[ref] == "has changed since it was checked"
     (photos / ref).write_bytes(content)
     assert torch.equal(by_position(loader.epoch())[3], before[3])
 
@@ -359,7 +359,7 @@ def test_an_error_of_the_pipeline_is_no_lost_image(make_source):
     loader = loader_of(make_source(), recipe, workers=2)
     with pytest.raises(ConfigError, match="step 'flip'"):
         list(loader.epoch())
-    assert loader.lost == {}
+    assert loader.unreadable == {}
 
 
 def test_an_epoch_that_is_given_up_ends_its_threads(source):
@@ -445,16 +445,16 @@ def test_a_tier_is_chosen_by_size(smooth, monkeypatch, memory, disk, train, expe
     monkeypatch.setenv("IMGCLF_CACHE_BUDGET", str(disk))
     recipe = PreprocessConfig(size=(128, 128), steps=preset_steps("strong"))
     loader = loader_of(smooth, recipe, train=train) if train else loader_of(smooth, PLAIN, train=False)
-    assert loader.tier.name == expected
-    assert str(loader.tier).startswith(f"{expected}: 12 images, ")
-    assert loader_of(smooth, recipe, cache=expected).tier.name == expected
+    assert loader.cache_level.name == expected
+    assert str(loader.cache_level).startswith(f"{expected}: 12 images, ")
+    assert loader_of(smooth, recipe, cache=expected).cache_level.name == expected
 
 
 def test_an_accelerator_keeps_what_it_has_room_for(make_source, monkeypatch):
     source, recipe = make_source(), PreprocessConfig(size=SIZE, channels=1)
     for free, expected in ((36 * 64 * 2, "device"), (36 * 64, "ram")):
         monkeypatch.setattr(pixel_store, "_free_memory", lambda device, free=free: free)
-        assert loader_of(source, recipe, device=torch.device("meta")).tier.name == expected
+        assert loader_of(source, recipe, device=torch.device("meta")).cache_level.name == expected
 
 
 def test_the_size_of_whole_images_is_told_by_their_headers(smooth):
@@ -495,7 +495,7 @@ def test_lost_images_carry_the_reason_of_the_reader(make_source, cache):
     source = replace(make_source(), reader=Damaged({}))
     loader = loader_of(source, workers=0, cache=cache)
     assert {len(batch.targets) for batch in loader.epoch()} == {0}
-    assert set(loader.lost.values()) == {"damaged PNG"}
+    assert set(loader.unreadable.values()) == {"damaged PNG"}
 
 
 def test_crops_come_once(make_source):

@@ -87,4 +87,4 @@ def test_class_folders_that_hold_tars_are_a_folder(photos):
     (photos / "backup.tar").write_bytes(b"")
     source = open_source(photos)
     assert source.classes == ("a", "b")
-    assert any("backup.tar" in passed for passed in source.ignored)
+    assert any("backup.tar" in passed for passed in source.skipped)

@@ -47,7 +47,7 @@ def test_what_is_filled_comes_back_and_the_rest_is_missing(batches):
         filled |= set(batch)
         found = dense.select(torch.from_numpy(dense.present(index)))
         assert found.tolist() == [source.open(f"all/{i}").tolist() for i in batch]
-    dense.settle(torch.device("cpu"))
+    dense.move_to(torch.device("cpu"))
     assert dense.full == (len(filled) == 10)
 
 

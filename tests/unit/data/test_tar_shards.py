@@ -11,7 +11,7 @@ import pytest
 
 import imgclf
 from imgclf.core.errors import DataError, MissingExtra
-from imgclf.data.audit import Audit, BadFile, audit
+from imgclf.data.audit import Audit, UnreadableFile, audit
 from imgclf.data.images import BadImage, read_image
 from imgclf.data.sources import tar_shards as shards
 from imgclf.data.sources.tar_shards import names_shards, open_shards, write_index
@@ -165,7 +165,9 @@ def test_the_audit_takes_its_facts_from_the_index(folder, monkeypatch):
     source = open_shards(str(folder))
     monkeypatch.setattr(shards.ShardReader, "read", None)  # nothing is read again
     audited: Audit = audit(source, allow_bad=0.1)
-    assert audited.bad == (BadFile("s-0002.tar/0030.png", source.reader.entry("s-0002.tar/0030.png").reason),)
+    assert audited.unreadable == (
+        UnreadableFile("s-0002.tar/0030.png", source.reader.entry("s-0002.tar/0030.png").reason),
+    )
     assert audited.findings == ("exact copies within a class: 1 image (s-0000.tar/0000.png = s-0002.tar/copy.png)",)
     assert audited.sizes.median == (6, 8)
     assert all(len(sample.sha256) == 64 for sample in audited.source.samples)
