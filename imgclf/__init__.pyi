@@ -37,7 +37,7 @@ from .evaluation.saliency import explain as explain
 from .models.build import build_model as build_model
 from .models.registry import arch as arch
 from .models.weights import load_weights as load_weights
-from .plots.grids import save_explanation as save_explanation
+from .plots.figures import save_explanation as save_explanation
 from .report.collect import write_report as write_report
 from .storage.model_file import Manifest as Manifest
 from .storage.model_file import load_model as load_model

@@ -12,7 +12,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import command_line
 from imgclf.cli._training import TrainView
-from imgclf.plots.grids import save_importances
+from imgclf.plots.figures import save_importances
 from imgclf.studies.events import NextTraining
 from imgclf.studies.tune import MIN_IMPORTANCE_TRIALS, Trial, TrialEnded, Tuning, tune
 from imgclf.training.events import Event, StepEnded

@@ -108,7 +108,7 @@ def _show_changed(title: str, changes: Sequence[Change]) -> None:
 def _draw(result: Comparison, path: Path) -> Path | None:
     """A picture of the images that changed, those that only b classifies correctly first; None where there is none."""
     from imgclf.data.write import require_outside
-    from imgclf.plots.grids import GRID_TITLE, save_grid, title_of
+    from imgclf.plots.figures import GRID_TITLE, save_grid, title_of
     from imgclf.storage.run_data import labeled_source
     from imgclf.storage.run_folder import open_run
 

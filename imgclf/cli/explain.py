@@ -76,7 +76,7 @@ def _explained(
     source: Source, classifier: Classifier, method: str, label: str | None, picture_of: Naming
 ) -> Iterator[dict[str, Any]]:
     """A row for each image, whose picture is written then."""
-    from imgclf.plots.grids import save_explanation
+    from imgclf.plots.figures import save_explanation
 
     for start in range(0, len(source), AT_ONCE):
         part = source.with_samples(source.samples[start : start + AT_ONCE])
@@ -132,7 +132,7 @@ def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pi
 
 def _naming(out: Path) -> Naming:
     """What gives each picture of this command a name of its own."""
-    from imgclf.plots.grids import free_path
+    from imgclf.plots.figures import free_path
 
     taken: set[Path] = set()
 

@@ -21,7 +21,7 @@ def find_lr(
         from imgclf.data.write import require_outside
         from imgclf.estimator.settings import Request
         from imgclf.estimator.warm_start import plan_start
-        from imgclf.plots.grids import save_lr_curve
+        from imgclf.plots.figures import save_lr_curve
         from imgclf.training.lr_finder import find_lr as search
 
     changes = options.changes()

@@ -34,7 +34,7 @@ def learning_curve(
         from imgclf.cli._learning import CurveView
         from imgclf.data.sources.open import open_source
         from imgclf.data.write import require_outside
-        from imgclf.plots.grids import save_learning_curve
+        from imgclf.plots.figures import save_learning_curve
         from imgclf.studies.learning_curve import learning_curve as measure
 
     changes = options.changes()

@@ -49,7 +49,7 @@ def show(
 
 def _show_channels(image: Path, path: Path) -> None:
     from imgclf.data.images import read_image
-    from imgclf.plots.grids import ANNOTATED_SIDE, save_channels
+    from imgclf.plots.figures import ANNOTATED_SIDE, save_channels
     from imgclf.transforms.preprocess import prepare
 
     pixels = read_image(image)
@@ -72,7 +72,7 @@ def _show_grid(data: str, path: Path, options: TrainingOptions, n: int, seed: in
     from imgclf.data.sources.open import open_source
     from imgclf.data.write import require_outside
     from imgclf.estimator.settings import Request, choose_experiment
-    from imgclf.plots.grids import save_grid
+    from imgclf.plots.figures import save_grid
 
     changes = options.changes()
     source = _at_levels(open_source(data, data_dir=changes["data"].get("data_dir"), strict=False), n, seed)

@@ -1,238 +1,97 @@
-"""Pictures to look at: a grid of images with their classes, one image channel by channel with its values, and where in
-an image a class is."""
+"""Grids of images and confusion matrices as pixels, drawn by Pillow: small and fast, for live views."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container, Mapping, Sequence
-from itertools import chain, count, repeat
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from imgclf.core.arguments import as_path
-from imgclf.core.errors import ConfigError, DataError
-from imgclf.core.files import PICTURES
-from imgclf.core.results import Explanation, LearningCurve, LrCurve
 from imgclf.core.text import printable
 from imgclf.data.dataset import Pixels
 
 COLUMNS = 5
-ANNOTATED_SIDE = 32  # every pixel carries its value: more of them could not be read
-SOURCE_KEY = "Source"  # one of the keywords that the PNG specification has
-MAX_STEM = 60  # of a file's name, which ends at 255 bytes
-EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image gets at least
-TITLE_HEIGHT, SCALE_HEIGHT, MARGIN = 34, 18, 8
-SCALE = (9, 64)  # height and width of the colors of the heat, in output pixels
-HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
-GRID_TITLE = 25  # characters above an image of a grid
-CHANNEL_NAMES = {1: ("gray",), 3: ("red", "green", "blue")}
+MIN_SIDE, MAX_SIDE = 64, 128  # of the images of a grid, in pixels
+CELL, GAP, TEXT, MAX_NAME = 96, 6, 18, 140  # pixels: least width of a title, margin, height and width of a text
+
+Color = tuple[int, int, int]
 
 
-def save_grid(
-    images: Sequence[Pixels],
-    titles: Sequence[str],
-    path: Path,
-    colors: Sequence[str] | None = None,
-    names: Sequence[str] | None = None,
-    legend: str = "",
-) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a color,
-    and over its name; the `legend` stands above all of them."""
-    rows = -(-len(images) // COLUMNS)
-    figure, axes = _figure(rows, COLUMNS, 2.2)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    texts = zip(titles, colors or repeat("black"), names or repeat(""), strict=False)
-    for axis, image, (title, color, name) in zip(axes.flat, images, texts, strict=False):
-        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title_of(title, GRID_TITLE), fontsize=9, parse_math=False, color=color)
-        axis.set_xlabel(end_of(name), fontsize=7, parse_math=False, color="dimgray")
-    if legend or names:
-        figure.set_layout_engine("constrained", hspace=0.08)  # which leaves room for it, and between the rows
-    if legend:
-        figure.suptitle(printable(legend), fontsize=10, parse_math=False, x=0.02, ha="left")
-    save_figure(figure, path)
+def draw_grid(images: Sequence[Pixels], titles: Sequence[str], colors: Sequence[Color]) -> Pixels:
+    """A grid of five columns as pixels (height, width, 3), each image under its title: small, and quicker than
+    `save_grid`. The colors of the titles come round again."""
+    pictures = [_thumbnail(image) for image in images]
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    cell_width, cell_height = max(width, CELL) + GAP, height + TEXT + GAP
+    columns = min(COLUMNS, len(pictures))
+    sheet = Image.new("RGB", (columns * cell_width + GAP, -(-len(pictures) // columns) * cell_height + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        x, y = GAP + index % columns * cell_width, GAP + index // columns * cell_height
+        shown = _fitting(printable(title), cell_width - GAP, font.getlength)
+        draw.text((x + (cell_width - GAP) / 2, y), shown, colors[index % len(colors)], font, anchor="ma")
+        sheet.paste(picture, (x + (cell_width - GAP - picture.width) // 2, y + TEXT))
+    return np.asarray(sheet)
 
 
-def save_channels(pixels: Pixels, title: str, path: Path) -> None:
-    """Write one image (height, width, channels) as a picture a channel, each pixel with its value 0…255.
-
-    The CIFAR-10 document (D4) prints such a picture. Values stay readable up to 32 × 32 pixels.
-    """
-    channels = pixels.shape[2]
-    names = CHANNEL_NAMES.get(channels, tuple(f"channel {i + 1}" for i in range(channels)))
-    figure, axes = _figure(1, channels, 9.0)
-    for axis, name, plane in zip(axes.flat, names, np.moveaxis(pixels, 2, 0), strict=True):
-        axis.imshow(plane, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(f"{title_of(title)}: {name}", parse_math=False)
-        axis.axis("off")
-        for (y, x), value in np.ndenumerate(plane):
-            color = "black" if value > 127 else "white"
-            axis.text(x, y, str(value), ha="center", va="center", fontsize=6, color=color)
-    save_figure(figure, path)
-
-
-def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> None:
-    """Write the pixels that the model saw and, beside them, the heat over the same pixels in gray, as "bees 97%, by
-    gradcam", with its colors and what red means.
-
-    Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
-    """
-    from matplotlib.figure import Figure
-
-    if not isinstance(explanation, Explanation):
-        raise ConfigError(f"the explanation is {type(explanation).__name__}; expected one of those `explain` gives")
-    path = as_path("path", path)
-    if path.suffix.lower() not in PICTURES:
-        raise ConfigError(f"path is {str(path)!r}; expected a name that ends in {', '.join(PICTURES)}")
-    pixels, heat = explanation.pixels, explanation.heat
-    if pixels is None or heat is None or explanation.confidence is None:
-        raise DataError(f"{printable(explanation.path)} has no explanation: {explanation.error}")
-    colors = pixels if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True).repeat(3, axis=2)
-    hot = _heated(colors.mean(2, keepdims=True) / 255, heat)
-    scale = -(-EXPLAINED_SIDE // max(heat.shape))
-    height, width = heat.shape[0] * scale, heat.shape[1] * scale
-    panel = max(width, EXPLAINED_SIDE) + MARGIN
-    dpi = 100
-    figure = Figure(
-        figsize=((2 * panel + MARGIN) / dpi, (height + SCALE_HEIGHT + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi
-    )
-    answer = f"{title_of(explanation.label or '', 20)} {100 * explanation.confidence:.0f}%, by {explanation.method}"
-    titles = (Path(explanation.path).name, answer)
-    for index, (shown, title) in enumerate(zip((colors / 255, hot), titles, strict=True)):
-        left = MARGIN + index * panel
-        enlarged = shown.repeat(scale, axis=0).repeat(scale, axis=1)
-        figure.figimage(enlarged, left + (panel - MARGIN - width) // 2, MARGIN, origin="upper")
-        where = ((left + (panel - MARGIN) / 2) / figure.bbox.width, 1 - TITLE_HEIGHT / 2 / figure.bbox.height)
-        figure.text(*where, title_of(title, 40), ha="center", va="center", fontsize=11, parse_math=False)
-    _draw_scale(figure, MARGIN + panel, MARGIN + height, explanation.label or "")
-    save_figure(figure, path, dpi, explanation.path)
+def draw_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Pixels:
+    """A confusion matrix as pixels (height, width, 3): a row for each true class, darker where a greater share of its
+    images is; with names and counts, where there is room for them."""
+    font, n = _font(), len(names)
+    side = max(6, min(40, 800 // n))
+    shown = [_fitting(printable(name), MAX_NAME, font.getlength) for name in names] if side >= TEXT else [""] * n
+    margin = GAP + int(max(font.getlength("predicted →"), *map(font.getlength, shown))) + TEXT
+    sheet = Image.new("RGB", (margin + n * side + GAP,) * 2, "white")
+    draw = ImageDraw.Draw(sheet)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    for (row, column), share in np.ndenumerate(shares):
+        x, y = margin + column * side, margin + row * side
+        light = int(255 * (1 - share))
+        draw.rectangle((x, y, x + side - 1, y + side - 1), (light, light, 255), "lightgray" if side >= TEXT else None)
+        if counts[row, column] and side >= 30:
+            color, text = "white" if share > 0.5 else "black", f"{counts[row, column]}"
+            draw.text((x + side / 2, y + side / 2), text if len(text) < 5 else "…", color, font, anchor="mm")
+    for index, name in enumerate(shown):
+        middle = margin + index * side + side // 2
+        draw.text((margin - 3, middle), name, "black", font, anchor="rm")
+        upright = Image.new("RGB", (margin - 3, TEXT), "white")
+        ImageDraw.Draw(upright).text((0, TEXT / 2), name, "black", font, anchor="lm")
+        sheet.paste(upright.rotate(90, expand=True), (middle - TEXT // 2, 0))
+    draw.text((GAP, GAP), "true ↓", "gray", font)
+    draw.text((GAP, GAP + TEXT), "predicted →", "gray", font)
+    return np.asarray(sheet)
 
 
-def _heated(gray: NDArray[Any], heat: NDArray[Any]) -> NDArray[Any]:
-    """Pixels 0…1 (height, width, 3): `gray` ones with the colors of the heat over them, the stronger the hotter."""
-    from matplotlib import colormaps
-
-    strength = HEAT_STRENGTH * heat[..., None]
-    heated: NDArray[Any] = (1 - strength) * gray + strength * colormaps["turbo"](heat)[..., :3]
-    return heated
-
-
-def _draw_scale(figure, left: int, bottom: int, label: str) -> None:  # type: ignore[no-untyped-def]
-    """The colors of the heat from none to the hottest, and what the last one means, from output pixels on."""
-    height, width = SCALE
-    colors = _heated(np.array(0.5), np.tile(np.linspace(0, 1, width), (height, 1)))
-    figure.figimage(colors, left, bottom + (SCALE_HEIGHT - height) // 2, origin="upper")
-    where = ((left + width + MARGIN) / figure.bbox.width, (bottom + SCALE_HEIGHT / 2) / figure.bbox.height)
-    text = f"less → more evidence for “{title_of(label, 18)}”"
-    figure.text(*where, text, ha="left", va="center", fontsize=8, color="dimgray", parse_math=False)
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic and more."""
+    spec = find_spec("matplotlib")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    fonts = Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", 12)
 
 
-def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-def]
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(columns * inches, rows * inches * 1.1), layout="tight")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save_figure(figure, path: Path, dpi: int = 120, image: str = "") -> None:  # type: ignore[no-untyped-def]
-    """Write a figure of matplotlib; its folder is made. A PNG file remembers of which `image` it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remembered = image and path.suffix.lower() == ".png"
-    figure.savefig(path, dpi=dpi, metadata={SOURCE_KEY: source_text(image)} if remembered else None)
+def _thumbnail(pixels: Pixels) -> Image.Image:
+    """An image large enough to be seen, and not larger than that."""
+    colors = pixels if pixels.shape[2] == 3 else pixels.repeat(3, 2)
+    picture = Image.fromarray(np.ascontiguousarray(colors))
+    side = max(picture.size)
+    if side < MIN_SIDE:
+        scale = -(-MIN_SIDE // side)
+        return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    return picture
 
 
-def source_text(image: str) -> str:
-    """How a picture remembers the image."""
-    return printable(os.path.abspath(image))
-
-
-def free_path(folder: Path, image: str, kind: str, taken: Container[Path] = ()) -> Path:
-    """A name in `folder` for a picture of an image: NAME-kind.png or, where that is taken, NAME-kind-2.png, and so on.
-
-    An earlier picture of the same image may be written over; any other file counts as taken.
-    """
-    stem = f"{Path(image).stem[:MAX_STEM]}-{kind}"
-    names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
-    return next(path for path in map(folder.joinpath, names) if path not in taken and _is_free(path, image))
-
-
-def _is_free(path: Path, image: str) -> bool:
-    if not os.path.lexists(path):
-        return True
-    try:
-        with Image.open(path) as picture:
-            return bool(picture.info.get(SOURCE_KEY) == source_text(image))
-    except OSError:
-        return False
-
-
-def end_of(text: str, most: int = 32) -> str:
-    """The end of a path that fits below a picture, with control characters spelt out."""
-    text = printable(text)
-    return text if len(text) <= most else "…" + text[1 - most :]
-
-
-def title_of(text: str, most: int = 28) -> str:
-    """A text that fits above a picture, with control characters spelt out."""
-    text = printable(text)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
-    """Write the loss over the learning rate, the suggestion, if any, and the `usual` rate, that of training."""
-    figure, axes = _figure(1, 1, 5.0)
-    axis = axes.flat[0]
-    axis.plot(curve.rates, curve.losses)
-    axis.set_xscale("log")
-    axis.set_ylim(top=min(max(curve.losses), 2 * curve.losses[0]))  # an explosion would hide the rest
-    if curve.suggestion is not None:
-        axis.axvline(curve.suggestion, linestyle="--", color="C1", label=f"suggested: {curve.suggestion:.2g}")
-    axis.axvline(usual, linestyle=":", color="black", label=f"train would use {usual:.2g}")
-    axis.legend()
-    axis.set_xlabel("learning rate")
-    axis.set_ylabel("training loss, smoothed")
-    figure.suptitle(title_of(title, 60), parse_math=False, fontsize=11)
-    save_figure(figure, path)
-
-
-def save_importances(importances: Mapping[str, float], path: Path, title: str, trials: int) -> None:
-    """Write how much each thing that was tuned matters, by so many trials, as bars."""
-    figure, axes = _figure(1, 1, 5.0)
-    names = sorted(importances, key=importances.__getitem__)
-    axes.flat[0].barh(names, [importances[name] for name in names])
-    axes.flat[0].set_xlabel(f"share of the differences between {trials} trials")
-    figure.suptitle(title_of(title, 60), parse_math=False, fontsize=11)
-    save_figure(figure, path)
-
-
-def save_learning_curve(curve: LearningCurve, path: Path) -> None:
-    """Write the accuracy over the number of training images: measured, and the law with its 95 % band up to twice as
-    many."""
-    from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
-
-    figure, axes = _figure(1, 1, 5.0)
-    axis, (band, points) = axes.flat[0], (curve.band, curve.points)
-    axis.fill_between(band.images, band.low, band.high, alpha=0.15, linewidth=0, label="95 % interval of the fit")
-    axis.plot(band.images, band.accuracy, label="fit")
-    images, accuracy = [point.images for point in points], np.array([point.accuracy for point in points])
-    ends = np.array([point.interval for point in points]).T
-    bars = np.abs(ends - accuracy)
-    axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
-    axis.axvline(images[-1], linestyle=":", color="gray")
-    axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
-    axis.set_xscale("log")
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    axis.set_xlabel("training images")
-    axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
-    axis.set_title(title_of(f"{curve.data}, {curve.arch}", 60), parse_math=False)
-    axis.legend(loc="lower right")
-    save_figure(figure, path)
+def _fitting(text: str, width: float, measure: Callable[[str], float]) -> str:
+    """As much of a text as fits, with an ellipsis for the rest."""
+    if measure(text) <= width:
+        return text
+    while text and measure(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

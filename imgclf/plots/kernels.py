@@ -1,4 +1,4 @@
-"""What convolutions do to one image: the classic kernels, those that a network learnt, and the maps of its stages.
+"""What convolutions do to one image: the classic kernels, those of a network, and the maps of its stages.
 
 Document D1 shows what a kernel is with two that people made: Gaussian and Sobel. A network learns its own.
 """
@@ -21,7 +21,7 @@ from imgclf.data.dataset import Pixels
 from imgclf.evaluation.feature_maps import Site, capture, find_sites
 from imgclf.evaluation.inference import device_of
 from imgclf.models.ensemble import Ensemble
-from imgclf.plots.grids import save_figure, title_of
+from imgclf.plots.figures import save_figure, title_of
 from imgclf.runtime.compute import own_copy
 from imgclf.transforms.preprocess import to_channels, to_input
 
@@ -29,7 +29,7 @@ CLASSIC = {  # name: the numbers, and what they are divided by
     "Gaussian, divided by 16": (((1, 2, 1), (2, 4, 2), (1, 2, 1)), 16),
     "Sobel": (((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)), 1),
 }
-MOST_KERNELS = 32
+MAX_KERNELS = 32
 MAPS_A_STAGE = COLUMNS = 8
 
 
@@ -84,7 +84,7 @@ def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tens
     """Write the classic kernels with what they make of the pixels (height, width, channels) of an image and, below, the
     learnt ones of `first_convolution`, each with its map at the same place to the right."""
     gray = (to_channels(pixels, 1) if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True))[..., 0]
-    shown = 0 if learnt is None else min(len(learnt[1]), MOST_KERNELS)
+    shown = 0 if learnt is None else min(len(learnt[1]), MAX_KERNELS)
     columns = max(1, min(shown, COLUMNS))
     below = -(-shown // columns) * 6 / columns + 0.2  # inches: the picture is 12 wide, and the tiles have a half
     figure = _figure(2.8 + below if shown else 2.8)
@@ -100,7 +100,7 @@ def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tens
         count = f"{shown} of {len(kernels)}" if shown < len(kernels) else str(shown)
         left, right = grid[1].subgridspec(1, 2).subplots()
         tiles = [_kernel_colors(kernel) for kernel in kernels[:shown].numpy()]
-        _draw(left, _mosaic(tiles), f"{count} learnt kernels, {_shape(kernels[0, 0].numpy())}, of layer {name}")
+        _draw(left, _mosaic(tiles), f"{count} learned kernels, {_shape(kernels[0, 0].numpy())}, of layer {name}")
         tiles = [_signed_colors(made) for made in maps[:shown].numpy()]
         _draw(right, _mosaic(tiles), f"their maps, {_shape(maps[0].numpy())}: red above 0, blue below")
     save_figure(figure, path, image=image)

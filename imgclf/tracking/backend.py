@@ -49,7 +49,7 @@ class Pictures:
 
     def draw(self) -> Pixels:
         """All images in one picture, uint8 (height, width, 3)."""
-        from imgclf.plots.figures import draw_grid
+        from imgclf.plots.grids import draw_grid
 
         colors = [CORRECT_COLOR if correct else WRONG_COLOR for correct in self.correct]
         return draw_grid(self.images, self.captions, colors or [PLAIN_COLOR])
@@ -162,7 +162,7 @@ def readable_confusion(result: Evaluation) -> tuple[tuple[str, ...], NDArray[np.
 
 def draw_confusion(result: Evaluation) -> Pixels:
     """A confusion matrix as a picture, uint8 (height, width, 3)."""
-    from imgclf.plots.figures import draw_matrix
+    from imgclf.plots.grids import draw_matrix
 
     names, counts, _ = readable_confusion(result)
     return draw_matrix(counts, names)

@@ -233,7 +233,7 @@ def test_interrupted_training_ends_the_whole(photos, monkeypatch):
 
 def test_a_picture_of_the_law(tmp_path):
     from imgclf.core.results import LearningCurve
-    from imgclf.plots.grids import save_learning_curve
+    from imgclf.plots.figures import save_learning_curve
     from imgclf.studies.scaling_law import curve_point, fit_law
 
     rng = np.random.default_rng(0)

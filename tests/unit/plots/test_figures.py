@@ -11,8 +11,8 @@ from imgclf.core.config import PreprocessConfig
 from imgclf.core.results import LrCurve
 from imgclf.data.loading.loader import Loader
 from imgclf.data.loading.preview import pick_samples, sample_pixels
-from imgclf.plots import grids as pictures
-from imgclf.plots.grids import save_channels, save_grid, save_importances, save_lr_curve
+from imgclf.plots import figures as pictures
+from imgclf.plots.figures import save_channels, save_grid, save_importances, save_lr_curve
 from imgclf.transforms.preprocess import prepare
 from imgclf.transforms.presets import preset_steps
 
@@ -119,4 +119,4 @@ def test_bars_of_what_matters_say_of_what_and_by_how_many_trials(tmp_path, drawn
     save_importances({"lr": 0.7, "augment": 0.3}, tmp_path / "bars.png", "photos, lenet", 12)
     (figure,) = drawn
     assert figure.get_suptitle() == "photos, lenet"
-    assert figure.axes[0].get_xlabel() == "share of the differences between 12 trials"
+    assert figure.axes[0].get_xlabel() == "importance, from 12 trials"
