@@ -13,13 +13,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SEAL = re.compile(rb"\nimgclf ([0-9a-f]{16}) ([0-9a-f]{8})\n")  # the bytes before it, and their CRC-32
 SEAL_BYTES = 34
-CHUNK = 1 << 20
-DAMAGED = "its checksum does not fit its content"
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")  # how the name of a picture may end
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
@@ -61,77 +59,21 @@ def write_atomic(path: str | os.PathLike[str], *parts: bytes | memoryview) -> No
         raise OSError(error.errno, f"{error.strerror}, {sum(map(len, parts)):,} bytes are needed", str(path)) from error
 
 
-class _Summing:
-    """A file to write that counts its bytes and their CRC-32 as they come."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.flush = file.flush
-        self.bytes = self.crc = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.crc = zlib.crc32(data, self.crc)
-        self.bytes += len(data)
-        return self._file.write(data)
-
-
-@contextmanager
-def checked_file(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """`atomic_file` for what is read again by `open_checked`: a seal follows what is written.
-
-    The file can only be written to. Every cache, index and state is such a file, so that no damage is taken for data.
-    """
-    with atomic_file(path) as file:
-        summing = _Summing(file)
-        yield summing
-        file.write(_seal(summing.bytes, summing.crc))
-
-
 def seal(data: bytes | memoryview) -> bytes:
-    """What follows `data`, bytes, where they are to be checked: their number and their CRC-32, on a line of its own."""
-    return _seal(len(data), zlib.crc32(data))
-
-
-def _seal(count: int, crc: int) -> bytes:
-    return b"\nimgclf %016x %08x\n" % (count, crc)
+    """What follows `data`, bytes, where damage must not be taken for data: their number and CRC-32, on a line."""
+    return b"\nimgclf %016x %08x\n" % (len(data), zlib.crc32(data))
 
 
 def unseal(data: bytes | memoryview) -> memoryview:
     """The bytes before the seal that ends `data`, as many as it counts. Raises `ValueError` where they don't fit it."""
-    count, crc = _read_seal(bytes(data[-SEAL_BYTES:]))
-    begin = len(data) - SEAL_BYTES - count
-    content = memoryview(data)[max(0, begin) : len(data) - SEAL_BYTES]
-    if begin < 0 or zlib.crc32(content) != crc:
-        raise ValueError(DAMAGED)
-    return content
-
-
-def _read_seal(end: bytes) -> tuple[int, int]:
-    found = SEAL.fullmatch(end)
+    found = SEAL.fullmatch(data[-SEAL_BYTES:])
     if found is None:
         raise ValueError("it ends without a checksum")
-    return int(found[1], 16), int(found[2], 16)
-
-
-@contextmanager
-def open_checked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A `checked_file` to read, at its beginning, once all of it is known to be as it was written; the seal ends it.
-
-    Raises `OSError`, and `ValueError` where a bit of it has changed.
-    """
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - SEAL_BYTES))
-        count, crc = _read_seal(file.read())
-        file.seek(0)
-        left, found = count, 0
-        while left and (chunk := file.read(min(left, CHUNK))):
-            found = zlib.crc32(chunk, found)
-            left -= len(chunk)
-        if count != size - SEAL_BYTES or found != crc:
-            raise ValueError(DAMAGED)
-        file.seek(0)
-        yield file
+    begin = len(data) - SEAL_BYTES - int(found[1], 16)
+    content = memoryview(data)[max(0, begin) : len(data) - SEAL_BYTES]
+    if begin < 0 or zlib.crc32(content) != int(found[2], 16):
+        raise ValueError("its checksum does not fit its content")
+    return content
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from imgclf.core.errors import DataError, ImgclfError, ModelFileError, warn_caller
-from imgclf.core.files import checked_file, open_checked, sync_folder
+from imgclf.core.files import atomic_file, sync_folder
 from imgclf.core.results import EpochRecord
 from imgclf.runtime import distributed
 from imgclf.training.state import TrainState
@@ -95,7 +96,7 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
     }
     new = path.with_name(NEW)
     try:
-        with checked_file(new) as file:  # first: a full disk must not cost one of the two that are there
+        with atomic_file(new) as file:  # first: a full disk must not cost one of the two that are there
             torch.save(content, file)
         if path.exists():
             os.replace(path, path.with_name(PREVIOUS))
@@ -140,8 +141,10 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] = warn_caller) -> di
         if not candidate.is_file():
             continue
         try:
-            with open_checked(candidate) as file:  # torch does not look at the checksums of its own
-                content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(candidate) as parts:  # torch writes checksums and does not look at them
+                if parts.testzip() is not None:
+                    raise ModelFileError("its checksum does not fit its content")
+            content: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:
             problems.append(f"{candidate} is damaged ({str(error).partition('. ')[0]})")
             continue

@@ -17,7 +17,6 @@ from torch import nn
 
 from imgclf.core.config import PreprocessConfig, TrainConfig
 from imgclf.core.errors import DataError, ImgclfError, ModelFileError
-from imgclf.core.files import checked_file
 from imgclf.data.loading.loader import Loader
 from imgclf.training import checkpoint, loop
 from imgclf.training.checkpoint import FORMAT, NEW, PREVIOUS, CheckpointSchedule, load_checkpoint
@@ -61,7 +60,7 @@ def fit(make_source, tmp_path, always):
 
 
 def save(content, path, write=torch.save):
-    with checked_file(path) as file:
+    with open(path, "wb") as file:
         write(content, file)
 
 
