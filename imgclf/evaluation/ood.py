@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from imgclf.core.arguments import plain
-from imgclf.core.errors import ConfigError, ModelFileError
+from imgclf.core.errors import ConfigError
 from imgclf.core.results import Prediction
 from imgclf.runtime.random import unseeded_drawing
 
@@ -52,15 +52,6 @@ class OodDetector:
     rest: Floats
     scale: Floats
     valid: Floats
-
-    def __post_init__(self) -> None:
-        (d, q), m = self.basis.shape, len(self.points)
-        shapes = {"center": (d,), "points": (m, q), "rest": (m,), "scale": (4,), "valid": (len(self.valid),)}
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ModelFileError(f"unknown.{name} has the shape {getattr(self, name).shape}; expected {shape}")
-        if not (m and len(self.valid) and (self.scale[1::2] > 0).all() and (np.diff(self.valid) >= 0).all()):
-            raise ModelFileError("unknown needs points, spreads above 0 and rising scores of validation images")
 
     def scores(self, logits: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float64]:
         """How unlike the training images each image is, (n,): around 0 for validation images, in units of their spread.

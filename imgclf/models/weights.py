@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,12 +101,15 @@ def load_weights(
         return _load_published(model, spec, weights)
     path = Path(weights, RUN_FILE) if Path(weights).is_dir() else Path(weights)
     if path.is_file() or path.suffix in FILE_SUFFIXES:
-        state, (members, known) = read_state(path), _known_of(path)
+        state, manifest = read_state(path)
+        members = manifest.get("spec", {}).get("members", 1)
         if members > 1:
             raise ModelFileError(
                 f"{path} is an ensemble of {members} networks, and training goes on from one: name one of its members"
             )
-        note, head = _transplant(model, state, str(path), _Rows(known, tuple(map(nfc, classes))))
+        note, head = _transplant(
+            model, state, str(path), _Rows(tuple(map(nfc, manifest.get("classes", ()))), tuple(map(nfc, classes)))
+        )
         return WeightsUsed(weights, "file", str(path), note, head)
     if HUB_NAME.fullmatch(weights) and not _is_among_runs(weights):
         note, _ = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
@@ -123,16 +127,15 @@ def _is_among_runs(name: str) -> bool:
     return name.startswith(("./", "../")) or folder.name == "runs" or any(folder.glob("*/run.json"))
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or torch file; no code in it is run.
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict in a .safetensors or torch file, and the manifest of a file that imgclf saved; no code is run.
 
-    Raises `ModelFileError`, also for values that are NaN or infinite, and for a file that imgclf saved whose checksum
-    does not match.
+    Raises `ModelFileError`, also for values that are NaN or infinite, and where the checksum does not match.
     """
     if not path.is_file():
         raise ModelFileError(f"there is no file {str(path)!r}; weights need an existing {' or '.join(FILE_SUFFIXES)}")
     try:
-        state = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+        state, manifest = _read_safetensors(path) if path.suffix == ".safetensors" else (read_checkpoint(path), {})
     except ModelFileError:
         raise
     except Exception as error:  # a damaged file ends in any of several errors of safetensors
@@ -141,21 +144,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise ModelFileError(f"{str(path)!r} holds NaN or infinite values in {name!r}; use weights that are sound")
-    return state
+    return state, manifest
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     with safe_open(path, framework="pt") as stored:
         ours = "imgclf" in (stored.metadata() or {})
+    state, manifest = load_file(path), {}
     if ours:
         with path.open("rb") as stream:
             header = read_header(stream)
             if checksum(stream, header) != header.sha256:
                 raise ModelFileError(f"{str(path)!r} is corrupt: the checksum does not match; copy it again")
-    return {name: tensor for name, tensor in load_file(path).items() if not (ours and name.startswith(BESIDE))}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(BESIDE)}
+        manifest = parse_json(header.manifest, "manifest")
+    return state, manifest
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
@@ -258,7 +264,7 @@ def _torchvision_state(arch: Arch, spec: ModelConfig, location: str) -> Mapping[
 def _hub_state(arch: Arch, spec: ModelConfig, repo: str) -> Mapping[str, Tensor]:
     path = hub_file(repo)
     if arch.family != "timm":
-        return read_state(path)
+        return read_state(path)[0]
     own = _bare(arch)
     tagged = repo.partition("/")[2].partition("@")[0]  # timm's repositories are called ARCHITECTURE.TAG
     same = tagged.partition(".")[0] == own.partition(".")[0]
@@ -275,21 +281,6 @@ class _Rows:
 
     known: tuple[str, ...]
     wanted: tuple[str, ...]
-
-
-def _known_of(path: Path) -> tuple[int, tuple[str, ...]]:
-    """How many networks a model file of ours holds, and their class names; 1 and () for any other file."""
-    if path.suffix != ".safetensors":
-        return 1, ()
-    try:
-        with path.open("rb") as stream:
-            manifest = parse_json(read_header(stream).manifest, "manifest")
-    except ModelFileError:  # a safetensors file of others
-        return 1, ()
-    classes, spec = manifest.get("classes"), manifest.get("spec")
-    members = spec.get("members", 1) if isinstance(spec, dict) else 1
-    names = tuple(nfc(str(name)) for name in classes) if isinstance(classes, list) else ()
-    return (members if isinstance(members, int) else 1), names
 
 
 def _transplant(

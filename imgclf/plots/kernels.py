@@ -152,15 +152,14 @@ def _kernel_colors(kernel: NDArray[np.float32]) -> NDArray[np.floating]:
 
 def _mosaic(tiles: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
     """Pictures (height, width, 3) of one size, up to eight in a row, with white between them."""
-    columns = min(len(tiles), COLUMNS)
-    scale = -(-30 // tiles[0].shape[1])  # else a gap of one pixel would be too wide for small ones
-    height, width = tiles[0].shape[0] * scale, tiles[0].shape[1] * scale
-    gap = width // 10
-    rows = -(-len(tiles) // columns)
-    canvas = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3))
-    for index, tile in enumerate(tiles):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = tile.repeat(scale, axis=0).repeat(scale, axis=1)
+    from torchvision.utils import make_grid
+
+    images = torch.from_numpy(np.stack(tiles)).movedim(3, 1)
+    scale = -(-30 // images.shape[3])  # else a gap of one pixel would be too wide for small ones
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    canvas: NDArray[np.floating] = (
+        make_grid(images, COLUMNS, images.shape[3] // 10, pad_value=1.0).movedim(0, 2).numpy()
+    )
     return canvas
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from imgclf import Classifier, combine, fit_ensemble
 from imgclf.cli import app
 from imgclf.core.config import ModelConfig, PreprocessConfig
-from imgclf.core.errors import ConfigError, ModelFileError
+from imgclf.core.errors import ConfigError
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
 from imgclf.estimator.calibrate import features_of
@@ -365,20 +365,6 @@ def test_predict_refuses_a_share_that_is_none(digits, images, share):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "reject" in result.stderr
-
-
-def test_arrays_that_do_not_fit_each_other_are_refused(unknown):
-    for changes in (
-        {"center": unknown.center[1:]},
-        {"points": unknown.points[:, 1:]},
-        {"rest": unknown.rest[1:]},
-        {"scale": unknown.scale[:3]},
-        {"scale": -unknown.scale},
-        {"valid": unknown.valid[::-1]},
-        {"valid": unknown.valid[:0]},
-    ):
-        with pytest.raises(ModelFileError, match="unknown"):
-            replace(unknown, **changes)
 
 
 def test_predicting_imports_no_more_than_it_needs(digits, images):
