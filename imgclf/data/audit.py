@@ -33,9 +33,9 @@ from imgclf.data.sources.tar_shards import ShardReader
 
 ALLOW_BAD = 0.05
 _CACHE_FORMAT = 8
-_CHUNK = 32
-_ODD_AMONG = 10
-_SHOWN = 3
+_CHUNK_IMAGES = 32
+_ODD_MIN_IMAGES = 10
+_SHOWN_NAMES = 3
 
 Out = TypeVar("Out")
 
@@ -158,7 +158,7 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     facts: list[_Fact] = []
     for fact in _mapped(lambda ref: _look(reader, ref, known.get(ref)), refs, workers):
         facts.append(fact)
-        if len(facts) % _CHUNK == 0 or len(facts) == len(refs):
+        if len(facts) % _CHUNK_IMAGES == 0 or len(facts) == len(refs):
             progress(len(facts), len(refs))
     facts = _compared(source, reader, facts, workers)
     now = dict(zip(refs, facts, strict=True))
@@ -169,7 +169,7 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
 
 def _mapped(look: Callable[[str], Out], refs: Sequence[str], workers: int) -> Iterator[Out]:
     """What `look` finds in each image, in order."""
-    chunks = [refs[i : i + _CHUNK] for i in range(0, len(refs), _CHUNK)]
+    chunks = [refs[i : i + _CHUNK_IMAGES] for i in range(0, len(refs), _CHUNK_IMAGES)]
     with ThreadPoolExecutor(workers) as pool:
         try:
             yield from chain.from_iterable(pool.map(lambda chunk: [look(ref) for ref in chunk], chunks))
@@ -305,7 +305,7 @@ def _alone(source: Source) -> tuple[str, ...]:
     names = [printable(label) for label, count in source.counts().items() if count == 1]
     if not names:
         return ()
-    shown = ", ".join(names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
+    shown = ", ".join(names[:_SHOWN_NAMES]) + ", …" * (len(names) > _SHOWN_NAMES)
     what = "a class has only 1 image" if len(names) == 1 else f"{len(names):,} classes have only 1 image"
     return (f"{what} ({shown}): trained on, not tested",)
 
@@ -313,7 +313,7 @@ def _alone(source: Source) -> tuple[str, ...]:
 def _odd_format(good: list[tuple[Sample, _Fact]]) -> list[str]:
     """One file of another format than all others is often no photo at all: an error page, a placeholder."""
     formats = Counter(fact.format for _, fact in good if fact.format)
-    if len(formats) != 2 or formats.total() <= _ODD_AMONG:
+    if len(formats) != 2 or formats.total() <= _ODD_MIN_IMAGES:
         return []
     (common, many), (odd, once) = formats.most_common()
     if once != 1:
@@ -326,7 +326,7 @@ def _vanished(good: list[tuple[Sample, _Fact]]) -> list[str]:
     refs = [printable(sample.ref) for sample, fact in good if fact.vanishes]
     if not refs:
         return []
-    shown = ", ".join(refs[:_SHOWN]) + ", …" * (len(refs) > _SHOWN)
+    shown = ", ".join(refs[:_SHOWN_NAMES]) + ", …" * (len(refs) > _SHOWN_NAMES)
     return [f"{plural(len(refs), 'transparent image')} turned all white on a white background: {shown}"]
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from imgclf.core.text import plural, printable
 from imgclf.data.dataset import SPLIT_NAMES, Sample
 
-_SHOWN = 3
+_SHOWN_FILES = 3
 
 Keys = Callable[[Sample], Iterable[tuple[str, str]]]
 
@@ -86,11 +86,11 @@ def _leaks(samples: Sequence[Sample], copies: list[list[Sample]]) -> list[str]:
         if images:
             found.append(f"{first} and {second} share {plural(len(images), 'image')} ({_files(images)}): {better}")
         if named:
-            shown = ", ".join(map(printable, named[:_SHOWN])) + ", …" * (len(named) > _SHOWN)
+            shown = ", ".join(map(printable, named[:_SHOWN_FILES])) + ", …" * (len(named) > _SHOWN_FILES)
             found.append(f"{first} and {second} share {plural(len(named), 'group')} ({shown}): {better}")
     return found
 
 
 def _files(copies: list[list[Sample]]) -> str:
-    shown = "; ".join(" = ".join(printable(s.ref) for s in files[:_SHOWN]) for files in copies[:_SHOWN])
-    return f"{shown}; …" if len(copies) > _SHOWN else shown
+    shown = "; ".join(" = ".join(printable(s.ref) for s in files[:_SHOWN_FILES]) for files in copies[:_SHOWN_FILES])
+    return f"{shown}; …" if len(copies) > _SHOWN_FILES else shown

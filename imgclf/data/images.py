@@ -151,7 +151,7 @@ def read_image(
     than `max_pixels` are refused from the header. Raises `BadImage`.
     """
     if isinstance(source, bytes):
-        return _read(BytesIO(source), "", at_least, max_pixels, levels, found)
+        return read_open(BytesIO(source), "", at_least, max_pixels, levels, found)
     with open_regular(source) as file:
         return read_open(file, os.fspath(source), at_least, max_pixels, levels, found)
 
@@ -166,7 +166,25 @@ def read_open(
 ) -> Pixels:
     """The pixels of an image file that is open, by the rules of `read_image`; `path` is what it is called."""
     try:
-        return _read(file, path, at_least, max_pixels, levels, found)
+        with _as_bad_image():
+            jpeg = find_jpeg(file)
+        if jpeg is not None:
+            file = BytesIO(jpeg.data)
+            orientation = _jpeg_orientation(jpeg, max_pixels)
+            needed = _as_stored((jpeg.height, jpeg.width), orientation, at_least)
+            pixels = decode_jpeg(jpeg, needed, smooth=not isinstance(at_least, Draft) or at_least.smooth)
+            if pixels is not None:  # else there is damage, which Pillow is to judge
+                return upright(pixels, orientation)
+        with _quiet_pillow():
+            with _as_bad_image():
+                image = _opened(file, os.path.splitext(path)[1], max_pixels)
+            needed = None
+            if _format(image) == "JPEG":
+                needed = _as_stored((image.height, image.width), _orientation(image), at_least)
+            with _as_bad_image():
+                decoded, orientation = _decode(image, needed, max_pixels)
+                _tell(found, decoded)
+                return upright(to_uint8(decoded, levels), orientation)
     except BadImage as error:
         raise BadImage(error.reason, path) from error.__cause__
 
@@ -318,36 +336,6 @@ def file_kind(mode: int) -> str:
 def _require_regular(mode: int, path: str) -> None:
     if not stat.S_ISREG(mode):
         raise BadImage(f"{file_kind(mode)}, not a regular file", path)
-
-
-def _read(
-    file: BinaryIO, path: str, at_least: AtLeast, max_pixels: int, levels: tuple[Levels, ...], found: Found
-) -> Pixels:
-    with _as_bad_image():
-        jpeg = find_jpeg(file)
-    if jpeg is not None:
-        file = BytesIO(jpeg.data)
-        pixels = _read_jpeg(jpeg, at_least, max_pixels)
-        if pixels is not None:
-            return pixels
-    with _quiet_pillow():
-        with _as_bad_image():
-            image = _opened(file, os.path.splitext(path)[1], max_pixels)
-        needed = None
-        if _format(image) == "JPEG":
-            needed = _as_stored((image.height, image.width), _orientation(image), at_least)
-        with _as_bad_image():
-            decoded, orientation = _decode(image, needed, max_pixels)
-            _tell(found, decoded)
-            return upright(to_uint8(decoded, levels), orientation)
-
-
-def _read_jpeg(jpeg: Jpeg, at_least: AtLeast, max_pixels: int) -> Pixels | None:
-    """The pixels without Pillow, or None where there is damage, which Pillow is to judge."""
-    orientation = _jpeg_orientation(jpeg, max_pixels)
-    needed = _as_stored((jpeg.height, jpeg.width), orientation, at_least)
-    pixels = decode_jpeg(jpeg, needed, smooth=not isinstance(at_least, Draft) or at_least.smooth)
-    return None if pixels is None else upright(pixels, orientation)
 
 
 def _jpeg_orientation(jpeg: Jpeg, max_pixels: int) -> int:

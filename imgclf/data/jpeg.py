@@ -19,7 +19,7 @@ from imgclf.core.config import DEPTHS, Levels
 from imgclf.data.dataset import Pixels, Sides
 
 _JPEG_START = b"\xff\xd8\xff"
-_MOST_BYTES = 2**28  # what is larger is not read into memory at once
+_MAX_BYTES = 2**28  # what is larger is not read into memory at once
 _SCALES = (8, 4, 2, 1)
 _ORIENTING = (b"Exif\0", b"ns.adobe.com/xap")  # what begins the metadata that may hold an orientation
 SWAPS_SIDES = (5, 6, 7, 8)  # the EXIF orientations that turn an image by a quarter
@@ -72,7 +72,7 @@ def find_jpeg(file: BinaryIO) -> Jpeg | None:
     import simplejpeg
 
     file.seek(0)
-    if file.read(len(_JPEG_START)) != _JPEG_START or file.seek(0, 2) > _MOST_BYTES:
+    if file.read(len(_JPEG_START)) != _JPEG_START or file.seek(0, 2) > _MAX_BYTES:
         return None
     file.seek(0)
     data = file.read()
@@ -135,7 +135,7 @@ def deep_color(image: Image.Image, file: IO[bytes]) -> DeepColor | None:
     None where OpenCV can't, or where it gives other pixels: the upper bytes must be those that Pillow has kept, which
     vouches for the order of channels, the orientation and the kind of transparency.
     """
-    if file.seek(0, 2) > _MOST_BYTES + 8 * image.width * image.height:  # there is more in it than the image
+    if file.seek(0, 2) > _MAX_BYTES + 8 * image.width * image.height:  # there is more in it than the image
         return None
     file.seek(0)
     found = _by_opencv(_only_pixels(file.read()) if image.format == "PNG" else file.read())

@@ -27,7 +27,7 @@ from imgclf.data.sources.layout import split_meant
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
 FRACTIONS = (0.7, 0.15, 0.15)
-_SHOWN = 3
+_SHOWN_FILES = 3
 
 Counts = dict[str, int]
 
@@ -357,7 +357,7 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> tuple[list[str]
 def _named(groups: Mapping[str, Sequence[str]]) -> list[str]:
     found = []
     for what, refs in groups.items():
-        shown = ", ".join(map(printable, sorted(refs, key=natural)[:_SHOWN])) + ", …" * (len(refs) > _SHOWN)
+        shown = ", ".join(map(printable, sorted(refs, key=natural)[:_SHOWN_FILES])) + ", …" * (len(refs) > _SHOWN_FILES)
         found += [f"{len(refs)} of the files {'is' if len(refs) == 1 else 'are'} {what}: {shown}"] if refs else []
     return found
 

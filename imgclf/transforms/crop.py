@@ -1,6 +1,6 @@
 """The pixels of one image at another size, into memory that is there already: what training takes from each image.
 
-Evaluation pixels come from `pixels.prepare` alone; here speed counts, and what is lost is less than what a random crop
+Evaluation pixels come from `preprocess.prepare` alone. Here speed counts: what is lost is less than what a random crop
 changes anyway.
 """
 
@@ -33,8 +33,8 @@ def crop_resize(pixels: Pixels, box: Box, out: Pixels) -> None:
     """Write the part of an image that lies in `box` into `out`, at the size and with the channels that `out` has.
 
     `pixels` is uint8 (height, width, channels) with up to 128 channels, `out` a contiguous one of another size; the box
-    is taken to the nearest whole pixel and holds at least one. The kernel is linear; where a side shrinks to a half or
-    less, pairs of pixels are averaged before, so that none is passed over.
+    is taken to the nearest whole pixel and holds at least one. Interpolation is linear; where a side shrinks to a half
+    or less, pairs of pixels are averaged before, so that none is passed over.
     """
     height, width, channels = out.shape
     top, rows = _span(box[0], box[2], pixels.shape[0], height)
@@ -92,6 +92,6 @@ def _sample(part: Pixels, out: Pixels) -> None:
     while rows >= 2 * height or columns >= 2 * width:
         rows = rows // 2 if rows >= 2 * height else rows
         columns = columns // 2 if columns >= 2 * width else columns
-        # At exactly one half the linear kernel is the mean of two pixels, and OpenCV is fastest there.
+        # At exactly one half linear interpolation is the mean of two pixels, and OpenCV is fastest there.
         part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
     cv2.resize(part, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)

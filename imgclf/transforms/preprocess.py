@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-_KERNELS = {
+_FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -137,7 +137,7 @@ def mean_color(recipe: PreprocessConfig) -> list[int]:
 
 
 def resize(
-    pixels: Pixels, size: tuple[int, int], kernel: str, box: tuple[float, float, float, float] | None = None
+    pixels: Pixels, size: tuple[int, int], interpolation: str, box: tuple[float, float, float, float] | None = None
 ) -> Pixels:
     """An image, or the part in `box` (left, top, right, bottom; in pixels), at a size (height, width), antialiased.
 
@@ -150,7 +150,7 @@ def resize(
         planes = [Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))]
     else:
         planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(pixels.shape[2])]
-    resized = [np.asarray(plane.resize(size[::-1], _KERNELS[kernel], box=box)) for plane in planes]
+    resized = [np.asarray(plane.resize(size[::-1], _FILTERS[interpolation], box=box)) for plane in planes]
     if len(resized) == 1:
         return resized[0] if resized[0].ndim == 3 else resized[0][..., None]
     return np.stack(resized, axis=2)

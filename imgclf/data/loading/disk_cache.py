@@ -38,8 +38,8 @@ from imgclf.data.dataset import Pixels
 
 DISK_SHARE = 0.2
 SUFFIX = ".pixels"
-ABOUT = "form.json"
-KNOWN = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
+SETTINGS_FILE = "form.json"
+OTHER_FOLDERS = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
 ORPHAN_SECONDS = 3600.0
 DECODERS = ("pillow", "simplejpeg", "opencv-python-headless")
 _FORMAT = 5
@@ -140,7 +140,7 @@ class PixelCache:
     def refresh(self) -> None:
         """Take in the segments that were sealed since, by this process or by others."""
         with suppress(OSError):
-            os.utime(self._folder / ABOUT)
+            os.utime(self._folder / SETTINGS_FILE)
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
             if path.name not in self._segments:
                 data, index = _open_segment(path)
@@ -197,9 +197,9 @@ class _Writer:
     def __init__(self, folder: Path, settings: dict[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_orphans(folder)
-        if not (folder / ABOUT).exists():
+        if not (folder / SETTINGS_FILE).exists():
             data = json.dumps(settings).encode()
-            write_atomic(folder / ABOUT, data, seal(data))
+            write_atomic(folder / SETTINGS_FILE, data, seal(data))
         self._name = f"{time.time_ns():x}-{secrets.token_hex(4)}"
         self._path = folder / f".{self._name}.tmp"
         self._file = open(self._path, "xb")  # noqa: SIM115  # closed by finish or abandon
@@ -270,7 +270,7 @@ def list_cache() -> list[CacheEntry]:
     """What the cache holds: each form of pixels, the one used last first, and what is known of files and tars."""
     forms = [_form_entry(folder) for folder in pixel_folder().glob("*") if folder.is_dir()]
     entries = sorted(forms, key=lambda entry: (-entry.used, entry.name))
-    for name, about in KNOWN.items():
+    for name, about in OTHER_FOLDERS.items():
         found = _stats((cache_folder() / name).glob("*.json"))
         if found:
             taken, used = sum(f.st_size for f in found), max(f.st_mtime for f in found)
@@ -282,7 +282,7 @@ def _form_entry(folder: Path) -> CacheEntry:
     files = [path for path in folder.glob("*") if path.is_file()]
     images = sum(len(_open_segment(path)[1]) for path in files if path.suffix == SUFFIX)
     try:
-        about = _in_words(json.loads(bytes(unseal((folder / ABOUT).read_bytes()))))
+        about = _in_words(json.loads(bytes(unseal((folder / SETTINGS_FILE).read_bytes()))))
     except (OSError, ValueError, TypeError, KeyError):
         about = "unknown"
     found = _stats(files)

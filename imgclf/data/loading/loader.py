@@ -28,7 +28,7 @@ from imgclf.data.loading.rows import (
     Prepared,
     RowWriter,
     chunks,
-    paint_plain,
+    write_plain,
 )
 from imgclf.runtime.compute import in_parts_that_fit
 from imgclf.runtime.device import pick_device
@@ -184,19 +184,19 @@ class Loader:
         return images
 
     @cached_property
-    def _painter(self) -> RowWriter:
+    def _row_writer(self) -> RowWriter:
         """How an image of the kept form gets to its row."""
         if self._train and self.recipe.compose is not None:
             return AlbumentationsRowWriter(self.recipe, self._seed)
         crops = [step for step in self.recipe.steps if step.op == "resized_crop"] if self._train else []
         if len(crops) > 1:
             raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one")
-        return CropRowWriter(crops[0], self._seed, self._keys, self.cache_level.name) if crops else paint_plain
+        return CropRowWriter(crops[0], self._seed, self._keys, self.cache_level.name) if crops else write_plain
 
     @property
     def _on_device(self) -> bool:
         """Whether batches are selected on the device; what is changed image by image is changed by the processor."""
-        return self.cache_level.name == "device" and self._painter is paint_plain
+        return self.cache_level.name == "device" and self._row_writer is write_plain
 
     @cached_property
     def _keys(self) -> NDArray[np.uint64]:
@@ -215,7 +215,7 @@ class Loader:
         n = len(self.samples)
         order = epoch_order(self._seed, epoch, n) if self._train else np.arange(n)
         memory = self._images.memory
-        selects = isinstance(memory, DenseStore) and self._painter is paint_plain
+        selects = isinstance(memory, DenseStore) and self._row_writer is write_plain
         for step in steps:
             index, guest = self._share(order[step * self.batch_size : (step + 1) * self.batch_size])
             if selects and isinstance(memory, DenseStore):
@@ -225,7 +225,7 @@ class Loader:
             else:
                 pixels = self._empty(len(index))
                 filled: NDArray[np.bool_] = np.zeros(len(index), np.bool_)
-                jobs = [partial(self._paint, index, epoch, pixels, filled, cut) for cut in chunks(index, threads)]
+                jobs = [partial(self._write, index, epoch, pixels, filled, cut) for cut in chunks(index, threads)]
                 yield (guest, partial(_collected, pixels, index, filled)), jobs
 
     def _share(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.int64], int | None]:
@@ -252,7 +252,7 @@ class Loader:
         index = memory.present(index)
         return memory.select(torch.from_numpy(index)), index
 
-    def _paint(
+    def _write(
         self,
         index: NDArray[np.int64],
         epoch: int,
@@ -260,7 +260,7 @@ class Loader:
         filled: NDArray[np.bool_],
         cut: slice,
     ) -> None:
-        filled[cut] = self._painter(self._images, index[cut], epoch, pixels.numpy()[cut])
+        filled[cut] = self._row_writer(self._images, index[cut], epoch, pixels.numpy()[cut])
 
     def _batch(self, pixels: torch.Tensor, index: NDArray[np.int64], epoch: int, guest: int | None) -> Batch:
         positions = torch.from_numpy(index)

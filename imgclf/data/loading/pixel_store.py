@@ -26,8 +26,8 @@ from imgclf.transforms.crop import kept_side, shrink, takes_whole_image
 from imgclf.transforms.preprocess import decode_size, mean_color, prepare, to_channels
 
 RAM_SHARE = 0.125  # of the training images, and of the valid ones: a quarter together
-PEEKED = 24
-WIDEST = 16 / 9  # assumed where no image tells its shape
+SIZED_IMAGES = 24
+ASSUMED_ASPECT = 16 / 9  # assumed where no image tells its shape
 DEVICE_SHARE = 0.6  # of the free memory of an accelerator
 HOST_SHARE = 0.5
 
@@ -85,13 +85,13 @@ class CacheFormat:
             return math.prod(self.shape)
         side = kept_side(self.recipe)
         shapes = []
-        for sample in samples[:: max(1, -(-len(samples) // PEEKED))]:
+        for sample in samples[:: max(1, -(-len(samples) // SIZED_IMAGES))]:
             try:
                 shapes.append(open_measured(source, sample.ref, (1, 1))[1])
             except DataError:  # named when it is wanted
                 continue
         areas = [height * width * min(1.0, side / min(height, width)) ** 2 for height, width in shapes]
-        area = sum(areas) / len(areas) if areas else side * side * WIDEST
+        area = sum(areas) / len(areas) if areas else side * side * ASSUMED_ASPECT
         return math.ceil(area * self.recipe.channels)
 
 

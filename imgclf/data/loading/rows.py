@@ -26,8 +26,8 @@ Index = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 T = TypeVar("T")
 
-CHUNK = 8  # images that a thread takes at once, at least
-CUTS = 3  # pieces of a batch for each thread
+MIN_CHUNK_IMAGES = 8  # images that a thread takes at once, at least
+CHUNKS_PER_THREAD = 3  # pieces of a batch for each thread
 
 
 class PixelStore:
@@ -130,7 +130,7 @@ def sample_seed(seed: int, epoch: int, key: str) -> int:
 
 def chunks(index: Index, parts: int) -> list[slice]:
     """Cuts of a batch for `parts` threads: a few for each, so that none waits long for the others."""
-    share = max(CHUNK, -(-len(index) // (parts * CUTS))) if parts else max(1, len(index))
+    share = max(MIN_CHUNK_IMAGES, -(-len(index) // (parts * CHUNKS_PER_THREAD))) if parts else max(1, len(index))
     return [slice(begin, begin + share) for begin in range(0, len(index), share)]
 
 
@@ -141,7 +141,7 @@ class RowWriter(Protocol):
         """Fill `out`, uint8 (n, height, width, channels); which rows are filled: the others can't be read."""
 
 
-def paint_plain(images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
+def write_plain(images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
     """The prepared pixels as they are."""
     return [_written(images(i), row) for i, row in zip(index.tolist(), out, strict=True)]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from imgclf.core.config import Levels
 from imgclf.core.errors import DataError
 from imgclf.core.text import plural
 from imgclf.data.dataset import AtLeast, Pixels, Sample, Source
-from imgclf.data.images import MAX_PIXELS, BadImage, Found, image_pixels, read_image
+from imgclf.data.images import MAX_PIXELS, BadImage, image_pixels, read_image, read_open
 from imgclf.data.jpeg import is_far
 from imgclf.data.sources.folder import image_files
 
@@ -56,7 +57,7 @@ class InputReader:
         if isinstance(item, NoImage):
             raise BadImage(item.reason, ref)
         if isinstance(item, bytes):
-            return self._decoded(item, ref, at_least, found)
+            return read_open(BytesIO(item), ref, at_least, self._max_pixels, self._levels, found)
         if isinstance(item, str):
             return read_image(item, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels, found=found)
         return image_pixels(item, self._levels, found) if isinstance(item, Image.Image) else item
@@ -64,12 +65,6 @@ class InputReader:
     def _found(self, ref: str, levels: Levels) -> None:
         if is_far(levels, self._levels):
             self.far[ref] = levels
-
-    def _decoded(self, data: bytes, ref: str, at_least: AtLeast, found: Found) -> Pixels:
-        try:
-            return read_image(data, at_least=at_least, max_pixels=self._max_pixels, levels=self._levels, found=found)
-        except BadImage as error:
-            raise BadImage(error.reason, ref) from error.__cause__
 
     def digest(self, ref: str) -> str:
         """The sha256 of the pixels."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from imgclf.core.files import cache_folder, write_atomic
 from imgclf.core.text import nfc, one_line, printable
 from imgclf.data.classes import in_one_form
 from imgclf.data.dataset import AtLeast, Pixels, Sample, Source
-from imgclf.data.images import MAX_PIXELS, BadImage, digest_pixels, read_image
+from imgclf.data.images import MAX_PIXELS, BadImage, digest_pixels, read_open
 from imgclf.data.sources.csv_table import class_problems
 from imgclf.data.sources.layout import split_meant
 from imgclf.data.sources.tar_index import (
@@ -75,10 +76,7 @@ class ShardReader:
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image as uint8 (height, width, 1 or 3). Raises `BadImage`."""
-        try:
-            return read_image(self.read(ref), at_least=at_least, max_pixels=self._max_pixels, levels=self._levels)
-        except BadImage as error:
-            raise BadImage(error.reason, ref) from error.__cause__
+        return read_open(BytesIO(self.read(ref)), ref, at_least, self._max_pixels, self._levels)
 
     def read(self, ref: str) -> bytes:
         """The bytes of one image's file. Raises `BadImage` where they can't be had, or aren't those of the index."""

@@ -159,7 +159,7 @@ def test_twelve_bits_are_refused_in_pillows_words():
 
 def test_a_huge_file_is_not_read_at_once(monkeypatch):
     data = encoded(picture(20, 30))
-    monkeypatch.setattr(decode, "_MOST_BYTES", len(data) - 1)
+    monkeypatch.setattr(decode, "_MAX_BYTES", len(data) - 1)
     assert find_jpeg(BytesIO(data)) is None
     assert np.array_equal(read_image(data), by_pillow(data))
 
