@@ -23,6 +23,7 @@ from imgclf.studies.events import NextTraining
 from imgclf.studies.reproduce import reproduce
 from imgclf.training.events import StepEnded, Warned
 from support.events import on
+from support.photos import save_photos
 
 TINY = {"arch": "lenet", "size": (16, 16), "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 5}}
 
@@ -37,10 +38,12 @@ def test_the_probabilities_are_the_mean_of_the_members():
     assert Ensemble([torch.nn.Identity()])(torch.tensor([[1e4, -1e4]])).isfinite().all()
 
 
-@pytest.fixture
-def three(photos, in_folder):
-    events = []
-    return fit_ensemble(str(photos), 3, config=TINY, runs=in_folder / "runs", callbacks=[events.append]), events
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """An ensemble of three, the events of its training, and the folder of its photos."""
+    folder, events = tmp_path_factory.mktemp("three"), []
+    photos = save_photos(folder / "photos")
+    return fit_ensemble(str(photos), 3, config=TINY, runs=folder / "runs", callbacks=[events.append]), events, photos
 
 
 def test_members_are_called_after_their_ensemble(photos, in_folder):
@@ -54,8 +57,8 @@ def test_members_are_called_after_their_ensemble(photos, in_folder):
     assert not (in_folder / "runs" / "ens-member-1").exists(), "nothing is trained before"
 
 
-def test_the_config_of_an_ensemble_says_how_all_of_it_is_trained_again(three, photos, in_folder):
-    ensemble, _ = three
+def test_the_config_of_an_ensemble_says_how_all_of_it_is_trained_again(three, in_folder):
+    ensemble, _, photos = three
     config = ensemble.run_.path / "config.toml"
     first, second = config.read_text().splitlines()[:2]
     assert first.startswith("# The network with seed 5 of this ensemble of 3.")
@@ -94,8 +97,8 @@ def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypa
     assert told == ["2 of 3 members kept the initial model: only one of these equal networks is used"]
 
 
-def test_members_differ_in_their_seed_and_share_a_split(three, photos, in_folder):
-    ensemble, events = three
+def test_members_differ_in_their_seed_and_share_a_split(three):
+    ensemble, events, photos = three
     members = [Classifier.load(path) for path in ensemble.run_.info["members"]]
     assert [event for event in events if isinstance(event, NextTraining)] == [NextTraining(i, 3) for i in (1, 2, 3)]
     assert len({member.split_.digest for member in members} | {ensemble.split_.digest}) == 1
@@ -109,8 +112,8 @@ def test_members_differ_in_their_seed_and_share_a_split(three, photos, in_folder
     np.testing.assert_allclose(ensemble.predict_proba(photos), mean, atol=1e-6)
 
 
-def test_an_ensemble_is_one_model_file(three, photos, tmp_path):
-    ensemble, _ = three
+def test_an_ensemble_is_one_model_file(three, tmp_path):
+    ensemble, _, photos = three
     ensemble.save(tmp_path / "three.safetensors")
     loaded = Classifier.load(tmp_path / "three.safetensors")
     assert read_manifest(tmp_path / "three.safetensors").spec.members == 3
@@ -120,7 +123,7 @@ def test_an_ensemble_is_one_model_file(three, photos, tmp_path):
 
 
 def test_trained_classifiers_are_combined(three):
-    ensemble, _ = three
+    ensemble, *_ = three
     loaded = [Classifier.load(path) for path in ensemble.run_.info["members"]]
     assert combine(loaded[:2]).model_config_.members == 2
     assert combine(loaded).seen_ == loaded[0].seen_
@@ -170,7 +173,7 @@ def test_of_one_it_is_a_copy_that_claims_the_same(photos, tmp_path):
 
 
 def test_an_ensemble_is_not_trained_again_as_one(three):
-    ensemble, _ = three
+    ensemble, *_ = three
     for again in (Classifier().resume, Classifier().repeat, reproduce):
         with pytest.raises(ConfigError, match=r"is an ensemble.*name one of its members: .*, .*, "):
             again(ensemble.run_.path)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
+from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.data.dataset import Sample
@@ -46,6 +47,12 @@ def pooled(monkeypatch):
     monkeypatch.setattr(learning, "CLASS_FITS", 0)
     monkeypatch.setattr("imgclf.estimator.plan.load_weights", lambda *args: used)
     return {"arch": "pooled", "train": {"device": "cpu"}, "split": [0.6, 0.2, 0.2]}
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """Steps are measured for a moment: these networks are tiny."""
+    monkeypatch.setattr("imgclf.estimator.warm_start.MEASURED", 0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -151,14 +158,14 @@ def test_a_class_with_few_images_is_not_halved(photos, pooled):
 def test_a_curve_of_full_trainings(photos, monkeypatch):
     monkeypatch.setattr(learning, "FULL_DRAWS", {0.2: 2, 0.5: 1, 1.0: 1})
     trained = []
-    fit = learning.Classifier.fit
+    fit = Classifier.fit
 
     def watched(self, data, **options):
         result = fit(self, data, **options)
         trained.append(self.split_)
         return result
 
-    monkeypatch.setattr(learning.Classifier, "fit", watched)
+    monkeypatch.setattr(Classifier, "fit", watched)
     curve = learning_curve(photos, config=TINY, full=True)
     assert curve.full
     assert [(point.images, point.draws) for point in curve.points] == [(9, 2), (21, 1), (42, 1)]
@@ -167,14 +174,9 @@ def test_a_curve_of_full_trainings(photos, monkeypatch):
     held = [{row.sha256 for part in ("valid", "test") for row in split.samples(part)} for split in trained]
     assert all(images == held[0] for images in held)
     assert [len(split.samples("train")) for split in trained] == [9, 9, 21, 42]
+    usual = Classifier(config=TINY).fit(photos).evaluate()  # the whole part is trained as training does it
+    assert curve.points[-1].accuracy == pytest.approx(usual.accuracy)
     assert not list(photos.parent.glob("runs"))
-
-
-def test_the_whole_part_is_trained_as_training_does(photos, monkeypatch):
-    monkeypatch.setattr(learning, "FULL_DRAWS", {0.2: 1, 0.5: 1, 1.0: 1})
-    curve = learning_curve(photos, config=TINY, full=True)
-    usual = learning.Classifier(config=TINY).fit(photos)
-    assert curve.points[-1].accuracy == pytest.approx(usual.evaluate().accuracy)
 
 
 def test_without_pretrained_weights_it_says_what_to_do(photos):
@@ -220,7 +222,9 @@ def test_the_command_refuses_what_it_can_not_do(photos, in_folder):
 
 
 def test_interrupted_training_ends_the_whole(photos, monkeypatch):
-    class Interrupted(learning.Classifier):
+    monkeypatch.setattr(learning, "FULL_DRAWS", {0.2: 1, 0.5: 1, 1.0: 1})
+
+    class Interrupted(Classifier):
         def fit(self, data, **options):
             result = super().fit(data, **options)
             self.history_ = type(self.history_)(self.history_.epochs, "interrupted")

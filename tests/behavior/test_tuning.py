@@ -21,8 +21,23 @@ from imgclf.storage.run_folder import read_config
 from imgclf.studies import tune as tuning
 from imgclf.studies.events import NextTraining
 from imgclf.studies.tune import TrialEnded, tune
-from imgclf.training.events import BaselineMeasured, StepEnded
+from imgclf.training.events import BaselineMeasured, EpochEnded, StepEnded, notify
 from support.events import on
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Stands in for `fit`: two epochs whose loss depends on the learning rate."""
+
+    def fit(classifier, data, callbacks):
+        loss = abs(math.log(classifier.recipe.train.lr) + 5)
+        classifier.history_ = History(tuple(EpochRecord(n, loss, 0.5, loss, 0.5, 0.1, 1.0, best=True) for n in (1, 2)))
+        for n in (1, 2):
+            notify(callbacks, EpochEnded(SimpleNamespace(epoch=n, epochs=2, history=classifier.history_.epochs[:n])))
+        return classifier
+
+    monkeypatch.setattr(tuning.Classifier, "fit", fit)
+
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu", "seed": 3}}
 
@@ -77,6 +92,7 @@ def test_a_trial_that_beats_the_start_is_better_than_one_that_does_not(photos, i
     assert result.default_loss == 0.3
 
 
+@pytest.mark.usefixtures("no_training")
 def test_without_a_probe_there_is_no_start_to_beat(photos, in_folder):
     result = tune(photos, config=TINY, trials=1)
     assert result.initial_loss is None
@@ -101,23 +117,7 @@ def test_the_command_says_that_the_start_would_be_kept(photos, in_folder, monkey
     assert answer["trials"][0]["initial_kept"]
 
 
-def test_the_picture_of_what_matters_says_of_what(photos, in_folder, monkeypatch):
-    titles = []
-    monkeypatch.setattr(_tuning, "save_importances", lambda *values: titles.append(values[2:]))
-    options = {"recipe": None, "trials": 6, "minutes": None, "folder": in_folder / "runs"}
-    monkeypatch.setattr(tuning.Classifier, "fit", _no_training)
-    _tuning.run_search(str(photos), TINY, options, as_json=False)
-    assert titles == [("photos, lenet", 6)]
-
-
-def _no_training(classifier, data, callbacks):
-    """Stands in for `fit`: a loss that depends on the learning rate."""
-    loss = abs(math.log(classifier.recipe.train.lr) + 5)
-    record = EpochRecord(1, loss, 0.5, loss, 0.5, 0.1, 1.0, best=True)
-    classifier.history_, classifier.metrics_ = History((record,)), {"valid": SimpleNamespace(loss=loss)}
-    return classifier
-
-
+@pytest.mark.usefixtures("no_training")
 def test_a_search_goes_on_where_it_stopped(photos, in_folder):
     first = tune(str(photos), config=TINY, trials=2)
     told = []
@@ -138,6 +138,7 @@ def test_a_search_goes_on_where_it_stopped(photos, in_folder):
         ({"split": [0.6, 0.2, 0.2]}, "images, split"),
     ],
 )
+@pytest.mark.usefixtures("no_training")
 def test_other_settings_are_another_search(photos, in_folder, change, name):
     tune(str(photos), config=TINY, trials=1)
     with pytest.raises(ConfigError, match=rf"has trials with other settings \({name}\)"):
@@ -151,6 +152,7 @@ def test_a_file_that_holds_no_trials(photos, in_folder):
         tune(str(photos), config=TINY, trials=1)
 
 
+@pytest.mark.usefixtures("no_training")
 def test_a_name_with_signs_of_its_own(photos, in_folder):
     odd = photos.rename(photos.parent / "my.photos?#1")
     result = tune(str(odd), config=TINY, trials=1)
@@ -168,13 +170,22 @@ def test_nothing_is_written_into_the_data(photos, in_folder):
     assert sorted(photos.rglob("*")) == before
 
 
-def test_a_trial_that_does_badly_is_ended(photos, in_folder):
-    result = tune(str(photos), config={**TINY, "train": {**TINY["train"], "epochs": 4}}, trials=14)
-    assert {trial.ended for trial in result.trials} >= {"complete", "pruned"}
+@pytest.mark.usefixtures("no_training")
+def test_a_trial_that_does_badly_is_ended_and_the_picture_says_of_what_it_is(photos, in_folder, monkeypatch):
+    titles = []
+    monkeypatch.setattr(_tuning, "save_importances", lambda *values: titles.append(values[2:]))
+    results = []
+    monkeypatch.setattr(_tuning, "_show", lambda data, result, picture: results.append(result))
+    options = {"recipe": None, "trials": 14, "minutes": None, "folder": in_folder / "runs"}
+    _tuning.run_search(str(photos), TINY, options, as_json=False)
+    (result,) = results
+    assert {trial.ended for trial in result.trials} == {"complete", "pruned"}
     assert set(result.importances) == {"lr", "weight_decay", "label_smoothing", "augment"}
     assert sum(result.importances.values()) == pytest.approx(1)
+    assert titles == [("photos, lenet", sum(trial.loss is not None for trial in result.trials))]
 
 
+@pytest.mark.usefixtures("no_training")
 def test_the_usual_settings_are_never_cut_short(photos, in_folder, monkeypatch):
     """Also where they come late, and the pruner would end every trial."""
     import optuna
@@ -239,6 +250,7 @@ def test_an_interrupt_ends_the_search_with_what_was_found(photos, in_folder):
     assert len(tune(str(photos), config=TINY, trials=2).trials) == 2
 
 
+@pytest.mark.usefixtures("no_training")
 def test_no_trial_begins_that_would_not_fit(photos, in_folder, monkeypatch):
     tune(str(photos), config=TINY, trials=1)
     monkeypatch.setattr(tuning, "_expected_seconds", lambda study: 120.0)
