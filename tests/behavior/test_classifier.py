@@ -158,14 +158,6 @@ def test_everything_that_is_an_image_is_predicted_alike(trained, tmp_path):
     assert [prediction.path for prediction in mixed] == [str(path), "image 1", "image 2", str(path)]
 
 
-def test_a_prediction_lists_the_likeliest_classes_first(trained):
-    (prediction,) = trained.predict("photos/blue/00.png", top=2)
-    assert len(prediction.top) == 2
-    assert prediction.top[0] == (prediction.label, prediction.confidence)
-    assert prediction.top[0][1] > prediction.top[1][1]
-    assert sum(prediction.probabilities.values()) == pytest.approx(1)
-
-
 def test_probabilities_are_in_the_order_of_the_classes(trained):
     images = [f"photos/{name}/00.png" for name in ("red", "blue", "green")]
     probabilities = trained.predict_proba(images)

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from torch import nn
-from typer.testing import CliRunner
 
 import imgclf.report.collect
 from imgclf import Classifier
-from imgclf.cli import app
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import DataError
 from imgclf.core.results import EpochRecord, History
@@ -35,12 +33,9 @@ from imgclf.storage.run_folder import (
     write_history,
 )
 from imgclf.training.checkpoint import PREVIOUS
+from support.command_line import run
 
 TINY = {"epochs": 2, "batch_size": 16}
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def tell(folder, **changes):

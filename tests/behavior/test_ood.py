@@ -12,10 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from typer.testing import CliRunner
 
 from imgclf import Classifier, combine, fit_ensemble
-from imgclf.cli import app
 from imgclf.core.config import ModelConfig, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.loading.loader import Loader
@@ -28,6 +26,7 @@ from imgclf.models.features import feature_layers, with_features
 from imgclf.storage.model_file import UNKNOWN_TENSORS, read_manifest
 from imgclf.training.events import EpochEnded, Progressed
 from imgclf.transforms.presets import preset_steps
+from support.command_line import run
 
 CPU = {"train": {"device": "cpu", "precision": "fp32"}}
 STRANGERS = ("8", "9")
@@ -321,10 +320,6 @@ def test_an_ensemble_is_calibrated_and_knows_unlike_images(photos, tmp_path):
 
 
 # On the command line
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 @pytest.fixture

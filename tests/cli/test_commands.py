@@ -23,7 +23,6 @@ import pytest
 import typer
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
 
 import imgclf
 from imgclf.__main__ import main as entry_point
@@ -46,6 +45,7 @@ from imgclf.evaluation.predictions import Predictions
 from imgclf.storage.model_file import load_model, read_manifest
 from imgclf.studies.dry_run import DryRun
 from imgclf.training.events import StepEnded, TrainingEnded
+from support.command_line import answer, done, run
 from support.photos import COLORS, color_image, contents, copy_of_world
 
 CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with a figure)\n"
@@ -54,23 +54,6 @@ EVALUATION_KEYS = {
     *("n", "loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"),
     *("per_class", "confusion", "intervals", "calibration"),
 }
-
-
-def run(*args, stdin=None):
-    return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
-
-
-def done(*args, stdin=None):
-    """The result of a command that must end well."""
-    result = run(*args, stdin=stdin)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def answer(*args, stdin=None):
-    """The one JSON value of a command that must end well; nothing else may be on stdout."""
-    (line,) = done(*args, "--json", stdin=stdin).stdout.splitlines()
-    return json.loads(line)
 
 
 def rows(*args, stdin=None):

@@ -5,14 +5,9 @@ import shutil
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from imgclf.cli import app
+from support.command_line import run
 from support.photos import color_image
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 @pytest.fixture

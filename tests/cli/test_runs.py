@@ -1,36 +1,19 @@
 """`imgclf runs` and `imgclf compare`: what they answer, where, and how they end."""
 
-import json
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from imgclf import Classifier
-from imgclf.cli import app
 from imgclf.cli._training import warn_of_worse
 from imgclf.storage.run_folder import PREDICTIONS, list_runs, open_run
 from imgclf.storage.run_list import RunEntry
+from support.command_line import answer, done, run
 from support.photos import copy_of_world, save_photos
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def done(*args):
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def answer(*args):
-    (line,) = done(*args, "--json").stdout.splitlines()
-    return json.loads(line)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from imgclf.cli import app
+from support.command_line import run
 from support.photos import contents
 
 GROUP = typer.main.get_command(app)
@@ -47,10 +48,6 @@ NOWHERE = {
 }
 NAMES = {"-".join(command): command for command in COMMANDS}
 commands = pytest.mark.parametrize("command", NAMES.values(), ids=NAMES)
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def said(result):

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from imgclf.core.config import ModelConfig, TrainConfig
-from imgclf.core.errors import ConfigError
-from imgclf.models.build import build_model, head_of
+from imgclf.models.build import head_of
 from imgclf.models.speedrun import LOGIT_SCALE, NOISE, OFFSET_SCALE, SpeedNet, Whitening, speednet
 from imgclf.models.summary import layer_table
 from imgclf.training.optim import make_optimizer
@@ -129,11 +128,6 @@ def test_any_channels_and_sizes_and_the_layer_table_counts_all_weights(channels,
     rows = layer_table(model, size, channels)
     assert sum(row.params for row in rows) == sum(p.numel() for p in model.parameters())
     assert rows[0].shape == (8 * channels, size[0] - 1, size[1] - 1)
-
-
-def test_too_small_an_image_names_the_smallest_that_works():
-    with pytest.raises(ConfigError, match=r"the smallest size that works is 9$"):
-        build_model(ModelConfig("speednet", 10, 3, (8, 8)))
 
 
 def test_it_tells_stripes_from_stripes_within_thirty_steps():

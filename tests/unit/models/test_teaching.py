@@ -138,7 +138,14 @@ def test_other_sizes_work_and_change_the_flatten(size):
 
 @pytest.mark.parametrize(
     ("name", "smallest"),
-    [("lenet", 16), ("cnn_two_layer", 4), ("cnn_cifar", 8), ("small_vgg11", 32), ("vgg16_cifar_lab", 8)],
+    [
+        ("lenet", 16),
+        ("cnn_two_layer", 4),
+        ("cnn_cifar", 8),
+        ("small_vgg11", 32),
+        ("vgg16_cifar_lab", 8),
+        ("speednet", 9),
+    ],
 )
 def test_too_small_an_image_names_the_smallest_that_works(name, smallest):
     too_small = smallest - 1

@@ -71,7 +71,7 @@ def test_a_network_without_convolutions_has_neither():
         stage_maps(model, PIXELS, GREY)
 
 
-@pytest.mark.parametrize(("arch", "channels"), [("lenet", 1), ("vit_tiny_patch16_224", 3), ("speednet_small", 2)])
+@pytest.mark.parametrize(("arch", "channels"), [("lenet", 1), ("speednet_small", 2)])
 def test_pictures_are_written(tmp_path, arch, channels):
     size = (28, 28) if arch == "lenet" else (32, 32)
     torch.manual_seed(0)
