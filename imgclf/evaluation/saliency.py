@@ -1,4 +1,4 @@
-"""Which pixels speak for a class: Grad-CAM, Grad-CAM++ and occlusion, for any network.
+"""Saliency, the pixels that drove a prediction: Grad-CAM, Grad-CAM++ and occlusion, for any network.
 
 Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) takes the last maps that still have places, weighs each by the mean
 gradient of the class's logit, and keeps what is positive of their sum. Grad-CAM++ (Chattopadhay et al. 2018,
@@ -45,11 +45,25 @@ def explain(
     precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
 ) -> list[Explanation]:
-    """Where in each image of the loader the class is that the model answers with, or `label`.
+    """Show which pixels of each image drove the prediction.
 
-    The images stay in memory: give it a part at a time where there are many. The model stays as it is, and may answer
-    elsewhere meanwhile. Of an ensemble it is the mean over the members. Raises `UnknownName` for a method or a class
-    that there is not, and `ConfigError` where the network has no maps with places.
+    The images stay in memory: with many of them, pass a part at a time. The model stays as it is, and can be used by
+    other threads meanwhile. The explanation of an ensemble is the mean over its members.
+
+    Args:
+        model: Maps images (n, channels, height, width) to logits (n, k).
+        loader: The samples and the names of the classes.
+        method: `gradcam`, `gradcam++` or `occlusion`.
+        label: The class to explain; by default, the predicted one.
+        precision: Of the prediction: `fp32`, `bf16`, `fp16`, or the dtype.
+        temperature: Divides the logits, for the probabilities; above 0.
+
+    Returns:
+        One for each sample, in order; one that cannot be read carries an error.
+
+    Raises:
+        UnknownName: There is no such method or class.
+        ConfigError: The network has no feature maps, which Grad-CAM needs.
 
     Example:
         >>> from imgclf import Classifier, Loader, explain, open_source

@@ -17,7 +17,7 @@ from imgclf.core.arguments import as_path
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header
-from imgclf.core.text import nfc, printable
+from imgclf.core.text import nfc, plural, printable
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
 from imgclf.models.checkpoints import read_checkpoint, without_prefix
@@ -80,19 +80,26 @@ def has_weights(arch: Arch) -> bool:
 def load_weights(
     model: nn.Module, spec: ModelConfig, weights: str | os.PathLike[str], classes: Sequence[str] = ()
 ) -> WeightsUsed:
-    """Fill `model`, which was built from `spec`, in place.
+    """Fill a network with weights, in place. Nothing is changed where an error is raised.
 
-    `weights` is `auto` (published weights where they can be had, else none and a note), `pretrained` (published ones,
-    or an error), `none`, a file (.safetensors, .pth, .pt, .ckpt, .tar: a state dict,
-    or the checkpoint of a training script that holds one), a run folder (its model.safetensors), or a hub
-    name like `timm/resnet18.a1_in1k`, unless there is a file or a folder of that name. The head stays fresh, except for
-    that of a file: of a model that imgclf saved, the rows of those `classes` that it knows by name are taken over, of
-    any other file a head of the same shape. The rows of a linear head that does not know all of the classes are left
-    beside the network's own in the buffer `prior`, for a probe (`training/probe.py`), and are no part of its state. A
-    first convolution for another number of channels is adapted. Nothing is changed where an error is raised.
+    The head of published weights is left out. Of a model that imgclf saved, the head's rows of those `classes` that it
+    knows by name are kept; of any other file, a head of the same shape. The rows of a linear head that does not know
+    all classes are left in its buffer `prior`, for a probe (`training/linear_probe.py`), and are no part of its state.
+    A first convolution for another number of channels is adapted.
 
-    Raises `ModelFileError` for weights that can't be had or don't fit, `MissingExtra` for packaged weights that are not
-    installed, and `ConfigError` for any other `weights`.
+    Args:
+        model: Built from `spec`.
+        spec: Its description.
+        weights: `auto` (published weights if available, else none and a note), `pretrained` (published weights, or an
+            error), `none`, a file (.safetensors, .pth, .pt, .ckpt, .tar: a state dict, or a training script's
+            checkpoint that holds one), a run folder, or a hub name like `timm/resnet18.a1_in1k`, unless there is a file
+            or a folder of that name.
+        classes: The names of the classes, in the order of the head's rows.
+
+    Raises:
+        ModelFileError: The weights are not available or don't fit.
+        MissingExtra: Packaged weights are not installed.
+        ConfigError: `weights` is anything else.
     """
     weights = str(as_path("weights", weights)) if not isinstance(weights, str) else weights
     if weights == "none":
@@ -105,7 +112,7 @@ def load_weights(
         members = manifest.get("spec", {}).get("members", 1)
         if members > 1:
             raise ModelFileError(
-                f"{path} is an ensemble of {members} networks, and training goes on from one: name one of its members"
+                f"{path} is an ensemble of {members} networks; training starts from one: name one of its members"
             )
         note, head = _transplant(
             model, state, str(path), _Rows(tuple(map(nfc, manifest.get("classes", ()))), tuple(map(nfc, classes)))
@@ -115,7 +122,7 @@ def load_weights(
         note, _ = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
         return WeightsUsed(weights, "hub", weights, note)
     raise ConfigError(
-        f"weights is {weights!r}{', which is not there' if '/' in weights else ''}; allowed: auto, pretrained, none, "
+        f"weights is {weights!r}{', which was not found' if '/' in weights else ''}; allowed: auto, pretrained, none, "
         f"a file ({', '.join(FILE_SUFFIXES)}), a run by its folder or its name, or a hub name like "
         "timm/resnet18.a1_in1k"
     )
@@ -133,7 +140,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises `ModelFileError`, also for values that are NaN or infinite, and where the checksum does not match.
     """
     if not path.is_file():
-        raise ModelFileError(f"there is no file {str(path)!r}; weights need an existing {' or '.join(FILE_SUFFIXES)}")
+        raise ModelFileError(f"weights file {str(path)!r} not found; expected an existing {' or '.join(FILE_SUFFIXES)}")
     try:
         state, manifest = _read_safetensors(path) if path.suffix == ".safetensors" else (read_checkpoint(path), {})
     except ModelFileError:
@@ -143,7 +150,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelFileError(f"{str(path)!r} can't be read as weights ({reason}); save them again") from error
     for name, tensor in state.items():
         if not tensor.isfinite().all():
-            raise ModelFileError(f"{str(path)!r} holds NaN or infinite values in {name!r}; use weights that are sound")
+            raise ModelFileError(f"{str(path)!r} holds NaN or infinite values in {name!r}; use other weights")
     return state, manifest
 
 
@@ -183,9 +190,7 @@ def _load_published(model: nn.Module, spec: ModelConfig, asked: str) -> WeightsU
         if asked == "pretrained" and arch.family == "own":
             raise ConfigError(f"{spec.arch} is your own network: say pretrained=True, or give a file of its weights")
         if asked == "pretrained":
-            raise ModelFileError(
-                f"there are no pretrained weights for {spec.arch}; use --weights none or another --arch"
-            )
+            raise ModelFileError(f"{spec.arch} has no pretrained weights; use --weights none or another --arch")
         why = "" if arch.family == "own" else f": {spec.arch} has no published weights"
         return WeightsUsed(asked, "none", f"from scratch{why}")
     try:
@@ -295,13 +300,13 @@ def _transplant(
     state, others = without_prefix(state, own)
     new = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
     head = {key: tensor for key, tensor in state.items() if key.startswith(heads)}
-    notes = [f"what is no part of the network was left out: {_few(others)}"] if others else []
+    notes = [f"ignored tensors that are not part of the network: {_few(others)}"] if others else []
     stem = _first_convolution(model)
     if stem in new and stem in own and new[stem].ndim == 4:
         given, wanted = new[stem].shape[1], own[stem].shape[1]
         if given != wanted:
             new[stem] = adapt_channels(new[stem], wanted)
-            notes.append(f"its first convolution was adapted from {given} to {wanted} channels")
+            notes.append(f"first convolution adapted from {given} to {wanted} channels")
     kept = {key for key in own if key.startswith(heads) or key.endswith("num_batches_tracked")}
     _require_fit(own, new, kept, source)
     model.load_state_dict({**own, **new})
@@ -321,21 +326,21 @@ def _take_rows(model: nn.Module, head: Mapping[str, Tensor], rows: _Rows) -> tup
         if {key: t.shape for key, t in head.items()} == {key: t.shape for key, t in own.items()}:
             model.load_state_dict(dict(head), strict=False)
             return "whole", None
-        return "fresh", "its head is of another shape and was left out, so the head starts fresh"
+        return "fresh", "its classification head has another shape: a new one is trained"
     both = [name for name in rows.wanted if name in rows.known]
     fits = head.keys() == own.keys() and all(head[key].shape[1:] == own[key].shape[1:] for key in own)
     if not both or not fits:
-        return "fresh", "its head knows none of these classes and was left out, so the head starts fresh"
+        return "fresh", "its classification head has none of these classes: a new one is trained"
     to, source = [rows.wanted.index(name) for name in both], [rows.known.index(name) for name in both]
     for key, tensor in own.items():
         tensor[to] = head[key][source].to(tensor)
-    missing, gone = [n for n in rows.wanted if n not in both], [n for n in rows.known if n not in both]
-    if not missing and not gone:
+    new, dropped = [n for n in rows.wanted if n not in both], [n for n in rows.known if n not in both]
+    if not new and not dropped:
         return "whole", None
-    parts = [f"its head knows {len(both)} of the classes by name"]
-    parts += [f"new: {_few(missing)}"] if missing else []
-    parts += [f"left out: {_few(gone)}"] if gone else []
-    return ("part" if missing else "whole"), ", ".join(parts)
+    parts = [f"keeps {plural(len(both), 'class')}"]
+    parts += [f"adds {_few(new)}"] if new else []
+    parts += [f"drops {_few(dropped)}"] if dropped else []
+    return ("part" if new else "whole"), ", ".join(parts)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -361,7 +366,7 @@ def _leave_prior(model: nn.Module, given: Mapping[str, Tensor]) -> None:
 
 def _require_fit(own: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Iterable[str], source: str) -> None:
     problems = [f"{key} is missing" for key in own.keys() - new.keys() - set(kept)]
-    problems += [f"{key} is not a part of the network" for key in new.keys() - own.keys()]
+    problems += [f"{key} is not part of the network" for key in new.keys() - own.keys()]
     problems += [
         f"{key} is {tuple(new[key].shape)}, not {tuple(own[key].shape)}"
         for key in own.keys() & new.keys()

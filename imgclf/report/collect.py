@@ -92,13 +92,19 @@ def write_report(
     known: Known | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the report of a run, to its `report.html` or to `out`, and give its path.
+    """Write the report of a run, and return its path.
 
-    The run is given as its folder or as its name under `runs`.
+    If the predictions for its test images are missing they are made again, provided the model and the images are there.
+    A run without test images is reported on its validation images.
 
-    Where the predictions to its test images are not there they are made, if the model and the images are; a run without
-    test images is reported on by its valid images. `progress` is told (images done, images in all).
-    Raises `DataError` where this is no run folder, or where `out` lies inside the data.
+    Args:
+        run: A run folder, or the name of a run under `runs`.
+        out: The file to write; by default, `report.html` in the run folder.
+        known: What the caller has loaded already.
+        progress: Is told (images done, images in all).
+
+    Raises:
+        DataError: This is no run folder, or `out` is inside the data.
     """
     return report_on(run, out, known=known, progress=progress)[0]
 

@@ -654,16 +654,16 @@ def test_a_class_is_added_to_a_trained_model(own, tmp_path):
     (photos / "white").mkdir()
     for index in range(12):
         Image.new("RGB", (32, 24), (255, 255, 240 + index)).save(photos / "white" / f"{index}.png")
-    with pytest.warns(UserWarning, match="new: white"):
+    with pytest.warns(UserWarning, match="adds white"):
         classifier = Classifier(init=run, config={"train": {**EXACT, "probe": False}}).fit(photos, epochs=1, lr=1e-9)
     assert (classifier.model_config_.arch, classifier.preprocess_.size) == ("lenet", (16, 16))
     assert classifier.classes_ == (*before.classes_, "white")
-    assert "its head knows 3 of the classes by name, new: white" in classifier.weights_.note
+    assert "keeps 3 classes, adds white" in classifier.weights_.note
     known = {row.sha256: row.split for row in before.split_.rows}
     assert all(row.split == known.get(row.sha256, row.split) for row in classifier.split_.rows)
     row, old = classifier.classes_.index("red"), before.classes_.index("red")
     torch.testing.assert_close(head_of(classifier.model_).weight[row], head_of(before.model_).weight[old])
-    with pytest.warns(UserWarning, match="new: white"):
+    with pytest.warns(UserWarning, match="adds white"):
         baseline = Classifier(init=run, config={"train": EXACT}).fit(photos, epochs=0)
     assert baseline.probe_.images == len(baseline.split_.samples("train"))
     assert math.isnan(baseline.probe_.accuracy), "it would be measured on what the network was trained on"

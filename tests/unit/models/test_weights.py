@@ -143,7 +143,7 @@ def test_a_net_without_published_weights_says_nothing_on_auto_and_refuses_pretra
     model = build_model(LENET)
     used = load_weights(model, LENET, "auto")
     assert (used.used, used.note) == ("none", None)
-    with pytest.raises(ModelFileError, match="no pretrained weights for lenet"):
+    with pytest.raises(ModelFileError, match="lenet has no pretrained weights"):
         load_weights(model, LENET, "pretrained")
 
 
@@ -291,7 +291,7 @@ def test_torchvision_weights_come_from_its_own_cache(caches):
     model = build_model(spec)
     used = load_weights(model, spec, "pretrained")
     assert used.source.endswith("/resnet18-f37072fd.pth")
-    assert used.note.endswith("its first convolution was adapted from 3 to 1 channels")
+    assert used.note.endswith("first convolution adapted from 3 to 1 channels")
     torch.testing.assert_close(model.conv1.weight.data, original["conv1.weight"].sum(1, keepdim=True))
     assert same(
         {k: v for k, v in without_head(model.state_dict()).items() if k != "conv1.weight"},
@@ -439,7 +439,7 @@ def test_another_head_is_left_out_and_said(tmp_path):
     model = build_model(LENET)
     fresh = head_of(model).weight.detach().clone()
     note = load_weights(model, LENET, str(path)).note
-    assert "head is of another shape" in note
+    assert "head has another shape" in note
     assert calmed(head_of(model).weight, fresh)
     assert torch.equal(model.hidden[0].weight, original["hidden.0.weight"])
 
@@ -457,7 +457,7 @@ def test_anything_else_that_does_not_fit_is_listed_and_changes_nothing(tmp_path)
     message = str(caught.value)
     assert "features.3.bias is missing" in message
     assert "hidden.0.weight is (120, 400), not (120, 256)" in message
-    assert "surprise is not a part of the network" in message
+    assert "surprise is not part of the network" in message
     assert same(before, snapshot(model))
 
 
@@ -562,7 +562,7 @@ def test_an_ensemble_is_nothing_to_go_on_from(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ModelFileError, match="there is no file"):
+    with pytest.raises(ModelFileError, match="not found"):
         load_weights(build_model(LENET), LENET, str(tmp_path / "missing.pth"))
 
 
@@ -624,14 +624,14 @@ def test_what_becomes_of_a_head_is_said(tmp_path):
     save_run(tmp_path / "run")
     spec = ModelConfig("lenet", 3, 1, (28, 28))
     note = load_weights(build_model(spec), spec, str(tmp_path / "run"), ("b", "a", "x")).note
-    assert note.endswith("its head knows 2 of the classes by name, new: x, left out: c, d")
+    assert note.endswith("keeps 2 classes, adds x, drops c, d")
 
 
 def test_a_folder_without_a_model_file_is_no_hub_name(tmp_path, monkeypatch):
     (tmp_path / "runs" / "a").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights_module, "hub_file", lambda *a: pytest.fail("asked the hub"))
-    with pytest.raises(ModelFileError, match=r"there is no file .*model\.safetensors"):
+    with pytest.raises(ModelFileError, match=r"model\.safetensors' not found"):
         load_weights(build_model(LENET), LENET, "runs/a")
 
 
@@ -660,7 +660,7 @@ def test_a_run_or_a_file_that_is_gone_is_not_asked_of_the_hub(caches, monkeypatc
     (caches / "trials" / "one").mkdir(parents=True)
     (caches / "trials" / "one" / "run.json").write_text("{}")
     for gone in ("runs/a", "trials/two", "./a", "../a"):
-        with pytest.raises(ConfigError, match=f"weights is '{gone}', which is not there; allowed: "):
+        with pytest.raises(ConfigError, match=f"weights is '{gone}', which was not found; allowed: "):
             load_weights(build_model(LENET), LENET, gone)
 
 
