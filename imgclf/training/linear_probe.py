@@ -30,7 +30,7 @@ from imgclf.runtime.device import pick_device, pick_precision
 
 STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 11))  # 0.1 to 1e-5, the strongest first
 FOLDS = 5
-MANY = 5_000  # images from which on one fold is enough, in float32
+MAX_FIVE_FOLD_IMAGES = 5_000  # of more, one fold is enough, in float32
 ITERATIONS = 100
 
 
@@ -121,7 +121,7 @@ def features_of(
     features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
     samples = {sample.ref: sample for sample in loader.samples}
     units = torch.tensor(joined([samples[ref] for ref in answers.refs], unit_keys), dtype=torch.int64)
-    return (features.double() if len(labels) <= MANY else features), labels, units
+    return (features.double() if len(labels) <= MAX_FIVE_FOLD_IMAGES else features), labels, units
 
 
 def fit_logistic(
@@ -184,7 +184,7 @@ def _choose(
 ) -> tuple[float, HeldOut]:
     """The strength of least loss on images that are held out, each class spread evenly over the folds."""
     fold = _folds(labels, units)
-    tried = range(1 if len(labels) > MANY else FOLDS)
+    tried = range(1 if len(labels) > MAX_FIVE_FOLD_IMAGES else FOLDS)
     held_out = [fold == number for number in tried if (fold == number).any()]
     if not held_out:
         return strengths[len(strengths) // 2], HeldOut()
@@ -211,32 +211,20 @@ def _clustered_error(deviations: torch.Tensor, units: torch.Tensor) -> float:
 
 
 def _folds(labels: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-    """A number from 0 to 4 for each image, the same within a unit; -1 for what is never held out, as a class would have
-    no other image.
+    """The fold of each image, from 0 to 4, the same within a unit; -1 for a unit without which a class has no image.
 
-    The places follow the order of the images, so that the same images always give the same head.
+    Class by class, the largest units first, each goes to the fold that has held the least of its classes by then. All
+    follows the order of the images, so that the same images always give the same head.
     """
-    if len(set(units.tolist())) < len(units):
-        return torch.tensor(_folds_of_units(labels.tolist(), units.tolist()))
-    order = labels.argsort(stable=True)
-    counts = torch.bincount(labels)
-    starts = counts.cumsum(0) - counts
-    place = torch.empty_like(labels)
-    place[order] = torch.arange(len(labels)) - starts[labels[order]]
-    return torch.where(counts[labels] > 1, place % FOLDS, -1)
-
-
-def _folds_of_units(labels: list[int], units: list[int]) -> list[int]:
-    """The same for units of several images: class by class, the largest units first, each to the fold that has held the
-    least of its classes by then."""
+    classes = labels.tolist()
     members: dict[int, list[int]] = defaultdict(list)
-    for place, unit in enumerate(units):
+    for place, unit in enumerate(units.tolist()):
         members[unit].append(place)
-    holds = {unit: Counter(labels[place] for place in places) for unit, places in members.items()}
+    holds = {unit: Counter(classes[place] for place in places) for unit, places in members.items()}
     spread = Counter(label for counts in holds.values() for label in counts)
-    sizes = Counter(labels)
+    sizes = Counter(classes)
     held: list[Counter[int]] = [Counter() for _ in range(FOLDS)]
-    fold = [-1] * len(labels)
+    fold = [-1] * len(classes)
     for unit in sorted(members, key=lambda unit: (min(holds[unit]), -len(members[unit]))):
         if any(spread[label] < 2 for label in holds[unit]):
             continue
@@ -245,7 +233,7 @@ def _folds_of_units(labels: list[int], units: list[int]) -> list[int]:
         held[number].update(holds[unit])
         for place in members[unit]:
             fold[place] = number
-    return fold
+    return torch.tensor(fold)
 
 
 def _minimize(
@@ -257,18 +245,22 @@ def _minimize(
     start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weights and the bias (classes, d + 1) of least mean cross-entropy plus `strength` / 2 times the squares."""
-    solution = torch.zeros(classes, points.shape[1] + 1, dtype=points.dtype) if start is None else start.clone()
-    solution.requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [solution], max_iter=ITERATIONS, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
-    )
+    from scipy.optimize import minimize
 
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = points @ solution[:, :-1].T + solution[:, -1]
-        value = F.cross_entropy(logits, labels, weight) + strength / 2 * solution[:, :-1].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    shape = classes, points.shape[1] + 1
+    shares = torch.ones(len(labels)) if weight is None else weight[labels]
+    shares = (shares / shares.sum()).to(points.dtype)[:, None]  # of each image in the mean
+    targets = shares * F.one_hot(labels, classes)
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return solution.detach()
+    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:  # without autograd, in half the time
+        solution = torch.from_numpy(flat.reshape(shape)).to(points.dtype)
+        logs = (points @ solution[:, :-1].T + solution[:, -1]).log_softmax(1)
+        value = strength / 2 * solution[:, :-1].square().sum() - (targets * logs).sum()
+        errors = shares * logs.exp() - targets
+        gradient = torch.column_stack([errors.T @ points + strength * solution[:, :-1], errors.sum(0)])
+        return value.item(), gradient.double().numpy().ravel()
+
+    first = np.zeros(shape) if start is None else start.double().numpy()
+    options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": 1e-6, "ftol": 0.0}
+    found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(found.x.reshape(shape)).to(points.dtype)
