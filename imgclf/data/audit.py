@@ -327,7 +327,7 @@ def _vanished(good: list[tuple[Sample, _Fact]]) -> list[str]:
     if not refs:
         return []
     shown = ", ".join(refs[:_SHOWN_NAMES]) + ", …" * (len(refs) > _SHOWN_NAMES)
-    return [f"{plural(len(refs), 'transparent image')} turned all white on a white background: {shown}"]
+    return [f"{plural(len(refs), 'transparent image')} all white on a white background: {shown}"]
 
 
 def _sizes(facts: list[_Fact]) -> Sizes | None:

@@ -301,7 +301,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         _require_regular(os.stat(path).st_mode, os.fspath(path))
         return open(path, "rb", opener=_without_waiting)
     except FileNotFoundError:
-        reason = "a link to nothing" if os.path.islink(path) else "no such file"
+        reason = "a broken link" if os.path.islink(path) else "no such file"
         raise BadImage(reason, os.fspath(path)) from None
     except (OSError, ValueError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -176,8 +176,8 @@ def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]
     matched, refs = match_rows(rows, source.samples), {sample.ref for sample in source.samples}
     lost = [row.ref for row, sample in matched if sample is None]
     if lost:
-        problems = [f"{printable(ref)}: {'changed' if ref in refs else 'gone'}" for ref in sorted(lost, key=natural)]
-        raise DataError(f"{source.name} is not what it was: put these images back", problems)
+        problems = [f"{printable(ref)}: {'changed' if ref in refs else 'missing'}" for ref in sorted(lost, key=natural)]
+        raise DataError(f"{source.name} has changed since then: restore these images", problems)
     found = [(row, sample) for row, sample in matched if sample is not None]
     known = {sample.ref for _, sample in found}
     changes = {
@@ -294,10 +294,10 @@ def fit_split(rows: Sequence[Sample], source: Source, file: str | os.PathLike[st
         if ref in fitted:
             problems.append(f"{printable(row.ref)} and another row are the same image")
         elif ref not in refs and not row.sha256 and not _is_there(source, ref):
-            problems.append(f"{printable(row.ref)} is no image of {source.name}")
+            problems.append(f"{printable(row.ref)} is not an image of {source.name}")
         fitted[ref] = replace(row, ref=ref)
     if not problems and not any(row.ref in refs or row.sha256 in contents for row in fitted.values()):
-        problems = [f"{printable(ref)} is no image of {source.name}" for ref in fitted] or ["it lists no image"]
+        problems = [f"{printable(ref)} is not an image of {source.name}" for ref in fitted] or ["it lists no image"]
     if problems:
         place = f"relative to {printable(root)}, or absolute" if root else "as the data set names them"
         raise DataError(f"{printable(os.fspath(file))} does not fit the data; expected paths {place}", problems)
@@ -345,7 +345,7 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> tuple[list[str]
         "new names of known content, which stays where it was": [ref for ref in new if ref in moved],
     }
     changed = {
-        "gone, or can't be used": [ref for ref in before if ref not in now and before[ref].sha256 not in contents],
+        "missing or unreadable": [ref for ref in before if ref not in now and before[ref].sha256 not in contents],
         "changed in content and kept in place": [
             ref for ref in both if before[ref].sha256 and before[ref].sha256 != now[ref].sha256
         ],

@@ -208,7 +208,9 @@ def require_apart(path: Path, places: Collection[str]) -> None:
     around = {_data_folder(classes) for classes in set(map(os.path.dirname, folders))}
     data = {Path(place).resolve() for place in (set(places) - images) | around if os.path.exists(place)}
     if data & {whole, *whole.parents} or (whole.exists() and whole in {Path(image).resolve() for image in images}):
-        raise DataError(f"{printable(str(path))} lies inside the data, which are never written to; name another place")
+        raise DataError(
+            f"{printable(str(path))} lies inside the data folder, which is never written to; choose another place"
+        )
 
 
 def _data_folder(classes: str) -> str:

@@ -504,7 +504,7 @@ def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
 @pytest.mark.filterwarnings("ignore:exact copies", "ignore:1 of the files is changed")
 def test_a_run_does_not_go_on_with_other_images(own):
     (own / "photos" / "red" / "00.png").write_bytes((own / "photos" / "red" / "01.png").read_bytes())
-    with pytest.raises(DataError, match="photos is not what it was: put these images back") as caught:
+    with pytest.raises(DataError, match="photos has changed since then: restore these images") as caught:
         Classifier().resume("runs/photos-lenet-1", epochs=50)
     assert caught.value.problems == ("red/00.png: changed",)
 
@@ -549,7 +549,7 @@ def test_a_run_that_fails_says_so(photos, in_folder):
 
 def test_no_run_folder_is_made_inside_the_data(photos, monkeypatch):
     monkeypatch.chdir(photos)
-    with pytest.raises(DataError, match="data, which are never written to"):
+    with pytest.raises(DataError, match="data folder, which is never written to"):
         quick().fit(".", epochs=1, runs="runs")
     assert not (photos / "runs").exists()
 
@@ -800,7 +800,7 @@ def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_i
     for label in ("dim", "lit"):
         (tmp_path / "far" / label).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "far" / label / f"{label}.png"), rng.integers(0, 60000, (16, 16, 3), np.uint16))
-    far = r"^2 images hold values of \d+ to 59\d\d\d, and training saw 0 to 1023: the answers may be wrong$"
+    far = r"^2 images hold values of \d+ to 59\d\d\d, and training saw 0 to 1023: predictions may be wrong$"
     with pytest.warns(UserWarning, match=far):
         classifier.predict([tmp_path / "far", file])
     with pytest.warns(UserWarning, match=far):

@@ -80,10 +80,10 @@ def test_other_versions_are_named(run):
     assert reproduce(run.path).environment["torch"][0] == "1.0"
 
 
-@pytest.mark.filterwarnings("ignore:1 of the files is gone")
+@pytest.mark.filterwarnings("ignore:1 of the files is missing")
 def test_other_images_are_refused(run):
     os.remove("photos/red/05.png")
-    with pytest.raises(DataError, match="photos is not what it was: put these images back"):
+    with pytest.raises(DataError, match="photos has changed since then: restore these images"):
         reproduce(run.path)
 
 

@@ -170,7 +170,7 @@ def test_values_far_beyond_those_of_training_are_said(here):
         values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000 + len(name)
         Image.fromarray(values).save(here / "deep" / name / "a.png")
     for command in ("evaluate", "predict"):
-        far = "! 2 images hold values of 3 to 63005, and training saw 0 to 255: the answers may be wrong\n"
+        far = "! 2 images hold values of 3 to 63005, and training saw 0 to 255: predictions may be wrong\n"
         assert far in done(command, "deep").stderr
         assert "training saw" not in done(command, "photos").stderr
 

@@ -46,7 +46,7 @@ def read_rows(path: str | os.PathLike[str], required: tuple[str, ...]) -> tuple[
         header = [cell.strip().lower() for cell in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise DataError(f"{shown} is no CSV: line {reader.line_num}: {error}") from None
+        raise DataError(f"{shown} is not a CSV file: line {reader.line_num}: {error}") from None
     named = [name for name in header if name]
     if not set(required) <= set(named) or len(set(named)) < len(named):
         found = printable(", ".join(header)) or "nothing"
@@ -84,14 +84,14 @@ def _text(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise DataError(f"{shown} can't be read: {error.strerror or error}") from None
     if data.startswith(b"PK\3\4"):
-        raise DataError(f"{shown} is a workbook (.xlsx, .ods) and no CSV: {_SAVE_AGAIN}")
+        raise DataError(f"{shown} is a workbook (.xlsx, .ods), not a CSV file: {_SAVE_AGAIN}")
     try:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return data.decode("utf-16")
     except UnicodeDecodeError:
-        raise DataError(f"{shown} begins as UTF-16 and does not go on so: {_SAVE_AGAIN}") from None
+        raise DataError(f"{shown} starts as UTF-16 but is not valid UTF-16: {_SAVE_AGAIN}") from None
     if b"\0" in data:
-        raise DataError(f"{shown} holds zero bytes, so it is UTF-16 without a mark, or no text: {_SAVE_AGAIN}")
+        raise DataError(f"{shown} holds zero bytes: UTF-16 without a byte-order mark, or not text: {_SAVE_AGAIN}")
     return data.decode("utf-8-sig", "surrogateescape")
 
 
@@ -116,7 +116,7 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
         earlier, known = first.setdefault(sample.ref, (line, sample))
         repeated += earlier != line
         if known != sample:
-            problems.append(f"line {line}: {printable(sample.ref)} is listed otherwise in line {earlier}")
+            problems.append(f"line {line}: {printable(sample.ref)} is listed differently in line {earlier}")
     samples, spelling = in_one_form([sample for _, sample in first.values()])
     problems += _split_problems(samples, [line for line, _ in first.values()])
     problems += _splits_elsewhere(rows, header)
@@ -125,8 +125,8 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
     if problems:
         raise DataError(f"{printable(os.fspath(path))} can't be used", problems)
     extra = sorted({name or "one without a name" for name in header} - {*REQUIRED, *OPTIONAL})
-    notes = [f"columns that are not used: {', '.join(map(printable, extra))}"] if extra else []
-    notes += [f"rows that repeat an earlier one: {repeated}"] if repeated else []
+    notes = [f"unused columns: {', '.join(map(printable, extra))}"] if extra else []
+    notes += [f"repeated rows: {repeated}"] if repeated else []
     return Source(
         name=Path(path).stem,
         classes=tuple(sorted({s.label for s in samples}, key=os.fsencode)),
@@ -168,7 +168,7 @@ def _sample(cells: dict[str, str], reader: FileReader) -> tuple[Sample, list[str
     if not label:
         problems.append("the label is empty")
     elif cells["label"].lstrip() != cells["label"] and label.startswith('"'):
-        problems.append(f"a blank before a quote makes the quote part of the label {printable(label)}: take it out")
+        problems.append(f"a space before a quote makes the quote part of the label {printable(label)}: remove it")
     split = split_meant(word)
     if word and split is None:
         problems.append(f"split is {printable(word)!r}; expected train, valid or test")
@@ -208,7 +208,7 @@ def _splits_elsewhere(rows: list[Row], header: list[str]) -> list[str]:
     others = [] if "split" in header else [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
     words = {name: {cells[name].strip() for _, cells in rows} for name in others}
     return [
-        f"column {printable(name)!r} holds {', '.join(map(printable, sorted(found)))}: call it split, or take it out"
+        f"column {printable(name)!r} holds {', '.join(map(printable, sorted(found)))}: rename it to split, or remove it"
         for name, found in words.items()
         if all(map(split_meant, found)) and {"train"} < set(map(split_meant, found))
     ]

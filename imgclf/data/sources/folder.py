@@ -147,7 +147,7 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
         notes += _beside(root)
         scan.problems.extend(_deeper(samples, root) if len(classes) == 1 else [])
     if not samples:
-        scan.problems.extend(f"passed over {item}" for item in _grouped(scan.skipped))
+        scan.problems.extend(f"skipped {item}" for item in _grouped(scan.skipped))
     closed = [f"{printable(ref) or 'the folder'} {reason}" for ref, reason in scan.unreadable]
     if scan.problems or closed:
         raise DataError(f"{shown} can't be used: expected one sub-folder of images per class", closed + scan.problems)
@@ -313,7 +313,7 @@ def _why_not(entry: os.DirEntry[str]) -> str | None:
         if not entry.is_file():
             return f"{file_kind(entry.stat().st_mode)}, not a regular file"
     except OSError:
-        return "a link to nothing"
+        return "a broken link"
     if is_image_name(entry.name):
         return None
     if not os.path.splitext(entry.name)[1] and has_image_magic(entry.path):

@@ -103,7 +103,7 @@ def far_values(source: Source, samples: Iterable[Sample], levels: tuple[Levels, 
     values = f"{min(one.low for one in far):g} to {max(one.high for one in far):g}"
     trained = ", ".join(map(str, levels)) or "0 to 255"
     images = f"{plural(len(far), 'image')} {'holds' if len(far) == 1 else 'hold'}"
-    return f"{images} values of {values}, and training saw {trained}: the answers may be wrong"
+    return f"{images} values of {values}, and training saw {trained}: predictions may be wrong"
 
 
 def _is_path(item: Item) -> bool:

@@ -183,7 +183,7 @@ def _locate(pattern: str) -> list[tuple[Any, str]]:
     except ImportError:
         raise MissingExtra(EXTRA, "tar shards") from None
     if pattern.lower().endswith(_COMPRESSED):
-        raise DataError(f"{printable(pattern)} is compressed, so its images can't be read one by one: gunzip it")
+        raise DataError(f"{printable(pattern)} is compressed, so its images can't be read one by one: decompress it")
     near = filesystem("file")
     if os.path.isdir(pattern):
         return [(near, Path(os.path.abspath(pattern), name).as_posix()) for name in _tars_in(pattern)]
@@ -227,7 +227,7 @@ def _facts(tar: Tar) -> Tar | str:
     if info.get("type") != "file":
         return "not a regular file"
     if not isinstance(info.get("size"), int):
-        return "its size is not known, so it can't be read by position"
+        return "its size is unknown, so it can't be read by position"
     stamp = "; ".join(f"{key} {info[key]}" for key in _STAMPS if key in info)
     return replace(tar, size=info["size"], stamp=stamp)
 

@@ -358,5 +358,5 @@ def test_what_turns_all_white_on_white_is_named(tmp_path):
     drawing[10, 5, :3] = 0
     Image.fromarray(drawing).save(tmp_path / "a/dark.png")
     assert audit(open_folder(tmp_path)).findings == (
-        "1 transparent image turned all white on a white background: a/white.png",
+        "1 transparent image all white on a white background: a/white.png",
     )

@@ -40,13 +40,13 @@ def test_split_group_extra_columns_and_byte_order_mark(photos):
     assert [(s.split, s.group) for s in source.samples] == [
         ("train", "g1"), ("train", None), ("valid", None), ("test", "g2"),
     ]  # fmt: skip
-    assert source.notes == ("columns that are not used: camera",)
+    assert source.notes == ("unused columns: camera",)
 
 
 def test_splits_in_a_column_of_another_name_are_refused_instead_of_passed_over(photos):
     rows = "0.png,a,train\n1.png,b,Train\n2.png,a,val\n3.png,b,testing\n"
     with pytest.raises(
-        DataError, match="column 'subset' holds Train, testing, train, val: call it split, or take it out"
+        DataError, match="column 'subset' holds Train, testing, train, val: rename it to split, or remove it"
     ):
         open_table(table(photos, f"path,label,subset\n{rows}"))
     assert open_table(table(photos, f"path,label,line\n{rows.replace('val', 'car')}")).samples[0].split is None
@@ -63,7 +63,7 @@ def test_repeated_rows(photos):
     text = "path,label\n0.png,a\n./0.png,a\n1.png,a\n2.png,b\n3.png,b\n"
     source = open_table(table(photos, text))
     assert len(source) == 4
-    assert source.notes == ("rows that repeat an earlier one: 1",)
+    assert source.notes == ("repeated rows: 1",)
 
 
 def test_all_problems_come_with_their_lines(photos):
@@ -72,7 +72,7 @@ def test_all_problems_come_with_their_lines(photos):
         open_table(table(photos, text))
     text = "\n".join(caught.value.problems)
     for problem in (
-        "line 3: 0.png is listed otherwise in line 2",
+        "line 3: 0.png is listed differently in line 2",
         "line 4: 9.png does not exist",
         "line 5: the label is empty",
         "line 6: the path is empty",
@@ -92,18 +92,18 @@ def test_all_problems_come_with_their_lines(photos):
         ("path,label,split\n0.png,a,test\n1.png,a,test\n2.png,b,test\n3.png,b,test\n", "no row has the split train"),
         ("path,label,split\n0.png,a,train\n1.png,a,\n2.png,b,train\n3.png,b,test\n", "line 3: split is empty"),
         ("path,label,split\n0.png,a,train\n1.png,a,train\n2.png,b,test\n3.png,b,test\n", "'b' has no image in train"),
-        ('path,label\n"0.png,a\n', "no CSV"),
+        ('path,label\n"0.png,a\n', "not a CSV file"),
         ("path,label\n", "found none"),
-        (f"path,label{'x' * 200_000}\n", "no CSV: .*field larger"),
+        (f"path,label{'x' * 200_000}\n", "not a CSV file: .*field larger"),
         (
             "path,label\n0.png,K\xe4se\n1.png,b\n".encode("latin-1"),
             "not UTF-8 .*line 2: 'K\N{REPLACEMENT CHARACTER}se'",
         ),
         ("path,label\n0.png,a\n\xe4.png,b\n".encode("latin-1"), "save it as “CSV UTF-8”"),
         ("path,label\n0.png,a\n".encode("utf-16-le"), "zero bytes"),
-        (b"\xff\xfep\0a", "begins as UTF-16"),
+        (b"\xff\xfep\0a", "starts as UTF-16"),
         (b"PK\3\4", "is a workbook"),
-        ('path,label\n0.png, "a"\n1.png,b\n', "line 2: a blank before a quote"),
+        ('path,label\n0.png, "a"\n1.png,b\n', "line 2: a space before a quote"),
         ("path,label,,\n0.png,a\n1.png,b,,,x\n", "line 3: 5 cells"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_path_is_found_in_the_way_the_disk_spells_it(photos):
 
 def test_an_unnamed_column_that_holds_something_is_noted(photos):
     source = open_table(table(photos, ",path,label,,\n0,0.png,a\n1,1.png,b,,x\n"))
-    assert source.notes == ("columns that are not used: one without a name",)
+    assert source.notes == ("unused columns: one without a name",)
 
 
 def test_names_are_compared_in_one_unicode_form(photos):

@@ -285,7 +285,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     ignored = "\n".join(source.skipped)
     assert "a/loop/: a link to a folder that was read already" in ignored
     assert "a/other/: a link to a folder that was read already" in ignored
-    assert "2 files ending .png: a link to nothing" in ignored
+    assert "2 files ending .png: a broken link" in ignored
     assert "b/pipe.png: a pipe, not a regular file" in ignored
 
 

@@ -500,7 +500,7 @@ def test_files_that_are_no_regular_files_are_named(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     cases = {
         "empty.jpg": "empty file",
-        "link.jpg": "a link to nothing",
+        "link.jpg": "a broken link",
         "none.jpg": "no such file",
         "folder.jpg": "a folder",
         "pipe.jpg": "a pipe",

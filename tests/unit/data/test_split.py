@@ -263,7 +263,7 @@ def test_what_changed_is_named(tmp_path):
         "1 of the files is new names of known content, which stays where it was: c0/renamed.png",
     )
     assert split.findings == (
-        "1 of the files is gone, or can't be used: c0/3.png",
+        "1 of the files is missing or unreadable: c0/3.png",
         "1 of the files is changed in content and kept in place: c0/0.png",
         "1 of the files is changed in label and kept in place: c0/1.png",
     )
@@ -337,10 +337,10 @@ def test_paths_in_a_split_file_may_be_written_otherwise(tmp_path):
     ("rows", "match"),
     [
         ([], "it lists no image"),
-        ([f"elsewhere/{i}.png,c0,test,{content(-i)}" for i in range(1, 4)], r"elsewhere/1.png is no image of set"),
+        ([f"elsewhere/{i}.png,c0,test,{content(-i)}" for i in range(1, 4)], r"elsewhere/1.png is not an image of set"),
         (
             ["c0/0.png,c0,test,", "c0/typo.png,c0,test,"],
-            r"does not fit the data; expected(.|\n)*c0/typo.png is no image",
+            r"does not fit the data; expected(.|\n)*c0/typo.png is not an image",
         ),
         (["c0/0.png,c0,test,", "./c0/0.png,c0,train,"], r"\./c0/0.png and another row are the same image"),
     ],
@@ -356,7 +356,7 @@ def test_an_image_that_is_left_out_may_be_in_a_split_file(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     (tmp_path / "mine.csv").write_text("path,label,split\nbad.png,c0,test\nc0/0.png,c0,test\n")
     split = make_split(replace(source(samples), reader=FileReader(tmp_path)), file=tmp_path / "mine.csv")
-    assert split.findings == ("1 of the files is gone, or can't be used: bad.png",)
+    assert split.findings == ("1 of the files is missing or unreadable: bad.png",)
 
 
 @pytest.mark.parametrize(

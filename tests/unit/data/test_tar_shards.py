@@ -387,7 +387,7 @@ def test_errors_of_a_file_system_name_the_tar(far, folder, monkeypatch):
 
 def test_sizes_that_are_not_known(far, monkeypatch):
     monkeypatch.setattr(type(far), "info", lambda *_args, **_options: {"type": "file", "size": None})
-    with pytest.raises(DataError, match="its size is not known"):
+    with pytest.raises(DataError, match="its size is unknown"):
         open_shards("memory://b/a.tar")
 
 

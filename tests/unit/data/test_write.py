@@ -96,7 +96,7 @@ def test_a_copy_never_lies_inside_the_data(photos, tmp_path):
     (tmp_path / "link").symlink_to(photos)
     before = tree(photos)
     for out in (photos / "out", photos / "red" / "out", tmp_path / "link" / "out", photos / "red" / ".." / "out"):
-        with pytest.raises(DataError, match="inside the data, which are never written to"):
+        with pytest.raises(DataError, match="inside the data folder, which is never written to"):
             prepare_folder(open_source(photos), out, RECIPE)
     assert tree(photos) == before
 
