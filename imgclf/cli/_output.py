@@ -87,4 +87,4 @@ def model_data(model: str | None) -> list[str]:
 
 def run_data(run: Run) -> list[str]:
     """Where the images of a run are: as they were named, and where that was."""
-    return [place for place in (run.info.get("source"), run.info.get("location")) if isinstance(place, str)]
+    return [place for place in (run.info.source, run.info.location) if isinstance(place, str)]

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import traceback
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imgclf.cli import _console as console
 from imgclf.core.results import Calibration, ClassResult, Evaluation
 from imgclf.core.text import percent, plural
 
 if TYPE_CHECKING:
-    from imgclf.data.dataset import Source
-    from imgclf.evaluation.predictions import Predictions
-    from imgclf.report.advice import Advice
     from imgclf.storage.run_list import RunEntry
 
 MAX_CONFUSION = 12  # classes whose confusion matrix fits a terminal
@@ -94,33 +86,3 @@ def figure(entry: RunEntry) -> str:
     if entry.accuracy is None:
         return "no figure yet"
     return f"{percent(entry.accuracy)} of {plural(entry.n or 0, f'{entry.part} image')}"
-
-
-def write_page(
-    run: Path, model: Any, answers: Mapping[str, Predictions], source: Source
-) -> tuple[Path | None, Advice | None]:
-    """Write the report of a run, and say what it advises before the model is used, if anything.
-
-    Where it fails that is a warning: the result does not depend on it.
-    """
-    try:
-        from imgclf.report.advice import before_use
-        from imgclf.report.collect import Known, report_on
-
-        with console.progress("writing the report") as progress:
-            page, data = report_on(run, known=Known(model, answers, source), progress=progress)
-        return page, before_use(data)
-    except Exception as error:
-        if os.environ.get("IMGCLF_DEBUG"):
-            for line in traceback.format_exc().splitlines():
-                console.say(line)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        _say_how_to_report(run, reason)
-        return None, None
-    except KeyboardInterrupt:
-        _say_how_to_report(run, "interrupted")
-        raise
-
-
-def _say_how_to_report(run: Path, reason: str) -> None:
-    console.warn(f"the report is not written: {reason}; for another try: imgclf report {shlex.quote(str(run))}")

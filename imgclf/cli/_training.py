@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import singledispatchmethod
 from pathlib import Path
@@ -17,30 +18,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from imgclf.cli import _console as console
 from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._plan import show_plan
-from imgclf.cli._results import figure, show_evaluation, write_page
+from imgclf.cli._results import figure, show_evaluation
 from imgclf.core.errors import ConfigError
-from imgclf.core.results import ENDED, Decision, EpochRecord, Evaluation
+from imgclf.core.results import ENDED, Decision, EpochRecord
 from imgclf.core.text import plural, printable
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.data.sources.folder import FileReader
-from imgclf.data.write import save_samples
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.events import (
     DataSplit,
     DecisionsMade,
-    FitEnded,
     ImagesChecked,
     LoaderMade,
     ProbeFitted,
+    ReportFailed,
+    ReportWritten,
     SourceOpened,
+    Tested,
 )
-from imgclf.estimator.fit import tested
 from imgclf.estimator.plan import PlanMade, RunReady
-from imgclf.estimator.recorder import Recorder, note_test
+from imgclf.evaluation.inference import Progress
 from imgclf.models.own import OWN
+from imgclf.report.advice import Advice
 from imgclf.report.text import instead_of_epochs, never_better, valid_losses, why_kept
 from imgclf.runtime import distributed
-from imgclf.storage.run_folder import INFO, ROOT, Run, config_source, find_run, open_run, write_info
+from imgclf.storage.run_folder import INFO, ROOT, SAMPLES, Run, config_source, find_run, open_run
 from imgclf.storage.run_list import RunEntry, find_default, why_none
 from imgclf.studies.ensemble import fit_ensemble, require_members
 from imgclf.studies.events import EnsembleValidated, NextTraining
@@ -61,7 +63,6 @@ from imgclf.training.events import (
     TrainingRetried,
     TrainingStarted,
     Warned,
-    notify,
 )
 from imgclf.training.state import TrainState
 
@@ -73,29 +74,29 @@ SHARED = (SourceOpened, ImagesChecked, DataSplit, LoaderMade)  # of the members 
 
 
 def run_training(data: str | None, changes: dict[str, Any], options: dict[str, Any]) -> None:
-    """Train, test, save and show the result; ends with 130 or 143 where training was interrupted."""
+    """Train, and show the result; ends with 130 or 143 where training was interrupted."""
     if "ensemble" in options:
         require_members(options["ensemble"], "--ensemble")
     distributed.join()
-    began, before = time.perf_counter(), find_default()
-    view = TrainView()
-    if options.get("dry_run") and "resume" not in options:
+    before, view, resumed = find_default(), TrainView(), "resume" in options
+    data = _resumable(data, changes, options) if resumed else _named_data(data, options)
+    if options.get("dry_run"):
         with view.progress:
-            show_plan(_named_data(data, options), changes, options, view)
+            show_plan(data, changes, options, view)
         return
+    recipe, runs, name = options.get("recipe"), options.get("runs", ROOT), options.get("name")
     try:
         with view.progress:
-            trackers = _trackers(data, options)
-            callbacks: list[Callback] = [view, *map(_until_tested, trackers)]
-            if "ensemble" in options and "resume" not in options:  # what is followed is each of its members
-                callbacks, trackers = [view, *trackers], []
-            classifier = _fitted(data, changes, options, callbacks)
-            view.run = classifier.run_
-            with _testing(classifier):
-                test = _test(classifier, view, trackers)
-                summary = _keep(classifier, test, view.resumed_after, began)
-        if distributed.is_main():
-            _show(classifier, test, summary, options)
+            told: list[Callback] = [view, *_trackers(data, options)]
+            if resumed:
+                classifier = Classifier().resume(data, epochs=options.get("epochs"), callbacks=told)
+            elif members := options.get("ensemble"):
+                where = {"runs": runs, "name": name, "callbacks": told}
+                classifier = fit_ensemble(data, members, recipe=recipe, config=changes, **where)
+            else:
+                classifier = Classifier(recipe=recipe, config=changes).fit(data, runs=runs, name=name, callbacks=told)
+        if classifier.run_ is not None:  # else another process has it
+            _show(classifier, view, options)
             warn_of_worse(before, find_default())
     except KeyboardInterrupt:
         _say_where_to_go_on(view.run)
@@ -114,139 +115,64 @@ def _named_data(data: str | None, options: Mapping[str, Any]) -> str:
     return data
 
 
-def _fitted(
-    data: str | None, changes: dict[str, Any], options: dict[str, Any], callbacks: Sequence[Callback]
-) -> Classifier:
-    if "resume" in options:
-        return _resume(data, changes, options, callbacks)
-    data, recipe = _named_data(data, options), options.get("recipe")
-    runs, name = options.get("runs", ROOT), options.get("name")
-    if "ensemble" in options:
-        members = options["ensemble"]
-        return fit_ensemble(data, members, recipe=recipe, config=changes, runs=runs, name=name, callbacks=callbacks)
-    return Classifier(recipe=recipe, config=changes).fit(data, runs=runs, name=name, callbacks=callbacks)
-
-
-@contextmanager
-def _testing(classifier: Classifier) -> Iterator[None]:
-    """Meanwhile the run belongs to this process, and says that it is not done: who is ended now can go on."""
-    run = classifier.run_
-    if run is None or classifier.history_.ended == "interrupted" or "members" in run.info:  # an ensemble can't go on
-        yield
-        return
-    with Recorder(run, classifier.plan_).at_work():
-        classifier.run_ = write_info(run, status="testing")
-        yield
-
-
-def _test(classifier: Classifier, view: TrainView, trackers: Sequence[Tracker]) -> Evaluation | None:
-    """Test on the images held out, if there are any and nobody waits for the end, and end what follows training."""
-    test = None
-    if classifier.split_.samples("test") and classifier.history_.ended != "interrupted":
-        view.waiting("testing")
-        test = classifier.evaluate(progress=view.evaluating)
-        known = tested(classifier.plan_, "test", test)
-        notify(trackers, known)
-    if trackers:
-        view.waiting("waiting for the trackers")
-        notify(trackers, FitEnded(classifier.history_.ended))
-    return test
-
-
 def _say_where_to_go_on(run: Run | None) -> None:
     """After an interruption that left no time to end well."""
     if run is None or not (run.path / INFO).exists():
         console.say("interrupted; nothing is kept")
         return
     name, info = shlex.quote(str(run.path)), open_run(run.path).info
-    if info["status"] not in ENDED:
+    if info.status not in ENDED:
         console.say(f"interrupted; go on with: imgclf train --resume {name}")
-    elif "result" not in info:
+    elif info.metrics is None:
         console.say(f"interrupted; test it with: imgclf evaluate --model {name}")
     else:
         console.say("interrupted")
 
 
-def _trackers(data: str | None, options: dict[str, Any]) -> list[Tracker]:
+def _trackers(data: str, options: Mapping[str, Any]) -> list[Tracker]:
     """One callback for all that --track names, or none; of several processes the first one tracks."""
     asked = dict.fromkeys(name for given in options.get("track", []) for name in given.split(","))
     if not asked or not distributed.is_main():
         return []
-    images = run_data(find_run(options["resume"])) if "resume" in options else [_named_data(data, options)]
+    images = run_data(find_run(data)) if "resume" in options else [data]
     for name, _, place in (each.partition("=") for each in asked):
         if name.strip() == TensorBoard.name and place.strip():
             output_folder(Path(place.strip()), "--track", data=images)
     return [tracker(*asked, warn=console.warn, say=lambda text: console.say(f"track: {text}"))]
 
 
-def _until_tested(tracker: Tracker) -> Callback:
-    """Tells a tracker of all but the end of `fit`: the test comes after it."""
-
-    def tell(event: Event) -> None:
-        if not isinstance(event, FitEnded):
-            tracker(event)
-
-    return tell
-
-
-def _resume(
-    data: str | None, changes: dict[str, Any], options: dict[str, Any], callbacks: Sequence[Callback]
-) -> Classifier:
+def _resumable(data: str | None, changes: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """The run folder to go on in; `ConfigError` for options that would change the run."""
     allowed = {"resume", "epochs", "track", "json"}
     if str(changes.get("arch", "")).startswith(OWN):
         allowed |= {"arch"}
     others = sorted(set(options) - allowed)
     if data is not None or others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
-        raise ConfigError(f"--resume goes on as the run began; beside it only --epochs and --track, not {named}")
-    folder = output_folder(find_run(options["resume"]).path, "--resume")
-    return Classifier().resume(folder, epochs=options.get("epochs"), callbacks=callbacks)
+        raise ConfigError(
+            f"--resume continues a run with its own settings; only --epochs and --track can be added, not {named}"
+        )
+    return str(output_folder(find_run(options["resume"]).path, "--resume"))
 
 
-def _keep(classifier: Classifier, test: Evaluation | None, before: int, began: float) -> dict[str, Any]:
-    """Write the result into the run and its model file; `before` are the epochs before the run was resumed."""
-    run = classifier.run_
-    if run is None:  # another process has it
-        return {}
-    classifier.save(run.model)  # once more, with the test result in it
-    trained = sum(record.seconds for record in classifier.history_ if record.epoch > before)
-    valid = classifier.metrics_.get("valid")
-    summary = {
-        "run": str(run.path),
-        "model": str(run.model),
-        "arch": classifier.model_config_.arch,
-        "classes": list(classifier.classes_),
-        "epochs": len(classifier.history_),
-        "seconds": {"total": round(time.perf_counter() - began, 3), "train": round(trained, 3)},
-        "valid": None if valid is None else valid.to_dict(),
-        "test": None if test is None else test.to_dict(),
-    }
-    if test is not None:
-        note_test(run.path, "test", test)
-    classifier.run_ = write_info(run, status=classifier.history_.ended, result=summary)
-    return summary
-
-
-def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, Any], options: Mapping[str, Any]) -> None:
-    run, as_json = classifier.run_, options["json"]
+def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any]) -> None:
+    run, test = classifier.run_, classifier.metrics_.get("test")
     assert run is not None
     _warn_of_losses(classifier)
-    if test is not None and not as_json:  # before the report, for which nobody shall wait
-        show_evaluation(test, f"test: {plural(test.n, 'image')} held out")
-        if test.n < FEW:
-            console.warn(f"only {plural(test.n, 'test image')}: these figures are unreliable")
     interrupted = classifier.history_.ended == "interrupted"
     if not interrupted:
         _say_claims(classifier)
-    page, advice = write_page(run.path, classifier.model_, classifier.predictions_, classifier.source_)
-    example = _example(classifier)
-    if as_json:
-        console.show_json({**summary, "report": None if page is None else str(page)})
+    if options["json"]:
+        console.show_json({**_summary(run), "report": None if view.page is None else str(view.page)})
         return
-    if page is not None:
-        console.show_page("report: ", page)
-    seconds = summary["seconds"]
-    console.show(f"run:   {run.path}   ({seconds['total']:.0f} s in all, {seconds['train']:.0f} s training)")
+    if test is not None:
+        show_evaluation(test, f"test: {plural(test.n, 'image')} held out")
+        if test.n < FEW:
+            console.warn(f"only {plural(test.n, 'test image')}: these figures are unreliable")
+    if view.page is not None:
+        console.show_page("report: ", view.page)
+    info, advice, example = run.info, view.advice, _example(classifier)
+    console.show(f"run:   {run.path}   ({info.seconds or 0:.0f} s in all, {info.train_seconds or 0:.0f} s training)")
     console.show(f"model: {run.model}")
     default = find_default()
     ours = default is not None and default.model == run.model
@@ -259,6 +185,21 @@ def _show(classifier: Classifier, test: Evaluation | None, summary: dict[str, An
         if classifier.model_config_.arch.startswith(OWN):
             other += f" --arch {shlex.quote(options['arch'])}"
         console.show(f"next:  imgclf predict {shlex.quote(str(example))}{other}")
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """The result of a run, as `--json` gives it."""
+    info, metrics = run.info, run.info.metrics or {}
+    return {
+        "run": str(run.path),
+        "model": str(run.model),
+        "arch": info.arch,
+        "classes": list(info.classes),
+        "epochs": info.epochs,
+        "seconds": {"total": info.seconds, "train": info.train_seconds},
+        "valid": metrics.get("valid"),
+        "test": metrics.get("test"),
+    }
 
 
 def _about_default(default: RunEntry | None, *, ours: bool) -> str:
@@ -305,12 +246,11 @@ def _warn_of_losses(classifier: Classifier) -> None:
 
 
 def _example(classifier: Classifier) -> Path | None:
-    """Something to predict that can be typed: an image held out, or samples of a set that lies in memory."""
-    assert classifier.run_ is not None
-    split, source = classifier.split_, classifier.source_
+    """Something to predict that can be typed: an image held out, or the samples of a set that lies in memory."""
+    split, source, run = classifier.split_, classifier.source_, classifier.run_
     held_out = split.samples("test") or split.samples("valid") or split.samples("train")
-    if not isinstance(source.reader, FileReader):
-        return save_samples(source.at_levels(classifier.preprocess_.levels), held_out, classifier.run_.path / "samples")
+    if run is not None and not isinstance(source.reader, FileReader):
+        return run.path / SAMPLES
     folder = Path(source.location)
     paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in held_out)
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
@@ -338,6 +278,8 @@ class TrainView(ShowsWarnings):
         self._choices: tuple[Decision, ...] = ()
         self.resumed_after = 0
         self.run: Run | None = None
+        self.page: Path | None = None
+        self.advice: Advice | None = None
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -377,6 +319,19 @@ class TrainView(ShowsWarnings):
         self.progress.update(
             self._task, description=what, completed=done, total=n, note=note, left=left, visible=done < n
         )
+
+    @_show.register
+    def _on_test(self, event: Tested) -> None:
+        if event.part == "test":
+            self.waiting("finishing")
+
+    @_show.register
+    def _on_report(self, event: ReportWritten) -> None:
+        self.page, self.advice = event.path, event.advice
+
+    @_show.register
+    def _on_failed_report(self, event: ReportFailed) -> None:
+        show_failure(event)
 
     @_show.register
     def _on_member(self, event: NextTraining) -> None:
@@ -571,6 +526,34 @@ class TrainView(ShowsWarnings):
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} ({why_kept(state.result())}{best.valid_loss:.4f})")
         console.say("")
+
+
+class ReportView(ShowsWarnings):
+    """Shows how the report of a run is written: a callback. Keeps where it is."""
+
+    page: Path | None = None
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Progressed(done=done, total=total):
+                self._progress(done, total)
+            case ReportWritten(path=path):
+                self.page = path
+            case ReportFailed():
+                show_failure(event)
+
+
+def show_failure(event: ReportFailed) -> None:
+    """Say why a report is not written, with --debug in full."""
+    if os.environ.get("IMGCLF_DEBUG"):
+        for line in "".join(traceback.format_exception(event.error)).splitlines():
+            console.say(line)
+    for text in event.warnings:
+        console.warn(text)
 
 
 def _seconds_left(state: TrainState, seconds: float) -> float:

@@ -34,9 +34,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
-    from imgclf.cli._results import show_evaluation, write_page
+    from imgclf.cli._results import show_evaluation
+    from imgclf.cli._training import ReportView
     from imgclf.data.sources.inputs import far_values
     from imgclf.data.sources.open import open_source
+    from imgclf.estimator.recorder import write_page
+    from imgclf.report.collect import Known
     from imgclf.storage.run_folder import PREDICTIONS
 
     classifier = load_classifier(model, device, precision, arch)
@@ -60,7 +63,10 @@ def evaluate(
         _say_what_has_changed(classifier, used, part or "test")
         if part in (None, "test") and classifier.run_ is not None:
             _keep(classifier.run_.path / PREDICTIONS, answers)
-            page, _ = write_page(classifier.run_.path, classifier.model_, {"test": answers}, used)
+            with console.progress("writing the report") as progress:
+                view = ReportView(progress)
+                write_page(classifier.run_, Known(classifier.model_, {"test": answers}, used), [view])
+            page = view.page
     if json:
         console.show_json(result.to_dict())
     else:

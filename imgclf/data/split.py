@@ -229,6 +229,12 @@ def seen_refs(source: Source, seen: frozenset[str]) -> frozenset[str]:
     return frozenset(known | {sample.ref for sample in source.samples if sample.pixels in pixels})
 
 
+def seen_positions(refs: Sequence[str], source: Source, seen: frozenset[str]) -> tuple[int, ...]:
+    """Which of these images of a source are among the `seen`; see `seen_refs`."""
+    again = seen_refs(source, seen)
+    return tuple(position for position, ref in enumerate(refs) if ref in again)
+
+
 def pack_contents(rows: Iterable[Sample]) -> str:
     """The contents of samples as one text: 8 bytes of each sha256, sorted, in base64; "" beyond 200,000 of them."""
     return pack_keys(content_key(row) for row in rows if row.sha256)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,25 +27,29 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The answers to the validation images at the temperature, None where there was none to look at; what `unknown`
-    images are known by, or why that is `missing`; and why the temperature is 1, as a `note`."""
+    """What a network says of the validation images at the temperature, None where there was none to look at; what
+    unlike images are known by (`ood`), or why they are not (`missing`); and why the temperature is 1, as a `note`."""
 
-    answers: Predictions | None = None
+    valid: Predictions | None = None
     note: str = "no validation images were looked at"
-    unknown: OodDetector | None = None
+    ood: OodDetector | None = None
     missing: str = "no validation images were looked at"
 
     @property
-    def calibration(self) -> dict[str, Any]:
-        """As a manifest holds it."""
-        if self.answers is None:
-            return {"temperature": 1.0, "images": 0, "note": self.note}
-        images = 0 if self.note else len(self.answers)
-        return {"temperature": self.answers.temperature, "images": images, "note": self.note}
+    def predictions(self) -> dict[str, Predictions]:
+        """By part."""
+        return {} if self.valid is None else {"valid": self.valid}
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by."""
+        return 1.0 if self.valid is None else self.valid.temperature
 
     def within(self, manifest: Manifest) -> Manifest:
-        """A manifest with these claims; the shapes of what is known are filled in where it is saved."""
-        return replace(manifest, calibration=self.calibration, unknown={"missing": self.missing})
+        """A manifest with this calibration; the shapes of what is known are filled in where it is saved."""
+        images = 0 if self.note or self.valid is None else len(self.valid)
+        calibration = {"temperature": self.temperature, "images": images, "note": self.note}
+        return replace(manifest, calibration=calibration, unknown={"missing": self.missing})
 
 
 def calibrate(plan: Plan, history: History, known: Features | None, callbacks: Sequence[Callback]) -> Calibrated:

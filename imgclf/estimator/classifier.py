@@ -26,11 +26,10 @@ from imgclf.data.sources.inputs import far_values, inputs_source
 from imgclf.data.split import (
     Split,
     choose_samples,
-    content_key,
     match_rows,
     pack_contents,
     read_split,
-    seen_refs,
+    seen_positions,
     unpack_contents,
 )
 from imgclf.data.write import require_apart
@@ -177,15 +176,14 @@ class Classifier:
             yield
 
     def _take(self, learnt: FitResult) -> Classifier:
-        plan, source, split = learnt.plan, learnt.plan.source, learnt.plan.split
-        self.plan_, self.model_, self.model_config_, self.preprocess_ = plan, plan.model, plan.spec, plan.preprocess
+        plan = self.plan_ = learnt.plan.with_new_loaders()  # those of training keep pixels
+        self.model_, self.model_config_, self.preprocess_ = plan.model, plan.spec, plan.preprocess
         self.config_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
-        self.classes_, self.source_, self.split_ = source.classes, source, split
-        self.seen_ = frozenset(content_key(row) for row in split.rows if row.split in ("train", "valid"))
+        self.classes_, self.source_, self.split_, self.seen_ = plan.source.classes, plan.source, plan.split, plan.seen
         self.history_, self.probe_, self.decisions_ = learnt.history, learnt.probe, learnt.decisions
-        self.predictions_ = {} if learnt.calibrated.answers is None else {"valid": learnt.calibrated.answers}
-        self.metrics_ = {part: answers.evaluation for part, answers in self.predictions_.items()}
-        self.manifest_, self.ood_ = learnt.manifest, learnt.calibrated.unknown
+        self.predictions_ = dict(learnt.predictions)
+        self.metrics_ = {part: known.evaluation for part, known in learnt.predictions.items()}
+        self.manifest_, self.ood_ = learnt.manifest, learnt.ood
         self.run_, self.unreadable_ = learnt.run, dict(learnt.unreadable)
         return self
 
@@ -197,6 +195,8 @@ class Classifier:
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """How good the model is: on its own test images or, with `data`, on any labeled ones, matched by class name.
+
+        After a `fit` with a run folder, which has tested, the result is that of its test.
 
         Of `data`, images that the model was trained or validated on are left out, and only the test part is used where
         they are divided. `part` asks for `train`, `valid`, `test` or `all` instead. Where training saw some of the
@@ -210,6 +210,9 @@ class Classifier:
             >>> Classifier.load("runs/first").evaluate().n
             270
         """
+        own = data is None and part in (None, "test") and self.run_ is not None and hasattr(self, "history_")
+        if own and "test" in self.metrics_:  # `fit` has tested
+            return self.metrics_["test"]
         source, samples = self.samples_of(data, part)
         answers = self.answer(source, samples, progress=progress)
         if far := far_values(source, samples, self.preprocess_.levels):
@@ -217,24 +220,22 @@ class Classifier:
         if data is None:
             part = part or "test"
             self.predictions_[part], self.metrics_[part] = answers, answers.evaluation
-            if part == "test" and self.run_ is not None and hasattr(self, "history_"):
+            if own and self.run_ is not None:
                 write_predictions(self.run_.path / PREDICTIONS, answers)
-                if self.unreadable_:
-                    self.run_ = write_info(self.run_, lost=[*map(list, self.unreadable_.items())])
+                self.run_ = write_info(self.run_, unreadable_later=tuple(self.unreadable_.items()))
         return answers.evaluation
 
     def answer(
         self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
     ) -> Predictions:
         """What the model says of just these samples of a source, one by one."""
-        model, loader = self._fitted(), self._loader(source, samples, cache=self._cache())
+        model, loader = self._fitted(), self.loader(source, samples, cache=self._cache())
         precision = pick_precision(self.precision_, device_of(model))
         answers = collect_predictions(
             model, loader, progress=progress, precision=precision, temperature=self.temperature_
         )
         self.unreadable_ = {**self.unreadable_, **loader.unreadable}
-        again = seen_refs(source, self.seen_)
-        return replace(answers, seen=tuple(i for i, ref in enumerate(answers.refs) if ref in again))
+        return replace(answers, seen=seen_positions(answers.refs, source, self.seen_))
 
     def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
         """The images that `evaluate` uses for these arguments, and the source that opens them."""
@@ -280,7 +281,7 @@ class Classifier:
         that share is refused. `ConfigError` says why a model can't tell.
         """
         model, source, top = self._fitted(), inputs_source(images), whole("top", top, 1)
-        loader = self._loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
+        loader = self.loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
         precision, rejector = pick_precision(self.precision_, device_of(model)), None
         if reject is not None:
             if self.ood_ is None:
@@ -319,7 +320,7 @@ class Classifier:
     def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
         """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
         source = inputs_source(images)
-        loader = self._loader(source, source.samples, cache="ram", shard=(0, 1))
+        loader = self.loader(source, source.samples, cache="ram", shard=(0, 1))
         model = self._fitted()
         precision = pick_precision(self.precision_, device_of(model))
         return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
@@ -395,8 +396,9 @@ class Classifier:
             raise NotFitted("this classifier is not fitted yet: call fit, or Classifier.load")
         return self.model_
 
-    def _loader(self, source: Source, samples: Sequence[Sample], *, train: bool = False, **options: Any) -> Loader:
-        """A loader with this model's classes and pixels; the batches of training where it is known."""
+    def loader(self, source: Source, samples: Sequence[Sample], *, train: bool = False, **options: Any) -> Loader:
+        """A loader of some samples with this model's classes and pixels, and the batches of its training where they are
+        known; `options` are those of `Loader`."""
         own: dict[str, Any] = {"device": device_of(self._fitted()), "shard": distributed.shard()}
         if hasattr(self, "config_"):
             config = self.config_.train

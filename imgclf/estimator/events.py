@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from imgclf.core.results import Decision, Evaluation, Probe
 from imgclf.data.audit import Audit
@@ -11,6 +13,7 @@ from imgclf.data.dataset import Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.split import Split
 from imgclf.evaluation.inference import PreviewPrediction
+from imgclf.report.advice import Advice
 from imgclf.training.events import Event
 
 
@@ -77,6 +80,30 @@ class Tested(Event):
 
 @dataclass(frozen=True)
 class FitEnded(Event):
-    """`fit` has done all it does, and training ended so: nothing more comes."""
+    """Training, which ended so, and the test are done and written: only the report may follow."""
 
     ended: str
+
+
+@dataclass(frozen=True)
+class ReportWritten(Event):
+    """The report of the run is there; `advice` is what to do before the model is used, if anything."""
+
+    path: Path
+    advice: Advice | None
+
+
+@dataclass(frozen=True)
+class ReportFailed(Event):
+    """The report of the run in a folder could not be written, which changes nothing about the result."""
+
+    folder: Path
+    error: BaseException
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why, and how to try again."""
+        reason = next(iter(str(self.error).splitlines()), type(self.error).__name__)
+        reason = "interrupted" if isinstance(self.error, KeyboardInterrupt) else reason
+        again = f"imgclf report {shlex.quote(str(self.folder))}"
+        return (f"the report is not written: {reason}; for another try: {again}",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,19 +15,24 @@ from imgclf.core.errors import ConfigError
 from imgclf.core.results import Decision, Evaluation, History, Probe
 from imgclf.data.dataset import Source
 from imgclf.data.loading.preview import pick_samples
-from imgclf.estimator.calibrate import Calibrated, calibrate
+from imgclf.data.sources.inputs import far_values
+from imgclf.data.split import seen_positions
+from imgclf.estimator.calibrate import calibrate
 from imgclf.estimator.events import FitEnded, LoaderMade, Tested
 from imgclf.estimator.plan import Plan, RunReady, make_plan, open_and_split
-from imgclf.estimator.recorder import manifest_of, start_run
+from imgclf.estimator.recorder import manifest_of, start_run, write_page
 from imgclf.estimator.settings import Request
 from imgclf.estimator.warm_start import Start, warm_start
-from imgclf.evaluation.inference import preview_predictions
+from imgclf.evaluation.inference import collect_predictions, preview_predictions
+from imgclf.evaluation.ood import OodDetector
+from imgclf.evaluation.predictions import Predictions
 from imgclf.models.backbones import find_arch
+from imgclf.report.collect import Known
 from imgclf.runtime import distributed
 from imgclf.storage.model_file import Manifest
 from imgclf.storage.run_folder import CHECKPOINT, CONFIG, REPORT, Run, find_run, held, run_config
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
-from imgclf.training.events import Callback, Warned, notify, with_warnings
+from imgclf.training.events import Callback, Warned, notify, progress_of, with_warnings
 from imgclf.training.loop import train
 
 Data = str | os.PathLike[str] | Source
@@ -35,22 +41,26 @@ SHOWN_IMAGES = 20  # of a part that is tested, for those who follow training
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of training: the plan as it was carried out, how it went, what the network may claim, and the images
-    that became unreadable meanwhile. `probe` is None where there was none, or it was made before training was resumed.
+    """What came of training: the plan as it was carried out, how it went, what the network says of the images of valid
+    and test, what is known of unlike images (`ood`), and the images that became unreadable meanwhile.
+
+    `probe` is None where there was none, or it was made before training was resumed.
     """
 
     plan: Plan
     run: Run | None
     history: History
     manifest: Manifest
-    calibrated: Calibrated
+    ood: OodDetector | None
+    predictions: Mapping[str, Predictions]
     probe: Probe | None
     decisions: tuple[Decision, ...]
     unreadable: Mapping[str, str]
 
 
 def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> FitResult:
-    """Do what is asked, on some data; see `Classifier.fit`."""
+    """Do what is asked, on some data; see `Classifier.fit`. With a run folder it is tested and reported on as well."""
+    began = time.perf_counter()
     distributed.join()
     callbacks, state = with_warnings(callbacks), request.state
     audited, split = open_and_split(request, data, callbacks)
@@ -73,15 +83,32 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
             keep_start=plan.knows_classes,
         )
         calibrated = calibrate(plan, history, start.features, callbacks)
-        metrics = {} if calibrated.answers is None else {"valid": calibrated.answers.evaluation}
-        for part, result in metrics.items():
-            notify(callbacks, tested(plan, part, result))
-        manifest = calibrated.within(manifest_of(plan, metrics))
-        recorder.finish(history, manifest, calibrated.unknown)
+        recorder.keep(calibrated)
+        predictions, unreadable = dict(calibrated.predictions), recorder.unreadable()
+        if request.writes and history.ended != "interrupted" and split.samples("test"):
+            predictions["test"], missed = test(plan, calibrated.temperature, callbacks)
+            unreadable |= missed
+        for part, known in predictions.items():
+            notify(callbacks, tested(plan, part, known.evaluation))
+        manifest = calibrated.within(manifest_of(plan, predictions))
+        recorder.finish(history, manifest, calibrated.ood, predictions, unreadable, time.perf_counter() - began)
     notify(callbacks, FitEnded(history.ended))
-    return FitResult(
-        plan, recorder.run, history, manifest, calibrated, start.probe, start.choices, recorder.unreadable()
-    )
+    if recorder.run is not None:
+        write_page(recorder.run, Known(plan.model, predictions, plan.source), callbacks)
+    found = start.probe, start.choices
+    return FitResult(plan, recorder.run, history, manifest, calibrated.ood, predictions, *found, unreadable)
+
+
+def test(plan: Plan, temperature: float, callbacks: Sequence[Callback]) -> tuple[Predictions, Mapping[str, str]]:
+    """What the network of a plan says of the test images, and those that couldn't be read, with the reason."""
+    samples, cache = plan.split.samples("test"), plan.experiment.data.cache
+    if far := far_values(plan.source, samples, plan.preprocess.levels):
+        notify(callbacks, Warned(far))
+    kept = "disk" if cache in ("disk", "jpeg") else "off"  # for the next time
+    loader = plan.loader(samples, cache=kept, shard=distributed.shard())
+    told = progress_of("testing", callbacks)
+    predictions = collect_predictions(plan.model, loader, progress=told, temperature=temperature)
+    return replace(predictions, seen=seen_positions(predictions.refs, plan.source, plan.seen)), loader.unreadable
 
 
 def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> FitResult:
@@ -91,7 +118,7 @@ def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Fit
     with held(run) if distributed.is_main() else nullcontext():
         run = find_run(run.path)  # as it is now that nobody else works in it
         experiment, data = read_experiment(run)
-        begun = run.info["status"] not in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
+        begun = run.info.status not in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
         state = (
             load_checkpoint(run.path / CHECKPOINT, lambda text: notify(with_warnings(callbacks), Warned(text)))
             if begun
@@ -105,10 +132,10 @@ def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Fit
 
 def _require_more(run: Run, epochs: int | None, reached: int) -> None:
     """Raise `ConfigError` where a run has nothing left to do. One that was killed in its test has."""
-    done = run.info["status"] == "done"
+    done = run.info.status == "done"
     if epochs is not None and epochs >= reached + done:
         return
-    untested = "" if "result" in run.info else f", or see how good it is: imgclf evaluate --model {run.path}"
+    untested = "" if run.info.metrics is not None else f", or see how good it is: imgclf evaluate --model {run.path}"
     if not untested and not (run.path / REPORT).exists():
         untested = f", or write its report: imgclf report {run.path}"
     raise ConfigError(f"{run.path} has finished {reached} epochs; go on to more with --epochs N{untested}")
@@ -128,8 +155,8 @@ def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:
 
     Raises `ConfigError` where these were a `Source` of the user's, and for an ensemble, which was never trained as one.
     """
-    if "members" in run.info:
-        members = ", ".join(run.info["members"])
+    if run.info.members:
+        members = ", ".join(run.info.members)
         raise ConfigError(
             f"{run.path} is an ensemble, which was not trained as one; name one of its members: {members}"
         )

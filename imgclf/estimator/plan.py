@@ -97,6 +97,11 @@ class Plan:
         return self.audit.all_findings
 
     @property
+    def seen(self) -> frozenset[str]:
+        """The contents of the images of train and valid; see `content_key`."""
+        return frozenset(content_key(row) for row in self.split.rows if row.split in ("train", "valid"))
+
+    @property
     def device(self) -> torch.device:
         """Where training computes."""
         return pick_device(self.experiment.train.device)
@@ -125,6 +130,11 @@ class Plan:
     def steps_per_epoch(self) -> int:
         """The optimizer steps of an epoch."""
         return steps_per_epoch(self.model, self.train_loader, self.experiment.train)
+
+    def with_new_loaders(self) -> Plan:
+        """The same, with loaders that fit it and keep no pixels yet."""
+        train, valid = make_loaders(self.experiment, self.preprocess, self.source, self.split)
+        return replace(self, train_loader=train, valid_loader=valid)
 
     def loader(self, samples: Sequence[Sample], **options: Any) -> Loader:
         """A loader of some samples as in training; `options` are those of `Loader` that shall differ."""
@@ -239,7 +249,7 @@ def _split(experiment: ExperimentConfig, audited: Audit) -> tuple[Audit, Split]:
 
 def _split_again(run: Run, audited: Audit) -> tuple[Audit, Split]:
     """The images of a run in the same parts, whatever has come since and whatever they are called now."""
-    classes = tuple(run.info["classes"])
+    classes = run.info.classes
     source, split = follow_split(read_split(run.path / SPLIT), spelled_as(audited.source, classes))
     return replace(audited, source=replace(source, classes=classes)), split
 
@@ -285,14 +295,12 @@ def _plan(
 def _plan_again(request: Request, run: Run, asked: ExperimentConfig, audited: Audit, split: Split) -> Plan:
     """The plan of a run once more: the same pixels, the same start. For a state that is loaded later the network is
     left as it was made."""
-    pixels, weights = from_dict(PreprocessConfig, run.info["recipe"]), WeightsUsed(**run.info["weights"])
+    pixels, weights = from_dict(PreprocessConfig, run.info.preprocess), WeightsUsed(**run.info.weights)
     start = "none" if request.state is not None else asked.weights
     plan = _plan(replace(asked, init=None, weights=start), None, audited, split, pixels.compose)
     if request.state is None and plan.weights.source != weights.source:
         raise ConfigError(f"{run.path} started {weights.source}, and now it would start {plan.weights.source}")
-    train, valid = make_loaders(asked, pixels, plan.source, split)
-    plan = replace(plan, train_loader=train, valid_loader=valid)
-    return replace(plan, experiment=asked, preprocess=pixels, weights=weights)
+    return replace(plan, experiment=asked, preprocess=pixels, weights=weights).with_new_loaders()
 
 
 def _settle(

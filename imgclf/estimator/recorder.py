@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imgclf.core.config import to_dict
+from imgclf.core.config import Levels, to_dict
 from imgclf.core.errors import ImgclfError
 from imgclf.core.results import Evaluation, History
 from imgclf.data.dataset import Source
+from imgclf.data.sources.folder import FileReader
 from imgclf.data.split import Split, brought, pack_contents, write_split
-from imgclf.estimator.events import ProbeFitted, Tested
+from imgclf.data.write import save_samples
+from imgclf.estimator.calibrate import Calibrated
+from imgclf.estimator.events import ProbeFitted, ReportFailed, ReportWritten, Tested
 from imgclf.estimator.plan import Plan
 from imgclf.estimator.settings import Request
 from imgclf.estimator.warm_start import Start
 from imgclf.evaluation.ood import OodDetector
+from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.models.backbones import find_arch
+from imgclf.report.advice import before_use
+from imgclf.report.collect import Known, report_on
 from imgclf.runtime import distributed
 from imgclf.runtime.device import machine
 from imgclf.storage.model_file import Manifest, save_model, save_weights
@@ -33,8 +38,10 @@ from imgclf.storage.run_folder import (
     HISTORY,
     MODEL,
     PREDICTIONS,
+    SAMPLES,
     SPLIT,
     Run,
+    RunInfo,
     append_event,
     create_run,
     held,
@@ -60,6 +67,9 @@ from imgclf.training.events import (
     TrainingFailed,
     TrainingRetried,
     TrainingStarted,
+    notify,
+    progress_of,
+    with_warnings,
 )
 from imgclf.training.state import TrainState
 
@@ -84,54 +94,54 @@ def start_run(request: Request, plan: Plan, data: str | os.PathLike[str] | Sourc
     return Recorder(run, plan)
 
 
-def _first_info(plan: Plan, named: str | None) -> dict[str, Any]:
+def _first_info(plan: Plan, named: str | None) -> RunInfo:
     """What `run.json` says from the start."""
     audit, source = plan.audit, plan.source
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "status": "running",
-        "pid": os.getpid(),
-        "machine": machine(),
-        "source": named,
-        "folder": os.getcwd(),
-        "location": None if named is None else _location(source),
-        "data": source.name,
-        "arch": plan.spec.arch,
-        "own_network": find_arch(plan.spec.arch).family == "own",
-        "experiment": plan.base,
-        "classes": list(source.classes),
-        "recipe": to_dict(plan.preprocess),
-        "weights": asdict(plan.weights),
-        "minutes": plan.experiment.train.minutes,
-        "versions": dict(manifest_of(plan).versions),
-        "bad": [[bad.ref, bad.reason] for bad in audit.unreadable],
-        "ignored": list(source.skipped),
-        "findings": list(audit.findings),
-        "brought": list(brought(source)),
-    }
+    return RunInfo(
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        status="running",
+        pid=os.getpid(),
+        machine=machine(),
+        versions=dict(manifest_of(plan).versions),
+        folder=os.getcwd(),
+        source=named,
+        location=None if named is None else _location(source),
+        data=source.name,
+        classes=source.classes,
+        given_parts=brought(source),
+        unreadable=tuple((bad.ref, bad.reason) for bad in audit.unreadable),
+        skipped=tuple(source.skipped),
+        findings=audit.findings,
+        recipe=plan.base,
+        minutes=plan.experiment.train.minutes,
+        arch=plan.spec.arch,
+        own_network=find_arch(plan.spec.arch).family == "own",
+        preprocess=to_dict(plan.preprocess),
+        weights=asdict(plan.weights),
+    )
 
 
 def _reopen(run: Run, state: Mapping[str, Any] | None, plan: Plan) -> Run:
     """A run in which training goes on: its result is none any more."""
     values, named = read_config(run.path / CONFIG)
-    planned, extended = values["train"].get("epochs"), run.info.get("extended", [])
+    planned, extended = values["train"].get("epochs"), run.info.extended
     if plan.experiment.train.epochs != planned:
         write_config(run.path / CONFIG, plan.experiment, named)
-        extended = [*extended, planned]
+        extended = (*extended, planned)
     before = max(spent_seconds(run) or 0.0, 0.0 if state is None else state["spent"])
-    run = replace(run, info={key: value for key, value in run.info.items() if key not in ("result", "seconds")})
-    return write_info(run, status="running", pid=os.getpid(), extended=extended, seconds_before=round(before, 3))
+    ours = {"status": "running", "pid": os.getpid(), "extended": extended, "seconds_before": round(before, 3)}
+    return write_info(run, **ours, seconds=None, train_seconds=None, metrics=None)
 
 
-def manifest_of(plan: Plan, metrics: Mapping[str, Evaluation] | None = None) -> Manifest:
-    """What the model file says of a plan with these results by part."""
-    split = plan.split
+def manifest_of(plan: Plan, predictions: Mapping[str, Predictions] | None = None) -> Manifest:
+    """What the model file says of a plan with these predictions by part."""
+    split, known = plan.split, predictions or {}
     return Manifest(
         plan.spec,
         plan.source.classes,
         plan.preprocess,
         weights=asdict(plan.weights),
-        metrics=figures(metrics or {}, split),
+        metrics=figures({part: one.evaluation for part, one in known.items()}, split),
         data=plan.source.name,
         seen=pack_contents((*split.samples("train"), *split.samples("valid"))),
     )
@@ -155,14 +165,33 @@ def _location(source: Source) -> str | None:
     return os.path.abspath(source.location)
 
 
-def note_test(path: Path, part: str, result: Evaluation) -> None:
-    """Add to a run's events how its model does on a part of its data."""
-    figures = {"part": part, "n": result.n, "loss": result.loss, "accuracy": result.accuracy}
-    append_event(path / EVENTS, "tested", time=_now(), **figures)
+def write_result(run: Run, predictions: Mapping[str, Predictions], **facts: Any) -> Run:
+    """Write into a run folder what its model says of test images, if they are among the `predictions` by part, and the
+    metrics, with more `facts` of `run.json`."""
+    if "test" in predictions:
+        write_predictions(run.path / PREDICTIONS, predictions["test"])
+    return write_info(run, metrics={part: known.evaluation.to_dict() for part, known in predictions.items()}, **facts)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def write_samples(run: Run, source: Source, split: Split, levels: tuple[Levels, ...]) -> None:
+    """Write some images, to try the model on, of a data set that is no folder of files."""
+    if not isinstance(source.reader, FileReader):
+        held_out = split.samples("test") or split.samples("valid") or split.samples("train")
+        save_samples(source.at_levels(levels), held_out, run.path / SAMPLES)
+
+
+def write_page(run: Run, known: Known, callbacks: Sequence[Callback]) -> None:
+    """Write the report of a run, and tell of it. Where that fails it is a warning: the result does not depend on it."""
+    callbacks = with_warnings(callbacks)
+    try:
+        path, data = report_on(run.path, known=known, progress=progress_of("writing the report", callbacks))
+    except Exception as error:
+        notify(callbacks, ReportFailed(run.path, error))
+    except KeyboardInterrupt as error:
+        notify(callbacks, ReportFailed(run.path, error))
+        raise
+    else:
+        notify(callbacks, ReportWritten(path, before_use(data)))
 
 
 class Recorder:
@@ -177,6 +206,7 @@ class Recorder:
         self.run = run
         self._plan = plan
         self._before: Mapping[str, str] = {} if state is None else state["unreadable"]
+        self._resumed_after = 0 if state is None else int(state["epoch"])
         self._fresh = state is None
         self._training = False
         self._written = -1
@@ -225,28 +255,49 @@ class Recorder:
         """Training begins: with what the first answers told, unless it goes on."""
         self._plan = start.plan
         if self.run is not None and self._fresh:
-            write_config(self.run.path / CONFIG, start.plan.experiment, self.run.info["source"])
-            choices = [asdict(choice) for choice in start.choices]
-            self.run = write_info(self.run, recipe=to_dict(start.plan.preprocess), choices=choices)
+            write_config(self.run.path / CONFIG, start.plan.experiment, self.run.info.source)
+            decisions = tuple(asdict(choice) for choice in start.choices)
+            self.run = write_info(self.run, preprocess=to_dict(start.plan.preprocess), decisions=decisions)
 
-    def finish(self, history: History, manifest: Manifest, unknown: OodDetector | None) -> None:
-        """Training has ended: write the model file, and how it went."""
+    def keep(self, calibrated: Calibrated) -> None:
+        """Training has ended: the model is written before it is tested, which may take long."""
         if self.run is None:
             return
-        (self.run.path / PREDICTIONS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
-        save_model(self.run.model, self._plan.model, manifest, unknown)
-        self.run = write_info(
+        (self._path / PREDICTIONS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
+        manifest = calibrated.within(manifest_of(self._plan, calibrated.predictions))
+        save_model(self.run.model, self._plan.model, manifest, calibrated.ood)
+        self.run = write_info(self.run, status="testing")
+
+    def finish(
+        self,
+        history: History,
+        manifest: Manifest,
+        ood: OodDetector | None,
+        predictions: Mapping[str, Predictions],
+        unreadable: Mapping[str, str],
+        seconds: float,
+    ) -> None:
+        """All is done, in so many seconds: write what came of it."""
+        if self.run is None:
+            return
+        if "test" in predictions:
+            save_model(self.run.model, self._plan.model, manifest, ood)
+        write_samples(self.run, self._plan.source, self._plan.split, self._plan.preprocess.levels)
+        ours = history.epochs[self._resumed_after :]
+        self.run = write_result(
             self.run,
+            predictions,
             status=history.ended,
             epochs=len(history),
-            seconds=round(time.perf_counter() - self._plan.began, 3),
-            lost=[*map(list, self.unreadable().items())],
+            seconds=round(seconds, 3),
+            train_seconds=round(sum(record.seconds for record in ours), 3),
+            unreadable_later=tuple(unreadable.items()),
         )
 
     def _tell_end(self, run: Run, **facts: Any) -> None:
         with suppress(OSError, ImgclfError):  # what ended the work is what is told
             if self._training:
-                facts["lost"] = [*map(list, self.unreadable().items())]
+                facts["unreadable_later"] = tuple(self.unreadable().items())
             write_info(open_run(run.path), **facts)
 
     def __call__(self, event: Event) -> None:
@@ -279,10 +330,11 @@ class Recorder:
                 write_history(self._path / HISTORY, state.history)
                 self._note("end", epoch=state.epoch, ended=state.ended)
             case Tested(part=part, result=result):
-                note_test(self._path, part, result)
+                self._note("tested", part=part, n=result.n, loss=result.loss, accuracy=result.accuracy)
 
     def _note(self, event: str, **values: Any) -> None:
-        append_event(self._path / EVENTS, event, time=_now(), **values)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        append_event(self._path / EVENTS, event, time=now, **values)
 
     def _save_epoch(self, state: TrainState) -> None:
         write_history(self._path / HISTORY, state.history)

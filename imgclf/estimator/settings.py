@@ -50,6 +50,11 @@ class Request:
     resume: bool = False
     state: dict[str, Any] | None = field(default=None, repr=False)
 
+    @property
+    def writes(self) -> bool:
+        """Whether a run folder is written."""
+        return self.runs is not None or self.resume
+
 
 def resolve_request(given: Mapping[str, Any], knobs: Mapping[str, Any], runs: Any = None, name: Any = None) -> Request:
     """What was asked of a `Classifier`.

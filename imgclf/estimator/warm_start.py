@@ -23,7 +23,7 @@ from imgclf.data.loading.loader import Loader
 from imgclf.data.split import content_key, unpack_contents
 from imgclf.estimator.decisions import describe
 from imgclf.estimator.events import DecisionsMade, ProbeFitted
-from imgclf.estimator.plan import Plan, make_loaders, make_plan, open_and_split
+from imgclf.estimator.plan import Plan, make_plan, open_and_split
 from imgclf.estimator.settings import Request
 from imgclf.evaluation.inference import evaluate, infer
 from imgclf.runtime import distributed
@@ -148,12 +148,8 @@ def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decis
         figures = f"accuracy on {len(right)} valid images {right.mean():.1%}, {word} {altered.mean():.1%}"
         choices.append(Decision(field, "yes" if harmless else "no", figures))
     steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolor=experiment.recolor is not False)
-    plan = replace(plan, experiment=experiment)
-    if steps != recipe.steps:
-        recipe = replace(recipe, steps=steps)
-        train, again = make_loaders(experiment, recipe, plan.source, plan.split)
-        plan = replace(plan, preprocess=recipe, train_loader=train, valid_loader=again)
-    return plan, tuple(choices)
+    plan = replace(plan, experiment=experiment, preprocess=replace(recipe, steps=steps))
+    return plan if steps == recipe.steps else plan.with_new_loaders(), tuple(choices)
 
 
 class _Altered(nn.Module):

@@ -33,7 +33,7 @@ from imgclf.data.split import (
     match_rows,
     open_fractions,
     read_split,
-    seen_refs,
+    seen_positions,
     unpack_contents,
 )
 from imgclf.data.write import require_outside
@@ -133,7 +133,7 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     if not run.model.is_file():
         return Known()
     kept = {"test": read_predictions(run.path / PREDICTIONS)} if (run.path / PREDICTIONS).is_file() else {}
-    if not is_known(str(run.info["arch"])):  # a network of the user's own, whose code is not named
+    if not is_known(run.info.arch):  # a network of the user's own, whose code is not named
         return Known(None, kept)
     model, manifest = load_model(run.model)
     if kept:
@@ -151,8 +151,7 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     loader = Loader(source, samples, manifest.recipe, classes=manifest.classes, device=pick_device("auto"))
     temperature = float(manifest.calibration["temperature"])
     predictions = collect_predictions(model.to(loader.device), loader, progress=progress, temperature=temperature)
-    again = seen_refs(source, unpack_contents(manifest.seen))
-    seen = tuple(i for i, ref in enumerate(predictions.refs) if ref in again)
+    seen = seen_positions(predictions.refs, source, unpack_contents(manifest.seen))
     return Known(model, {part: replace(predictions, seen=seen)}, source)
 
 
@@ -163,7 +162,7 @@ def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | Non
     predictions = known.predictions.get(part)
     rows = read_split(run.path / SPLIT)
     values, _ = read_config(run.path / CONFIG)
-    experiment, recipe = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, run.info["recipe"])
+    experiment, recipe = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, run.info.preprocess)
     source = source and source.at_levels(recipe.levels)
     history = read_history(run.path / HISTORY)
     looks: Mapping[str, Look] = {}
@@ -171,10 +170,10 @@ def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | Non
     if source is not None and predictions is not None:
         looks = _look(source, predictions, sampled, progress)
         not_shown = _unseen(predictions, looks)
-    status = str(run.info["status"])
+    status = run.info.status
     return ReportData(
         name=run.path.absolute().name,
-        created=_when(str(run.info.get("created", ""))),
+        created=_when(run.info.created),
         status="not finished" if status in AT_WORK else status,
         trained=_trained(run, known.model, experiment, recipe),
         data=_data(run, rows),
@@ -185,13 +184,13 @@ def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | Non
         sampled=sampled,
         not_shown=not_shown,
         samples=Samples() if source is None else _samples(source, rows, recipe, experiment),
-        decisions=tuple(Decision(**choice) for choice in run.info.get("choices", ())),
+        decisions=tuple(Decision(**choice) for choice in run.info.decisions),
         config=read_text(run.path / CONFIG),
         commands=_commands(run, experiment),
         start=read_start(run.path / EVENTS),
         probed=bool(experiment.train.probe),
         next_steps=_next_steps(run, experiment, known.model, rows, len(history)),
-        members=tuple(shlex.quote(member) for member in run.info.get("members", ())),
+        members=tuple(shlex.quote(member) for member in run.info.members),
         offline=have_offline_weights(),
         facts=_facts(run, rows, experiment),
     )
@@ -226,10 +225,10 @@ def _unseen(predictions: Predictions, looks: Mapping[str, Look]) -> str:
 
 
 def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, recipe: PreprocessConfig) -> Trained:
-    members = len(run.info.get("members", ())) or 1
+    members = len(run.info.members) or 1
     facts = Trained(
-        arch=str(run.info["arch"]),
-        weights=str(run.info["weights"]["source"]),
+        arch=run.info.arch,
+        weights=str(run.info.weights["source"]),
         size=recipe.size,
         channels=recipe.channels,
         members=members,
@@ -244,16 +243,16 @@ def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, re
 
 
 def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
-    counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in run.info["classes"]}
+    counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in run.info.classes}
     for row in rows:
         counts[row.label][str(row.split)] += 1
     return DataFacts(
-        name=str(run.info["data"]),
+        name=run.info.data,
         counts=counts,
-        findings=tuple(run.info.get("findings", ())),
-        bad=tuple((ref, reason) for ref, reason in run.info.get("bad", ())),
-        ignored=tuple(run.info.get("ignored", ())),
-        brought=tuple(run.info.get("brought", ())),
+        findings=run.info.findings,
+        bad=run.info.unreadable,
+        ignored=run.info.skipped,
+        brought=run.info.given_parts,
     )
 
 
@@ -279,15 +278,15 @@ def _one(model: nn.Module) -> nn.Module:
 def _is_named(run: Run) -> bool:
     """Whether commands can train as a run did: they know no source and no network of the user's own."""
     try:
-        return bool(run.info.get("source")) and find_arch(str(run.info["arch"])).family != "own"
+        return bool(run.info.source) and find_arch(run.info.arch).family != "own"
     except UnknownName:
         return False
 
 
 def _resume(run: Run) -> str:
     """The command that goes on with the training of a run; "" where there is nothing to go on from."""
-    begun = run.info["status"] in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
-    possible = _is_named(run) and begun and "members" not in run.info
+    begun = run.info.status in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
+    possible = _is_named(run) and begun and not run.info.members
     return f"imgclf train --resume {shlex.quote(str(run.path))}" if possible else ""
 
 
@@ -295,7 +294,7 @@ def _anew(run: Run, experiment: ExperimentConfig) -> str:
     """The command that trains as a run did; "" where no config can say how."""
     if not _is_named(run) or experiment.augment == CUSTOM:
         return ""
-    members = len(run.info.get("members", ()))
+    members = len(run.info.members)
     ensemble = f" --ensemble {members}" if members > 1 else ""
     return f"imgclf train --config {shlex.quote(str(run.path / CONFIG))}{ensemble}"
 
@@ -304,18 +303,18 @@ def _next_steps(
     run: Run, experiment: ExperimentConfig, model: nn.Module | None, rows: Sequence[Sample], epochs: int
 ) -> NextSteps:
     """The commands for what may be done next with a run that has had so many epochs."""
-    if not run.info.get("source"):
+    if not run.info.source:
         return NextSteps()
     place, config = experiment.data, experiment.train
-    data = shlex.quote(run.info["source"])
+    data = shlex.quote(run.info.source)
     if place.data_dir is not None:
         data += f" --data-dir {shlex.quote(place.data_dir)}"
-    resume, anew, asked = _resume(run), _anew(run, experiment), run.info.get("minutes")
+    resume, anew, asked = _resume(run), _anew(run, experiment), run.info.minutes
     longer = resume
     if config.minutes is not None:  # those that were left for training, so what was asked for has to be known
         longer = f"{anew} --minutes {math.ceil(LONGER_FACTOR * asked)}" if anew and asked else ""
     tests = _is_named(run) and run.model.is_file()
-    brought, held_out = run.info.get("brought", ()), (experiment.split or FRACTIONS)[2]
+    brought, held_out = run.info.given_parts, (experiment.split or FRACTIONS)[2]
     free = anew and experiment.init is None and "test" not in brought  # else images keep their places
     return NextSteps(
         data,
@@ -333,13 +332,14 @@ def _next_steps(
 def _curve(run: Run, model: nn.Module | None, rows: Sequence[Sample]) -> str:
     """The command for the learning curve of a run's network: on its features, if they are pretrained and a linear head
     can stand on them, or of its training from scratch, if there are test images to judge by; else ""."""
-    weights = run.info["weights"]
+    weights = run.info.weights
     scratch = weights["used"] == "none"
     if scratch:
         possible = any(row.split == "test" for row in rows)
     else:
         possible = weights["used"] != "file" and model is not None and linear_head(_one(model)) is not None
-    command = f"imgclf learning-curve {shlex.quote(run.info['source'])} --config {shlex.quote(str(run.path / CONFIG))}"
+    data, config = shlex.quote(run.info.source or run.info.data), shlex.quote(str(run.path / CONFIG))
+    command = f"imgclf learning-curve {data} --config {config}"
     return f"{command}{' --full' if scratch else ''}" if possible else ""
 
 
@@ -347,12 +347,12 @@ def _commands(run: Run, experiment: ExperimentConfig) -> tuple[tuple[str, str], 
     """What to type to train again, and what each is good for."""
     if not _is_named(run):
         return ()
-    if run.info["status"] not in ENDED:
+    if run.info.status not in ENDED:
         resume = _resume(run)
         return ((resume, "Resume this run:"),) if resume else ()
-    if "members" in run.info:
+    if run.info.members:
         purpose = "Train a member of this ensemble again on the same split, and compare:"
-        return tuple((f"imgclf reproduce {shlex.quote(member)}", purpose) for member in run.info["members"])
+        return tuple((f"imgclf reproduce {shlex.quote(member)}", purpose) for member in run.info.members)
     again = "Train again on the same split, and compare weights and metrics:"
     reproduce, anew = f"imgclf reproduce {shlex.quote(str(run.path))}", _anew(run, experiment)
     return ((reproduce, again), *([(anew, "Start a new run with the same configuration:")] if anew else []))
@@ -360,14 +360,14 @@ def _commands(run: Run, experiment: ExperimentConfig) -> tuple[tuple[str, str], 
 
 def _facts(run: Run, rows: Sequence[Sample], experiment: ExperimentConfig) -> dict[str, str]:
     info = run.info
-    machine = {name: str(value) for name, value in info.get("machine", {}).items() if name != "processes"}
+    machine = {name: str(value) for name, value in info.machine.items() if name != "processes"}
     named = {
-        "data": info.get("source") or info["data"],
+        "data": info.source or info.data,
         "seed": experiment.train.seed,
         "split (sha256)": Split(tuple(rows)).digest[:16],
     }
     facts = {name: str(value) for name, value in named.items() if value is not None}
-    return {**facts, **machine, **info.get("versions", {})}
+    return {**facts, **machine, **info.versions}
 
 
 def _when(created: str) -> str:

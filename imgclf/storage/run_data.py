@@ -31,6 +31,6 @@ def labeled_source(data: str | os.PathLike[str] | Source | None, run: Run | None
 
 def source_of_run(run: Run, named: str, config: DataConfig) -> Source:
     """The images that a run was made of, whatever lies in the present working folder; its split says who is where."""
-    if run.info.get("location") is None and named in NAMED:
+    if run.info.location is None and named in NAMED:
         return open_named(named, config.data_dir)
     return open_source(run_source(run, named), strict=False, **reading_options(config))

@@ -4,9 +4,10 @@ model.safetensors   the model file; its presence says that the run has a result
 config.toml         what was asked, complete: `imgclf train --config` does it again
 split.csv           who was train, valid and test
 history.csv         one row an epoch                events.jsonl   the same and more, as it happened
-run.json            number, data, versions, how it ended, the result
-answers.safetensors what the model says of each test image
+run.json            data, versions, machine, how it ended, the metrics: `RunInfo`
+predictions.safetensors  what the model says of each test image
 report.html         all of it as a page to read
+samples/            some images, of a data set that lies in memory
 checkpoint.pt       private: the state that `--resume` goes on from; may be deleted
 .lock               held by the process that trains
 """
@@ -23,7 +24,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, PREDICTIONS, REPORT = (
     "events.jsonl",
     "run.json",
     "checkpoint.pt",
-    "answers.safetensors",
+    "predictions.safetensors",
     "report.html",
 )
 LOCK = ".lock"
+SAMPLES = "samples"
 ROOT = Path("runs")
 AT_WORK = ("running", "testing")  # what run.json says while a process holds the run, and after that was killed
 NAME_BYTES = 255  # of a file's or a folder's name, at most
@@ -55,12 +57,53 @@ NOT_PLACES = ("auto", "pretrained", "none")  # what weights may be beside a file
 
 
 @dataclass(frozen=True)
+class RunInfo:
+    """What `run.json` holds: these fields, and no others."""
+
+    number: int = 0  # runs are ordered by it, not by their files' times
+    created: str = ""  # UTC
+    status: str = ""  # running, testing; done, stopped early, interrupted, failed
+    error: str | None = None  # what it failed with
+    pid: int | None = None  # of the process that works, or worked, in the folder
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)  # of packages
+    folder: str = ""  # in which training was begun
+    source: str | None = None  # the data as the user named them
+    location: str | None = None  # where the images were
+    data: str = ""  # name of the data set
+    classes: tuple[str, ...] = ()
+    given_parts: tuple[str, ...] = ()  # of train, valid, test: those that the data set divides itself
+    unreadable: tuple[tuple[str, str], ...] = ()  # images left out by the check, with the reason
+    skipped: tuple[str, ...] = ()  # files that are no images, with the reason
+    findings: tuple[str, ...] = ()  # what looks wrong about the images
+    unreadable_later: tuple[tuple[str, str], ...] = ()  # images that couldn't be read, or had changed, after the check
+    recipe: str | None = None  # that the experiment began with
+    minutes: float | None = None  # that were given for all of training
+    arch: str = ""
+    own_network: bool = False  # one whose code no command knows
+    preprocess: Mapping[str, Any] = field(default_factory=dict)  # a `PreprocessConfig`
+    weights: Mapping[str, Any] = field(default_factory=dict)  # what training started from: a `WeightsUsed`
+    decisions: tuple[Mapping[str, str], ...] = ()  # name, value and reason of each
+    members: tuple[str, ...] = ()  # run folders that this one joins, of an ensemble
+    extended: tuple[int, ...] = ()  # epochs that were planned before it was resumed to others
+    epochs: int | None = None  # that were trained, in all
+    seconds: float | None = None  # of the last process, with its checks and its test
+    train_seconds: float | None = None  # of the epochs in it
+    seconds_before: float = 0.0  # of the processes before
+    metrics: Mapping[str, Mapping[str, Any]] | None = None  # by part, valid and test; none before the run has ended
+
+
+@dataclass(frozen=True)
 class Run:
-    """A run folder and what its `run.json` says; runs are ordered by `number`, not by their files' times."""
+    """A run folder and what its `run.json` says."""
 
     path: Path
-    number: int
-    info: Mapping[str, Any]
+    info: RunInfo
+
+    @property
+    def number(self) -> int:
+        """Its place in the order of runs."""
+        return self.info.number
 
     @property
     def model(self) -> Path:
@@ -71,7 +114,7 @@ class Run:
 def create_run(
     root: Path,
     name: str,
-    info: Mapping[str, Any],
+    info: RunInfo,
     *,
     exact: bool = False,
     fill: Callable[[Path], None] | None = None,
@@ -86,8 +129,7 @@ def create_run(
     try:
         draft.mkdir(parents=True)
         number = 1 + max((run.number for run in list_runs(root)), default=0)
-        run = Run(draft, number, {"number": number, **info})
-        write_info(run)
+        run = write_info(Run(draft, info), number=number)
         if fill is not None:
             fill(draft)
         path = _claim(draft, [name] if exact else (f"{stem}-{count}" for count in itertools.count(1)))
@@ -134,31 +176,32 @@ def _claim(draft: Path, names: Iterable[str]) -> Path:
     raise ConfigError(f"{path} already exists; give another --name, or delete it")
 
 
-def write_info(run: Run, **more: Any) -> Run:
-    """The run with more facts in its `run.json`, which is written."""
-    run = replace(run, info={**run.info, **more})
-    write_text(run.path / INFO, json.dumps(run.info, indent=2) + "\n")
+def write_info(run: Run, **changes: Any) -> Run:
+    """The run with these fields of its `run.json` changed, which is written."""
+    run = replace(run, info=replace(run.info, **changes))
+    write_text(run.path / INFO, json.dumps(asdict(run.info), indent=2) + "\n")
     return run
 
 
 def spent_seconds(run: Run) -> float | None:
     """How long the run took, in seconds, with all before it was resumed; None where no process came to its end."""
-    told: Any = run.info.get("result")
-    told = told.get("seconds") if isinstance(told, Mapping) else None
-    last = told.get("total") if isinstance(told, Mapping) else run.info.get("seconds")
-    known = [seconds for seconds in (run.info.get("seconds_before"), last) if isinstance(seconds, int | float)]
-    return round(sum(known), 3) if known else None
+    return round(run.info.seconds_before + (run.info.seconds or 0.0), 3) or None
 
 
 def open_run(path: Path) -> Run:
     """The run in a folder; `DataError` where there is none."""
     try:
-        info = json.loads(read_text(path / INFO))
-        return Run(path, int(info["number"]), info)
+        values = json.loads(read_text(path / INFO))
+        info = RunInfo(**{key: _as_tuple(value) for key, value in values.items()})
+        return Run(path, replace(info, number=int(values["number"])))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} is no run folder: expected {INFO} in it, as `imgclf train` writes it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path / INFO} cannot be read: {error}") from None
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 @contextmanager
@@ -173,7 +216,7 @@ def held(run: Run) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        pid = open_run(run.path).info.get("pid", "of another machine")
+        pid = open_run(run.path).info.pid
         raise ConfigError(f"{run.path} is being trained by the process {pid}; wait for it, or end it") from None
     try:
         yield
@@ -200,8 +243,8 @@ def run_source(run: Run, named: str) -> str:
 
     Raises `DataError` where neither is there.
     """
-    location = run.info.get("location")
-    if not isinstance(location, str):
+    location = run.info.location
+    if location is None:
         return named
     if _is_there(location):
         return named if os.path.abspath(named) == location else location
@@ -222,7 +265,7 @@ def run_config(run: Run) -> tuple[dict[str, Any], str | None]:
     still there.
     """
     values, source = read_config(run.path / CONFIG)
-    begun = str(run.info.get("folder", ""))
+    begun = run.info.folder
 
     def seen_from_here(table: dict[str, Any], key: str) -> None:
         named = table.get(key)
@@ -238,7 +281,7 @@ def run_config(run: Run) -> tuple[dict[str, Any], str | None]:
 
 def list_runs(root: Path = ROOT) -> list[Run]:
     """All runs in a folder, oldest first."""
-    return sorted(_runs(root), key=lambda run: (run.number, str(run.info.get("created"))))
+    return sorted(_runs(root), key=lambda run: (run.number, run.info.created))
 
 
 def _runs(root: Path) -> Iterator[Run]:

@@ -103,7 +103,7 @@ def _default_among(runs: Sequence[Run], root: Path) -> RunEntry | None:
         run = next((run for run in runs if run.path.name == pinned and run.model.is_file()), None)
         return None if run is None else replace(entry_of(run), default=True, pinned=True)
     for run in reversed(runs):
-        if run.info.get("status") in ENDED and run.model.is_file() and not run.info.get("own_network"):
+        if run.info.status in ENDED and run.model.is_file() and not run.info.own_network:
             entry = entry_of(run)
             if entry.accuracy is not None:
                 return replace(entry, default=True)
@@ -126,7 +126,7 @@ def default_run(root: Path = ROOT) -> RunEntry:
 
 def why_none(root: Path = ROOT) -> str:
     """Why no run is the default, where none is pinned."""
-    if any(run.info.get("own_network") and run.info.get("status") in ENDED for run in list_runs(root)):
+    if any(run.info.own_network and run.info.status in ENDED for run in list_runs(root)):
         return "there are finished runs only of networks of your own (these need --model RUN --arch FILE.py:NAME)"
     return "there is no finished run with a figure"
 
@@ -158,16 +158,15 @@ def entry_of(run: Run) -> RunEntry:
     """What the list says of one run."""
     part, figures = _figures(run)
     n, accuracy = figures.get("n"), figures.get("accuracy")
-    arch = run.info.get("arch")
-    members = run.info.get("members")
+    info = run.info
     return RunEntry(
         path=str(run.path),
         number=run.number,
         status=_status(run),
-        data=run.info.get("data"),
-        arch=f"{len(members)} × {arch}" if members and len(members) > 1 else arch,
-        recipe=run.info.get("experiment"),
-        created=run.info.get("created"),
+        data=info.data or None,
+        arch=f"{len(info.members)} × {info.arch}" if len(info.members) > 1 else info.arch or None,
+        recipe=info.recipe,
+        created=info.created or None,
         part=part,
         n=n,
         accuracy=accuracy,
@@ -214,21 +213,16 @@ def _text(entry: RunEntry, key: str) -> str:
 
 def _status(run: Run) -> str:
     """How the run ended; `killed` where it says that a process is at work, and none holds it."""
-    status = str(run.info.get("status", "–"))
+    status = run.info.status or "–"
     return "killed" if status in AT_WORK and not is_held(run) else status
 
 
 def _figures(run: Run) -> tuple[str | None, Mapping[str, Any]]:
-    """The part that the run was judged by, and its figures: as the command wrote them or as its answers give them, else
-    as its model file says."""
-    told = _within(run.info, "result")
-    if tested := _within(told, "test") or _answered(run):
+    """The part that the run was judged by, with its metrics: from `run.json`, its predictions or its model file."""
+    known = run.info.metrics or _of_model(run)
+    if tested := known.get("test") or _answered(run):
         return "test", tested
-    found = told or _of_model(run)
-    for part in ("test", "valid"):
-        if figures := _within(found, part):
-            return part, figures
-    return None, {}
+    return ("valid", known["valid"]) if "valid" in known else (None, {})
 
 
 def _answered(run: Run) -> Mapping[str, Any]:
@@ -248,11 +242,3 @@ def _of_model(run: Run) -> Mapping[str, Any]:
         return read_manifest(run.model).metrics if run.model.is_file() else {}
     except ModelFileError:
         return {}
-
-
-def _within(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The table below these keys, empty where there is none."""
-    for key in keys:
-        below = values.get(key)
-        values = below if isinstance(below, Mapping) else {}
-    return values

@@ -282,8 +282,8 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _environment(run: Run) -> dict[str, Any]:
     """The initial weights of a run, its versions and its machine."""
-    weights = run.info.get("weights") or {}
-    facts = {**(run.info.get("versions") or {}), **(run.info.get("machine") or {})}
+    weights = run.info.weights
+    facts = {**run.info.versions, **run.info.machine}
     return {"weights": weights.get("source"), **facts}
 
 

@@ -21,11 +21,13 @@ from imgclf.data.split import pack_keys
 from imgclf.estimator.calibrate import Calibrated, calibrate
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.fit import Data
+from imgclf.estimator.recorder import write_page, write_result, write_samples
 from imgclf.models.ensemble import Ensemble
+from imgclf.report.collect import Known
 from imgclf.runtime import distributed
-from imgclf.storage.run_folder import CONFIG, SPLIT, create_run, require_free, stem_of
+from imgclf.storage.run_folder import CONFIG, SPLIT, Run, create_run, require_free, stem_of
 from imgclf.studies.events import EnsembleValidated, NextTraining
-from imgclf.training.events import Callback, Warned, notify, with_warnings
+from imgclf.training.events import Callback, Warned, notify, progress_of, with_warnings
 
 MAX_MEMBERS = 100
 COMMENT = """\
@@ -74,10 +76,9 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     joined.model_config_ = replace(first.model_config_, members=len(classifiers))
     joined.seen_ = frozenset().union(*(classifier.seen_ for classifier in classifiers))
     calibrated = _calibrate(joined, classifiers)
-    predictions = calibrated.answers
-    joined.predictions_ = {} if predictions is None else {"valid": predictions}
-    joined.metrics_ = {} if predictions is None else {"valid": predictions.evaluation}
-    joined.ood_ = calibrated.unknown
+    joined.predictions_ = calibrated.predictions
+    joined.metrics_ = {part: known.evaluation for part, known in joined.predictions_.items()}
+    joined.ood_ = calibrated.ood
     manifest = replace(first.manifest_, spec=joined.model_config_, metrics={}, seen=pack_keys(joined.seen_))
     joined.manifest_ = calibrated.within(manifest)
     if all(hasattr(classifier, "history_") for classifier in classifiers):
@@ -158,7 +159,8 @@ def fit_ensemble(
         text = f"{who} {members} members kept the initial model: only one of these equal networks is used"
         notify(with_warnings(callbacks), Warned(text))
     joined = combine(different)
-    _write_run(joined, members, different, runs, name)
+    run = _make_run(joined, members, different, runs, name)
+    _test(joined, run, callbacks)
     if "valid" in joined.metrics_ and len(different) > 1:
         notify(callbacks, EnsembleValidated(tuple(one.metrics_["valid"] for one in (*trained, joined))))
     return joined
@@ -169,7 +171,7 @@ def _equal(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
 
-def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], runs: Path, name: str | None) -> None:
+def _make_run(joined: Classifier, members: int, trained: Sequence[Classifier], runs: Path, name: str | None) -> Run:
     """A run folder with the split and the config of the first of `members`, of which those `trained` were joined."""
     first, seed = trained[0].run_, trained[0].config_.train.seed
     assert first is not None
@@ -178,9 +180,23 @@ def _write_run(joined: Classifier, members: int, trained: Sequence[Classifier], 
         shutil.copy(first.path / SPLIT, folder / SPLIT)
         write_text(folder / CONFIG, COMMENT.format(members=members, seed=seed) + read_text(first.path / CONFIG))
 
-    own = ("number", "epochs", "seconds", "seconds_before")
-    info = {key: value for key, value in first.info.items() if key not in own}
-    info["members"] = [str(member.run_.path) for member in trained if member.run_ is not None]
-    stem = name or stem_of(info["data"], info["arch"], "ensemble")
-    joined.run_ = create_run(runs, stem, info, exact=name is not None, fill=fill)
-    joined.save(joined.run_.model)
+    paths = tuple(str(member.run_.path) for member in trained if member.run_ is not None)
+    info = replace(first.info, members=paths, epochs=None, seconds=None, train_seconds=None, metrics=None)
+    stem = name or stem_of(info.data, info.arch, "ensemble")
+    run = create_run(runs, stem, info, exact=name is not None, fill=fill)
+    joined.save(run.model)
+    return run
+
+
+def _test(joined: Classifier, run: Run, callbacks: Sequence[Callback]) -> None:
+    """Test an ensemble on the images held out, if there are any, and write what came of it into its run folder."""
+    samples = joined.split_.samples("test")
+    if samples:
+        told = progress_of("testing", callbacks)
+        joined.predictions_["test"] = joined.answer(joined.source_, samples, told)
+        joined.metrics_["test"] = joined.predictions_["test"].evaluation
+        joined.save(run.model)
+    write_samples(run, joined.source_, joined.split_, joined.preprocess_.levels)
+    epochs, unreadable = len(joined.history_), tuple(joined.unreadable_.items())
+    joined.run_ = write_result(run, joined.predictions_, status="done", epochs=epochs, unreadable_later=unreadable)
+    write_page(joined.run_, Known(joined.model_, joined.predictions_, joined.source_), callbacks)

@@ -84,7 +84,7 @@ def reproduce(
         ConfigError: The run has not ended, or its initial weights have changed.
     """
     folder = find_run(run)
-    if folder.info.get("status") not in ("done", "stopped early"):
+    if folder.info.status not in ("done", "stopped early"):
         raise ConfigError(f"{run} has not ended: finish it first with imgclf train --resume {folder.path}")
     model, manifest = load_model(folder.model)
     again = Classifier().repeat(folder.path, callbacks=callbacks)
@@ -94,7 +94,7 @@ def reproduce(
     difference = max(
         float((now[name].cpu().double() - then.cpu().double()).abs().max()) for name, then in model.state_dict().items()
     )
-    before = {**manifest.versions, **{name: str(value) for name, value in folder.info.get("machine", {}).items()}}
+    before = {**manifest.versions, **{name: str(value) for name, value in folder.info.machine.items()}}
     after = {**again.manifest_.versions, **{name: str(value) for name, value in machine().items()}}
     return Reproduction(
         run=str(folder.path),
@@ -102,7 +102,7 @@ def reproduce(
         largest_difference=difference,
         metrics=_metrics(manifest, again.metrics_),
         environment=differences(before, after),
-        extended=bool(folder.info.get("extended")),
+        extended=bool(folder.info.extended),
     )
 
 

@@ -243,7 +243,7 @@ def _reason(error: BaseException) -> str:
 def _session(run: Run | None, plan: Plan, source: Source, decisions: Sequence[Decision]) -> Session:
     """A run in plain values. The decisions fill in settings that the plan leaves open."""
     name = stem_of(source.name, plan.spec.arch) if run is None else run.path.name
-    identity = secrets.token_hex(8) if run is None else f"{run.info.get('created')} {name}"
+    identity = secrets.token_hex(8) if run is None else f"{run.info.created} {name}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     values = to_dict(plan.experiment)
     settings = {"data": source.name, "images": len(source), "classes": len(source.classes)}

@@ -228,7 +228,7 @@ def test_predicting_the_images_of_a_part_gives_exactly_its_accuracy(trained, par
 
 def test_a_loaded_classifier_tests_on_the_test_images_of_its_run(trained):
     result = trained.evaluate()
-    assert result.to_dict() == json.loads((trained.run_.path / "run.json").read_text())["result"]["test"]
+    assert result.to_dict() == json.loads((trained.run_.path / "run.json").read_text())["metrics"]["test"]
     assert result.n == len(trained.split_.samples("test"))
 
 
@@ -476,7 +476,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(photos, in_folder, own_p
     assert resumed.run_.path == cut.run_.path
     assert [r.train_loss for r in resumed.history_] == [r.train_loss for r in whole.history_]
     assert torch.equal(flat(resumed.model_), flat(whole.model_))
-    assert resumed.run_.info["status"] == "done"
+    assert resumed.run_.info.status == "done"
 
 
 def test_a_finished_run_goes_on_for_more_epochs(own):
@@ -544,7 +544,7 @@ def test_a_run_that_fails_says_so(photos, in_folder):
 
     with pytest.raises(RuntimeError, match="no more"):
         quick().fit(photos, epochs=1, runs="runs", callbacks=[stumble])
-    assert open_run(Path("runs/photos-lenet-1")).info["status"] == "failed"
+    assert open_run(Path("runs/photos-lenet-1")).info.status == "failed"
 
 
 def test_no_run_folder_is_made_inside_the_data(photos, monkeypatch):
@@ -595,7 +595,7 @@ def test_the_data_folder_is_never_touched(photos, in_folder):
     classifier.evaluate()
     classifier.evaluate(photos)
     classifier.predict(photos)
-    assert classifier.run_.info["bad"] == [["red/bad.png", "not an image of a known format"]]
+    assert classifier.run_.info.unreadable == (("red/bad.png", "not an image of a known format"),)
     with pytest.warns(UserWarning, match=r"red/bad\.png"):
         Classifier().resume(classifier.run_.path, epochs=2)
     assert state_of(photos) == before

@@ -101,7 +101,7 @@ def test_what_commands_call_the_run_and_its_data_is_known(trained, photos):
     tell(folder, source=None, members=["runs/a b", "runs/c"])
     data = gather(open_run(folder), Known())
     assert (data.next_steps, data.members) == (NextSteps(), ("'runs/a b'", "runs/c"))
-    tell(folder, source="mnist", members=None)
+    tell(folder, source="mnist", members=[])
     config = (folder / CONFIG).read_text()
     (folder / CONFIG).write_text(config.replace("[data]", '[data]\ndata_dir = "my sets"'))
     assert next_steps(folder).data == "mnist --data-dir 'my sets'"
@@ -119,13 +119,13 @@ def test_every_command_that_is_advised_can_run(trained, in_folder):
         result = run(*shlex.split(command)[1:])
         assert result.exit_code == 0, result.stderr
     again = open_run(in_folder / "runs" / "photos-lenet-1")
-    assert (again.info["arch"], again.info["recipe"]["size"]) == ("lenet", [16, 16])
-    assert open_run(folder).info["epochs"] == 4
+    assert (again.info.arch, again.info.preprocess["size"]) == ("lenet", [16, 16])
+    assert open_run(folder).info.epochs == 4
 
 
 def test_with_a_limit_of_time_longer_is_twice_what_was_asked_for(trained):
     folder, _ = trained
-    assert open_run(folder).info["minutes"] is None
+    assert open_run(folder).info.minutes is None
     config = (folder / CONFIG).read_text()
     (folder / CONFIG).write_text(config.replace("[train]", "[train]\nminutes = 0.7"))
     assert next_steps(folder).longer == ""  # a run of before this was kept
@@ -144,9 +144,9 @@ def test_what_cannot_run_is_not_advised(trained):
         (["train", "valid"], f"imgclf train --config {folder / CONFIG} --split 82/0/18", "67/0/33"),
         (["train", "test"], "", ""),
     ):
-        tell(folder, brought=brought)
+        tell(folder, given_parts=brought)
         assert next_steps(folder) == replace(whole, hold_out=hold_out, more_test=more_test)
-    tell(folder, brought=[])
+    tell(folder, given_parts=[])
     (folder / CONFIG).write_text(f"split = [0.6, 0.1, 0.3]\n{config}")
     assert next_steps(folder) == replace(whole, more_test="")
     (folder / CONFIG).write_text(f"init = 'runs/other'\n{config}")

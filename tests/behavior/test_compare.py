@@ -15,7 +15,7 @@ from imgclf.core.errors import DataError, UnknownName
 from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.models.build import build_model
 from imgclf.storage.model_file import Manifest, save_model
-from imgclf.storage.run_folder import PREDICTIONS, create_run, write_config
+from imgclf.storage.run_folder import PREDICTIONS, RunInfo, create_run, write_config
 from imgclf.storage.run_list import RunEntry
 from imgclf.studies.compare import Comparison, Paired, compare_predictions, compare_runs, shared_images
 
@@ -42,8 +42,9 @@ def make_run(root, name, answers=None, **changes):
         if answers is not None:
             write_predictions(folder / PREDICTIONS, answers)
 
-    info = {"status": "done", "data": "photos", "arch": "lenet", "versions": {"torch": f"1-{name}"}}
-    return create_run(root, name, {**info, "weights": {"source": "from scratch"}}, exact=True, fill=fill)
+    made = {"versions": {"torch": f"1-{name}"}, "weights": {"source": "from scratch"}}
+    info = RunInfo(status="done", data="photos", arch="lenet", **made)
+    return create_run(root, name, info, exact=True, fill=fill)
 
 
 @given(paired)

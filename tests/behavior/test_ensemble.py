@@ -76,7 +76,7 @@ def test_of_members_that_kept_the_same_start_one_is_saved(photos, in_folder):
     first = Classifier.load("runs/ens-member-1")
     saved = Classifier.load("runs/ens")
     assert one.model_config_.members == saved.model_config_.members == 1
-    assert open_run(in_folder / "runs" / "ens").info["members"] == ["runs/ens-member-1"]
+    assert open_run(in_folder / "runs" / "ens").info.members == ("runs/ens-member-1",)
     assert saved.run_.model.stat().st_size < 1.1 * first.run_.model.stat().st_size
     np.testing.assert_array_equal(saved.predict_proba(photos), first.predict_proba(photos))
 
@@ -99,7 +99,7 @@ def test_of_equal_members_among_others_one_is_joined(photos, in_folder, monkeypa
 
 def test_members_differ_in_their_seed_and_share_a_split(three):
     ensemble, events, photos = three
-    members = [Classifier.load(path) for path in ensemble.run_.info["members"]]
+    members = [Classifier.load(path) for path in ensemble.run_.info.members]
     assert [event for event in events if isinstance(event, NextTraining)] == [NextTraining(i, 3) for i in (1, 2, 3)]
     assert len({member.split_.digest for member in members} | {ensemble.split_.digest}) == 1
     seeds = [open_run(member.run_.path) for member in members]
@@ -124,7 +124,7 @@ def test_an_ensemble_is_one_model_file(three, tmp_path):
 
 def test_trained_classifiers_are_combined(three):
     ensemble, *_ = three
-    loaded = [Classifier.load(path) for path in ensemble.run_.info["members"]]
+    loaded = [Classifier.load(path) for path in ensemble.run_.info.members]
     assert combine(loaded[:2]).model_config_.members == 2
     assert combine(loaded).seen_ == loaded[0].seen_
 

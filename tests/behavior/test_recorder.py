@@ -43,22 +43,23 @@ def test_a_run_folder_tells_the_whole_story(photos, in_folder):
     assert [float(row["valid_loss"]) for row in rows] == [record.valid_loss for record in history]
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
     told = events(run)
-    assert [event["event"] for event in told] == ["start", "epoch", "epoch", "epoch", "end", "tested"]
+    assert [event["event"] for event in told] == ["start", "epoch", "epoch", "epoch", "end", "tested", "tested"]
     assert (told[0]["device"], told[0]["precision"]) == ("cpu", "float32")
     assert [event["train_loss"] for event in told if event["event"] == "epoch"] == [r.train_loss for r in history]
-    assert told[-2]["ended"] == "done"
-    figures = classifier.metrics_["valid"]
-    assert told[-1] == {
-        **{"event": "tested", "time": told[-1]["time"], "part": "valid"},
-        **{"n": figures.n, "loss": figures.loss, "accuracy": figures.accuracy},
-    }
+    assert told[-3]["ended"] == "done"
+    for part, event in zip(("valid", "test"), told[-2:], strict=True):
+        metrics = classifier.metrics_[part]
+        assert event == {
+            **{"event": "tested", "time": event["time"], "part": part},
+            **{"n": metrics.n, "loss": metrics.loss, "accuracy": metrics.accuracy},
+        }
     assert {sample.ref: sample.split for sample in read_split(run.path / "split.csv")} == {
         sample.ref: sample.split for sample in classifier.split_.rows
     }
     info = open_run(run.path).info
-    assert (info["status"], info["epochs"], info["arch"]) == ("done", 3, "lenet")
-    assert info["classes"] == ["blue", "green", "red"]
-    assert info["source"] == str(photos)
+    assert (info.status, info.epochs, info.arch) == ("done", 3, "lenet")
+    assert info.classes == ("blue", "green", "red")
+    assert info.source == str(photos)
     assert not (run.path / "epochs").exists()
 
 
@@ -105,7 +106,7 @@ def test_images_that_are_lost_while_it_runs_are_told_and_recorded(photos, in_fol
         classifier = fit(photos, in_folder, callbacks=[spoil], epochs=1, data={"cache": "off"})
     classifier.evaluate()
     assert classifier.unreadable_ == gone
-    assert dict(open_run(classifier.run_.path).info["lost"]) == gone
+    assert dict(open_run(classifier.run_.path).info.unreadable_later) == gone
     (lost,) = [dict(event["images"]) for event in events(classifier.run_) if event["event"] == "lost"]
     assert len(lost) == 3
     assert lost.items() <= gone.items()
@@ -122,7 +123,7 @@ def test_each_step_back_is_recorded(photos, in_folder):
 
     classifier = fit(photos, in_folder, callbacks=[spoil])
     told = events(classifier.run_)
-    assert [event["event"] for event in told] == ["start", "retry", "epoch", "epoch", "epoch", "end", "tested"]
+    assert [event["event"] for event in told] == ["start", "retry", *["epoch"] * 3, "end", *["tested"] * 2]
     assert told[1]["lr_scale"] == 0.5
     assert all(value.isfinite().all() for value in classifier.model_.state_dict().values())
 

@@ -95,7 +95,7 @@ def test_a_backend_hears_of_a_run_from_its_beginning_to_its_end(make_source, tmp
     follow = tracker(backend, say=where.append)
     classifier.fit(make_source(), epochs=3, batch_size=8, callbacks=[follow], runs=tmp_path, name="first")
     names = [name for name, _ in backend.calls if name not in ("flush", "step")]
-    assert names == ["open", "start", "batch", "epoch", "epoch", "epoch", "tested", "close"]
+    assert names == ["open", "start", "batch", "epoch", "epoch", "epoch", "tested", "tested", "close"]
     assert backend.of("step")
     assert backend.threads == {"imgclf-recording"}
     assert where == ["recording in first"]
@@ -115,13 +115,14 @@ def test_a_backend_hears_of_a_run_from_its_beginning_to_its_end(make_source, tmp
     ((batch,),) = backend.of("batch")
     assert {image.shape for image in batch.images} == {(16, 16, 1)}
     assert set(batch.captions) <= {"a", "b", "c"}
-    ((part, result, sample),) = backend.of("tested")
-    assert (part, result) == ("valid", classifier.metrics_["valid"])
-    assert len(sample.images) == result.n
-    assert sum(sample.correct) == round(result.accuracy * result.n)
-    for caption, correct in zip(sample.captions, sample.correct, strict=True):
-        predicted, true = caption.rstrip(")").split(" (")
-        assert (predicted == true) == correct
+    assert [part for part, _, _ in backend.of("tested")] == ["valid", "test"]
+    for part, result, sample in backend.of("tested"):
+        assert result == classifier.metrics_[part]
+        assert len(sample.images) == result.n
+        assert sum(sample.correct) == round(result.accuracy * result.n)
+        for caption, correct in zip(sample.captions, sample.correct, strict=True):
+            predicted, true = caption.rstrip(")").split(" (")
+            assert (predicted == true) == correct
     assert backend.of("close") == [("done",)]
     assert torch.equal(weights(classifier), plain)
 

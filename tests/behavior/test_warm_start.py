@@ -105,8 +105,8 @@ def test_what_is_found_is_trained_with_and_written_down(tmp_path):
     assert classifier.config_.mirror is False
     assert not [step for step in classifier.preprocess_.steps if step.op == "flip"]
     info = classifier.run_.info
-    assert {choice["name"]: choice["value"] for choice in info["choices"]}["mirror"] == "no"
-    assert not [step for step in info["recipe"]["steps"] if step["op"] == "flip"]
+    assert {choice["name"]: choice["value"] for choice in info.decisions}["mirror"] == "no"
+    assert not [step for step in info.preprocess["steps"] if step["op"] == "flip"]
     assert "mirror = false" in (classifier.run_.path / "config.toml").read_text()
 
 

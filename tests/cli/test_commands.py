@@ -126,11 +126,13 @@ def test_the_files_of_a_run(world):
     found = {path.name for path in folder.iterdir()}
     assert found - {"checkpoint-previous.pt"} == {  # which is there if the state was written twice
         *("model.safetensors", "config.toml", "split.csv", "history.csv", "events.jsonl", "run.json"),
-        *("checkpoint.pt", ".lock", "answers.safetensors", "report.html"),
+        *("checkpoint.pt", ".lock", "predictions.safetensors", "report.html"),
     }
     summary = json.loads(world[1].stdout)
     assert summary.pop("report") == str(Path("runs", "photos-lenet-1", "report.html"))
-    assert json.loads((folder / "run.json").read_text())["result"] == summary
+    info = json.loads((folder / "run.json").read_text())
+    assert info["metrics"] == {part: summary[part] for part in ("valid", "test")}
+    assert {"total": info["seconds"], "train": info["train_seconds"]} == summary["seconds"]
     told = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
     assert {event["part"]: event["accuracy"] for event in told if event["event"] == "tested"} == {
         part: summary[part]["accuracy"] for part in ("valid", "test")
@@ -722,7 +724,7 @@ def test_a_full_log_ends_no_training_and_fails_what_only_answers(here):
         with open("/dev/full", "w") as log:
             codes[args[0]] = shown_on(Stream(log), Stream(log), *args)
     assert codes == {"train": 0, "report": 0, "runs": 1}
-    assert {"report.html", "model.safetensors", "answers.safetensors"} <= set(os.listdir("runs/full"))
+    assert {"report.html", "model.safetensors", "predictions.safetensors"} <= set(os.listdir("runs/full"))
 
 
 def test_a_reader_that_has_seen_enough_ends_the_predictions_quietly(here, monkeypatch):

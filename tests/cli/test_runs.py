@@ -96,17 +96,17 @@ def test_a_run_called_like_a_folder_of_images_is_found_by_every_command(here):
 
 def test_an_interrupt_of_the_test_is_honest_and_the_run_goes_on_to_its_end(here, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "evaluate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patch.setattr("imgclf.estimator.fit.test", lambda *_: signal.raise_signal(signal.SIGINT))
         result = run("train", "photos", *TINY, "--name", "cut")
     assert result.exit_code == 130
     assert result.stderr.endswith("interrupted; go on with: imgclf train --resume runs/cut\n")
     assert "error" not in result.stderr
-    assert open_run(here / "runs" / "cut").info["status"] == "interrupted"
+    assert open_run(here / "runs" / "cut").info.status == "interrupted"
     assert answer("use")["default"]["name"] == "digits-lenet-1"
     summary = answer("train", "--resume", "cut")
     assert (summary["epochs"], summary["test"]["n"]) == (1, 9)
     assert Path(summary["report"]).is_file()
-    assert open_run(here / "runs" / "cut").info["status"] == "done"
+    assert open_run(here / "runs" / "cut").info.status == "done"
     assert answer("use")["default"]["name"] == "cut"
 
 
@@ -211,7 +211,7 @@ def test_a_run_without_answers_says_what_to_do(here):
 
 
 def test_the_recipe_is_kept(here):
-    assert {run.path.name: run.info["experiment"] for run in list_runs(here / "runs")} == {
+    assert {run.path.name: run.info.recipe for run in list_runs(here / "runs")} == {
         "first": None,
         "second": None,
         "digits-lenet-1": "digits",

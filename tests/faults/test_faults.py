@@ -178,7 +178,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
     # Each kill costs the work since the last state; a life is long enough to get on, and ends at any moment.
     lives = [rng.uniform(0.1, 0.3 if SLOW else 0.6) * seconds for _ in range(KILLS)]
     for life in lives:
-        if folder.exists() and open_run(folder).info["status"] == "done":  # once more from the start
+        if folder.exists() and open_run(folder).info.status == "done":  # once more from the start
             shutil.rmtree(folder)
         process = go_on(start, folder)
         process.join(life)
@@ -196,15 +196,15 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
             content = torch.load(state, weights_only=True)
             within += content["batch_index"] > 0
             trained = killed - max(began(folder), state.stat().st_mtime)  # and not kept
-            if SLOW and began(folder) > killed - life and open_run(folder).info["status"] != "done":
+            if SLOW and began(folder) > killed - life and open_run(folder).info.status != "done":
                 assert trained <= EVERY + 1.0  # seconds: a step, what the disk takes, and a busy machine
     assert not SLOW or within >= 3, "no state within an epoch was tried"
-    if not folder.exists() or open_run(folder).info["status"] != "done":  # else it was killed while it was tested
+    if not folder.exists() or open_run(folder).info.status != "done":  # else it was killed while it was tested
         code, said = ended(go_on(start, folder), 120)
         assert code == 0, said
     check_whole(folder)
     assert same_result(folder, expected)
-    assert open_run(folder).info["status"] == "done"
+    assert open_run(folder).info.status == "done"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_signal_ends_a_run_politely(start, whole, name, code, moment, later):
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     assert ended(process)[0] == code
     check_whole(folder)
-    assert open_run(folder).info["status"] == "interrupted"
+    assert open_run(folder).info.status == "interrupted"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert (state["epoch"], state["batch_index"]) > (0, 0)
     if SLOW or name == "SIGHUP":
@@ -238,8 +238,8 @@ def test_a_run_is_held_by_one_process_and_a_second_ctrl_c_ends_it_at_once(start)
     first = start(*TRAIN, "--name", "held", "--epochs", "50")  # longer than the others take to come
     wait_for((folder / "checkpoint.pt").exists, first)
     info = open_run(folder).info
-    assert info["pid"] == first.pid
-    assert info["machine"]["cores"] >= 1
+    assert info.pid == first.pid
+    assert info.machine["cores"] >= 1
     code, said = ended(start("train", "--resume", str(folder)))
     assert code == 2
     assert f"is being trained by the process {first.pid}" in said
@@ -457,7 +457,7 @@ def test_a_clock_that_is_set_back_changes_neither_times_nor_the_newest_run(refer
             os.utime(runs / name / "run.json", (now[0], now[0]))
     first, second = list_runs(runs)
     assert (first.path.name, second.path.name) == ("b", "a")
-    assert first.info["created"] > second.info["created"]
+    assert first.info.created > second.info.created
     assert default_run(runs).model == second.model
     for folder in (first.path, second.path):
         assert same_result(folder, root / "runs" / "whole")
@@ -478,7 +478,7 @@ def test_a_kill_at_any_call_costs_nothing(reference, start, shard):
         assert process.exitcode == -signal.SIGKILL, Path("log").read_text()
         if folder.exists():
             check_whole(folder)
-        if not folder.exists() or open_run(folder).info["status"] != "done":
+        if not folder.exists() or open_run(folder).info.status != "done":
             code, said = ended(start("train", "--resume", str(folder)) if folder.exists() else start(*args))
             assert code == 0, said
         assert same_result(folder, root / "runs" / "whole"), k

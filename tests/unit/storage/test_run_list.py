@@ -1,6 +1,7 @@
 """The list of runs: what is told of each, filtering and sorting."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +11,17 @@ from imgclf import Classifier
 from imgclf.core.errors import ConfigError, ModelFileError, UnknownName
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions, write_predictions
-from imgclf.storage.run_folder import CHECKPOINT, INFO, MODEL, PREDICTIONS, create_run, held, open_run, write_info
+from imgclf.storage.run_folder import (
+    CHECKPOINT,
+    INFO,
+    MODEL,
+    PREDICTIONS,
+    RunInfo,
+    create_run,
+    held,
+    open_run,
+    write_info,
+)
 from imgclf.storage.run_list import (
     FILTERS,
     SORTS,
@@ -28,12 +39,12 @@ from imgclf.storage.run_list import (
 
 def make(root, name="set-lenet", *, accuracy=0.9, n=50, seconds=12.5, model=b"weights", **info):
     """A run as the command line leaves it."""
-    values = {"data": "set", "arch": "lenet", "status": "done", "experiment": "d1", **info}
-    run = create_run(root, name, values, exact=True)
+    values = {"data": "set", "arch": "lenet", "status": "done", "recipe": "d1", **info}
+    run = create_run(root, name, RunInfo(**values), exact=True)
     if model:
         run.model.write_bytes(model)
-    test = None if accuracy is None else {"accuracy": accuracy, "n": n}
-    return write_info(run, result={"test": test, "valid": {"accuracy": 0.5, "n": 4}, "seconds": {"total": seconds}})
+    test = {} if accuracy is None else {"test": {"accuracy": accuracy, "n": n}}
+    return write_info(run, metrics={"valid": {"accuracy": 0.5, "n": 4}, **test}, seconds=seconds)
 
 
 def entry(name="a", **values):
@@ -59,9 +70,9 @@ def test_without_a_test_part_the_valid_images_tell(tmp_path):
 
 def test_the_answers_to_test_images_tell_where_no_command_did(tmp_path):
     answers = Predictions(np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0]), tuple("abcd"), ("",) * 4, tuple("wxyz"))
-    run = create_run(tmp_path, "python", {"status": "done", "seconds": 3.5})
+    run = create_run(tmp_path, "python", RunInfo(status="done", seconds=3.5))
     write_predictions(run.path / PREDICTIONS, answers)
-    for one in (run, write_info(run, result={"test": None, "valid": {"accuracy": 0.5, "n": 6}})):
+    for one in (run, write_info(run, metrics={"valid": {"accuracy": 0.5, "n": 6}})):
         found = entry_of(one)
         assert (found.part, found.accuracy, found.n, found.seconds) == ("test", 0.75, 4, 3.5)
         assert found.interval == wilson_interval(3, 4)
@@ -70,35 +81,32 @@ def test_the_answers_to_test_images_tell_where_no_command_did(tmp_path):
 
 
 def test_what_an_older_or_shorter_run_does_not_say_is_unknown(tmp_path):
-    run = create_run(tmp_path, "old", {"data": "set", "status": "failed"})
+    run = create_run(tmp_path, "old", RunInfo(data="set", status="failed"))
     found = entry_of(run)
     assert (found.recipe, found.arch, found.accuracy, found.interval, found.seconds, found.size) == (None,) * 6
     assert found.status == "failed"
 
 
 def test_an_ensemble_says_how_many_networks_it_joins(tmp_path):
-    assert entry_of(make(tmp_path, members=["runs/a", "runs/b"])).arch == "2 × lenet"
-    assert entry_of(make(tmp_path, "equal", members=["runs/a"])).arch == "lenet"
+    assert entry_of(make(tmp_path, members=("runs/a", "runs/b"))).arch == "2 × lenet"
+    assert entry_of(make(tmp_path, "equal", members=("runs/a",))).arch == "lenet"
 
 
 def test_a_run_that_went_on_in_python_says_nothing_of_before(photos, in_folder):
     config = {"train": {"epochs": 1, "batch_size": 16}, "data": {"cache": "off"}}
     run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
-    write_info(run, result={"test": {"accuracy": 0.123, "n": 9}, "valid": None, "seconds": {"total": 987.0}})
+    write_info(run, metrics={"test": {"accuracy": 0.123, "n": 9}}, seconds=987.0)
     assert entry_of(open_run(run.path)).accuracy == 0.123
     classifier = Classifier().resume(run.path, epochs=2)
-    found = entry_of(open_run(run.path))
-    assert found.part == "valid"
-    assert found.seconds == pytest.approx(987 + classifier.run_.info["seconds"], abs=0.01)
-    test = classifier.evaluate()
-    found = entry_of(open_run(run.path))
+    found, test = entry_of(open_run(run.path)), classifier.metrics_["test"]
+    assert found.seconds == pytest.approx(987 + classifier.run_.info.seconds, abs=0.01)
     assert (found.part, found.n, found.accuracy) == ("test", test.n, test.accuracy)
 
 
 def test_the_seconds_of_a_run_that_was_killed_are_those_of_its_training(photos, in_folder):
     config = {"train": {"epochs": 1, "batch_size": 16, "device": "cpu"}, "data": {"cache": "off"}}
     run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
-    (run.path / INFO).write_text(json.dumps({k: v for k, v in run.info.items() if k != "seconds"}))
+    (run.path / INFO).write_text(json.dumps({**asdict(run.info), "seconds": None}))
     assert entry_of(open_run(run.path)).seconds is None
     state = torch.load(run.path / CHECKPOINT, weights_only=True)
     assert state["spent"] > 0
@@ -106,18 +114,13 @@ def test_the_seconds_of_a_run_that_was_killed_are_those_of_its_training(photos, 
         before = entry_of(open_run(run.path)).seconds or round(state["spent"], 3)
         classifier = Classifier().resume(run.path, epochs=epochs)
         found = entry_of(open_run(run.path))
-        assert found.seconds == pytest.approx(before + classifier.run_.info["seconds"], abs=0.01)
+        assert found.seconds == pytest.approx(before + classifier.run_.info.seconds, abs=0.01)
 
 
 def test_what_was_counted_stays_known_when_a_resumed_run_is_killed(tmp_path):
-    run = create_run(tmp_path, "killed", {"status": "running", "seconds_before": 987.0})
+    run = create_run(tmp_path, "killed", RunInfo(status="running", seconds_before=987.0))
     assert entry_of(run).seconds == 987
     assert entry_of(write_info(run, seconds=13.0)).seconds == 1000
-
-
-@pytest.mark.parametrize("result", ["x", 3, {"seconds": None}, {"seconds": 3.0}, {"seconds": {"total": "x"}}])
-def test_a_result_of_another_form_tells_no_seconds(tmp_path, result):
-    assert entry_of(create_run(tmp_path, "odd", {"status": "done", "result": result})).seconds is None
 
 
 def named_default(root):
@@ -135,7 +138,7 @@ def test_the_default_is_the_newest_run_that_has_ended_with_a_figure(tmp_path):
     for status in ("running", "testing", "interrupted", "failed"):
         make(tmp_path, status, status=status)
     make(tmp_path, "own", own_network=True)
-    write_info(make(tmp_path, "untested"), result=None)
+    write_info(make(tmp_path, "untested"), metrics=None)
     assert named_default(tmp_path) == ("good", False)
     make(tmp_path, "early", status="stopped early", accuracy=None)  # its figure is that of valid
     assert named_default(tmp_path) == ("early", False)
