@@ -57,19 +57,19 @@ def _show(curve: LearningCurve) -> None:
     console.show()
     console.show(f"fit:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
     gain, doubled = curve.gain, curve.doubled
-    if not curve.lawful:
-        console.show("more:    the points don't follow the fit, so the effect of more images is unclear")
+    if not curve.reliable:
+        console.show("more:    unclear, as the points don't follow the fit")
     elif gain.high < NEGLIGIBLE_GAIN:
-        console.show(f"more:    {2 * images:,} images, twice as many, would bring next to nothing")
+        console.show(f"more:    {2 * images:,} images, twice as many: a negligible gain")
     else:
         console.show(
-            f"more:    {2 * images:,} images, twice as many, would bring about {_gain(gain)} points, to "
-            f"{percent(doubled.value)} ({_range(doubled.low, doubled.high)})"
+            f"more:    {2 * images:,} images, twice as many: about {_gain(gain)} points, to {percent(doubled.value)} "
+            f"({_range(doubled.low, doubled.high)})"
         )
     if not curve.full:
         console.show()
         console.show_table(
-            ("class", "images", "recall", "recall with twice as many", "overall accuracy"),
+            ("class", "images", "recall", "recall gain with 2×", "accuracy gain with 2×"),
             [
                 (
                     row.name,
@@ -98,4 +98,4 @@ def _class_gain(gain: Estimate | None) -> str | None:
         return None
     if max(abs(gain.low), abs(gain.high)) < NEGLIGIBLE_GAIN:
         return "negligible"
-    return _gain(gain) if gain.told else f"unclear {_gain(gain).partition(' ')[2]}"
+    return _gain(gain) if gain.significant else f"unclear {_gain(gain).partition(' ')[2]}"

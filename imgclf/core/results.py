@@ -242,22 +242,22 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval."""
+    """A value and its 95% interval."""
 
     value: float
     low: float
     high: float
 
     @property
-    def told(self) -> bool:
+    def significant(self) -> bool:
         """Whether the interval leaves no doubt about the sign."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The accuracy (0…1) that `images` training images bring, `fraction` of all, the mean over `draws` of them; its
-    `interval` is for the number of held-out images."""
+    """The mean accuracy (0…1) over `draws` of `images` training images, a `fraction` of all; the `interval` is that of
+    the held-out images."""
 
     fraction: float
     images: int
@@ -281,7 +281,7 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Band:
-    """The law as a line: numbers of images, and the accuracy there with the ends of its interval."""
+    """The fit as a line: numbers of images, and the accuracy there with the ends of its 95% interval."""
 
     images: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -291,8 +291,10 @@ class Band:
 
 @dataclass(frozen=True)
 class ClassGain:
-    """What twice as many training images of one class would bring: to the accuracy over all classes and to the `recall`
-    of its own, which is now that of `images` training images. None where that was not measured."""
+    """The predicted gain with twice as many images of one class: in overall accuracy, and in the recall of the class.
+
+    `recall` is that with its `images` training images. None where it was not measured.
+    """
 
     name: str
     images: int
@@ -303,12 +305,18 @@ class ClassGain:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Accuracy on `held_out` images by the number of training images; `full` says that the network itself was trained
-    each time, and not a linear head on frozen features.
+    """Accuracy on held-out images by the number of training images.
 
-    `doubled` is the accuracy that twice as many images would bring by the law, `gain` how much more that is. `misfit`
-    is how often points that follow the law would lie at least as far from it by chance: where it is low, the law tells
-    nothing of more images.
+    Attributes:
+        full: Whether the network itself was trained each time, not a linear head on frozen features.
+        held_out: The number of held-out images.
+        points: The measured accuracies.
+        law: The fit.
+        doubled: The predicted accuracy with twice as many images.
+        gain: The predicted gain.
+        misfit: The p-value of the fit (χ² test); if it is low, the prediction is not reliable.
+        classes: The gain of each class.
+        band: The fit as a line, up to twice as many images.
     """
 
     data: str
@@ -325,8 +333,8 @@ class LearningCurve:
     band: Band = field(repr=False)
 
     @property
-    def lawful(self) -> bool:
-        """Whether the points follow the law well enough to go by it."""
+    def reliable(self) -> bool:
+        """Whether the points follow the fit well enough to predict with it."""
         return self.misfit >= UNLIKELY
 
     def to_dict(self) -> dict[str, Any]:

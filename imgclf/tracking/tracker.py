@@ -20,7 +20,6 @@ from imgclf.core.arguments import require
 from imgclf.core.config import to_dict
 from imgclf.core.errors import warn_caller
 from imgclf.core.results import Decision
-from imgclf.data.dataset import Source
 from imgclf.data.loading.loader import Batch
 from imgclf.estimator.events import DecisionsMade, FitEnded, SourceOpened, Tested
 from imgclf.estimator.plan import Plan, RunReady
@@ -118,8 +117,8 @@ class Tracker:
         self._backends = list(backends)
         self._warn, self._say = warn, say
         self._workers: list[Worker] = []
-        self._source: Source | None = None
         self._decisions: tuple[Decision, ...] = ()
+        self._classes: tuple[str, ...] = ()
         self._began = 0.0
         self._batch_shown = False
         self._step_due = 0.0
@@ -142,9 +141,9 @@ class Tracker:
 
     def _pass_on(self, event: Event) -> None:
         match event:
-            case SourceOpened(source=source):
+            case SourceOpened():
                 self._finish("failed")  # an earlier run that did not reach its end
-                self._source, self._decisions = source, ()
+                self._decisions = ()
             case DecisionsMade(decisions=decisions):
                 self._decisions = decisions
             case RunReady(run=run, plan=plan):
@@ -170,12 +169,10 @@ class Tracker:
 
     def _begin(self, run: Run | None, plan: Plan) -> None:
         """Begin a run, also with backends that failed in the one before, unless they still hang in it."""
-        assert self._source is not None
-        session = _session(run, plan, self._source, self._decisions)
-        places = [
-            each.location(session) for each in self._backends
-        ]  # a wrong one is refused before anything is written
-        self._began, self._batch_shown = time.monotonic(), False
+        session = _session(run, plan, self._decisions)
+        # A wrong place is refused before anything is written.
+        places = [backend.location(session) for backend in self._backends]
+        self._began, self._batch_shown, self._classes = time.monotonic(), False, plan.source.classes
         example = torch.zeros(1, plan.preprocess.channels, *plan.preprocess.size, device=device_of(plan.model))
         for backend, place in zip(self._backends, places, strict=True):
             try:
@@ -194,9 +191,8 @@ class Tracker:
         if self._batch_shown or not self._workers or not len(batch.targets):
             return
         self._batch_shown = True
-        assert self._source is not None
         images = tuple(batch.pixels[:MAX_IMAGES].cpu().numpy().copy())
-        captions = _captions(batch, self._source.classes)[:MAX_IMAGES]
+        captions = _captions(batch, self._classes)[:MAX_IMAGES]
         self._put("batch", Pictures("training-batch", "Training images as the model sees them", images, captions))
 
     def _show_step(self, state: TrainState) -> None:
@@ -240,12 +236,12 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _session(run: Run | None, plan: Plan, source: Source, decisions: Sequence[Decision]) -> Session:
+def _session(run: Run | None, plan: Plan, decisions: Sequence[Decision]) -> Session:
     """A run in plain values. The decisions fill in settings that the plan leaves open."""
+    source, values = plan.source, to_dict(plan.experiment)
     name = stem_of(source.name, plan.spec.arch) if run is None else run.path.name
     identity = secrets.token_hex(8) if run is None else f"{run.info.created} {name}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    values = to_dict(plan.experiment)
     settings = {"data": source.name, "images": len(source), "classes": len(source.classes)}
     settings |= {name: value for name, value in values.items() if name not in ("data", "train")} | values["train"]
     settings |= {each.name: each.value for each in decisions if settings.get(each.name) is None}

@@ -124,7 +124,7 @@ def test_a_curve_from_frozen_features(photos, pooled):
         ("green", 12, 1.0),
         ("red", 12, 1.0),
     ]
-    assert not any(row.accuracy_gain.told for row in curve.classes)
+    assert not any(row.accuracy_gain.significant for row in curve.classes)
     assert [event.point for event in heard if isinstance(event, CurvePointMeasured)] == list(curve.points)
     heads = [event for event in heard if isinstance(event, Progressed) and event.task == "fitting heads"]
     assert heads == [Progressed("fitting heads", number + 1, 8) for number in range(8)]

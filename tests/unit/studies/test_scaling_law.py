@@ -104,7 +104,7 @@ def test_the_next_doubling_brings_less_as_the_last_did():
     assert second.recall_gain.value == pytest.approx(0.1, abs=0.003)
     assert second.accuracy_gain.value == pytest.approx(0.05, abs=0.003)
     for gain in (first.recall_gain, second.recall_gain, second.accuracy_gain):
-        assert gain.told
+        assert gain.significant
         assert gain.low <= gain.value <= gain.high
 
 
@@ -116,8 +116,8 @@ def test_a_doubling_is_never_taken_to_bring_more_than_the_last():
 def test_a_class_of_which_nothing_can_be_told():
     few, whole, weights = classes_of((0.0, 0.0), (0.02, 0.1), n=60)
     nothing, little = class_gains(few, whole, weights)
-    assert not nothing.recall_gain.told
-    assert not little.accuracy_gain.told
+    assert not nothing.recall_gain.significant
+    assert not little.accuracy_gain.significant
     bare, unseen = HalvedClass("few", 3, few[0].own), replace(few[1], own=np.zeros(60, bool))
     assert class_gains([bare, unseen], whole, weights) == (
         ClassGain("few", 3, 1.0, None, None),
