@@ -115,12 +115,19 @@ def audit(
 ) -> Audit:
     """Read and decode every image once, and say what is wrong with the set.
 
-    Files that can't be decoded are left out (`on_bad="skip"`) or end it (`"error"`); more than the share `allow_bad`
-    (0…1) of them ends it either way, and so does, when `strict`, a class that is left without any image. What
-    was found is remembered in the user's cache folder by path, size, times and inode; the data folder is only read. Of
-    tar shards the index tells it all. `progress` is called with the number of images done and of all.
+    What was found is remembered in the cache folder by path, size, times and inode; the data folder is only read. For
+    tar shards the index is enough.
 
-    Raises `DataError`.
+    Args:
+        source: What to check.
+        on_bad: `skip` leaves out images that can't be read, `error` refuses them.
+        allow_bad: The largest share of unreadable images, 0 to 1.
+        strict: Whether every class must keep an image.
+        workers: Threads that read; by default one for each core, at most 8.
+        progress: Called with the number of images done and of all.
+
+    Raises:
+        DataError: Where too many images can't be read, or a class has none left.
     """
     require("source", source, Source)
     if on_bad not in ("skip", "error"):

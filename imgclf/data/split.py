@@ -75,18 +75,22 @@ def make_split(
 ) -> Split:
     """Assign every sample to train, valid or test.
 
-    What the source itself assigns stays; a valid or test split that it lacks is cut from its train, with the share
-    that `fractions` (train, valid, test; they sum to 1, 0.7, 0.15 and 0.15 where nothing is asked for) gives it there.
-    `file` is an earlier split.csv: its files keep their place, new ones are assigned, and what changed or is gone is
-    named. `known` are the places of images that a model has seen before, by `content_key`; they count where neither the
-    source nor the file decides.
+    What the source itself assigns stays; a valid or test split that it lacks is cut from its train.
 
     Stratified: round(fraction × n) images go to test and to valid, and each class gives its share of them, by largest
     remainder. Within a class the units are ranked by a keyed hash (BLAKE2b, RFC 7693) of their content, so that the
     same content and seed give the same place.
 
-    Raises `DataError` where there is nothing to train on and for a file that does not fit, `ConfigError` for fractions
-    that do not sum to 1, or that ask for a share of what the source brings.
+    Args:
+        source: The samples; their content decides, not their names.
+        fractions: The shares of train, valid and test, which sum to 1; by default 0.7, 0.15 and 0.15.
+        seed: Another one gives another split.
+        file: An earlier split.csv; its files keep their place, new ones are assigned, changes are named.
+        known: Where a model has seen images before, by `content_key`; it counts if neither source nor file decides.
+
+    Raises:
+        DataError: Where there is nothing to train on, or the file does not fit.
+        ConfigError: For fractions that don't sum to 1, or that ask for a share of what the source brings.
 
     Example:
         >>> from imgclf import make_split, open_source

@@ -75,10 +75,18 @@ class Loader:
     evaluation pixels. An image that can't be read is left out of its batch and named in `unreadable` (ref → reason);
     no other takes its place.
 
-    `cache` says where decoded pixels are kept for the next epoch (`cache_level` is what became of it), `device` where
-    the batches go. Of `shard` = (rank, processes), each process takes its share of every batch, and
-    all give the same number of batches. `workers` are the threads that read: without a number, as many cores as the
-    model leaves, and none for a set that lies in memory.
+    Args:
+        source: Opens the images.
+        samples: Which of them, in their order.
+        recipe: The preprocessing and augmentation.
+        classes: The names behind the class indices.
+        batch_size: Images a batch, over all processes.
+        train: Whether to shuffle and augment.
+        seed: Of the order and the augmentation.
+        workers: Threads that read; by default as many as the model leaves cores, and none for a set in memory.
+        cache: Where decoded pixels are kept for the next epoch; `cache_level` is what was chosen.
+        device: Where the batches go.
+        shard: (rank, processes): each process takes its share of every batch, and all give as many batches.
     """
 
     def __init__(

@@ -28,11 +28,17 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """A folder with one sub-folder a class, a CSV, tar shards, or the name of a data set, as `Source`.
+    """A folder with one sub-folder per class, a CSV, tar shards, or a named data set, as a `Source`.
 
-    A `Source` stays as it is. What exists on the disk goes before a name. `data_dir` is where named sets lie or are
-    downloaded to. `strict=False`, for evaluation, accepts a single class and single images. `progress` is called with
-    the number of tars read and of all, where they had to be. Raises `DataError`.
+    Args:
+        data: A path, a URL of shards, a name, or a `Source`, which is returned as it is. Existing paths come first.
+        data_dir: The folder of named data sets; missing ones are downloaded there.
+        strict: Whether training needs it: at least two classes, and clear roles of the folders.
+        max_pixels: The largest image that is read.
+        progress: Called with the number of tars read and of all, where they had to be read.
+
+    Raises:
+        DataError: Where the data can't be used; all problems are listed.
 
     Example:
         >>> from imgclf import open_source
