@@ -1,4 +1,4 @@
-"""How far the figures of an evaluation can be trusted: 95 % intervals, from the answers alone."""
+"""95% confidence intervals of the metrics of an evaluation, from the predictions alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from imgclf.evaluation.metrics import TOP5_ABOVE, mean_f1, mean_recall, rank_of_
 
 LEVEL = 0.95
 Z = 1.959963984540054  # of the normal distribution, for that level
-DRAWS = (200, 1_000)  # fewest and most
-WORK = 20_000_000  # drawn images and classes in all, above which there are fewer draws
-AT_ONCE = 2_000_000
+MIN_DRAWS, MAX_DRAWS = 200, 1_000
+MAX_DRAWN = 20_000_000  # images and classes in all, above which there are fewer draws
+MAX_DRAWN_AT_ONCE = 2_000_000
 SEED = 0
 
 Floats = NDArray[np.float64]
@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 
 def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share `hits` / `n`: Wilson 1927, sound for few images and near 0 and 1."""
+    """The 95% interval of a share `hits` / `n`: Wilson 1927, sound for few images and near 0 and 1."""
     low, high = wilson_intervals(np.array(hits), np.array(n))
     return float(low), float(high)
 
@@ -38,20 +38,24 @@ def wilson_intervals(hits: Ints, n: Ints) -> tuple[Floats, Floats]:
 
 
 def evaluation_intervals(logits: ArrayLike, targets: ArrayLike, temperature: float = 1.0) -> Intervals:
-    """The 95 % intervals of the figures of an evaluation, from `logits` (n, k) and the true class indices `targets`
-    (n,), n at least 1.
+    """The 95% intervals of the metrics of an evaluation.
 
     Of accuracy and top-5 they are Wilson's. Of balanced accuracy and macro-F1 they hold two: that of a seeded bootstrap
-    over the images, which sees nothing vary in classes of a few images that are all right, and that of a mean of Wilson
-    intervals, a class each, which takes the classes for independent. For the loss see `loss_interval`.
+    over the images, which sees nothing vary in classes of a few images that are all correct, and that of a mean of
+    Wilson intervals, a class each, which takes the classes for independent. For the loss see `loss_interval`.
+
+    Args:
+        logits: (n, k), n at least 1, not divided by the temperature.
+        targets: The true class indices (n,).
+        temperature: Divides the logits, for the loss.
     """
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(targets)
     n, k = scores.shape
-    answers = scores.argmax(axis=1)
-    hits, support, called = (np.bincount(x, minlength=k) for x in (truth[answers == truth], truth, answers))
+    predicted = scores.argmax(axis=1)
+    hits, support, called = (np.bincount(x, minlength=k) for x in (truth[predicted == truth], truth, predicted))
     right = int(hits.sum())
     likely = softmax(scores / temperature)[np.arange(n), truth]
-    drawn = np.quantile(_bootstrap(truth, answers, k), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    drawn = np.quantile(_bootstrap(truth, predicted, k), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     there = support > 0
     # A class's F1 rises with the share of hits among the images that are of the class or were called so.
     recalls, overlaps = (
@@ -71,7 +75,7 @@ def evaluation_intervals(logits: ArrayLike, targets: ArrayLike, temperature: flo
 
 
 def loss_interval(losses: Floats, classes: int) -> tuple[float, float]:
-    """The 95 % interval of a mean loss, log-normal, from the losses (n,) of the images.
+    """The 95% interval of a mean loss, log-normal, from the losses (n,) of the images.
 
     The images that count most are rare, so that a few hundred may hold none of them. The upper end is therefore that of
     one image more, as wrong as the worst of all or as a guess among the `classes`.
@@ -104,10 +108,10 @@ def _bootstrap(truth: Ints, called: Ints, k: int) -> Floats:
     """Balanced accuracy and macro-F1 of images drawn with replacement, (2, draws)."""
     n = len(truth)
     random = np.random.default_rng(SEED)
-    left = min(max(WORK // (n + k), DRAWS[0]), DRAWS[1])
+    left = min(max(MAX_DRAWN // (n + k), MIN_DRAWS), MAX_DRAWS)
     parts = []
     while left:
-        draws = min(left, max(1, AT_ONCE // (n + k)))
+        draws = min(left, max(1, MAX_DRAWN_AT_ONCE // (n + k)))
         index = random.integers(0, n, (draws, n))
         place = k * np.arange(draws)[:, None]
         of_class, as_class = truth[index] + place, called[index] + place

@@ -32,8 +32,8 @@ FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
 RUN_FILE = "model.safetensors"  # what stands for a run folder
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 AUTO = "auto"
-# What `auto` tries, in this order: small networks first, by their ImageNet accuracy (75, 71 and 70 %), since they also
-# train on a processor; then larger ones (80 %), at two to ten times the work.
+# What `auto` tries, in this order: small networks first, by their ImageNet accuracy (75, 71 and 70%), since they also
+# train on a processor; then larger ones (80%), at two to ten times the work.
 DEFAULTS = ("efficientnet_lite0", "resnet18", "torchvision:resnet18", "resnet50", "torchvision:resnet50")
 DOWNLOADED = "resnet18"
 OFFLINE_HINT = "--arch efficientnet_lite0 needs no network"

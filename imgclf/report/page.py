@@ -19,8 +19,7 @@ from imgclf.core.text import percent, plural, shorten
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions
-from imgclf.report import charts as figures
-from imgclf.report import text as words
+from imgclf.report import charts, text
 from imgclf.report.advice import no_predictions, warnings
 from imgclf.report.confidence import filled_bins, risk_coverage, suggest_thresholds
 from imgclf.report.confusion import (
@@ -43,9 +42,9 @@ PICTURE_BUDGET = 3_600_000  # characters; some pictures stand in the page twice
 GALLERY = 24
 PAIRS, PER_PAIR = 6, 6
 PER_CELL, IN_CELLS = 12, 500
-MOST_ROWS = 1_000
-LONGEST, BRIEF = 100, 40  # characters of a name; of one in a title
-UPRIGHT = 4  # characters of a name that fits above a column
+MAX_CLASS_ROWS = 1_000
+MAX_NAME_CHARACTERS, MAX_TITLE_CHARACTERS = 100, 40
+MAX_UPRIGHT_CHARACTERS = 4  # of a name that fits above a column
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -94,12 +93,12 @@ def _render(data: ReportData, budget: int) -> str:
     script = _file("script.js")
     return _template().render(
         data=data,
-        what=words.what_was_trained(data),
-        curves=figures.training_curves(data.history.epochs, data.start) if len(data.history) > 1 else [],
-        kernels=_pictures(figures.kernel_pixels(data.trained.kernels)) if data.trained.kernels is not None else [],
+        what=text.what_was_trained(data),
+        curves=charts.training_curves(data.history.epochs, data.start) if len(data.history) > 1 else [],
+        kernels=_pictures(charts.kernel_pixels(data.trained.kernels)) if data.trained.kernels is not None else [],
         samples=list(zip(_pictures(data.samples.images), data.samples.titles, strict=True)),
         parts=SPLIT_NAMES,
-        most_rows=MOST_ROWS,
+        most_rows=MAX_CLASS_ROWS,
         result=None if data.predictions is None else _from_predictions(data, data.predictions, budget),
         no_predictions=no_predictions(data),
         script=script,
@@ -128,7 +127,7 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
         "n": result.n,
         "accuracy": result.accuracy,
         "interval": accuracy,
-        "expect": words.what_to_expect(data, result, accuracy),
+        "expect": text.what_to_expect(data, result, accuracy),
         "warnings": warnings(data, result, accuracy, pairs, slicings),
         "measures": _measures(result, intervals),
         "classes": _class_rows(result),
@@ -175,7 +174,7 @@ def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
 
 def _class_rows(result: Evaluation) -> dict[str, Any]:
     """The figures of the classes: of all, or of those with the lowest F1 that have images."""
-    rows = sorted(result.per_class, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MOST_ROWS]
+    rows = sorted(result.per_class, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MAX_CLASS_ROWS]
     kept = {row.name for row in rows}
     return {
         "rows": [
@@ -207,7 +206,7 @@ def _matrix(predictions: Predictions, cells: Cells, looks: Mapping[str, Look]) -
         "counts": result.confusion_matrix(order).tolist(),
         "totals": [result.per_class[i].support for i in order],
         "left_out": len(result.per_class) - len(order),
-        "upright": max(len(predictions.classes[i]) for i in order) <= UPRIGHT,
+        "upright": max(len(predictions.classes[i]) for i in order) <= MAX_UPRIGHT_CHARACTERS,
         "data": {
             "pictures": [looks[ref].picture for ref in pictures],
             "tiny": [looks[ref].tiny for ref in pictures],
@@ -254,8 +253,8 @@ def _trust(predictions: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]
     if predictions.temperature != 1:
         rows.append(("after calibration", measured.after))
     taken = (replace(predictions, temperature=1.0), predictions)
-    charts = [
-        figures.reliability(f"trust-{number}", name.capitalize(), filled_bins(taken[number]))
+    diagrams = [
+        charts.reliability(f"trust-{number}", name.capitalize(), filled_bins(taken[number]))
         for number, (name, _) in enumerate(rows)
     ]
     confidence = predictions.probabilities.max(axis=1)
@@ -264,8 +263,8 @@ def _trust(predictions: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]
     return {
         "temperature": predictions.temperature,
         "rows": rows,
-        "charts": charts,
-        "risk": figures.risk_chart(kept / len(predictions), errors / kept, thresholds),
+        "charts": diagrams,
+        "risk": charts.risk_chart(kept / len(predictions), errors / kept, thresholds),
         "thresholds": [{"it": it, "interval": wilson_interval(it.errors, it.kept)} for it in thresholds],
     }
 
@@ -274,16 +273,16 @@ def _pictures(images: Sequence[Any]) -> list[tuple[str, bool]]:
     return [picture_of(pixels) for pixels in images]
 
 
-def _short(text: str) -> str:
+def _short(name: str) -> str:
     """A name of a length that fits a table or a title."""
-    return _clean(shorten(text, LONGEST))
+    return _clean(shorten(name, MAX_NAME_CHARACTERS))
 
 
-def _brief(text: str) -> str:
+def _brief(name: str) -> str:
     """A name of a length that fits under a picture, beside another one."""
-    return _clean(shorten(text, BRIEF))
+    return _clean(shorten(name, MAX_TITLE_CHARACTERS))
 
 
-def _clean(text: str) -> str:
-    """`text` with what UTF-8 or a page can't hold spelt out."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+def _clean(value: str) -> str:
+    """`value` with what UTF-8 or a page can't hold spelt out."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)

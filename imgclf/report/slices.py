@@ -18,7 +18,7 @@ MOST_FOLDERS = 12
 
 @dataclass(frozen=True)
 class Slice:
-    """Accuracy on some of the images, with its 95 % interval. `odd` is -1 or 1 where it is lower or higher than on the
+    """Accuracy on some of the images, with its 95% interval. `odd` is -1 or 1 where it is lower or higher than on the
     others by more than chance explains: the intervals do not meet."""
 
     name: str
