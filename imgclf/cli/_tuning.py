@@ -77,7 +77,7 @@ def _word(value: Any) -> str:
 
 
 class TuneView(TrainView):
-    """Shows the events of `tune` on stderr as they come: a callback. `word` is what one training of many is called."""
+    """Shows the events of `tune` on stderr: a callback. `word` is the name for one of the trainings."""
 
     word = "trial"
     _which = ""

@@ -1,4 +1,4 @@
-"""Events of studies that train more than once. The end of a trial stands beside the trial, in `tune.py`."""
+"""Events of studies that train more than once; `TrialEnded` is in `tune.py`, with `Trial`."""
 
 from __future__ import annotations
 
