@@ -61,10 +61,18 @@ def fit_probe(
 ) -> Probe:
     """Set the linear head of `model` to a logistic regression on its features of the loader's samples.
 
-    The loader gives evaluation pixels. Where `load_weights` has left the rows of the head that the network was
-    pretrained with, its own classes say which directions of the features matter. `weight` (classes,) weighs the images
-    of each class. Cross-validation parts neither copies nor groups. Every process gets the same head. Raises
-    `ConfigError` for a network without a linear head, and what `infer` raises.
+    Where `load_weights` has left the rows of the head that the network was pretrained with, its own classes say which
+    directions of the features matter. Cross-validation parts neither copies nor groups. Every process gets the same
+    head.
+
+    Args:
+        loader: gives evaluation pixels.
+        weight: of the images of each class, (classes,).
+        progress: called with the images done and their number.
+
+    Raises:
+        ConfigError: for a network whose last layer is not linear, or has no bias.
+        OutOfMemory: where a single image does not fit.
     """
     device = pick_device(device)
     precision = pick_precision(precision, device)

@@ -103,21 +103,17 @@ def train(
 ) -> History:
     """Train `model` in place; it ends in evaluation mode, with the weights that are kept.
 
-    These are the weights of the epoch of lowest valid loss or, with `config.ema`, their running mean: of the last
-    epoch, where `valid` is None or the schedule falls to 0 and none is surely better. With label smoothing the loss on
-    valid is that at the temperature which suits the valid images best.
-
-    Ctrl-C, SIGTERM and SIGHUP end training after the step that is under way and keep what was learnt; the second one
-    is a `KeyboardInterrupt` at once. A loss that is not finite takes the model back to the last good epoch with half
-    the learning rate. A batch that does not fit into the memory is cut into parts of equal gradient. Random numbers
-    come from the seed alone, also where several threads train, and torch's own generators stay where they are.
+    These are the weights of the epoch of lowest valid loss or, with `config.ema`, their running mean; of the last
+    epoch, where `valid` is None or the schedule falls to 0 and none is surely better. A signal ends training after its
+    step, a second one at once. A loss that is not finite takes the model back to the last good epoch with half the
+    learning rate. Random numbers come from the seed alone; torch's own generators stay where they are.
 
     Args:
         config: with `epochs`, `lr` and `batch_size` set.
-        checkpoint: where the state is saved within every `config.checkpoint_every` seconds and when training ends.
+        checkpoint: the file in which the state is saved, at least every `config.checkpoint_every` seconds.
         resume: such a state, from `load_checkpoint`.
-        keep_start: the weights as they are given count as well: others must be better on valid, by more than chance.
-        endless: go on in the manner of the planned epochs until a callback raises.
+        keep_start: others must be better on valid than the weights as they are given, by more than chance.
+        endless: train until a callback raises.
 
     Raises:
         TrainingDiverged: after three times of going back.

@@ -38,10 +38,16 @@ def find_lr(
 ) -> LrCurve:
     """Train a copy of `model` for 100 steps while the learning rate rises from 1e-7 to 10, and watch the loss.
 
-    `loader` gives training batches, as often as needed; of `config` the optimizer and what belongs to a step count. The
-    test ends where the smoothed loss is four times the lowest, or not finite; `suggest_lr` is asked then. The model
-    and all random numbers stay as they are. Raises `ConfigError` where the first steps already diverge or there are no
-    epochs.
+    The test ends where the smoothed loss is four times the lowest, or not finite; `suggest_lr` is asked then. The model
+    and all random numbers stay as they are.
+
+    Args:
+        loader: gives training batches, as often as needed.
+        config: its optimizer and what belongs to a step count.
+        progress: called with the steps done and their number.
+
+    Raises:
+        ConfigError: where the first steps already diverge, or there are no epochs.
     """
     require("config", config, TrainConfig)
     require("loader", loader, Loader)
