@@ -275,7 +275,7 @@ def end_interrupted() -> NoReturn:
 @contextmanager
 def signals_end_cleanly() -> Iterator[None]:
     """Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes end what is done within as a `KeyboardInterrupt` does: what
-    was learnt is kept, and the cursor comes back. What is ignored stays so, as `nohup` asks for.
+    was learned is kept, and the cursor comes back. What is ignored stays so, as `nohup` asks for.
 
     After that they end the process at once: it is only tidying up.
     """

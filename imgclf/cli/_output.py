@@ -17,7 +17,7 @@ from imgclf.core.text import printable
 if TYPE_CHECKING:
     from imgclf.storage.run_folder import Run
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="File or folder to write to.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that already exists.")]
 
 
@@ -74,7 +74,7 @@ def _require_place(path: Path, option: str, data: Collection[str], file: Path | 
 
 
 def model_data(model: str | None) -> list[str]:
-    """Where the images are that the model of a run has learnt from; nothing for a model file of its own."""
+    """Where the images are that the model of a run has learned from; nothing for a model file of its own."""
     from imgclf.core.errors import ImgclfError
     from imgclf.storage.run_folder import find_model, open_run
     from imgclf.storage.run_list import default_run

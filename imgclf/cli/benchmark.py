@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def benchmark(
     data: TrainData,
     options: TrainingOptions,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each stage is measured.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds to measure each stage.")] = 3.0,
     json: Json = False,
 ) -> None:
-    """Measure the stages of training on these images, name the bottleneck and what to change."""
+    """Measure the stages of training on these images, and show the bottleneck and how to remove it."""
     with console.waiting("loading"):
         from imgclf.cli._training import TrainView
         from imgclf.studies.benchmark import benchmark as measure

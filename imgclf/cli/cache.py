@@ -12,7 +12,7 @@ from imgclf.cli._options import Command, Json
 
 
 def cache_list(json: Json = False) -> None:
-    """List the pixels that are kept for the next run, and what is known of files that were checked."""
+    """List the cache entries."""
     from dataclasses import asdict
 
     from imgclf.core.files import cache_folder
@@ -34,11 +34,11 @@ def cache_list(json: Json = False) -> None:
 
 def cache_clear(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Only this one, by its name in the list.", show_default=False)
+        str, typer.Argument(metavar="NAME", help="Only this entry, by its name in the list.", show_default=False)
     ] = "",
     json: Json = False,
 ) -> None:
-    """Remove what is kept, all of it or one entry of the list; the next run makes again what it needs."""
+    """Clear the cache, or one entry of it. The next run recreates what it needs."""
     from imgclf.core.registry import unknown_name
     from imgclf.core.text import byte_size
     from imgclf.data.loading.disk_cache import clear_cache, list_cache
@@ -61,6 +61,6 @@ def _day(moment: float) -> str:
     return datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-cache = typer.Typer(no_args_is_help=True, help="Show or clear the pixels that are kept to save time.")
+cache = typer.Typer(no_args_is_help=True, help="List or clear the cache of decoded images and checked files.")
 for _command, _name in ((cache_list, "list"), (cache_clear, "clear")):
     cache.command(_name, cls=Command)(console.guarded(_command))

@@ -27,9 +27,9 @@ SIGNIFICANCE = 0.05
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run folder, or its name.", show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.", show_default=False)],
-    runs: Annotated[Path, typer.Option(help="Where runs are that are given by their names.")] = ROOT,
+    a: Annotated[str, typer.Argument(metavar="A", help="Run folder or name of a run.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other run.", show_default=False)],
+    runs: Annotated[Path, typer.Option(help="Folder of runs that are given by name.")] = ROOT,
     picture: Annotated[
         Path | None,
         typer.Option(help=f"Make a picture of the images that changed, up to {MAX_PICTURED}.", show_default=False),
@@ -37,7 +37,7 @@ def compare(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Compare two runs on the test images that both have: accuracy, settings, and the images that changed.
+    """Compare two runs on their common test images: accuracy, settings and changed predictions.
 
     [dim]imgclf compare photos-resnet18-1 photos-resnet50-1[/dim]
     """

@@ -18,7 +18,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Labeled images, as for train; without them the run's own test images.",
+            help="Labeled images, as for train. [dim]\\[default: the test images of the run][/dim]",
             show_default=False,
         ),
     ] = None,
@@ -26,14 +26,17 @@ def evaluate(
     arch: OwnArch = None,
     part: Annotated[
         str | None,
-        typer.Option(help="train, valid, test or all; else what the model was not trained on.", show_default=False),
+        typer.Option(
+            help="train, valid, test or all. [dim]\\[default: what the model was not trained on][/dim]",
+            show_default=False,
+        ),
     ] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     json: Json = False,
 ) -> None:
-    """Test a model: loss, accuracy and the figures of each class. Classes are matched by name."""
+    """Test a model on labeled images: loss, accuracy and the metrics of each class. Classes are matched by name."""
     from imgclf.cli._results import show_evaluation
     from imgclf.cli._training import ReportView
     from imgclf.data.sources.inputs import far_values
@@ -86,7 +89,7 @@ def _keep(path: Path, answers: Any) -> None:
 
 
 def _say_what_was_seen(classifier: Any, result: Any) -> None:
-    """Warn where the figures are about images that the model may have learnt from."""
+    """Warn where the figures are about images that the model may have learned from."""
     if not classifier.seen_:
         console.warn("this model does not know what it was trained on, so none of these images is left out")
     if result.seen:

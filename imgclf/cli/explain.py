@@ -29,21 +29,26 @@ PLAIN_SIDE = 224  # of an image that no model looks at, at most
 
 def explain(
     images: PixelStore,
-    method: Annotated[str, typer.Option(help=f"One of {listed(EXPLAIN_METHODS)}.")] = EXPLAIN_METHODS[0],
+    method: Annotated[str, typer.Option(help=f"Method: {listed(EXPLAIN_METHODS)}.")] = EXPLAIN_METHODS[0],
     class_: Annotated[
-        str | None, typer.Option("--class", help="Explain this class, not the likeliest.", show_default=False)
+        str | None,
+        typer.Option(
+            "--class", help="Class to explain. [dim]\\[default: the predicted class][/dim]", show_default=False
+        ),
     ] = None,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="Classic and learnt kernels, and what they make of the image.")
+        bool, typer.Option("--kernels", help="Show classic and learned kernels and their output instead.")
     ] = False,
-    layers: Annotated[bool, typer.Option("--layers", help="The feature maps of each stage of the network.")] = False,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder for the pictures.")] = FOLDER,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show the feature maps of each stage of the network instead.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")] = FOLDER,
     model: Model = None,
     arch: OwnArch = None,
     json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Make a picture of what in an image speaks for the class. An image that can't be read is named."""
+    """Show which parts of an image drove the prediction. Images that can't be read are listed."""
     from imgclf.core.errors import ConfigError
     from imgclf.core.registry import unknown_name
 
@@ -54,7 +59,7 @@ def explain(
         raise ConfigError(f"--{views[0]} looks at layers, whatever the class is; leave out --class and --method")
     paths = list(expand(images))
     if not paths:
-        raise ConfigError("there are no images to explain: name files, folders or globs")
+        raise ConfigError("no images to explain: name files, folders or globs")
     output_folder(out, "--out", data=[*paths, *model_data(model)])
     alone = views == ["kernels"] and _is_without_model(model)
     classifier = None if alone else load_classifier(model, device, arch=arch)
@@ -87,7 +92,7 @@ def _explained(
                 save_explanation(explanation, picture)
                 if not explanation.heat.any():
                     console.warn(
-                        f"{explanation.path}: nothing in it speaks for {explanation.label}, so there is no heat"
+                        f"{explanation.path}: no part of it is evidence for {explanation.label}: the heat map is empty"
                     )
             yield _row(picture, **explanation.to_dict())
 
@@ -110,10 +115,10 @@ def _looked_at(
             if view == "layers" and classifier is not None:
                 save_stages(stage_maps(classifier.model_, pixels, classifier.preprocess_), sample.ref, picture)
             else:
-                learnt = None
+                learned = None
                 if classifier is not None:
-                    learnt = first_convolution(classifier.model_, pixels, classifier.preprocess_)
-                save_kernels(pixels, sample.ref, picture, learnt)
+                    learned = first_convolution(classifier.model_, pixels, classifier.preprocess_)
+                save_kernels(pixels, sample.ref, picture, learned)
         yield _row(picture, path=sample.ref, method=view, error=error)
 
 
@@ -154,7 +159,7 @@ def _is_without_model(model: str | None) -> bool:
     try:
         default_run()
     except ModelFileError as error:
-        console.say(f"the classic kernels alone, without learnt ones: {error}", "dim")
+        console.say(f"the classic kernels alone, without learned ones: {error}", "dim")
         return True
     return False
 
@@ -179,7 +184,7 @@ def _report(rows: Iterator[dict[str, Any]], count: int, json: bool) -> None:
                 cells.append([row["path"], label, sure, row["error"] or row["picture"]])
             progress(done, count)
     if not json:
-        console.show_table(["image", "class", "sure", "picture"], cells)
+        console.show_table(["image", "class", "confidence", "picture"], cells)
     if failed:
         console.warn(f"{plural(failed, 'picture')} of {count:,} could not be made")
         raise typer.Exit(1)

@@ -35,7 +35,7 @@ def find_lr(
     assert usual is not None
     save_lr_curve(curve, path, f"{source.name}, {plan.spec.arch}", usual)
     if curve.suggestion is None:
-        console.warn(f"no learning rate makes the loss much lower in so few steps: keep the default, {usual:.2g}")
+        console.warn(f"no learning rate lowers the loss much in so few steps: keep the default, {usual:.2g}")
     if json:
         console.show_json({**curve.to_dict(), "picture": str(path)})
         return

@@ -16,15 +16,21 @@ def models(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="One model, for its layers; or a part of names or a glob.", show_default=False
+            metavar="NAME",
+            help="Name of a network, to show its layers; or a part of names, or a glob.",
+            show_default=False,
         ),
     ] = "",
-    classes: Annotated[int, typer.Option(min=1, help="Of the layer table.")] = 10,
-    size: Annotated[str | None, typer.Option(help="N or HxW, of the layer table.", show_default=False)] = None,
-    channels: Annotated[int | None, typer.Option(min=1, help="Of the layer table.", show_default=False)] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes in the layer table.")] = 10,
+    size: Annotated[
+        str | None, typer.Option(help="Input size in the layer table: N or HxW pixels.", show_default=False)
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Input channels in the layer table.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List networks with parameters, preferred size and weights; or show one layer by layer.
+    """List networks with parameters, input size and weights, or show one layer by layer.
 
     [dim]imgclf models resnet[/dim]   [dim]imgclf models lenet[/dim]
     """

@@ -23,7 +23,7 @@ def predict(
     images: PixelStore,
     model: Model = None,
     arch: OwnArch = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to list for each image.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to list per image.")] = 3,
     json: Json = False,
     csv: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file.", show_default=False)
@@ -32,7 +32,7 @@ def predict(
     reject: Annotated[
         float | None,
         typer.Option(
-            help="Call images of other things unknown; the share of known images to lose by it, as 0.05.",
+            help="Mark images unlike the training data as unknown; e.g. 0.05 also marks 5% of normal ones.",
             show_default=False,
         ),
     ] = None,
@@ -40,14 +40,14 @@ def predict(
         int,
         typer.Option(
             min=1,
-            help=f"The largest image, in pixels. [dim]\\[default: {DataConfig.max_pixels:,}][/dim]",
+            help=f"Largest image, in pixels. [dim]\\[default: {DataConfig.max_pixels:,}][/dim]",
             show_default=False,
         ),
     ] = DataConfig.max_pixels,
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> None:
-    """Say what is in images. A file that can't be read is a row with an error, and the command then ends with 1."""
+    """Classify images. A file that can't be read gets a row with an error, and the exit code is then 1."""
     from imgclf.core.files import csv_text, write_text
 
     paths = list(expand(images))
@@ -80,7 +80,7 @@ def predict(
         write_text(csv, csv_text([header, *rows]))
         console.say(f"{plural(len(rows), 'row')} written to {csv}")
     elif not json:
-        console.show_table(["image", "class", "sure", "next likeliest", *(["unknown score"] if judged else [])], rows)
+        console.show_table(["image", "class", "confidence", "runners-up", *(["unknown score"] if judged else [])], rows)
     if reject is not None and failed < len(source):
         assert classifier.ood_ is not None  # else it could not judge
         known, threshold = plural(len(source) - failed, "image"), classifier.ood_.threshold(reject)

@@ -22,31 +22,33 @@ def prepare(
             metavar="DATA", help="A folder, a CSV file, tar shards or a named data set.", show_default=False
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)],
     size: Annotated[
         str | None,
         typer.Option(
-            help=f"N or HxW in pixels, as 64x128; with --shards the files stay as they are. "
+            help=f"Size of the copies: N or HxW pixels; with --shards, files are only resized if it is given. "
             f"[dim]\\[default: {SIZE}][/dim]",
             show_default=False,
         ),
     ] = None,
-    resize_mode: Annotated[str, typer.Option(help="crop, pad or squash to that size.")] = "squash",
-    kind: Annotated[str, typer.Option("--format", help="jpg (quality 95) or png, at that size.")] = "jpg",
-    shards: Annotated[bool, typer.Option("--shards", help="Write tar shards of WebDataset.")] = False,
+    resize_mode: Annotated[
+        str, typer.Option(help="How images are fitted to that size: crop, pad or squash.")
+    ] = "squash",
+    kind: Annotated[str, typer.Option("--format", help="Format of resized images: jpg (quality 95) or png.")] = "jpg",
+    shards: Annotated[bool, typer.Option("--shards", help="Write WebDataset tar shards.")] = False,
     shard_size: Annotated[
         str | None,
         typer.Option(
-            help=f"How large a shard gets: 100MB, 1GB, or a number of images. [dim]\\[default: {SHARD_SIZE}][/dim]",
+            help=f"Size of a shard: 100MB, 1GB, or a number of images. [dim]\\[default: {SHARD_SIZE}][/dim]",
             show_default=False,
         ),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write every readable image, resized, into a new folder with the same classes; the data stay as they are.
+    """Write a resized copy of the data into a new folder. The original is not changed.
 
-    With --shards they become tar files, for sets that are too large for so many files, or lie far away.
-    Images that can't be read are named and left out, and the command then ends with 1.
+    With --shards it becomes tar files, for data sets with too many files or on remote storage.
+    Images that can't be read are listed and left out, and the exit code is then 1.
     """
     from imgclf.core.config import PreprocessConfig, parse_size
     from imgclf.core.errors import ConfigError, DataError
@@ -66,7 +68,7 @@ def prepare(
     if kind not in FORMATS:
         raise ConfigError(f"--format is {kind!r}; allowed: {', '.join(FORMATS)}")
     if shard_size is not None and not shards:
-        raise ConfigError("--shard-size counts only with --shards")
+        raise ConfigError("--shard-size needs --shards")
     limit = parse_shard_size(shard_size or SHARD_SIZE)
     recipe = PreprocessConfig(
         size=parse_size(size or SIZE), resize_mode=resize_mode, mean=(1.0,), interpolation="bicubic"

@@ -19,13 +19,17 @@ PAGES = (".html", ".htm")
 def report(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run folder, or its name; else the default run.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder or name of a run. [dim]\\[default: the default run][/dim]",
+            show_default=False,
+        ),
     ] = None,
     arch: OwnArch = None,
     out: Out = None,
     force: Force = False,
 ) -> None:
-    """Write the report of a run again: one page with figures, curves, confusions and pictures, to open in a browser."""
+    """Write the report of a run again: one HTML page with metrics, curves, confusions and pictures."""
     from imgclf.storage.run_folder import REPORT, find_run, open_run
     from imgclf.storage.run_list import default_run
 

@@ -19,19 +19,19 @@ from imgclf.storage.run_list import FILTERS, SORTS, RunEntry
 
 
 def runs(
-    folder: Annotated[Path, typer.Option("--runs", help="Where the run folders are.")] = ROOT,
-    sort: Annotated[str, typer.Option(help=f"By what: {listed(SORTS)}.")] = "number",
+    folder: Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")] = ROOT,
+    sort: Annotated[str, typer.Option(help=f"Sort by {listed(SORTS)}.")] = "number",
     condition: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
-            help=f"Only runs with this text, or KEY=PATTERN as arch=resnet*, KEY being {listed(FILTERS)}.",
+            help=f"Only runs that contain this text, or KEY=PATTERN, e.g. arch=resnet*; KEY is {listed(FILTERS)}.",
             show_default=False,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the runs with their accuracy, time and size, newest last; * marks the default.
+    """List runs with accuracy, time and size, newest last; * marks the default.
 
     [dim]imgclf runs --filter data=cifar10 --sort accuracy[/dim]
     """
@@ -39,21 +39,21 @@ def runs(
     from imgclf.storage.run_list import filtered, list_entries, ordered
 
     if folder != ROOT and not folder.is_dir():
-        raise ConfigError(f"--runs is {str(folder)!r}; expected the folder that holds run folders")
+        raise ConfigError(f"--runs is {str(folder)!r}; expected the folder of run folders")
     entries, damaged = list_entries(folder)
     shown = ordered(entries, sort)
     for text in condition or ():
         shown = filtered(shown, text)
     if damaged:
-        console.warn(f"{plural(len(damaged), 'run')} left out, as run.json can't be read:")
+        console.warn(f"{plural(len(damaged), 'run')} left out: run.json can't be read:")
         console.say_list(map(str, damaged))
     if json:
         console.show_json({"runs": [entry.to_dict() for entry in shown]})
         return
     if not entries:
-        console.say(f"there are no runs under {folder.absolute()}: train one (imgclf train DATA)")
+        console.say(f"no runs in {folder.absolute()}: train one (imgclf train DATA)")
     elif not shown:
-        console.say(f"none of {plural(len(entries), 'run')} is like that")
+        console.say(f"no run matches the filter ({plural(len(entries), 'run')})")
     else:
         rows = [("*" if entry.default else "", *cells(entry)) for entry in shown]
         console.show_table(("", *HEADER), rows, keys=2)
@@ -71,4 +71,4 @@ def _say_default(folder: Path, entries: Sequence[RunEntry], shown: Sequence[RunE
         except ModelFileError as error:
             console.say(f"no run is the default: {error}", "dim")
     elif default in shown:
-        console.say(f"* default model of predict, evaluate and other commands: {default.reason}", "dim")
+        console.say(f"* default model: {default.reason}", "dim")

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 def show(
     options: TrainingOptions,
     data: Annotated[str | None, TRAIN_DATA] = None,
-    augmented: Annotated[bool, typer.Option("--augmented", help="As the network sees them in training.")] = False,
+    augmented: Annotated[
+        bool, typer.Option("--augmented", help="Show images as the network sees them in training.")
+    ] = False,
     channels: Annotated[
-        Path | None, typer.Option(help="Show this one image channel by channel, with its values.", show_default=False)
+        Path | None, typer.Option(help="Show this image channel by channel, with its values.", show_default=False)
     ] = None,
     n: Annotated[int, typer.Option("-n", min=1, max=200, help="Number of images.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the selection and the augmentation.")] = 0,

@@ -16,21 +16,21 @@ from imgclf.storage.run_list import RunEntry
 def use(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A run under ./runs; without it the default is shown.", show_default=False),
+        typer.Argument(metavar="RUN", help="Run in ./runs to pin; without it, show the default.", show_default=False),
     ] = None,
     clear: Annotated[
-        bool, typer.Option("--clear", help="Pin none: the newest finished run with a figure is the default again.")
+        bool, typer.Option("--clear", help="Unpin: the newest finished run with a test result is the default again.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Pin the run that predict, evaluate and other commands take without --model.
+    """Pin the default run: what predict, evaluate and other commands use without --model.
 
     [dim]imgclf use photos-resnet18-1[/dim]
     """
     from imgclf.storage.run_list import default_run, find_default, pin_run, unpin, why_none
 
     if clear and run is not None:
-        raise ConfigError("--clear pins no run, so it stands alone; leave out RUN or --clear")
+        raise ConfigError("--clear takes no RUN: leave out one of them")
     default: RunEntry | None
     if clear:
         unpin()
