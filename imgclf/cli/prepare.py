@@ -77,7 +77,7 @@ def prepare(
         source = open_source(data, data_dir=data_dir, strict=False, progress=progress)
     require_new_folder(out, source)
     with console.progress("checking images") as progress:
-        audited = audit(source, strict=False, allow_bad=1.0, progress=progress)
+        audited = audit(source, strict=False, allow_unreadable=1.0, progress=progress)
     reasons = [f"{bad.ref}: {bad.reason}" for bad in audited.unreadable]
     if not audited.source.samples:
         raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in reasons])

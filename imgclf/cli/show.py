@@ -97,7 +97,7 @@ def _at_levels(source: Source, n: int, seed: int) -> Source:
     from imgclf.data.jpeg import common_levels
     from imgclf.data.loading.preview import pick_samples
 
-    looked_at = audit(source.with_samples(pick_samples(source, n, seed)), strict=False, allow_bad=1.0).source
+    looked_at = audit(source.with_samples(pick_samples(source, n, seed)), strict=False, allow_unreadable=1.0).source
     return source.at_levels(common_levels(sample.levels for sample in looked_at.samples))
 
 
@@ -111,7 +111,7 @@ def _training_pixels(experiment: ExperimentConfig, source: Source) -> Preprocess
         return plan_pixels(experiment, source)
     except BadImage:
         with console.progress("checking images") as progress:
-            usable = audit(source, strict=False, allow_bad=1.0, progress=progress).source
+            usable = audit(source, strict=False, allow_unreadable=1.0, progress=progress).source
         return plan_pixels(experiment, usable if usable.samples else source)
 
 

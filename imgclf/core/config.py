@@ -325,8 +325,8 @@ class DataConfig(Checked):
         "a cache folder",
         allowed="a folder",
     )
-    on_bad: str = option("skip", "What to do about unreadable images", DATA, choices=("skip", "error"))
-    allow_bad: float = option(
+    on_unreadable: str = option("skip", "What to do about unreadable images", DATA, choices=("skip", "error"))
+    allow_unreadable: float = option(
         0.05, "Largest share of unreadable images, e.g. 10%", DATA, "5%", ge=0, le=1, parse=parse_share
     )
     max_pixels: int = option(100_000_000, "Largest image, in pixels", DATA, "100,000,000", ge=1)

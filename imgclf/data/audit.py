@@ -31,7 +31,7 @@ from imgclf.data.sources.folder import FileReader, Known
 from imgclf.data.sources.tar_index import Entry
 from imgclf.data.sources.tar_shards import ShardReader
 
-ALLOW_BAD = 0.05
+ALLOW_UNREADABLE = 0.05
 _CACHE_FORMAT = 8
 _CHUNK_IMAGES = 32
 _ODD_MIN_IMAGES = 10
@@ -107,8 +107,8 @@ class _Fact:
 def audit(
     source: Source,
     *,
-    on_bad: str = "skip",
-    allow_bad: float = ALLOW_BAD,
+    on_unreadable: str = "skip",
+    allow_unreadable: float = ALLOW_UNREADABLE,
     strict: bool = True,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -120,8 +120,8 @@ def audit(
 
     Args:
         source: What to check.
-        on_bad: `skip` leaves out images that can't be read, `error` refuses them.
-        allow_bad: The largest share of unreadable images, 0 to 1.
+        on_unreadable: `skip` leaves out images that can't be read, `error` refuses them.
+        allow_unreadable: The largest share of unreadable images, 0 to 1.
         strict: Whether every class must keep an image.
         workers: Threads that read; by default one for each core, at most 8.
         progress: Called with the number of images done and of all.
@@ -130,8 +130,8 @@ def audit(
         DataError: Where too many images can't be read, or a class has none left.
     """
     require("source", source, Source)
-    if on_bad not in ("skip", "error"):
-        raise ConfigError(f"on_bad is {on_bad!r}; allowed: skip, error")
+    if on_unreadable not in ("skip", "error"):
+        raise ConfigError(f"on_unreadable is {on_unreadable!r}; allowed: skip, error")
     workers = min(8, os.cpu_count() or 1) if workers is None else whole("workers", workers, 1)
     facts = _facts(source, workers, progress or (lambda done, total: None))
     found = [UnreadableFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason]
@@ -144,7 +144,7 @@ def audit(
         clean = replace(
             clean, reader=source.reader.holding({s.ref: Known(fact.sha256, fact.stamp) for s, fact in good})
         )
-    _judge_unreadable(source, unreadable, on_bad, allow_bad)
+    _judge_unreadable(source, unreadable, on_unreadable, allow_unreadable)
     if strict:
         _judge_classes(source, clean)
     findings = (*describe_duplicates(clean.samples), *_odd_format(good), *_vanished(good), *look_alikes(clean.classes))
@@ -282,16 +282,18 @@ def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
         pass
 
 
-def _judge_unreadable(source: Source, files: tuple[UnreadableFile, ...], on_bad: str, allow_bad: float) -> None:
+def _judge_unreadable(
+    source: Source, files: tuple[UnreadableFile, ...], on_unreadable: str, allow_unreadable: float
+) -> None:
     problems = [f"{printable(file.ref)}: {file.reason}" for file in files]
     which = f"{plural(len(files), 'image')} of {len(source)}"
-    if files and on_bad == "error":
+    if files and on_unreadable == "error":
         raise DataError(f"{which} can't be read; repair or remove them", problems)
     share = len(files) / max(1, len(source))
-    if share > allow_bad:
+    if share > allow_unreadable:
         raise DataError(
-            f"{which} ({share:.1%}) can't be read, more than the allowed {allow_bad:.1%}: repair or remove them, or "
-            f"pass --allow-bad {math.ceil(share * 100)}%",
+            f"{which} ({share:.1%}) can't be read, more than the allowed {allow_unreadable:.1%}: repair or remove "
+            f"them, or pass --allow-unreadable {math.ceil(share * 100)}%",
             problems,
         )
 

@@ -245,7 +245,7 @@ class Classifier:
         if data is None and hasattr(self, "source_"):
             source = self.source_
         else:
-            audited = audit(labeled_source(data, self.run_), strict=False, allow_bad=1.0)
+            audited = audit(labeled_source(data, self.run_), strict=False, allow_unreadable=1.0)
             source, self.unreadable_ = (
                 spelled_as(audited.source, self.classes_),
                 {bad.ref: bad.reason for bad in audited.unreadable},

@@ -223,10 +223,17 @@ def open_and_split(
         require_outside(request.runs, source)
         require_free(request.runs, request.name)
     notify(callbacks, SourceOpened(source))
-    lenient: dict[str, Any] = {"allow_bad": 1.0, "strict": False}  # the images of the run have to be there, no others
+    lenient: dict[str, Any] = {
+        "allow_unreadable": 1.0,
+        "strict": False,
+    }  # the images of the run have to be there, no others
     audited = audit(
         source,
-        **({"on_bad": config.on_bad, "allow_bad": config.allow_bad} if run is None else lenient),
+        **(
+            {"on_unreadable": config.on_unreadable, "allow_unreadable": config.allow_unreadable}
+            if run is None
+            else lenient
+        ),
         progress=progress_of("checking images", callbacks),
     )
     notify(callbacks, ImagesChecked(audited))

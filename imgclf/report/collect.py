@@ -144,7 +144,9 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     if part is None:
         return Known(model)
     try:
-        source = spelled_as(audit(labeled_source(None, run), strict=False, allow_bad=1.0).source, manifest.classes)
+        source = spelled_as(
+            audit(labeled_source(None, run), strict=False, allow_unreadable=1.0).source, manifest.classes
+        )
     except (ImgclfError, OSError):  # the images are gone: the page says so
         return Known(model)
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]

@@ -345,7 +345,7 @@ def test_predict_calls_an_image_unknown(digits, images):
     above = f"(unknown above a score of {digits.ood_.threshold(0.05):.2f})"
     assert result.stderr.count(f"1 of 2 images unknown: unlike the training images {above}") == 1
     table = run("predict", *paths[:2], *model, "--reject", "0.05").stdout.splitlines()
-    assert table[0].split() == ["image", "class", "sure", "next", "likeliest", "unknown", "score"]
+    assert table[0].split() == ["image", "class", "confidence", "runners-up", "unknown", "score"]
     assert "unknown" in table[2]
     run("predict", *paths, *model, "--reject", "0.05", "--csv", images / "new" / "out.csv", "--top", "2")
     header, *lines = (images / "new" / "out.csv").read_text().splitlines()

@@ -56,7 +56,9 @@ def strangers(data: Path) -> list[tuple[Source, list[Sample]]]:
     """Images of other sets, noise, and images of one color."""
     random = np.random.default_rng(0)
     folders = [data / name for name in ("hymenoptera", "chairs") if (data / name).is_dir()]
-    sources = [audit(open_source(folder, strict=False), strict=False, allow_bad=1.0).source for folder in folders]
+    sources = [
+        audit(open_source(folder, strict=False), strict=False, allow_unreadable=1.0).source for folder in folders
+    ]
     if (data / "mnist").is_dir():
         sources.append(open_source("mnist", data_dir=str(data / "mnist")))
     colors = random.integers(0, 256, (200, 1, 1, 3), dtype=np.uint8)

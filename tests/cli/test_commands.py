@@ -223,7 +223,7 @@ def test_predict_shows_a_table_and_says_which_model(here):
     result = done("predict", "photos/red/00.png")
     assert result.stderr == CHOSEN.format("photos-lenet-1")
     header, line = result.stdout.splitlines()
-    assert header.split() == ["image", "class", "sure", "next", "likeliest"]
+    assert header.split() == ["image", "class", "confidence", "runners-up"]
     assert line.split()[:2] == ["photos/red/00.png", "red"]
 
 
@@ -307,7 +307,7 @@ def test_a_few_bad_images_are_left_out_and_named(here):
     assert "red/bad.png: " in result.stderr
     for index in range(9):
         (here / "photos" / "red" / f"bad{index}.png").write_bytes(b"no image")
-    assert done("train", "photos", *TINY, "--allow-bad", "20%").exit_code == 0
+    assert done("train", "photos", *TINY, "--allow-unreadable", "20%").exit_code == 0
 
 
 def test_models_by_name(in_folder):
@@ -381,8 +381,8 @@ WRONG_USE = [
     (("train", "photos/red/00.png"), "is a file where a folder is needed"),
     (("train", "photos/red"), "expected one sub-folder of images per class"),
     (("train", "one"), "at least 2 classes are needed"),
-    (("train", "broken", *TINY), "--allow-bad 7%"),
-    (("train", "nearly", *TINY, "--on-bad", "error"), "red/00.png"),
+    (("train", "broken", *TINY), "--allow-unreadable 7%"),
+    (("train", "nearly", *TINY, "--on-unreadable", "error"), "red/00.png"),
     (("train", "photos", "--arch", "lennet"), "did you mean lenet"),
     (("train", "photos", *TINY, "--optimizer", "sdg"), "allowed: sgd, adam, adamw"),
     (("train", "photos", *TINY, "--epochs", "0"), "0 epochs are a probe alone"),
@@ -390,7 +390,7 @@ WRONG_USE = [
     (("train", "photos", *TINY, "--size", "0x3"), "size is '0x3'"),
     (("train", "photos", *TINY, "--split", "50/40"), "allowed: TRAIN/VALID/TEST"),
     (("train", "photos", *TINY, "--split", "nothing.csv"), "there is no such file"),
-    (("train", "photos", *TINY, "--allow-bad", "lots"), "as in 10% or 0.1"),
+    (("train", "photos", *TINY, "--allow-unreadable", "lots"), "as in 10% or 0.1"),
     (("train", "photos", *TINY, "--dropout", "2"), "dropout is 2.0"),
     (("train", "photos", *TINY, "--device", "cuda:99"), "device is 'cuda:99'"),
     (("train", "photos", *TINY, "--weights", "pretrained"), "lenet"),

@@ -35,7 +35,7 @@ def test_a_table_for_people(here):
     result = run("explain", "img.png", "--class", "green", "--method", "occlusion", "-o", "new/folder")
     assert result.exit_code == 0, result.stderr
     header, row = result.stdout.splitlines()
-    assert header.split() == ["image", "class", "sure", "picture"]
+    assert header.split() == ["image", "class", "confidence", "picture"]
     assert row.split()[:2] == ["img.png", "green"]
     assert row.split()[-1] == "new/folder/img-occlusion.png"
     assert result.stderr.startswith("model: runs/")

@@ -133,7 +133,7 @@ def test_sorted_and_filtered(here):
         "digits-lenet-1"
     ]
     nothing = done("runs", "--filter", "resnet")
-    assert (nothing.stdout, nothing.stderr.strip()) == ("", "none of 3 runs is like that")
+    assert (nothing.stdout, nothing.stderr.strip()) == ("", "no run matches the filter (3 runs)")
     wrong = run("runs", "--sort", "beauty")
     assert (wrong.exit_code, wrong.stdout) == (2, "")
 

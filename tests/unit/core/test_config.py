@@ -96,8 +96,8 @@ BAD = [
     (TrainConfig, "checkpoint_every", [0.5, "10m"], "1 or more seconds"),
     (TrainConfig, "workers", [-1, 257], "0 to 256"),
     (TrainConfig, "seed", [-1, 2**63, 0.5], "0 to 9,223,372,036,854,775,807"),
-    (DataConfig, "on_bad", ["ignore"], "skip, error"),
-    (DataConfig, "allow_bad", [-0.1, 1.1], "0 to 1"),
+    (DataConfig, "on_unreadable", ["ignore"], "skip, error"),
+    (DataConfig, "allow_unreadable", [-0.1, 1.1], "0 to 1"),
     (DataConfig, "max_pixels", [0], "1 or more"),
     (DataConfig, "cache", ["gpu"], "auto, device, ram, disk, off"),
     (ExperimentConfig, "arch", [""], "architecture"),
@@ -192,7 +192,7 @@ experiments = st.builds(
     size=st.none() | sizes,
     mean=st.none() | of(3, -1),
     split=st.sampled_from([(0.7, 0.15, 0.15), (1.0, 0.0, 0.0), parse_split("1/1/98")]),
-    data=st.builds(DataConfig, data_dir=st.none() | st.text(min_size=1), allow_bad=st.floats(0, 1)),
+    data=st.builds(DataConfig, data_dir=st.none() | st.text(min_size=1), allow_unreadable=st.floats(0, 1)),
     train=configs,
 )
 
@@ -215,7 +215,7 @@ def test_every_field_with_a_default_may_be_left_out(kind):
         (TrainConfig, {"optimzer": "sgd"}, "TrainConfig has no 'optimzer'; did you mean optimizer"),
         (ExperimentConfig, {"train": {"epoch": 3}}, "TrainConfig has no 'epoch'; did you mean epochs"),
         (PreprocessConfig, {"steps": [{"op": "flip", "parms": {}}]}, "Step has no 'parms'; did you mean params"),
-        (DataConfig, {"zzz": 1}, "DataConfig has no 'zzz'; allowed: data_dir, on_bad"),
+        (DataConfig, {"zzz": 1}, "DataConfig has no 'zzz'; allowed: data_dir, on_unreadable"),
         (ExperimentConfig, {"train": 3}, "TrainConfig is 3; allowed: a table"),
         (ExperimentConfig, {"split": 3}, "ExperimentConfig.split is 3; allowed: three fractions"),
         (ModelConfig, {"arch": "lenet"}, "ModelConfig does not fit the values .*classes"),
@@ -306,5 +306,5 @@ def test_every_field_is_tried_above():
 def test_a_key_of_another_table_is_sent_there():
     with pytest.raises(ConfigError, match=r"'lr' belongs to the table \[train\]"):
         from_dict(ExperimentConfig, {"lr": 0.1})
-    with pytest.raises(ConfigError, match=r"'on_bad' belongs to the table \[data\]"):
-        from_dict(ExperimentConfig, {"on_bad": "skip"})
+    with pytest.raises(ConfigError, match=r"'on_unreadable' belongs to the table \[data\]"):
+        from_dict(ExperimentConfig, {"on_unreadable": "skip"})

@@ -60,7 +60,7 @@ def test_bad_files_are_left_out_by_name_and_reason(tmp_path):
     truncate(tmp_path / "a/03.png")
     (tmp_path / "b/05.png").write_bytes(b"")
     source = open_folder(tmp_path)
-    found = audit(source, allow_bad=0.1)
+    found = audit(source, allow_unreadable=0.1)
     assert [file.ref for file in found.unreadable] == ["a/03.png", "b/05.png"]
     assert found.unreadable[1] == UnreadableFile("b/05.png", "empty file")
     assert "damaged PNG" in found.unreadable[0].reason
@@ -73,22 +73,26 @@ def test_too_many_bad_files_end_it_either_way(tmp_path):
     for i in range(2):
         (tmp_path / f"a/{i:02d}.png").write_bytes(b"no image")
     source = open_folder(tmp_path)
-    with pytest.raises(DataError, match=r"2 images of 24 \(8\.3%\).*--allow-bad 9%") as caught:
+    with pytest.raises(DataError, match=r"2 images of 24 \(8\.3%\).*--allow-unreadable 9%") as caught:
         audit(source)
     assert caught.value.problems[0] == "a/00.png: not an image of a known format"
     with pytest.raises(DataError, match="1 image of"):
-        audit(source.with_samples(s for s in source.samples if s.ref != "a/01.png"), on_bad="error", allow_bad=1.0)
+        audit(
+            source.with_samples(s for s in source.samples if s.ref != "a/01.png"),
+            on_unreadable="error",
+            allow_unreadable=1.0,
+        )
 
 
 def test_a_class_that_keeps_one_image_is_named_and_one_that_keeps_none_is_refused(tmp_path):
     photos(tmp_path, count=2)
     (tmp_path / "a/00.png").write_bytes(b"no image")
-    checked = audit(open_folder(tmp_path), allow_bad=0.5)
+    checked = audit(open_folder(tmp_path), allow_unreadable=0.5)
     assert checked.findings == ("a class has only 1 image (a): trained on, not tested",)
     (tmp_path / "a/01.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="class 'a': none of its 2 images can be read"):
-        audit(open_folder(tmp_path), allow_bad=0.5)
-    checked = audit(open_folder(tmp_path), allow_bad=0.5, strict=False)
+        audit(open_folder(tmp_path), allow_unreadable=0.5)
+    checked = audit(open_folder(tmp_path), allow_unreadable=0.5, strict=False)
     assert (len(checked.source), checked.findings) == (2, ())
 
 
@@ -142,7 +146,7 @@ def test_one_image_in_other_files_is_a_copy(tmp_path, monkeypatch):
     alike = np.array(Image.open(root / "test/a/2.png"))
     alike[0, 1, 0] ^= 1  # between the pixels that the quick look takes
     Image.fromarray(alike).save(root / "test/b/nearly.png")
-    found = audit(open_folder(root), allow_bad=0)
+    found = audit(open_folder(root), allow_unreadable=0)
     assert found.findings == (
         "exact copies within a class: 1 image (train/a/0.png = train/a/again.png)",
         "train and test share 2 images (test/a/other.bmp = train/a/1.png; test/b/lossless.png = train/b/lossy.jpg): "
@@ -231,14 +235,14 @@ def test_a_damaged_cache_is_as_good_as_none(tmp_path, cache, content):
 def test_a_bit_that_flips_in_the_cache_changes_no_verdict(tmp_path, cache):
     photos(tmp_path, count=2)
     (tmp_path / "a/00.png").write_bytes(b"no image")
-    expected = audit(open_folder(tmp_path), allow_bad=1.0, strict=False)
+    expected = audit(open_folder(tmp_path), allow_unreadable=1.0, strict=False)
     (file,) = (cache / "audit").iterdir()
     content = file.read_bytes()
     for position in range(0, len(content), 31):
         damaged = bytearray(content)
         damaged[position] ^= 1  # another digit of a sha256, or a letter of a reason
         file.write_bytes(damaged)
-        found = audit(open_folder(tmp_path), allow_bad=1.0, strict=False)
+        found = audit(open_folder(tmp_path), allow_unreadable=1.0, strict=False)
         assert (found.source.samples, found.unreadable) == (expected.source.samples, expected.unreadable)
 
 
@@ -330,7 +334,7 @@ def test_sets_in_memory_are_only_hashed():
 
 def test_unknown_choice(tmp_path):
     with pytest.raises(ConfigError, match="skip, error"):
-        audit(open_folder(photos(tmp_path)), on_bad="replace")
+        audit(open_folder(photos(tmp_path)), on_unreadable="replace")
 
 
 def test_threads_take_over_where_files_are_slow(tmp_path, monkeypatch):

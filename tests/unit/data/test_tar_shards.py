@@ -164,7 +164,7 @@ def test_the_audit_takes_its_facts_from_the_index(folder, monkeypatch):
     (folder / "s-0002.tar").write_bytes(make_tar([*members, ("copy.png", encoded("blue", 0)), ("copy.cls", b"0")]))
     source = open_shards(str(folder))
     monkeypatch.setattr(shards.ShardReader, "read", None)  # nothing is read again
-    audited: Audit = audit(source, allow_bad=0.1)
+    audited: Audit = audit(source, allow_unreadable=0.1)
     assert audited.unreadable == (
         UnreadableFile("s-0002.tar/0030.png", source.reader.entry("s-0002.tar/0030.png").reason),
     )
@@ -172,7 +172,7 @@ def test_the_audit_takes_its_facts_from_the_index(folder, monkeypatch):
     assert audited.sizes.median == (6, 8)
     assert all(len(sample.sha256) == 64 for sample in audited.source.samples)
     with pytest.raises(DataError, match=r"4\.0%"):
-        audit(source, allow_bad=0.01)
+        audit(source, allow_unreadable=0.01)
 
 
 def test_a_bad_image_is_named_when_it_is_opened(folder):

@@ -47,10 +47,10 @@ def test_a_recipe_goes_before_what_suits_the_data_and_changes_go_before_both():
 
 
 def test_a_change_within_training_or_data_keeps_the_rest():
-    base = ExperimentConfig(train=TrainConfig(lr=0.5, epochs=3), data=DataConfig(on_bad="error"))
+    base = ExperimentConfig(train=TrainConfig(lr=0.5, epochs=3), data=DataConfig(on_unreadable="error"))
     chosen = choose_experiment(Request(base, {"train": {"epochs": 9}, "data": {"data_dir": "here"}}))
     assert chosen.train == TrainConfig(lr=0.5, epochs=9)
-    assert chosen.data == DataConfig(on_bad="error", data_dir="here")
+    assert chosen.data == DataConfig(on_unreadable="error", data_dir="here")
 
 
 def test_an_unknown_recipe_or_field_is_answered_with_a_close_match():
@@ -238,7 +238,7 @@ def test_reading_tells_of_each_step(photos):
 def test_reading_follows_the_wishes_on_bad_images(photos):
     (photos / "red" / "00.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"red/00\.png"):
-        open_and_split(Request(replace(LENET, data=DataConfig(on_bad="error"))), photos)
+        open_and_split(Request(replace(LENET, data=DataConfig(on_unreadable="error"))), photos)
     assert reading_options(DataConfig(data_dir="here", max_pixels=9)) == {"data_dir": "here", "max_pixels": 9}
 
 

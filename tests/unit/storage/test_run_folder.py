@@ -162,7 +162,9 @@ experiments = st.builds(
     mean=st.none() | st.tuples(st.floats(0, 1)),
     resize_mode=st.none() | st.sampled_from(RESIZE_MODES),
     split=fractions,
-    data=st.builds(DataConfig, data_dir=st.none() | st.text("/ä[b]\n'\"\\", min_size=1), allow_bad=st.floats(0, 1)),
+    data=st.builds(
+        DataConfig, data_dir=st.none() | st.text("/ä[b]\n'\"\\", min_size=1), allow_unreadable=st.floats(0, 1)
+    ),
     train=st.builds(
         TrainConfig,
         epochs=st.none() | st.integers(1, 1000),
