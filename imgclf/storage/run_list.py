@@ -16,8 +16,6 @@ from imgclf.core.errors import ConfigError, DataError, ModelFileError
 from imgclf.core.files import read_text, write_text
 from imgclf.core.results import ENDED
 from imgclf.core.text import printable
-from imgclf.evaluation.intervals import wilson_interval
-from imgclf.evaluation.predictions import read_score
 from imgclf.storage.model_file import read_manifest
 from imgclf.storage.run_folder import (
     AT_WORK,
@@ -156,6 +154,8 @@ def pinned_name(root: Path = ROOT) -> str | None:
 
 def entry_of(run: Run) -> RunEntry:
     """What the list says of one run."""
+    from imgclf.evaluation.intervals import wilson_interval  # loads numpy, which --help does without
+
     part, figures = _figures(run)
     n, accuracy = figures.get("n"), figures.get("accuracy")
     info = run.info
@@ -227,6 +227,8 @@ def _figures(run: Run) -> tuple[str | None, Mapping[str, Any]]:
 
 def _answered(run: Run) -> Mapping[str, Any]:
     """The figures of the answers to test images that the run folder holds; none where there are no such answers."""
+    from imgclf.evaluation.predictions import read_score
+
     if not (run.path / PREDICTIONS).is_file():
         return {}
     try:

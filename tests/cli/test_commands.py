@@ -649,7 +649,7 @@ def _drain(screen):
     ids=["predict", "explain", "train"],
 )
 def test_results_are_on_stdout_where_stderr_is_a_terminal(here, terminal, monkeypatch, command, count):
-    plan = DryRun(choices=(), seconds={}, memory=0, python="")
+    plan = DryRun(decisions=(), seconds={}, memory=0, python="")
     monkeypatch.setattr("imgclf.cli._plan.dry_run", lambda *_, **__: plan)  # which takes its time
     results = io.StringIO()
     assert shown_on(results, terminal, *command, "--json") == 0

@@ -97,7 +97,7 @@ WRONG = [
     (("img.png", "-o", "img.png"), "--out is 'img.png', a file; expected a folder"),
     (("img.png", "-o", "photos/red"), "lies inside the data"),
     (("other", "-o", "other/red"), "lies inside the data"),
-    (("-",), "there are no images"),
+    (("-",), "no images to explain"),
 ]
 
 

@@ -61,7 +61,7 @@ def test_the_table_marks_what_predict_takes(here):
     lines = result.stdout.splitlines()
     assert len(lines) == 4
     assert [line.startswith("*") for line in lines] == [False, False, False, True]
-    assert "* default model of predict, evaluate and other commands: the newest finished run" in result.stderr
+    assert "* default model: the newest finished run" in result.stderr
     assert "*" not in done("runs", "--filter", "first").stdout
 
 
@@ -69,7 +69,7 @@ def test_a_pinned_run_is_what_commands_take(here):
     assert done("use", "first").stdout.startswith("default: runs/first (pinned by `imgclf use`; ")
     assert answer("use")["default"]["name"] == "first"
     assert [row["name"] for row in answer("runs")["runs"] if row["pinned"]] == ["first"]
-    assert "* default model of predict, evaluate and other commands: pinned" in done("runs").stderr
+    assert "* default model: pinned" in done("runs").stderr
     assert "model: runs/first/model.safetensors (pinned by `imgclf use`)\n" in done("evaluate").stderr
     shutil.rmtree("runs/first")
     for command in (("use",), ("evaluate",), ("predict", "photos/red/00.png"), ("report",)):

@@ -37,7 +37,7 @@ ASKED = {
 }
 # A thing that is not there, for each command that takes one.
 NOWHERE = {
-    **{(name,): ("nowhere",) for name in ("train", "evaluate", "use", "report", "models", "show", "find-lr")},
+    **{(name,): ("nowhere",) for name in ("train", "evaluate", "use", "report", "models", "show", "find-lr", "schema")},
     **{(name,): ("nowhere",) for name in ("learning-curve", "tune", "benchmark", "reproduce")},
     ("predict",): ("photos", "--model", "nowhere"),
     ("explain",): ("photos", "--model", "nowhere"),

@@ -338,7 +338,7 @@ def test_the_command_writes_shards(photos, tmp_path):
     assert CliRunner().invoke(app, args).stdout == f"59 images of 8×8 in {tmp_path}/folder\n"
     assert open_source(tmp_path / "folder").counts() == {"blue": 20, "green": 20, "red": 19}
     for options, problem in (
-        (["--shard-size", "5"], "only with --shards"),
+        (["--shard-size", "5"], "needs --shards"),
         (["--shards", "--shard-size", "x"], "a shard"),
     ):
         result = CliRunner().invoke(app, ["prepare", str(photos), str(tmp_path / "new"), *options])
