@@ -31,9 +31,9 @@ from imgclf.runtime.compute import in_parts_that_fit, own_copy
 from imgclf.runtime.device import pick_precision
 from imgclf.transforms.preprocess import mean_color, to_input
 
-AT_ONCE = 8  # images whose maps and gradients are in memory together
-COVERED = 32  # covered images that go through the network together
-PATCH = 1 / 8  # the side of what is covered, as a part of the image's; half of it is the way to the next
+MAX_IMAGES = 8  # images whose maps and gradients are in memory together
+MAX_COVERED_IMAGES = 32  # covered images that go through the network together
+PATCH_SHARE = 1 / 8  # the side of what is covered, as a part of the image's; half of it is the way to the next
 
 
 def explain(
@@ -116,7 +116,7 @@ def _heats(
         parts = zip(torch.split(pixels, most), torch.split(targets.to(device), most), strict=True)
         return np.concatenate([mean_cam(to_input(part, recipe, device), wanted) for part, wanted in parts])
 
-    yield from map(_scaled, in_parts_that_fit(heats, AT_ONCE, device)[0])
+    yield from map(_scaled, in_parts_that_fit(heats, MAX_IMAGES, device)[0])
 
 
 def _mean_cam(
@@ -171,9 +171,9 @@ def _occlusion(
     height, width = image.shape[:2]
     patches = list(product(_cuts(height), _cuts(width)))
     gray = torch.tensor(mean_color(recipe), dtype=torch.uint8, device=image.device)
-    odds, most, device = [], COVERED, device_of(model)
-    for start in range(0, len(patches), COVERED):
-        part = patches[start : start + COVERED]
+    odds, most, device = [], MAX_COVERED_IMAGES, device_of(model)
+    for start in range(0, len(patches), MAX_COVERED_IMAGES):
+        part = patches[start : start + MAX_COVERED_IMAGES]
         covered = image.repeat(len(part), 1, 1, 1)
         for row, (rows, columns) in zip(covered, part, strict=True):
             row[rows, columns] = gray
@@ -190,7 +190,7 @@ def _occlusion(
 
 def _cuts(side: int) -> list[slice]:
     """The patches along one side; those at its ends hang over, so that each pixel is in two."""
-    stride = max(1, round(side * PATCH / 2))
+    stride = max(1, round(side * PATCH_SHARE / 2))
     return [slice(max(0, start), start + 2 * stride) for start in range(-stride, side, stride)]
 
 

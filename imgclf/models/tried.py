@@ -15,7 +15,7 @@ from imgclf.core.errors import ConfigError
 from imgclf.models.registry import HEAD
 from imgclf.runtime.compute import CONTIGUOUS, memory_format_of
 
-TRIED = 2  # images
+TRIED_IMAGES = 2
 
 
 def prepared(network: nn.Module, spec: ModelConfig, name: str, *, new_head: bool) -> nn.Module:
@@ -72,11 +72,11 @@ def _scores(network: nn.Module, spec: ModelConfig) -> tuple[torch.Tensor, str | 
         stack.enter_context(torch.no_grad())
         network.eval()
         stack.callback(network.train)
-        images = torch.zeros(TRIED, spec.channels, *spec.size, dtype=weights.dtype, device=weights.device)
+        images = torch.zeros(TRIED_IMAGES, spec.channels, *spec.size, dtype=weights.dtype, device=weights.device)
         scores: Any = network(images.contiguous(memory_format=torch.channels_last))
     if not isinstance(scores, torch.Tensor):
         raise ConfigError(f"{type(network).__name__} answers with {type(scores).__name__}; expected a tensor of scores")
-    if scores.ndim != 2 or len(scores) != TRIED:
+    if scores.ndim != 2 or len(scores) != TRIED_IMAGES:
         raise RuntimeError(f"it answers two images with a tensor of {'×'.join(map(str, scores.shape))}, not 2×classes")
     return scores, ran[-1] if ran else None
 

@@ -27,7 +27,7 @@ from imgclf.models.own import OwnNetwork
 from imgclf.models.registry import Arch
 from imgclf.runtime.random import unseeded_drawing
 
-CALM = 0.01
+MAX_HEAD_STD = 0.01
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
 RUN_FILE = "model.safetensors"  # what stands for a run folder
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
@@ -352,7 +352,7 @@ def _calm_head(model: nn.Module) -> None:
     for layer in head_of(model).modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             with torch.no_grad():
-                layer.weight.mul_(CALM / layer.weight.std().clamp_min(CALM))
+                layer.weight.mul_(MAX_HEAD_STD / layer.weight.std().clamp_min(MAX_HEAD_STD))
                 if layer.bias is not None:
                     layer.bias.zero_()
 

@@ -11,7 +11,7 @@ from imgclf.core.results import Evaluation
 from imgclf.evaluation.predictions import Predictions
 
 Counts = NDArray[np.int64]
-MOST_CLASSES = 60  # of a matrix that a person can still look at
+MAX_CLASSES = 60  # of a matrix that a person can still look at
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Pair:
     back: int
 
 
-def most_confused_classes(result: Evaluation, most: int = MOST_CLASSES) -> list[int]:
+def most_confused_classes(result: Evaluation, most: int = MAX_CLASSES) -> list[int]:
     """The indices, in rising order, of up to `most` classes: all of them, or those of the largest confusions."""
     k = len(result.per_class)
     if k <= most:

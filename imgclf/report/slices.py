@@ -13,7 +13,7 @@ from imgclf.evaluation.intervals import wilson_interval
 from imgclf.report.view import Look
 
 SQUARE = 1.1  # sides that differ by less look square
-MOST_FOLDERS = 12
+MAX_FOLDERS = 12
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def _by_folder(folders: list[str], right: NDArray[np.bool_]) -> Slicing:
     title, names = "Source folder", set(folders)
     if len(names) < 2:
         return Slicing(title, note="All images come from one folder, apart from the folders of the classes.")
-    if len(names) > MOST_FOLDERS:
-        common = {name for name, _ in Counter(folders).most_common(MOST_FOLDERS - 1)}
+    if len(names) > MAX_FOLDERS:
+        common = {name for name, _ in Counter(folders).most_common(MAX_FOLDERS - 1)}
         folders = [name if name in common else f"{len(names) - len(common)} other folders" for name in folders]
     return Slicing(title, _named([name or "(no subfolder)" for name in folders], right))
 
