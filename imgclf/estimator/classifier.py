@@ -130,14 +130,25 @@ class Classifier:
         name: str | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Classifier:
-        """Train on a folder, a CSV file, a named data set or a `Source`. Ctrl-C ends it and keeps the best weights.
+        """Train, and keep the best weights. Ctrl-C ends training, and keeps the best weights so far.
 
-        `runs` is the folder in which a run folder is made (called `name`, else after the data and the architecture);
-        without it nothing is written. `batch_size` "auto" is the largest that fits. `callbacks` are told of every step
-        (`imgclf/training/events.py`). What looks wrong about the images, and missing weights, are Python warnings.
+        What looks wrong about the images, and missing weights, are Python warnings.
 
-        Raises `DataError` for what is wrong with the data, `UnknownName` and `ConfigError` for what is asked, and what
-        `train` raises.
+        Args:
+            data: A folder, a CSV file, a named data set, or a `Source`.
+            epochs: How often training sees each image.
+            lr: Learning rate.
+            batch_size: Images per step; "auto" is the largest number that fits into the memory.
+            seed: Of all random numbers.
+            runs: The folder in which a run folder is made. With it the test images are tested once, and a report is
+                written; without it nothing is written.
+            name: The name of the run folder; else it is called after the data and the architecture.
+            callbacks: Functions that get the events (`imgclf/training/events.py`).
+
+        Raises:
+            DataError: Something is wrong with the data.
+            ConfigError, UnknownName: What is asked for is not possible.
+            TrainingDiverged, OutOfMemory: See `train`.
 
         Example:
             >>> from imgclf import Classifier

@@ -21,7 +21,7 @@ SHARED = "as given, else that of the initial model"
 
 def describe(plan: Plan, found: Sequence[Decision] = ()) -> tuple[Decision, ...]:
     """One line for each thing that a user may want to choose otherwise; `found` are those that were measured."""
-    measured, train = {choice.name: choice for choice in found}, plan.split.samples("train")
+    measured, train = {decision.name: decision for decision in found}, plan.split.samples("train")
     rows = [*_pixels(plan, train), *_training(plan, train)]
     return tuple(measured.pop(row.name, row) for row in rows) + tuple(measured.values())
 

@@ -95,17 +95,17 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
     notify(callbacks, FitEnded(history.ended))
     if recorder.run is not None:
         write_page(recorder.run, Known(plan.model, predictions, plan.source), callbacks)
-    found = start.probe, start.choices
+    found = start.probe, start.decisions
     return FitResult(plan, recorder.run, history, manifest, calibrated.ood, predictions, *found, unreadable)
 
 
 def test(plan: Plan, temperature: float, callbacks: Sequence[Callback]) -> tuple[Predictions, Mapping[str, str]]:
     """What the network of a plan says of the test images, and those that couldn't be read, with the reason."""
-    samples, cache = plan.split.samples("test"), plan.experiment.data.cache
+    samples = plan.split.samples("test")
     if far := far_values(plan.source, samples, plan.preprocess.levels):
         notify(callbacks, Warned(far))
-    kept = "disk" if cache in ("disk", "jpeg") else "off"  # for the next time
-    loader = plan.loader(samples, cache=kept, shard=distributed.shard())
+    cache = "disk" if plan.experiment.data.cache == "disk" else "off"  # for the next time
+    loader = plan.loader(samples, cache=cache, shard=distributed.shard())
     told = progress_of("testing", callbacks)
     predictions = collect_predictions(plan.model, loader, progress=told, temperature=temperature)
     return replace(predictions, seen=seen_positions(predictions.refs, plan.source, plan.seen)), loader.unreadable
@@ -115,15 +115,15 @@ def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Fit
     """Go on with the training of a run; see `Classifier.resume`."""
     distributed.join()
     run = find_run(path)
+
+    def warn(text: str) -> None:
+        notify(with_warnings(callbacks), Warned(text))
+
     with held(run) if distributed.is_main() else nullcontext():
         run = find_run(run.path)  # as it is now that nobody else works in it
         experiment, data = read_experiment(run)
         begun = run.info.status not in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
-        state = (
-            load_checkpoint(run.path / CHECKPOINT, lambda text: notify(with_warnings(callbacks), Warned(text)))
-            if begun
-            else None
-        )
+        state = load_checkpoint(run.path / CHECKPOINT, warn) if begun else None
         if epochs is not None:
             experiment = replace(experiment, train=replace(experiment.train, epochs=epochs))
         _require_more(run, experiment.train.epochs, 0 if state is None else state["epoch"])

@@ -256,7 +256,7 @@ class Recorder:
         self._plan = start.plan
         if self.run is not None and self._fresh:
             write_config(self.run.path / CONFIG, start.plan.experiment, self.run.info.source)
-            decisions = tuple(asdict(choice) for choice in start.choices)
+            decisions = tuple(asdict(decision) for decision in start.decisions)
             self.run = write_info(self.run, preprocess=to_dict(start.plan.preprocess), decisions=decisions)
 
     def keep(self, calibrated: Calibrated) -> None:

@@ -46,19 +46,19 @@ Alteration = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Start:
-    """The plan with what was found out, the probe if there is one, and every choice with its reason; and the features
+    """The plan with what was found out, the probe if there is one, and every decision with its reason; and the features
     (m, d) of training images by which the probe was fitted."""
 
     plan: Plan
     probe: Probe | None = None
-    choices: tuple[Decision, ...] = ()
+    decisions: tuple[Decision, ...] = ()
     features: NDArray[np.float32] | None = None
 
 
 def warm_start(plan: Plan, callbacks: Sequence[Callback]) -> Start:
     """Bring the model of a plan to where training starts, and settle what its first answers tell.
 
-    Tells the callbacks of the probe and of the choices. Raises what `fit_to_time` and `fit_probe` raise.
+    Tells the callbacks of the probe and of the decisions. Raises what `fit_to_time` and `fit_probe` raise.
     """
     train, valid = plan.split.samples("train"), plan.valid_loader
     load = partial(plan.loader, shard=distributed.shard(), cache="auto")
@@ -73,10 +73,10 @@ def warm_start(plan: Plan, callbacks: Sequence[Callback]) -> Start:
     if plan.experiment.train.epochs and valid is not None and plan.knows_classes:
         plan, found = check_label_preserving(plan, load(valid.samples[:: -(-len(valid) // SEEN)]))
     if plan.experiment.train.epochs and plan.experiment.train.minutes is not None:
-        config, choice = fit_to_time(plan)
-        plan, found = replace(plan, experiment=replace(plan.experiment, train=config)), (*found, choice)
-    start = replace(start, plan=plan, choices=describe(plan, found))
-    notify(callbacks, DecisionsMade(start.choices))
+        config, decision = fit_to_time(plan)
+        plan, found = replace(plan, experiment=replace(plan.experiment, train=config)), (*found, decision)
+    start = replace(start, plan=plan, decisions=describe(plan, found))
+    notify(callbacks, DecisionsMade(start.decisions))
     return start
 
 
@@ -139,17 +139,17 @@ def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decis
     if not asked:
         return plan, ()
     right = _right(model, valid, plan.device, plan.dtype)
-    choices = []
+    decisions = []
     for field, word, alter in asked:
         altered = _right(nn.Sequential(_Altered(alter), model), valid, plan.device, plan.dtype)
         harmless = _harmless(right, altered)
         found: dict[str, Any] = {field: harmless}
         experiment = replace(experiment, **found)
         figures = f"accuracy on {len(right)} valid images {right.mean():.1%}, {word} {altered.mean():.1%}"
-        choices.append(Decision(field, "yes" if harmless else "no", figures))
+        decisions.append(Decision(field, "yes" if harmless else "no", figures))
     steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolor=experiment.recolor is not False)
     plan = replace(plan, experiment=experiment, preprocess=replace(recipe, steps=steps))
-    return plan if steps == recipe.steps else plan.with_new_loaders(), tuple(choices)
+    return plan if steps == recipe.steps else plan.with_new_loaders(), tuple(decisions)
 
 
 class _Altered(nn.Module):
