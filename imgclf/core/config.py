@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from imgclf.core.arguments import plain
 from imgclf.core.errors import ConfigError
-from imgclf.core.options import Option, check_options, option, require
+from imgclf.core.options import Option, check_options, option, require_field
 from imgclf.core.registry import name_meant
 
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
@@ -139,7 +139,7 @@ class Levels(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.low <= self.high, self, "high", f"at least low, {self.low!r}")
+        require_field(self.low <= self.high, self, "high", f"at least low, {self.low!r}")
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}" + (" (floats)" if self.kind == "float" else "")
@@ -176,9 +176,9 @@ class PreprocessConfig(Checked):
             values = getattr(self, name)
             if len(values) == 1:
                 object.__setattr__(self, name, values * self.channels)
-            require(len(values) in (1, self.channels), self, name, f"one number per channel ({self.channels})")
+            require_field(len(values) in (1, self.channels), self, name, f"one number per channel ({self.channels})")
         distinct = len({each.kind for each in self.levels}) == len(self.levels)
-        require(distinct, self, "levels", "a tuple of Levels, each of another kind")
+        require_field(distinct, self, "levels", "a tuple of Levels, each of another kind")
 
 
 @dataclass(frozen=True)
@@ -310,8 +310,8 @@ class TrainConfig(Checked):
         if self.device is not None:
             object.__setattr__(self, "device", str(self.device))  # a torch.device, too
         super().__post_init__()
-        require(self.epochs != 0 or self.probe is not False, self, "epochs", "1 or more, as there is no probe")
-        require(not self.nesterov or self.momentum > 0, self, "nesterov", "only with a momentum above 0")
+        require_field(self.epochs != 0 or self.probe is not False, self, "epochs", "1 or more, as there is no probe")
+        require_field(not self.nesterov or self.momentum > 0, self, "nesterov", "only with a momentum above 0")
 
 
 @dataclass(frozen=True)
@@ -408,7 +408,7 @@ class ExperimentConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole = self.split is None or (self.split[0] > 0 and math.isclose(sum(self.split), 1, abs_tol=1e-6))
-        require(whole, self, "split", "three fractions that sum to 1, the first above 0")
+        require_field(whole, self, "split", "three fractions that sum to 1, the first above 0")
 
 
 def to_dict(value: Any) -> dict[str, Any]:

@@ -133,10 +133,10 @@ def option_fields(kind: type) -> dict[str, OptionField]:
 def check_options(owner: Any) -> None:
     """Raise `ConfigError` for the first field that holds what its option does not allow."""
     for name, each in option_fields(owner.__class__).items():
-        require(each.accepts(getattr(owner, name)), owner, name, each.allowed)
+        require_field(each.accepts(getattr(owner, name)), owner, name, each.allowed)
 
 
-def require(ok: bool, owner: object, name: str, allowed: str) -> None:
+def require_field(ok: bool, owner: object, name: str, allowed: str) -> None:
     """Raise the `ConfigError` about a field, unless it is `ok`: its name, what was given, what is allowed."""
     if not ok:
         raise ConfigError(f"{type(owner).__name__}.{name} is {getattr(owner, name)!r}; allowed: {allowed}")
