@@ -554,7 +554,7 @@ def test_reading_an_open_image_changes_nothing_of_it():
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     image = Image.open(BytesIO(encoded(Image.fromarray(quarters()), "AVIF", xmp=xmp)))
     assert image_pixels(image).shape == (32, 64, 3)
-    assert image.info.xmp == xmp
+    assert image.info["xmp"] == xmp
 
 
 def test_names_and_magic(tmp_path):

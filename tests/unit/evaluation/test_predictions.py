@@ -157,8 +157,7 @@ def run_cli(*arguments):
 def test_a_run_keeps_its_predictions_for_the_test_images(photos, in_folder):
     classifier = Classifier("lenet", size=16, weights="none", config=TINY).fit(photos, epochs=1, runs="runs")
     file = classifier.run_.path / PREDICTIONS
-    assert classifier.predictions_.keys() == {"valid"}
-    assert not file.exists()
+    assert classifier.predictions_.keys() == {"valid", "test"}
     result = classifier.evaluate()
     predictions = classifier.predictions_["test"]
     assert same(read_predictions(file), predictions)
@@ -176,8 +175,9 @@ def test_a_run_keeps_its_predictions_for_the_test_images(photos, in_folder):
     run_cli("evaluate", "--device", "cpu")
     assert file.read_bytes() == before
 
-    Classifier().resume(classifier.run_.path, epochs=2)
-    assert not file.exists()
+    longer = Classifier().resume(classifier.run_.path, epochs=2)
+    assert file.read_bytes() != before
+    assert same(read_predictions(file), longer.predictions_["test"])
 
 
 def test_an_image_that_became_unreadable_has_no_prediction(photos, in_folder):
