@@ -122,11 +122,6 @@ class Plan:
         return bool(self.experiment.train.probe) or self.weights.head == "whole"
 
     @property
-    def can_probe(self) -> bool:
-        """Whether the features of the model are worth a linear head, and it can take one."""
-        return can_probe(self.weights, self.model)
-
-    @property
     def steps_per_epoch(self) -> int:
         """The optimizer steps of an epoch."""
         return steps_per_epoch(self.model, self.train_loader, self.experiment.train)
