@@ -37,6 +37,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return None
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For `-m unit` no other folder is looked into."""
+    others = collection_path.parent == Path(__file__).parent and collection_path.name != "unit"
+    return True if config.option.markexpr == "unit" and others else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What lies in `unit` is a unit test: `pytest -m unit`."""
     for item in items:
