@@ -16,8 +16,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from imgclf.cli import _console as console
+from imgclf.cli._dry_run import show_plan
 from imgclf.cli._output import output_folder, run_data
-from imgclf.cli._plan import show_plan
 from imgclf.cli._results import figure, show_evaluation
 from imgclf.core.errors import ConfigError
 from imgclf.core.results import ENDED, Decision, EpochRecord
@@ -224,7 +224,7 @@ def _figured(entry: RunEntry) -> str:
 
 def _say_claims(classifier: Classifier) -> None:
     """What probabilities and refusals rest on, or why there are none."""
-    uncalibrated, missing = classifier.manifest_.calibration["note"], classifier.manifest_.unknown.get("missing")
+    uncalibrated, missing = classifier.manifest_.calibration["note"], classifier.manifest_.ood.get("missing")
     if uncalibrated and uncalibrated == missing:
         console.say(f"probabilities not calibrated, no predict --reject: {missing}")
         return

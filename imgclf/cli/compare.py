@@ -109,8 +109,8 @@ def _draw(result: Comparison, path: Path) -> Path | None:
     """A picture of the images that changed, those that only b classifies correctly first; None where there is none."""
     from imgclf.data.write import require_outside
     from imgclf.plots.figures import GRID_TITLE, save_grid, title_of
-    from imgclf.storage.run_data import labeled_source
     from imgclf.storage.run_folder import open_run
+    from imgclf.storage.run_source import labeled_source
 
     source = labeled_source(None, open_run(Path(result.a.path)))
     require_outside(path, source)

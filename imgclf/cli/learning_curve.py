@@ -31,7 +31,7 @@ def learning_curve(
     """Measure accuracy with 10% to 100% of the training images, and predict it for twice as many."""
     path = picture_file(out, "learning-curve.png", force=force, data=[data])
     with console.waiting("loading"):
-        from imgclf.cli._learning import CurveView
+        from imgclf.cli._learning_curve import CurveView
         from imgclf.data.sources.open import open_source
         from imgclf.data.write import require_outside
         from imgclf.plots.figures import save_learning_curve

@@ -70,7 +70,7 @@ def prepare(
     if shard_size is not None and not shards:
         raise ConfigError("--shard-size needs --shards")
     limit = parse_shard_size(shard_size or SHARD_SIZE)
-    recipe = PreprocessConfig(
+    preprocess = PreprocessConfig(
         size=parse_size(size or SIZE), resize_mode=resize_mode, mean=(1.0,), interpolation="bicubic"
     )
     with console.progress("reading shards") as progress:
@@ -85,7 +85,7 @@ def prepare(
         console.warn(f"{plural(len(reasons), 'image')} can't be read and will be left out:")
         console.say_list(reasons)
     levels = common_levels(sample.levels for sample in audited.source.samples)
-    resized = None if shards and size is None else recipe
+    resized = None if shards and size is None else preprocess
     deep = [sample for sample in audited.source.samples if sample.levels is not None]
     if any(resized or not is_copied(audited.source, sample) for sample in deep):
         console.say(f"images of more than 8 bits are written with 8: {', '.join(map(str, levels))} become 0 to 255")
@@ -94,8 +94,8 @@ def prepare(
         if shards:
             count = prepare_shards(source, out, resized, kind, limit, progress)
         else:
-            count = prepare_folder(source, out, recipe, kind, progress)
-    of = f" of {recipe.size[0]}×{recipe.size[1]}" if resized else ""
+            count = prepare_folder(source, out, preprocess, kind, progress)
+    of = f" of {preprocess.size[0]}×{preprocess.size[1]}" if resized else ""
     where = f"{plural(len(list(out.glob('*.tar'))), 'shard')} in {out}" if shards else str(out)
     console.show(f"{plural(count, 'image')}{of} in {where}")
     if reasons:

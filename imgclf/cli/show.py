@@ -116,7 +116,7 @@ def _training_pixels(experiment: ExperimentConfig, source: Source) -> Preprocess
 
 
 def _readable(
-    source: Source, recipe: PreprocessConfig, n: int, seed: int, *, augmented: bool
+    source: Source, preprocess: PreprocessConfig, n: int, seed: int, *, augmented: bool
 ) -> tuple[list[Pixels], list[str], list[str]]:
     """The pixels and the classes of up to `n` images, and what came before them that can't be read, with the reason."""
     from dataclasses import replace
@@ -131,7 +131,7 @@ def _readable(
             break
         try:
             known = replace(sample, sha256=source.reader.digest(sample.ref))
-            images += sample_pixels(source, [known], recipe, augmented=augmented, seed=seed)
+            images += sample_pixels(source, [known], preprocess, augmented=augmented, seed=seed)
             titles.append(sample.label)
         except BadImage as error:
             bad.append(f"{sample.ref}: {error.reason}")

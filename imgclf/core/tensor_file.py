@@ -21,7 +21,7 @@ from imgclf.core.text import shorten
 T = TypeVar("T")
 
 MAX_HEADER = 8_000_000  # bytes; a network with 1,000 classes and 1,000 tensors needs some 200,000
-BESIDE = "unknown:"  # how the tensors are called that are no weights; no layer's name has a colon
+BESIDE = "ood:"  # how the tensors are called that are no weights; no layer's name has a colon
 CHUNK = 1 << 20
 DTYPES = {  # the name in the file: (the name in torch, bytes an element)
     "F64": ("float64", 8),

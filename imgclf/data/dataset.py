@@ -144,10 +144,10 @@ def open_measured(source: Source, ref: str, least: Sides, *, smooth: bool = Fals
     return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
 
 
-def open_prepared(source: Source, ref: str, recipe: PreprocessConfig) -> Pixels:
+def open_prepared(source: Source, ref: str, preprocess: PreprocessConfig) -> Pixels:
     """The evaluation pixels of an image, which is decoded no larger than that takes."""
-    pixels, shape = open_measured(source, ref, decode_size(recipe), smooth=True)
-    return prepare(pixels, recipe, shape)
+    pixels, shape = open_measured(source, ref, decode_size(preprocess), smooth=True)
+    return prepare(pixels, preprocess, shape)
 
 
 class ArrayReader:

@@ -23,7 +23,7 @@ from imgclf.core.text import natural, nfc, printable
 from imgclf.data.dataset import SPLIT_NAMES, Sample, Source
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
 from imgclf.data.sources.csv_table import read_rows, spellings
-from imgclf.data.sources.layout import split_meant
+from imgclf.data.sources.split_names import split_meant
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
 FRACTIONS = (0.7, 0.15, 0.15)

@@ -25,7 +25,7 @@ from imgclf.core.text import printable
 from imgclf.data.dataset import SPLIT_NAMES, Pixels, Sample, Source, open_prepared
 from imgclf.data.images import is_image_name
 from imgclf.data.sources.folder import FileReader
-from imgclf.data.sources.layout import split_meant
+from imgclf.data.sources.split_names import split_meant
 from imgclf.data.sources.tar_shards import EXTRA, ShardReader, write_index
 
 JPEG_QUALITY = 95
@@ -57,11 +57,11 @@ def parse_shard_size(text: str) -> ShardSize:
 def prepare_folder(
     source: Source,
     out: Path,
-    recipe: PreprocessConfig,
+    preprocess: PreprocessConfig,
     kind: str = "jpg",
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write every image of a source at the recipe's size into `out`, with the same classes and splits; how many.
+    """Write every image of a source at the size of `preprocess` into `out`, with the same classes and splits; how many.
 
     `kind` is jpg (quality 95) or png. The folder appears under its name only when it is whole. Raises `DataError`
     where it exists, or lies inside the data.
@@ -73,7 +73,7 @@ def prepare_folder(
     used: Counter[Path] = Counter()
     with _new_folder(out, source) as partial:
         for done, sample in enumerate(source.samples):
-            pixels = open_prepared(source, sample.ref, recipe)
+            pixels = open_prepared(source, sample.ref, preprocess)
             write_image(_unused(partial / _place(sample, in_folders), kind, used), pixels)
             if progress is not None:
                 progress(done + 1, len(source.samples))
@@ -83,14 +83,14 @@ def prepare_folder(
 def prepare_shards(
     source: Source,
     out: Path,
-    recipe: PreprocessConfig | None = None,
+    preprocess: PreprocessConfig | None = None,
     kind: str = "jpg",
     size: ShardSize = SHARD_SIZE,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write every image of a source into tar shards of WebDataset in `out`, each with its index; how many images.
 
-    JPEG, PNG and WebP files go in byte by byte, others as PNG; with a `recipe` all are written at its size, as `kind`.
+    JPEG, PNG and WebP files go in byte by byte, others as PNG; with a `preprocess` all get its size, as `kind`.
     The shards are called after their split (`train-000000.tar`), or `shard`; KEY.cls is the position in classes.json,
     and a group stands in KEY.json. The order is that of the images' sha256, so each shard is a random part. The folder
     appears under its name only when it is whole and every image in it decodes. Raises `DataError`, and `MissingExtra`.
@@ -103,7 +103,7 @@ def prepare_shards(
             member: dict[str, str | bytes] = {"__key__": f"{next(keys):09d}", "cls": str(number[sample.label])}
             if sample.group is not None:
                 member["json"] = json.dumps({"group": sample.group})
-            yield {**member, **_image(source, sample, recipe, kind)}
+            yield {**member, **_image(source, sample, preprocess, kind)}
             if progress is not None:
                 progress(next(done), len(source.samples))
 
@@ -136,10 +136,10 @@ def _write_shards(members: Iterator[dict[str, str | bytes]], folder: Path, name:
             raise DataError(f"{path.name}: {len(index.entries) - len(bad)} of {images} images can be read back", bad)
 
 
-def _image(source: Source, sample: Sample, recipe: PreprocessConfig | None, kind: str) -> dict[str, bytes]:
+def _image(source: Source, sample: Sample, preprocess: PreprocessConfig | None, kind: str) -> dict[str, bytes]:
     """One image as {extension: bytes of the file}."""
-    if recipe is not None:
-        return {kind: _encoded(open_prepared(source, sample.ref, recipe), kind)}
+    if preprocess is not None:
+        return {kind: _encoded(open_prepared(source, sample.ref, preprocess), kind)}
     data = _file_bytes(source, sample.ref)
     known = _known_kind(data)
     return {known: data} if known else {"png": _encoded(source.open(sample.ref), "png")}

@@ -49,7 +49,7 @@ class Calibrated:
         """A manifest with this calibration; the shapes of what is known are filled in where it is saved."""
         images = 0 if self.note or self.valid is None else len(self.valid)
         calibration = {"temperature": self.temperature, "images": images, "note": self.note}
-        return replace(manifest, calibration=calibration, unknown={"missing": self.missing})
+        return replace(manifest, calibration=calibration, ood={"missing": self.missing})
 
 
 def calibrate(plan: Plan, history: History, known: Features | None, callbacks: Sequence[Callback]) -> Calibrated:
@@ -84,13 +84,13 @@ def calibrate_model(model: nn.Module, valid: Loader, train: Callable[[], Feature
     else:
         answers, features = predictions_with_features(model, valid)
     temperature, note = choose_temperature(answers.logits, answers.targets)
-    unknown = None
+    ood = None
     if not missing:
         try:
-            unknown = fit_ood(train(), answers.logits, features)
+            ood = fit_ood(train(), answers.logits, features)
         except ConfigError as error:
             missing = str(error)
-    return Calibrated(replace(answers, temperature=temperature), note, unknown, missing)
+    return Calibrated(replace(answers, temperature=temperature), note, ood, missing)
 
 
 def _why_not(model: nn.Module, valid: Loader) -> str:

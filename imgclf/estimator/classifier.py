@@ -42,9 +42,9 @@ from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.evaluation.saliency import explain
 from imgclf.models.own import OWN, own_arch, using
 from imgclf.runtime import distributed
+from imgclf.runtime.compute import memory_format_of
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import read_model, save_model
-from imgclf.storage.run_data import labeled_source
 from imgclf.storage.run_folder import (
     CONFIG,
     MODEL,
@@ -56,6 +56,7 @@ from imgclf.storage.run_folder import (
     read_config,
     write_info,
 )
+from imgclf.storage.run_source import labeled_source
 from imgclf.training.events import Callback
 
 PARTS = ("all", *SPLIT_NAMES)
@@ -296,9 +297,7 @@ class Classifier:
         precision, rejector = pick_precision(self.precision_, device_of(model)), None
         if reject is not None:
             if self.ood_ is None:
-                raise ConfigError(
-                    f"this model can't tell what is unlike its images: {self.manifest_.unknown['missing']}"
-                )
+                raise ConfigError(f"this model can't tell what is unlike its images: {self.manifest_.ood['missing']}")
             rejector = Rejector(self.ood_, reject)
         return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, rejector=rejector)
 
@@ -372,14 +371,15 @@ class Classifier:
         """
         file = find_model(path)
         with using(None if arch is None else own_arch(arch, new_head=True)):
-            model, manifest, unknown = read_model(file)
+            model, manifest, ood = read_model(file)
         if arch is not None and not manifest.spec.arch.startswith(OWN):
             raise ConfigError(f"{file} holds a {manifest.spec.arch}, which is no network of your own: leave out arch")
         self = cls(arch or manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
-        self.model_, self.precision_ = model.to(pick_device(device)), precision
+        self.model_ = model.to(pick_device(device), memory_format=memory_format_of(model))  # type: ignore[call-overload]
+        self.precision_ = precision
         pick_precision(precision, device_of(model))  # one that the device does not have is refused here
-        self.model_config_, self.classes_, self.preprocess_ = manifest.spec, manifest.classes, manifest.recipe
-        self.manifest_, self.ood_, self.seen_ = manifest, unknown, unpack_contents(manifest.seen)
+        self.model_config_, self.classes_, self.preprocess_ = manifest.spec, manifest.classes, manifest.preprocess
+        self.manifest_, self.ood_, self.seen_ = manifest, ood, unpack_contents(manifest.seen)
         self.metrics_, self.predictions_, self.unreadable_ = {}, {}, {}
         if file.name == MODEL:
             with suppress(DataError, OSError):  # the file predicts, whatever lies beside it

@@ -27,21 +27,21 @@ def describe(plan: Plan, found: Sequence[Decision] = ()) -> tuple[Decision, ...]
 
 
 def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
-    recipe, arch = plan.preprocess, find_arch(plan.spec.arch)
-    (height, width), sizes = recipe.size, plan.audit.sizes
+    preprocess, arch = plan.preprocess, find_arch(plan.spec.arch)
+    (height, width), sizes = preprocess.size, plan.audit.sizes
     if plan.asked.arch == AUTO:
         best = f"the best one whose pretrained weights are on this machine ({plan.weights.source}); else --arch"
         plain = "the default; else --arch"
         yield Decision("arch", plan.spec.arch, best if plan.weights.used == "pretrained" else plain)
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
-    reason = "the network's own" if recipe.size == arch.size else small
+    reason = "the network's own" if preprocess.size == arch.size else small
     yield Decision("size", f"{height}×{width}", _reason(plan, "size", reason))
     wide = "" if sizes is None else f"a crop would cut too much: width by height is {_range(*sizes.aspects)}"
-    fit = wide if recipe.resize_mode == "squash" else "keeps the shapes"
-    fit = "the network's own" if recipe.resize_mode == arch.resize_mode != "crop" else fit
-    yield Decision("resize_mode", recipe.resize_mode, _reason(plan, "resize_mode", fit))
-    if recipe.levels:
-        yield Decision("levels", ", ".join(map(str, recipe.levels)), _deep(train))
+    fit = wide if preprocess.resize_mode == "squash" else "keeps the shapes"
+    fit = "the network's own" if preprocess.resize_mode == arch.resize_mode != "crop" else fit
+    yield Decision("resize_mode", preprocess.resize_mode, _reason(plan, "resize_mode", fit))
+    if preprocess.levels:
+        yield Decision("levels", ", ".join(map(str, preprocess.levels)), _deep(train))
     yield Decision("augment", str(plan.experiment.augment), _reason(plan, "augment", _start(plan)))
 
 

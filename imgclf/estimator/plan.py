@@ -50,8 +50,8 @@ from imgclf.runtime.compute import step_flops
 from imgclf.runtime.device import pick_device, pick_precision, precision_name
 from imgclf.runtime.random import drawing, seeded
 from imgclf.storage.model_file import read_manifest
-from imgclf.storage.run_data import reading_options, source_of_run
 from imgclf.storage.run_folder import NOT_PLACES, SPLIT, Run, require_free
+from imgclf.storage.run_source import reading_options, source_of_run
 from imgclf.training.acceleration import launch_bound
 from imgclf.training.batch_size import has_batch_norms, probe_batch_size, steps_per_epoch
 from imgclf.training.defaults import resolve_config, suited_augment, suited_resize_mode, suited_size
@@ -308,7 +308,7 @@ def _plan_again(request: Request, run: Run, asked: ExperimentConfig, audited: Au
 def _settle(
     config: TrainConfig,
     model: nn.Module,
-    recipe: PreprocessConfig,
+    preprocess: PreprocessConfig,
     train: Sequence[Sample],
     weights: WeightsUsed,
     valid: int,
@@ -319,10 +319,10 @@ def _settle(
     if config.batch_size == AUTO_BATCH:
         freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
         probed = replace(config, freeze_norm=freeze)
-        size = probe_batch_size(model, (recipe.channels, *recipe.size), len(train), probed, device, dtype)
+        size = probe_batch_size(model, (preprocess.channels, *preprocess.size), len(train), probed, device, dtype)
         config = replace(config, batch_size=sum(distributed.gather(size)))
     if config.precision == "auto" and device.type == "cuda":
-        flops = step_flops(model, torch.zeros(1, recipe.channels, *recipe.size), config.batch_size)
+        flops = step_flops(model, torch.zeros(1, preprocess.channels, *preprocess.size), config.batch_size)
         dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
     config = replace(config, precision=precision_name(dtype))
     counts = list(Counter(sample.label for sample in train).values())
@@ -363,7 +363,7 @@ def _seen_by_start(weights: str, split: Split) -> tuple[str, ...]:
 
 def _levels(experiment: ExperimentConfig, train: Sequence[Sample]) -> tuple[Levels, ...]:
     """The levels of the model to go on from and, of kinds of images that it does not know, those of the images."""
-    before = () if experiment.init is None else read_manifest(experiment.init).recipe.levels
+    before = () if experiment.init is None else read_manifest(experiment.init).preprocess.levels
     known = {levels.kind for levels in before}
     return (*before, *(one for one in common_levels(s.levels for s in train) if one.kind not in known))
 

@@ -167,7 +167,7 @@ def _like(path: str, arch: str | None) -> dict[str, Any]:
             f"{path} is an ensemble of {manifest.spec.members} networks, and training goes on from one: name one of "
             "its members, such as NAME-member-1"
         )
-    pixels = to_dict(manifest.recipe)
+    pixels = to_dict(manifest.preprocess)
     shared = {name: pixels[name] for name in ("size", "channels", "resize_mode", "mean", "std", "tta")}
     return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}
 

@@ -106,7 +106,7 @@ def show_first(model: nn.Module, loader: Loader) -> None:
     """Give a network that has an `init_from` the images of a loader on the processor to start from."""
     start = getattr(model, "init_from", None)
     if start is not None:
-        start(torch.cat([to_input(batch.pixels, loader.recipe, loader.device) for batch in loader.epoch()]))
+        start(torch.cat([to_input(batch.pixels, loader.preprocess, loader.device) for batch in loader.epoch()]))
 
 
 def probe_head(plan: Plan, loader: Loader, callbacks: Sequence[Callback]) -> Start:
@@ -130,12 +130,12 @@ def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decis
     labels where, of the answers that turn from right to wrong or from wrong to right, significantly more turn wrong
     (McNemar 1947, two standard errors). Gives the plan without augmentation that changes labels, and what was found.
     """
-    experiment, recipe, model = plan.experiment, plan.preprocess, plan.model
+    experiment, preprocess, model = plan.experiment, plan.preprocess, plan.model
     asked: list[tuple[str, str, Alteration]] = []
-    if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in recipe.steps):
+    if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in preprocess.steps):
         asked.append(("mirror", "mirrored", lambda images: images.flip(3)))
-    if experiment.recolor is None and recipe.channels == 3 and any(s.op in RECOLOURING for s in recipe.steps):
-        asked.append(("recolor", "gray", _graying(recipe)))
+    if experiment.recolor is None and preprocess.channels == 3 and any(s.op in RECOLOURING for s in preprocess.steps):
+        asked.append(("recolor", "gray", _graying(preprocess)))
     if not asked:
         return plan, ()
     right = _right(model, valid, plan.device, plan.dtype)
@@ -147,9 +147,9 @@ def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decis
         experiment = replace(experiment, **found)
         figures = f"accuracy on {len(right)} valid images {right.mean():.1%}, {word} {altered.mean():.1%}"
         decisions.append(Decision(field, "yes" if harmless else "no", figures))
-    steps = limited(recipe.steps, mirror=experiment.mirror is not False, recolor=experiment.recolor is not False)
-    plan = replace(plan, experiment=experiment, preprocess=replace(recipe, steps=steps))
-    return plan if steps == recipe.steps else plan.with_new_loaders(), tuple(decisions)
+    steps = limited(preprocess.steps, mirror=experiment.mirror is not False, recolor=experiment.recolor is not False)
+    plan = replace(plan, experiment=experiment, preprocess=replace(preprocess, steps=steps))
+    return plan if steps == preprocess.steps else plan.with_new_loaders(), tuple(decisions)
 
 
 class _Altered(nn.Module):
@@ -164,9 +164,11 @@ class _Altered(nn.Module):
         return self._alter(images)
 
 
-def _graying(recipe: PreprocessConfig) -> Alteration:
+def _graying(preprocess: PreprocessConfig) -> Alteration:
     """Normalized images (n, 3, height, width) as if they had been gray."""
-    luma, mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (LUMA, recipe.mean, recipe.std))
+    luma, mean, std = (
+        torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (LUMA, preprocess.mean, preprocess.std)
+    )
 
     def gray(images: torch.Tensor) -> torch.Tensor:
         center, scale = mean.to(images.device), std.to(images.device)

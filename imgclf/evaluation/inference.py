@@ -258,12 +258,14 @@ def _forward(
     """
     most, model, flops = loader.batch_size, in_evaluation(model), math.inf
     if device.type == "cpu" and len(loader) >= MIN_TUNED_IMAGES:
-        flops = step_flops(model, torch.zeros(1, loader.recipe.channels, *loader.recipe.size), loader.batch_size)
+        flops = step_flops(
+            model, torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size), loader.batch_size
+        )
     for batch in loader.epoch():
         if not len(batch.targets):
             continue
         n = len(batch.pixels)
-        compute = partial(batch_outputs, model, batch.pixels, loader.recipe, device, precision)
+        compute = partial(batch_outputs, model, batch.pixels, loader.preprocess, device, precision)
         with enough_threads(flops):
             outputs, size = in_parts_that_fit(compute, min(most, n), device)
         most = min(most, size) if size < n else most
@@ -273,7 +275,7 @@ def _forward(
 def batch_outputs(
     model: nn.Module,
     pixels: torch.Tensor,
-    recipe: PreprocessConfig,
+    preprocess: PreprocessConfig,
     device: torch.device,
     precision: torch.dtype,
     most: int,
@@ -283,7 +285,7 @@ def batch_outputs(
     Args:
         model: A network in evaluation mode.
         pixels: uint8 (n, height, width, channels).
-        recipe: How pixels become the network's input.
+        preprocess: How pixels become the network's input.
         device: Where the model is.
         precision: The dtype of autocast.
         most: So many images at a time.
@@ -294,8 +296,10 @@ def batch_outputs(
     with torch.inference_mode(), autocast(device, precision):
         outputs = []
         for part in torch.split(pixels, most):
-            images = to_input(part, recipe, device)
-            outputs.append(model(images).float() if recipe.tta == "none" else _averaged(model, images, recipe.tta))
+            images = to_input(part, preprocess, device)
+            outputs.append(
+                model(images).float() if preprocess.tta == "none" else _averaged(model, images, preprocess.tta)
+            )
         return torch.cat(outputs)
 
 

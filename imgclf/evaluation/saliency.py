@@ -88,7 +88,7 @@ def explain(
         for batch in filter(lambda batch: len(batch.targets), loader.epoch()):
             positions = batch.positions.tolist()
             targets = torch.tensor([loader.classes.index(str(labels[i])) for i in positions], dtype=torch.int64)
-            heats = _heats(model, batch.pixels, targets, loader.recipe, method, precision)
+            heats = _heats(model, batch.pixels, targets, loader.preprocess, method, precision)
             found |= zip(positions, zip(heats, batch.pixels.cpu().numpy(), strict=True), strict=True)
     return [
         Explanation(said.path, name, said.probabilities[name], method, *found[i])
@@ -99,22 +99,22 @@ def explain(
 
 
 def _heats(
-    model: nn.Module, pixels: Tensor, targets: Tensor, recipe: PreprocessConfig, method: str, precision: torch.dtype
+    model: nn.Module, pixels: Tensor, targets: Tensor, preprocess: PreprocessConfig, method: str, precision: torch.dtype
 ) -> Iterator[NDArray[np.float32]]:
     """The heat of each image, scaled so that its hottest pixel is 1."""
     device = device_of(model)
-    first = to_input(pixels[:1], recipe, device)
+    first = to_input(pixels[:1], preprocess, device)
     if method == "occlusion":
         for image, target in zip(pixels, targets.tolist(), strict=True):
-            yield _scaled(_occlusion(model, image, target, recipe, precision))
+            yield _scaled(_occlusion(model, image, target, preprocess, precision))
         return
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     site = find_last_site(members[0], first)
-    mean_cam = partial(_mean_cam, members, site, method, recipe.tta != "none")
+    mean_cam = partial(_mean_cam, members, site, method, preprocess.tta != "none")
 
     def heats(most: int) -> NDArray[np.float32]:
         parts = zip(torch.split(pixels, most), torch.split(targets.to(device), most), strict=True)
-        return np.concatenate([mean_cam(to_input(part, recipe, device), wanted) for part, wanted in parts])
+        return np.concatenate([mean_cam(to_input(part, preprocess, device), wanted) for part, wanted in parts])
 
     yield from map(_scaled, in_parts_that_fit(heats, MAX_IMAGES, device)[0])
 
@@ -162,7 +162,7 @@ def _plus_plus(maps: Tensor, slopes: Tensor) -> Tensor:
 
 
 def _occlusion(
-    model: nn.Module, image: Tensor, target: int, recipe: PreprocessConfig, precision: torch.dtype
+    model: nn.Module, image: Tensor, target: int, preprocess: PreprocessConfig, precision: torch.dtype
 ) -> NDArray[np.float64]:
     """How much the log-odds of the class fall, on average over the patches that cover a pixel (height, width).
 
@@ -170,17 +170,17 @@ def _occlusion(
     """
     height, width = image.shape[:2]
     patches = list(product(_cuts(height), _cuts(width)))
-    gray = torch.tensor(mean_color(recipe), dtype=torch.uint8, device=image.device)
+    gray = torch.tensor(mean_color(preprocess), dtype=torch.uint8, device=image.device)
     odds, most, device = [], MAX_COVERED_IMAGES, device_of(model)
     for start in range(0, len(patches), MAX_COVERED_IMAGES):
         part = patches[start : start + MAX_COVERED_IMAGES]
         covered = image.repeat(len(part), 1, 1, 1)
         for row, (rows, columns) in zip(covered, part, strict=True):
             row[rows, columns] = gray
-        compute = partial(batch_outputs, model, covered, recipe, device, precision)
+        compute = partial(batch_outputs, model, covered, preprocess, device, precision)
         logits, most = in_parts_that_fit(compute, most, device)
         odds.append(_log_odds(logits, target))
-    whole = _log_odds(batch_outputs(model, image[None], recipe, device, precision, 1), target)
+    whole = _log_odds(batch_outputs(model, image[None], preprocess, device, precision, 1), target)
     losses, covers = np.zeros((height, width)), np.zeros((height, width))
     for (rows, columns), value in zip(patches, np.concatenate(odds), strict=True):
         losses[rows, columns] += whole[0] - value

@@ -57,7 +57,7 @@ class OwnNetwork:
 
         Raises `ConfigError` where it doesn't, and what its layers raise for images that they can't take.
         """
-        from imgclf.models.tried import prepared
+        from imgclf.models.inspection import prepared
 
         return prepared(self.original(spec), spec, self.name, new_head=self.new_head)
 

@@ -20,8 +20,8 @@ from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header
 from imgclf.core.text import nfc, plural, printable
 from imgclf.models.backbones import build_timm, find_arch
 from imgclf.models.build import head_of
-from imgclf.models.checkpoints import read_checkpoint, without_prefix
 from imgclf.models.fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
+from imgclf.models.foreign_weights import read_checkpoint, without_prefix
 from imgclf.models.offline import have_offline_weights, offline_weights
 from imgclf.models.own import OwnNetwork
 from imgclf.models.registry import Arch

@@ -40,7 +40,7 @@ def filtered(gray: NDArray[Any], kernel: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-def first_convolution(model: nn.Module, pixels: Pixels, recipe: PreprocessConfig) -> tuple[str, Tensor, Tensor]:
+def first_convolution(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -> tuple[str, Tensor, Tensor]:
     """The name of the convolution that sees the image, its kernels (n, channels, height, width) and the maps
     (n, height, width) that it makes of these pixels.
 
@@ -57,19 +57,19 @@ def first_convolution(model: nn.Module, pixels: Pixels, recipe: PreprocessConfig
     for module in names:
         module.register_forward_hook(record)
     with torch.no_grad():
-        model(_input(model, pixels, recipe))
+        model(_input(model, pixels, preprocess))
     if not found:
         raise ConfigError(f"{type(model).__name__} has no convolution, so there are no kernels to show")
     return found[0]
 
 
-def stage_maps(model: nn.Module, pixels: Pixels, recipe: PreprocessConfig) -> list[tuple[str, Tensor]]:
+def stage_maps(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -> list[tuple[str, Tensor]]:
     """The maps (n, height, width) of each stage, in the order of the pass, with the name of the layer that made them.
 
     A stage is what has maps of one size; the last layer of it is shown. Of an ensemble it is the first member's.
     """
     model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
-    images = _input(model, pixels, recipe)
+    images = _input(model, pixels, preprocess)
     last: dict[tuple[int, int], Site] = {}
     for site in find_sites(model, images):
         last.pop(site.grid, None)
@@ -121,8 +121,8 @@ def save_stages(stages: Sequence[tuple[str, Tensor]], image: str, path: Path) ->
     save_figure(figure, path, image=image)
 
 
-def _input(model: nn.Module, pixels: Pixels, recipe: PreprocessConfig) -> Tensor:
-    return to_input(torch.from_numpy(pixels)[None], recipe, device_of(model))
+def _input(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -> Tensor:
+    return to_input(torch.from_numpy(pixels)[None], preprocess, device_of(model))
 
 
 def _shape(image: NDArray[Any]) -> str:

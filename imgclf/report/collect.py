@@ -49,7 +49,6 @@ from imgclf.report.thumbnails import look_at
 from imgclf.report.view import DataFacts, Look, NextSteps, ReportData, Samples, Trained
 from imgclf.runtime.device import pick_device
 from imgclf.storage.model_file import load_model
-from imgclf.storage.run_data import labeled_source
 from imgclf.storage.run_folder import (
     AT_WORK,
     CHECKPOINT,
@@ -65,6 +64,7 @@ from imgclf.storage.run_folder import (
     read_history,
     read_start,
 )
+from imgclf.storage.run_source import labeled_source
 from imgclf.training.checkpoint import has_checkpoint
 from imgclf.training.linear_probe import linear_head
 
@@ -150,7 +150,7 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     except (ImgclfError, OSError):  # the images are gone: the page says so
         return Known(model)
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
-    loader = Loader(source, samples, manifest.recipe, classes=manifest.classes, device=pick_device("auto"))
+    loader = Loader(source, samples, manifest.preprocess, classes=manifest.classes, device=pick_device("auto"))
     temperature = float(manifest.calibration["temperature"])
     predictions = collect_predictions(model.to(loader.device), loader, progress=progress, temperature=temperature)
     seen = seen_positions(predictions.refs, source, unpack_contents(manifest.seen))
@@ -164,8 +164,8 @@ def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | Non
     predictions = known.predictions.get(part)
     rows = read_split(run.path / SPLIT)
     values, _ = read_config(run.path / CONFIG)
-    experiment, recipe = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, run.info.preprocess)
-    source = source and source.at_levels(recipe.levels)
+    experiment, preprocess = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, run.info.preprocess)
+    source = source and source.at_levels(preprocess.levels)
     history = read_history(run.path / HISTORY)
     looks: Mapping[str, Look] = {}
     sampled = frozenset(_sampled(predictions.refs)) if predictions is not None else frozenset()
@@ -177,7 +177,7 @@ def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | Non
         name=run.path.absolute().name,
         created=_when(run.info.created),
         status="not finished" if status in AT_WORK else status,
-        trained=_trained(run, known.model, experiment, recipe),
+        trained=_trained(run, known.model, experiment, preprocess),
         data=_data(run, rows),
         history=history,
         predictions=predictions,
@@ -185,7 +185,7 @@ def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | Non
         looks=looks,
         sampled=sampled,
         not_shown=not_shown,
-        samples=Samples() if source is None else _samples(source, rows, recipe, experiment),
+        samples=Samples() if source is None else _samples(source, rows, preprocess, experiment),
         decisions=tuple(Decision(**choice) for choice in run.info.decisions),
         config=read_text(run.path / CONFIG),
         commands=_commands(run, experiment),
@@ -226,13 +226,13 @@ def _unseen(predictions: Predictions, looks: Mapping[str, Look]) -> str:
     return f"{plural(count, 'image')} not shown: unreadable, or changed since they were predicted." if count else ""
 
 
-def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, recipe: PreprocessConfig) -> Trained:
+def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, preprocess: PreprocessConfig) -> Trained:
     members = len(run.info.members) or 1
     facts = Trained(
         arch=run.info.arch,
         weights=str(run.info.weights["source"]),
-        size=recipe.size,
-        channels=recipe.channels,
+        size=preprocess.size,
+        channels=preprocess.channels,
         members=members,
         probe=experiment.train.epochs == 0,
     )
@@ -241,7 +241,9 @@ def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, re
     one = _one(model)
     kernels = next((m.weight.detach().cpu().numpy() for m in one.modules() if isinstance(m, nn.Conv2d)), None)
     parameters = sum(p.numel() for p in model.parameters())
-    return replace(facts, parameters=parameters, layers=layer_table(one, recipe.size, recipe.channels), kernels=kernels)
+    return replace(
+        facts, parameters=parameters, layers=layer_table(one, preprocess.size, preprocess.channels), kernels=kernels
+    )
 
 
 def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
@@ -258,7 +260,9 @@ def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
     )
 
 
-def _samples(source: Source, rows: Sequence[Sample], recipe: PreprocessConfig, experiment: ExperimentConfig) -> Samples:
+def _samples(
+    source: Source, rows: Sequence[Sample], preprocess: PreprocessConfig, experiment: ExperimentConfig
+) -> Samples:
     """Training images with the pixels of the first epoch; a probe sees them without augmentation."""
     train = source.with_samples(row for row in rows if row.split == "train")
     chosen, seed, augmented = pick_samples(train, SAMPLE_IMAGES), experiment.train.seed, experiment.train.epochs != 0
@@ -266,7 +270,7 @@ def _samples(source: Source, rows: Sequence[Sample], recipe: PreprocessConfig, e
     titles = []
     for sample in chosen:
         with suppress(BadImage):  # gone: `gather` says so of the images that count
-            images += sample_pixels(source, [sample], recipe, augmented=augmented, seed=seed)
+            images += sample_pixels(source, [sample], preprocess, augmented=augmented, seed=seed)
             titles.append(sample.label)
     augmentation = str(experiment.augment or "none") if augmented else "none"
     return Samples(tuple(images), tuple(titles), augmentation)

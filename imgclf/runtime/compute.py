@@ -38,7 +38,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def memory_format_of(model: nn.Module) -> torch.memory_format:
-    """Channels-last memory, but for a network of the user's own that does not work in it (`models/tried.py`)."""
+    """Channels-last memory, but for a network of the user's own that does not work in it (`models/inspection.py`)."""
     contiguous = any(getattr(module, CONTIGUOUS, False) for module in model.modules())
     return torch.contiguous_format if contiguous else torch.channels_last
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from imgclf.evaluation.ood import OodDetector
 
-FORMAT = 4
+FORMAT = 5
 FILE_NAME = "model.safetensors"
 ARCH_NAME = re.compile(r"((timm|torchvision|own):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
@@ -66,18 +66,18 @@ def _now() -> str:
 class Manifest:
     """All that a model file says about its weights; what is in it must be JSON.
 
-    `spec` rebuilds the empty network, `classes` names its outputs in their order, `recipe` makes its pixels. `weights`
-    says what training started from, `metrics` maps a split's name to its results and the split's digest, `data` is the
-    name of the data set, `seen` the contents that were trained or validated on (`data.split.pack_contents`). `versions`
-    are those of the packages that wrote the file, `created` the time (ISO 8601, UTC). `calibration` holds the
-    `temperature` that the logits are divided by, on how many `images` it was fitted and, as a `note`, why on none;
-    `unknown` the `shapes` of the tensors by which unlike images are known, or why they are `missing`.
-    A wrong field raises `ModelFileError`, which names it.
+    `spec` rebuilds the empty network, `classes` names its outputs in their order, `preprocess` makes its pixels.
+    `weights` says what training started from, `metrics` maps a split's name to its results and the split's digest,
+    `data` is the name of the data set, `seen` the contents that were trained or validated on
+    (`data.split.pack_contents`). `versions` are those of the packages that wrote the file, `created` the time (ISO
+    8601, UTC). `calibration` holds the `temperature` that the logits are divided by, on how many `images` it was fitted
+    and, as a `note`, why on none; `ood` the `shapes` of the tensors of the out-of-distribution detector, or why they
+    are `missing`. A wrong field raises `ModelFileError`, which names it.
     """
 
     spec: ModelConfig
     classes: tuple[str, ...]
-    recipe: PreprocessConfig
+    preprocess: PreprocessConfig
     weights: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
@@ -85,13 +85,13 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=_installed_versions)
     created: str = field(default_factory=_now)
     calibration: Mapping[str, Any] = field(default_factory=_uncalibrated)
-    unknown: Mapping[str, Any] = field(default_factory=_not_known)
+    ood: Mapping[str, Any] = field(default_factory=_not_known)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
         self._require(type(self.format) is int and self.format == FORMAT, "format", str(FORMAT))
         self._require(isinstance(self.spec, ModelConfig), "spec", "a ModelConfig")
-        self._require(isinstance(self.recipe, PreprocessConfig), "recipe", "a PreprocessConfig")
+        self._require(isinstance(self.preprocess, PreprocessConfig), "preprocess", "a PreprocessConfig")
         names_ok = isinstance(self.classes, tuple) and all(isinstance(name, str) and name for name in self.classes)
         self._require(names_ok, "classes", "names")
         self._require(len(set(self.classes)) == len(self.classes), "classes", "names that differ from each other")
@@ -102,7 +102,7 @@ class Manifest:
         for name in ("data", "seen", "created"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
         self._require(_is_calibration(self.calibration), "calibration", "temperature (0.01 to 100), images and note")
-        self._require(_is_unknown(self.unknown), "unknown", "the shapes of tensors, or why they are missing")
+        self._require(_is_ood(self.ood), "ood", "the shapes of tensors, or why they are missing")
         self._check_agreement()
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
@@ -110,7 +110,7 @@ class Manifest:
             raise ModelFileError(f"manifest.{name} is {shorten(repr(getattr(self, name)))}; expected {expected}")
 
     def _check_agreement(self) -> None:
-        spec, names, channels = self.spec, len(self.classes), self.recipe.channels
+        spec, names, channels = self.spec, len(self.classes), self.preprocess.channels
         if not ARCH_NAME.fullmatch(spec.arch):
             raise ModelFileError(
                 f"manifest.spec.arch is {shorten(repr(spec.arch))}; expected the plain name of an architecture, "
@@ -119,7 +119,7 @@ class Manifest:
         if names != spec.classes:
             raise ModelFileError(f"manifest.classes has {names} names; expected spec.classes, {spec.classes}")
         if channels != spec.channels:
-            raise ModelFileError(f"manifest.recipe.channels is {channels}; expected spec.channels, {spec.channels}")
+            raise ModelFileError(f"manifest.preprocess.channels is {channels}; expected spec.channels, {spec.channels}")
 
 
 def _is_calibration(value: Any) -> bool:
@@ -130,7 +130,7 @@ def _is_calibration(value: Any) -> bool:
     return number and 0.01 <= temperature <= 100 and type(images) is int and isinstance(value["note"], str)
 
 
-def _is_unknown(value: Any) -> bool:
+def _is_ood(value: Any) -> bool:
     if not isinstance(value, Mapping) or len(value) != 1:
         return False
     if isinstance(value.get("missing"), str):
@@ -142,21 +142,21 @@ def _is_unknown(value: Any) -> bool:
 
 
 def save_model(
-    path: str | os.PathLike[str], model: nn.Module, manifest: Manifest, unknown: OodDetector | None = None
+    path: str | os.PathLike[str], model: nn.Module, manifest: Manifest, ood: OodDetector | None = None
 ) -> None:
     """Write the weights of `model` and the `manifest` to `path`: a file, or a folder that gets a `model.safetensors`.
 
-    `unknown` is what unlike images are known by; without it the manifest says why it is missing.
+    `ood` tells images unlike the training data; without it the manifest says why it is missing.
 
     A crash at any moment leaves the old file or the new one; equal weights and manifests give equal bytes. What is
     saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.spec` builds,
     where one is NaN or infinite, or where the manifest holds what JSON cannot.
     """
-    save_weights(path, model.state_dict(), manifest, unknown)
+    save_weights(path, model.state_dict(), manifest, ood)
 
 
 def save_weights(
-    path: str | os.PathLike[str], weights: Mapping[str, Tensor], manifest: Manifest, unknown: OodDetector | None = None
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], manifest: Manifest, ood: OodDetector | None = None
 ) -> None:
     """`save_model`, for the weights of a model that are at hand without it; they must not change meanwhile."""
     from torch import from_numpy
@@ -164,9 +164,9 @@ def save_weights(
     target = _model_path(path)
     with _naming(target, "not saved: "):
         tensors = {name: tensor.detach().cpu() for name, tensor in weights.items()}
-        if unknown is not None:
-            arrays = unknown.arrays()
-            manifest = replace(manifest, unknown={"shapes": {name: list(a.shape) for name, a in arrays.items()}})
+        if ood is not None:
+            arrays = ood.arrays()
+            manifest = replace(manifest, ood={"shapes": {name: list(a.shape) for name, a in arrays.items()}})
             tensors |= {BESIDE + name: from_numpy(array.copy()) for name, array in arrays.items()}
         _check_finite(tensors)
         parts = pack(raw_tensors(tensors), _to_json(manifest))
@@ -236,12 +236,12 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, OodDe
         _check_fit(header.tensors, manifest)
         tensors = read_tensors(stream, safetensors_torch.load)
         _check_finite(tensors)
-        arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.unknown.get("shapes", {})}
-        unknown = OodDetector(**arrays) if arrays else None
+        arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.ood.get("shapes", {})}
+        ood = OodDetector(**arrays) if arrays else None
         with unseeded_drawing():
             model = assemble(find_arch(manifest.spec.arch), manifest.spec)
         model.load_state_dict(tensors, strict=True)
-    return model.eval(), manifest, unknown
+    return model.eval(), manifest, ood
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -308,11 +308,11 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     _check_keys(Manifest, values, "manifest")
     spec = values["spec"]
     _check_keys(ModelConfig, spec, "manifest.spec")
-    _check_keys(PreprocessConfig, values["recipe"], "manifest.recipe")
+    _check_keys(PreprocessConfig, values["preprocess"], "manifest.preprocess")
     classes = values["classes"]
     built = {
         "spec": from_dict(ModelConfig, spec),
-        "recipe": from_dict(PreprocessConfig, values["recipe"]),
+        "preprocess": from_dict(PreprocessConfig, values["preprocess"]),
         "classes": tuple(classes) if isinstance(classes, list) else classes,
     }
     return Manifest(**{**values, **built})
@@ -338,7 +338,7 @@ def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
 
     state = empty_network(manifest.spec).state_dict()
     wanted = {name: _describe(_type_name(t), tuple(t.shape)) for name, t in state.items()}
-    shapes = manifest.unknown.get("shapes", {})
+    shapes = manifest.ood.get("shapes", {})
     wanted |= {BESIDE + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
     found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]

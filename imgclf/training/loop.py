@@ -136,7 +136,7 @@ def train(
                     _begin_step(state, run, batch)
                     part_size = state.micro_batch_size
                     with drawing(state.random, state.device):
-                        state.images += run.step(state, batch, loader.recipe, run.snapshot)
+                        state.images += run.step(state, batch, loader.preprocess, run.snapshot)
                     _end_step(state, run, part_size)
                     if state.time_used() >= 1:
                         break
@@ -161,7 +161,7 @@ def _prepared(
     model, device, config = state.model, state.device, state.config
     with ExitStack() as stack:
         stack.callback(model.eval)
-        example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
+        example = torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size, device=device)
         flops = step_flops(model, example, config.batch_size)
         stack.enter_context(enough_threads(flops))
         stack.enter_context(tuned(device))

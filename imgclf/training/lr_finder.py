@@ -57,7 +57,7 @@ def find_lr(
     trial = copy.deepcopy(model)
     state = initial_state(trial, loader, config, device)
     soften_head(trial, model.state_dict(), config.head_scale or 1.0)
-    example = torch.zeros(1, loader.recipe.channels, *loader.recipe.size, device=device)
+    example = torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size, device=device)
     set_mode(trial, config, 0)
     flops = step_flops(trial, example, config.batch_size)
     with enough_threads(flops), fast_gradients(device, state.precision, flops):
@@ -93,7 +93,7 @@ def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[f
         set_lr(state.optimizer, rate)
         state.metric_sums.zero_()
         with drawing(state.random, state.device):
-            images = train_step(state, batch, loader.recipe, snapshot)
+            images = train_step(state, batch, loader.preprocess, snapshot)
         progress(i + 1, STEPS)
         if images == 0:  # none of the batch could be read: no step was taken
             continue

@@ -31,25 +31,25 @@ def _library() -> Any:
 
 
 class Augmenter:
-    """Augments training images by the recipe's own pipeline (`compose`); may be called from several threads.
+    """Augments training images by the user's own pipeline (`compose`); may be called from several threads.
 
     `augmenter(pixels, seed)` takes the prepared pixels as uint8 (height, width, channels) and gives as many.
     """
 
-    def __init__(self, recipe: PreprocessConfig) -> None:
-        self._recipe = recipe
+    def __init__(self, preprocess: PreprocessConfig) -> None:
+        self._preprocess = preprocess
         self._local = threading.local()  # a pipeline holds its generator: one a thread
 
     def __call__(self, pixels: Pixels, seed: int) -> Pixels:
         """Augment one image with the randomness of `seed` (0 to 2^32 - 1)."""
         pipeline = getattr(self._local, "pipeline", None)
         if pipeline is None:
-            pipeline = self._local.pipeline = _library().from_dict(self._recipe.compose)
+            pipeline = self._local.pipeline = _library().from_dict(self._preprocess.compose)
         pipeline.set_random_seed(seed)
         result = pipeline(image=np.ascontiguousarray(pixels))["image"]
         if result.ndim == 2:
             result = result[..., None]
-        _check_result(result, self._recipe)
+        _check_result(result, self._preprocess)
         return np.ascontiguousarray(result)
 
 
@@ -66,8 +66,8 @@ def compose_to_dict(compose: Any) -> Mapping[str, Any]:
     return stored
 
 
-def _check_result(result: Any, recipe: PreprocessConfig) -> None:
-    expected = (*recipe.size, recipe.channels)
+def _check_result(result: Any, preprocess: PreprocessConfig) -> None:
+    expected = (*preprocess.size, preprocess.channels)
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape != expected:
         got = f"{getattr(result, 'dtype', type(result).__name__)} {tuple(getattr(result, 'shape', ()))}"
         raise ConfigError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu, ops_torch
-from imgclf.transforms._ops import Numbers, Ops
+from imgclf.transforms._pixel_ops import Numbers, Ops
 from imgclf.transforms.rng import Draws
 from imgclf.transforms.trivial_augment import DRAWS, Space, alter
 
@@ -45,38 +45,38 @@ def crop_boxes(
 
 
 def augment(
-    pixels: torch.Tensor, recipe: PreprocessConfig, seed: int, epoch: int, keys: NDArray[np.uint64]
+    pixels: torch.Tensor, preprocess: PreprocessConfig, seed: int, epoch: int, keys: NDArray[np.uint64]
 ) -> torch.Tensor:
-    """All steps of a recipe but `resized_crop` (see `crop_boxes`), `mixup` and `cutmix` (see `blend`).
+    """All steps but `resized_crop` (see `crop_boxes`), `mixup` and `cutmix` (see `blend`).
 
     Takes and gives uint8 (n, height, width, channels) on any device; the input is never written to, and is itself the
     answer where there is nothing to do.
     """
-    for i, step in enumerate(_steps(recipe), _FIRST_STEP):
+    for i, step in enumerate(_steps(preprocess), _FIRST_STEP):
         if step.op in _STEPS:
             pixels = _run_step(_STEPS[step.op], step, _ops(pixels), pixels, Draws(seed, epoch, keys, i))
     return pixels
 
 
-def blends(recipe: PreprocessConfig) -> bool:
+def blends(preprocess: PreprocessConfig) -> bool:
     """Whether `blend` does anything."""
-    return any(step.op in _BLENDS for step in _steps(recipe))
+    return any(step.op in _BLENDS for step in _steps(preprocess))
 
 
 def blend(
     pixels: torch.Tensor,
     targets: torch.Tensor,
-    recipe: PreprocessConfig,
+    preprocess: PreprocessConfig,
     seed: int,
     epoch: int,
     keys: NDArray[np.uint64],
 ) -> tuple[torch.Tensor, Shares | None]:
-    """Mix each image with the next one of its batch, by the recipe's `mixup` and `cutmix`.
+    """Mix each image with the next one of its batch, by the config's `mixup` and `cutmix`.
 
-    Each image is blended in one of the ways, with the chance `p` of each. Gives the pixels, and None where the recipe
+    Each image is blended in one of the ways, with the chance `p` of each. Gives the pixels, and None where the config
     blends nothing, or else the targets of the other images (n,) and each image's own share, float32 (n,) in 0…1.
     """
-    steps = [(i, step) for i, step in enumerate(_steps(recipe), _FIRST_STEP) if step.op in _BLENDS]
+    steps = [(i, step) for i, step in enumerate(_steps(preprocess), _FIRST_STEP) if step.op in _BLENDS]
     if not steps:
         return pixels, None
     params = [_run_step(_blend_params, step) for _, step in steps]
@@ -100,8 +100,8 @@ def _ops(pixels: torch.Tensor) -> Ops:
     return ops_cpu if pixels.device.type == "cpu" else ops_torch
 
 
-def _steps(recipe: PreprocessConfig) -> tuple[AugmentStep, ...]:
-    return recipe.steps if recipe.compose is None else ()
+def _steps(preprocess: PreprocessConfig) -> tuple[AugmentStep, ...]:
+    return preprocess.steps if preprocess.compose is None else ()
 
 
 def _run_step(function: Callable[..., T], step: AugmentStep, *arguments: Any) -> T:

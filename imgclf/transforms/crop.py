@@ -62,15 +62,15 @@ def shrink(pixels: Pixels, short_side: int) -> Pixels:
     return resize(pixels, (round(height * scale), round(width * scale)), "bilinear")
 
 
-def kept_side(recipe: PreprocessConfig) -> int:
-    """The shorter side of the images that are kept for the crops of a recipe."""
-    return math.ceil(_KEPT * max(recipe.size))
+def kept_side(preprocess: PreprocessConfig) -> int:
+    """The shorter side of the images that are kept for random crops."""
+    return math.ceil(_KEPT * max(preprocess.size))
 
 
-def takes_whole_image(recipe: PreprocessConfig) -> bool:
+def takes_whole_image(preprocess: PreprocessConfig) -> bool:
     """Whether training starts from the decoded image (a random crop of it) and not from the prepared pixels."""
-    first = recipe.steps[0].op if recipe.steps else ""
-    return first == "resized_crop" and recipe.resize_mode == "crop" and recipe.compose is None
+    first = preprocess.steps[0].op if preprocess.steps else ""
+    return first == "resized_crop" and preprocess.resize_mode == "crop" and preprocess.compose is None
 
 
 def _span(start: float, length: float, side: int, target: int) -> tuple[int, int]:

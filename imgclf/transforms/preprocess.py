@@ -27,32 +27,32 @@ _LUMA = np.array([299, 587, 114], dtype=np.float32) / 1000  # ITU-R BT.601, as P
 _HEADROOM = 2  # decode at no less than twice the final size: what a scaled decoding loses then is invisible
 
 
-def decode_size(recipe: PreprocessConfig) -> tuple[int, int]:
+def decode_size(preprocess: PreprocessConfig) -> tuple[int, int]:
     """The (height, width) below which an image must not be decoded, so that scaled decoding costs no detail."""
-    height, width = recipe.size
+    height, width = preprocess.size
     return (
-        int(np.ceil(_HEADROOM * height / recipe.crop_pct)),
-        int(np.ceil(_HEADROOM * width / recipe.crop_pct)),
+        int(np.ceil(_HEADROOM * height / preprocess.crop_pct)),
+        int(np.ceil(_HEADROOM * width / preprocess.crop_pct)),
     )
 
 
-def prepare(pixels: Pixels, recipe: PreprocessConfig, shape: tuple[int, int] | None = None) -> Pixels:
-    """An image of any shape as uint8 (height, width, channels) of the recipe's size: no randomness, antialiased.
+def prepare(pixels: Pixels, preprocess: PreprocessConfig, shape: tuple[int, int] | None = None) -> Pixels:
+    """An image of any shape as uint8 (height, width, channels) of the config's size: no randomness, antialiased.
 
     The same whole pixels as torchvision's and timm's transforms give, which resize to size / crop_pct and cut out the
     center or, where that is smaller, put a border around it. `shape` is the image's own (height, width) where it was
     decoded at a half, a quarter or an eighth of it: an odd side has lost its half pixel then.
     """
-    pixels = to_channels(pixels, recipe.channels)
+    pixels = to_channels(pixels, preprocess.channels)
     shape = shape or pixels.shape[:2]
-    rows, columns = (_stretch(*side) for side in zip(shape, _resized(shape, recipe), recipe.size, strict=True))
+    rows, columns = (_stretch(*side) for side in zip(shape, _resized(shape, preprocess), preprocess.size, strict=True))
     down, across = (_decoded_scale(*side) for side in zip(shape, pixels.shape, strict=False))
     box = (columns.start / across, rows.start / down, columns.end / across, rows.end / down)
-    part = resize(pixels, (rows.pixels, columns.pixels), recipe.interpolation, box)
-    if part.shape[:2] == recipe.size:
+    part = resize(pixels, (rows.pixels, columns.pixels), preprocess.interpolation, box)
+    if part.shape[:2] == preprocess.size:
         return part
-    canvas = np.empty((*recipe.size, recipe.channels), np.uint8)
-    canvas[:] = mean_color(recipe) if recipe.resize_mode == "pad" else 0
+    canvas = np.empty((*preprocess.size, preprocess.channels), np.uint8)
+    canvas[:] = mean_color(preprocess) if preprocess.resize_mode == "pad" else 0
     canvas[rows.place : rows.place + rows.pixels, columns.place : columns.place + columns.pixels] = part
     return canvas
 
@@ -70,7 +70,7 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
     raise DataError(f"an image has {have} channels, the model takes {channels}: no rule turns one into the other")
 
 
-def to_input(pixels: torch.Tensor, recipe: PreprocessConfig, device: torch.device) -> torch.Tensor:
+def to_input(pixels: torch.Tensor, preprocess: PreprocessConfig, device: torch.device) -> torch.Tensor:
     """A batch of pixels, uint8 (n, height, width, channels), as normalized float32 (n, channels, height, width).
 
     The bytes travel to the device, not the floats; the result lies in channels-last memory.
@@ -78,7 +78,7 @@ def to_input(pixels: torch.Tensor, recipe: PreprocessConfig, device: torch.devic
 
     n, height, width, channels = pixels.shape
     # A row of pixels at a time: three channels alone are too short a run for vector instructions.
-    scale, bias = _row_factors(recipe.mean, recipe.std, width if channels > 1 else 1, device)
+    scale, bias = _row_factors(preprocess.mean, preprocess.std, width if channels > 1 else 1, device)
     # Not towards the processor: it would read before all of it has arrived.
     rows = pixels.to(device, non_blocking=device.type == "cuda").reshape(n * height, width * channels)
     return rows.float().mul_(scale).add_(bias).view(n, height, width, channels).permute(0, 3, 1, 2)
@@ -118,22 +118,22 @@ def _decoded_scale(side: int, decoded: int) -> int:
     return 1 << int(-(-side // decoded) - 1).bit_length()
 
 
-def _resized(shape: tuple[int, int], recipe: PreprocessConfig) -> tuple[int, int]:
+def _resized(shape: tuple[int, int], preprocess: PreprocessConfig) -> tuple[int, int]:
     """The whole pixels (height, width) that torchvision's and timm's transforms resize an image to."""
-    height, width = (max(1, int(side / recipe.crop_pct)) for side in recipe.size)
-    if recipe.resize_mode == "squash":
+    height, width = (max(1, int(side / preprocess.crop_pct)) for side in preprocess.size)
+    if preprocess.resize_mode == "squash":
         return height, width
-    if recipe.resize_mode == "crop" and height == width:  # torchvision's, which rounds down where timm's own rounds
+    if preprocess.resize_mode == "crop" and height == width:  # torchvision's, which rounds down where timm's own rounds
         short = min(shape)
         return int(height * shape[0] / short), int(height * shape[1] / short)
     ratios = shape[0] / height, shape[1] / width
-    ratio = min(ratios) if recipe.resize_mode == "crop" else max(ratios)
+    ratio = min(ratios) if preprocess.resize_mode == "crop" else max(ratios)
     return max(1, round(shape[0] / ratio)), max(1, round(shape[1] / ratio))
 
 
-def mean_color(recipe: PreprocessConfig) -> list[int]:
-    """The recipe's mean as a color, 0…255 a channel: what stands where there is no image."""
-    return [round(min(max(value, 0.0), 1.0) * 255) for value in recipe.mean]
+def mean_color(preprocess: PreprocessConfig) -> list[int]:
+    """The config's mean as a color, 0…255 a channel: what stands where there is no image."""
+    return [round(min(max(value, 0.0), 1.0) * 255) for value in preprocess.mean]
 
 
 def resize(

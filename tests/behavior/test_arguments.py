@@ -138,7 +138,7 @@ WRONG = {
     ),
     "no recipe": (
         lambda s, n: Loader(s, s.samples, None, classes=s.classes),
-        "recipe is NoneType; expected PreprocessConfig",
+        "preprocess is NoneType; expected PreprocessConfig",
     ),
     "two fractions": (lambda s, n: imgclf.make_split(s, (0.8, 0.2)), r"fractions are \(0.8, 0.2\); allowed: three"),
     "text": (lambda s, n: imgclf.make_split(s, "80/10/10"), "fractions are '80/10/10'; allowed: three"),

@@ -135,7 +135,7 @@ def test_it_starts_where_training_starts(photos, probe):
     loader, weights = start.plan.train_loader, start.plan.model.state_dict()
     assert first["weights"].keys() == weights.keys()
     assert all(torch.equal(first["weights"][name], tensor) for name, tensor in weights.items())
-    assert loader.recipe == classifier.preprocess_
+    assert loader.preprocess == classifier.preprocess_
     theirs = classifier.loader(classifier.source_, classifier.split_.samples("train"), train=True)
     assert torch.equal(next(iter(loader.epoch(0))).pixels, next(iter(theirs.epoch(0))).pixels)
     assert (start.probe is not None) == probe

@@ -199,7 +199,7 @@ def test_saved_and_loaded_gives_equal_scores(digits, tmp_path):
     assert np.array_equal(scores_of(loaded, images)[0], scores_of(digits, images)[0])
     assert loaded.temperature_ == digits.temperature_ != 1.0
     assert np.array_equal(loaded.predict_proba(images), digits.predict_proba(images))
-    assert set(read_manifest(tmp_path / "model.safetensors").unknown["shapes"]) == set(UNKNOWN_TENSORS)
+    assert set(read_manifest(tmp_path / "model.safetensors").ood["shapes"]) == set(UNKNOWN_TENSORS)
     loaded.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
@@ -236,7 +236,7 @@ def test_fit_looks_again_at_what_training_has_kept(photos, monkeypatch, precisio
     asked = []
 
     def watched(model, loader, progress, precision):
-        asked.append((loader.cache_level.name, loader.recipe.steps != (), precision))
+        asked.append((loader.cache_level.name, loader.preprocess.steps != (), precision))
         return features_of(model, loader, progress, torch.float32)
 
     monkeypatch.setattr("imgclf.estimator.calibrate.features_of", watched)

@@ -54,7 +54,7 @@ def ours(loader: Loader, *, normalize: bool) -> Epoch:
     def epoch(number: int) -> int:
         images = 0
         for batch in loader.epoch(number):
-            images += len(to_input(batch.pixels, loader.recipe, CPU) if normalize else batch.pixels)
+            images += len(to_input(batch.pixels, loader.preprocess, CPU) if normalize else batch.pixels)
         return images
 
     return epoch

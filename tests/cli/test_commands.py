@@ -650,7 +650,7 @@ def _drain(screen):
 )
 def test_results_are_on_stdout_where_stderr_is_a_terminal(here, terminal, monkeypatch, command, count):
     plan = DryRun(decisions=(), seconds={}, memory=0, python="")
-    monkeypatch.setattr("imgclf.cli._plan.dry_run", lambda *_, **__: plan)  # which takes its time
+    monkeypatch.setattr("imgclf.cli._dry_run.dry_run", lambda *_, **__: plan)  # which takes its time
     results = io.StringIO()
     assert shown_on(results, terminal, *command, "--json") == 0
     assert len([json.loads(line) for line in results.getvalue().splitlines()]) == count

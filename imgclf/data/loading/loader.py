@@ -78,7 +78,7 @@ class Loader:
     Args:
         source: Opens the images.
         samples: Which of them, in their order.
-        recipe: The preprocessing and augmentation.
+        preprocess: The preprocessing and augmentation.
         classes: The names behind the class indices.
         batch_size: Images a batch, over all processes.
         train: Whether to shuffle and augment.
@@ -93,7 +93,7 @@ class Loader:
         self,
         source: Source,
         samples: Sequence[Sample],
-        recipe: PreprocessConfig,
+        preprocess: PreprocessConfig,
         *,
         classes: Sequence[str],
         batch_size: int = 32,
@@ -105,7 +105,7 @@ class Loader:
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         require("source", source, Source)
-        require("recipe", recipe, PreprocessConfig)
+        require("preprocess", preprocess, PreprocessConfig)
         index = {"": UNLABELLED, **{name: i for i, name in enumerate(classes)}}
         unknown_classes = sorted({sample.label for sample in samples} - set(index))
         if unknown_classes:
@@ -114,12 +114,12 @@ class Loader:
             raise ConfigError(f"cache is {cache!r}; allowed: {', '.join(CACHES)}")
         self.samples = tuple(samples)
         self.classes = tuple(classes)
-        self.recipe = recipe
+        self.preprocess = preprocess
         self.batch_size = whole("batch_size", batch_size, 1)
         self.device = pick_device("cpu" if device is None else device)
         self.shard = shard
-        self._source, self._cache = source.at_levels(recipe.levels), cache
-        self._form = CacheFormat.of(recipe, train)
+        self._source, self._cache = source.at_levels(preprocess.levels), cache
+        self._form = CacheFormat.of(preprocess, train)
         self._targets = [index[sample.label] for sample in self.samples]
         self._train, self._seed = train, whole("seed", seed, 0)
         workers = None if workers is None else whole("workers", workers, 0)
@@ -173,7 +173,7 @@ class Loader:
         loader = Loader(
             self._source,
             [self.samples[i] for i in positions],
-            self.recipe,
+            self.preprocess,
             classes=self.classes,
             batch_size=self.batch_size,
             workers=self._workers,
@@ -194,9 +194,9 @@ class Loader:
     @cached_property
     def _row_writer(self) -> RowWriter:
         """How an image of the kept form gets to its row."""
-        if self._train and self.recipe.compose is not None:
-            return AlbumentationsRowWriter(self.recipe, self._seed)
-        crops = [step for step in self.recipe.steps if step.op == "resized_crop"] if self._train else []
+        if self._train and self.preprocess.compose is not None:
+            return AlbumentationsRowWriter(self.preprocess, self._seed)
+        crops = [step for step in self.preprocess.steps if step.op == "resized_crop"] if self._train else []
         if len(crops) > 1:
             raise ConfigError(f"{len(crops)} steps are 'resized_crop'; allowed: one")
         return CropRowWriter(crops[0], self._seed, self._keys, self.cache_level.name) if crops else write_plain
@@ -240,7 +240,7 @@ class Loader:
         """This process's part of a batch, and its guest: where images are blended, the one that its last is blended
         with comes at the end, so that images meet the same ones whatever the number of processes."""
         rank, world = self.shard
-        if world == 1 or not (self._train and blends(self.recipe)):
+        if world == 1 or not (self._train and blends(self.preprocess)):
             return batch[rank::world], None
         begin, end = (len(batch) * place // world for place in (rank, rank + 1))
         if begin == end:
@@ -277,7 +277,7 @@ class Loader:
         if self._train and len(index):
             keys = self._keys[index]
             pixels = self._augmented(pixels, epoch, keys)
-            pixels, blended = blend(pixels, targets, self.recipe, self._seed, epoch, keys)
+            pixels, blended = blend(pixels, targets, self.preprocess, self._seed, epoch, keys)
             mix = None if blended is None else Mix(*blended)
         batch = Batch(pixels, targets, positions, mix)
         return batch.part(0, len(index) - 1) if len(index) and index[-1] == guest else batch
@@ -287,7 +287,7 @@ class Loader:
 
         def in_parts(most: int) -> torch.Tensor:
             cuts = [slice(begin, begin + most) for begin in range(0, len(keys), most)]
-            parts = [augment(pixels[cut], self.recipe, self._seed, epoch, keys[cut]) for cut in cuts]
+            parts = [augment(pixels[cut], self.preprocess, self._seed, epoch, keys[cut]) for cut in cuts]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return in_parts_that_fit(in_parts, len(keys), self.device)[0]

@@ -41,49 +41,49 @@ def memory_budget() -> int:
 class CacheFormat:
     """Which pixels of an image are kept: the `whole` of it, shrunk, or what `prepare` makes of it."""
 
-    recipe: PreprocessConfig
+    preprocess: PreprocessConfig
     whole: bool
 
     @classmethod
-    def of(cls, recipe: PreprocessConfig, train: bool) -> CacheFormat:
-        """The form that training or evaluation by this recipe starts from."""
-        return cls(recipe, train and takes_whole_image(recipe))
+    def of(cls, preprocess: PreprocessConfig, train: bool) -> CacheFormat:
+        """The form that training or evaluation by this preprocessing starts from."""
+        return cls(preprocess, train and takes_whole_image(preprocess))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of prepared pixels."""
-        return (*self.recipe.size, self.recipe.channels)
+        return (*self.preprocess.size, self.preprocess.channels)
 
     def read(self, source: Source, ref: str) -> CachedImage:
         """Decode one image into this form. Raises `DataError`, as `BadImage`, where it can't be read."""
         if not self.whole:
-            return CachedImage(open_prepared(source, ref, self.recipe), self.recipe.size)
-        side = kept_side(self.recipe)
+            return CachedImage(open_prepared(source, ref, self.preprocess), self.preprocess.size)
+        side = kept_side(self.preprocess)
         pixels, shape = open_measured(source, ref, (side, side))
-        return CachedImage(to_channels(shrink(pixels, side), self.recipe.channels), shape)
+        return CachedImage(to_channels(shrink(pixels, side), self.preprocess.channels), shape)
 
     def settings(self) -> dict[str, object]:
         """All that these pixels depend on, apart from the image, as JSON values."""
-        recipe = self.recipe
+        preprocess = self.preprocess
         if self.whole:
-            whole = {"kept_side": kept_side(recipe), "channels": recipe.channels, "smooth_colors": False}
-            return whole | _levels(recipe)
+            whole = {"kept_side": kept_side(preprocess), "channels": preprocess.channels, "smooth_colors": False}
+            return whole | _levels(preprocess)
         fit = {
-            "size": list(recipe.size),
-            "channels": recipe.channels,
-            "resize_mode": recipe.resize_mode,
-            "interpolation": recipe.interpolation,
+            "size": list(preprocess.size),
+            "channels": preprocess.channels,
+            "resize_mode": preprocess.resize_mode,
+            "interpolation": preprocess.interpolation,
         }
-        fit["crop_pct"] = recipe.crop_pct
-        if recipe.resize_mode == "pad":
-            fit["color"] = mean_color(recipe)
-        return {**fit, "decode_size": list(decode_size(recipe)), **_levels(recipe)}
+        fit["crop_pct"] = preprocess.crop_pct
+        if preprocess.resize_mode == "pad":
+            fit["color"] = mean_color(preprocess)
+        return {**fit, "decode_size": list(decode_size(preprocess)), **_levels(preprocess)}
 
     def bytes_each(self, source: Source, samples: Sequence[Sample]) -> int:
         """The mean bytes of a kept image; for whole images from the headers of up to 24 of them, evenly spread."""
         if not self.whole:
             return math.prod(self.shape)
-        side = kept_side(self.recipe)
+        side = kept_side(self.preprocess)
         shapes = []
         for sample in samples[:: max(1, -(-len(samples) // SIZED_IMAGES))]:
             try:
@@ -92,11 +92,11 @@ class CacheFormat:
                 continue
         areas = [height * width * min(1.0, side / min(height, width)) ** 2 for height, width in shapes]
         area = sum(areas) / len(areas) if areas else side * side * ASSUMED_ASPECT
-        return math.ceil(area * self.recipe.channels)
+        return math.ceil(area * self.preprocess.channels)
 
 
-def _levels(recipe: PreprocessConfig) -> dict[str, object]:
-    return {"levels": [astuple(levels) for levels in recipe.levels]} if recipe.levels else {}
+def _levels(preprocess: PreprocessConfig) -> dict[str, object]:
+    return {"levels": [astuple(levels) for levels in preprocess.levels]} if preprocess.levels else {}
 
 
 class DenseStore:
@@ -165,7 +165,7 @@ def _stacked(source: Source, samples: Sequence[Sample], form: CacheFormat) -> Pi
     index = np.array(numbers, np.int64)
     arrays = {key: reader.arrays[key] for key in set(keys)}
     firsts = [array[0] for array in arrays.values()]
-    if any(prepare(first, form.recipe) is not first for first in firsts):
+    if any(prepare(first, form.preprocess) is not first for first in firsts):
         return None
     if len(arrays) == 1:
         return np.take(arrays[keys[0]], index, axis=0)

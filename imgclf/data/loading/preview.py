@@ -27,10 +27,12 @@ def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
 
 
 def sample_pixels(
-    source: Source, samples: Sequence[Sample], recipe: PreprocessConfig, *, augmented: bool, seed: int = 0
+    source: Source, samples: Sequence[Sample], preprocess: PreprocessConfig, *, augmented: bool, seed: int = 0
 ) -> list[Pixels]:
     """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
-    loader = Loader(source, samples, recipe, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram")
+    loader = Loader(
+        source, samples, preprocess, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram"
+    )
     shown: dict[int, Pixels] = {}
     for batch in loader.epoch():
         shown |= zip(batch.positions.tolist(), batch.pixels.numpy(), strict=True)

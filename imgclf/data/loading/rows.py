@@ -105,7 +105,7 @@ class Prepared(PixelStore):
 
     def __init__(self, images: PixelStore, positions: Sequence[int]) -> None:
         samples = [images.samples[i] for i in positions]
-        super().__init__(images.source, samples, CacheFormat.of(images.form.recipe, train=False), "off")
+        super().__init__(images.source, samples, CacheFormat.of(images.form.preprocess, train=False), "off")
         self._images, self._positions = images, positions
         self.unreadable, self.watch = images.unreadable, images.watch
 
@@ -116,7 +116,7 @@ class Prepared(PixelStore):
         kept = self._images(self._positions[position])
         if kept is None or not self._images.form.whole:
             return kept
-        return CachedImage(prepare(kept.pixels, self.form.recipe), self.form.recipe.size)
+        return CachedImage(prepare(kept.pixels, self.form.preprocess), self.form.preprocess.size)
 
     def flush(self) -> None:
         """See `PixelStore`."""
@@ -155,8 +155,8 @@ def _written(kept: CachedImage | None, row: Pixels) -> bool:
 class AlbumentationsRowWriter:
     """The prepared pixels of every image through the user's own albumentations pipeline."""
 
-    def __init__(self, recipe: PreprocessConfig, seed: int) -> None:
-        self._augment, self._seed = Augmenter(recipe), seed
+    def __init__(self, preprocess: PreprocessConfig, seed: int) -> None:
+        self._augment, self._seed = Augmenter(preprocess), seed
 
     def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
         """See `RowWriter`."""

@@ -18,7 +18,7 @@ from imgclf.data.classes import in_one_form
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.images import MAX_PIXELS
 from imgclf.data.sources.folder import FileReader
-from imgclf.data.sources.layout import split_meant
+from imgclf.data.sources.split_names import split_meant
 
 REQUIRED = ("path", "label")
 OPTIONAL = ("group", "split", "sha256")

@@ -28,7 +28,7 @@ from imgclf.data.images import (
     open_regular,
     read_open,
 )
-from imgclf.data.sources.layout import named_like_splits, split_meant
+from imgclf.data.sources.split_names import named_like_splits, split_meant
 
 _JUNK = frozenset(
     ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information")

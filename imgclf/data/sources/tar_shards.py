@@ -28,7 +28,7 @@ from imgclf.data.classes import in_one_form
 from imgclf.data.dataset import AtLeast, Pixels, Sample, Source
 from imgclf.data.images import MAX_PIXELS, BadImage, digest_pixels, read_open
 from imgclf.data.sources.csv_table import class_problems
-from imgclf.data.sources.layout import split_meant
+from imgclf.data.sources.split_names import split_meant
 from imgclf.data.sources.tar_index import (
     CLASS_FILES,
     Entry,

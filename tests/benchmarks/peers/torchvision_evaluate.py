@@ -25,7 +25,7 @@ def main():
     args = parser.parse_args()
 
     with safe_open(args.model, "pt") as file:
-        recipe = json.loads(file.metadata()["imgclf"])["recipe"]
+        recipe = json.loads(file.metadata()["imgclf"])["preprocess"]
         names = [name for name in file.keys() if ":" not in name]  # noqa: SIM118 - not a dictionary
         weights = {name: file.get_tensor(name) for name in names}  # without what only imgclf's own answers need
     height, width = recipe["size"]

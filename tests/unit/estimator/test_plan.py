@@ -15,7 +15,7 @@ from imgclf.estimator.plan import open_and_split, plan_pixels
 from imgclf.estimator.settings import Request, check_experiment, choose_experiment
 from imgclf.models.backbones import find_arch
 from imgclf.models.registry import ARCHS
-from imgclf.storage.run_data import reading_options
+from imgclf.storage.run_source import reading_options
 from imgclf.training.events import Progressed
 from imgclf.training.recipes import EXPERIMENTS
 from imgclf.transforms.albumentations_pipeline import compose_to_dict

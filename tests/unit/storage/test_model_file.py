@@ -38,7 +38,7 @@ def make_manifest(**changes) -> Manifest:
     values = {
         "spec": SPEC,
         "classes": ("größe \udcff", "[bold]\x1b"),
-        "recipe": RECIPE,
+        "preprocess": RECIPE,
         "weights": {"asked": "auto", "used": "none", "note": None},
         "metrics": {"test": {"split": "ab12", "accuracy": 0.75}},
         "data": "digits",
@@ -443,7 +443,7 @@ def drop(path: str):
     [
         (
             put("format", 2),
-            "made by imgclf 0.1.0 with format 2, this version (0.1.0) reads format 4: train the model again",
+            "made by imgclf 0.1.0 with format 2, this version (0.1.0) reads format 5: train the model again",
         ),
         (put("format", True), "manifest.format is True"),
         (put("format", "1"), "manifest.format is '1'"),
@@ -455,19 +455,19 @@ def drop(path: str):
         (put("spec.size", [10**9, 16]), "ModelConfig.size is"),
         (put("spec.size", 16), "ModelConfig.size is 16"),
         (put("spec.classes", 10**9), "ModelConfig.classes is"),
-        (put("spec.channels", 3), "manifest.recipe.channels is 1"),
+        (put("spec.channels", 3), "manifest.preprocess.channels is 1"),
         (put("spec.dropout", 1.5), "ModelConfig.dropout is 1.5"),
         (put("spec.extra", 1), "manifest.spec.extra is not a field"),
         (drop("spec.dropout"), "manifest.spec.dropout is missing"),
-        (drop("recipe"), "manifest.recipe is missing"),
-        (drop("recipe.interpolation"), "manifest.recipe.interpolation is missing"),
-        (put("recipe.std", [0]), "PreprocessConfig.std is"),
-        (put("recipe.mean", 0), "PreprocessConfig.mean is 0"),
-        (put("recipe.resize_mode", ["crop"]), "PreprocessConfig.resize_mode is"),
-        (put("recipe.steps", [{"op": "os.system"}]), "AugmentStep.op is 'os.system'"),
-        (put("recipe.steps", ["flip"]), "AugmentStep is 'flip'"),
-        (put("recipe.steps", 3), "PreprocessConfig.steps is 3"),
-        (put("recipe.compose", "eval"), "PreprocessConfig.compose is 'eval'"),
+        (drop("preprocess"), "manifest.preprocess is missing"),
+        (drop("preprocess.interpolation"), "manifest.preprocess.interpolation is missing"),
+        (put("preprocess.std", [0]), "PreprocessConfig.std is"),
+        (put("preprocess.mean", 0), "PreprocessConfig.mean is 0"),
+        (put("preprocess.resize_mode", ["crop"]), "PreprocessConfig.resize_mode is"),
+        (put("preprocess.steps", [{"op": "os.system"}]), "AugmentStep.op is 'os.system'"),
+        (put("preprocess.steps", ["flip"]), "AugmentStep is 'flip'"),
+        (put("preprocess.steps", 3), "PreprocessConfig.steps is 3"),
+        (put("preprocess.compose", "eval"), "PreprocessConfig.compose is 'eval'"),
         (put("weights", []), "manifest.weights is []"),
         (put("metrics", None), "manifest.metrics is None"),
         (put("versions", {"imgclf": 1}), "manifest.versions is"),
@@ -477,9 +477,9 @@ def drop(path: str):
         (put("honesty", 1), "manifest.honesty is not a field"),
         (put("calibration", 1), "manifest.calibration is 1; expected temperature"),
         (put("calibration", {"temperature": 0.0, "images": 1, "note": ""}), "manifest.calibration is"),
-        (put("unknown", {}), "manifest.unknown is {}"),
-        (put("unknown", {"shapes": {"basis": [0]}}), "manifest.unknown is"),
-        (put("unknown", {"shapes": {"basis": [2]}}), "manifest.unknown is"),
+        (put("ood", {}), "manifest.ood is {}"),
+        (put("ood", {"shapes": {"basis": [0]}}), "manifest.ood is"),
+        (put("ood", {"shapes": {"basis": [2]}}), "manifest.ood is"),
         (lambda _: '{"format":' + "[" * 50_000, "corrupt: the manifest is nested too deeply"),
     ],
 )
@@ -493,7 +493,7 @@ def test_a_wrong_manifest_is_refused_by_its_field(model, tmp_path, change, named
 FIELDS = [
     *to_dict(make_manifest()),
     *(f"spec.{name}" for name in to_dict(SPEC)),
-    *(f"recipe.{name}" for name in to_dict(RECIPE)),
+    *(f"preprocess.{name}" for name in to_dict(RECIPE)),
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -614,7 +614,7 @@ def test_networks_that_only_torchvision_has_are_saved_and_loaded(tmp_path, name)
     spec = ModelConfig(name, classes=2, channels=3, size=(32, 32))
     original = build_model(spec).eval()
     recipe = replace(RECIPE, channels=3, size=(32, 32), mean=(0.5,), std=(0.5,))
-    save_model(tmp_path, original, make_manifest(spec=spec, recipe=recipe))
+    save_model(tmp_path, original, make_manifest(spec=spec, preprocess=recipe))
     before = torch.get_rng_state()
     loaded, manifest = load_model(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)

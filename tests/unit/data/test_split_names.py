@@ -2,7 +2,7 @@
 
 import pytest
 
-from imgclf.data.sources.layout import named_like_splits, split_meant
+from imgclf.data.sources.split_names import named_like_splits, split_meant
 
 
 @pytest.mark.parametrize(
