@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from imgclf.core.results import EpochRecord
 from imgclf.core.text import percent
 from imgclf.data.dataset import Pixels
-from imgclf.report.confidence import Bin, Threshold
+from imgclf.evaluation.calibration import reliability_bins
+from imgclf.evaluation.intervals import wilson_intervals
+from imgclf.evaluation.predictions import Predictions
+from imgclf.report.confidence import Threshold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,9 +100,8 @@ def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] |
     from matplotlib.ticker import MaxNLocator
 
     charts = []
-    for name, title in (("loss", "Loss"), ("accuracy", "Accuracy")):
+    for name, title, scale, unit in (("loss", "Loss", 1, ""), ("accuracy", "Accuracy", 100, ", %")):
         with _chart(f"curve-{name}", f"{title} over epochs") as (axes, made):
-            scale = 1 if name == "loss" else 100
             for part, color in (("train", ORANGE), ("valid", BLUE)):
                 values = [getattr(record, f"{part}_{name}") for record in history]
                 if None not in values:
@@ -109,28 +111,25 @@ def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] |
                     axes.plot(places, [scale * v for v in values], color=color, label=part, marker=marker, ms=3)
             if kept is not None:
                 axes.axvline(kept, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label=f"kept: {what}")
-            axes.set_title(title if name == "loss" else f"{title}, %")
-            axes.set_xlabel("epoch")
+            axes.set(title=f"{title}{unit}", xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(loc="best")
         charts += made
     return charts
 
 
-def reliability(name: str, title: str, bins: Sequence[Bin]) -> str:
+def reliability(name: str, title: str, predictions: Predictions) -> str:
     """A reliability diagram: accuracy against confidence."""
+    bins = reliability_bins(predictions.probabilities, predictions.targets)
+    filled, width = np.flatnonzero(bins.count), 100 / len(bins.count)
+    n, confidence, accuracy = bins.count[filled], 100 * bins.confidence[filled], 100 * bins.accuracy[filled]
+    low, high = wilson_intervals(np.round(bins.accuracy[filled] * n).astype(np.int64), n)
     with _chart(name, f"{title}: accuracy against confidence") as (axes, made):
-        all_of_them = sum(b.n for b in bins)
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (3, 3)), label="perfect calibration")
-        middles, shares = [50 * (b.low + b.high) for b in bins], [100 * b.n / all_of_them for b in bins]
-        axes.bar(middles, shares, width=[92 * (b.high - b.low) for b in bins], color=LINE, label="images, %")
-        confidence = [100 * b.confidence for b in bins]
-        low, high = zip(*([100 * end for end in b.interval] for b in bins), strict=True)
-        axes.vlines(confidence, low, high, color=BLUE, linewidth=1, alpha=0.55)
-        points = (confidence, [100 * b.accuracy for b in bins])
-        axes.plot(*points, color=BLUE, marker="o", ms=4.5, label="this model")
-        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="confidence, %", ylabel="accuracy, %")
-        axes.set_title(title)
+        axes.bar(width * (filled + 0.5), 100 * n / n.sum(), width=0.92 * width, color=LINE, label="images, %")
+        axes.vlines(confidence, 100 * low, 100 * high, color=BLUE, linewidth=1, alpha=0.55)
+        axes.plot(confidence, accuracy, color=BLUE, marker="o", ms=4.5, label="this model")
+        axes.set(title=title, xlim=(0, 102), ylim=(0, 102), xlabel="confidence, %", ylabel="accuracy, %")
         axes.legend(loc="upper left")
     return made[0]
 
@@ -144,9 +143,9 @@ def risk_chart(coverage: Floats, risk: Floats, thresholds: Sequence[Threshold]) 
             axes.plot(*place, "o", color=ORANGE, ms=5)
             text = f"≥ {percent(threshold.confidence)}"
             axes.annotate(text, place, (-4, 7), textcoords="offset points", ha="right", fontsize=8.5)
-        axes.set(xlim=(0, 101), xlabel="kept, % of the images", ylabel="wrong, % of these")
+        axes.set(title="Errors among the predictions that are kept", xlim=(0, 101))
+        axes.set(xlabel="kept, % of the images", ylabel="wrong, % of these")
         axes.set_ylim(bottom=0, top=max(100 * float(risk.max()), 1) * 1.12)
-        axes.set_title("Errors among the predictions that are kept")
     return made[0]
 
 

@@ -1,31 +1,16 @@
-"""Whether a model's confidence can be trusted, and thresholds for it."""
+"""Thresholds for a model's confidence: how many predictions are kept, and how many of these are wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.evaluation.calibration import reliability_bins
-from imgclf.evaluation.intervals import wilson_interval, wilson_intervals
-from imgclf.evaluation.predictions import Predictions
+from imgclf.evaluation.intervals import wilson_intervals
 
 TARGET_ERROR_RATES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
 MAX_THRESHOLDS = 3
-
-
-@dataclass(frozen=True)
-class Bin:
-    """The `n` predictions with a confidence above `low`, up to `high`: their mean confidence and their accuracy."""
-
-    low: float
-    high: float
-    n: int
-    confidence: float
-    accuracy: float
-    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -50,19 +35,6 @@ class Threshold:
         return self.errors / self.kept
 
 
-def filled_bins(predictions: Predictions) -> list[Bin]:
-    """The bins of equal width that hold any predictions, from the least confident on."""
-    bins = reliability_bins(predictions.probabilities, predictions.targets)
-    width = 1 / len(bins.count)
-    found = []
-    for index in np.flatnonzero(bins.count).tolist():
-        n, accuracy = int(bins.count[index]), float(bins.accuracy[index])
-        interval = wilson_interval(round(accuracy * n), n)
-        confidence = float(bins.confidence[index])
-        found.append(Bin(index * width, (index + 1) * width, n, confidence, accuracy, interval))
-    return found
-
-
 def risk_coverage(
     confidence: NDArray[np.float64], right: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
@@ -74,9 +46,7 @@ def risk_coverage(
     return (ends + 1).astype(np.int64), wrong[ends], sure[ends]
 
 
-def suggest_thresholds(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], targets: Sequence[float] = TARGET_ERROR_RATES
-) -> list[Threshold]:
+def suggest_thresholds(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[Threshold]:
     """The lowest thresholds above which at most a target share of the predictions is wrong.
 
     Three targets, the next below the share of all. The whole 95% interval must lie below a target, else it is left out.
@@ -85,7 +55,7 @@ def suggest_thresholds(
     n, overall = int(counts[-1]), errors[-1] / counts[-1]
     _, highest = wilson_intervals(errors, counts)
     found = []
-    for target in sorted((t for t in targets if t < overall), reverse=True)[:MAX_THRESHOLDS]:
+    for target in [t for t in TARGET_ERROR_RATES if t < overall][:MAX_THRESHOLDS]:
         reached = np.flatnonzero(highest <= target)
         if len(reached):
             last = reached[-1]

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from imgclf.core.results import Evaluation
 from imgclf.evaluation.predictions import Predictions
 
-Counts = NDArray[np.int64]
 MAX_CLASSES = 60  # of a matrix that a person can still look at
 
 
@@ -39,13 +38,13 @@ def most_confused_classes(result: Evaluation, most: int = MAX_CLASSES) -> list[i
     return sorted([*chosen, *(i for i in largest if i not in chosen)][:most])
 
 
-def together(counts: Counts) -> list[int]:
+def together(counts: NDArray[np.int64]) -> list[int]:
     """An order of the classes in which those that are taken for each other are neighbors.
 
     Hierarchical clustering by the shares of confused images with the optimal order of its leaves (Bar-Joseph et al.
     2001). Classes without any confusion follow, as they were.
     """
-    wrong = _without_diagonal(counts)
+    wrong = counts - np.diag(np.diag(counts))
     mixed = np.flatnonzero(wrong.sum(axis=0) + wrong.sum(axis=1))
     rest = [i for i in range(len(counts)) if i not in set(mixed.tolist())]
     if len(mixed) < 3:
@@ -90,9 +89,3 @@ def by_cell(predictions: Predictions) -> dict[tuple[int, int], list[int]]:
 def _wrong(result: Evaluation) -> list[tuple[int, int, int]]:
     """The cells of the confusion matrix beside its diagonal."""
     return [cell for cell in result.confusion if cell[0] != cell[1]]
-
-
-def _without_diagonal(counts: Counts) -> Counts:
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    return wrong

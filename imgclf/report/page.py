@@ -14,22 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.results import Evaluation, Intervals
+from imgclf.core.results import ClassResult, Evaluation, Intervals
 from imgclf.core.text import percent, plural, shorten
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions
 from imgclf.report import charts, text
 from imgclf.report.advice import no_predictions, warnings
-from imgclf.report.confidence import filled_bins, risk_coverage, suggest_thresholds
-from imgclf.report.confusion import (
-    Pair,
-    by_cell,
-    confused_pairs,
-    most_confident,
-    most_confused_classes,
-    together,
-)
+from imgclf.report.confidence import risk_coverage, suggest_thresholds
+from imgclf.report.confusion import by_cell, confused_pairs, most_confident, most_confused_classes, together
 from imgclf.report.slices import slice_images
 from imgclf.report.thumbnails import picture_of, within
 from imgclf.report.view import Look, ReportData
@@ -55,10 +48,7 @@ def pictures_to_show(predictions: Predictions) -> list[int]:
     """The positions of the images that the page wants to show, the most important first."""
     result = predictions.evaluation
     cells, shown = by_cell(predictions), set(most_confused_classes(result))
-    order = [
-        *most_confident(predictions, right=False, most=GALLERY),
-        *most_confident(predictions, right=True, most=GALLERY),
-    ]
+    order = [i for right in (False, True) for i in most_confident(predictions, right=right, most=GALLERY)]
     for pair in confused_pairs(result, PAIRS):
         order += cells[pair.true, pair.predicted][:PER_PAIR]
     inside = [(cell, rows) for cell, rows in sorted(cells.items()) if shown >= set(cell)]
@@ -86,17 +76,18 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "plural": plural, "short": _short, "brief": _brief}
+    environment.globals["wilson_interval"] = wilson_interval
     return environment.get_template("template.html.j2")
 
 
 def _render(data: ReportData, budget: int) -> str:
-    script = _file("script.js")
+    script, kernels = _file("script.js"), data.trained.kernels
     return _template().render(
         data=data,
         what=text.what_was_trained(data),
         curves=charts.training_curves(data.history.epochs, data.start) if len(data.history) > 1 else [],
-        kernels=_pictures(charts.kernel_pixels(data.trained.kernels)) if data.trained.kernels is not None else [],
-        samples=list(zip(_pictures(data.samples.images), data.samples.titles, strict=True)),
+        kernels=[] if kernels is None else [picture_of(pixels) for pixels in charts.kernel_pixels(kernels)],
+        samples=list(zip(map(picture_of, data.samples.images), data.samples.titles, strict=True)),
         parts=SPLIT_NAMES,
         most_rows=MAX_CLASS_ROWS,
         result=None if data.predictions is None else _from_predictions(data, data.predictions, budget),
@@ -122,6 +113,7 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
     slicings = slice_images(predictions.refs, labels, right, sampled)
     wanted = [predictions.refs[i] for i in pictures_to_show(predictions)]
     looks = within(data.looks, wanted, budget)
+    tiles = functools.partial(_tiles, predictions, looks)
     accuracy = intervals.accuracy
     return {
         "n": result.n,
@@ -131,10 +123,12 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
         "warnings": warnings(data, result, accuracy, pairs, slicings),
         "measures": _measures(result, intervals),
         "classes": _class_rows(result),
+        "classes_left_out": max(0, len(result.per_class) - MAX_CLASS_ROWS),
+        "names": predictions.classes,
         "matrix": _matrix(predictions, cells, looks),
-        "pairs": [_pair(predictions, pair, cells, looks) for pair in pairs],
-        "mistakes": [_tile(predictions, looks, i) for i in most_confident(predictions, right=False, most=GALLERY)],
-        "hits": [_tile(predictions, looks, i) for i in most_confident(predictions, right=True, most=GALLERY)],
+        "pairs": [(pair, tiles(cells[pair.true, pair.predicted][:PER_PAIR])) for pair in pairs],
+        "mistakes": tiles(most_confident(predictions, right=False, most=GALLERY)),
+        "hits": tiles(most_confident(predictions, right=True, most=GALLERY)),
         "wrong": int((~right).sum()),
         "trust": _trust(predictions, right),
         "slicings": slicings,
@@ -143,47 +137,32 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
     }
 
 
-def _measures(result: Evaluation, intervals: Intervals) -> list[dict[str, Any]]:
-    """Each figure with its interval and what it means."""
-    said = {
-        "accuracy": ("Accuracy", "share of images classified correctly"),
-        "balanced_accuracy": ("Balanced accuracy", "mean recall over the classes, each with the same weight"),
-        "macro_f1": ("Macro-F1", "mean F1 over the classes: balances misses and false alarms"),
-        "top5": ("Top-5", "the true class is among the five most probable"),
-        "loss": ("Loss", "mean cross-entropy in nats; 0 is best"),
-    }
-    values = {name: getattr(result, name) for name in said}
-    rows = [
-        {
-            "name": said[name][0],
-            "value": value,
-            "n": result.n,
-            "interval": getattr(intervals, name),
-            "share": name != "loss",
-            "says": said[name][1],
-        }
-        for name, value in values.items()
-        if value is not None
+def _measures(result: Evaluation, intervals: Intervals) -> list[tuple[Any, ...]]:
+    """Each figure: its name, its value, of how many images, its interval, what it means."""
+    said = (
+        ("accuracy", "Accuracy", "share of images classified correctly"),
+        ("balanced_accuracy", "Balanced accuracy", "mean recall over the classes, each with the same weight"),
+        ("macro_f1", "Macro-F1", "mean F1 over the classes: balances misses and false alarms"),
+        ("top5", "Top-5", "the true class is among the five most probable"),
+        ("loss", "Loss", "mean cross-entropy in nats; 0 is best"),
+    )
+    rows: list[tuple[Any, ...]] = [
+        (title, getattr(result, name), result.n, getattr(intervals, name), says)
+        for name, title, says in said
+        if getattr(result, name) is not None
     ]
     new = result.unseen
     if new is not None and new.intervals is not None:
-        unseen = {"name": "Accuracy, unseen", "value": new.accuracy, "n": new.n, "interval": new.intervals.accuracy}
-        rows.insert(1, {**unseen, "share": True, "says": "accuracy on the images that were not used in training"})
+        says = "accuracy on the images that were not used in training"
+        rows.insert(1, ("Accuracy, unseen", new.accuracy, new.n, new.intervals.accuracy, says))
     return rows
 
 
-def _class_rows(result: Evaluation) -> dict[str, Any]:
+def _class_rows(result: Evaluation) -> list[ClassResult]:
     """The figures of the classes: of all, or of those with the lowest F1 that have images."""
     rows = sorted(result.per_class, key=lambda row: (row.support == 0, row.f1 or 0.0))[:MAX_CLASS_ROWS]
     kept = {row.name for row in rows}
-    return {
-        "rows": [
-            {"row": row, "interval": row.support and wilson_interval(row.hits, row.support)}
-            for row in result.per_class
-            if row.name in kept
-        ],
-        "left_out": len(result.per_class) - len(rows),
-    }
+    return [row for row in result.per_class if row.name in kept]
 
 
 def _matrix(predictions: Predictions, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
@@ -216,61 +195,43 @@ def _matrix(predictions: Predictions, cells: Cells, looks: Mapping[str, Look]) -
     }
 
 
-def _pair(predictions: Predictions, pair: Pair, cells: Cells, looks: Mapping[str, Look]) -> dict[str, Any]:
-    tiles = [_tile(predictions, looks, i) for i in cells[pair.true, pair.predicted][:PER_PAIR]]
-    return {
-        "true": predictions.classes[pair.true],
-        "predicted": predictions.classes[pair.predicted],
-        "pair": pair,
-        "tiles": tiles if any(tile["picture"] for tile in tiles) else [],
-    }
-
-
-def _tile(predictions: Predictions, looks: Mapping[str, Look], position: int) -> dict[str, Any]:
-    """One image with its title."""
-    ref, predicted, true = (
-        predictions.refs[position],
-        predictions.logits[position].argmax(),
-        predictions.targets[position],
-    )
-    look = looks.get(ref)
-    return {
-        "picture": look.picture if look is not None else "",
-        "tiny": look is not None and look.tiny,
-        "ref": ref,
-        "predicted": predictions.classes[predicted],
-        "true": predictions.classes[true],
-        "right": bool(predicted == true),
-        "confidence": float(predictions.probabilities[position, predicted]),
-    }
+def _tiles(predictions: Predictions, looks: Mapping[str, Look], positions: Sequence[int]) -> list[dict[str, Any]]:
+    """Images with their titles."""
+    found = []
+    for position in positions:
+        predicted, true = predictions.logits[position].argmax(), predictions.targets[position]
+        tile = {
+            "look": looks.get(predictions.refs[position]),
+            "ref": predictions.refs[position],
+            "predicted": predictions.classes[predicted],
+            "true": predictions.classes[true],
+            "confidence": float(predictions.probabilities[position, predicted]),
+        }
+        found.append(tile)
+    return found
 
 
 def _trust(predictions: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]:
     """Calibration before and after the temperature, and what thresholds bring."""
     measured = predictions.evaluation.calibration
     assert measured is not None  # as predictions give it
-    rows = [("not calibrated" if predictions.temperature == 1 else "before calibration", measured.before)]
+    rows = [("not calibrated", measured.before, predictions)]
     if predictions.temperature != 1:
-        rows.append(("after calibration", measured.after))
-    taken = (replace(predictions, temperature=1.0), predictions)
-    diagrams = [
-        charts.reliability(f"trust-{number}", name.capitalize(), filled_bins(taken[number]))
-        for number, (name, _) in enumerate(rows)
-    ]
+        rows = [
+            ("before calibration", measured.before, replace(predictions, temperature=1.0)),
+            ("after calibration", measured.after, predictions),
+        ]
     confidence = predictions.probabilities.max(axis=1)
     kept, errors, _ = risk_coverage(confidence, right)
     thresholds = suggest_thresholds(confidence, right)
+    diagrams = [charts.reliability(f"trust-{i}", name.capitalize(), each) for i, (name, _, each) in enumerate(rows)]
     return {
         "temperature": predictions.temperature,
         "rows": rows,
         "charts": diagrams,
         "risk": charts.risk_chart(kept / len(predictions), errors / kept, thresholds),
-        "thresholds": [{"it": it, "interval": wilson_interval(it.errors, it.kept)} for it in thresholds],
+        "thresholds": thresholds,
     }
-
-
-def _pictures(images: Sequence[Any]) -> list[tuple[str, bool]]:
-    return [picture_of(pixels) for pixels in images]
 
 
 def _short(name: str) -> str:

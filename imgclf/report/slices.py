@@ -25,16 +25,16 @@ class Slice:
     n: int
     right: int
     interval: tuple[float, float]
-    odd: int = 0
+    odd: int
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """One way to divide the images; without slices `note` says why."""
+    """One way to divide the images; `note` says why where there are no slices."""
 
     title: str
-    slices: tuple[Slice, ...] = ()
-    note: str = ""
+    slices: tuple[Slice, ...]
+    note: str
 
 
 def slice_images(
@@ -73,18 +73,17 @@ def _folder(ref: str, label: str) -> str:
 
 
 def _by_folder(folders: list[str], right: NDArray[np.bool_]) -> Slicing:
-    title, names = "Source folder", set(folders)
-    if len(names) < 2:
-        return Slicing(title, note="All images come from one folder, apart from the folders of the classes.")
+    names = set(folders)
     if len(names) > MAX_FOLDERS:
         common = {name for name, _ in Counter(folders).most_common(MAX_FOLDERS - 1)}
         folders = [name if name in common else f"{len(names) - len(common)} other folders" for name in folders]
-    return Slicing(title, _named([name or "(no subfolder)" for name in folders], right))
+    note = "All images come from one folder, apart from the folders of the classes."
+    return Slicing("Source folder", _named([name or "(no subfolder)" for name in folders], right), note)
 
 
 def _thirds(values: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[Slice, ...]:
     """Three slices of about as many images each, or fewer where many values are equal."""
-    if not len(values) or values.min() == values.max():
+    if not len(values):
         return ()
     edges = np.unique(np.quantile(values, [1 / 3, 2 / 3], method="nearest"))
     place = np.searchsorted(edges, values, side="left")
@@ -100,17 +99,16 @@ def _thirds(values: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[Slic
 def _named(names: Sequence[str], right: NDArray[np.bool_]) -> tuple[Slice, ...]:
     labels = np.array(names, dtype=object)
     different = sorted(set(names))
-    return _slices(different, [labels == name for name in different], right) if len(different) > 1 else ()
+    return _slices(different, [labels == name for name in different], right)
 
 
 def _slices(names: Sequence[str], members: Sequence[NDArray[np.bool_]], right: NDArray[np.bool_]) -> tuple[Slice, ...]:
     if len(members) < 2:
         return ()
-    return tuple(_slice(name, inside, right) for name, inside in zip(names, members, strict=True))
-
-
-def _slice(name: str, inside: NDArray[np.bool_], right: NDArray[np.bool_]) -> Slice:
-    n, hits = int(inside.sum()), int(right[inside].sum())
-    low, high = wilson_interval(hits, n)
-    others = wilson_interval(int(right[~inside].sum()), int((~inside).sum()))
-    return Slice(name, n, hits, (low, high), -1 if high < others[0] else 1 if low > others[1] else 0)
+    found = []
+    for name, inside in zip(names, members, strict=True):
+        n, hits = int(inside.sum()), int(right[inside].sum())
+        low, high = wilson_interval(hits, n)
+        others = wilson_interval(int(right[~inside].sum()), int((~inside).sum()))
+        found.append(Slice(name, n, hits, (low, high), -1 if high < others[0] else 1 if low > others[1] else 0))
+    return tuple(found)

@@ -19,7 +19,7 @@ from imgclf.evaluation.predictions import Predictions
 from imgclf.report import charts as figures
 from imgclf.report import page
 from imgclf.report.advice import before_use
-from imgclf.report.confidence import filled_bins, risk_coverage, suggest_thresholds
+from imgclf.report.confidence import risk_coverage, suggest_thresholds
 from imgclf.report.confusion import (
     by_cell,
     confused_pairs,
@@ -205,14 +205,6 @@ def test_thresholds_keep_what_they_promise_and_are_not_suggested_by_too_few_imag
     assert [(t.target, t.errors) for t in suggest_thresholds(many, many > 0.65)] == [(0.2, 10), (0.1, 2), (0.05, 0)]
 
 
-def test_bins_hold_every_answer():
-    predictions = predictions_of([0] * 40, [0] * 30 + [1] * 10, sure=np.linspace(0.1, 5, 40))
-    bins = filled_bins(predictions)
-    assert sum(one.n for one in bins) == 40
-    assert all(one.low <= one.confidence <= one.high for one in bins)
-    assert all(one.interval[0] <= one.accuracy <= one.interval[1] for one in bins)
-
-
 def test_a_photo_becomes_a_small_jpeg_and_a_tiny_image_keeps_its_pixels():
     photo, tiny = picture_of(np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8))
     shown = Image.open(BytesIO(base64.b64decode(photo.partition(",")[2])))
@@ -257,8 +249,8 @@ def test_the_pictures_to_show_are_bounded():
 def test_charts_take_the_colors_of_the_page_and_share_no_ids():
     records = [EpochRecord(i, 1.0 / i, 0.5, None, None, 0.1, 1.0, False) for i in (1, 2)]
     charts = figures.training_curves(records)
-    bins = filled_bins(predictions_of([0, 1], [0, 0]))
-    charts += [figures.reliability("one", "One", bins), figures.reliability("two", "Two", bins)]
+    predictions = predictions_of([0, 1], [0, 0])
+    charts += [figures.reliability("one", "One", predictions), figures.reliability("two", "Two", predictions)]
     ids = [found for chart in charts for found in re.findall(r' id="([^"]+)"', chart)]
     used = [found for chart in charts for found in re.findall(r'(?:url\(#|href="#)([^)"]+)', chart)]
     assert len(set(ids)) == len(ids) > 0
