@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from imgclf.core.arguments import plain
 from imgclf.core.errors import ConfigError
-from imgclf.core.options import Option, check_options, option, require_field
+from imgclf.core.options import Option, option, option_fields, require_field
 from imgclf.core.registry import name_meant
 
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
@@ -36,25 +38,22 @@ EXPLAIN_METHODS = ("gradcam", "gradcam++", "occlusion")
 DEPTHS = ("integer", "float")
 DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 MAX_SIDE = 4096
-MAX_SEED = 2**63 - 1
 MAX_LEVEL = 3.5e38  # no float image holds more
 DATA, MODEL, TRAINING, OUTPUT = PANELS = ("Data", "Model and pixels", "Training", "Output")
-
-
-def _settle(owner: Any) -> None:
-    """Hold NumPy's numbers as Python's, and paths as text: a config goes to JSON and back."""
-    for item in dataclasses.fields(owner):
-        value = getattr(owner, item.name)
-        if not isinstance(value, str | None):
-            object.__setattr__(owner, item.name, plain(value))
+_data, _model, _training, _output = (partial(option, panel=panel) for panel in PANELS)
 
 
 class Checked:
-    """A config whose fields are checked when it is made."""
+    """A config whose fields are checked when it is made.
 
-    def __post_init__(self) -> None:
-        _settle(self)
-        check_options(self)
+    It holds NumPy's numbers as Python's, and paths as text: a config goes to JSON and back.
+    """
+
+    def __post_init__(self: Any) -> None:
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        for name, each in option_fields(self.__class__).items():
+            require_field(each.accepts(getattr(self, name)), self, name, each.allowed)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -206,104 +205,92 @@ class TrainConfig(Checked):
     """
 
     probe: bool | None = option(None)
-    epochs: int | None = option(
+    epochs: int | None = _training(
         None,
         "Passes over the training images",
-        TRAINING,
         "by the number of images",
         ge=0,
         le=100_000,
         special={0: "a linear head alone"},
     )
     epoch_steps: int | None = option(None, ge=1)
-    minutes: float | None = option(
-        None, "Time limit for training; sets the number of epochs", TRAINING, "none", gt=0, le=1_000_000
+    minutes: float | None = _training(
+        None, "Time limit for training; sets the number of epochs", "none", gt=0, le=1_000_000
     )
-    batch_size: int = option(
+    batch_size: int = _training(
         32,
         "Images per step, or auto (0 in a config file): the most that fit in memory",
-        TRAINING,
         ge=0,
         le=1_000_000,
         allowed="1 or more, or 0 (the largest that fits)",
         parse=parse_batch_size,
     )
-    lr: float | None = option(
-        None, "Learning rate of the last layers", TRAINING, "by optimizer and weights", gt=0, le=1000
-    )
-    layer_decay: float | None = option(
+    lr: float | None = _training(None, "Learning rate of the last layers", "by optimizer and weights", gt=0, le=1000)
+    layer_decay: float | None = _training(
         None,
         "Factor of the learning rate from each twelfth of the depth to the one before it",
-        TRAINING,
         "0.8 for pretrained weights with adam and adamw",
         gt=0,
         le=1,
         special={1: "off"},
     )
-    optimizer: str = option("adamw", "Optimizer", TRAINING, choices=OPTIMIZERS)
-    momentum: float = option(0.9, "Momentum of sgd", TRAINING, ge=0, lt=1)
-    nesterov: bool = option(False, "Nesterov momentum, for sgd", TRAINING, "off")
-    weight_decay: float = option(0.05, "Weight decay, except on norms and biases", TRAINING, ge=0, le=10)
-    schedule: str = option("cosine", "Learning rate schedule", TRAINING, choices=SCHEDULES)
-    step_epochs: int = option(10, "Epochs per step of the step schedule", TRAINING, ge=1)
-    gamma: float = option(0.1, "Factor of each step of the step schedule", TRAINING, gt=0, le=1)
-    warmup_epochs: float | None = option(
-        None, "Epochs in which the learning rate rises", TRAINING, "1 for cosine, else 0", ge=0
+    optimizer: str = _training("adamw", "Optimizer", choices=OPTIMIZERS)
+    momentum: float = _training(0.9, "Momentum of sgd", ge=0, lt=1)
+    nesterov: bool = _training(False, "Nesterov momentum, for sgd", "off")
+    weight_decay: float = _training(0.05, "Weight decay, except on norms and biases", ge=0, le=10)
+    schedule: str = _training("cosine", "Learning rate schedule", choices=SCHEDULES)
+    step_epochs: int = _training(10, "Epochs per step of the step schedule", ge=1)
+    gamma: float = _training(0.1, "Factor of each step of the step schedule", gt=0, le=1)
+    warmup_epochs: float | None = _training(
+        None, "Epochs in which the learning rate rises", "1 for cosine, else 0", ge=0
     )
-    label_smoothing: float = option(
-        0.1, "Share of the target that is spread over the other classes", TRAINING, ge=0, lt=1
-    )
-    clip_norm: float = option(0.0, "Largest norm of the gradient", TRAINING, ge=0, special={0: "off"})
-    freeze_epochs: int = option(0, "Epochs in which only the head is trained", TRAINING, ge=0)
-    freeze_norm: bool | None = option(
+    label_smoothing: float = _training(0.1, "Share of the target that is spread over the other classes", ge=0, lt=1)
+    clip_norm: float = _training(0.0, "Largest norm of the gradient", ge=0, special={0: "off"})
+    freeze_epochs: int = _training(0, "Epochs in which only the head is trained", ge=0)
+    freeze_norm: bool | None = _training(
         None,
         "Keep (or train) the statistics of batch norms",
-        TRAINING,
         "keep those of pretrained weights",
         flags=("--freeze-norm/--train-norm",),
     )
-    patience: int = option(0, "Stop after this many epochs without improvement", TRAINING, ge=0, special={0: "off"})
-    ema: float | None = option(
+    patience: int = _training(0, "Stop after this many epochs without improvement", ge=0, special={0: "off"})
+    ema: float | None = _training(
         None,
         "Decay of the moving average of the weights, which is what is validated and saved",
-        TRAINING,
         "0.98 for pretrained weights, else 0",
         ge=0,
         lt=1,
         special={0: "off"},
     )
     head_scale: float | None = option(None, gt=0, le=1, special={1: "off"})
-    class_weights: str | None = option(
+    class_weights: str | None = _training(
         None,
         "Give rare classes more weight",
-        TRAINING,
         "effective where one class has five times as many images as another, else none",
         choices=("none", "effective", "balanced"),
     )
     drop_last: bool = option(False)
-    precision: str = option("auto", "Precision", TRAINING, choices=PRECISIONS)
-    device: str = option(
+    precision: str = _training("auto", "Precision", choices=PRECISIONS)
+    device: str = _training(
         "auto",
         "Device: auto, cpu, cuda, cuda:1 or mps",
-        TRAINING,
         pattern=DEVICE_NAME.pattern,
         allowed="auto, cpu, cuda, cuda:N, mps",
     )
-    compile: str = option("auto", "Use torch.compile or a CUDA graph", TRAINING, choices=("auto", "on", "off"))
-    checkpoint_every: float = option(
+    compile: str = _training("auto", "Use torch.compile or a CUDA graph", choices=("auto", "on", "off"))
+    checkpoint_every: float = _output(
         60.0,
         "How often to save the training state, e.g. 90s or 10m",
-        OUTPUT,
         "1m",
         ge=1,
         allowed="1 or more seconds",
         parse=parse_duration,
     )
-    workers: int | None = option(
-        None, "Threads that read images; does not change results", TRAINING, "one per core, up to 8", ge=0, le=256
+    workers: int | None = _training(
+        None, "Threads that read images; does not change results", "one per core, up to 8", ge=0, le=256
     )
-    seed: int = option(
-        0, "Seed of the split, the initial weights, the order and the augmentation", TRAINING, ge=0, le=2**63 - 1
+    seed: int = _training(
+        0, "Seed of the split, the initial weights, the order and the augmentation", ge=0, le=2**63 - 1
     )
 
     def __post_init__(self) -> None:
@@ -318,20 +305,19 @@ class TrainConfig(Checked):
 class DataConfig(Checked):
     """How images are read: where named data sets are, what happens to unreadable images, and a split file to follow."""
 
-    data_dir: str | None = option(
+    data_dir: str | None = _data(
         None,
         "Folder of the named data sets (mnist, fashion-mnist, cifar10); downloaded there if missing",
-        DATA,
         "a cache folder",
         allowed="a folder",
     )
-    on_unreadable: str = option("skip", "What to do about unreadable images", DATA, choices=("skip", "error"))
-    allow_unreadable: float = option(
-        0.05, "Largest share of unreadable images, e.g. 10%", DATA, "5%", ge=0, le=1, parse=parse_share
+    on_unreadable: str = _data("skip", "What to do about unreadable images", choices=("skip", "error"))
+    allow_unreadable: float = _data(
+        0.05, "Largest share of unreadable images, e.g. 10%", "5%", ge=0, le=1, parse=parse_share
     )
-    max_pixels: int = option(100_000_000, "Largest image, in pixels", DATA, "100,000,000", ge=1)
+    max_pixels: int = _data(100_000_000, "Largest image, in pixels", "100,000,000", ge=1)
     split_file: str | None = option(None, "A split.csv to follow", allowed="a CSV file")
-    cache: str = option("auto", "Where to keep decoded images", DATA, choices=CACHES)
+    cache: str = _data("auto", "Where to keep decoded images", choices=CACHES)
 
 
 @dataclass(frozen=True)
@@ -344,64 +330,53 @@ class ExperimentConfig(Checked):
     label. `split` holds the fractions of train, valid and test of what the data do not divide themselves.
     """
 
-    arch: str = option(
+    arch: str = _model(
         "auto",
         "Network, see `imgclf models`; FILE.py:NAME is one of your own",
-        MODEL,
         "the best whose pretrained weights are on this machine, else resnet18",
         like=_ARCH,
     )
-    weights: str = option(
+    weights: str = _model(
         "auto",
         "Initial weights: auto, pretrained, none, a file, a run or a hub name",
-        MODEL,
         allowed="auto, pretrained, none, a file, a run or a hub name",
     )
-    init: str | None = option(
+    init: str | None = _model(
         None,
         "Run folder or model file to start from: network, pixels, weights and classes",
-        MODEL,
         allowed="a run folder or a model file",
     )
-    dropout: float | None = option(
-        None, "Dropout rate, if the network has dropout", MODEL, "the network's own", like=_DROPOUT
+    dropout: float | None = _model(None, "Dropout rate, if the network has dropout", "the network's own", like=_DROPOUT)
+    size: tuple[int, int] | None = _model(None, "Input size: N or HxW pixels", "the network's own", like=_SIZE)
+    channels: int | None = _model(
+        None, "Input channels: 1 for gray, 3 for color", "those of the network or the data", like=_CHANNELS
     )
-    size: tuple[int, int] | None = option(None, "Input size: N or HxW pixels", MODEL, "the network's own", like=_SIZE)
-    channels: int | None = option(
-        None, "Input channels: 1 for gray, 3 for color", MODEL, "those of the network or the data", like=_CHANNELS
-    )
-    resize_mode: str | None = option(
-        None,
-        "How images are fitted to the input size",
-        MODEL,
-        "as the network was trained, mostly crop",
-        like=_RESIZE_MODE,
+    resize_mode: str | None = _model(
+        None, "How images are fitted to the input size", "as the network was trained, mostly crop", like=_RESIZE_MODE
     )
     mean: tuple[float, ...] | None = option(None, "Mean of the pixels (0 to 1), one per channel", like=_MEAN)
     std: tuple[float, ...] | None = option(
         None, "Standard deviation of the pixels (0 to 1), one per channel", like=_STD
     )
-    augment: str | None = option(
+    augment: str | None = _model(
         None,
         "Augmentation of training images: none, light, standard, strong, trivial or mix",
-        MODEL,
         "light for pretrained weights, else standard",
         allowed="the name of a preset",
     )
-    mirror: bool | None = option(None, "Whether a mirrored image keeps its label", MODEL, "tested on your images")
+    mirror: bool | None = _model(None, "Whether a mirrored image keeps its label", "tested on your images")
     recolor: bool | None = option(None, "Whether an image with other colors keeps its label")
     tta: str = option("none", "Test-time augmentation", like=_TTA)
-    split: tuple[float, float, float] | None = option(
+    split: tuple[float, float, float] | None = _data(
         None,
         "TRAIN/VALID/TEST in percent, or a split.csv to follow",
-        DATA,
         "70/15/15",
         ge=0,
         le=1,
         allowed="three fractions that sum to 1, the first above 0",
         parse=parse_split,
     )
-    keep: str = option("best", "Which epochs to save a model file of", OUTPUT, choices=("best", "all"))
+    keep: str = _output("best", "Which epochs to save a model file of", choices=("best", "all"))
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -413,14 +388,12 @@ class ExperimentConfig(Checked):
 
 def to_dict(value: Any) -> dict[str, Any]:
     """A spec as plain JSON values: tuples become lists, nested specs dictionaries."""
-    plain = _plain(value)
-    assert isinstance(plain, dict)
-    return plain
+    return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -432,29 +405,25 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
     """The spec of class `kind` from plain values; an unknown key raises `ConfigError` with close matches."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{kind.__name__} is {data!r}; allowed: a table")
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
     for key in data:
-        if key not in fields:
-            if kind is ExperimentConfig and key in TrainConfig.__dataclass_fields__:
-                raise ConfigError(f"{key!r} belongs to the table [train]")
-            if kind is ExperimentConfig and key in DataConfig.__dataclass_fields__:
-                raise ConfigError(f"{key!r} belongs to the table [data]")
-            close = name_meant(key, list(fields))
-            hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(fields)}"
+        if key not in hints:
+            for table, inner in hints.items():
+                if dataclasses.is_dataclass(inner) and key in inner.__dataclass_fields__:
+                    raise ConfigError(f"{key!r} belongs to the table [{table}]")
+            close = name_meant(key, list(hints))
+            hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(hints)}"
             raise ConfigError(f"{kind.__name__} has no {key!r}; {hint}")
-    values = {key: _restore(kind, key, value) for key, value in data.items()}
     try:
-        return kind(**values)
+        return kind(**{key: _restore(hints[key], value) for key, value in data.items()})
     except TypeError as error:
         raise ConfigError(f"{kind.__name__} does not fit the values {dict(data)!r}: {error}") from None
 
 
-_PARTS: dict[str, type] = {"steps": AugmentStep, "levels": Levels}  # of a recipe
-
-
-def _restore(kind: type, key: str, value: Any) -> Any:
-    if kind is ExperimentConfig and key in ("train", "data"):
-        return from_dict(TrainConfig if key == "train" else DataConfig, value)
-    if kind is PreprocessConfig and key in _PARTS and isinstance(value, list):
-        return tuple(from_dict(_PARTS[key], part) for part in value)
-    return tuple(value) if isinstance(value, list) else value
+def _restore(kind: Any, value: Any) -> Any:
+    if hasattr(kind, "__dataclass_fields__"):
+        return from_dict(kind, value)
+    if not isinstance(value, list):
+        return value
+    part, *_ = typing.get_args(kind) or [None]
+    return tuple(_restore(part, each) for each in value)

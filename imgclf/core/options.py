@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import re
 import types
 import typing
@@ -68,13 +69,8 @@ class Option:
 
     def holds(self, number: float) -> bool:
         """Whether a number lies within the bounds."""
-        return (
-            math.isfinite(number)
-            and (self.ge is None or number >= self.ge)
-            and (self.gt is None or number > self.gt)
-            and (self.le is None or number <= self.le)
-            and (self.lt is None or number < self.lt)
-        )
+        bounds = ((name, getattr(self, name)) for name in ("ge", "gt", "le", "lt"))
+        return math.isfinite(number) and all(b is None or getattr(operator, name)(number, b) for name, b in bounds)
 
     def described(self) -> str:
         """The help text as a sentence, with the choices and the special values."""
@@ -82,18 +78,16 @@ class Option:
         return f"{self.help}{words}{''.join(f'; {number} is {what}' for number, what in self.special.items())}."
 
 
-def option(
-    value: Any = MISSING, help: str = "", panel: str = "", default: str = "", *, like: Option | None = None, **of: Any
-) -> Any:
+def option(value: Any = MISSING, help: str = "", default: str = "", *, like: Option | None = None, **of: Any) -> Any:
     """A field of a config with its `Option`: that of another field (`like`), changed by what is given here.
 
     Args:
         value: the default of the field.
-        help, panel, default: see `Option`.
+        help, default: see `Option`.
         like: the option to begin with.
         of: other attributes of the `Option`.
     """
-    given = dataclasses.replace(like or Option(), help=help, panel=panel, default=default, **of)
+    given = dataclasses.replace(like or Option(), help=help, default=default, **of)
     return field(default=value, metadata={"option": given})
 
 
@@ -130,12 +124,6 @@ def option_fields(kind: type) -> dict[str, OptionField]:
     return found
 
 
-def check_options(owner: Any) -> None:
-    """Raise `ConfigError` for the first field that holds what its option does not allow."""
-    for name, each in option_fields(owner.__class__).items():
-        require_field(each.accepts(getattr(owner, name)), owner, name, each.allowed)
-
-
 def require_field(ok: bool, owner: object, name: str, allowed: str) -> None:
     """Raise the `ConfigError` about a field, unless it is `ok`: its name, what was given, what is allowed."""
     if not ok:
@@ -152,13 +140,8 @@ def _fits(value: Any, kind: Any, option: Option) -> bool:
     if kind in NUMBERS:
         return isinstance(value, NUMBERS[kind]) and not isinstance(value, bool) and option.holds(value)
     if kind is str:
-        named = not option.choices or value in option.choices
-        return (
-            isinstance(value, str)
-            and value != ""
-            and named
-            and re.fullmatch(option.pattern or ".*", value, re.S) is not None
-        )
+        fits = isinstance(value, str) and re.fullmatch(option.pattern or ".+", value, re.S) is not None
+        return fits and (not option.choices or value in option.choices)
     return isinstance(value, typing.get_origin(kind) or kind)
 
 
@@ -175,10 +158,9 @@ def json_schema(kind: type, **more: Any) -> dict[str, Any]:
         inner = typing.get_type_hints(kind)[item.name]
         each = option_fields(kind).get(item.name)
         properties[item.name] = json_schema(inner) if each is None else _property(each)
-    summary = (kind.__doc__ or "").partition("\n")[0]
     return {
         "type": "object",
-        "description": summary,
+        "description": (kind.__doc__ or "").partition("\n")[0],
         "properties": {**more, **properties},
         "additionalProperties": False,
     }
