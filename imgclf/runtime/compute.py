@@ -99,30 +99,18 @@ def enough_threads(flops: float) -> Iterator[None]:
     if flops >= SMALL_STEP:
         yield
         return
-    before = torch.get_num_threads()
-    _use_threads(1)
-    try:
-        yield
-    finally:
-        _use_threads(before)
-
-
-def _use_threads(number: int) -> None:
-    """Let this thread compute with so many threads, and no other.
-
-    `torch.set_num_threads` also sets what threads that begin later take over; OpenMP beneath it has a number for each.
-    """
     torch.get_num_threads()  # else torch would set this thread's number when it first computes
-    for library in _openmp():
-        library.set_num_threads(number)
+    with _openmp().limit(limits=1):
+        yield
 
 
 @cache
-def _openmp() -> list[Any]:
-    """The OpenMP libraries of this process; none where torch was built without."""
+def _openmp() -> Any:
+    """What limits the threads that this thread computes with, and no other: `torch.set_num_threads` also sets what
+    threads that begin later take over; OpenMP beneath it, where torch was built with it, has a number for each."""
     from threadpoolctl import ThreadpoolController
 
-    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "openmp"]
+    return ThreadpoolController().select(user_api="openmp")
 
 
 class WholeProcess:
@@ -185,17 +173,19 @@ def ran_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
-def in_parts_that_fit(compute: Callable[[int], T], most: int, device: torch.device) -> tuple[T, int]:
+def in_parts_that_fit(
+    compute: Callable[[int], T], most: int, device: torch.device, least: int = 1, message: str = ""
+) -> tuple[T, int]:
     """What `compute` gives when told to take at most so many images at once: `most`, or half as many as often as the
-    memory asks for it; and how many they were. Raises `OutOfMemory` where a single image does not fit."""
+    memory asks for it; and how many they were. Raises `OutOfMemory` (`message`) where not even `least` of them fit."""
     while True:
         try:
             return compute(most), most
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-            if most <= 1:
-                raise OutOfMemory(f"{device} has too little memory for a single image") from error
+            if most <= least:
+                raise OutOfMemory(message or f"{device} has too little memory for a single image") from error
         most = (most + 1) // 2
         release_memory(device)
 

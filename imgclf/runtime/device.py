@@ -77,7 +77,7 @@ def machine() -> dict[str, str | int]:
         "processor": _processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "processes": distributed.shard()[1],
+        "processes": distributed.world_size(),
     }
     if torch.cuda.is_available():
         facts["accelerator"] = torch.cuda.get_device_name()

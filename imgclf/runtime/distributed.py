@@ -59,14 +59,24 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+def rank() -> int:
+    """The number of this process among all of them."""
+    return dist.get_rank() if dist.is_initialized() else MAIN
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def shard() -> tuple[int, int]:
     """(rank, number of processes): (0, 1) for a process on its own."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return rank(), world_size()
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
-    return shard()[0] == MAIN
+    return rank() == MAIN
 
 
 def sum_over_all(tensor: torch.Tensor) -> torch.Tensor:

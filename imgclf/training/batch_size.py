@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgclf.core.config import TrainConfig
-from imgclf.core.errors import OutOfMemory
 from imgclf.data.loading.loader import Loader
 from imgclf.runtime import distributed
-from imgclf.runtime.compute import autocast, memory_format_of, ran_out_of_memory, release_memory
+from imgclf.runtime.compute import autocast, in_parts_that_fit, memory_format_of, ran_out_of_memory
 from imgclf.runtime.device import free_memory
 from imgclf.runtime.random import drawing, seeded
 from imgclf.training.optim import make_optimizer
@@ -35,7 +34,7 @@ def has_batch_norms(model: nn.Module) -> bool:
 
 def drops_last(model: nn.Module, loader: Loader, config: TrainConfig) -> bool:
     """Whether an epoch leaves out a last part of a batch: where that is asked for, or too small for batch norms."""
-    processes = distributed.shard()[1]
+    processes = distributed.world_size()
     too_few = 1 if processes == 1 else 2 * processes - 1  # two for each process
     rest = len(loader) % config.batch_size
     return config.drop_last or (needs_two_images(model, config) and 0 < rest <= too_few)
@@ -59,30 +58,20 @@ def probe_batch_size(
     size = _power_of_two(min(MAX_PROBED, max(smallest, images // 4)))
     network = copy.deepcopy(model).to(device, memory_format=memory_format_of(model)).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config, 1e-6)
+
+    def step(images: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, dtype):
+            logits = network(torch.zeros(images, *shape, device=device).contiguous(memory_format=torch.channels_last))
+        logits.float().logsumexp(1).mean().backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     with drawing(seeded(config.seed, device), device):
         if device.type == "cpu":
             size = min(size, max(smallest, _power_of_two(_affordable(network, shape, dtype))))
-        while True:
-            try:
-                _trial(network, optimizer, torch.zeros(size, *shape, device=device), dtype)
-                return size
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-                if size <= smallest:
-                    raise OutOfMemory(too_little(device)) from error
-            optimizer.zero_grad(set_to_none=True)
-            release_memory(device)
-            size //= 2
-
-
-def _trial(network: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, dtype: torch.dtype) -> None:
-    with autocast(images.device, dtype):
-        logits = network(images.contiguous(memory_format=torch.channels_last))
-    logits.float().logsumexp(1).mean().backward()
-    optimizer.step()
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
+        return in_parts_that_fit(step, size, device, smallest, too_little(device))[1]
 
 
 def _affordable(network: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> int:

@@ -29,18 +29,8 @@ FORMAT = 8
 PREVIOUS = "checkpoint-previous.pt"
 NEW = "checkpoint-new.pt"
 MAX_SHARE = 0.02  # of a run's time that goes into writing
-PLAIN = (
-    "epoch",
-    "batch_index",
-    "images",
-    "epochs",
-    "steps_per_epoch",
-    "micro_batch_size",
-    "lr",
-    "lr_scale",
-    "retries",
-    "best_loss",
-)
+PLAIN = ("epoch", "batch_index", "images", "micro_batch_size", "lr", "lr_scale", "retries", "best_loss")
+RESTORED = (*PLAIN, "best", "last_good", "unreadable")  # just as they are
 
 
 class CheckpointSchedule:
@@ -79,15 +69,12 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
     content = {
         "format": FORMAT,
         "config": asdict(state.config),
-        **{name: getattr(state, name) for name in PLAIN},
+        **{name: getattr(state, name) for name in (*RESTORED, "epochs", "steps_per_epoch")},
         "spent": state.seconds(),
         "metric_sums": state.metric_sums,
         "history": [asdict(record) for record in state.history],
-        "best": state.best,
         "best_losses": state.best_losses,
         "valid": list(state.valid),
-        "unreadable": state.unreadable,
-        "last_good": state.last_good,
         "model": state.last_good[0] if between else state.model.state_dict(),
         "optimizer": state.last_good[1] if between else state.optimizer.state_dict(),
         "ema": state.last_good[2] if between else state.ema,
@@ -171,17 +158,15 @@ def restore(state: TrainState, content: dict[str, Any]) -> None:
     for group, own in zip(state.optimizer.param_groups, kernels, strict=True):
         group.update(own)  # those that suit this device
     state.scaler.load_state_dict(content["scaler"])
-    for name in set(PLAIN) - {"epochs", "steps_per_epoch"}:
+    for name in RESTORED:
         setattr(state, name, content[name])
     state.metric_sums.copy_(content["metric_sums"])
     for name, tensor in state.ema.items():
         tensor.copy_(content["ema"][name])
     state.step, state.spent = state.batch_index, content["spent"]
     state.history = [EpochRecord(**record) for record in content["history"]]
-    state.best, state.last_good, state.unreadable = content["best"], content["last_good"], content["unreadable"]
     if content["best_losses"] is not None:
         losses = dict(zip(content["valid"], content["best_losses"].tolist(), strict=True))
         state.best_losses = torch.tensor([losses.get(ref, math.nan) for ref in state.valid], dtype=torch.float64)
-    rank, processes = distributed.shard()
-    random = content["rng"][rank if len(content["rng"]) == processes else 0]
+    random = content["rng"][distributed.rank() if len(content["rng"]) == distributed.world_size() else 0]
     state.random |= {kind: random[kind] for kind in state.random if kind in random}  # of the devices used now

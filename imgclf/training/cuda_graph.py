@@ -42,7 +42,7 @@ def should_capture(
     drops = any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())
     wanted = config.compile == "on" or (config.compile == "auto" and not drops)
     wanted = wanted and launch_bound(device, flops)
-    return wanted and precision is not torch.float16 and not config.clip_norm and distributed.shard()[1] == 1
+    return wanted and precision is not torch.float16 and not config.clip_norm and distributed.world_size() == 1
 
 
 def cuda_capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:

@@ -37,6 +37,13 @@ Callback = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
+class StateEvent(Event):
+    """Something that happened to the state of training."""
+
+    state: TrainState
+
+
+@dataclass(frozen=True)
 class Progressed(Event):
     """A part of a task without steps is done: `done` of `total`."""
 
@@ -57,11 +64,8 @@ class Warned(Event):
         return (self.text,)
 
 
-@dataclass(frozen=True)
-class TrainingStarted(Event):
+class TrainingStarted(StateEvent):
     """Training begins, or goes on: no step is taken yet."""
-
-    state: TrainState
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,8 @@ class StepStarted(Event):
     batch: Batch
 
 
-@dataclass(frozen=True)
-class StepEnded(Event):
+class StepEnded(StateEvent):
     """A step was taken: `state.step` of `state.steps_per_epoch`, with the running loss and accuracy."""
-
-    state: TrainState
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,8 @@ class BatchDivided(Event):
     micro_batch_size: int
 
 
-@dataclass(frozen=True)
-class EpochEnded(Event):
+class EpochEnded(StateEvent):
     """An epoch was trained and validated."""
-
-    state: TrainState
 
     @property
     def record(self) -> EpochRecord:
@@ -124,32 +122,20 @@ class ImagesUnreadable(Event):
         return (left_out([UnreadableFile(ref, reason) for ref, reason in self.reasons.items()]),)
 
 
-@dataclass(frozen=True)
-class TrainingRetried(Event):
+class TrainingRetried(StateEvent):
     """The loss was not finite: training is back at the last good weights, with half the learning rate."""
 
-    state: TrainState
 
-
-@dataclass(frozen=True)
-class CheckpointSaved(Event):
+class CheckpointSaved(StateEvent):
     """The state was written to the disk."""
 
-    state: TrainState
 
-
-@dataclass(frozen=True)
-class TrainingFailed(Event):
+class TrainingFailed(StateEvent):
     """An error ends training; `state.best` holds the best weights, if there are any."""
 
-    state: TrainState
 
-
-@dataclass(frozen=True)
-class TrainingEnded(Event):
+class TrainingEnded(StateEvent):
     """The last step was taken, and the best weights are in the model."""
-
-    state: TrainState
 
 
 def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from imgclf.runtime.compute import SMALL_STEP
 
+Pair = tuple[int, int]  # (height, width)
+
 MOST_PIXELS = 49  # of a map; over larger ones oneDNN is as quick, and the matrix would take much memory
 
 
@@ -55,7 +57,7 @@ def _convolution(
     return result
 
 
-def _pixels(images: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> int:
+def _pixels(images: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> int:
     """Of the map that comes out."""
     height, width = ((images.shape[i + 2] + 2 * padding[i] - weight.shape[i + 2]) // stride[i] + 1 for i in range(2))
     return int(height * width)
@@ -65,12 +67,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # type: ignore[untyped-decorator]
     def forward(
-        ctx: Any,
-        images: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
+        ctx: Any, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Pair, padding: Pair
     ) -> torch.Tensor:
         ctx.save_for_backward(images, weight)
         ctx.stride, ctx.padding = stride, padding
@@ -96,7 +93,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _patches(
-    images: torch.Tensor, maps: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    images: torch.Tensor, maps: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair
 ) -> torch.Tensor:
     """What each pixel of the maps was computed from: a row (height · width · channels) of a kernel's size for each."""
     if any(padding):

@@ -76,16 +76,11 @@ def fit_probe(
     """
     device = pick_device(device)
     precision = pick_precision(precision, device)
-    return fit_probe_on_features(model.to(device), loader, precision, weight=weight, progress=progress)[0]
+    return fit_probe_on_features(model.to(device), loader, precision, weight, progress)[0]
 
 
 def fit_probe_on_features(
-    model: nn.Module,
-    loader: Loader,
-    precision: torch.dtype,
-    *,
-    weight: torch.Tensor | None = None,
-    progress: Progress | None = None,
+    model: nn.Module, loader: Loader, precision: torch.dtype, weight: torch.Tensor | None, progress: Progress | None
 ) -> tuple[Probe, NDArray[np.float32]]:
     """The same on the model's own device, and the features (m, d) of as many images as `choose_evenly` takes."""
     began = time.perf_counter()

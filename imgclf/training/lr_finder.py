@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain, count, islice
 
 import torch
 
@@ -12,7 +13,7 @@ from imgclf.core.arguments import require
 from imgclf.core.config import TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.core.results import LrCurve
-from imgclf.data.loading.loader import Batch, Loader
+from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.inference import Progress
 from imgclf.runtime.compute import enough_threads, step_flops
 from imgclf.runtime.device import pick_device
@@ -88,7 +89,8 @@ def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[f
     rates: list[float] = []
     losses: list[float] = []
     snapshot, mean = BufferSnapshot(state.model, state.device), 0.0
-    for i, batch in zip(range(STEPS), _endless(loader, state.drop_last), strict=False):
+    batches = chain.from_iterable(loader.epoch(epoch, drop_last=state.drop_last) for epoch in count())
+    for i, batch in enumerate(islice(batches, STEPS)):
         rate = LOWEST * (HIGHEST / LOWEST) ** (i / (STEPS - 1))
         set_lr(state.optimizer, rate)
         state.metric_sums.zero_()
@@ -105,10 +107,3 @@ def _rise(state: TrainState, loader: Loader, progress: Progress) -> tuple[list[f
         rates.append(rate)
         losses.append(smooth)
     return rates, losses
-
-
-def _endless(loader: Loader, drop_last: bool) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        yield from loader.epoch(epoch, drop_last=drop_last)
-        epoch += 1

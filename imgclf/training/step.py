@@ -96,7 +96,7 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
 def _of_all_processes(state: TrainState, batch: Batch) -> tuple[int, torch.Tensor | int]:
     """The images of a batch over all processes, and what its summed loss is divided by."""
     weight = batch_weight(batch.targets, batch.mix, state.class_weights)
-    if distributed.shard()[1] == 1:
+    if distributed.world_size() == 1:
         return len(batch.targets), weight
     both = torch.tensor([float(len(batch.targets)), float(weight)], device=state.device)
     images, weight = distributed.sum_over_all(both)
@@ -128,7 +128,7 @@ def accumulate_gradients(
 def _halve_parts(state: TrainState, images: int, error: Exception) -> None:
     """Let parts of a batch be half as large from now on; `OutOfMemory` where they can't be."""
     smallest, most = 1 + state.needs_two_images, min(state.micro_batch_size, images)
-    if state.needs_two_images and state.device.type == "cuda" and distributed.shard()[1] > 1:
+    if state.needs_two_images and state.device.type == "cuda" and distributed.world_size() > 1:
         # Here a forward pass waits for the other processes, so that one of them can't repeat it on its own.
         raise OutOfMemory(f"{state.device} has too little memory: use a smaller --batch-size") from error
     if images == 0 or max(end - begin for begin, end in _bounds(images, most, state.needs_two_images)) <= smallest:
