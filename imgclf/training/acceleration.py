@@ -33,11 +33,8 @@ def should_compile(choice: str, device: torch.device, flops: float) -> bool:
 
 
 @contextmanager
-def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Run `model` compiled where that is wanted; its modules and the names of its weights stay as they are."""
-    if not wanted:
-        yield
-        return
+def compiled(model: nn.Module) -> Iterator[None]:
+    """Run `model` compiled; its modules and the names of its weights stay as they are."""
     model.compile()
     try:
         yield

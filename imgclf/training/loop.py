@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class _Interrupted(Exception):
     """A signal asked to end; the state is that after a whole step."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """What training works with beside its state."""
 
@@ -84,9 +84,9 @@ class _Run:
     callbacks: Sequence[Callback]
     checkpoint: Path | None
     schedule: CheckpointSchedule
-    interrupts: Interrupts
     snapshot: BufferSnapshot
-    step: Callable[[TrainState, Batch, PreprocessConfig, BufferSnapshot], int]
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    step: Callable[[TrainState, Batch, PreprocessConfig, BufferSnapshot], int] = train_step
 
 
 def train(
@@ -124,12 +124,14 @@ def train(
     state_file = None if checkpoint is None else as_path("checkpoint", checkpoint)
     state = initial_state(model, loader, config, pick_device(config.device))
     state.valid = () if valid is None else tuple(sample.ref for sample in valid.samples)
-    with _prepared(state, loader, valid, as_callbacks(callbacks), state_file, resume, endless=endless) as run:
+    schedule, snapshot = CheckpointSchedule(config.checkpoint_every), BufferSnapshot(model, state.device)
+    run = _Run(loader, valid, as_callbacks(callbacks), state_file, schedule, snapshot)
+    with _prepared(state, run, resume, endless):
         if resume is None and keep_start:
             _measure_start(state, run)
         if state.best and (state.epoch, state.batch_index) == (0, 0):
             _soften_start(state)
-        for _ in _epochs_left(state):
+        while not _over(state):
             began = time.perf_counter()
             try:
                 for batch in _batches_left(state, loader):
@@ -143,60 +145,48 @@ def train(
                 _end_epoch(state, run, began)
             except _NotFinite:
                 _step_back(state, run)
+        state.ended = "stopped early" if _out_of_patience(state) and state.epoch < state.epochs else "done"
     return state.result()
 
 
 @contextmanager
-def _prepared(
-    state: TrainState,
-    loader: Loader,
-    valid: Loader | None,
-    callbacks: Sequence[Callback],
-    checkpoint: Path | None,
-    resume: dict[str, Any] | None,
-    *,
-    endless: bool,
-) -> Iterator[_Run]:
+def _prepared(state: TrainState, run: _Run, resume: dict[str, Any] | None, endless: bool) -> Iterator[None]:
     """Set up threads, kernels, signals and the state to resume from; in the end the model is that to keep."""
-    model, device, config = state.model, state.device, state.config
+    model, device, config, preprocess = state.model, state.device, state.config, run.loader.preprocess
     with ExitStack() as stack:
         stack.callback(model.eval)
-        example = torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size, device=device)
+        example = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
         flops = step_flops(model, example, config.batch_size)
         stack.enter_context(enough_threads(flops))
         stack.enter_context(tuned(device))
         whole_run = 3 * flops * state.steps_per_epoch * state.epochs  # backward is twice as much as forward
         state.epochs = sys.maxsize if endless else state.epochs
         captured = should_capture(config, model, device, state.precision, flops)
+        run.step = GraphedStep(run.callbacks) if captured else train_step
         compiles = not captured and should_compile(config.compile, device, whole_run)
-        stack.enter_context(compiled(model, compiles))
-        if not compiles:
-            stack.enter_context(fast_gradients(device, state.precision, flops))
-        interrupts = stack.enter_context(graceful_interrupts())
+        stack.enter_context(compiled(model) if compiles else fast_gradients(device, state.precision, flops))
+        run.interrupts = stack.enter_context(graceful_interrupts())
         if resume is not None:
             restore(state, resume)
-        if checkpoint is not None:
-            remove_leftovers(checkpoint)
-            require_space(state, checkpoint.parent)
-        schedule, snapshot = CheckpointSchedule(config.checkpoint_every), BufferSnapshot(model, device)
-        step = GraphedStep(callbacks) if captured else train_step
-        run = _Run(loader, valid, callbacks, checkpoint, schedule, interrupts, snapshot, step)
-        notify(callbacks, TrainingStarted(state))
+        if run.checkpoint is not None:
+            remove_leftovers(run.checkpoint)
+            require_space(state, run.checkpoint.parent)
+        notify(run.callbacks, TrainingStarted(state))
         try:
-            yield run
+            yield
         except (_Interrupted, KeyboardInterrupt) as error:
             _end_early(state, run, error)
         except Exception:
-            notify(callbacks, TrainingFailed(state))
+            notify(run.callbacks, TrainingFailed(state))
             raise
         if state.best:
             model.load_state_dict(state.best)
-        notify(callbacks, TrainingEnded(state))
+        notify(run.callbacks, TrainingEnded(state))
 
 
 def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device: torch.device) -> TrainState:
     """The state before the first step, with the model on the device; raises `ConfigError` for what can't be trained."""
-    rank, processes = distributed.shard()
+    processes = distributed.world_size()
     if config.epochs is None or config.lr is None or config.batch_size == 0:
         raise ConfigError("train needs a config with epochs, lr and batch_size set; `resolve_config` chooses them")
     if config.minutes is not None and processes > 1:
@@ -227,7 +217,7 @@ def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device:
         needs_two_images=two_images,
         micro_batch_size=config.batch_size,
         metric_sums=torch.zeros(2, device=device),
-        random=seeded(config.seed + rank, device),  # each process leaves out other units
+        random=seeded(config.seed + distributed.rank(), device),  # each process leaves out other units
         class_weights=None if weights is None else weights.to(device),
     )
     state.ema = start_ema(state)
@@ -253,13 +243,6 @@ def _soften_start(state: TrainState) -> None:
     soften_head(state.model, state.best, state.config.head_scale or 1.0)
     state.ema = start_ema(state)
     state.last_good = _copy_weights(state)
-
-
-def _epochs_left(state: TrainState) -> Iterator[int]:
-    """The epochs to come, by number, until training is over."""
-    while not _over(state):
-        yield state.epoch
-    state.ended = "stopped early" if _out_of_patience(state) and state.epoch < state.epochs else "done"
 
 
 def _batches_left(state: TrainState, loader: Loader) -> Iterator[Batch]:
@@ -322,16 +305,9 @@ def _end_epoch(state: TrainState, run: _Run, began: float) -> None:
         state.best_loss = math.inf if result is None else result.loss
     state.epoch += 1
     state.batch_index = 0
-    record = EpochRecord(
-        epoch=state.epoch,
-        train_loss=state.loss,
-        train_accuracy=state.accuracy,
-        valid_loss=None if result is None else result.loss,
-        valid_accuracy=None if result is None else result.accuracy,
-        lr=state.lr,
-        seconds=time.perf_counter() - began,
-        best=best,
-    )
+    loss, accuracy = (None, None) if result is None else (result.loss, result.accuracy)
+    seconds = time.perf_counter() - began
+    record = EpochRecord(state.epoch, state.loss, state.accuracy, loss, accuracy, state.lr, seconds, best)
     state.history.append(record)
     _note_unreadable(state, run)
     due = run.schedule.affordable() or run.schedule.overdue()
@@ -353,7 +329,7 @@ def _note_unreadable(state: TrainState, run: _Run) -> None:
 def _agreed(state: TrainState, run: _Run) -> list[bool]:
     """Whether to stop, and whether to save: all processes do so after the same step."""
     last = state.step == state.steps_per_epoch
-    if state.device.type != "cpu" and distributed.shard()[1] > 1 and state.step % LOOK_EVERY and not last:
+    if state.device.type != "cpu" and distributed.world_size() > 1 and state.step % LOOK_EVERY and not last:
         return [False, False]  # to ask makes the device wait
     return distributed.any_of_all([run.interrupts.count > 0, run.schedule.overdue()], state.device)
 
@@ -366,7 +342,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
     """
 
     def stop(done: int, n: int) -> None:
-        if run.interrupts.count and distributed.shard()[1] == 1:  # else the others would wait
+        if run.interrupts.count and distributed.world_size() == 1:  # else the others would wait
             raise _Interrupted
 
     state.model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -55,7 +56,8 @@ def train_step(state: TrainState, batch: Batch, preprocess: PreprocessConfig, sn
     Raises:
         OutOfMemory: where the smallest part does not fit.
     """
-    batch = _on_device(batch, state.device)
+    mix = batch.mix and Mix(*(tensor.to(state.device, non_blocking=True) for tensor in batch.mix))
+    batch = batch._replace(targets=batch.targets.to(state.device, non_blocking=True), mix=mix)  # the pixels follow
     images, weight = _of_all_processes(state, batch)
     if images <= state.needs_two_images:
         return 0
@@ -85,12 +87,6 @@ def train_step(state: TrainState, batch: Batch, preprocess: PreprocessConfig, sn
     metric_sums[0].mul_(images)
     state.metric_sums += metric_sums
     return images
-
-
-def _on_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with its labels on the device; the pixels follow part by part."""
-    mix = batch.mix and Mix(*(tensor.to(device, non_blocking=True) for tensor in batch.mix))
-    return batch._replace(targets=batch.targets.to(device, non_blocking=True), mix=mix)
 
 
 def _of_all_processes(state: TrainState, batch: Batch) -> tuple[int, torch.Tensor | int]:
@@ -138,17 +134,11 @@ def _halve_parts(state: TrainState, images: int, error: Exception) -> None:
 
 def split_batch(batch: Batch, most: int, needs_two_images: bool = False) -> Iterator[Batch]:
     """A batch in parts of at most `most` images; where a part needs two, a last one alone joins the part before it."""
-    n = len(batch.targets)
-    if n <= most:
-        if n:
-            yield batch
-        return
-    for begin, end in _bounds(n, most, needs_two_images):
-        yield batch.part(begin, end)
+    return (batch.part(begin, end) for begin, end in _bounds(len(batch.targets), most, needs_two_images))
 
 
 def _bounds(n: int, most: int, needs_two_images: bool) -> list[tuple[int, int]]:
     begins = list(range(0, n, most))
-    if needs_two_images and n - begins[-1] == 1:
+    if needs_two_images and len(begins) > 1 and n - begins[-1] == 1:
         begins.pop()
-    return list(zip(begins, [*begins[1:], n], strict=True))
+    return list(pairwise([*begins, n]))

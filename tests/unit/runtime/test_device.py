@@ -73,12 +73,10 @@ def test_compiling_pays_on_cuda_and_for_long_runs(kind, flops, compiles):
 def test_a_network_is_compiled_in_place_and_only_for_a_while():
     model = nn.Linear(2, 2)
     names = list(model.state_dict())
-    with compiled(model, True):
+    with compiled(model):
         assert model._compiled_call_impl is not None
         assert list(model.state_dict()) == names
     assert model._compiled_call_impl is None
-    with compiled(model, False):
-        assert model._compiled_call_impl is None
 
 
 def test_tuning_a_cpu_changes_nothing():

@@ -8,7 +8,7 @@ from imgclf.runtime import distributed
 
 
 def test_a_process_on_its_own_has_nobody_to_ask():
-    assert distributed.shard() == (0, 1)
+    assert (distributed.rank(), distributed.world_size()) == distributed.shard() == (0, 1)
     assert distributed.is_main()
     assert distributed.gather("x") == ["x"]
     assert distributed.sum_over_all(torch.tensor(2.0)) == 2

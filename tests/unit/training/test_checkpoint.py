@@ -173,8 +173,9 @@ def test_each_process_goes_on_from_its_own_random_numbers(fit, tmp_path, monkeyp
     content, found = load_checkpoint(tmp_path / "checkpoint.pt"), []
     first, second = (torch.Generator().manual_seed(seed).get_state() for seed in (1, 2))
     content["rng"] = [{"cpu": first}, {"cpu": second}]
-    for shard in ((1, 2), (0, 2), (0, 1)):
-        monkeypatch.setattr(checkpoint.distributed, "shard", lambda shard=shard: shard)
+    for rank, processes in ((1, 2), (0, 2), (0, 1)):
+        monkeypatch.setattr(checkpoint.distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(checkpoint.distributed, "world_size", lambda processes=processes: processes)
         fit(1, resume=content, callbacks=[note])
     assert [it is first for it in found] == [False, True, True]
     assert found[0] is second

@@ -396,7 +396,7 @@ def test_which_steps_are_captured(change, device, precision, flops, expected):
 
 
 def test_one_of_several_processes_does_not_capture(monkeypatch):
-    monkeypatch.setattr(module.distributed, "shard", lambda: (0, 2))
+    monkeypatch.setattr(module.distributed, "world_size", lambda: 2)
     assert not should_capture(ON, net(), CUDA, torch.bfloat16, 1e9)
 
 
