@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,33 +61,25 @@ def calibrate(plan: Plan, history: History, known: Features | None, callbacks: S
         known: Features (m, d) of training images before the first step, which hold where only the head was changed.
         callbacks: Told of the progress.
     """
-    if history.ended == "interrupted":
-        return Calibrated(note="training was interrupted", missing="training was interrupted")
-    if plan.valid_loader is None:
-        return Calibrated(note="there are no validation images", missing="there are no validation images")
-    if known is not None and plan.knows_classes and history.best is None:
-        return calibrate_model(plan.model, plan.valid_loader, lambda: known)
-    # bfloat16 is enough for the points that others are compared with; float16 has no room for large features.
-    precision = plan.dtype if plan.dtype is torch.bfloat16 else torch.float32
-    loader, told = plan.train_loader, progress_of("computing features for unknown-image detection", callbacks)
-    return calibrate_model(plan.model, plan.valid_loader, lambda: features_of(plan.model, loader, told, precision))
-
-
-def calibrate_model(model: nn.Module, valid: Loader, train: Callable[[], Features]) -> Calibrated:
-    """Find out what a model may claim, in one pass over its validation images.
-
-    `train` gives the features (m, d) of some training images, at some cost: it is asked only where they are of use.
-    """
+    if history.ended == "interrupted" or plan.valid_loader is None:
+        interrupted = history.ended == "interrupted"
+        reason = "training was interrupted" if interrupted else "there are no validation images"
+        return Calibrated(note=reason, missing=reason)
+    model, valid, ood = plan.model, plan.valid_loader, None
     missing = _why_not(model, valid)
     if missing:
         answers = collect_predictions(model, valid)
     else:
         answers, features = predictions_with_features(model, valid)
     temperature, note = choose_temperature(answers.logits, answers.targets)
-    ood = None
     if not missing:
+        if known is None or not plan.knows_classes or history.best is not None:
+            # bfloat16 is enough for the points that others are compared with; float16 has no room for large features.
+            precision = plan.dtype if plan.dtype is torch.bfloat16 else torch.float32
+            told = progress_of("computing features for unknown-image detection", callbacks)
+            known = features_of(model, plan.train_loader, told, precision)
         try:
-            ood = fit_ood(train(), answers.logits, features)
+            ood = fit_ood(known, answers.logits, features)
         except ConfigError as error:
             missing = str(error)
     return Calibrated(replace(answers, temperature=temperature), note, ood, missing)

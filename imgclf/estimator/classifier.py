@@ -34,6 +34,7 @@ from imgclf.data.split import (
 )
 from imgclf.data.write import require_apart
 from imgclf.estimator.fit import Data, FitResult, fit, repeat, resume
+from imgclf.estimator.plan import make_loader
 from imgclf.estimator.recorder import figures
 from imgclf.estimator.settings import Builder, own_network, resolve_request
 from imgclf.evaluation.inference import collect_predictions, device_of, predict
@@ -115,9 +116,9 @@ class Classifier:
         self.std = std
 
     def __repr__(self) -> str:
-        given = {name: value for name, value in vars(self).items() if not name.endswith("_")}
-        given = {name: value for name, value in given.items() if value is not None and value is not False}
-        return f"Classifier({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        given = ((name, value) for name, value in vars(self).items() if not name.endswith("_"))
+        shown = (f"{name}={value!r}" for name, value in given if value is not None and value is not False)
+        return f"Classifier({', '.join(shown)})"
 
     def fit(
         self,
@@ -190,7 +191,7 @@ class Classifier:
     def _take(self, learnt: FitResult) -> Classifier:
         plan = self.plan_ = learnt.plan.with_new_loaders()  # those of training keep pixels
         self.model_, self.model_config_, self.preprocess_ = plan.model, plan.spec, plan.preprocess
-        self.config_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.findings
+        self.config_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.audit.all_findings
         self.classes_, self.source_, self.split_, self.seen_ = plan.source.classes, plan.source, plan.split, plan.seen
         self.history_, self.probe_, self.decisions_ = learnt.history, learnt.probe, learnt.decisions
         self.predictions_ = dict(learnt.predictions)
@@ -200,11 +201,7 @@ class Classifier:
         return self
 
     def evaluate(
-        self,
-        data: Data | None = None,
-        *,
-        part: str | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, data: Data | None = None, *, part: str | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Evaluation:
         """How good the model is: on its own test images or, with `data`, on any labeled ones, matched by class name.
 
@@ -258,23 +255,19 @@ class Classifier:
             source = self.source_
         else:
             audited = audit(labeled_source(data, self.run_), strict=False, allow_unreadable=1.0)
-            source, self.unreadable_ = (
-                spelled_as(audited.source, self.classes_),
-                {bad.ref: bad.reason for bad in audited.unreadable},
-            )
+            source = spelled_as(audited.source, self.classes_)
+            self.unreadable_ = {bad.ref: bad.reason for bad in audited.unreadable}
         if data is None:  # whatever has come since is not of its data
             part = part or "test"
             matched = match_rows(self.split_.rows, source.samples)
             samples = [sample for row, sample in matched if sample is not None and part in ("all", row.split)]
         else:
             samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
-        unknown_classes = sorted(set(source.classes) - set(self.classes_)) if data is not None else []
-        if unknown_classes:
-            known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
-            own = "; to test on the images of its own split, name no data" if hasattr(self, "split_") else ""
-            raise DataError(
-                f"{source.name} has classes that the model does not know; it knows {known}{own}", unknown_classes
-            )
+            if unknown := sorted(set(source.classes) - set(self.classes_)):
+                known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
+                own = "; to test on the images of its own split, name no data" if hasattr(self, "split_") else ""
+                problem = f"{source.name} has classes that the model does not know; it knows {known}{own}"
+                raise DataError(problem, unknown)
         if not samples:
             wanted = f"in its part {part!r}" if part else "to test on that the model was not trained on"
             raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")
@@ -330,8 +323,7 @@ class Classifier:
     def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
         """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
         source = inputs_source(images)
-        loader = self.loader(source, source.samples, cache="ram", shard=(0, 1))
-        model = self._fitted()
+        model, loader = self._fitted(), self.loader(source, source.samples, cache="ram", shard=(0, 1))
         precision = pick_precision(self.precision_, device_of(model))
         return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
 
@@ -407,13 +399,11 @@ class Classifier:
             raise NotFitted("this classifier is not fitted yet: call fit, or Classifier.load")
         return self.model_
 
-    def loader(self, source: Source, samples: Sequence[Sample], *, train: bool = False, **options: Any) -> Loader:
+    def loader(self, source: Source, samples: Sequence[Sample], **options: Any) -> Loader:
         """A loader of some samples with this model's classes and pixels, and the batches of its training where they are
         known; `options` are those of `Loader`."""
-        own: dict[str, Any] = {"device": device_of(self._fitted()), "shard": distributed.shard()}
+        model = self._fitted()
+        options = {"classes": self.classes_, "shard": distributed.shard(), "cache": "auto", **options}
         if hasattr(self, "config_"):
-            config = self.config_.train
-            own |= {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
-            own |= {"device": pick_device(config.device)}
-        options = {**own, **options}
-        return Loader(source, samples, self.preprocess_, classes=self.classes_, train=train, **options)
+            return make_loader(self.config_, self.preprocess_, source, samples, **options)
+        return Loader(source, samples, self.preprocess_, **{"device": device_of(model), **options})

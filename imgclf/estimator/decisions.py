@@ -41,13 +41,10 @@ def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
     fit = "the network's own" if preprocess.resize_mode == arch.resize_mode != "crop" else fit
     yield Decision("resize_mode", preprocess.resize_mode, _reason(plan, "resize_mode", fit))
     if preprocess.levels:
-        yield Decision("levels", ", ".join(map(str, preprocess.levels)), _deep(train))
+        deep = sum(sample.levels is not None for sample in train)
+        why = f"become 0 to 255; {deep:,} of {len(train):,} training images have more than 8 bits"
+        yield Decision("levels", ", ".join(map(str, preprocess.levels)), why)
     yield Decision("augment", str(plan.experiment.augment), _reason(plan, "augment", _start(plan)))
-
-
-def _deep(train: Sequence[Sample]) -> str:
-    deep = sum(sample.levels is not None for sample in train)
-    return f"become 0 to 255; {deep:,} of {len(train):,} training images have more than 8 bits"
 
 
 def _start(plan: Plan) -> str:
@@ -57,26 +54,25 @@ def _start(plan: Plan) -> str:
 def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
     asked, config = plan.asked.train, plan.experiment.train
     start = _start(plan)
-    images = f"{len(train):,} training images, {start}"
     yield Decision("probe", _yes(config.probe), _reason(plan, "train.probe", _why_probe(plan)))
     if config.epochs == 0:
         if asked.epochs is None:
             why = f"{JUDGES} valid images or more could tell whether training does better; --epochs trains all the same"
             yield Decision("epochs", "0", why)
         return
-    yield Decision("epochs", str(config.epochs), _reason(plan, "train.epochs", images))
-    yield Decision("lr", f"{config.lr:g}", _reason(plan, "train.lr", f"{config.optimizer}, {start}"))
-    slower = f"for each twelfth of the depth, {start}"
-    yield Decision("layer_decay", f"{config.layer_decay:g}", _reason(plan, "train.layer_decay", slower))
     norms = "few, small batches: pretrained statistics are kept" if config.freeze_norm else start
-    yield Decision("freeze_norm", _yes(config.freeze_norm), _reason(plan, "train.freeze_norm", norms))
-    average = "the running mean of the weights is kept" if config.ema else start
-    yield Decision("ema", f"{config.ema:g}", _reason(plan, "train.ema", average))
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images per class"
-    spread = spread if few < many else f"{few:,} images per class"
-    yield Decision("class_weights", str(config.class_weights), _reason(plan, "train.class_weights", spread))
+    for name, value, why in (
+        ("epochs", str(config.epochs), f"{len(train):,} training images, {start}"),
+        ("lr", f"{config.lr:g}", f"{config.optimizer}, {start}"),
+        ("layer_decay", f"{config.layer_decay:g}", f"for each twelfth of the depth, {start}"),
+        ("freeze_norm", _yes(config.freeze_norm), norms),
+        ("ema", f"{config.ema:g}", "the running mean of the weights is kept" if config.ema else start),
+        ("class_weights", str(config.class_weights), spread if few < many else f"{few:,} images per class"),
+    ):
+        yield Decision(name, value, _reason(plan, f"train.{name}", why))
 
 
 def _why_probe(plan: Plan) -> str:

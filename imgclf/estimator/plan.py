@@ -92,11 +92,6 @@ class Plan:
         return self.audit.source
 
     @property
-    def findings(self) -> tuple[str, ...]:
-        """What looks wrong about the images, as sentences."""
-        return self.audit.all_findings
-
-    @property
     def seen(self) -> frozenset[str]:
         """The contents of the images of train and valid; see `content_key`."""
         return frozenset(content_key(row) for row in self.split.rows if row.split in ("train", "valid"))
@@ -161,11 +156,6 @@ def is_pretrained(weights: WeightsUsed) -> bool:
     return weights.used != "none"
 
 
-def can_probe(weights: WeightsUsed, model: nn.Module) -> bool:
-    """Whether a linear head is worth fitting: it stands on known features, and does not know all classes already."""
-    return is_pretrained(weights) and weights.head != "whole" and linear_head(model) is not None
-
-
 def make_loader(
     experiment: ExperimentConfig,
     preprocess: PreprocessConfig,
@@ -176,8 +166,8 @@ def make_loader(
     """A loader of some samples by a settled experiment; `options` are those of `Loader` that shall differ."""
     config = experiment.train
     own: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "workers": config.workers}
-    own |= {"device": pick_device(config.device), "cache": experiment.data.cache}
-    return Loader(source, samples, preprocess, classes=source.classes, **{**own, **options})
+    own |= {"device": pick_device(config.device), "cache": experiment.data.cache, "classes": source.classes}
+    return Loader(source, samples, preprocess, **{**own, **options})
 
 
 def make_loaders(
@@ -218,17 +208,13 @@ def open_and_split(
         require_outside(request.runs, source)
         require_free(request.runs, request.name)
     notify(callbacks, SourceOpened(source))
-    lenient: dict[str, Any] = {
-        "allow_unreadable": 1.0,
-        "strict": False,
-    }  # the images of the run have to be there, no others
+    if run is not None:  # its images have to be there, no others
+        config = replace(config, on_unreadable="skip", allow_unreadable=1.0)
     audited = audit(
         source,
-        **(
-            {"on_unreadable": config.on_unreadable, "allow_unreadable": config.allow_unreadable}
-            if run is None
-            else lenient
-        ),
+        on_unreadable=config.on_unreadable,
+        allow_unreadable=config.allow_unreadable,
+        strict=run is None,
         progress=progress_of("checking images", callbacks),
     )
     notify(callbacks, ImagesChecked(audited))
@@ -271,8 +257,8 @@ def make_plan(request: Request, audited: Audit, split: Split, callbacks: Sequenc
 def _plan(
     asked: ExperimentConfig, base: str | None, audited: Audit, split: Split, compose: Mapping[str, Any] | None
 ) -> Plan:
-    source, train, valid = audited.source, split.samples("train"), split.samples("valid")
-    pixels = replace(plan_pixels(asked, source, compose, audited.sizes), levels=_levels(asked, train))
+    source = audited.source
+    pixels = replace(plan_pixels(asked, source, compose, audited.sizes), levels=_levels(asked, split.samples("train")))
     network, config = pick_arch(asked.arch, asked.weights), asked.train
     if config.precision == "auto" and find_arch(network).family in EXACT:
         config = replace(config, precision="fp32")
@@ -288,7 +274,7 @@ def _plan(
         arch=network,
         **{name: getattr(pixels, name) for name in ("size", "channels", "resize_mode", "mean", "std")},
         augment=CUSTOM if compose is not None else augment,
-        train=_settle(config, model, pixels, train, weights, len(valid)),
+        train=_settle(config, model, pixels, split, weights),
     )
     loaders = make_loaders(experiment, pixels, source, split)
     return Plan(asked, experiment, base, spec, pixels, model, weights, audited, split, *loaders)
@@ -306,34 +292,26 @@ def _plan_again(request: Request, run: Run, asked: ExperimentConfig, audited: Au
 
 
 def _settle(
-    config: TrainConfig,
-    model: nn.Module,
-    preprocess: PreprocessConfig,
-    train: Sequence[Sample],
-    weights: WeightsUsed,
-    valid: int,
+    config: TrainConfig, model: nn.Module, preprocess: PreprocessConfig, split: Split, weights: WeightsUsed
 ) -> TrainConfig:
     """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
-    device, pretrained = pick_device(config.device), is_pretrained(weights)
+    device, pretrained, train = pick_device(config.device), is_pretrained(weights), split.samples("train")
     dtype = pick_precision(config.precision, device)
     if config.batch_size == AUTO_BATCH:
-        freeze = config.freeze_norm if config.freeze_norm is not None else pretrained
-        probed = replace(config, freeze_norm=freeze)
+        probed = replace(config, freeze_norm=pretrained if config.freeze_norm is None else config.freeze_norm)
         size = probe_batch_size(model, (preprocess.channels, *preprocess.size), len(train), probed, device, dtype)
         config = replace(config, batch_size=sum(distributed.gather(size)))
     if config.precision == "auto" and device.type == "cuda":
         flops = step_flops(model, torch.zeros(1, preprocess.channels, *preprocess.size), config.batch_size)
         dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
-    config = replace(config, precision=precision_name(dtype))
-    counts = list(Counter(sample.label for sample in train).values())
     return resolve_config(
-        config,
+        replace(config, precision=precision_name(dtype)),
         pretrained=pretrained,
         images=len(train),
-        valid=valid,
-        probe=can_probe(weights, model),
+        valid=len(split.samples("valid")),
+        probe=pretrained and weights.head != "whole" and linear_head(model) is not None,  # else nothing to gain
         batch_norms=has_batch_norms(model),
-        counts=counts,
+        counts=list(Counter(sample.label for sample in train).values()),
     )
 
 

@@ -185,11 +185,10 @@ def write_page(run: Run, known: Known, callbacks: Sequence[Callback]) -> None:
     callbacks = with_warnings(callbacks)
     try:
         path, data = report_on(run.path, known=known, progress=progress_of("writing the report", callbacks))
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         notify(callbacks, ReportFailed(run.path, error))
-    except KeyboardInterrupt as error:
-        notify(callbacks, ReportFailed(run.path, error))
-        raise
+        if isinstance(error, KeyboardInterrupt):
+            raise
     else:
         notify(callbacks, ReportWritten(path, before_use(data)))
 
@@ -205,8 +204,7 @@ class Recorder:
     def __init__(self, run: Run | None, plan: Plan, state: Mapping[str, Any] | None = None) -> None:
         self.run = run
         self._plan = plan
-        self._before: Mapping[str, str] = {} if state is None else state["unreadable"]
-        self._resumed_after = 0 if state is None else int(state["epoch"])
+        self._state: Mapping[str, Any] = {"unreadable": {}, "epoch": 0} if state is None else state
         self._fresh = state is None
         self._training = False
         self._written = -1
@@ -229,7 +227,11 @@ class Recorder:
     def unreadable(self) -> dict[str, str]:
         """The images of training and validation that couldn't be read at some time, with the reason."""
         valid = self._plan.valid_loader
-        return {**self._before, **self._plan.train_loader.unreadable, **(valid.unreadable if valid is not None else {})}
+        return {
+            **self._state["unreadable"],
+            **self._plan.train_loader.unreadable,
+            **(valid.unreadable if valid is not None else {}),
+        }
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -283,7 +285,7 @@ class Recorder:
         if "test" in predictions:
             save_model(self.run.model, self._plan.model, manifest, ood)
         write_samples(self.run, self._plan.source, self._plan.split, self._plan.preprocess.levels)
-        ours = history.epochs[self._resumed_after :]
+        ours = history.epochs[self._state["epoch"] :]
         self.run = write_result(
             self.run,
             predictions,
@@ -348,7 +350,6 @@ class Recorder:
         """Write the best model, unless it is there."""
         best = state.result().best
         epoch = best.epoch if best is not None else 0
-        if not state.best or epoch == self._written:
-            return
-        save_weights(self._path / MODEL, state.best, manifest_of(self._plan))
-        self._written = epoch
+        if state.best and epoch != self._written:
+            save_weights(self._path / MODEL, state.best, manifest_of(self._plan))
+            self._written = epoch

@@ -115,11 +115,10 @@ def choose_experiment(request: Request, suited: str | None = None) -> Experiment
     changes = plain(named_values("config", request.changes))
     for key in changes.keys() & {"train", "data"}:
         named_values(key, changes[key])
-    base = _base(request.recipe, changes, suited)
+    base = _base(request, suited)
     if not isinstance(base, str | ExperimentConfig):
         raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an ExperimentConfig")
-    experiment = EXPERIMENTS.get(base) if isinstance(base, str) else base
-    values = to_dict(experiment)
+    values = to_dict(EXPERIMENTS.get(base) if isinstance(base, str) else base)
     places = {key: _place(str(changes[key])) for key in ("init", "weights") if changes.get(key) is not None}
     changes = {**changes, **places}
     if "init" in places:
@@ -133,20 +132,18 @@ def choose_experiment(request: Request, suited: str | None = None) -> Experiment
 
 def recipe_name(request: Request, suited: str | None = None) -> str | None:
     """The name of the recipe that `choose_experiment` begins with, where it has one."""
-    base = _base(request.recipe, request.changes, suited)
+    base = _base(request, suited)
     return base if isinstance(base, str) else None
 
 
-def _base(
-    recipe: str | ExperimentConfig | None, changes: Mapping[str, Any], suited: str | None
-) -> str | ExperimentConfig:
+def _base(request: Request, suited: str | None) -> str | ExperimentConfig:
     """What was asked for or, without that, the recipe of the data set: a quicker one where a processor has only a few
     minutes."""
-    if recipe is not None:
-        return recipe
-    if suited is None or changes.keys() & {"arch", "init"}:
+    if request.recipe is not None:
+        return request.recipe
+    if suited is None or request.changes.keys() & {"arch", "init"}:
         return ExperimentConfig()
-    train = changes.get("train", {})
+    train = request.changes.get("train", {})
     hurry = (train.get("minutes") or math.inf) <= FEW_MINUTES and pick_device(train.get("device", "auto")).type == "cpu"
     return QUICKER.get(suited, suited) if hurry else suited
 
@@ -182,12 +179,11 @@ def experiment_on(request: Request, source: Source) -> ExperimentConfig:
     if request.run is not None:
         return experiment
     check_experiment(experiment)
-    if experiment.split is None:
-        return experiment
-    if request.changes.get("split") is not None:
+    if experiment.split is not None and request.changes.get("split") is None:
+        return replace(experiment, split=open_fractions(brought(source), experiment.split))
+    if experiment.split is not None:
         require_open(source, experiment.split)
-        return experiment
-    return replace(experiment, split=open_fractions(brought(source), experiment.split))
+    return experiment
 
 
 def check_experiment(experiment: ExperimentConfig) -> None:

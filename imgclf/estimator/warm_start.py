@@ -201,7 +201,10 @@ def fit_to_time(plan: Plan) -> tuple[TrainConfig, Decision]:
     config, valid = plan.experiment.train, plan.valid_loader
     assert config.minutes is not None
     step = seconds_a_step(plan.model, plan.train_loader, config)
-    check = 0.0 if valid is None else seconds_of(valid, plan.model)
+    began = time.perf_counter()
+    if valid is not None:
+        evaluate(plan.model, valid)
+    check = time.perf_counter() - began
     left = 60 * config.minutes - (time.perf_counter() - plan.began) - check
     if left <= step + check:
         raise ConfigError(f"minutes is {config.minutes:g}, and nothing of it remains for training: give more time")
@@ -217,10 +220,3 @@ def fit_to_time(plan: Plan) -> tuple[TrainConfig, Decision]:
 def seconds_a_step(model: nn.Module, loader: Loader, config: TrainConfig) -> float:
     """How long a step takes with what belongs to it, measured for about three seconds on a copy of the model."""
     return loader.batch_size / train_rate(model, loader, config, MEASURED)
-
-
-def seconds_of(loader: Loader, model: nn.Module) -> float:
-    """How long it takes to evaluate."""
-    began = time.perf_counter()
-    evaluate(model, loader)
-    return time.perf_counter() - began

@@ -24,7 +24,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,15 @@ from imgclf.core.registry import close_matches, unknown_name
 from imgclf.core.results import EpochRecord, History
 from imgclf.core.text import printable
 
-MODEL, CONFIG, SPLIT, HISTORY, EVENTS, INFO, CHECKPOINT, PREDICTIONS, REPORT = (
-    "model.safetensors",
-    "config.toml",
-    "split.csv",
-    "history.csv",
-    "events.jsonl",
-    "run.json",
-    "checkpoint.pt",
-    "predictions.safetensors",
-    "report.html",
-)
+MODEL = "model.safetensors"
+CONFIG = "config.toml"
+SPLIT = "split.csv"
+HISTORY = "history.csv"
+EVENTS = "events.jsonl"
+INFO = "run.json"
+CHECKPOINT = "checkpoint.pt"
+PREDICTIONS = "predictions.safetensors"
+REPORT = "report.html"
 LOCK = ".lock"
 SAMPLES = "samples"
 ROOT = Path("runs")
@@ -101,23 +99,13 @@ class Run:
     info: RunInfo
 
     @property
-    def number(self) -> int:
-        """Its place in the order of runs."""
-        return self.info.number
-
-    @property
     def model(self) -> Path:
         """Where the model file is, or will be."""
         return self.path / MODEL
 
 
 def create_run(
-    root: Path,
-    name: str,
-    info: RunInfo,
-    *,
-    exact: bool = False,
-    fill: Callable[[Path], None] | None = None,
+    root: Path, name: str, info: RunInfo, *, exact: bool = False, fill: Callable[[Path], None] | None = None
 ) -> Run:
     """Make a new run folder: `root/name-1`, or the first number that is free; with `exact`, `root/name` or an error.
 
@@ -128,7 +116,7 @@ def create_run(
     draft = root / f".{stem[:100]}.{secrets.token_hex(4)}.tmp"
     try:
         draft.mkdir(parents=True)
-        number = 1 + max((run.number for run in list_runs(root)), default=0)
+        number = 1 + max((run.info.number for run in list_runs(root)), default=0)
         run = write_info(Run(draft, info), number=number)
         if fill is not None:
             fill(draft)
@@ -265,23 +253,18 @@ def run_config(run: Run) -> tuple[dict[str, Any], str | None]:
     still there.
     """
     values, source = read_config(run.path / CONFIG)
-    begun = run.info.folder
-
-    def seen_from_here(table: dict[str, Any], key: str) -> None:
-        named = table.get(key)
-        if isinstance(named, str) and named not in NOT_PLACES and os.path.exists(there := os.path.join(begun, named)):
+    data = values.get("data", {})
+    for table, key in ((values, "weights"), (values, "init"), (data, "split_file"), (data, "data_dir")):
+        named = table.get(key, "none")
+        there = os.path.join(run.info.folder, named)
+        if named not in NOT_PLACES and os.path.exists(there):
             table[key] = named if os.path.abspath(named) == there else there
-
-    for key in ("weights", "init"):
-        seen_from_here(values, key)
-    for key in ("split_file", "data_dir"):
-        seen_from_here(values.get("data", {}), key)
     return values, source
 
 
 def list_runs(root: Path = ROOT) -> list[Run]:
     """All runs in a folder, oldest first."""
-    return sorted(_runs(root), key=lambda run: (run.number, run.info.created))
+    return sorted(_runs(root), key=lambda run: (run.info.number, run.info.created))
 
 
 def _runs(root: Path) -> Iterator[Run]:
@@ -344,23 +327,23 @@ def find_model(named: str | os.PathLike[str], root: Path = ROOT) -> Path:
 
 def find_config(named: str | os.PathLike[str], root: Path = ROOT) -> dict[str, Any]:
     """The values of the config that a user names: a TOML file, or a run by its folder or its name; see `run_config`."""
-    path = locate(named, root)
-    run = _run_of_config(path)
-    return read_config(path)[0] if run is None else run_config(run)[0]
+    return _named_config(named, root)[1]
 
 
 def config_source(named: str | os.PathLike[str], root: Path = ROOT) -> str | None:
     """The data that such a config names; see `run_source`."""
-    path = locate(named, root)
-    run = _run_of_config(path)
-    source = read_config(path if run is None else run.path / CONFIG)[1]
+    run, _, source = _named_config(named, root)
     return source if run is None or source is None else run_source(run, source)
 
 
-def _run_of_config(path: Path) -> Run | None:
-    """The run whose folder or whose config this is; None for a config of the user's own."""
+def _named_config(named: str | os.PathLike[str], root: Path) -> tuple[Run | None, dict[str, Any], str | None]:
+    """The config that a user names, and the run whose it is; None for a config of the user's own."""
+    path = locate(named, root)
     folder = path.parent if path.name == CONFIG and os.path.isfile(path) else path
-    return open_run(folder) if (folder / INFO).is_file() else None
+    if not (folder / INFO).is_file():
+        return None, *read_config(path)
+    run = open_run(folder)
+    return run, *run_config(run)
 
 
 def write_config(path: Path, experiment: ExperimentConfig, source: str | None) -> None:
@@ -396,8 +379,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 def write_history(path: Path, history: list[EpochRecord]) -> None:
     """Write the epochs so far as CSV."""
     header = [f.name for f in fields(EpochRecord)]
-    rows = [["" if value is None else value for value in asdict(record).values()] for record in history]
-    write_text(path, csv_text([header, *rows]))
+    write_text(path, csv_text([header, *map(astuple, history)]))
 
 
 def read_history(path: Path) -> History:
@@ -424,17 +406,9 @@ def read_start(path: Path) -> tuple[float, float] | None:
 
 
 def _epoch(row: Mapping[str, str]) -> EpochRecord:
-    loss, accuracy = row["valid_loss"], row["valid_accuracy"]
-    return EpochRecord(
-        epoch=int(row["epoch"]),
-        train_loss=float(row["train_loss"]),
-        train_accuracy=float(row["train_accuracy"]),
-        valid_loss=float(loss) if loss else None,
-        valid_accuracy=float(accuracy) if accuracy else None,
-        lr=float(row["lr"]),
-        seconds=float(row["seconds"]),
-        best=row["best"] == "True",
-    )
+    numbers: dict[str, Any] = {key: float(row[key]) for key in ("train_loss", "train_accuracy", "lr", "seconds")}
+    numbers |= {key: float(row[key]) if row[key] else None for key in ("valid_loss", "valid_accuracy")}
+    return EpochRecord(epoch=int(row["epoch"]), best=row["best"] == "True", **numbers)
 
 
 def append_event(path: Path, event: str, **values: Any) -> None:

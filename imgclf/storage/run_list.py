@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from imgclf.storage.run_folder import (
 
 SORTS = ("number", "name", "data", "arch", "recipe", "status", "accuracy", "seconds", "size")
 FILTERS = ("name", "data", "arch", "recipe", "status")
-FALLING = "accuracy"  # the best first; all others rise
 PIN = ".default"  # beside the run folders: holds the name of the one that is pinned
 
 
@@ -87,7 +87,10 @@ def list_entries(root: Path) -> tuple[list[RunEntry], list[Path]]:
     default = _default_among(runs, root)
     entries = [entry_of(run) for run in runs]
     marked = [default if default is not None and entry.path == default.path else entry for entry in entries]
-    return marked, unreadable_runs(root, runs)
+    read = {run.path for run in runs}
+    folders = root.iterdir() if root.is_dir() else ()
+    hidden = sorted(f for f in folders if f not in read and not f.name.startswith(".") and (f / INFO).is_file())
+    return marked, hidden
 
 
 def find_default(root: Path = ROOT) -> RunEntry | None:
@@ -161,7 +164,7 @@ def entry_of(run: Run) -> RunEntry:
     info = run.info
     return RunEntry(
         path=str(run.path),
-        number=run.number,
+        number=run.info.number,
         status=_status(run),
         data=info.data or None,
         arch=f"{len(info.members)} × {info.arch}" if len(info.members) > 1 else info.arch or None,
@@ -196,15 +199,8 @@ def ordered(entries: Sequence[RunEntry], key: str) -> list[RunEntry]:
     if key not in SORTS:
         raise ConfigError(f"--sort is {key!r}; allowed: {', '.join(SORTS)}")
     known = [entry for entry in entries if getattr(entry, key) is not None]
-    known.sort(key=lambda entry: getattr(entry, key), reverse=key == FALLING)
-    return known + [entry for entry in entries if getattr(entry, key) is None]
-
-
-def unreadable_runs(root: Path, runs: Sequence[Run]) -> list[Path]:
-    """The folders that look like runs and are not among those that could be read."""
-    read = {run.path for run in runs}
-    folders = root.iterdir() if root.is_dir() else ()
-    return sorted(f for f in folders if f not in read and not f.name.startswith(".") and (f / INFO).is_file())
+    unknown = [entry for entry in entries if getattr(entry, key) is None]
+    return sorted(known, key=attrgetter(key), reverse=key == "accuracy") + unknown
 
 
 def _text(entry: RunEntry, key: str) -> str:

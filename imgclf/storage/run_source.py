@@ -22,11 +22,11 @@ def labeled_source(data: str | os.PathLike[str] | Source | None, run: Run | None
     """The images to evaluate on: `data` or, without them, those that a run was trained on."""
     if data is not None:
         return open_source(data, strict=False)
-    values, named = run_config(run) if run is not None else ({}, None)
-    if named is None:
-        raise NotFitted("this model file knows no data of its own: name the labeled images to evaluate on")
-    assert run is not None
-    return source_of_run(run, named, from_dict(ExperimentConfig, values).data)
+    if run is not None:
+        values, named = run_config(run)
+        if named is not None:
+            return source_of_run(run, named, from_dict(ExperimentConfig, values).data)
+    raise NotFitted("this model file knows no data of its own: name the labeled images to evaluate on")
 
 
 def source_of_run(run: Run, named: str, config: DataConfig) -> Source:

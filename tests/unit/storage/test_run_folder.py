@@ -56,7 +56,7 @@ def finished(root, name="set-lenet"):
 def test_runs_of_one_name_are_numbered(tmp_path):
     runs = [create_run(tmp_path / "runs", "set-lenet", RunInfo(data="set")) for _ in range(3)]
     assert [run.path.name for run in runs] == ["set-lenet-1", "set-lenet-2", "set-lenet-3"]
-    assert [run.number for run in runs] == [1, 2, 3]
+    assert [run.info.number for run in runs] == [1, 2, 3]
     assert open_run(runs[1].path) == runs[1]
     assert runs[1].info.data == "set"
 
@@ -67,7 +67,7 @@ def test_a_free_number_is_taken_but_the_order_goes_on(tmp_path):
     first.path.rmdir()
     again = create_run(tmp_path, "set", RunInfo())
     assert again.path == first.path
-    assert again.number > second.number
+    assert again.info.number > second.info.number
 
 
 def test_runs_made_at_once_get_folders_of_their_own(tmp_path):
@@ -319,7 +319,7 @@ def test_a_folder_of_images_does_not_hide_the_run_of_its_name(chairs):
 
 def test_what_is_a_run_or_a_file_goes_before_a_run_of_its_name(chairs, in_folder):
     (in_folder / "chairs" / INFO).write_text('{"number": 7}')
-    assert find_run("chairs").number == 7
+    assert find_run("chairs").info.number == 7
     (in_folder / "other.pt").write_bytes(b"")
     assert str(locate("other.pt")) == "other.pt"
     with pytest.raises(DataError, match="is no run folder"):
