@@ -160,14 +160,12 @@ def choose_evenly(targets: NDArray[np.int64], most: int = MAX_TRAIN_IMAGES) -> N
     place = np.empty(len(targets), np.int64)  # of each image among those of its class, in a random order
     for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
         place[order[start : start + count]] = random.permutation(count)
-    chosen: NDArray[np.int64] = np.sort(np.argsort(place, kind="stable")[:most])
-    return chosen
+    return np.sort(np.argsort(place, kind="stable")[:most])
 
 
 def _energy(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Minus the logarithm of the sum of the exponentials: high where no class gets a high logit."""
-    energy: NDArray[np.float64] = -torch.from_numpy(logits).double().logsumexp(1).numpy()
-    return energy
+    return -torch.from_numpy(logits).double().logsumexp(1).numpy()
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -126,8 +126,7 @@ def _mean_cam(
     heats = [_cam(member, images, targets, site, method) for member in members]
     if mirrored:  # the views of mirror-shift that are moved by one pixel show the same places
         heats += [_cam(member, images.flip(3), targets, site, method).flip(2) for member in members]
-    mean: NDArray[np.float32] = torch.stack(heats).mean(0).cpu().numpy()
-    return mean
+    return torch.stack(heats).mean(0).cpu().numpy()
 
 
 def _cam(model: nn.Module, images: Tensor, targets: Tensor, site: Site, method: str) -> Tensor:

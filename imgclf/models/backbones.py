@@ -112,8 +112,7 @@ def build_timm(spec: ModelConfig, name: str, **options: Any) -> nn.Module:
     if cfg.fixed_input_size:  # timm's own mark of networks whose layers depend on the size of the image
         options["img_size"] = spec.size
     options.setdefault("num_classes", spec.classes)
-    model: nn.Module = timm.create_model(name, in_chans=spec.channels, drop_rate=spec.dropout, **options)
-    return model
+    return timm.create_model(name, in_chans=spec.channels, drop_rate=spec.dropout, **options)
 
 
 def _torchvision_arch(name: str, bare: str) -> Arch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import replace
 
 import torch
@@ -76,12 +77,11 @@ def head_of(model: nn.Module) -> nn.Module:
     own = getattr(model, HEAD, None)
     if isinstance(own, str):
         return model.get_submodule(own)
-    for name in HEAD_NAMES:
-        part = getattr(model, name, None)
-        if isinstance(part, nn.Module):
-            layers = [module for module in part.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-            if layers:
-                return layers[-1]
+    parts = dict(model.named_children())
+    for name in filter(parts.__contains__, HEAD_NAMES):
+        layers = [module for module in parts[name].modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        if layers:
+            return layers[-1]
     raise ConfigError(f"{type(model).__name__} has no part called {', '.join(HEAD_NAMES)}; name its last layer `head`")
 
 
@@ -122,14 +122,7 @@ def _smallest_side(arch: Arch, spec: ModelConfig) -> int | None:
     device = next((device for device in ("meta", "cpu") if _works(arch, spec, own, device)), None)
     if device is None:
         return None
-    low, high = 0, own
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _works(arch, spec, middle, device):
-            high = middle
-        else:
-            low = middle
-    return high
+    return 1 + bisect_left(range(1, own), True, key=lambda side: _works(arch, spec, side, device))
 
 
 def _works(arch: Arch, spec: ModelConfig, side: int, device: str) -> bool:

@@ -24,10 +24,9 @@ def build_efficientnet_lite0(spec: ModelConfig) -> nn.Module:
     """timm's `tf_efficientnet_lite0` without weights."""
     import timm
 
-    model: nn.Module = timm.create_model(
+    return timm.create_model(
         "tf_efficientnet_lite0", num_classes=spec.classes, in_chans=spec.channels, drop_rate=spec.dropout
     )
-    return model
 
 
 def have_offline_weights() -> bool:

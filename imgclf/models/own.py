@@ -81,8 +81,7 @@ class OwnNetwork:
 
     def state(self, spec: ModelConfig) -> dict[str, Tensor]:
         """The weights that the user's network comes with."""
-        state: dict[str, Tensor] = self.original(spec).state_dict()
-        return state
+        return self.original(spec).state_dict()
 
 
 def arguments(made: Callable[..., Any], spec: ModelConfig, name: str) -> inspect.BoundArguments:

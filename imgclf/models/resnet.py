@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from imgclf.core.config import ModelConfig
 from imgclf.models.layers import kaiming_normal
-from imgclf.models.registry import ARCHS, Arch, arch
+from imgclf.models.registry import arch
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -34,19 +34,12 @@ class Block(nn.Module):
         super().__init__()
         outputs = maps * 4 if bottleneck else maps
         if bottleneck:
-            self.body = nn.Sequential(
-                _conv_norm(inputs, maps, 1),
-                nn.ReLU(inplace=True),
-                _conv_norm(maps, maps, 3, stride),
-                nn.ReLU(inplace=True),
-                _conv_norm(maps, outputs, 1),
-            )
+            norms = [_conv_norm(inputs, maps, 1), _conv_norm(maps, maps, 3, stride), _conv_norm(maps, outputs, 1)]
         else:
-            self.body = nn.Sequential(
-                _conv_norm(inputs, maps, 3, stride),
-                nn.ReLU(inplace=True),
-                _conv_norm(maps, outputs, 3),
-            )
+            norms = [_conv_norm(inputs, maps, 3, stride), _conv_norm(maps, outputs, 3)]
+        self.body = nn.Sequential(norms[0])
+        for norm in norms[1:]:
+            self.body.extend([nn.ReLU(inplace=True), norm])
         same = stride == 1 and inputs == outputs
         self.shortcut: nn.Module = nn.Identity() if same else _conv_norm(inputs, outputs, 1, stride)
 
@@ -86,7 +79,9 @@ class SmallResNet(nn.Module):
         self.head = nn.Linear(before, spec.classes)
         kaiming_normal(self)
         if zero_last_norm:
-            _zero_last_norms(self)
+            for block in self.modules():
+                if isinstance(block, Block):
+                    nn.init.zeros_([*block.body.parameters()][-2])  # the weight of the last norm, before its bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, classes) of images (batch, channels, height, width)."""
@@ -95,13 +90,7 @@ class SmallResNet(nn.Module):
         return logits
 
 
-def _zero_last_norms(model: nn.Module) -> None:
-    for block in model.modules():
-        if isinstance(block, Block):
-            last = list(block.body.modules())[-1]
-            assert isinstance(last, nn.BatchNorm2d)
-            nn.init.zeros_(last.weight)
-
+small_pictures = partial(arch, size=(32, 32), channels=3, family="resnet")
 
 # depth: (blocks of each stage, whether they are bottlenecks)
 DEPTHS = {
@@ -113,19 +102,7 @@ DEPTHS = {
 }
 
 
-def small_resnet(spec: ModelConfig, depth: int) -> nn.Module:
-    """ResNet-`depth` with a 3×3 stem."""
-    blocks, bottleneck = DEPTHS[depth]
-    return SmallResNet(spec, blocks, bottleneck=bottleneck)
-
-
-@arch(
-    "resnet50_cifar_lab",
-    size=(32, 32),
-    channels=3,
-    family="resnet",
-    summary="D2 and lab 10-6: ResNet-50 with a quarter of the maps, halving twice",
-)
+@small_pictures("resnet50_cifar_lab", summary="D2 and lab 10-6: ResNet-50 with a quarter of the maps, halving twice")
 def resnet50_cifar_lab(spec: ModelConfig) -> nn.Module:
     """The variant of lab 10-6: a stem of 16, stages of 16, 32, 64 and 128 that end in maps of 8×8."""
     return SmallResNet(
@@ -133,12 +110,7 @@ def resnet50_cifar_lab(spec: ModelConfig) -> nn.Module:
     )
 
 
-def _register() -> None:
-    for depth in DEPTHS:
-        name = f"small_resnet{depth}"
-        summary = f"ResNet-{depth} for 32×32 images: 3×3 stem, no pooling after it"
-        build = partial(small_resnet, depth=depth)
-        ARCHS.add(name, Arch(name, build, size=(32, 32), channels=3, family="resnet", summary=summary))
-
-
-_register()
+for _depth, (_blocks, _bottleneck) in DEPTHS.items():
+    small_pictures(f"small_resnet{_depth}", summary=f"ResNet-{_depth} for 32×32 images: 3×3 stem, no pooling after it")(
+        partial(SmallResNet, blocks=_blocks, bottleneck=_bottleneck)
+    )

@@ -7,6 +7,8 @@ that start by handing their input on, norms that learn offsets alone, and a head
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +21,8 @@ NOISE = 5e-4  # what is added to a variance, so that a direction in which pixels
 CHUNK = 500  # images whose patches are in memory at once
 OFFSET_SCALE = 8.0  # its square is how much faster an offset learns: 64 times
 LOGIT_SCALE = 1 / 9
+
+small_pictures = partial(arch, size=(32, 32), channels=3, family="resnet")
 
 
 class Whitening(nn.Conv2d):
@@ -52,8 +56,7 @@ class Whitening(nn.Conv2d):
 def _second_moments(pixels: Tensor) -> Tensor:
     """The mean of patch·patchᵀ over all patches of an image, summed over the images: (values, values)."""
     patches = F.unfold(pixels, PATCH)
-    moments: Tensor = torch.einsum("nip,njp->ij", patches, patches) / patches.shape[2]
-    return moments
+    return torch.einsum("nip,njp->ij", patches, patches) / patches.shape[2]
 
 
 class Offset(nn.Module):
@@ -114,24 +117,14 @@ def _norm(maps: int) -> tuple[nn.Module, ...]:
     return nn.BatchNorm2d(maps, affine=False), Offset(maps), nn.GELU()
 
 
-@arch(
-    "speednet",
-    size=(32, 32),
-    channels=3,
-    family="resnet",
-    summary="after the CIFAR-10 speed records: frozen whitening, six 3×3 convolutions",
-)
+@small_pictures("speednet", summary="after the CIFAR-10 speed records: frozen whitening, six 3×3 convolutions")
 def speednet(spec: ModelConfig) -> nn.Module:
     """The network of the recipe `speedrun`; before training from scratch, its `init_from` is given training images."""
     return SpeedNet(spec)
 
 
-@arch(
-    "speednet_small",
-    size=(32, 32),
-    channels=3,
-    family="resnet",
-    summary="speednet with 16, 64 and 128 maps: a tenth of its work, for a minute on a processor",
+@small_pictures(
+    "speednet_small", summary="speednet with 16, 64 and 128 maps: a tenth of its work, for a minute on a processor"
 )
 def speednet_small(spec: ModelConfig) -> nn.Module:
     """The network of the recipe `speedrun-small`."""

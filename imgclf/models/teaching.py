@@ -1,7 +1,7 @@
 """The convolutional networks of the teaching documents, layer by layer as the documents have them.
 
 Each function builds one network from a `ModelConfig`. What a network is made for (28×28 gray digits, 32×32 color
-pictures …) stands in its `@arch` line; other sizes, channels and numbers of classes work as well, because the number
+pictures …) stands in the line above it; other sizes, channels and numbers of classes work as well, because the number
 of values that leave the flatten layer is computed and not written down.
 
 To read a network, read its `features` from top to bottom. `nn.Conv2d(a, b, f)` turns a maps into b with f×f filters and
@@ -10,20 +10,18 @@ To read a network, read its `features` from top to bottom. `nn.Conv2d(a, b, f)` 
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from imgclf.core.config import ModelConfig
 from imgclf.models.layers import dropout, flat_features, stack, xavier_uniform
 from imgclf.models.registry import arch
 
+digits = partial(arch, size=(28, 28), channels=1, family="teaching")  # gray, as those of MNIST
 
-@arch(
-    "cnn_zero_to_all",
-    size=(28, 28),
-    channels=1,
-    family="teaching",
-    summary="D0, starting CNNs: two 5×5 convolutions, one linear layer",
-)
+
+@digits("cnn_zero_to_all", summary="D0, starting CNNs: two 5×5 convolutions, one linear layer")
 def cnn_zero_to_all(spec: ModelConfig) -> nn.Module:
     """Document D0: pooling comes before the ReLU; 320 values reach the only linear layer."""
     features = nn.Sequential(
@@ -38,13 +36,7 @@ def cnn_zero_to_all(spec: ModelConfig) -> nn.Module:
     return stack(features, head=nn.Linear(flat_features(features, spec), spec.classes))
 
 
-@arch(
-    "lenet",
-    size=(28, 28),
-    channels=1,
-    family="teaching",
-    summary="D1, seminar 3: LeNet-5 with ReLU and max pooling",
-)
+@digits("lenet", summary="D1, seminar 3: LeNet-5 with ReLU and max pooling")
 def lenet(spec: ModelConfig) -> nn.Module:
     """Document D1, after LeCun et al., Gradient-based learning applied to document recognition, 1998."""
     features = nn.Sequential(
@@ -66,13 +58,7 @@ def lenet(spec: ModelConfig) -> nn.Module:
     )
 
 
-@arch(
-    "cnn_two_layer",
-    size=(28, 28),
-    channels=1,
-    family="teaching",
-    summary="D3 and lab 10-1: two padded 3×3 convolutions, one Xavier linear layer",
-)
+@digits("cnn_two_layer", summary="D3 and lab 10-1: two padded 3×3 convolutions, one Xavier linear layer")
 def cnn_two_layer(spec: ModelConfig) -> nn.Module:
     """Document D3: padding 1 keeps the side, so only the pooling halves it (28 → 14 → 7)."""
     features = nn.Sequential(
@@ -89,13 +75,7 @@ def cnn_two_layer(spec: ModelConfig) -> nn.Module:
     return stack(features, head=head)
 
 
-@arch(
-    "cnn_deep",
-    size=(28, 28),
-    channels=1,
-    family="teaching",
-    summary="lab 10-2: three padded 3×3 convolutions, 625 hidden units, dropout",
-)
+@digits("cnn_deep", summary="lab 10-2: three padded 3×3 convolutions, 625 hidden units, dropout")
 def cnn_deep(spec: ModelConfig) -> nn.Module:
     """Lab 10-2: the third pooling is padded, so that 7 becomes 4 and no row is lost."""
     features = nn.Sequential(
@@ -116,13 +96,7 @@ def cnn_deep(spec: ModelConfig) -> nn.Module:
     return stack(features, hidden, nn.ReLU(), dropout(spec, 0.5), head=head)
 
 
-@arch(
-    "cnn_keras",
-    size=(28, 28),
-    channels=1,
-    family="teaching",
-    summary="D3, the Keras version: three 'same' convolutions and poolings, dropout",
-)
+@digits("cnn_keras", summary="D3, the Keras version: three 'same' convolutions and poolings, dropout")
 def cnn_keras(spec: ModelConfig) -> nn.Module:
     """Document D3 in Keras: pooling 'same' rounds up (28 → 14 → 7 → 4), and Glorot is the default initialization."""
     features = nn.Sequential(

@@ -14,7 +14,7 @@ from torch import nn
 
 from imgclf.core.config import ModelConfig
 from imgclf.models.layers import dropout, flat_features, kaiming_normal, stack
-from imgclf.models.registry import ARCHS, Arch, arch
+from imgclf.models.registry import arch
 
 # Each inner tuple is one stack: the number of maps that each of its convolutions makes. A pooling follows each stack.
 CONFIGURATIONS = {
@@ -27,18 +27,10 @@ CONFIGURATIONS = {
 LAB_16 = ((32, 32), (64, 64, 128, 128, 128), (256, 256, 256, 512, 512, 512))
 
 
-def small_vgg(spec: ModelConfig, depth: int, batch_norm: bool) -> nn.Module:
-    """VGG-`depth` with three linear layers, the hidden ones 512 wide."""
-    return _vgg(spec, CONFIGURATIONS[depth], width=512, batch_norm=batch_norm)
+small_pictures = partial(arch, size=(32, 32), channels=3, family="vgg")
 
 
-@arch(
-    "vgg16_cifar_lab",
-    size=(32, 32),
-    channels=3,
-    family="vgg",
-    summary="D2 and lab 10-5: VGG-16 with three poolings and two 4,096-wide layers",
-)
+@small_pictures("vgg16_cifar_lab", summary="D2 and lab 10-5: VGG-16 with three poolings and two 4,096-wide layers")
 def vgg16_cifar_lab(spec: ModelConfig) -> nn.Module:
     """The variant of lab 10-5: 32×32 leaves 512 maps of 4×4."""
     return _vgg(spec, LAB_16, width=4096, batch_norm=False)
@@ -70,13 +62,9 @@ def _vgg(spec: ModelConfig, stacks: tuple[tuple[int, ...], ...], width: int, bat
     return model
 
 
-def _register() -> None:
-    for depth in CONFIGURATIONS:
-        for batch_norm in (False, True):
-            name = f"small_vgg{depth}{'_bn' if batch_norm else ''}"
-            build = partial(small_vgg, depth=depth, batch_norm=batch_norm)
-            summary = f"VGG-{depth} for 32×32 images{' with batch norm' if batch_norm else ''}"
-            ARCHS.add(name, Arch(name, build, size=(32, 32), channels=3, family="vgg", summary=summary))
-
-
-_register()
+for _depth, _stacks in CONFIGURATIONS.items():
+    _build = partial(_vgg, stacks=_stacks, width=512)
+    small_pictures(f"small_vgg{_depth}", summary=f"VGG-{_depth} for 32×32 images")(partial(_build, batch_norm=False))
+    small_pictures(f"small_vgg{_depth}_bn", summary=f"VGG-{_depth} for 32×32 images with batch norm")(
+        partial(_build, batch_norm=True)
+    )

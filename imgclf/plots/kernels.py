@@ -36,8 +36,7 @@ MAPS_A_STAGE = COLUMNS = 8
 def filtered(gray: NDArray[Any], kernel: NDArray[Any]) -> NDArray[np.float64]:
     """What a kernel makes of an image (height, width): its cross-correlation, without padding."""
     weights, image = (torch.from_numpy(values.astype(np.float64)) for values in (kernel, gray))
-    result: NDArray[np.float64] = F.conv2d(image[None, None], weights[None, None])[0, 0].numpy()
-    return result
+    return F.conv2d(image[None, None], weights[None, None])[0, 0].numpy()
 
 
 def first_convolution(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -> tuple[str, Tensor, Tensor]:
@@ -139,8 +138,7 @@ def _signed_colors(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """0 in white, what is above in red, what is below in blue."""
     from matplotlib import colormaps
 
-    colors: NDArray[np.float64] = colormaps["RdBu_r"](0.5 + values / (2 * (np.abs(values).max() or 1)))[..., :3]
-    return colors
+    return colormaps["RdBu_r"](0.5 + values / (2 * (np.abs(values).max() or 1)))[..., :3]
 
 
 def _kernel_colors(kernel: NDArray[np.float32]) -> NDArray[np.floating]:

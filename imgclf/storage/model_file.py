@@ -188,8 +188,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """Its own memory where that is in order; the view keeps it alive."""
     from torch import uint8
 
-    view: memoryview = tensor.resolve_neg().contiguous().reshape(-1).view(uint8).numpy().data
-    return view
+    return tensor.resolve_neg().contiguous().reshape(-1).view(uint8).numpy().data
 
 
 def _type_name(tensor: Tensor) -> str:
