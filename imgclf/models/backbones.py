@@ -18,6 +18,7 @@ from imgclf.models.own import OWN, current
 from imgclf.models.registry import ARCHS, IMAGENET_CLASSES, Arch
 
 if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
     from torch import nn
 
 OWN_MODULES = (teaching, vgg, resnet, speedrun, offline)  # importing them fills the registry
@@ -80,10 +81,15 @@ def _in_timm(name: str) -> bool:
     return plain in _timm_names() and (not tag or name in timm.list_models(f"{plain}.*", include_tags=True))
 
 
-def _timm_arch(name: str, bare: str) -> Arch:
+def timm_config(name: str) -> PretrainedCfg:
+    """What timm notes of a network: the pixels that it prefers, and where its weights are."""
     from timm.models import PretrainedCfg, get_pretrained_cfg
 
-    cfg = get_pretrained_cfg(bare) or PretrainedCfg()
+    return get_pretrained_cfg(name) or PretrainedCfg()
+
+
+def _timm_arch(name: str, bare: str) -> Arch:
+    cfg = timm_config(bare)
     channels, height, width = cfg.input_size
     return Arch(
         name,
@@ -106,10 +112,8 @@ def _timm_arch(name: str, bare: str) -> Arch:
 def build_timm(spec: ModelConfig, name: str, **options: Any) -> nn.Module:
     """timm's network `name`, shaped after `spec`; `options` go to `timm.create_model`."""
     import timm
-    from timm.models import PretrainedCfg, get_pretrained_cfg
 
-    cfg = get_pretrained_cfg(name) or PretrainedCfg()
-    if cfg.fixed_input_size:  # timm's own mark of networks whose layers depend on the size of the image
+    if timm_config(name).fixed_input_size:  # timm's own mark of networks whose layers depend on the size of the image
         options["img_size"] = spec.size
     options.setdefault("num_classes", spec.classes)
     return timm.create_model(name, in_chans=spec.channels, drop_rate=spec.dropout, **options)

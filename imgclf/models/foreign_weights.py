@@ -52,7 +52,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             raise ModelFileError(f"{named} holds no weights: expected names and tensors, found {keys or 'nothing'}")
         found = found[key]
     if isinstance(found, _Inert):
-        raise ModelFileError(f"{named} holds {_described(found.named)}, whose code is not run: {WEIGHTS_ALONE}")
+        kind = "fastai export" if found.named.startswith("fastai.") else "whole pickled object"
+        raise ModelFileError(f"{named} holds a {kind} ({found.named}), whose code is not run: {WEIGHTS_ALONE}")
     if not isinstance(found, Mapping):
         raise ModelFileError(f"{named} holds a {type(found).__name__}, not names and tensors: {WEIGHTS_ALONE}")
     return {name: tensor for name, tensor in found.items() if name not in COUNTERS}
@@ -84,12 +85,6 @@ def _reason(error: Exception) -> str:
 
 def _is_state(found: Mapping[Any, Any]) -> bool:
     return bool(found) and all(isinstance(t, Tensor) and isinstance(name, str) for name, t in found.items())
-
-
-def _described(name: str) -> str:
-    if name.startswith("fastai."):
-        return f"a fastai export ({name})"
-    return f"a whole pickled object ({name})"
 
 
 def without_prefix(state: Mapping[str, Tensor], own: Iterable[str]) -> tuple[dict[str, Tensor], list[str]]:

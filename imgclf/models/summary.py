@@ -6,8 +6,8 @@ filter's, P the padding on each side, S the stride. A dilation D stretches the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ def layer_table(model: nn.Module, size: tuple[int, int], channels: int) -> tuple
         counted.update(new)
         return sum(p.numel() for p in new)
 
-    def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        result = output if isinstance(output, Tensor) else next(p for p in _parts(output) if isinstance(p, Tensor))
+    def record(module: nn.Module, inputs: tuple[object, ...], output: Any) -> None:
+        parts = [output] if isinstance(output, Tensor) else output.values() if isinstance(output, dict) else output
+        result = next(part for part in parts if isinstance(part, Tensor))
         given = inputs[0] if inputs else None
         formula = _formula(module, given, result) if isinstance(given, Tensor) else ""
         shape = tuple(result.shape[1:])
@@ -66,13 +67,6 @@ def _is_layer(module: nn.Module) -> bool:
         return False
     is_leaf = next(module.children(), None) is None
     return is_leaf or next(module.parameters(recurse=False), None) is not None
-
-
-def _parts(output: object) -> Iterator[object]:
-    if isinstance(output, dict):
-        yield from output.values()
-    elif isinstance(output, tuple | list):
-        yield from output
 
 
 def _formula(module: nn.Module, given: Tensor, output: Tensor) -> str:

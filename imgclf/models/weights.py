@@ -18,7 +18,7 @@ from imgclf.core.config import ModelConfig
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
 from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header
 from imgclf.core.text import nfc, plural, printable
-from imgclf.models.backbones import build_timm, find_arch
+from imgclf.models.backbones import build_timm, find_arch, timm_config
 from imgclf.models.build import head_of
 from imgclf.models.fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
 from imgclf.models.foreign_weights import read_checkpoint, without_prefix
@@ -114,9 +114,8 @@ def load_weights(
             raise ModelFileError(
                 f"{path} is an ensemble of {members} networks; training starts from one: name one of its members"
             )
-        note, head = _transplant(
-            model, state, str(path), _Rows(tuple(map(nfc, manifest.get("classes", ()))), tuple(map(nfc, classes)))
-        )
+        rows = tuple(map(nfc, manifest.get("classes", ()))), tuple(map(nfc, classes))
+        note, head = _transplant(model, state, str(path), rows)
         return WeightsUsed(weights, "file", str(path), note, head)
     if HUB_NAME.fullmatch(weights) and not _is_among_runs(weights):
         note, _ = _transplant(model, _hub_state(find_arch(spec.arch), spec, weights), weights)
@@ -194,7 +193,7 @@ def _load_published(model: nn.Module, spec: ModelConfig, asked: str) -> WeightsU
         why = "" if arch.family == "own" else f": {spec.arch} has no published weights"
         return WeightsUsed(asked, "none", f"from scratch{why}")
     try:
-        state = _published_state(arch, spec, arch.weights)
+        state = _published_state(arch, spec)
     except (Unavailable, MissingExtra) as error:
         if asked == "pretrained":
             raise
@@ -206,41 +205,26 @@ def _load_published(model: nn.Module, spec: ModelConfig, asked: str) -> WeightsU
     return WeightsUsed(asked, "pretrained", arch.weights, _transplant(model, state, arch.weights)[0])
 
 
-def _published_state(arch: Arch, spec: ModelConfig, location: str) -> Mapping[str, Tensor]:
-    match arch.family:
-        case "offline":
-            return offline_weights()
-        case "own":
-            assert isinstance(arch.build, OwnNetwork)
-            return arch.build.state(spec)
-        case "torchvision":
-            return _torchvision_state(arch, spec, location)
-        case _:
-            return _timm_state(_bare(arch), spec, location)
-
-
-def _timm_state(name: str, spec: ModelConfig, location: str) -> Mapping[str, Tensor]:
-    if location.startswith("https://"):
-        return _through_timm(name, spec, url_file(location))
-    return _through_timm(name, spec, hub_file(location, _hub_files(name)))
+def _published_state(arch: Arch, spec: ModelConfig) -> Mapping[str, Tensor]:
+    if isinstance(arch.build, OwnNetwork):
+        return arch.build.original(spec).state_dict()
+    if arch.family == "offline":
+        return offline_weights()
+    name, location = _bare(arch), str(arch.weights)
+    path = url_file(location) if location.startswith("https://") else hub_file(location, _hub_files(name))
+    return (_torchvision_state if arch.family == "torchvision" else _through_timm)(name, spec, path)
 
 
 def _hub_files(name: str) -> tuple[str, ...]:
     """The names that the weights of timm's network `name` may have in their repository."""
-    from timm.models import get_pretrained_cfg
-
-    cfg = get_pretrained_cfg(name)
-    return (cfg.hf_hub_filename,) if cfg is not None and cfg.hf_hub_filename else HUB_FILES
+    named = timm_config(name).hf_hub_filename
+    return (named,) if named else HUB_FILES
 
 
 def _through_timm(name: str, spec: ModelConfig, path: Path) -> Mapping[str, Tensor]:
     """Let timm read the file into a reference network: it knows old layer names and resizes position embeddings."""
-    from timm.models import get_pretrained_cfg
-
-    cfg = get_pretrained_cfg(name)
-    assert cfg is not None
-    overlay = {"file": str(path), "custom_load": False}
-    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": cfg.num_classes}  # else not strict
+    overlay, classes = {"file": str(path), "custom_load": False}, timm_config(name).num_classes
+    options = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": classes}  # else not strict
     try:
         with unseeded_drawing():
             reference = build_timm(replace(spec, dropout=None), name, **options)
@@ -249,19 +233,17 @@ def _through_timm(name: str, spec: ModelConfig, path: Path) -> Mapping[str, Tens
     return reference.state_dict()
 
 
-def _torchvision_state(arch: Arch, spec: ModelConfig, location: str) -> Mapping[str, Tensor]:
+def _torchvision_state(name: str, spec: ModelConfig, path: Path) -> Mapping[str, Tensor]:
     from torchvision.models import get_model, get_model_weights
     from torchvision.models.vision_transformer import interpolate_embeddings
 
-    path = url_file(location)
-    name = _bare(arch)
     try:
         with unseeded_drawing():
             reference = get_model(name, weights=get_model_weights(name).DEFAULT)  # finds the file where it now lies
     except Exception as error:  # a damaged file ends in any of a dozen errors
         raise ModelFileError(f"{str(path)!r} can't be read as weights ({error}); delete it to get it again") from error
     state: Mapping[str, Tensor] = reference.state_dict()
-    if name.startswith("vit_") and spec.size != arch.size:
+    if name.startswith("vit_") and spec.size[0] != reference.image_size:
         state = interpolate_embeddings(spec.size[0], reference.patch_size, dict(state))
     return {key: tensor for key, tensor in state.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
 
@@ -280,19 +262,15 @@ def _bare(arch: Arch) -> str:
     return arch.name.rpartition(":")[2]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The names of a given head's rows, () where they are unknown, and of the network's."""
-
-    known: tuple[str, ...]
-    wanted: tuple[str, ...]
-
-
 def _transplant(
-    model: nn.Module, state: Mapping[str, Tensor], source: str, rows: _Rows | None = None
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    rows: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> tuple[str | None, str]:
     """Copy `state` into `model`, all or nothing, with its head where there are `rows`.
 
+    These are the names of the given head's rows, () where they are unknown, and of the network's.
     Gives what had to be changed, in one line, and how much of the head came along.
     """
     own = model.state_dict()
@@ -301,7 +279,8 @@ def _transplant(
     new = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
     head = {key: tensor for key, tensor in state.items() if key.startswith(heads)}
     notes = [f"ignored tensors that are not part of the network: {_few(others)}"] if others else []
-    stem = _first_convolution(model)
+    convolutions = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    stem = f"{next(convolutions, None)}.weight"
     if stem in new and stem in own and new[stem].ndim == 4:
         given, wanted = new[stem].shape[1], own[stem].shape[1]
         if given != wanted:
@@ -311,30 +290,32 @@ def _transplant(
     _require_fit(own, new, kept, source)
     model.load_state_dict({**own, **new})
     _calm_head(model)
-    taken, remark = ("fresh", None) if rows is None or not head else _take_rows(model, head, rows)
+    taken, remark = ("fresh", None) if rows is None or not head else _take_rows(model, head, *rows)
     if taken != "whole":
         _leave_prior(model, head)
     notes += [remark] if remark else []
     return (f"{source}: {'; '.join(notes)}" if notes else None), taken
 
 
-def _take_rows(model: nn.Module, head: Mapping[str, Tensor], rows: _Rows) -> tuple[str, str | None]:
+def _take_rows(
+    model: nn.Module, head: Mapping[str, Tensor], known: Sequence[str], wanted: Sequence[str]
+) -> tuple[str, str | None]:
     """Give the head of `model` the rows of `head` that stand for the same classes; how many, and a remark."""
     heads = _head_prefixes(model)
     own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(heads)}
-    if not (rows.known and rows.wanted):
+    if not (known and wanted):
         if {key: t.shape for key, t in head.items()} == {key: t.shape for key, t in own.items()}:
             model.load_state_dict(dict(head), strict=False)
             return "whole", None
         return "fresh", "its classification head has another shape: a new one is trained"
-    both = [name for name in rows.wanted if name in rows.known]
+    both = [name for name in wanted if name in known]
     fits = head.keys() == own.keys() and all(head[key].shape[1:] == own[key].shape[1:] for key in own)
     if not both or not fits:
         return "fresh", "its classification head has none of these classes: a new one is trained"
-    to, source = [rows.wanted.index(name) for name in both], [rows.known.index(name) for name in both]
+    to, source = [wanted.index(name) for name in both], [known.index(name) for name in both]
     for key, tensor in own.items():
         tensor[to] = head[key][source].to(tensor)
-    new, dropped = [n for n in rows.wanted if n not in both], [n for n in rows.known if n not in both]
+    new, dropped = [n for n in wanted if n not in both], [n for n in known if n not in both]
     if not new and not dropped:
         return "whole", None
     parts = [f"keeps {plural(len(both), 'class')}"]
@@ -381,7 +362,3 @@ def _require_fit(own: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Ite
 def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
     parts = set(head_of(model).modules())
     return tuple(f"{name}." for name, module in model.named_modules() if module in parts)
-
-
-def _first_convolution(model: nn.Module) -> str:
-    return next((f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
