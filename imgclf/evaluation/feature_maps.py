@@ -9,11 +9,12 @@ input lay on a known grid; the first is the image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class Site:
 def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
     """All outputs that lie on a grid, in the order of the pass."""
     tracer = _Tracer(model, images)
-    with torch.no_grad(), tracer.hooked():
+    with torch.no_grad(), hooked(tracer.hooks):
         model(images)
     return tracer.sites
 
@@ -69,7 +70,7 @@ def find_last_site(model: nn.Module, image: Tensor) -> Site:
     mixes them. Raises `ConfigError` where there is none, as in a network of linear layers.
     """
     tracer = _Tracer(model, image)
-    with torch.enable_grad(), tracer.hooked():
+    with torch.enable_grad(), hooked(tracer.hooks):
         pixels = image.detach().clone().requires_grad_()
         logits = model(pixels * 1).float()  # a network may write into its input
         # Not their sum: the rows of a linear head may sum to zero.
@@ -95,14 +96,8 @@ def capture(model: nn.Module, images: Tensor, sites: Sequence[Site]) -> list[Ten
         found[name, calls[name]] = output.clone()  # a later layer may work in place
         calls[name] += 1
 
-    names = {site.name for site in sites}
-    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), hooked({model.get_submodule(site.name): partial(keep, site.name) for site in sites}):
+        model(images)
     return [site.maps(found[site.name, site.call]) for site in sites]
 
 
@@ -121,6 +116,15 @@ def spread(heat: Tensor, site: Site, size: Grid) -> Tensor:
     return F.grid_sample(heat[:, None], places.expand(len(heat), *places.shape), align_corners=True)[:, 0]
 
 
+@contextmanager
+def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Within it, each of these modules has its forward hook."""
+    with ExitStack() as stack:
+        for module, hook in hooks.items():
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
 class _Tracer:
     """Watches one pass: the sites in their order, and which of them (`used`) had a gradient at their places."""
 
@@ -128,23 +132,14 @@ class _Tracer:
         self.sites: list[Site] = []
         self.used: set[int] = set()
         self._images = len(images)
-        self._names = {module: name for name, module in model.named_modules() if module is not model}
-        self._steps: dict[Grid, tuple[float, float]] = {_sides(images): (1.0, 1.0)}
+        self.hooks = {
+            module: partial(self._record, name) for name, module in model.named_modules() if module is not model
+        }
+        self._steps: dict[Grid, tuple[float, float]] = {(images.shape[2], images.shape[3]): (1.0, 1.0)}
         self._pooled: list[Tensor] = []
         self._calls: Counter[str] = Counter()
 
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """The hooks are there within."""
-        handles = [module.register_forward_hook(self._record) for module in self._names]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _record(self, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        name = self._names[module]
+    def _record(self, name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         call = self._calls[name]
         self._calls[name] += 1
         given = next((part for part in inputs if isinstance(part, Tensor)), None)
@@ -168,16 +163,13 @@ class _Tracer:
 
     def _read_maps(self, module: nn.Module, given: Tensor, output: Tensor) -> tuple[str, Grid, int] | None:
         """The layout of an output of four axes; a grid that is new gets its steps from the module."""
-        if output.ndim != 4:
-            return None
-        readings = (("maps", _sides(output)), ("last", _inner_sides(output)))
-        known = [(layout, grid, 0) for layout, grid in readings if grid in self._steps]
-        if known:
-            return known[0]
-        before = next((grid for grid in _grids(given) if grid in self._steps), None)
+        for layout, grid in _readings(output):
+            if grid in self._steps:
+                return layout, grid, 0
+        before = next((grid for _, grid in _readings(given) if grid in self._steps), None)
         if before is None:
             return None
-        for layout, grid in readings:
+        for layout, grid in _readings(output):
             ratio = grid[0] * before[1] / (grid[1] * before[0])
             if grid[0] * grid[1] > 1 and 1 / ASPECT <= ratio <= ASPECT:
                 self._steps[grid] = self._stepped(module, before, grid)
@@ -210,14 +202,7 @@ class _Tracer:
         return self._steps[before][0] * strides[0], self._steps[before][1] * strides[1]
 
 
-def _grids(tensor: Tensor) -> tuple[Grid, ...]:
-    """What may be the grid of an input; of tokens it is not asked, since they reach a convolution as maps."""
-    return (_sides(tensor), _inner_sides(tensor)) if tensor.ndim == 4 else ()
-
-
-def _sides(maps: Tensor) -> Grid:
-    return maps.shape[2], maps.shape[3]
-
-
-def _inner_sides(maps: Tensor) -> Grid:
-    return maps.shape[1], maps.shape[2]
+def _readings(tensor: Tensor) -> tuple[tuple[str, Grid], ...]:
+    """What may be the layout and the grid; of tokens it is not asked, since they reach a convolution as maps."""
+    shape = tensor.shape
+    return (("maps", (shape[2], shape[3])), ("last", (shape[1], shape[2]))) if len(shape) == 4 else ()

@@ -26,13 +26,7 @@ from imgclf.evaluation.ood import Rejector
 from imgclf.evaluation.predictions import Predictions
 from imgclf.models.features import with_features
 from imgclf.runtime import distributed
-from imgclf.runtime.compute import (
-    autocast,
-    enough_threads,
-    in_evaluation,
-    in_parts_that_fit,
-    step_flops,
-)
+from imgclf.runtime.compute import autocast, enough_threads, in_evaluation, in_parts_that_fit, step_flops
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.transforms.preprocess import to_input
 
@@ -258,9 +252,8 @@ def _forward(
     """
     most, model, flops = loader.batch_size, in_evaluation(model), math.inf
     if device.type == "cpu" and len(loader) >= MIN_TUNED_IMAGES:
-        flops = step_flops(
-            model, torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size), loader.batch_size
-        )
+        example = torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size)
+        flops = step_flops(model, example, loader.batch_size)
     for batch in loader.epoch():
         if not len(batch.targets):
             continue
@@ -297,15 +290,16 @@ def batch_outputs(
         outputs = []
         for part in torch.split(pixels, most):
             images = to_input(part, preprocess, device)
-            outputs.append(
-                model(images).float() if preprocess.tta == "none" else _averaged(model, images, preprocess.tta)
-            )
+            outputs.append(_averaged(model, images, preprocess.tta))
         return torch.cat(outputs)
 
 
 def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
     """The weighted mean of the outputs over views of each image (Jordan, arXiv:2404.00498)."""
-    mirrored: torch.Tensor = (model(images).float() + model(images.flip(3)).float()) / 2
+    outputs: torch.Tensor = model(images).float()
+    if tta == "none":
+        return outputs
+    mirrored: torch.Tensor = (outputs + model(images.flip(3)).float()) / 2
     if tta == "mirror":
         return mirrored
     height, width = images.shape[2:]

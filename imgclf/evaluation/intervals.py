@@ -58,10 +58,8 @@ def evaluation_intervals(logits: ArrayLike, targets: ArrayLike, temperature: flo
     drawn = np.quantile(_bootstrap(truth, predicted, k), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     there = support > 0
     # A class's F1 rises with the share of hits among the images that are of the class or were called so.
-    recalls, overlaps = (
-        wilson_intervals(hits[there], support[there]),
-        wilson_intervals(hits[there], (support + called - hits)[there]),
-    )
+    recalls = wilson_intervals(hits[there], support[there])
+    overlaps = wilson_intervals(hits[there], (support + called - hits)[there])
     balanced = _mean_interval(hits[there] / support[there], *recalls)
     f1 = _mean_interval((2 * hits / np.maximum(support + called, 1))[there], *(2 * x / (1 + x) for x in overlaps))
     top5 = wilson_interval(int((rank_of_truth(scores, truth) < 5).sum()), n) if k > TOP5_ABOVE else None

@@ -187,7 +187,4 @@ def _main_directions(points: NDArray[np.float64], q: int) -> NDArray[np.float64]
     """An orthonormal basis (d, q) of the directions in which points (m, d) vary most, nearly."""
     wide = min(q + OVERSAMPLED_DIRECTIONS, *points.shape)
     with unseeded_drawing():
-        basis: NDArray[np.float64] = torch.svd_lowrank(torch.from_numpy(points), wide, POWER_ITERATIONS)[2][
-            :, :q
-        ].numpy()
-    return basis
+        return torch.svd_lowrank(torch.from_numpy(points), wide, POWER_ITERATIONS)[2][:, :q].numpy()

@@ -108,13 +108,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions as a safetensors file with the tensors `logits`, `targets` and `texts`: a JSON object in ASCII
     with `classes`, `refs`, `contents` and `seen`. Its metadata hold a manifest, with `format`, `temperature`, `images`
     and `correct`, and the checksum of all of it, as those of a model file do."""
-    correct = int((predictions.predicted == predictions.targets).sum())
-    manifest = {
-        "format": FORMAT,
-        "temperature": predictions.temperature,
-        "images": len(predictions),
-        "correct": correct,
-    }
+    images, correct = len(predictions), int((predictions.predicted == predictions.targets).sum())
+    manifest = {"format": FORMAT, "temperature": predictions.temperature, "images": images, "correct": correct}
     texts = json.dumps({name: getattr(predictions, name) for name in TEXTS}).encode("ascii")
     tensors = {
         "logits": _raw("F32", np.ascontiguousarray(predictions.logits, np.float32)),

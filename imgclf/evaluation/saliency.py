@@ -24,7 +24,7 @@ from imgclf.core.registry import unknown_name
 from imgclf.core.results import Explanation
 from imgclf.core.text import nfc
 from imgclf.data.loading.loader import Loader
-from imgclf.evaluation.feature_maps import Site, find_last_site, spread
+from imgclf.evaluation.feature_maps import Site, find_last_site, hooked, spread
 from imgclf.evaluation.inference import batch_outputs, device_of, predict
 from imgclf.models.ensemble import Ensemble
 from imgclf.runtime.compute import in_parts_that_fit, own_copy
@@ -102,14 +102,12 @@ def _heats(
     model: nn.Module, pixels: Tensor, targets: Tensor, preprocess: PreprocessConfig, method: str, precision: torch.dtype
 ) -> Iterator[NDArray[np.float32]]:
     """The heat of each image, scaled so that its hottest pixel is 1."""
-    device = device_of(model)
-    first = to_input(pixels[:1], preprocess, device)
     if method == "occlusion":
         for image, target in zip(pixels, targets.tolist(), strict=True):
             yield _scaled(_occlusion(model, image, target, preprocess, precision))
         return
-    members = list(model.members) if isinstance(model, Ensemble) else [model]
-    site = find_last_site(members[0], first)
+    device, members = device_of(model), list(model.members) if isinstance(model, Ensemble) else [model]
+    site = find_last_site(members[0], to_input(pixels[:1], preprocess, device))
     mean_cam = partial(_mean_cam, members, site, method, preprocess.tta != "none")
 
     def heats(most: int) -> NDArray[np.float32]:
@@ -139,13 +137,9 @@ def _cam(model: nn.Module, images: Tensor, targets: Tensor, site: Site, method: 
             torch.set_grad_enabled(True)  # no layer before needs one; `no_grad` below sets it back
         return outputs[-1].clone()  # a later layer may work in place
 
-    handle = model.get_submodule(site.name).register_forward_hook(begin)
-    try:
-        with torch.no_grad():
-            scores = model(images).float().gather(1, targets[:, None])
-            (gradient,) = torch.autograd.grad(scores.sum(), outputs[site.call])
-    finally:
-        handle.remove()
+    with torch.no_grad(), hooked({model.get_submodule(site.name): begin}):
+        scores = model(images).float().gather(1, targets[:, None])
+        (gradient,) = torch.autograd.grad(scores.sum(), outputs[site.call])
     maps, slopes = site.maps(outputs[site.call].detach()).float(), site.maps(gradient).float()
     weights = _plus_plus(maps, slopes) if method == "gradcam++" else slopes.mean((2, 3), keepdim=True)
     size = (images.shape[2], images.shape[3])

@@ -27,7 +27,7 @@ EXPLAINED_SIDE = 300  # output pixels that the longer side of an explained image
 TITLE_HEIGHT, SCALE_HEIGHT, MARGIN = 34, 18, 8
 SCALE = (9, 64)  # height and width of the colors of the heat, in output pixels
 HEAT_STRENGTH = 0.7  # how much of the image the hottest pixel hides
-GRID_TITLE = 25  # characters above an image of a grid
+GRID_TITLE, MAX_NAME = 25, 32  # characters above and below an image of a grid
 CHANNEL_NAMES = {1: ("gray",), 3: ("red", "green", "blue")}
 
 
@@ -50,7 +50,9 @@ def save_grid(
     for axis, image, (title, color, name) in zip(axes.flat, images, texts, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
         axis.set_title(title_of(title, GRID_TITLE), fontsize=9, parse_math=False, color=color)
-        axis.set_xlabel(end_of(name), fontsize=7, parse_math=False, color="dimgray")
+        name = printable(name)  # of which the end tells most
+        name = name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
+        axis.set_xlabel(name, fontsize=7, parse_math=False, color="dimgray")
     if legend or names:
         figure.set_layout_engine("constrained", hspace=0.08)  # which leaves room for it, and between the rows
     if legend:
@@ -170,12 +172,6 @@ def _is_free(path: Path, image: str) -> bool:
             return bool(picture.info.get(SOURCE_KEY) == source_text(image))
     except OSError:
         return False
-
-
-def end_of(text: str, most: int = 32) -> str:
-    """The end of a path that fits below a picture, with control characters spelt out."""
-    text = printable(text)
-    return text if len(text) <= most else "…" + text[1 - most :]
 
 
 def title_of(text: str, most: int = 28) -> str:

@@ -40,6 +40,9 @@ RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
 UNKNOWN_TENSORS = ("center", "basis", "points", "rest", "scale", "valid")
 SHOWN_TENSORS = 3
 MAX_MESSAGE = 600
+GIVE = "give a model.safetensors or the folder of a run"
+UNCALIBRATED = {"temperature": 1.0, "images": 0, "note": "no validation images were looked at"}
+NOT_KNOWN = {"missing": "training has not come to its end"}
 
 
 def _installed_versions() -> dict[str, str]:
@@ -48,18 +51,6 @@ def _installed_versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
-
-
-def _uncalibrated() -> dict[str, Any]:
-    return {"temperature": 1.0, "images": 0, "note": "no validation images were looked at"}
-
-
-def _not_known() -> dict[str, Any]:
-    return {"missing": "training has not come to its end"}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -83,9 +74,9 @@ class Manifest:
     data: str = ""
     seen: str = ""
     versions: Mapping[str, str] = field(default_factory=_installed_versions)
-    created: str = field(default_factory=_now)
-    calibration: Mapping[str, Any] = field(default_factory=_uncalibrated)
-    ood: Mapping[str, Any] = field(default_factory=_not_known)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    calibration: Mapping[str, Any] = field(default_factory=UNCALIBRATED.copy)
+    ood: Mapping[str, Any] = field(default_factory=NOT_KNOWN.copy)
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -177,18 +168,16 @@ def save_weights(
 
 def raw_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Raw]:
     """Tensors on the CPU as they are written; raises `ModelFileError` for a type that a model file does not hold."""
-    stored = {there: name for name, (there, _) in DTYPES.items()}
+    from torch import uint8
+
+    stored, raw = {there: name for name, (there, _) in DTYPES.items()}, {}
     for name, tensor in tensors.items():
         if _type_name(tensor) not in stored:
             raise ModelFileError(f"the tensor {name!r} is {_type_name(tensor)}; expected one of {', '.join(stored)}")
-    return {name: Raw(stored[_type_name(t)], tuple(t.shape), _bytes_of(t)) for name, t in tensors.items()}
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """Its own memory where that is in order; the view keeps it alive."""
-    from torch import uint8
-
-    return tensor.resolve_neg().contiguous().reshape(-1).view(uint8).numpy().data
+        # Its own memory where that is in order; the view keeps it alive.
+        data = tensor.resolve_neg().contiguous().reshape(-1).view(uint8).numpy().data
+        raw[name] = Raw(stored[_type_name(tensor)], tuple(tensor.shape), data)
+    return raw
 
 
 def _type_name(tensor: Tensor) -> str:
@@ -198,8 +187,7 @@ def _type_name(tensor: Tensor) -> str:
 def weights_digest(path: str | os.PathLike[str]) -> str:
     """The sha256 (hex) of the weights in a model file, or in that of a run folder: the same for equal weights,
     whatever else the file holds."""
-    target = _model_path(locate(path))
-    with _naming(target), _open(target) as stream:
+    with _opened(path) as stream:
         header = read_header(stream)
         own = {name: tensor for name, tensor in header.tensors.items() if not name.startswith(BESIDE)}
         return checksum(stream, replace(header, manifest="", tensors=own))
@@ -224,8 +212,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, OodDe
     from imgclf.models.ensemble import assemble
     from imgclf.runtime.random import unseeded_drawing
 
-    target = _model_path(locate(path))
-    with _naming(target), _open(target) as stream:
+    with _opened(path) as stream:
         header = read_header(stream)
         values = parse_json(header.manifest, "manifest")
         _check_format(values)
@@ -248,8 +235,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
     It is checked field by field, but not against the checksum, which takes all the weights: `load_model` does that.
     """
-    target = _model_path(locate(path))
-    with _naming(target), _open(target) as stream:
+    with _opened(path) as stream:
         return _parse_manifest(parse_json(read_header(stream).manifest, "manifest"))
 
 
@@ -273,15 +259,18 @@ def _naming(path: Path, prefix: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:
-        raise ModelFileError("there is no such model file; give a model.safetensors or the folder of a run") from None
-    if not regular:  # opening a pipe would wait for ever
-        raise ModelFileError("is not a regular file; give a model.safetensors or the folder of a run")
-    with path.open("rb") as stream:
-        yield stream
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A model file, or that of a run, to be read."""
+    target = _model_path(locate(path))
+    with _naming(target):
+        try:
+            regular = stat.S_ISREG(target.stat().st_mode)
+        except FileNotFoundError:
+            raise ModelFileError(f"there is no such model file; {GIVE}") from None
+        if not regular:  # opening a pipe would wait for ever
+            raise ModelFileError(f"is not a regular file; {GIVE}")
+        with target.open("rb") as stream:
+            yield stream
 
 
 def _to_json(manifest: Manifest) -> str:
