@@ -154,12 +154,10 @@ def fit_ood(train: NDArray[np.float32], logits: NDArray[np.float32], features: N
 def choose_evenly(targets: NDArray[np.int64], most: int = MAX_TRAIN_IMAGES) -> NDArray[np.int64]:
     """The positions, rising, of up to `most` images: as many of each class as there are, or as of the others."""
     order = np.argsort(targets, kind="stable")
-    counts = np.bincount(targets)
-    starts = np.cumsum(counts) - counts
     random = np.random.default_rng(SEED)
     place = np.empty(len(targets), np.int64)  # of each image among those of its class, in a random order
-    for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-        place[order[start : start + count]] = random.permutation(count)
+    for one_class in np.split(order, np.cumsum(np.bincount(targets))[:-1]):
+        place[one_class] = random.permutation(len(one_class))
     return np.sort(np.argsort(place, kind="stable")[:most])
 
 

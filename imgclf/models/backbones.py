@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +40,16 @@ def find_arch(name: str) -> Arch:
 @cache
 def _library_arch(name: str) -> Arch:
     library, _, bare = name.rpartition(":")
-    if re.fullmatch(r"\w+(\.[\w.-]+)?", bare):
-        if library in ("", "timm") and _in_timm(bare):
-            return _timm_arch(name, bare)
-        if library in ("", "torchvision") and bare in _torchvision_names():
-            return _torchvision_arch(name, bare)
     plain = bare.partition(".")[0]
-    if library in ("", "timm") and "." in bare and plain in _timm_names():
+    if library in ("", "timm") and plain in _timm_names():
         import timm
 
-        raise unknown_name(f"{plain} with such a tag", name, timm.list_models(f"{plain}.*", include_tags=True))
+        known = timm.list_models(f"{plain}.*", include_tags=True) if "." in bare else [plain]
+        if bare not in known:
+            raise unknown_name(f"{plain} with such a tag", name, known)
+        return _timm_arch(name, bare)
+    if library in ("", "torchvision") and bare in _torchvision_names():
+        return _torchvision_arch(name, bare)
     forced = {"timm": _timm_names, "torchvision": _torchvision_names}.get(library)
     raise unknown_name(ARCHS.kind, name, [f"{library}:{known}" for known in forced()] if forced else all_names())
 
@@ -72,13 +71,6 @@ def _torchvision_names() -> tuple[str, ...]:
     import torchvision
 
     return tuple(torchvision.models.list_models(module=torchvision.models))
-
-
-def _in_timm(name: str) -> bool:
-    import timm
-
-    plain, _, tag = name.partition(".")
-    return plain in _timm_names() and (not tag or name in timm.list_models(f"{plain}.*", include_tags=True))
 
 
 def timm_config(name: str) -> PretrainedCfg:

@@ -48,17 +48,15 @@ def empty_network(spec: ModelConfig) -> nn.Module:
     is. Raises what `build_model` raises.
     """
     arch = find_arch(spec.arch)
-    if arch.family == "own":  # it is tried with real images
-        with unseeded_drawing():
-            return build_model(spec).to("meta")
     with unseeded_drawing():
-        try:
-            with torch.device("meta"):
-                return _build(arch, spec)
-        except SHAPE_ERRORS as error:
-            # Only a network that never works on the meta device may take memory: a wrong size shall not.
-            if _works(arch, spec, max(arch.size), "meta"):
-                raise _size_error(arch, spec, error) from error
+        if arch.family != "own":  # which is tried with real images
+            try:
+                with torch.device("meta"):
+                    return _build(arch, spec)
+            except SHAPE_ERRORS as error:
+                # Only a network that never works on the meta device may take memory: a wrong size shall not.
+                if _works(arch, spec, max(arch.size), "meta"):
+                    raise _size_error(arch, spec, error) from error
         return build_model(spec).to("meta")
 
 

@@ -46,12 +46,10 @@ def list_models(pattern: str = "") -> list[ModelInfo]:
 
 @cache
 def _table() -> tuple[ModelInfo, ...]:
-    rows = csv.DictReader(io.StringIO(read_text(TABLE)))
+    _, *rows = csv.reader(io.StringIO(read_text(TABLE)))
     return tuple(
-        ModelInfo(
-            row["name"], int(row["params"]), parse_size(row["size"]), int(row["channels"]), row["weights"] or None
-        )
-        for row in rows
+        ModelInfo(name, int(params), parse_size(size), int(channels), weights or None)
+        for name, params, size, channels, weights in rows
     )
 
 

@@ -116,9 +116,8 @@ def own_arch(made: Any, *, pretrained: bool = False, new_head: bool = False) -> 
             "gives one"
         )
     name, module = name_of(made), isinstance(made, nn.Module)
-    channels = 3
-    if module:
-        channels = next((part.in_channels for part in made.modules() if isinstance(part, nn.Conv2d)), channels)
+    parts = made.modules() if module else ()
+    channels = next((part.in_channels for part in parts if isinstance(part, nn.Conv2d)), 3)
     return Arch(
         name,
         OwnNetwork(name, made, new_head=pretrained or new_head),

@@ -8,6 +8,7 @@ that start by handing their input on, norms that learn offsets alone, and a head
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise, starmap
 
 import torch
 from torch import Tensor, nn
@@ -81,14 +82,9 @@ class SpeedNet(nn.Module):
     def __init__(self, spec: ModelConfig, maps: tuple[int, ...] = (64, 256, 256)) -> None:
         super().__init__()
         self.whitening = Whitening(spec.channels)
-        before = self.whitening.out_channels
-        groups = []
-        for group_maps in maps:
-            groups.append(_group(before, group_maps))
-            before = group_maps
-        self.groups = nn.Sequential(nn.GELU(), *groups)
+        self.groups = nn.Sequential(nn.GELU(), *starmap(_group, pairwise((self.whitening.out_channels, *maps))))
         self.pool = nn.AdaptiveMaxPool2d(1)
-        self.head = nn.Linear(before, spec.classes, bias=False)
+        self.head = nn.Linear(maps[-1], spec.classes, bias=False)
 
     def init_from(self, pixels: Tensor) -> None:
         """Set the frozen first layer from training images (n, channels, height, width), before training begins."""

@@ -140,13 +140,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise ModelFileError(f"weights file {str(path)!r} not found; expected an existing {' or '.join(FILE_SUFFIXES)}")
-    try:
-        state, manifest = _read_safetensors(path) if path.suffix == ".safetensors" else (read_checkpoint(path), {})
-    except ModelFileError:
-        raise
-    except Exception as error:  # a damaged file ends in any of several errors of safetensors
-        reason = " ".join(str(error).split())[:200]
-        raise ModelFileError(f"{str(path)!r} can't be read as weights ({reason}); save them again") from error
+    state, manifest = _read_safetensors(path) if path.suffix == ".safetensors" else (read_checkpoint(path), {})
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise ModelFileError(f"{str(path)!r} holds NaN or infinite values in {name!r}; use other weights")
@@ -157,9 +151,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    with safe_open(path, framework="pt") as stored:
-        ours = "imgclf" in (stored.metadata() or {})
-    state, manifest = load_file(path), {}
+    try:
+        with safe_open(path, framework="pt") as stored:
+            ours = "imgclf" in (stored.metadata() or {})
+        state, manifest = load_file(path), {}
+    except Exception as error:  # a damaged file ends in any of several errors
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{str(path)!r} can't be read as weights ({reason}); save them again") from error
     if ours:
         with path.open("rb") as stream:
             header = read_header(stream)
@@ -263,10 +261,7 @@ def _bare(arch: Arch) -> str:
 
 
 def _transplant(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    source: str,
-    rows: tuple[Sequence[str], Sequence[str]] | None = None,
+    model: nn.Module, state: Mapping[str, Tensor], source: str, rows: tuple[Sequence[str], Sequence[str]] | None = None
 ) -> tuple[str | None, str]:
     """Copy `state` into `model`, all or nothing, with its head where there are `rows`.
 
