@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,10 +28,11 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
     images (scikit-learn's `balanced_accuracy_score`, and `f1_score` with these classes as labels). A precision with
     nothing to divide by is 0; a class without images was not tested, and has none of these figures.
 
-    Raises `DataError` where there is nothing to evaluate or the arrays do not fit each other, and `ImgclfError` where
-    a logit is NaN or infinite.
+    Raises `DataError` where there is nothing to evaluate, and `ImgclfError` where a logit is NaN or infinite.
     """
-    scores, truth = _check(np.asarray(logits), np.asarray(targets), classes)
+    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(targets)
+    if scores.size == 0:
+        raise DataError("there are no images to evaluate; give at least one labeled image")
     log_probabilities = _log_softmax(scores)
     n, k = scores.shape
     predicted = scores.argmax(axis=1)
@@ -54,22 +54,6 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
         per_class=tuple(ClassResult(name, *row) for name, row in zip(classes, rows, strict=True)),
         confusion=tuple(zip((cells // k).tolist(), (cells % k).tolist(), counts.tolist(), strict=True)),
     )
-
-
-def _check(logits: NDArray[Any], targets: NDArray[Any], classes: Sequence[str]) -> tuple[Floats, Ints]:
-    if logits.ndim != 2 or targets.shape != logits.shape[:1] or logits.shape[1] != len(classes):
-        raise DataError(
-            f"expected logits (n, {len(classes)}) for {len(classes)} classes and n targets; "
-            f"got logits {logits.shape} and targets {targets.shape}"
-        )
-    if logits.size == 0:
-        raise DataError("there are no images to evaluate; give at least one labeled image")
-    if targets.dtype.kind not in "iu" or targets.min() < 0 or targets.max() >= len(classes):
-        raise DataError(
-            f"expected targets as whole numbers from 0 to {len(classes) - 1}; "
-            f"got {targets.dtype} from {targets.min()} to {targets.max()}"
-        )
-    return logits.astype(np.float64), targets.astype(np.int64)
 
 
 def _log_softmax(logits: ArrayLike) -> Floats:

@@ -53,9 +53,10 @@ class Predictions:
                 f"expected logits ({n}, {k}), {n} targets and {n} contents for {n} images and {k} classes; "
                 f"got logits {self.logits.shape}, targets {self.targets.shape} and {len(self.contents)} contents"
             )
-        if n and not 0 <= self.targets.min() <= self.targets.max() < k:
+        if n and (self.targets.dtype.kind not in "iu" or not 0 <= self.targets.min() <= self.targets.max() < k):
             raise DataError(
-                f"expected targets from 0 to {k - 1}; got some from {self.targets.min()} to {self.targets.max()}"
+                f"expected targets as whole numbers from 0 to {k - 1}; "
+                f"got {self.targets.dtype} from {self.targets.min()} to {self.targets.max()}"
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise DataError(f"the temperature is {self.temperature!r}; expected a number above 0")

@@ -94,13 +94,6 @@ class Manifest:
             self._require(isinstance(getattr(self, name), str), name, "a text")
         self._require(_is_calibration(self.calibration), "calibration", "temperature (0.01 to 100), images and note")
         self._require(_is_ood(self.ood), "ood", "the shapes of tensors, or why they are missing")
-        self._check_agreement()
-
-    def _require(self, ok: bool, name: str, expected: str) -> None:
-        if not ok:
-            raise ModelFileError(f"manifest.{name} is {shorten(repr(getattr(self, name)))}; expected {expected}")
-
-    def _check_agreement(self) -> None:
         spec, names, channels = self.spec, len(self.classes), self.preprocess.channels
         if not ARCH_NAME.fullmatch(spec.arch):
             raise ModelFileError(
@@ -111,6 +104,10 @@ class Manifest:
             raise ModelFileError(f"manifest.classes has {names} names; expected spec.classes, {spec.classes}")
         if channels != spec.channels:
             raise ModelFileError(f"manifest.preprocess.channels is {channels}; expected spec.channels, {spec.channels}")
+
+    def _require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise ModelFileError(f"manifest.{name} is {shorten(repr(getattr(self, name)))}; expected {expected}")
 
 
 def _is_calibration(value: Any) -> bool:

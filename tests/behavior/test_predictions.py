@@ -84,6 +84,7 @@ def test_any_names_round_trip(tmp_path_factory, name, temperature):
         {"targets": np.zeros(5, np.int64)},
         {"targets": np.full(6, 3)},
         {"targets": np.full(6, -1)},
+        {"targets": np.zeros(6)},
         {"contents": ()},
         {"seen": (6,)},
         {"temperature": 0.0},
