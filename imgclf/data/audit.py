@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
 from hashlib import file_digest, sha256
-from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -19,20 +18,18 @@ from typing import Any, TypeVar
 import PIL
 
 from imgclf.core.arguments import require, whole
-from imgclf.core.config import Levels
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, DataError
 from imgclf.core.files import cache_folder, seal, unseal, write_atomic
 from imgclf.core.text import natural, plural, printable
 from imgclf.data.classes import look_alikes
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.duplicates import describe_duplicates
-from imgclf.data.images import LOOK, BadImage, check_image, file_stamp, open_regular
+from imgclf.data.images import LOOK, BadImage, ImageFacts, check_image, file_stamp, open_regular
 from imgclf.data.sources.folder import FileReader, Known
-from imgclf.data.sources.tar_index import Entry
 from imgclf.data.sources.tar_shards import ShardReader
 
 ALLOW_UNREADABLE = 0.05
-_CACHE_FORMAT = 8
+_CACHE_FORMAT = 9
 _CHUNK_IMAGES = 32
 _ODD_MIN_IMAGES = 10
 _SHOWN_NAMES = 3
@@ -87,23 +84,6 @@ def left_out(files: Sequence[UnreadableFile]) -> str:
     return f"{plural(len(files), 'image')} left out that can't be read: {shown}{'; …' * (len(files) > SHOWN_PROBLEMS)}"
 
 
-@dataclass(frozen=True)
-class _Fact:
-    """What one look at a file gave; `stamp` tells whether it is still the same. `pixels` is "" where no other file may
-    hold the same ones."""
-
-    stamp: str = ""
-    sha256: str = ""
-    reason: str = ""
-    format: str = ""
-    height: int = 0
-    width: int = 0
-    look: str = ""
-    pixels: str = ""
-    vanishes: bool = False
-    levels: Levels | None = None
-
-
 def audit(
     source: Source,
     *,
@@ -152,17 +132,17 @@ def audit(
     return Audit(clean, unreadable, findings, _sizes([fact for _, fact in good if fact.format]))
 
 
-def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -> list[_Fact]:
+def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -> list[ImageFacts]:
     reader = source.reader
     if isinstance(reader, ShardReader):
-        indexed = [_indexed(reader.entry(sample.ref)) for sample in source.samples]
+        indexed = [reader.facts(sample.ref) for sample in source.samples]
         return _compared(source, reader, indexed, workers)
     if not isinstance(reader, FileReader):
-        return [_Fact(sha256=reader.digest(sample.ref)) for sample in source.samples]
+        return [ImageFacts(sha256=reader.digest(sample.ref)) for sample in source.samples]
     cache = _cache_path(reader)
     known = _read_cache(cache)
     refs = [sample.ref for sample in source.samples]
-    facts: list[_Fact] = []
+    facts: list[ImageFacts] = []
     for fact in _mapped(lambda ref: _look(reader, ref, known.get(ref)), refs, workers):
         facts.append(fact)
         if len(facts) % _CHUNK_IMAGES == 0 or len(facts) == len(refs):
@@ -185,7 +165,9 @@ def _mapped(look: Callable[[str], Out], refs: Sequence[str], workers: int) -> It
             raise
 
 
-def _compared(source: Source, reader: FileReader | ShardReader, facts: list[_Fact], workers: int) -> list[_Fact]:
+def _compared(
+    source: Source, reader: FileReader | ShardReader, facts: list[ImageFacts], workers: int
+) -> list[ImageFacts]:
     """The facts with the digest of the pixels of each image that another file may hold too.
 
     The looks of most show that none does. Those of JPEGs are comparable only to each other, so a JPEG is decoded in
@@ -221,40 +203,27 @@ def _pixels(reader: FileReader | ShardReader, ref: str) -> str:
         return ""
 
 
-def _indexed(entry: Entry) -> _Fact:
-    """What the pass over a tar found out about an image."""
-    plain = (entry.sha256, entry.reason, entry.format, entry.height, entry.width, entry.look)
-    return _Fact("", *plain, levels=entry.levels, vanishes=entry.vanishes)
-
-
-def _look(reader: FileReader, ref: str, known: _Fact | None) -> _Fact:
+def _look(reader: FileReader, ref: str, known: ImageFacts | None) -> ImageFacts:
     path = reader.path(ref)
     try:
         if known is not None and known.stamp == file_stamp(os.stat(path)):
             return known
         with open_regular(path) as file:
             stamp = file_stamp(os.fstat(file.fileno()))
-            found = _checked(file, os.path.splitext(path)[1], reader.max_pixels)
+            digest = file_digest(file, "sha256").hexdigest()
+            try:
+                found = check_image(file, os.path.splitext(path)[1], reader.max_pixels)
+            except BadImage as error:
+                found = ImageFacts(reason=error.reason)
             if file_stamp(os.fstat(file.fileno())) != stamp:  # on some network drives it always does
                 file.seek(0)
-                if file_digest(file, "sha256").hexdigest() != found.sha256:
-                    return _Fact(reason="it changed while it was checked")
-        return replace(found, stamp=stamp)
+                if file_digest(file, "sha256").hexdigest() != digest:
+                    return ImageFacts(reason="it changed while it was checked")
+        return replace(found, sha256=digest, stamp=stamp)
     except BadImage as error:
-        return _Fact(reason=error.reason)
+        return ImageFacts(reason=error.reason)
     except OSError as error:
-        return _Fact(reason=f"cannot be opened: {(error.strerror or str(error)).lower()}")
-
-
-def _checked(file: BufferedReader, suffix: str, max_pixels: int) -> _Fact:
-    """What an open file holds."""
-    digest = file_digest(file, "sha256").hexdigest()
-    try:
-        facts = check_image(file, suffix, max_pixels)
-    except BadImage as error:
-        return _Fact("", digest, error.reason)
-    plain = (facts.format, facts.height, facts.width, facts.look)
-    return _Fact("", digest, "", *plain, levels=facts.levels, vanishes=facts.vanishes)
+        return ImageFacts(reason=f"cannot be opened: {(error.strerror or str(error)).lower()}")
 
 
 def _cache_path(reader: FileReader) -> Path:
@@ -263,16 +232,16 @@ def _cache_path(reader: FileReader) -> Path:
     return cache_folder() / "audit" / f"{sha256(os.fsencode(key)).hexdigest()[:24]}.json"
 
 
-def _read_cache(path: Path) -> dict[str, _Fact]:
+def _read_cache(path: Path) -> dict[str, ImageFacts]:
     """What earlier audits found; a cache that can't be read or is damaged is as good as none."""
     try:
         rows: Mapping[str, list[Any]] = json.loads(bytes(unseal(path.read_bytes())))
-        return {ref: _Fact(*[*plain, levels and Levels(*levels)]) for ref, (*plain, levels) in rows.items()}
+        return {ref: ImageFacts.from_row(row) for ref, row in rows.items()}
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _write_cache(path: Path, facts: Mapping[str, _Fact]) -> None:
+def _write_cache(path: Path, facts: Mapping[str, ImageFacts]) -> None:
     rows = {ref: astuple(fact) for ref, fact in facts.items()}
     data = json.dumps(rows, separators=(",", ":")).encode()
     try:
@@ -319,7 +288,7 @@ def _alone(source: Source) -> tuple[str, ...]:
     return (f"{what} ({shown}): trained on, not tested",)
 
 
-def _odd_format(good: list[tuple[Sample, _Fact]]) -> list[str]:
+def _odd_format(good: list[tuple[Sample, ImageFacts]]) -> list[str]:
     """One file of another format than all others is often no photo at all: an error page, a placeholder."""
     formats = Counter(fact.format for _, fact in good if fact.format)
     if len(formats) != 2 or formats.total() <= _ODD_MIN_IMAGES:
@@ -331,7 +300,7 @@ def _odd_format(good: list[tuple[Sample, _Fact]]) -> list[str]:
     return [f"{printable(ref)} is the only {odd} among {many} {common}: look at it"]
 
 
-def _vanished(good: list[tuple[Sample, _Fact]]) -> list[str]:
+def _vanished(good: list[tuple[Sample, ImageFacts]]) -> list[str]:
     refs = [printable(sample.ref) for sample, fact in good if fact.vanishes]
     if not refs:
         return []
@@ -339,7 +308,7 @@ def _vanished(good: list[tuple[Sample, _Fact]]) -> list[str]:
     return [f"{plural(len(refs), 'transparent image')} all white on a white background: {shown}"]
 
 
-def _sizes(facts: list[_Fact]) -> Sizes | None:
+def _sizes(facts: list[ImageFacts]) -> Sizes | None:
     if not facts:
         return None
     sides = sorted(((fact.height, fact.width) for fact in facts), key=lambda side: (side[0] * side[1], side))

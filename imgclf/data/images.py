@@ -94,20 +94,32 @@ class BadImage(DataError):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the check of an image found: sides in pixels as displayed, Pillow's mode, and the format ("JPEG").
+    """What is known of an image: its sides in pixels as displayed, and the format ("JPEG").
 
     `look` is a short digest of some of its pixels: images with equal pixels look alike, JPEGs among themselves and
     images of all other formats among themselves. `levels` are those between which the values of an image of more than
     8 bits lie. `vanishes` says that over white, where it is transparent, nothing of it is left.
+
+    Who keeps it adds the `sha256` of the file's bytes, the `reason` why an image can't be used (else ""), the `stamp`
+    that tells whether the file is still the same, and a digest of the `pixels` where another file may hold the same.
     """
 
-    width: int
-    height: int
-    mode: str
-    format: str
+    width: int = 0
+    height: int = 0
+    format: str = ""
     look: str = ""
-    levels: Levels | None = None
     vanishes: bool = False
+    sha256: str = ""
+    reason: str = ""
+    stamp: str = ""
+    pixels: str = ""
+    levels: Levels | None = None
+
+    @classmethod
+    def from_row(cls, row: Iterable[Any]) -> ImageFacts:
+        """The facts that `astuple` and JSON made a row of. Raises `TypeError` where it is none."""
+        *plain, levels = row
+        return cls(*[*plain, levels and Levels(*levels)])
 
 
 def is_image_name(name: str) -> bool:
@@ -224,11 +236,11 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
         if small is not None:
             height, width = _as_displayed((jpeg.height, jpeg.width), orientation)
             look = _digest(upright(small, orientation), LOOK)
-            return ImageFacts(width, height, "L" if jpeg.channels == 1 else "RGB", "JPEG", look)
+            return ImageFacts(width, height, "JPEG", look)
     with _quiet_pillow(), _as_bad_image():
         image = _opened(file, suffix, max_pixels)
         width, height = image.size
-        mode, kind = image.mode, _format(image)
+        kind = _format(image)
         decoded, orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
         if orientation > 1 or isinstance(decoded, DeepColor):
             look = _look(upright(to_uint8(decoded), orientation))
@@ -236,7 +248,7 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
             look = _look(to_uint8(_some(decoded)))
         levels, vanishes = levels_of(decoded), _vanishes(decoded)
     height, width = _as_displayed((height, width), orientation)
-    return ImageFacts(width, height, mode, kind, look, levels, vanishes)
+    return ImageFacts(width, height, kind, look, vanishes, levels=levels)
 
 
 def _vanishes(image: Decoded) -> bool:

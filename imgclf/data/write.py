@@ -131,7 +131,7 @@ def _write_shards(members: Iterator[dict[str, str | bytes]], folder: Path, name:
                 if images >= size.images or file.tell() >= size.bytes:
                     break
         index = write_index(path)
-        bad = [f"{printable(entry.name)}: {entry.reason}" for entry in index.entries if entry.reason]
+        bad = [f"{printable(entry.name)}: {entry.facts.reason}" for entry in index.entries if entry.facts.reason]
         if bad or len(index.entries) != images:
             raise DataError(f"{path.name}: {len(index.entries) - len(bad)} of {images} images can be read back", bad)
 

@@ -15,18 +15,17 @@ from dataclasses import astuple, dataclass, field, replace
 from hashlib import sha256
 from typing import Any, BinaryIO
 
-from imgclf.core.config import Levels
 from imgclf.core.errors import DataError
 from imgclf.core.files import seal, unseal
 from imgclf.core.text import nfc, one_line, printable
-from imgclf.data.images import MAX_PIXELS, BadImage, check_image, is_image_name
+from imgclf.data.images import MAX_PIXELS, BadImage, ImageFacts, check_image, is_image_name
 
 CLASS_FILES = ("classes.json", "classes.txt")
 LABELS = ("cls", "json", "txt")  # the first that a key has decides
 MAX_HEADER = 2**20
 MAX_LABEL = 2**20
 MAX_IMAGE = 2**30
-_FORMAT = 7
+_FORMAT = 8
 _BLOCK = 512
 _TAIL = 2**16
 # The first dot in a file's name ends its key: webdataset.tariterators.base_plus_ext.
@@ -35,25 +34,14 @@ _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Entry:
-    """One image in a tar: where its bytes lie, its raw label (an int is a number of a class), and what a look found.
-
-    `reason` says why it can't be used, "" for an image that decodes; `format`, `height`, `width`, `look`, `vanishes`
-    and `levels` are as in `ImageFacts`.
-    """
+    """One image in a tar: where its bytes lie, its raw label (an int is a number of a class), and what a look found."""
 
     name: str
     offset: int
     size: int
     label: str | int
-    group: str | None = None
-    sha256: str = ""
-    reason: str = ""
-    format: str = ""
-    height: int = 0
-    width: int = 0
-    look: str = ""
-    vanishes: bool = False
-    levels: Levels | None = None
+    group: str | None
+    facts: ImageFacts
 
 
 @dataclass(frozen=True)
@@ -102,7 +90,7 @@ def unpack_index(data: bytes, size: int, max_pixels: int, stamp: str = "") -> Sh
         content = json.loads(bytes(unseal(data)))
         if {key: content[key] for key in _header(0, 0, "")} != _header(size, max_pixels, stamp):
             return None
-        entries = tuple(Entry(*[*plain, levels and Levels(*levels)]) for *plain, levels in content["images"])
+        entries = tuple(Entry(*[*place, ImageFacts.from_row(facts)]) for *place, facts in content["images"])
         classes, problems = (tuple(content[key]) for key in ("classes", "problems"))
         return ShardIndex(entries, classes, content["passed_over"], problems)
     except (ValueError, TypeError, KeyError):
@@ -215,17 +203,16 @@ class _Scan:
         return ShardIndex(tuple(entries), self._classes, dict(self._passed), tuple(self._problems))
 
     def _image(self, name: str, member: tarfile.TarInfo, file: BinaryIO) -> Entry:
-        entry = Entry(name, member.offset_data, member.size, "")
         if member.size > MAX_IMAGE:
-            return replace(entry, reason=f"a file of {member.size:,} bytes; at most {MAX_IMAGE:,} are read")
-        data = _content(file, member, MAX_IMAGE)
-        entry = replace(entry, sha256=sha256(data).hexdigest())
-        try:
-            facts = check_image(data, max_pixels=self._max_pixels)
-        except BadImage as error:
-            return replace(entry, reason=error.reason)
-        entry = replace(entry, format=facts.format, height=facts.height, width=facts.width)
-        return replace(entry, look=facts.look, vanishes=facts.vanishes, levels=facts.levels)
+            facts = ImageFacts(reason=f"a file of {member.size:,} bytes; at most {MAX_IMAGE:,} are read")
+        else:
+            data = _content(file, member, MAX_IMAGE)
+            try:
+                facts = check_image(data, max_pixels=self._max_pixels)
+            except BadImage as error:
+                facts = ImageFacts(reason=error.reason)
+            facts = replace(facts, sha256=sha256(data).hexdigest())
+        return Entry(name, member.offset_data, member.size, "", None, facts)
 
     def _name_classes(self, name: str, data: bytes) -> None:
         self._classes = parse_classes(name, data)

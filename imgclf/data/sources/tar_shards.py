@@ -26,7 +26,7 @@ from imgclf.core.files import cache_folder, write_atomic
 from imgclf.core.text import nfc, one_line, printable
 from imgclf.data.classes import in_one_form
 from imgclf.data.dataset import AtLeast, Pixels, Sample, Source
-from imgclf.data.images import MAX_PIXELS, BadImage, digest_pixels, read_open
+from imgclf.data.images import MAX_PIXELS, BadImage, ImageFacts, digest_pixels, read_open
 from imgclf.data.sources.csv_table import class_problems
 from imgclf.data.sources.split_names import split_meant
 from imgclf.data.sources.tar_index import (
@@ -81,23 +81,23 @@ class ShardReader:
     def read(self, ref: str) -> bytes:
         """The bytes of one image's file. Raises `BadImage` where they can't be had, or aren't those of the index."""
         tar, entry = self._places[ref]
-        if not entry.sha256:
-            raise BadImage(entry.reason, ref)
+        if not entry.facts.sha256:
+            raise BadImage(entry.facts.reason, ref)
         try:
             data: bytes = tar.files.cat_file(tar.path, entry.offset, entry.offset + entry.size)
         except Exception as error:  # each file system has its own
             raise BadImage(f"cannot be read: {one_line(error)}", ref) from error
-        if sha256(data).hexdigest() != entry.sha256:
+        if sha256(data).hexdigest() != entry.facts.sha256:
             raise BadImage(f"{printable(tar.name)} has changed since it was indexed", ref)
         return data
 
-    def entry(self, ref: str) -> Entry:
+    def facts(self, ref: str) -> ImageFacts:
         """What the index says of one image."""
-        return self._places[ref][1]
+        return self._places[ref][1].facts
 
     def digest(self, ref: str) -> str:
         """The sha256 (hex) of the bytes of the image's file, from the index."""
-        return self.entry(ref).sha256
+        return self.facts(ref).sha256
 
     def digest_pixels(self, ref: str) -> str:
         """See `images.digest_pixels`."""

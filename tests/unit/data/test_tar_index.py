@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from imgclf.core.config import Levels
 from imgclf.core.errors import DataError
 from imgclf.core.files import seal, unseal
+from imgclf.data.images import ImageFacts
 from imgclf.data.sources import tar_index as tarindex
 from imgclf.data.sources.tar_index import (
     MAX_HEADER,
@@ -43,12 +44,14 @@ def test_an_entry_says_where_an_image_lies_and_what_it_is():
     jpeg = encoded(kind="JPEG")
     data = make_tar([("a/1.jpg", jpeg), ("a/1.cls", b"3\n"), ("2.PNG", PIXELS), ("2.txt", b" cat \n")])
     index = indexed(data)
-    assert [(e.name, e.label, e.format, e.height, e.width, e.reason) for e in index.entries] == [
+    assert [
+        (e.name, e.label, e.facts.format, e.facts.height, e.facts.width, e.facts.reason) for e in index.entries
+    ] == [
         ("a/1.jpg", 3, "JPEG", 6, 8, ""),
         ("2.PNG", "cat", "PNG", 6, 8, ""),
     ]
     assert [data[e.offset : e.offset + e.size] for e in index.entries] == [jpeg, PIXELS]
-    assert [e.sha256 for e in index.entries] == [sha256(jpeg).hexdigest(), sha256(PIXELS).hexdigest()]
+    assert [e.facts.sha256 for e in index.entries] == [sha256(jpeg).hexdigest(), sha256(PIXELS).hexdigest()]
     assert (index.problems, index.passed_over, index.classes) == ((), {}, ())
 
 
@@ -118,16 +121,16 @@ def test_what_is_no_image_and_no_label_is_passed_over_and_counted():
 
 def test_an_image_that_does_not_decode_keeps_its_place_with_the_reason():
     index = indexed(make_tar([("a/1.png", PIXELS[:-20]), ("a/2.png", b""), ("a/3.png", PIXELS)]))
-    assert [bool(entry.reason) for entry in index.entries] == [True, True, False]
-    assert index.entries[1].reason == "empty file"
-    assert index.entries[0].sha256 == sha256(PIXELS[:-20]).hexdigest()
+    assert [bool(entry.facts.reason) for entry in index.entries] == [True, True, False]
+    assert index.entries[1].facts.reason == "empty file"
+    assert index.entries[0].facts.sha256 == sha256(PIXELS[:-20]).hexdigest()
 
 
 def test_a_file_that_is_too_large_is_not_read(monkeypatch):
     monkeypatch.setattr(tarindex, "MAX_IMAGE", len(PIXELS) - 1)
     [entry] = indexed(make_tar([("a/1.png", PIXELS)])).entries
-    assert entry.reason == f"a file of {len(PIXELS)} bytes; at most {len(PIXELS) - 1} are read"
-    assert entry.sha256 == ""
+    assert entry.facts.reason == f"a file of {len(PIXELS)} bytes; at most {len(PIXELS) - 1} are read"
+    assert entry.facts.sha256 == ""
 
 
 def test_only_regular_members_count():
@@ -215,13 +218,13 @@ def test_any_damage_is_refused_or_gives_entries_within_the_tar(changes):
     except DataError:
         return
     for entry in index.entries:
-        assert sha256(data[entry.offset : entry.offset + entry.size]).hexdigest() == entry.sha256
+        assert sha256(data[entry.offset : entry.offset + entry.size]).hexdigest() == entry.facts.sha256
 
 
 def test_an_index_is_packed_and_unpacked():
     levels = Levels("integer", 0.0, 4095.0)
-    first = Entry("a/1.png", 512, 9, 0, "g", "ab" * 32, "", "PNG", 6, 8, "cd", True, levels)
-    entries = (first, Entry("\udcff.png", 0, 9, "x", None, "a"))
+    first = Entry("a/1.png", 512, 9, 0, "g", ImageFacts(8, 6, "PNG", "cd", True, "ab" * 32, levels=levels))
+    entries = (first, Entry("\udcff.png", 0, 9, "x", None, ImageFacts(sha256="a")))
     index = ShardIndex(entries, ("cat", "dog"), {"hidden members": 2}, ("no",))
     packed = pack_index(index, 1000, 99, "stamp")
     assert unpack_index(packed, 1000, 99, "stamp") == index
@@ -230,7 +233,7 @@ def test_an_index_is_packed_and_unpacked():
     ] * 3
 
 
-GOOD = Entry("a/1.png", 512, 9, 0, None, "ab" * 32)
+GOOD = Entry("a/1.png", 512, 9, 0, None, ImageFacts(sha256="ab" * 32))
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b"null"])
