@@ -158,11 +158,7 @@ def _mapped(look: Callable[[str], Out], refs: Sequence[str], workers: int) -> It
     """What `look` finds in each image, in order."""
     chunks = [refs[i : i + _CHUNK_IMAGES] for i in range(0, len(refs), _CHUNK_IMAGES)]
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            yield from chain.from_iterable(pool.map(lambda chunk: [look(ref) for ref in chunk], chunks))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        yield from chain.from_iterable(pool.map(lambda chunk: [look(ref) for ref in chunk], chunks))
 
 
 def _compared(
@@ -173,7 +169,6 @@ def _compared(
     The looks of most show that none does. Those of JPEGs are comparable only to each other, so a JPEG is decoded in
     full where there is an image of another format with its sides.
     """
-    facts = list(facts)
     kinds: dict[tuple[int, int], set[bool]] = defaultdict(set)
     for fact in facts:
         kinds[fact.height, fact.width].add(fact.format == "JPEG")
@@ -291,11 +286,10 @@ def _alone(source: Source) -> tuple[str, ...]:
 def _odd_format(good: list[tuple[Sample, ImageFacts]]) -> list[str]:
     """One file of another format than all others is often no photo at all: an error page, a placeholder."""
     formats = Counter(fact.format for _, fact in good if fact.format)
-    if len(formats) != 2 or formats.total() <= _ODD_MIN_IMAGES:
+    ranked = formats.most_common()
+    if [count for _, count in ranked[1:]] != [1] or formats.total() <= _ODD_MIN_IMAGES:
         return []
-    (common, many), (odd, once) = formats.most_common()
-    if once != 1:
-        return []
+    (common, many), (odd, _) = ranked
     ref = next(sample.ref for sample, fact in good if fact.format == odd)
     return [f"{printable(ref)} is the only {odd} among {many} {common}: look at it"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from imgclf.core.text import nfc, printable
@@ -23,12 +23,21 @@ def in_one_form(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
     if not labels and not groups:
         return list(samples), []
     notes = [
-        f"the class {printable(name)!r} is written in {len({*forms, name})} Unicode forms, which count as one class"
-        for name, forms in _inverted(labels).items()
+        f"the class {printable(name)!r} is written in {others + 1} Unicode forms, which count as one class"
+        for name, others in Counter(labels.values()).items()
     ]
     return [
         replace(s, label=labels.get(s.label, s.label), group=groups.get(s.group or "", s.group)) for s in samples
     ], notes
+
+
+def class_problems(samples: list[Sample]) -> list[str]:
+    """What is wrong with the classes of labeled samples, one line each."""
+    classes = {sample.label for sample in samples}
+    trained = {s.label for s in samples if s.split in (None, "train")} or classes
+    few = [f"at least 2 classes are needed; found {', '.join(map(printable, trained)) or 'none'}"]
+    missing = sorted(classes - trained, key=os.fsencode)
+    return few * (len(trained) < 2) + [f"class {printable(label)!r} has no image in train" for label in missing]
 
 
 def spelled_as(source: Source, known: Iterable[str]) -> Source:
@@ -68,10 +77,3 @@ def _first_forms(names: Iterable[str]) -> dict[str, str]:
     """The first of the names that are equal in NFC, by each of the others."""
     first: dict[str, str] = {}
     return {name: form for name in names if (form := first.setdefault(nfc(name), name)) != name}
-
-
-def _inverted(forms: Mapping[str, str]) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = defaultdict(list)
-    for name, form in forms.items():
-        names[form].append(name)
-    return names

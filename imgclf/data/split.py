@@ -30,6 +30,7 @@ FRACTIONS = (0.7, 0.15, 0.15)
 _SHOWN_FILES = 3
 
 Counts = dict[str, int]
+Held = Counter[tuple[str, str]]  # images by their split and class
 
 KEY_BYTES = 8  # of a sha256: two of 200,000 images agree by chance once in 10^9 sets
 MAX_PACKED = 200_000
@@ -385,11 +386,10 @@ def _assign(
     What has no place of its own goes where the first of its unit has one: an earlier row, or one that is `fixed`.
     """
     unit_of = joined([*rows, *earlier], unit_keys)
-    home: dict[int, str] = {}
-    for unit, row in zip(unit_of[len(rows) :], earlier, strict=True):
-        home.setdefault(unit, str(row.split))
     settled = [(unit, fixed[s.ref]) for unit, s in zip(unit_of, rows, strict=False) if s.ref in fixed]
-    home |= {unit: split for unit, split in reversed(settled) if split not in outside}
+    settled = [(unit, split) for unit, split in settled if split not in outside]
+    settled += [(unit, str(row.split)) for unit, row in zip(unit_of[len(rows) :], earlier, strict=True)]
+    home = dict(reversed(settled))
     placed: dict[str, str] = {}
     units: dict[int, list[Sample]] = defaultdict(list)
     for unit, sample in zip(unit_of, rows, strict=False):
@@ -398,11 +398,8 @@ def _assign(
             placed[sample.ref] = split
         else:
             units[unit].append(sample)
-    have: dict[str, Counter[str]] = {name: Counter() for name in SPLIT_NAMES}
     inside = [s for s in rows if placed.get(s.ref) not in outside]
-    for sample in inside:
-        if sample.ref in placed:
-            have[placed[sample.ref]][sample.label] += 1
+    have = Counter((placed[s.ref], s.label) for s in inside if s.ref in placed)
     targets = _targets(Counter(s.label for s in inside), shares)
     ranked = sorted(units.values(), key=lambda members: _rank(members, seed))
     grouped = [members for members in ranked if _is_group(members)]
@@ -460,15 +457,13 @@ def _apportion(quotas: Mapping[str, Fraction], total: int, limits: Counts) -> Co
     return seats
 
 
-def _place_groups(
-    units: list[list[Sample]], targets: dict[str, Counts], have: dict[str, Counter[str]], placed: dict[str, str]
-) -> None:
+def _place_groups(units: list[list[Sample]], targets: dict[str, Counts], have: Held, placed: dict[str, str]) -> None:
     """Whole groups, the large ones first, each to the split that lacks most of what it holds."""
     for members in sorted(units, key=len, reverse=True):  # stable: equal sizes stay in the order of their hash
         holds = Counter(s.label for s in members)
         lack = {
             name: sum(
-                Fraction(n * (targets[name][c] - have[name][c]), sum(t[c] for t in targets.values()))
+                Fraction(n * (targets[name][c] - have[name, c]), sum(t[c] for t in targets.values()))
                 for c, n in holds.items()
             )
             for name in SPLIT_NAMES
@@ -476,17 +471,15 @@ def _place_groups(
         _put(members, max(SPLIT_NAMES, key=lambda name: lack[name]), have, placed)
 
 
-def _place_contents(
-    units: list[list[Sample]], targets: dict[str, Counts], have: dict[str, Counter[str]], placed: dict[str, str]
-) -> None:
+def _place_contents(units: list[list[Sample]], targets: dict[str, Counts], have: Held, placed: dict[str, str]) -> None:
     """Images by their rank: test is filled first, then valid; what is left trains."""
     by_class: dict[str, list[list[Sample]]] = defaultdict(list)
     for members in units:
         by_class[members[0].label].append(members)
     for label, ranked in by_class.items():
-        spare = sum(map(len, ranked)) - (not have["train"][label])
+        spare = sum(map(len, ranked)) - (not have["train", label])
         for name in ("test", "valid"):
-            lack = min(targets[name][label] - have[name][label], spare)
+            lack = min(targets[name][label] - have[name, label], spare)
             rest = []
             for members in ranked:
                 if len(members) <= lack:
@@ -500,17 +493,17 @@ def _place_contents(
             _put(members, "train", have, placed)
 
 
-def _keep_in_train(grouped: list[list[Sample]], have: dict[str, Counter[str]], placed: dict[str, str]) -> None:
+def _keep_in_train(grouped: list[list[Sample]], have: Held, placed: dict[str, str]) -> None:
     """A class whose groups all went to valid or test gives its smallest one back."""
     for label in sorted({s.label for members in grouped for s in members}):
-        if not have["train"][label]:
+        if not have["train", label]:
             smallest = min((m for m in grouped if any(s.label == label for s in m)), key=len)
             for sample in smallest:
-                have[placed[sample.ref]][sample.label] -= 1
+                have[placed[sample.ref], sample.label] -= 1
             _put(smallest, "train", have, placed)
 
 
-def _put(members: list[Sample], name: str, have: dict[str, Counter[str]], placed: dict[str, str]) -> None:
+def _put(members: list[Sample], name: str, have: Held, placed: dict[str, str]) -> None:
     for sample in members:
         placed[sample.ref] = name
-        have[name][sample.label] += 1
+        have[name, sample.label] += 1

@@ -261,12 +261,10 @@ def _unused(path: Path, kind: str, used: Counter[Path]) -> Path:
 
 def save_samples(source: Source, samples: Sequence[Sample], folder: Path, most: int = 20) -> Path:
     """Write the first sample of each class, up to `most`, as PNG files named after their class; the folder."""
-    seen: dict[str, Sample] = {}
-    for sample in samples:
-        seen.setdefault(sample.label, sample)
-    for sample in sorted(seen.values(), key=lambda sample: sample.label)[:most]:
-        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in sample.label) or "image"
-        write_image(folder / f"{name}.png", source.open(sample.ref))
+    first = {sample.label: sample for sample in reversed(samples)}
+    for label in sorted(first)[:most]:
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in label) or "image"
+        write_image(folder / f"{name}.png", source.open(first[label].ref))
     return folder
 
 

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from imgclf.core.errors import DataError
 from imgclf.core.files import csv_plain
 from imgclf.core.text import printable
-from imgclf.data.classes import in_one_form
+from imgclf.data.classes import class_problems, in_one_form
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.images import MAX_PIXELS
 from imgclf.data.sources.folder import FileReader
@@ -24,6 +25,8 @@ REQUIRED = ("path", "label")
 OPTIONAL = ("group", "split", "sha256")
 _DELIMITERS = (",", ";", "\t")  # a spreadsheet takes the second where the decimal point is a comma
 _SAVE_AGAIN = "save it as “CSV UTF-8” in the spreadsheet or editor"
+
+_UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as `_text` gives them
 
 Row = tuple[int, dict[str, str]]
 
@@ -105,7 +108,7 @@ def open_table(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, st
     lists all problems with their lines.
     """
     rows, header = read_rows(path, REQUIRED)
-    reader = FileReader(Path(path).parent, max_pixels)
+    reader = FileReader(os.path.dirname(path), max_pixels)
     _require_utf8(rows, reader, printable(os.fspath(path)))
     problems: list[str] = []
     first: dict[str, tuple[int, Sample]] = {}
@@ -143,17 +146,13 @@ def _require_utf8(rows: list[Row], reader: FileReader, shown: str) -> None:
         (line, cells[name])
         for line, cells in rows
         for name in ("label", "group", "path")
-        if _is_undecoded(cells.get(name, "")) and not (name == "path" and _spelling_of_file(cells[name], reader))
+        if _UNDECODED.search(cells.get(name, "")) and not (name == "path" and _spelling_of_file(cells[name], reader))
     ]
     if wrong:
         line, text = wrong[0]
         text = printable(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
         more = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
         raise DataError(f"{shown} is not UTF-8 but Latin-1 or the like (line {line}: {text!r}{more}): {_SAVE_AGAIN}")
-
-
-def _is_undecoded(text: str) -> bool:
-    return not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def _sample(cells: dict[str, str], reader: FileReader) -> tuple[Sample, list[str]]:
@@ -212,16 +211,3 @@ def _splits_elsewhere(rows: list[Row], header: list[str]) -> list[str]:
         for name, found in words.items()
         if all(map(split_meant, found)) and {"train"} < set(map(split_meant, found))
     ]
-
-
-def class_problems(samples: list[Sample]) -> list[str]:
-    """What is wrong with the classes of labeled samples, one line each."""
-    classes = {sample.label for sample in samples}
-    trained = {s.label for s in samples if s.split in (None, "train")}
-    problems = []
-    if len(classes) < 2:
-        problems.append(f"at least 2 classes are needed; found {', '.join(map(printable, classes)) or 'none'}")
-    if trained:
-        unknown_classes = sorted(classes - trained, key=os.fsencode)
-        problems += [f"class {printable(label)!r} has no image in train" for label in unknown_classes]
-    return problems

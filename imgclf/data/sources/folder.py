@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from imgclf.core.config import Levels
 from imgclf.core.errors import DataError
 from imgclf.core.text import natural, printable
-from imgclf.data.classes import in_one_form
+from imgclf.data.classes import class_problems, in_one_form
 from imgclf.data.dataset import SPLIT_NAMES, AtLeast, Pixels, Sample, Source
 from imgclf.data.images import (
     CHANGED,
@@ -49,6 +49,7 @@ class Known(NamedTuple):
     stamp: str
 
 
+@dataclass(eq=False, repr=False)
 class FileReader:
     """Reads images by their path below `root`; an absolute ref stays as it is. See `images.read_image`.
 
@@ -56,25 +57,21 @@ class FileReader:
     one whose stamp is another is read for that.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        max_pixels: int = MAX_PIXELS,
-        levels: tuple[Levels, ...] = (),
-        known: dict[str, Known] | None = None,
-    ) -> None:
-        self.root = os.path.abspath(root)
-        self.max_pixels = max_pixels
-        self._levels = levels
-        self._known = {} if known is None else known
+    root: str
+    max_pixels: int = MAX_PIXELS
+    _levels: tuple[Levels, ...] = ()
+    _known: dict[str, Known] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.root = os.path.abspath(self.root)
 
     def at_levels(self, levels: tuple[Levels, ...]) -> FileReader:
         """See `DeepReader`."""
-        return FileReader(self.root, self.max_pixels, levels, self._known)
+        return replace(self, _levels=levels)
 
     def holding(self, known: dict[str, Known]) -> FileReader:
         """The same, with other things known of its files, by their refs."""
-        return FileReader(self.root, self.max_pixels, self._levels, known)
+        return replace(self, _known=known)
 
     def path(self, ref: str) -> str:
         """The file behind `ref`."""
@@ -167,13 +164,7 @@ def image_files(folder: str | os.PathLike[str]) -> tuple[list[str], list[tuple[s
     and the folders that can't be read, each with the reason. All paths are relative to `folder`, which itself is "".
     """
     scan = _Scan(os.fspath(folder))
-    pending, files = scan.top
-    # Real folders first: an image is known by its own path, not by that of a link.
-    pending = sorted(pending, key=scan.is_link)
-    for ref in pending:
-        links: list[str] = []
-        files += scan.walk(ref, links)
-        pending.extend(links)
+    files = [*scan.top[1], *(sample.ref for sample in scan.samples(None))]
     return sorted(files, key=natural), scan.unreadable
 
 
@@ -244,7 +235,7 @@ class _Scan:
         """All images with their class and split, sorted by the bytes of their path."""
         tops = self._class_folders(layout)
         found: list[Sample] = []
-        # Real folders first: a link into another class must not take its images away.
+        # Real folders first: an image is known by its own path, and a link into another class must not take it away.
         pending = sorted(tops, key=self.is_link)
         owner = {ref: ref for ref in pending}
         for ref in pending:
@@ -314,11 +305,10 @@ def _why_not(entry: os.DirEntry[str]) -> str | None:
             return f"{file_kind(entry.stat().st_mode)}, not a regular file"
     except OSError:
         return "a broken link"
-    if is_image_name(entry.name):
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if is_image_name(entry.name) or (not suffix and has_image_magic(entry.path)):
         return None
-    if not os.path.splitext(entry.name)[1] and has_image_magic(entry.path):
-        return None
-    return _UNSUPPORTED.get(os.path.splitext(entry.name)[1].lower(), _NOT_AN_IMAGE)
+    return _UNSUPPORTED.get(suffix, _NOT_AN_IMAGE)
 
 
 def _split_folders(scan: _Scan, *, strict: bool) -> dict[str, str] | None:
@@ -435,16 +425,11 @@ def _judge_classes(samples: list[Sample], problems: list[str], *, strict: bool) 
         return classes, notes
     for split in SPLIT_NAMES[1:]:
         there = {s.label for s in samples if s.split == split}
-        if there and strict:
-            problems.extend(
-                f"class {printable(label)!r} is in {split} and not in train"
-                for label in sorted(there - own, key=os.fsencode)
-            )
         missing = sorted(own - there, key=os.fsencode)
         if there and missing:
             notes.append(f"{split} holds no image of {', '.join(map(printable, missing))}")
-    if strict and len(classes) < 2:
-        problems.append(f"at least 2 classes are needed; found only {', '.join(map(printable, classes))}")
+    if strict:
+        problems.extend(class_problems(samples))
     return classes, notes
 
 

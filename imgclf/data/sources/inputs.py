@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
@@ -21,40 +21,30 @@ from imgclf.data.images import MAX_PIXELS, BadImage, image_pixels, read_image, r
 from imgclf.data.jpeg import is_far
 from imgclf.data.sources.folder import image_files
 
-
-@dataclass(frozen=True)
-class NoImage:
-    """What is known to give no image, and why: a folder without any."""
-
-    reason: str
-
-
-Item = str | bytes | Image.Image | Pixels | NoImage
+Item = str | bytes | Image.Image | Pixels | BadImage  # the last for a folder that is known to give no image
 KINDS = "a path, a PIL image, the bytes of an image file or a uint8 array"
 
 
+@dataclass(eq=False, repr=False)
 class InputReader:
     """Opens paths, PIL images and arrays by their position; the same steps for each as in training.
 
     `far` are the images whose values lie far beyond the levels, and where; readers at other levels share it.
     """
 
-    def __init__(self, items: dict[str, Item], max_pixels: int = MAX_PIXELS, levels: tuple[Levels, ...] = ()) -> None:
-        self._items = items
-        self._max_pixels = max_pixels
-        self._levels = levels
-        self.far: dict[str, Levels] = {}
+    _items: dict[str, Item]
+    _max_pixels: int
+    _levels: tuple[Levels, ...] = ()
+    far: dict[str, Levels] = field(default_factory=dict)
 
     def at_levels(self, levels: tuple[Levels, ...]) -> InputReader:
         """See `DeepReader`."""
-        reader = InputReader(self._items, self._max_pixels, levels)
-        reader.far = self.far
-        return reader
+        return replace(self, _levels=levels)
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one input; see `Reader.open`."""
         item, found = self._items[ref], partial(self._found, ref)
-        if isinstance(item, NoImage):
+        if isinstance(item, BadImage):
             raise BadImage(item.reason, ref)
         if isinstance(item, bytes):
             return read_open(BytesIO(item), ref, at_least, self._max_pixels, self._levels, found)
@@ -107,7 +97,7 @@ def far_values(source: Source, samples: Iterable[Sample], levels: tuple[Levels, 
 
 
 def _is_path(item: Item) -> bool:
-    return isinstance(item, str | NoImage)
+    return isinstance(item, str | BadImage)
 
 
 def _flatten(images: Any) -> Iterator[tuple[str, Item]]:
@@ -152,6 +142,6 @@ def _paths(path: str) -> Iterator[tuple[str, Item]]:
     for file in (os.path.join(path, file) for file in files):
         yield file, file
     for folder, reason in unreadable:
-        yield os.path.join(path, folder) if folder else path, NoImage(reason)
+        yield os.path.join(path, folder) if folder else path, BadImage(reason)
     if not files and not unreadable:
-        yield path, NoImage("holds no images")
+        yield path, BadImage("holds no images")

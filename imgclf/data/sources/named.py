@@ -30,18 +30,7 @@ Opener = Callable[[Path], Source]
 NAMED: Registry[Opener] = Registry("data set")
 
 DIGITS = tuple("0123456789")
-FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 MNIST_MIRRORS = (
@@ -81,12 +70,12 @@ CIFAR_BATCH = 10_000
 CIFAR_MAX_BYTES = 40_000_000
 CONNECT_SECONDS, STALL_SECONDS = 2.0, 30.0
 DOWNLOAD_TRIES = 3
+_AGAIN = "delete it to download it again"
 
 
 def default_data_dir() -> Path:
     """Where named data sets are looked for and kept: `IMGCLF_DATA`, else `data` in the user's cache folder."""
-    own = os.environ.get("IMGCLF_DATA")
-    return Path(own) if own else cache_folder() / "data"
+    return Path(os.environ.get("IMGCLF_DATA") or cache_folder() / "data")
 
 
 def open_named(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
@@ -136,22 +125,12 @@ def _fashion_mnist(data_dir: Path) -> Source:
 @named("cifar10")
 def _cifar10(data_dir: Path) -> Source:
     """CIFAR-10: 50,000 and 10,000 photos of 32×32 pixels, RGB."""
-    batches = [_unpickle_batch(name, data) for name, data in _cifar_files(data_dir).items()]
-    parts = {
-        "train": (np.concatenate([p for p, _ in batches[:-1]]), np.concatenate([y for _, y in batches[:-1]])),
-        "test": batches[-1],
-    }
+    *train, test = [_unpickle_batch(name, data) for name, data in _cifar_files(data_dir).items()]
+    parts = {"train": (np.concatenate([p for p, _ in train]), np.concatenate([y for _, y in train])), "test": test}
     return _in_memory("cifar10", CIFAR10, parts, mirror=True, recipe="speedrun")
 
 
-def _in_memory(
-    name: str,
-    classes: tuple[str, ...],
-    parts: Mapping[str, Part],
-    *,
-    mirror: bool,
-    recipe: str,
-) -> Source:
+def _in_memory(name: str, classes: tuple[str, ...], parts: Mapping[str, Part], *, mirror: bool, recipe: str) -> Source:
     samples: tuple[Sample, ...] = ()
     for split, (pixels, labels) in parts.items():
         if len(pixels) != len(labels) or labels.min() < 0 or labels.max() >= len(classes):
@@ -165,11 +144,11 @@ def _samples(key: str, labels: list[str], split: str | None) -> tuple[Sample, ..
     return tuple(Sample(f"{key}/{i:05d}", label, split=split) for i, label in enumerate(labels))
 
 
-def _obtain(name: str, there: Path, urls: list[str], md5: str, target: Path) -> None:
+def _obtain(name: str, there: Path, mirrors: tuple[str, ...], md5: str, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):  # of two processes one downloads, the other waits
-            problems = [] if target.exists() else _download(urls, md5, target)
+            problems = [] if target.exists() else _download([mirror + target.name for mirror in mirrors], md5, target)
     except OSError as error:
         problems = [str(error)]
     if problems:
@@ -208,7 +187,7 @@ def _idx_parts(name: str, folder: Path, mirrors: tuple[str, ...], files: IdxFile
     for file, (packed_md5, md5) in files.items():
         plain, packed = folder / file, folder / f"{file}.gz"
         if not plain.exists() and not packed.exists():
-            _obtain(name, folder, [mirror + packed.name for mirror in mirrors], packed_md5, packed)
+            _obtain(name, folder, mirrors, packed_md5, packed)
         contents[file] = _read_idx(plain if plain.exists() else packed, md5)
     parts: dict[str, Part] = {}
     for split, (prefix, count) in IDX_SPLITS.items():
@@ -230,11 +209,11 @@ def _read_idx(path: Path, md5: str | None) -> Pixels:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{shown} is damaged: {error}; delete it to download it again") from None
+        raise DataError(f"{shown} is damaged: {error}; {_AGAIN}") from None
     dims = data[3] if data[:3] == b"\0\0\x08" else 0
     sides = struct.unpack(f">{dims}I", data[4 : 4 + 4 * dims]) if 1 <= dims <= 3 and len(data) >= 4 + 4 * dims else ()
     if not sides or len(data) != 4 + 4 * dims + int(np.prod(sides, dtype=object)):
-        raise DataError(f"{shown} is damaged: its length does not fit its header; delete it to download it again")
+        raise DataError(f"{shown} is damaged: its length does not fit its header; {_AGAIN}")
     _verify(shown, data, md5)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(sides).copy()
 
@@ -242,9 +221,7 @@ def _read_idx(path: Path, md5: str | None) -> Pixels:
 def _verify(shown: str, data: bytes, md5: str | None) -> None:
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if md5 is not None and found != md5:
-        raise DataError(
-            f"{shown} is not the published file: MD5 {found} instead of {md5}; delete it to download it again"
-        )
+        raise DataError(f"{shown} is not the published file: MD5 {found} instead of {md5}; {_AGAIN}")
 
 
 def _cifar_files(data_dir: Path) -> dict[str, bytes]:
@@ -254,13 +231,11 @@ def _cifar_files(data_dir: Path) -> dict[str, bytes]:
         files = {name: (folder / name).read_bytes() for name in CIFAR_FILES}
     else:
         if not archive.exists():
-            _obtain(
-                "cifar10", data_dir, [mirror + CIFAR_ARCHIVE for mirror in CIFAR_MIRRORS], CIFAR_ARCHIVE_MD5, archive
-            )
+            _obtain("cifar10", data_dir, CIFAR_MIRRORS, CIFAR_ARCHIVE_MD5, archive)
         files = _read_archive(archive)
     for name, md5 in CIFAR_FILES.items():
         if name not in files:
-            raise DataError(f"{printable(str(archive))} lacks {name}; delete it to download it again")
+            raise DataError(f"{printable(str(archive))} lacks {name}; {_AGAIN}")
         _verify(printable(f"{data_dir}: {name}"), files[name], md5)
     return {name: files[name] for name in CIFAR_FILES}
 
@@ -277,7 +252,7 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
                     assert content is not None
                     files[name] = content.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise DataError(f"{printable(str(archive))} is damaged: {error}; delete it to download it again") from None
+        raise DataError(f"{printable(str(archive))} is damaged: {error}; {_AGAIN}") from None
     return files
 
 
@@ -304,5 +279,5 @@ def _unpickle_batch(name: str, data: bytes) -> Part:
         pixels = np.asarray(batch[b"data"], dtype=np.uint8).reshape(CIFAR_BATCH, 3, 32, 32)
         labels = np.asarray(batch[b"labels"], dtype=np.int64)
     except Exception as error:
-        raise DataError(f"cifar10: {name} can't be read: {error}; delete it to download it again") from None
+        raise DataError(f"cifar10: {name} can't be read: {error}; {_AGAIN}") from None
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels

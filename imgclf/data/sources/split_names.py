@@ -18,7 +18,7 @@ _WORDS = {
 }
 _FILLER = "(?:sets?|data|dataset|images?|imgs?|photos?|pictures?|split|folder)?"
 _SPLIT = re.compile(f"{_FILLER}({'|'.join(_WORDS)}){_FILLER}")
-_OTHER_PARTS = frozenset(("unlabeled", "unlabeled", "holdout", "eval", "evaluation", "pred"))
+_OTHER_PARTS = frozenset(("unlabeled", "unlabelled", "holdout", "eval", "evaluation", "pred"))
 _HUMP = re.compile("(?<=[a-z])(?=[A-Z])")
 _LETTERS = re.compile(r"[^\W\d_]+")
 

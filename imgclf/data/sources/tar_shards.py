@@ -24,10 +24,9 @@ from imgclf.core.config import Levels
 from imgclf.core.errors import DataError, MissingExtra
 from imgclf.core.files import cache_folder, write_atomic
 from imgclf.core.text import nfc, one_line, printable
-from imgclf.data.classes import in_one_form
+from imgclf.data.classes import class_problems, in_one_form
 from imgclf.data.dataset import AtLeast, Pixels, Sample, Source
 from imgclf.data.images import MAX_PIXELS, BadImage, ImageFacts, digest_pixels, read_open
-from imgclf.data.sources.csv_table import class_problems
 from imgclf.data.sources.split_names import split_meant
 from imgclf.data.sources.tar_index import (
     CLASS_FILES,
@@ -57,22 +56,17 @@ class Tar:
     stamp: str = ""
 
 
+@dataclass(eq=False, repr=False)
 class ShardReader:
     """Reads images by their position in a tar; what comes is checked against the sha256 in the index."""
 
-    def __init__(
-        self,
-        places: Mapping[str, tuple[Tar, Entry]],
-        max_pixels: int = MAX_PIXELS,
-        levels: tuple[Levels, ...] = (),
-    ) -> None:
-        self._places = places
-        self._max_pixels = max_pixels
-        self._levels = levels
+    _places: Mapping[str, tuple[Tar, Entry]]
+    _max_pixels: int
+    _levels: tuple[Levels, ...] = ()
 
     def at_levels(self, levels: tuple[Levels, ...]) -> ShardReader:
         """See `DeepReader`."""
-        return ShardReader(self._places, self._max_pixels, levels)
+        return replace(self, _levels=levels)
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image as uint8 (height, width, 1 or 3). Raises `BadImage`."""
@@ -235,13 +229,9 @@ def _facts(tar: Tar) -> Tar | str:
 def _indices(tars: list[Tar], max_pixels: int, progress: Callable[[int, int], None]) -> list[ShardIndex]:
     indices: list[ShardIndex] = []
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        try:
-            for index in pool.map(lambda tar: _index(tar, max_pixels), tars):
-                indices.append(index)
-                progress(len(indices), len(tars))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for index in pool.map(lambda tar: _index(tar, max_pixels), tars):
+            indices.append(index)
+            progress(len(indices), len(tars))
     return indices
 
 

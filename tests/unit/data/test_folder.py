@@ -185,7 +185,7 @@ def test_all_problems_come_in_one_error(tmp_path):
         open_folder(tmp_path)
     text = "\n".join(caught.value.problems)
     assert "dev/ and val/ both mean valid" in text
-    assert "class 'zebra' is in valid and not in train" in text
+    assert "class 'zebra' has no image in train" in text
     assert "at least 2 classes" in text
 
 

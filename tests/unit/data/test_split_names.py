@@ -27,6 +27,7 @@ def test_a_name_means_a_split_alone_or_with_a_word_for_data(split, names):
         ["seg_pred", "seg_test", "seg_train"],
         ["train", "test1"],
         ["train", "unlabeled"],
+        ["train", "unlabelled"],
         ["SceneTrain", "SceneVal"],
     ],
 )
