@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
@@ -27,12 +27,10 @@ from rich.text import Text
 
 from imgclf.cli._streams import Stream
 from imgclf.core.errors import ConfigError, ImgclfError
-from imgclf.core.text import natural, printable
+from imgclf.core.text import natural, plural, printable
 
 P = ParamSpec("P")
-FIELD = re.compile(
-    r"\b(?:ExperimentConfig|TrainConfig|DataConfig|PreprocessConfig|ModelConfig)\.(\w+) is"
-)  # an option, to a user
+FIELD = re.compile(r"\b(?:Experiment|Train|Data|Preprocess|Model)Config\.(\w+) is")  # an option, to a user
 PIPE_WIDTH = 1000  # a table that goes to a file or a pipe is not folded
 GAP, SHORT = 2, 12  # between the columns of a table; characters of a cell that is not folded
 NUMERIC = re.compile(r"–|[\d.,]+( ?%)?")
@@ -70,9 +68,16 @@ def say_beside(start: str, text: str) -> None:
         say((" " * cell_len(start) if number else start) + line)
 
 
-def warn(text: str) -> None:
-    """A line that should not be missed, to stderr."""
+def warn(text: str, details: Iterable[str] = ()) -> None:
+    """A line that should not be missed, to stderr, and the first of its details."""
     _print(Text("! ", style="bold yellow") + Text(printable(text), style="yellow"))
+    say_list(details)
+
+
+def warn_of_images(reasons: Mapping[str, str], what: str) -> None:
+    """Say what became of images, if there are any, and why of each."""
+    if reasons:
+        warn(f"{plural(len(reasons), 'image')} {what}:", (f"{ref}: {why}" for ref, why in reasons.items()))
 
 
 def _print(text: Text) -> None:
@@ -111,7 +116,7 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], keys: in
     What is wider than the terminal is shown in parts, each with the first `keys` columns. No word is broken, unless
     these alone take most of the room.
     """
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [["–" if value is None else printable(str(value)) for value in row] for row in rows]
     names = [printable(name) for name in header]
     columns = [[name, *(row[index] for row in cells)] for index, name in enumerate(names)]
     least = [_least_width(column) for column in columns]
@@ -123,9 +128,8 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[object]], keys: in
         widths = _widths([least[index] for index in part], [columns[index] for index in part], screen.width)
         for index, width in zip(part, widths, strict=True):
             right = bool(cells) and all(NUMERIC.fullmatch(row[index]) for row in cells)
-            table.add_column(
-                Text(names[index], style="bold"), justify="right" if right else "left", overflow="fold", width=width
-            )
+            name = Text(names[index], style="bold")
+            table.add_column(name, justify="right" if right else "left", overflow="fold", width=width)
         for row in cells:
             table.add_row(*(Text(row[index]) for index in part))
         screen.print(table)
@@ -161,14 +165,6 @@ def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
             parts.append([])
         parts[-1].append(index)
     return [[*first, *part] for part in parts]
-
-
-def _cell(value: object) -> str:
-    return "–" if value is None else printable(str(value))
-
-
-def _lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def guarded(command: Callable[P, None], *, kept: bool = False) -> Callable[P, None]:
@@ -221,19 +217,16 @@ def _fail_unforeseen(error: Exception) -> None:
     """End with an error that no part of imgclf speaks of: an interrupt, a lack of memory, or else a bug."""
     if Interruption.asked and isinstance(error, ImportError | SystemError):
         end_interrupted()  # which is what a library's import makes of an interrupt
-    if "torch" in sys.modules and _is_lack_of_memory(error):
-        _fail("the device has too little memory for this: use a smaller --batch-size, --size or --arch", 3)
+    if "torch" in sys.modules:
+        from imgclf.runtime.compute import ran_out_of_memory
+
+        if ran_out_of_memory(error):
+            _fail("the device has too little memory for this: use a smaller --batch-size, --size or --arch", 3)
     _fail(
         f"this is a bug in imgclf: {type(error).__name__}: {error}\n"
         "run it again as `imgclf --debug …` and report what it prints",
         1,
     )
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    from imgclf.runtime.compute import ran_out_of_memory
-
-    return ran_out_of_memory(error)
 
 
 def bar(*columns: str | ProgressColumn, hidden: bool = False) -> Progress:
@@ -262,7 +255,7 @@ def progress(what: str, *, streamed: bool = False) -> Iterator[Callable[[int, in
 
 
 def _fail(message: str, code: int) -> None:
-    _print(Text("error: ", style="bold red") + Text(_lines(message)))
+    _print(Text("error: ", style="bold red") + Text("\n".join(map(printable, message.split("\n")))))
     raise typer.Exit(code) from None
 
 

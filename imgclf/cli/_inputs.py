@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from imgclf.estimator.classifier import Classifier
 
 PixelStore = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IMAGES", help="Files, folders, globs, or - for a list of paths on stdin.", show_default=False
-    ),
+    list[str], typer.Argument(metavar="IMAGES", help="Files, folders, globs, or - for a list of paths on stdin.")
 ]
 
 

@@ -180,10 +180,10 @@ class Command(TyperCommand):
         arguments = self._names("argument")
         meant = name_meant(error.option_name, [*self._names("option"), *arguments])
         error.message = error.message.rstrip(".")
-        if set(meant) & set(arguments):
-            error.message += f"; {arguments[0]} goes without one: imgclf {self.name} {' '.join(arguments)}"
+        if meant and meant[0] in arguments:
+            error.message += f"; {meant[0]} goes without one: imgclf {self.name} {' '.join(arguments)}"
         elif meant:
-            error.message += f"; did you mean {' or '.join(meant)}?"
+            error.message += f"; did you mean {' or '.join(name for name in meant if name not in arguments)}?"
         error.possibilities = None
 
 
@@ -196,21 +196,16 @@ def command_line(command: str, data: str, typed: Mapping[str, object]) -> str:
 TRAIN_DATA = typer.Argument(
     metavar="DATA",
     help="A folder with a folder per class, a CSV file, tar shards, or digits, mnist, fashion-mnist, cifar10.",
-    show_default=False,
 )
 TrainData = Annotated[str, TRAIN_DATA]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Model file, run folder or name of a run (see imgclf use). [dim]\\[default: the default run][/dim]",
-        show_default=False,
+        help="Model file, run folder or name of a run (see imgclf use). [dim]\\[default: the default run][/dim]"
     ),
 ]
-OwnArch = Annotated[
-    str | None,
-    typer.Option("--arch", help="FILE.py:NAME of the network, if it is one of your own.", show_default=False),
-]
+OwnArch = Annotated[str | None, typer.Option("--arch", help="FILE.py:NAME of the network, if it is one of your own.")]
 Precision = Annotated[str, field_option("precision", default="fp32")]
 Device = Annotated[str, field_option("device")]
 DataDir = Annotated[str | None, field_option("data_dir")]

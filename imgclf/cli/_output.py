@@ -17,7 +17,7 @@ from imgclf.core.text import printable
 if TYPE_CHECKING:
     from imgclf.storage.run_folder import Run
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="File or folder to write to.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="File or folder to write to.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that already exists.")]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn
 
 from imgclf.cli import _console as console
 from imgclf.cli._dry_run import show_plan
@@ -37,7 +37,6 @@ from imgclf.estimator.events import (
     Tested,
 )
 from imgclf.estimator.plan import PlanMade, RunReady
-from imgclf.evaluation.inference import Progress
 from imgclf.models.own import OWN
 from imgclf.report.advice import Advice
 from imgclf.report.text import instead_of_epochs, never_better, valid_losses, why_kept
@@ -158,9 +157,12 @@ def _resumable(data: str | None, changes: Mapping[str, Any], options: Mapping[st
 def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any]) -> None:
     run, test = classifier.run_, classifier.metrics_.get("test")
     assert run is not None
-    _warn_of_losses(classifier)
+    what = "left out at some time, unreadable or changed since the check"
+    console.warn_of_images(classifier.unreadable_, what)
     interrupted = classifier.history_.ended == "interrupted"
-    if not interrupted:
+    if interrupted:
+        console.warn(f"interrupted; the best weights so far are kept; go on with: imgclf train --resume {run.path}")
+    else:
         _say_claims(classifier)
     if options["json"]:
         console.show_json({**_summary(run), "report": None if view.page is None else str(view.page)})
@@ -171,12 +173,15 @@ def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any]) -
             console.warn(f"only {plural(test.n, 'test image')}: these figures are unreliable")
     if view.page is not None:
         console.show_page("report: ", view.page)
-    info, advice, example = run.info, view.advice, _example(classifier)
+    info, advice, example = run.info, view.advice, _example(classifier, run)
     console.show(f"run:   {run.path}   ({info.seconds or 0:.0f} s in all, {info.train_seconds or 0:.0f} s training)")
     console.show(f"model: {run.model}")
     default = find_default()
     ours = default is not None and default.model == run.model
-    console.show(f"default: {_about_default(default, ours=ours)}")
+    if default is None:
+        console.show(f"default: none, as {why_none()}")
+    else:
+        console.show(f"default: {'this run' if ours else default.path} ({default.reason})")
     if advice is not None and not interrupted:
         console.warn(advice.text)
         console.show(f"next:  {advice.command or advice.do}")
@@ -202,24 +207,14 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _about_default(default: RunEntry | None, *, ours: bool) -> str:
-    """Which run commands take without --model, and why."""
-    if default is None:
-        return f"none, as {why_none()}"
-    return f"{'this run' if ours else default.path} ({default.reason})"
-
-
 def warn_of_worse(before: RunEntry | None, after: RunEntry | None) -> None:
     """Warn where the default has become a run of a lower figure than the one that was the default before."""
     if before is None or after is None or before.accuracy is None or after.accuracy is None:
         return
     if after.accuracy < before.accuracy:
         kept = f"; to keep that one: imgclf use {shlex.quote(before.name)}" if before.path != after.path else ""
-        console.warn(f"the default is now {_figured(after)}, and was {_figured(before)}{kept}")
-
-
-def _figured(entry: RunEntry) -> str:
-    return f"{entry.path} ({figure(entry)} of {entry.data})"
+        now, then = (f"{entry.path} ({figure(entry)} of {entry.data})" for entry in (after, before))
+        console.warn(f"the default is now {now}, and was {then}{kept}")
 
 
 def _say_claims(classifier: Classifier) -> None:
@@ -234,23 +229,12 @@ def _say_claims(classifier: Classifier) -> None:
         console.say(f"no predict --reject: {missing}")
 
 
-def _warn_of_losses(classifier: Classifier) -> None:
-    assert classifier.run_ is not None
-    if classifier.unreadable_:
-        images = plural(len(classifier.unreadable_), "image")
-        console.warn(f"{images} left out at some time, unreadable or changed since the check:")
-        console.say_list(f"{ref}: {why}" for ref, why in classifier.unreadable_.items())
-    if classifier.history_.ended == "interrupted":
-        resume = f"imgclf train --resume {classifier.run_.path}"
-        console.warn(f"interrupted; the best weights so far are kept; go on with: {resume}")
-
-
-def _example(classifier: Classifier) -> Path | None:
+def _example(classifier: Classifier, run: Run) -> Path | None:
     """Something to predict that can be typed: an image held out, or the samples of a set that lies in memory."""
-    split, source, run = classifier.split_, classifier.source_, classifier.run_
-    held_out = split.samples("test") or split.samples("valid") or split.samples("train")
-    if run is not None and not isinstance(source.reader, FileReader):
+    split, source = classifier.split_, classifier.source_
+    if not isinstance(source.reader, FileReader):
         return run.path / SAMPLES
+    held_out = split.samples("test") or split.samples("valid") or split.samples("train")
     folder = Path(source.location)
     paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in held_out)
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
@@ -261,22 +245,19 @@ class TrainView(ShowsWarnings):
 
     def __init__(self) -> None:
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            "{task.description}",
+            BarColumn(30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TextColumn("{task.fields[left]}"),
+            "{task.fields[note]}",
+            "{task.fields[left]}",
         )
         self.progress = console.bar(*columns, hidden=not distributed.is_main())
         self._task = self.progress.add_task("", visible=False, note="", left="")
-        self._began = 0.0  # the epoch
-        self._bar_began = 0.0
+        self._began = self._bar_began = 0.0  # the epoch, and the bar
         self._bar_name = ""
-        self._epochs = 0
+        self._epochs = self._member = 0
         self._guess = 0.0  # the share of the commonest class
-        self._member = 0
         self._choices: tuple[Decision, ...] = ()
-        self.resumed_after = 0
         self.run: Run | None = None
         self.page: Path | None = None
         self.advice: Advice | None = None
@@ -331,7 +312,11 @@ class TrainView(ShowsWarnings):
 
     @_show.register
     def _on_failed_report(self, event: ReportFailed) -> None:
-        show_failure(event)
+        if os.environ.get("IMGCLF_DEBUG"):
+            for line in "".join(traceback.format_exception(event.error)).splitlines():
+                console.say(line)
+        for text in event.warnings:
+            console.warn(text)
 
     @_show.register
     def _on_member(self, event: NextTraining) -> None:
@@ -369,9 +354,8 @@ class TrainView(ShowsWarnings):
     @_show.register
     def _on_audit(self, event: ImagesChecked) -> None:
         audit = event.audit
-        if audit.unreadable:
-            console.warn(f"{plural(len(audit.unreadable), 'image')} can't be read and will be left out:")
-            console.say_list(f"{bad.ref}: {bad.reason}" for bad in audit.unreadable)
+        reasons = {bad.ref: bad.reason for bad in audit.unreadable}
+        console.warn_of_images(reasons, "can't be read and will be left out")
         for finding in audit.findings:
             console.warn(finding)
         counts = sorted(audit.source.counts().items(), key=lambda item: item[1])
@@ -399,11 +383,9 @@ class TrainView(ShowsWarnings):
             return
         parameters = sum(p.numel() for p in plan.model.parameters())
         height, width = plan.preprocess.size
-        pixels = (
-            f"{height}×{width}, {'gray' if plan.preprocess.channels == 1 else f'{plan.preprocess.channels} channels'}"
-        )
+        colors = "gray" if plan.preprocess.channels == 1 else f"{plan.preprocess.channels} channels"
         start = plan.weights.source.removeprefix("from ")
-        console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {pixels}, from {start}")
+        console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {height}×{width}, {colors}, from {start}")
         if plan.weights.note:  # only what is not as it was asked for is an alarm
             (console.warn if plan.weights.head == "fresh" else console.say)(plan.weights.note)
         if config.epochs == 0:
@@ -416,13 +398,12 @@ class TrainView(ShowsWarnings):
     @_show.register
     def _on_probe(self, event: ProbeFitted) -> None:
         probe = event.probe
-        images = plural(probe.images, "training image")
-        head = f"linear head on frozen features, {images}"
+        head = f"linear head on frozen features, {plural(probe.images, 'training image')}"
         if probe.note:
             console.say(f"baseline: not measured ({head}): {probe.note}")
             return
-        figures = f"{probe.accuracy:.1%} ± {100 * probe.error:.1f}"
-        console.say(f"baseline: {figures} after {probe.seconds:.0f} s ({head}, CV)")
+        error = 100 * probe.error
+        console.say(f"baseline: {probe.accuracy:.1%} ± {error:.1f} after {probe.seconds:.0f} s ({head}, CV)")
         if probe.accuracy - 2 * probe.error <= self._guess:
             console.warn(
                 f"no better than to call every image the commonest class ({self._guess:.1%}): "
@@ -433,20 +414,19 @@ class TrainView(ShowsWarnings):
     def _on_decisions(self, event: DecisionsMade) -> None:
         new = [choice for choice in event.decisions if choice not in self._choices]
         self._choices = event.decisions
-        if not new:
-            return
-        console.say("")
-        width = max(len(choice.value) for choice in new)
+        if new:
+            console.say()
+        width = max((len(choice.value) for choice in new), default=0)
         for choice in new:
             console.say_beside(f"       {choice.name:13}  {choice.value:{width}}  ", choice.reason)
 
     @_show.register
     def _on_baseline(self, event: BaselineMeasured) -> None:
         result = event.result
-        if not self._epochs:
+        if self._epochs:
+            console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
+        else:
             console.say(f"valid: {result.accuracy:.2%} of {plural(result.n, 'image')}, loss {result.loss:.4f}")
-            return
-        console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
 
     @_show.register
     def _on_loader(self, event: LoaderMade) -> None:
@@ -454,12 +434,9 @@ class TrainView(ShowsWarnings):
 
     @_show.register
     def _on_divided_batch(self, event: BatchDivided) -> None:
-        planned = -(-event.batch_size // distributed.shard()[1])  # of this process
-        micro_batch_size = event.micro_batch_size
-        console.warn(
-            f"too little memory for a whole batch: {planned} → {-(-planned // micro_batch_size)} × {micro_batch_size}, "
-            "same gradient"
-        )
+        planned, size = -(-event.batch_size // distributed.shard()[1]), event.micro_batch_size  # of this process
+        parts = f"{planned} → {-(-planned // size)} × {size}"
+        console.warn(f"too little memory for a whole batch: {parts}, same gradient")
 
     @_show.register
     def _on_failed_capture(self, event: CaptureFailed) -> None:
@@ -469,7 +446,7 @@ class TrainView(ShowsWarnings):
     def _on_start(self, event: TrainingStarted) -> None:
         state = event.state
         console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
-        self.resumed_after, self._epochs = state.epoch, state.epochs
+        self._epochs = state.epochs
         if state.epoch or state.batch_index:
             within = f", step {state.batch_index} of {state.steps_per_epoch}" if state.batch_index else ""
             console.say(f"       going on after epoch {state.epoch}{within}")
@@ -489,20 +466,12 @@ class TrainView(ShowsWarnings):
 
     @_show.register
     def _on_epoch(self, event: EpochEnded) -> None:
-        console.say(self._row(event.record))
+        console.say(_row(event.record))
         self._began = time.perf_counter()
-
-    def _row(self, record: EpochRecord) -> str:
-        row = f"{record.epoch:6d}  {record.train_loss:10.4f}  {record.train_accuracy:8.2%}"
-        if record.valid_loss is None or record.valid_accuracy is None:
-            return f"{row}  {'–':>10}  {'–':>8}  {record.lr:7.2g}  {record.seconds:7.1f}"
-        row += f"  {record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}  {record.lr:7.2g}  {record.seconds:7.1f}"
-        return f"{row}  saved" if record.best else row
 
     @_show.register
     def _on_unreadable(self, event: ImagesUnreadable) -> None:
-        console.warn(f"{plural(len(event.reasons), 'image')} left out, unreadable or changed since the check:")
-        console.say_list(f"{ref}: {why}" for ref, why in event.reasons.items())
+        console.warn_of_images(event.reasons, "left out, unreadable or changed since the check")
 
     @_show.register
     def _on_retry(self, event: TrainingRetried) -> None:
@@ -528,32 +497,13 @@ class TrainView(ShowsWarnings):
         console.say("")
 
 
-class ReportView(ShowsWarnings):
-    """Shows how the report of a run is written: a callback. Keeps where it is."""
-
-    page: Path | None = None
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, event: Event) -> None:
-        """Show one event."""
-        match event:
-            case Progressed(done=done, total=total):
-                self._progress(done, total)
-            case ReportWritten(path=path):
-                self.page = path
-            case ReportFailed():
-                show_failure(event)
-
-
-def show_failure(event: ReportFailed) -> None:
-    """Say why a report is not written, with --debug in full."""
-    if os.environ.get("IMGCLF_DEBUG"):
-        for line in "".join(traceback.format_exception(event.error)).splitlines():
-            console.say(line)
-    for text in event.warnings:
-        console.warn(text)
+def _row(record: EpochRecord) -> str:
+    valid, saved = f"{'–':>10}  {'–':>8}", ""
+    if record.valid_loss is not None:
+        valid = f"{record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}"
+        saved = "  saved" if record.best else ""
+    train = f"{record.epoch:6d}  {record.train_loss:10.4f}  {record.train_accuracy:8.2%}"
+    return f"{train}  {valid}  {record.lr:7.2g}  {record.seconds:7.1f}{saved}"
 
 
 def _seconds_left(state: TrainState, seconds: float) -> float:

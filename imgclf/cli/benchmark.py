@@ -31,13 +31,8 @@ def benchmark(
 
     view = TrainView()
     with view.progress:
-        result = measure(
-            data,
-            recipe=options.recipe,
-            config={"weights": "none", **options.changes()},
-            seconds=seconds,
-            callbacks=[view],
-        )
+        config = {"weights": "none", **options.changes()}
+        result = measure(data, recipe=options.recipe, config=config, seconds=seconds, callbacks=[view])
     if json:
         console.show_json(result.to_dict())
     else:
@@ -47,10 +42,8 @@ def benchmark(
 def _show(result: Benchmark) -> None:
     facts = result.facts
     height, width = facts["size"]
-    console.show(
-        f"{facts['arch']}, {height}×{width}, batch {facts['batch_size']}, {facts['precision']}, on {facts['device']} "
-        f"({facts['processor']}, {plural(facts['cores'], 'core')})"
-    )
+    work = f"{facts['arch']}, {height}×{width}, batch {facts['batch_size']}, {facts['precision']}"
+    console.show(f"{work}, on {facts['device']} ({facts['processor']}, {plural(facts['cores'], 'core')})")
     rows = [(stage.name, f"{stage.images_per_second:,.0f}", stage.what) for stage in result.stages]
     console.show_table(["stage", "images/s", ""], rows)
     console.show(f"bottleneck: {result.bottleneck}")

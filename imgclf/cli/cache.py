@@ -33,9 +33,7 @@ def cache_list(json: Json = False) -> None:
 
 
 def cache_clear(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Only this entry, by its name in the list.", show_default=False)
-    ] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Only this entry, by its name in the list.")] = "",
     json: Json = False,
 ) -> None:
     """Clear the cache, or one entry of it. The next run recreates what it needs."""

@@ -27,12 +27,11 @@ SIGNIFICANCE = 0.05
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="Run folder or name of a run.", show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other run.", show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help="Run folder or name of a run.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other run.")],
     runs: Annotated[Path, typer.Option(help="Folder of runs that are given by name.")] = ROOT,
     picture: Annotated[
-        Path | None,
-        typer.Option(help=f"Make a picture of the images that changed, up to {MAX_PICTURED}.", show_default=False),
+        Path | None, typer.Option(help=f"Make a picture of the images that changed, up to {MAX_PICTURED}.")
     ] = None,
     force: Force = False,
     json: Json = False,
@@ -83,8 +82,7 @@ def _say_what_differs(result: Comparison) -> None:
         if count:
             console.warn(f"{plural(count, 'test image')} of {name} left out: {other} was not tested on them")
         if classes:
-            console.warn(f"{plural(len(classes), 'class')} of {name} unknown to {other}:")
-            console.say_list(classes)
+            console.warn(f"{plural(len(classes), 'class')} of {name} unknown to {other}:", classes)
 
 
 def _verdict(result: Comparison) -> str:
@@ -123,8 +121,7 @@ def _draw(result: Comparison, path: Path) -> Path | None:
         except ImgclfError as error:
             unreadable.append(str(error))
     if unreadable:
-        console.warn(f"{plural(len(unreadable), 'image')} can't be shown:")
-        console.say_list(unreadable)
+        console.warn(f"{plural(len(unreadable), 'image')} can't be shown:", unreadable)
     if not shown:
         console.say("no changed image to show: no picture written")
         return None
@@ -149,10 +146,8 @@ def _pixels(source: Source, change: Change) -> Pixels:
 
     if change.content and source.reader.digest(change.path) != change.content:
         raise DataError(f"{change.path} has changed since the test")
-    (pixels,) = sample_pixels(
-        source, [Sample(change.path, change.true, sha256=change.content)], WHOLE_IMAGE, augmented=False
-    )
-    return pixels
+    sample = Sample(change.path, change.true, sha256=change.content)
+    return sample_pixels(source, [sample], WHOLE_IMAGE, augmented=False)[0]
 
 
 def _word(value: object) -> object:

@@ -17,19 +17,14 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="DATA",
-            help="Labeled images, as for train. [dim]\\[default: the test images of the run][/dim]",
-            show_default=False,
+            metavar="DATA", help="Labeled images, as for train. [dim]\\[default: the test images of the run][/dim]"
         ),
     ] = None,
     model: Model = None,
     arch: OwnArch = None,
     part: Annotated[
         str | None,
-        typer.Option(
-            help="train, valid, test or all. [dim]\\[default: what the model was not trained on][/dim]",
-            show_default=False,
-        ),
+        typer.Option(help="train, valid, test or all. [dim]\\[default: what the model was not trained on][/dim]"),
     ] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -38,7 +33,7 @@ def evaluate(
 ) -> None:
     """Test a model on labeled images: loss, accuracy and the metrics of each class. Classes are matched by name."""
     from imgclf.cli._results import show_evaluation
-    from imgclf.cli._training import ReportView
+    from imgclf.cli._training import TrainView
     from imgclf.data.sources.inputs import far_values
     from imgclf.data.sources.open import open_source
     from imgclf.estimator.recorder import write_page
@@ -55,9 +50,7 @@ def evaluate(
     with console.progress("testing") as progress:
         answers = classifier.answer(used, samples, progress)
     result, page = answers.evaluation, None
-    if classifier.unreadable_:
-        console.warn(f"{plural(len(classifier.unreadable_), 'image')} could not be read, left out of the figures:")
-        console.say_list(f"{ref}: {why}" for ref, why in classifier.unreadable_.items())
+    console.warn_of_images(classifier.unreadable_, "could not be read, left out of the figures")
     if far := far_values(used, samples, classifier.preprocess_.levels):
         console.warn(far)
     if data is not None or part in (None, "test"):
@@ -66,8 +59,8 @@ def evaluate(
         _say_what_has_changed(classifier, used, part or "test")
         if part in (None, "test") and classifier.run_ is not None:
             _keep(classifier.run_.path / PREDICTIONS, answers)
-            with console.progress("writing the report") as progress:
-                view = ReportView(progress)
+            view = TrainView()
+            with view.progress:
                 write_page(classifier.run_, Known(classifier.model_, {"test": answers}, used), [view])
             page = view.page
     if json:
@@ -110,5 +103,4 @@ def _say_what_has_changed(classifier: Any, source: Any, part: str) -> None:
     gone = [row.ref for row, sample in matched if sample is None and part in ("all", row.split)]
     if gone:
         are = "is" if len(gone) == 1 else "are"
-        console.warn(f"{plural(len(gone), 'image')} of the run's {part} part {are} gone or changed:")
-        console.say_list(gone)
+        console.warn(f"{plural(len(gone), 'image')} of the run's {part} part {are} gone or changed:", gone)

@@ -31,10 +31,7 @@ def explain(
     images: PixelStore,
     method: Annotated[str, typer.Option(help=f"Method: {listed(EXPLAIN_METHODS)}.")] = EXPLAIN_METHODS[0],
     class_: Annotated[
-        str | None,
-        typer.Option(
-            "--class", help="Class to explain. [dim]\\[default: the predicted class][/dim]", show_default=False
-        ),
+        str | None, typer.Option("--class", help="Class to explain. [dim]\\[default: the predicted class][/dim]")
     ] = None,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Show classic and learned kernels and their output instead.")
@@ -91,9 +88,8 @@ def _explained(
                 picture = picture_of(explanation.path, method)
                 save_explanation(explanation, picture)
                 if not explanation.heat.any():
-                    console.warn(
-                        f"{explanation.path}: no part of it is evidence for {explanation.label}: the heat map is empty"
-                    )
+                    nothing = f"no part of it is evidence for {explanation.label}: the heat map is empty"
+                    console.warn(f"{explanation.path}: {nothing}")
             yield _row(picture, **explanation.to_dict())
 
 
@@ -112,13 +108,11 @@ def _looked_at(
             error = bad.reason
         else:
             picture = picture_of(sample.ref, view)
-            if view == "layers" and classifier is not None:
-                save_stages(stage_maps(classifier.model_, pixels, classifier.preprocess_), sample.ref, picture)
+            network = None if classifier is None else (classifier.model_, pixels, classifier.preprocess_)
+            if view == "layers" and network:
+                save_stages(stage_maps(*network), sample.ref, picture)
             else:
-                learned = None
-                if classifier is not None:
-                    learned = first_convolution(classifier.model_, pixels, classifier.preprocess_)
-                save_kernels(pixels, sample.ref, picture, learned)
+                save_kernels(pixels, sample.ref, picture, first_convolution(*network) if network else None)
         yield _row(picture, path=sample.ref, method=view, error=error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ from imgclf.core.text import percent
 NEGLIGIBLE_GAIN = 0.0005  # of the accuracy: rounds to no tenth of a point
 
 if TYPE_CHECKING:
-    from imgclf.core.results import Estimate, LearningCurve
+    from imgclf.core.results import ClassGain, Estimate, LearningCurve
 
 
 @training_options("arch", "recipe", "config", "weights", "size", "epochs", "split", "seed", "device", "data_dir")
@@ -62,25 +63,12 @@ def _show(curve: LearningCurve) -> None:
     elif gain.high < NEGLIGIBLE_GAIN:
         console.show(f"more:    {2 * images:,} images, twice as many: a negligible gain")
     else:
-        console.show(
-            f"more:    {2 * images:,} images, twice as many: about {_gain(gain)} points, to {percent(doubled.value)} "
-            f"({_range(doubled.low, doubled.high)})"
-        )
+        then = f"{percent(doubled.value)} ({_range(doubled.low, doubled.high)})"
+        console.show(f"more:    {2 * images:,} images, twice as many: about {_gain(gain)} points, to {then}")
     if not curve.full:
+        header = ("class", "images", "recall", "recall gain with 2×", "accuracy gain with 2×")
         console.show()
-        console.show_table(
-            ("class", "images", "recall", "recall gain with 2×", "accuracy gain with 2×"),
-            [
-                (
-                    row.name,
-                    f"{row.images:,}",
-                    None if row.recall is None else percent(row.recall),
-                    _class_gain(row.recall_gain),
-                    _class_gain(row.accuracy_gain),
-                )
-                for row in curve.classes
-            ],
-        )
+        console.show_table(header, map(_class_row, curve.classes))
         console.show()
 
 
@@ -91,6 +79,11 @@ def _range(low: float, high: float) -> str:
 def _gain(gain: Estimate) -> str:
     value, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in (gain.value, gain.low, gain.high))
     return f"{value} ({low} to {high})"
+
+
+def _class_row(row: ClassGain) -> Sequence[object]:
+    recall = None if row.recall is None else percent(row.recall)
+    return row.name, f"{row.images:,}", recall, _class_gain(row.recall_gain), _class_gain(row.accuracy_gain)
 
 
 def _class_gain(gain: Estimate | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -15,19 +16,11 @@ from imgclf.core.text import plural
 def models(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME",
-            help="Name of a network, to show its layers; or a part of names, or a glob.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="NAME", help="Name of a network, to show its layers; or a part of names, or a glob."),
     ] = "",
     classes: Annotated[int, typer.Option(min=1, help="Number of classes in the layer table.")] = 10,
-    size: Annotated[
-        str | None, typer.Option(help="Input size in the layer table: N or HxW pixels.", show_default=False)
-    ] = None,
-    channels: Annotated[
-        int | None, typer.Option(min=1, help="Input channels in the layer table.", show_default=False)
-    ] = None,
+    size: Annotated[str | None, typer.Option(help="Input size in the layer table: N or HxW pixels.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Input channels in the layer table.")] = None,
     json: Json = False,
 ) -> None:
     """List networks with parameters, input size and weights, or show one layer by layer.
@@ -45,24 +38,13 @@ def models(
     if not found:
         raise unknown_name("architecture", name, [info.name for info in list_models()])
     if json:
-        shown = [exact] if exact is not None else found
-        console.show_json([_as_json(info) for info in shown])
+        console.show_json([asdict(info) for info in (found if exact is None else [exact])])
     elif exact is None:
         rows = [[info.name, f"{info.params:,}", _side(info.size), info.channels, _host(info.weights)] for info in found]
         console.show_table(["name", "parameters", "size", "channels", "pretrained weights"], rows)
         console.say(plural(len(rows), "network"), "dim")
     else:
         _show_layers(exact, classes, size, channels)
-
-
-def _as_json(info: Any) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "params": info.params,
-        "size": list(info.size),
-        "channels": info.channels,
-        "weights": info.weights,
-    }
 
 
 def _host(weights: str | None) -> str | None:

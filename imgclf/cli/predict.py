@@ -25,16 +25,11 @@ def predict(
     arch: OwnArch = None,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to list per image.")] = 3,
     json: Json = False,
-    csv: Annotated[
-        Path | None, typer.Option(help="Write the predictions to this CSV file.", show_default=False)
-    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file.")] = None,
     force: Force = False,
     reject: Annotated[
         float | None,
-        typer.Option(
-            help="Mark images unlike the training data as unknown; e.g. 0.05 also marks 5% of normal ones.",
-            show_default=False,
-        ),
+        typer.Option(help="Mark images unlike the training data as unknown; e.g. 0.05 also marks 5% of normal ones."),
     ] = None,
     max_pixels: Annotated[
         int,

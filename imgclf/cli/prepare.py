@@ -16,19 +16,13 @@ SHARD_SIZE = "256MB"
 
 
 def prepare(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA", help="A folder, a CSV file, tar shards or a named data set.", show_default=False
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder, a CSV file, tar shards or a named data set.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     size: Annotated[
         str | None,
         typer.Option(
             help=f"Size of the copies: N or HxW pixels; with --shards, files are only resized if it is given. "
-            f"[dim]\\[default: {SIZE}][/dim]",
-            show_default=False,
+            f"[dim]\\[default: {SIZE}][/dim]"
         ),
     ] = None,
     resize_mode: Annotated[
@@ -38,10 +32,7 @@ def prepare(
     shards: Annotated[bool, typer.Option("--shards", help="Write WebDataset tar shards.")] = False,
     shard_size: Annotated[
         str | None,
-        typer.Option(
-            help=f"Size of a shard: 100MB, 1GB, or a number of images. [dim]\\[default: {SHARD_SIZE}][/dim]",
-            show_default=False,
-        ),
+        typer.Option(help=f"Size of a shard: 100MB, 1GB, or a number of images. [dim]\\[default: {SHARD_SIZE}][/dim]"),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -82,8 +73,7 @@ def prepare(
     if not audited.source.samples:
         raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in reasons])
     if reasons:
-        console.warn(f"{plural(len(reasons), 'image')} can't be read and will be left out:")
-        console.say_list(reasons)
+        console.warn(f"{plural(len(reasons), 'image')} can't be read and will be left out:", reasons)
     levels = common_levels(sample.levels for sample in audited.source.samples)
     resized = None if shards and size is None else preprocess
     deep = [sample for sample in audited.source.samples if sample.levels is not None]

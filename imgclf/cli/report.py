@@ -19,11 +19,7 @@ PAGES = (".html", ".htm")
 def report(
     run: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Run folder or name of a run. [dim]\\[default: the default run][/dim]",
-            show_default=False,
-        ),
+        typer.Argument(metavar="RUN", help="Run folder or name of a run. [dim]\\[default: the default run][/dim]"),
     ] = None,
     arch: OwnArch = None,
     out: Out = None,

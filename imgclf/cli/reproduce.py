@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or name of a run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or name of a run.")],
     arch: OwnArch = None,
     json: Json = False,
 ) -> None:

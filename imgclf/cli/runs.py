@@ -26,7 +26,6 @@ def runs(
         typer.Option(
             "--filter",
             help=f"Only runs that contain this text, or KEY=PATTERN, e.g. arch=resnet*; KEY is {listed(FILTERS)}.",
-            show_default=False,
         ),
     ] = None,
     json: Json = False,
@@ -45,8 +44,7 @@ def runs(
     for text in condition or ():
         shown = filtered(shown, text)
     if damaged:
-        console.warn(f"{plural(len(damaged), 'run')} left out: run.json can't be read:")
-        console.say_list(map(str, damaged))
+        console.warn(f"{plural(len(damaged), 'run')} left out: run.json can't be read:", map(str, damaged))
     if json:
         console.show_json({"runs": [entry.to_dict() for entry in shown]})
         return

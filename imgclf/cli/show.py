@@ -27,9 +27,7 @@ def show(
     augmented: Annotated[
         bool, typer.Option("--augmented", help="Show images as the network sees them in training.")
     ] = False,
-    channels: Annotated[
-        Path | None, typer.Option(help="Show this image channel by channel, with its values.", show_default=False)
-    ] = None,
+    channels: Annotated[Path | None, typer.Option(help="Show this image channel by channel, with its values.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, max=200, help="Number of images.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the selection and the augmentation.")] = 0,
     out: Out = None,
@@ -38,14 +36,13 @@ def show(
     """Draw images with their classes, or one image channel by channel."""
     if (data is None) == (channels is None):
         raise ConfigError("show takes either DATA or --channels IMAGE")
-    name = f"{channels.stem}-channels" if channels is not None else Path(os.path.abspath(data or "")).name or "data"
-    place = data if channels is None else str(channels)
-    path = picture_file(out, f"{name}{'-augmented' if augmented else ''}.png", force=force, data=[place or ""])
+    place = str(channels or data)
+    name = f"{channels.stem}-channels" if channels is not None else Path(os.path.abspath(place)).name or "data"
+    path = picture_file(out, f"{name}{'-augmented' if augmented else ''}.png", force=force, data=[place])
     if channels is not None:
         _show_channels(channels, path)
     else:
-        assert data is not None
-        _show_grid(data, path, options, n, seed, augmented)
+        _show_grid(place, path, options, n, seed, augmented)
     console.show(str(path))
 
 
@@ -59,10 +56,8 @@ def _show_channels(image: Path, path: Path) -> None:
     if max(height, width) > ANNOTATED_SIDE:
         scale = ANNOTATED_SIDE / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        console.say(
-            f"{image} is {height} high and {width} wide; shown shrunk to {size[0]} by {size[1]}, so that the values "
-            "can be read"
-        )
+        shrunk = f"shown shrunk to {size[0]} by {size[1]}, so that the values can be read"
+        console.say(f"{image} is {height} high and {width} wide; {shrunk}")
         pixels = prepare(pixels, PreprocessConfig(size=size, channels=pixels.shape[2], resize_mode="squash"))
     save_channels(pixels, image.name, path)
 
@@ -86,8 +81,7 @@ def _show_grid(data: str, path: Path, options: TrainingOptions, n: int, seed: in
     if not images:
         raise DataError(f"{source.name}: none of the images can be read", [printable(reason) for reason in bad])
     if bad:
-        console.warn(f"{plural(len(bad), 'image')} can't be read and will be left out:")
-        console.say_list(bad)
+        console.warn(f"{plural(len(bad), 'image')} can't be read and will be left out:", bad)
     save_grid(images, titles, path)
 
 

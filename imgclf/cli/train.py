@@ -24,7 +24,6 @@ def train(
         typer.Option(
             help="Train N networks with different seeds and join them in one model file.",
             metavar="N",
-            show_default=False,
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -32,30 +31,21 @@ def train(
         bool,
         typer.Option("--dry-run", help="Show the plan, its time and memory; train nothing.", rich_help_panel=OUTPUT),
     ] = False,
-    resume: Annotated[
-        Path | None, typer.Option(help="Resume this run.", show_default=False, rich_help_panel=OUTPUT)
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume this run.", rich_help_panel=OUTPUT)] = None,
     runs: Annotated[
         Path | None,
-        typer.Option(
-            help=f"Where run folders are made. [dim]\\[default: {ROOT}][/dim]",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        typer.Option(help=f"Where run folders are made. [dim]\\[default: {ROOT}][/dim]", rich_help_panel=OUTPUT),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the run folder. [dim]\\[default: from data and network][/dim]",
-            show_default=False,
-            rich_help_panel=OUTPUT,
+            help="Name of the run folder. [dim]\\[default: from data and network][/dim]", rich_help_panel=OUTPUT
         ),
     ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
             help=f"Follow training live: {listed(tuple(TRACKERS.names()))}, or NAME=PLACE; repeatable.",
-            show_default=False,
             rich_help_panel=OUTPUT,
         ),
     ] = None,

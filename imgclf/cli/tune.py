@@ -20,8 +20,7 @@ def tune(
     options: TrainingOptions,
     trials: Annotated[int, typer.Option(min=1, help="Total number of trials.", rich_help_panel=TRAINING)] = 20,
     minutes: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="Time limit of the search.", show_default=False, rich_help_panel=TRAINING),
+        float | None, typer.Option(min=0.01, help="Time limit of the search.", rich_help_panel=TRAINING)
     ] = None,
     runs: Annotated[
         Path, typer.Option(help="Folder for the trials and the best settings.", rich_help_panel=OUTPUT)

@@ -15,8 +15,7 @@ from imgclf.storage.run_list import RunEntry
 
 def use(
     run: Annotated[
-        str | None,
-        typer.Argument(metavar="RUN", help="Run in ./runs to pin; without it, show the default.", show_default=False),
+        str | None, typer.Argument(metavar="RUN", help="Run in ./runs to pin; without it, show the default.")
     ] = None,
     clear: Annotated[
         bool, typer.Option("--clear", help="Unpin: the newest finished run with a test result is the default again.")
