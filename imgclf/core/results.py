@@ -207,15 +207,9 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form: one object a line."""
-        return {
-            "path": self.path,
-            "label": self.label,
-            "confidence": self.confidence,
-            "top": [{"label": label, "confidence": confidence} for label, confidence in self.top],
-            "unknown_score": self.unknown_score,
-            "accepted": self.accepted,
-            "error": self.error,
-        }
+        top = [{"label": label, "confidence": confidence} for label, confidence in self.top]
+        names = ("path", "label", "confidence", "top", "unknown_score", "accepted", "error")
+        return {name: top if name == "top" else getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, eq=False)

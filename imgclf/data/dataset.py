@@ -129,24 +129,26 @@ class Source:
         return replace(self, reader=self.reader.at_levels(levels))
 
 
-def open_measured(source: Source, ref: str, least: Sides, *, smooth: bool = False) -> tuple[Pixels, Sides]:
-    """The pixels of an image, no side of them below its `least` where the image has it, and its (height, width).
+def open_measured(
+    source: Source, ref: str, needed: Callable[[Sides], Sides], *, smooth: bool = False
+) -> tuple[Pixels, Sides]:
+    """The pixels of an image, no side of them below what it `needed` where the image has it, and its (height, width).
 
-    See `Draft` for `smooth`.
+    See `Draft` for `needed` and `smooth`.
     """
-    told: list[tuple[int, int]] = []
+    told: list[Sides] = []
 
-    def needed(shape: Sides) -> Sides:
+    def asked(shape: Sides) -> Sides:
         told.append(shape)
-        return least
+        return needed(shape)
 
-    pixels = source.open(ref, Draft(needed, smooth))
+    pixels = source.open(ref, Draft(asked, smooth))
     return pixels, told[0] if told else (pixels.shape[0], pixels.shape[1])
 
 
 def open_prepared(source: Source, ref: str, preprocess: PreprocessConfig) -> Pixels:
     """The evaluation pixels of an image, which is decoded no larger than that takes."""
-    pixels, shape = open_measured(source, ref, decode_size(preprocess), smooth=True)
+    pixels, shape = open_measured(source, ref, lambda _: decode_size(preprocess), smooth=True)
     return prepare(pixels, preprocess, shape)
 
 
@@ -154,18 +156,12 @@ class ArrayReader:
     """Reads a set that lies in memory: `arrays` maps the first part of a ref ("train/00012") to uint8 (n, h, w, c)."""
 
     def __init__(self, arrays: Mapping[str, Pixels]) -> None:
-        self._arrays = dict(arrays)
-
-    @property
-    def arrays(self) -> Mapping[str, Pixels]:
-        """The arrays, by the first part of a ref."""
-        return self._arrays
+        self.arrays = dict(arrays)
 
     def open(self, ref: str, at_least: AtLeast = None) -> Pixels:
         """The pixels of one image; `at_least` changes nothing, since there is nothing to decode."""
         key, _, index = ref.rpartition("/")
-        pixels: Pixels = self._arrays[key][int(index)]
-        return pixels
+        return np.asarray(self.arrays[key][int(index)])
 
     def digest(self, ref: str) -> str:
         """The sha256 of the image's shape and pixels."""

@@ -310,19 +310,17 @@ def _is_gray(values: NDArray[Any]) -> bool:
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading; a pipe, a socket or a device is never opened. Raises `BadImage`."""
     try:
-        _require_regular(os.stat(path).st_mode, os.fspath(path))
-        return open(path, "rb", opener=_without_waiting)
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise BadImage(f"{file_kind(mode)}, not a regular file", os.fspath(path))
+        # Without waiting, for the case that a pipe has taken the file's place since it was looked at.
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
     except FileNotFoundError:
         reason = "a broken link" if os.path.islink(path) else "no such file"
         raise BadImage(reason, os.fspath(path)) from None
     except (OSError, ValueError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(f"cannot be opened: {text.lower()}", os.fspath(path)) from None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open for the case that a pipe has taken the file's place since it was looked at."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def file_stamp(found: os.stat_result) -> str:
@@ -343,11 +341,6 @@ def file_kind(mode: int) -> str:
         stat.S_IFLNK: "a link",
     }
     return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def _require_regular(mode: int, path: str) -> None:
-    if not stat.S_ISREG(mode):
-        raise BadImage(f"{file_kind(mode)}, not a regular file", path)
 
 
 def _jpeg_orientation(jpeg: Jpeg, max_pixels: int) -> int:
@@ -375,7 +368,7 @@ def _opened(file: BinaryIO, suffix: str, max_pixels: int) -> ImageFile.ImageFile
         raise BadImage("empty file")
     image = _identify(file, suffix, max_pixels)
     if image.format == "PNG":
-        with _damage_of("PNG"):
+        with _as_bad_image("damaged PNG"):
             image.verify()
         image = _identify(file, suffix, max_pixels)
     return image
@@ -455,7 +448,7 @@ def _decode(image: ImageFile.ImageFile, needed: Sides | None, max_pixels: int) -
     file = image.fp if is_deep_color(image) else None
     if file is not None:
         _check_size(image.size, max_pixels, _DEEP)
-    with _damage_of(_format(image)):
+    with _as_bad_image(f"damaged {_format(image)}"):
         image.load()
     _check_size(image.size, max_pixels)  # an icon's header may promise less than it holds
     deep = None if file is None else deep_color(image, file)  # Pillow has judged whether there is damage
@@ -487,22 +480,14 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _as_bad_image() -> Iterator[None]:
+def _as_bad_image(verdict: str = "cannot be decoded") -> Iterator[None]:
     """Whatever Pillow raises becomes `BadImage`: seven families of exceptions are known, and more may come."""
     try:
         yield
     except BadImage:
         raise
     except Exception as error:
-        raise BadImage(f"cannot be decoded: {_one_line(error)}") from error
-
-
-@contextmanager
-def _damage_of(kind: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise BadImage(f"damaged {kind}: {_one_line(error)}") from error
+        raise BadImage(f"{verdict}: {_one_line(error)}") from error
 
 
 _quiet_lock = threading.Lock()

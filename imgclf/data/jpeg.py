@@ -97,10 +97,9 @@ def decode_jpeg(jpeg: Jpeg, at_least: Sides | None = None, *, smooth: bool = Tru
     sides = {"min_height": -(-jpeg.height // scale), "min_width": -(-jpeg.width // scale)} if scale > 1 else {}
     try:
         space = "RGB" if jpeg.channels == 3 else "GRAY"
-        pixels: Pixels = simplejpeg.decode_jpeg(jpeg.data, space, fastupsample=not smooth, **sides)
+        return np.asarray(simplejpeg.decode_jpeg(jpeg.data, space, fastupsample=not smooth, **sides))
     except ValueError:
         return None
-    return pixels
 
 
 def _scale(sides: Sides, at_least: Sides) -> int:
@@ -304,19 +303,17 @@ def _in_bands(image: AnyDecoded, channels: int, convert: Callable[[AnyDecoded], 
 def _over_white(image: Image.Image, mode: str) -> Pixels:
     values = np.asarray(image.convert(mode)).astype(np.uint16)
     color, alpha = values[..., :-1], values[..., -1:]
-    mixed: Pixels = ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return mixed
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _levels_alone(image: Image.Image) -> Levels:
     """The levels of an image of which no others of its kind are known."""
     if image.mode.startswith("I;16"):
         return Levels("integer", 0, _FULL)
-    ends = [(values.min(), values.max()) for _, band in bands(image) for values in [_finite(band)]]
-    low, high = float(min(low for low, _ in ends)), float(max(high for _, high in ends))
-    tops = (_FULL,) if image.mode == "I" else _TOPS["float"]
+    ends = [end for _, band in bands(image) for values in [_finite(band)] for end in (values.min(), values.max())]
+    low, high = float(min(ends)), float(max(ends))
+    kind, tops = ("integer", (_FULL,)) if image.mode == "I" else ("float", _TOPS["float"])
     top = next((top for top in tops if low >= 0 and high <= top), None)
-    kind = "integer" if image.mode == "I" else "float"
     return Levels(kind, low, high) if top is None else Levels(kind, 0, top)
 
 
@@ -332,8 +329,7 @@ def _deep_over_white(image: DeepColor, levels: Levels) -> Pixels:
     values = _stretched(image.color.astype(np.float64), levels)
     if image.alpha is not None:
         values = 255 + (values - 255) * (image.alpha / _FULL)
-    pixels: Pixels = np.rint(values).astype(np.uint8)
-    return pixels
+    return np.rint(values).astype(np.uint8)
 
 
 def _stretched(values: NDArray[np.float64], levels: Levels) -> NDArray[np.float64]:

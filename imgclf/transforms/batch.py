@@ -21,7 +21,7 @@ from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu, ops_torch
 from imgclf.transforms._pixel_ops import Numbers, Ops
 from imgclf.transforms.rng import Draws
-from imgclf.transforms.trivial_augment import DRAWS, Space, alter
+from imgclf.transforms.trivial_augment import DRAWS, Space, about_center, alter
 
 Shares = tuple[torch.Tensor, torch.Tensor]
 T = TypeVar("T")
@@ -114,8 +114,7 @@ def _run_step(function: Callable[..., T], step: AugmentStep, *arguments: Any) ->
 
 def _between(limits: Any, draw: Numbers) -> Numbers:
     low, high = limits
-    between: Numbers = low + (high - low) * draw
-    return between
+    return np.asarray(low + (high - low) * draw)
 
 
 def _crop_boxes(draws: Draws, shapes: NDArray[np.int64], scale: Any, ratio: Any) -> Numbers:
@@ -141,20 +140,14 @@ def _random_crop(ops: Ops, pixels: torch.Tensor, draws: Draws, padding: int, bor
 
 
 def _affine(ops: Ops, pixels: torch.Tensor, draws: Draws, shift: float, rotate: float, scale: Any) -> torch.Tensor:
-    return ops.warp(pixels, _affine_matrices(draws, pixels.shape[1:3], shift, rotate, scale))
-
-
-def _affine_matrices(draws: Draws, shape: tuple[int, ...], shift: float, rotate: float, scale: Any) -> Numbers:
-    """Scale (of x and of y on its own), then turn, about the center; then shift by whole pixels: (n, 2, 3)."""
+    """Scale (of x and of y on its own), then turn, about the center; then shift by whole pixels."""
     x, y, wide, high, angle = draws(5)
-    size = np.array(shape[::-1])
-    shifts = np.trunc(_between((-shift, shift), np.stack([x, y], 1)) * size)
+    shifts = _between((-shift, shift), np.stack([x, y], 1))
     angles = np.deg2rad(_between((-rotate, rotate), angle))
     wide, high = _between(scale, wide), _between(scale, high)
     sine, cosine = np.sin(angles), np.cos(angles)
     linear = np.stack([cosine * wide, sine * high, -sine * wide, cosine * high], 1).reshape(-1, 2, 2)
-    center = (size - 1) / 2
-    return np.concatenate([linear, (center + shifts - linear @ center)[..., None]], 2)
+    return ops.warp(pixels, about_center(linear, pixels, shifts))
 
 
 def _flip(ops: Ops, pixels: torch.Tensor, draws: Draws, p: float) -> torch.Tensor:
@@ -229,8 +222,7 @@ def _beta(numbers: Numbers, alpha: float) -> Numbers:
         return numbers
     from scipy.special import betaincinv
 
-    quantiles: Numbers = betaincinv(alpha, alpha, numbers)
-    return quantiles
+    return np.asarray(betaincinv(alpha, alpha, numbers))
 
 
 def _mixup(

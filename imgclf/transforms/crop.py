@@ -16,7 +16,6 @@ from imgclf.core.config import PreprocessConfig
 from imgclf.transforms.preprocess import Pixels, resize, to_channels
 
 Box = tuple[float, float, float, float]  # (top, left, height, width) as fractions of the image's sides
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _KEPT = 1.15  # the share of the final size that is kept for crops: 256 + 2 pixels for 224
 
 

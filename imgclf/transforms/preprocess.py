@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,11 +30,8 @@ _HEADROOM = 2  # decode at no less than twice the final size: what a scaled deco
 
 def decode_size(preprocess: PreprocessConfig) -> tuple[int, int]:
     """The (height, width) below which an image must not be decoded, so that scaled decoding costs no detail."""
-    height, width = preprocess.size
-    return (
-        int(np.ceil(_HEADROOM * height / preprocess.crop_pct)),
-        int(np.ceil(_HEADROOM * width / preprocess.crop_pct)),
-    )
+    height, width = (math.ceil(_HEADROOM * side / preprocess.crop_pct) for side in preprocess.size)
+    return height, width
 
 
 def prepare(pixels: Pixels, preprocess: PreprocessConfig, shape: tuple[int, int] | None = None) -> Pixels:
@@ -65,8 +63,7 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
     if have == 1:
         return np.repeat(pixels, channels, axis=2)
     if have == 3 and channels == 1:
-        gray: Pixels = (pixels @ _LUMA + 0.5).astype(np.uint8)[..., None]
-        return gray
+        return np.asarray((pixels @ _LUMA + 0.5).astype(np.uint8)[..., None])
     raise DataError(f"an image has {have} channels, the model takes {channels}: no rule turns one into the other")
 
 
@@ -146,11 +143,7 @@ def resize(
     whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
     if pixels.shape[:2] == size and box in (None, whole):
         return pixels
-    if pixels.shape[2] in (1, 3):
-        planes = [Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))]
-    else:
-        planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(pixels.shape[2])]
+    color = pixels.shape[2] == 3
+    planes = map(Image.fromarray, map(np.ascontiguousarray, [pixels] if color else np.moveaxis(pixels, 2, 0)))
     resized = [np.asarray(plane.resize(size[::-1], _FILTERS[interpolation], box=box)) for plane in planes]
-    if len(resized) == 1:
-        return resized[0] if resized[0].ndim == 3 else resized[0][..., None]
-    return np.stack(resized, axis=2)
+    return resized[0] if color else np.stack(resized, axis=2)

@@ -26,11 +26,9 @@ def preset_steps(name: str, *, mirror: bool = True) -> tuple[AugmentStep, ...]:
 def limited(steps: tuple[AugmentStep, ...], *, mirror: bool, recolor: bool) -> tuple[AugmentStep, ...]:
     """The steps without mirroring, or without other hues and saturations, where these would change a label."""
     kept = [step for step in steps if mirror or step.op not in ("flip", "alternating_flip")]
-    return tuple(kept if recolor else map(_keep_color, kept))
-
-
-def _keep_color(step: AugmentStep) -> AugmentStep:
-    return replace(step, params={**step.params, **RECOLOURING.get(step.op, {})})
+    if not recolor:
+        kept = [replace(step, params={**step.params, **RECOLOURING.get(step.op, {})}) for step in kept]
+    return tuple(kept)
 
 
 def _preset(function: Preset) -> Preset:

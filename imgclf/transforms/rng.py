@@ -18,12 +18,6 @@ _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _MASK = 2**64 - 1
 
 
-def uniforms(seed: int, epoch: int, keys: NDArray[np.uint64], stream: int) -> NDArray[np.float64]:
-    """One number in [0, 1) for each key (n,); other seeds, epochs and streams (all 0 or more) give others."""
-    numbers: NDArray[np.float64] = _rows(seed, epoch, keys, stream, 1)[0]
-    return numbers
-
-
 class Draws(NamedTuple):
     """The numbers that one step may draw for a batch of samples: its streams are `STREAMS * step` and the next ones."""
 
@@ -34,18 +28,13 @@ class Draws(NamedTuple):
 
     def __call__(self, count: int) -> NDArray[np.float64]:
         """The first `count` numbers of every sample, (count, n) in [0, 1)."""
-        return _rows(self.seed, self.epoch, self.keys, STREAMS * self.step, count)
-
-
-def _rows(seed: int, epoch: int, keys: NDArray[np.uint64], first: int, count: int) -> NDArray[np.float64]:
-    start = _mixed(_mixed(seed) + epoch)
-    counters = [(start + (first + i + 1) * _GAMMA) & _MASK for i in range(count)]
-    z = keys + np.array(counters, np.uint64)[:, None]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FACTORS[0])
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_FACTORS[1])
-    z ^= z >> np.uint64(31)
-    numbers: NDArray[np.float64] = np.multiply(z >> np.uint64(11), 2.0**-53, dtype=np.float64)
-    return numbers
+        start, first = _mixed(_mixed(self.seed) + self.epoch), STREAMS * self.step + 1
+        counters = [(start + stream * _GAMMA) & _MASK for stream in range(first, first + count)]
+        z = self.keys + np.array(counters, np.uint64)[:, None]
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(_FACTORS[0])
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(_FACTORS[1])
+        z ^= z >> np.uint64(31)
+        return np.asarray((z >> np.uint64(11)) * 2.0**-53)
 
 
 def _mixed(number: int) -> int:

@@ -59,8 +59,7 @@ def alter(ops: Ops, pixels: torch.Tensor, numbers: Numbers, space: Space) -> tor
 
 
 def _is_one_of(chosen: Chosen, names: tuple[str, ...]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.array([name in names for name in OPERATIONS])[chosen]
-    return found
+    return np.isin(chosen, [OPERATIONS.index(name) for name in names])
 
 
 def _only(name: str, chosen: Chosen, strength: Numbers) -> Numbers:
@@ -73,10 +72,14 @@ def _move(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, spa
     shear_x, shear_y, x, y, turn = (_only(name, chosen, strength) for name in MOVES)
     sine, cosine = np.sin(np.deg2rad(space.rotate * turn)), np.cos(np.deg2rad(space.rotate * turn))
     linear = np.stack([cosine, sine + space.shear * shear_x, space.shear * shear_y - sine, cosine], 1).reshape(-1, 2, 2)
+    return ops.warp(pixels, about_center(linear, pixels, space.shift * np.stack([x, y], 1)))
+
+
+def about_center(linear: Numbers, pixels: torch.Tensor, shifts: Numbers) -> Numbers:
+    """Linear maps (n, 2, 2) about the center of images, then shifts (n, 2) of the sides, by whole pixels: (n, 2, 3)."""
     size = np.array(pixels.shape[2:0:-1])
-    shifts = np.trunc(space.shift * np.stack([x, y], 1) * size)
     center = (size - 1) / 2
-    return ops.warp(pixels, np.concatenate([linear, (center + shifts - linear @ center)[..., None]], 2))
+    return np.concatenate([linear, (center + np.trunc(shifts * size) - linear @ center)[..., None]], 2)
 
 
 def _scale(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, space: Space) -> torch.Tensor:

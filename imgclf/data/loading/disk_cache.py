@@ -151,9 +151,10 @@ class PixelCache:
     def find(self, digest: str) -> CachedImage | None:
         """What is kept of an image, not to be written to; None where it is not there or damaged."""
         key = bytes.fromhex(digest)
-        data, entry = self._found.get(key, (None, None))
-        if data is None or entry is None:
+        found = self._found.get(key)
+        if found is None:
             return None
+        data, entry = found
         payload = data[entry.offset : entry.offset + entry.bytes]
         if key not in self._checked:
             if zlib.crc32(payload) != entry.crc:
@@ -245,16 +246,12 @@ def _remove_orphans(folder: Path) -> None:
 
 def _open_segment(path: Path) -> tuple[memoryview, np.ndarray[Any, np.dtype[np.void]]]:
     """A segment's bytes, and its index; empty where it is no whole segment."""
-    nothing = memoryview(b""), np.empty(0, ENTRY)
     try:
         with open(path, "rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError):  # an empty file cannot be mapped
-        return nothing
-    try:
         return data, np.frombuffer(unseal(data), ENTRY)
-    except ValueError:
-        return nothing
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        return memoryview(b""), np.empty(0, ENTRY)
 
 
 def _stats(paths: Iterable[Path]) -> list[os.stat_result]:

@@ -120,7 +120,7 @@ class Loader:
         self.shard = shard
         self._source, self._cache = source.at_levels(preprocess.levels), cache
         self._form = CacheFormat.of(preprocess, train)
-        self._targets = [index[sample.label] for sample in self.samples]
+        self.targets = [index[sample.label] for sample in self.samples]
         self._train, self._seed = train, whole("seed", seed, 0)
         workers = None if workers is None else whole("workers", workers, 0)
         self._workers = 0 if workers is None and isinstance(source.reader, ArrayReader) else workers
@@ -128,11 +128,6 @@ class Loader:
     def __len__(self) -> int:
         """The number of samples, over all processes."""
         return len(self.samples)
-
-    @property
-    def targets(self) -> list[int]:
-        """The class index of every sample."""
-        return self._targets
 
     @property
     def unreadable(self) -> dict[str, str]:
@@ -212,7 +207,7 @@ class Loader:
 
     @cached_property
     def _labels(self) -> torch.Tensor:
-        return torch.tensor(self._targets, dtype=torch.int64, device=self.device)
+        return torch.tensor(self.targets, dtype=torch.int64, device=self.device)
 
     @cached_property
     def _stream(self) -> torch.cuda.Stream:
@@ -231,7 +226,8 @@ class Loader:
                 jobs: list[Job] = [partial(self._fill, missing[cut]) for cut in chunks(missing, threads)]
                 yield (guest, partial(self._select, memory, index)), jobs
             else:
-                pixels = self._empty(len(index))
+                shape = (len(index), *self._form.shape)
+                pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
                 filled: NDArray[np.bool_] = np.zeros(len(index), np.bool_)
                 jobs = [partial(self._write, index, epoch, pixels, filled, cut) for cut in chunks(index, threads)]
                 yield (guest, partial(_collected, pixels, index, filled)), jobs
@@ -248,10 +244,6 @@ class Loader:
         guest = batch[end % len(batch)]
         return np.append(batch[begin:end], guest), int(guest)
 
-    def _empty(self, n: int) -> torch.Tensor:
-        shape = (n, *self._form.shape)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-
     def _fill(self, index: NDArray[np.int64]) -> None:
         for position in index.tolist():
             self._images(position)
@@ -261,12 +253,7 @@ class Loader:
         return memory.select(torch.from_numpy(index)), index
 
     def _write(
-        self,
-        index: NDArray[np.int64],
-        epoch: int,
-        pixels: torch.Tensor,
-        filled: NDArray[np.bool_],
-        cut: slice,
+        self, index: NDArray[np.int64], epoch: int, pixels: torch.Tensor, filled: NDArray[np.bool_], cut: slice
     ) -> None:
         filled[cut] = self._row_writer(self._images, index[cut], epoch, pixels.numpy()[cut])
 

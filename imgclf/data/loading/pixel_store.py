@@ -59,25 +59,28 @@ class CacheFormat:
         if not self.whole:
             return CachedImage(open_prepared(source, ref, self.preprocess), self.preprocess.size)
         side = kept_side(self.preprocess)
-        pixels, shape = open_measured(source, ref, (side, side))
+        pixels, shape = open_measured(source, ref, lambda _: (side, side))
         return CachedImage(to_channels(shrink(pixels, side), self.preprocess.channels), shape)
 
     def settings(self) -> dict[str, object]:
         """All that these pixels depend on, apart from the image, as JSON values."""
         preprocess = self.preprocess
+        levels: dict[str, object] = (
+            {"levels": [astuple(each) for each in preprocess.levels]} if preprocess.levels else {}
+        )
         if self.whole:
-            whole = {"kept_side": kept_side(preprocess), "channels": preprocess.channels, "smooth_colors": False}
-            return whole | _levels(preprocess)
+            kept = {"kept_side": kept_side(preprocess), "channels": preprocess.channels, "smooth_colors": False}
+            return {**kept, **levels}
         fit = {
             "size": list(preprocess.size),
             "channels": preprocess.channels,
             "resize_mode": preprocess.resize_mode,
             "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_pct,
         }
-        fit["crop_pct"] = preprocess.crop_pct
         if preprocess.resize_mode == "pad":
             fit["color"] = mean_color(preprocess)
-        return {**fit, "decode_size": list(decode_size(preprocess)), **_levels(preprocess)}
+        return {**fit, "decode_size": list(decode_size(preprocess)), **levels}
 
     def bytes_each(self, source: Source, samples: Sequence[Sample]) -> int:
         """The mean bytes of a kept image; for whole images from the headers of up to 24 of them, evenly spread."""
@@ -87,16 +90,12 @@ class CacheFormat:
         shapes = []
         for sample in samples[:: max(1, -(-len(samples) // SIZED_IMAGES))]:
             try:
-                shapes.append(open_measured(source, sample.ref, (1, 1))[1])
+                shapes.append(open_measured(source, sample.ref, lambda _: (1, 1))[1])
             except DataError:  # named when it is wanted
                 continue
         areas = [height * width * min(1.0, side / min(height, width)) ** 2 for height, width in shapes]
         area = sum(areas) / len(areas) if areas else side * side * ASSUMED_ASPECT
         return math.ceil(area * self.preprocess.channels)
-
-
-def _levels(preprocess: PreprocessConfig) -> dict[str, object]:
-    return {"levels": [astuple(levels) for levels in preprocess.levels]} if preprocess.levels else {}
 
 
 class DenseStore:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import DataError
-from imgclf.data.dataset import Draft, Pixels, Sample, Sides, Source
+from imgclf.data.dataset import Pixels, Sample, Sides, Source, open_measured
 from imgclf.data.images import CHANGED, BadImage
 from imgclf.data.loading.disk_cache import CachedImage, PixelCache
 from imgclf.data.loading.pixel_store import CacheFormat, DenseStore, RaggedStore
@@ -143,13 +143,11 @@ class RowWriter(Protocol):
 
 def write_plain(images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
     """The prepared pixels as they are."""
-    return [_written(images(i), row) for i, row in zip(index.tolist(), out, strict=True)]
-
-
-def _written(kept: CachedImage | None, row: Pixels) -> bool:
-    if kept is not None:
-        row[...] = kept.pixels
-    return kept is not None
+    kept = [images(i) for i in index.tolist()]
+    for one, row in zip(kept, out, strict=True):
+        if one is not None:
+            row[...] = one.pixels
+    return [one is not None for one in kept]
 
 
 class AlbumentationsRowWriter:
@@ -209,19 +207,14 @@ class CropRowWriter:
     ) -> Sides:
         """Read one image for its crop alone; `box` is the crop if the image still has the shape it had before."""
         known = tuple(self._shapes[position].tolist())
-        told: list[Sides] = []
-
-        def needed(shape: Sides) -> Sides:
-            told.append(shape)
-            return crop_decode_size(box_of(shape), (row.shape[0], row.shape[1]))
 
         def box_of(shape: Sides) -> tuple[float, float, float, float]:
             own = box if shape == known else self._boxes(np.array([position]), epoch, np.array([shape]))[0]
             top, left, height, width = own.tolist()
             return top, left, height, width
 
-        pixels = source.open(sample.ref, Draft(needed))
-        shape = told[0] if told else (pixels.shape[0], pixels.shape[1])
+        size = (row.shape[0], row.shape[1])
+        pixels, shape = open_measured(source, sample.ref, lambda shape: crop_decode_size(box_of(shape), size))
         crop_resize(pixels, box_of(shape), row)
         self._shapes[position] = shape
         return shape

@@ -8,11 +8,12 @@ from PIL import Image
 
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.transforms import crop
-from imgclf.transforms.crop import WHOLE, crop_decode_size, crop_resize, kept_side, shrink, takes_whole_image
+from imgclf.transforms.crop import crop_decode_size, crop_resize, kept_side, shrink, takes_whole_image
 from imgclf.transforms.preprocess import to_channels
 
 sides = st.integers(1, 300)
 SIZE = (12, 16)
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 @st.composite

@@ -8,12 +8,17 @@ from scipy import stats
 
 from imgclf.data.dataset import Sample
 from imgclf.data.loading.loader import sample_keys
-from imgclf.transforms.rng import STREAMS, Draws, uniforms
+from imgclf.transforms.rng import STREAMS, Draws
 
 MASK = 2**64 - 1
 SAMPLES = [Sample(f"class/{i}.jpg", "class") for i in range(4000)]
 KEYS = sample_keys(SAMPLES)
 WORDS = st.integers(0, MASK)
+
+
+def uniforms(seed, epoch, keys, stream):
+    """One number for each key."""
+    return Draws(seed, epoch, keys, 0)(stream + 1)[stream]
 
 
 def splitmix64(state, count):
