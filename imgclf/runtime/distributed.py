@@ -21,22 +21,12 @@ from imgclf.core.errors import ConfigError
 MAIN = 0
 
 
-def started_by_torchrun() -> bool:
-    """Whether this process is one of several that belong together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def local_rank() -> int:
-    """The number of this process on its own machine: which of its accelerators is its own."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def join() -> None:
     """Meet the other processes, if there are any: over nccl where each has its CUDA device, else over gloo.
 
     Raises `ConfigError` where there are CUDA devices, and more processes than these on this machine.
     """
-    if not started_by_torchrun() or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
         return
     here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     on_cuda = torch.cuda.is_available()
@@ -46,7 +36,7 @@ def join() -> None:
             f"as many as there are devices, or none of them on CUDA with CUDA_VISIBLE_DEVICES="
         )
     if on_cuda:
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # The optimizers load it later, and it keeps a group that is there by then: its threads would outlive `_leave`, and
     # one that runs while Python ends aborts the process.
     import_module("torch._dynamo")
@@ -105,14 +95,11 @@ def gather(value: Any) -> list[Any]:
 def sync_norms(model: nn.Module, device: torch.device) -> None:
     """Make the batch norms of `model` see the whole batch, on CUDA.
 
-    On the processor torch has none that do: each process norms its own share.
+    On the processor torch has none that do: each process norms its own share. timm's batch norms hold the activation
+    that follows, which torch's conversion would lose.
     """
-    if dist.is_initialized() and device.type == "cuda":
-        _convert(model)
-
-
-def _convert(model: nn.Module) -> None:
-    """timm's batch norms hold the activation that follows, which torch's conversion would lose."""
+    if not dist.is_initialized() or device.type != "cuda":
+        return
     if any(isinstance(module, nn.BatchNorm2d) and hasattr(module, "act") for module in model.modules()):
         from timm.layers.norm_act import convert_sync_batchnorm as convert
     else:

@@ -84,20 +84,17 @@ class GraphedStep:
             # A retry replaces tensors, and weights thaw after the first epochs.
             key = (batch.pixels.shape, preprocess, state.retries, state.epoch < state.config.freeze_epochs)
             if key != self._key:
-                self._record(state, batch, preprocess, snapshot)
                 self._key = key
+                self._replay = None  # gives its memory back before the next one takes its own
+                try:
+                    self._replay = _recorded(self._capture, state, batch, preprocess, snapshot)
+                except (RuntimeError, MemoryError) as error:
+                    self._failed = True
+                    notify(self._callbacks, CaptureFailed(f"{type(error).__name__}: {error}".partition("\n")[0]))
             if self._replay is not None:
                 self._replay(batch)
                 return images
         return train_step(state, batch, preprocess, snapshot)
-
-    def _record(self, state: TrainState, batch: Batch, preprocess: PreprocessConfig, snapshot: BufferSnapshot) -> None:
-        self._replay = None  # gives its memory back before the next one takes its own
-        try:
-            self._replay = _recorded(self._capture, state, batch, preprocess, snapshot)
-        except (RuntimeError, MemoryError) as error:
-            self._failed = True
-            notify(self._callbacks, CaptureFailed(f"{type(error).__name__}: {error}".partition("\n")[0]))
 
 
 def _recorded(

@@ -40,7 +40,7 @@ _MNIST = ExperimentConfig(
 _CIFAR = ExperimentConfig(
     weights="none", size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, augment="none", split=_hold_out(0.1)
 )
-_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images
+_NORMED_CIFAR = replace(_CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))  # as its training images
 _LAB_10_1 = replace(_adam(0.001, 100, 15), seed=777, drop_last=True)
 
 EXPERIMENTS.add("d0", replace(_MNIST, arch="cnn_zero_to_all", train=_sgd(0.01, 0.5, 64, 9)))
@@ -74,10 +74,8 @@ EXPERIMENTS.add(
 EXPERIMENTS.add(
     "lab10-6",
     replace(
-        _CIFAR,
+        _NORMED_CIFAR,
         arch="resnet50_cifar_lab",
-        mean=_CIFAR_MEAN,
-        std=_CIFAR_STD,
         augment="shifts",
         train=replace(_sgd(0.1, 0.9, 256, 150), schedule="step", step_epochs=10, gamma=0.5, weight_decay=5e-4),
     ),
@@ -91,34 +89,18 @@ EXPERIMENTS.add(
 )
 EXPERIMENTS.add(
     "digits",
-    ExperimentConfig(
-        arch="lenet",
-        weights="none",
-        size=(28, 28),
-        channels=1,
-        mean=(0.3,),
-        std=(0.37,),
-        augment="light",
-        train=replace(_SHORT, epochs=40),
+    replace(
+        _MNIST, arch="lenet", mean=(0.3,), std=(0.37,), augment="light", split=None, train=replace(_SHORT, epochs=40)
     ),
 )
+_FAST = TrainConfig(optimizer="sgd", nesterov=True, schedule="onecycle")
 EXPERIMENTS.add(
     "cifar10",
     replace(
-        _CIFAR,
+        _NORMED_CIFAR,
         arch="small_resnet18",
-        mean=_CIFAR_MEAN,
-        std=_CIFAR_STD,
         augment="shifts-flips",
-        train=TrainConfig(
-            epochs=10,
-            batch_size=128,
-            lr=0.1,
-            optimizer="sgd",
-            nesterov=True,
-            weight_decay=5e-4,
-            schedule="onecycle",
-        ),
+        train=replace(_FAST, epochs=10, batch_size=128, lr=0.1, weight_decay=5e-4),
     ),
 )
 
@@ -127,23 +109,13 @@ EXPERIMENTS.add(
 EXPERIMENTS.add(
     "speedrun",
     replace(
-        _CIFAR,
+        _NORMED_CIFAR,
         arch="speednet",
-        mean=_CIFAR_MEAN,
-        std=_CIFAR_STD,
         augment="speedrun",
         tta="mirror-shift",
         split=_hold_out(0.02),
-        train=TrainConfig(
-            epochs=14,
-            batch_size=1000,
-            lr=1.5,
-            optimizer="sgd",
-            momentum=0.85,
-            nesterov=True,
-            weight_decay=0.0013,
-            schedule="onecycle",
-            label_smoothing=0.2,
+        train=replace(
+            _FAST, epochs=14, batch_size=1000, lr=1.5, momentum=0.85, weight_decay=0.0013, label_smoothing=0.2
         ),
     ),
 )

@@ -123,22 +123,19 @@ def accumulate_gradients(
 
 def _halve_parts(state: TrainState, images: int, error: Exception) -> None:
     """Let parts of a batch be half as large from now on; `OutOfMemory` where they can't be."""
-    smallest, most = 1 + state.needs_two_images, min(state.micro_batch_size, images)
+    most = min(state.micro_batch_size, images)
     if state.needs_two_images and state.device.type == "cuda" and distributed.world_size() > 1:
         # Here a forward pass waits for the other processes, so that one of them can't repeat it on its own.
         raise OutOfMemory(f"{state.device} has too little memory: use a smaller --batch-size") from error
-    if images == 0 or max(end - begin for begin, end in _bounds(images, most, state.needs_two_images)) <= smallest:
+    if most <= 1 + state.needs_two_images:
         raise OutOfMemory(too_little(state.device)) from error
-    state.micro_batch_size = max(smallest, (most + 1) // 2)
+    state.micro_batch_size = (most + 1) // 2
 
 
 def split_batch(batch: Batch, most: int, needs_two_images: bool = False) -> Iterator[Batch]:
     """A batch in parts of at most `most` images; where a part needs two, a last one alone joins the part before it."""
-    return (batch.part(begin, end) for begin, end in _bounds(len(batch.targets), most, needs_two_images))
-
-
-def _bounds(n: int, most: int, needs_two_images: bool) -> list[tuple[int, int]]:
+    n = len(batch.targets)
     begins = list(range(0, n, most))
     if needs_two_images and len(begins) > 1 and n - begins[-1] == 1:
         begins.pop()
-    return list(pairwise([*begins, n]))
+    return (batch.part(begin, end) for begin, end in pairwise([*begins, n]))

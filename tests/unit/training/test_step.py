@@ -168,6 +168,15 @@ def test_too_little_memory_for_the_smallest_part(norm, limit):
     assert state.model.sizes[-1] == limit + 1
 
 
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_too_little_memory_for_a_part_that_another_image_joins(n, monkeypatch):
+    monkeypatch.setattr(module.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(module.distributed, "sum_over_all", lambda mine: mine + 1)
+    state = state_of(Limited(min(n - 1, 2), norm=True))
+    with pytest.raises(OutOfMemory, match="use a smaller --size or --arch"):
+        train_step(state, batch_of(n), RECIPE, BufferSnapshot(state.model, CPU))
+
+
 def test_other_errors_are_not_replayed():
     class Broken(Limited):
         def forward(self, images):
