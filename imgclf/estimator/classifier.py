@@ -33,9 +33,9 @@ from imgclf.data.split import (
     unpack_contents,
 )
 from imgclf.data.write import require_apart
-from imgclf.estimator.fit import Data, FitResult, fit, repeat, resume
+from imgclf.estimator.fit import Data, fit, repeat, resume
 from imgclf.estimator.plan import make_loader
-from imgclf.estimator.recorder import figures
+from imgclf.estimator.recorder import FitResult, figures
 from imgclf.estimator.settings import Builder, own_network, resolve_request
 from imgclf.evaluation.inference import collect_predictions, device_of, predict
 from imgclf.evaluation.ood import Rejector
@@ -189,11 +189,11 @@ class Classifier:
             yield
 
     def _take(self, learnt: FitResult) -> Classifier:
-        plan = self.plan_ = learnt.plan.with_new_loaders()  # those of training keep pixels
+        plan = self.plan_ = learnt.start.plan.with_new_loaders()  # those of training keep pixels
         self.model_, self.model_config_, self.preprocess_ = plan.model, plan.spec, plan.preprocess
         self.config_, self.weights_, self.findings_ = plan.experiment, plan.weights, plan.audit.all_findings
         self.classes_, self.source_, self.split_, self.seen_ = plan.source.classes, plan.source, plan.split, plan.seen
-        self.history_, self.probe_, self.decisions_ = learnt.history, learnt.probe, learnt.decisions
+        self.history_, self.probe_, self.decisions_ = learnt.history, learnt.start.probe, learnt.start.decisions
         self.predictions_ = dict(learnt.predictions)
         self.metrics_ = {part: known.evaluation for part, known in learnt.predictions.items()}
         self.manifest_, self.ood_ = learnt.manifest, learnt.ood

@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imgclf.core.config import ExperimentConfig, from_dict
 from imgclf.core.errors import ConfigError
-from imgclf.core.results import Decision, Evaluation, History, Probe
+from imgclf.core.results import Evaluation
 from imgclf.data.dataset import Source
 from imgclf.data.loading.preview import pick_samples
 from imgclf.data.sources.inputs import far_values
@@ -20,16 +20,14 @@ from imgclf.data.split import seen_positions
 from imgclf.estimator.calibrate import calibrate
 from imgclf.estimator.events import FitEnded, LoaderMade, Tested
 from imgclf.estimator.plan import Plan, RunReady, make_plan, open_and_split
-from imgclf.estimator.recorder import manifest_of, start_run, write_page
+from imgclf.estimator.recorder import FitResult, manifest_of, start_run, write_page
 from imgclf.estimator.settings import Request
 from imgclf.estimator.warm_start import Start, warm_start
 from imgclf.evaluation.inference import collect_predictions, preview_predictions
-from imgclf.evaluation.ood import OodDetector
 from imgclf.evaluation.predictions import Predictions
 from imgclf.models.backbones import find_arch
 from imgclf.report.collect import Known
 from imgclf.runtime import distributed
-from imgclf.storage.model_file import Manifest
 from imgclf.storage.run_folder import CHECKPOINT, CONFIG, REPORT, Run, find_run, held, run_config
 from imgclf.training.checkpoint import has_checkpoint, load_checkpoint
 from imgclf.training.events import Callback, Warned, notify, progress_of, with_warnings
@@ -39,34 +37,18 @@ Data = str | os.PathLike[str] | Source
 SHOWN_IMAGES = 20  # of a part that is tested, for those who follow training
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """What came of training: the plan as it was carried out, how it went, what the network says of the images of valid
-    and test, what is known of unlike images (`ood`), and the images that became unreadable meanwhile.
-
-    `probe` is None where there was none, or it was made before training was resumed.
-    """
-
-    plan: Plan
-    run: Run | None
-    history: History
-    manifest: Manifest
-    ood: OodDetector | None
-    predictions: Mapping[str, Predictions]
-    probe: Probe | None
-    decisions: tuple[Decision, ...]
-    unreadable: Mapping[str, str]
-
-
 def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> FitResult:
     """Do what is asked, on some data; see `Classifier.fit`. With a run folder it is tested and reported on as well."""
     began = time.perf_counter()
     distributed.join()
     callbacks, state = with_warnings(callbacks), request.state
     audited, split = open_and_split(request, data, callbacks)
-    plan = place_pixels(make_plan(request, audited, split, callbacks), callbacks)
+    plan = make_plan(request, audited, split, callbacks)
+    notify(callbacks, LoaderMade(plan.train_loader))
+    cached = replace(plan.experiment.data, cache=plan.train_loader.cache_level.name)
+    plan = replace(plan, experiment=replace(plan.experiment, data=cached))
     recorder = start_run(request, plan, data)
-    callbacks = (*recorder.callbacks, *callbacks)
+    callbacks = callbacks if recorder.run is None else (recorder, *callbacks)
     with recorder.at_work():
         start = Start(plan) if state is not None else warm_start(plan, callbacks)
         plan = start.plan
@@ -78,25 +60,25 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
             plan.valid_loader,
             plan.experiment.train,
             callbacks=callbacks,
-            checkpoint=recorder.checkpoint,
+            checkpoint=None if recorder.run is None else recorder.run.path / CHECKPOINT,
             resume=state,
             keep_start=plan.knows_classes,
         )
         calibrated = calibrate(plan, history, start.features, callbacks)
         recorder.keep(calibrated)
         predictions, unreadable = dict(calibrated.predictions), recorder.unreadable()
-        if request.writes and history.ended != "interrupted" and split.samples("test"):
+        if (request.runs or request.resume) and history.ended != "interrupted" and split.samples("test"):
             predictions["test"], missed = test(plan, calibrated.temperature, callbacks)
             unreadable |= missed
         for part, known in predictions.items():
             notify(callbacks, tested(plan, part, known.evaluation))
         manifest = calibrated.within(manifest_of(plan, predictions))
-        recorder.finish(history, manifest, calibrated.ood, predictions, unreadable, time.perf_counter() - began)
+        learnt = FitResult(start, history, manifest, calibrated.ood, predictions, unreadable)
+        learnt = replace(learnt, run=recorder.finish(learnt, time.perf_counter() - began))
     notify(callbacks, FitEnded(history.ended))
-    if recorder.run is not None:
-        write_page(recorder.run, Known(plan.model, predictions, plan.source), callbacks)
-    found = start.probe, start.decisions
-    return FitResult(plan, recorder.run, history, manifest, calibrated.ood, predictions, *found, unreadable)
+    if learnt.run is not None:
+        write_page(learnt.run, Known(plan.model, predictions, plan.source), callbacks)
+    return learnt
 
 
 def test(plan: Plan, temperature: float, callbacks: Sequence[Callback]) -> tuple[Predictions, Mapping[str, str]]:
@@ -114,16 +96,12 @@ def test(plan: Plan, temperature: float, callbacks: Sequence[Callback]) -> tuple
 def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> FitResult:
     """Go on with the training of a run; see `Classifier.resume`."""
     distributed.join()
-    run = find_run(path)
-
-    def warn(text: str) -> None:
-        notify(with_warnings(callbacks), Warned(text))
-
+    run, told = find_run(path), with_warnings(callbacks)
     with held(run) if distributed.is_main() else nullcontext():
         run = find_run(run.path)  # as it is now that nobody else works in it
         experiment, data = read_experiment(run)
         begun = run.info.status not in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
-        state = load_checkpoint(run.path / CHECKPOINT, warn) if begun else None
+        state = load_checkpoint(run.path / CHECKPOINT, lambda text: notify(told, Warned(text))) if begun else None
         if epochs is not None:
             experiment = replace(experiment, train=replace(experiment.train, epochs=epochs))
         _require_more(run, experiment.train.epochs, 0 if state is None else state["epoch"])
@@ -166,13 +144,6 @@ def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:
     experiment = from_dict(ExperimentConfig, values)
     find_arch(experiment.arch)  # a network of the user's own is asked for before any image is read
     return experiment, data
-
-
-def place_pixels(plan: Plan, callbacks: Sequence[Callback]) -> Plan:
-    """Settle where the decoded pixels of training are kept."""
-    notify(callbacks, LoaderMade(plan.train_loader))
-    cached = replace(plan.experiment.data, cache=plan.train_loader.cache_level.name)
-    return replace(plan, experiment=replace(plan.experiment, data=cached))
 
 
 def tested(plan: Plan, part: str, result: Evaluation) -> Tested:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from imgclf.data.split import (
 )
 from imgclf.data.write import require_outside
 from imgclf.estimator.events import DataSplit, ImagesChecked, SourceOpened
-from imgclf.estimator.settings import AUTO_BATCH, Request, choose_experiment, experiment_on, recipe_name
+from imgclf.estimator.settings import AUTO_BATCH, Request, base_recipe, choose_experiment, experiment_on
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
@@ -174,12 +175,8 @@ def make_loaders(
     experiment: ExperimentConfig, preprocess: PreprocessConfig, source: Source, split: Split
 ) -> tuple[Loader, Loader | None]:
     """The loaders of training and, where there are images for it, of validation; each process gets its share."""
-    train, valid = (
-        make_loader(
-            experiment, preprocess, source, split.samples(part), train=part == "train", shard=distributed.shard()
-        )
-        for part in ("train", "valid")
-    )
+    load = partial(make_loader, experiment, preprocess, source, shard=distributed.shard())
+    train, valid = load(split.samples("train"), train=True), load(split.samples("valid"))
     return train, valid if len(valid) else None
 
 
@@ -245,9 +242,9 @@ def _split_again(run: Run, audited: Audit) -> tuple[Audit, Split]:
 def make_plan(request: Request, audited: Audit, split: Split, callbacks: Sequence[Callback] = ()) -> Plan:
     """Build the network, load its weights, and settle every open choice, for what `open_and_split` gave."""
     asked = experiment_on(request, audited.source)
-    base = recipe_name(request, audited.source.default_recipe)
     if request.run is None:
-        plan = _plan(asked, base, audited, split, request.compose)
+        base = base_recipe(request, audited.source.default_recipe)
+        plan = _plan(asked, base if isinstance(base, str) else None, audited, split, request.compose)
     else:
         plan = _plan_again(request, request.run, asked, audited, split)
     notify(with_warnings(callbacks), PlanMade(plan))

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,21 @@ from imgclf.training.events import (
     with_warnings,
 )
 from imgclf.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of training: the plan as it was carried out, with its probe if one was made just now; how it went, what
+    the network says of the images of valid and test, what is known of unlike images (`ood`), and the images that became
+    unreadable meanwhile."""
+
+    start: Start
+    history: History
+    manifest: Manifest
+    ood: OodDetector | None
+    predictions: Mapping[str, Predictions]
+    unreadable: Mapping[str, str]
+    run: Run | None = None
 
 
 def start_run(request: Request, plan: Plan, data: str | os.PathLike[str] | Source) -> Recorder:
@@ -210,19 +225,9 @@ class Recorder:
         self._written = -1
 
     @property
-    def callbacks(self) -> tuple[Callback, ...]:
-        """Those that training tells: this recorder, if there is a run folder."""
-        return () if self.run is None else (self,)
-
-    @property
     def _path(self) -> Path:
         assert self.run is not None
         return self.run.path
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """Where the state of training is saved."""
-        return None if self.run is None else self.run.path / CHECKPOINT
 
     def unreadable(self) -> dict[str, str]:
         """The images of training and validation that couldn't be read at some time, with the reason."""
@@ -270,30 +275,22 @@ class Recorder:
         save_model(self.run.model, self._plan.model, manifest, calibrated.ood)
         self.run = write_info(self.run, status="testing")
 
-    def finish(
-        self,
-        history: History,
-        manifest: Manifest,
-        ood: OodDetector | None,
-        predictions: Mapping[str, Predictions],
-        unreadable: Mapping[str, str],
-        seconds: float,
-    ) -> None:
-        """All is done, in so many seconds: write what came of it."""
+    def finish(self, learnt: FitResult, seconds: float) -> Run | None:
+        """All is done, in so many seconds: write what came of it into the run folder."""
         if self.run is None:
-            return
-        if "test" in predictions:
-            save_model(self.run.model, self._plan.model, manifest, ood)
+            return None
+        if "test" in learnt.predictions:
+            save_model(self.run.model, self._plan.model, learnt.manifest, learnt.ood)
         write_samples(self.run, self._plan.source, self._plan.split, self._plan.preprocess.levels)
-        ours = history.epochs[self._state["epoch"] :]
-        self.run = write_result(
+        ours = learnt.history.epochs[self._state["epoch"] :]
+        return write_result(
             self.run,
-            predictions,
-            status=history.ended,
-            epochs=len(history),
+            learnt.predictions,
+            status=learnt.history.ended,
+            epochs=len(learnt.history),
             seconds=round(seconds, 3),
             train_seconds=round(sum(record.seconds for record in ours), 3),
-            unreadable_later=tuple(unreadable.items()),
+            unreadable_later=tuple(learnt.unreadable.items()),
         )
 
     def _tell_end(self, run: Run, **facts: Any) -> None:

@@ -50,11 +50,6 @@ class Request:
     resume: bool = False
     state: dict[str, Any] | None = field(default=None, repr=False)
 
-    @property
-    def writes(self) -> bool:
-        """Whether a run folder is written."""
-        return self.runs is not None or self.resume
-
 
 def resolve_request(given: Mapping[str, Any], knobs: Mapping[str, Any], runs: Any = None, name: Any = None) -> Request:
     """What was asked of a `Classifier`.
@@ -115,7 +110,7 @@ def choose_experiment(request: Request, suited: str | None = None) -> Experiment
     changes = plain(named_values("config", request.changes))
     for key in changes.keys() & {"train", "data"}:
         named_values(key, changes[key])
-    base = _base(request, suited)
+    base = base_recipe(request, suited)
     if not isinstance(base, str | ExperimentConfig):
         raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an ExperimentConfig")
     values = to_dict(EXPERIMENTS.get(base) if isinstance(base, str) else base)
@@ -130,15 +125,9 @@ def choose_experiment(request: Request, suited: str | None = None) -> Experiment
     return from_dict(ExperimentConfig, values)
 
 
-def recipe_name(request: Request, suited: str | None = None) -> str | None:
-    """The name of the recipe that `choose_experiment` begins with, where it has one."""
-    base = _base(request, suited)
-    return base if isinstance(base, str) else None
-
-
-def _base(request: Request, suited: str | None) -> str | ExperimentConfig:
-    """What was asked for or, without that, the recipe of the data set: a quicker one where a processor has only a few
-    minutes."""
+def base_recipe(request: Request, suited: str | None) -> str | ExperimentConfig:
+    """What `choose_experiment` begins with: what was asked for or, without that, the recipe of the data set; a quicker
+    one where a processor has only a few minutes."""
     if request.recipe is not None:
         return request.recipe
     if suited is None or request.changes.keys() & {"arch", "init"}:

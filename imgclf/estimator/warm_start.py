@@ -64,8 +64,10 @@ def warm_start(plan: Plan, callbacks: Sequence[Callback]) -> Start:
     load = partial(plan.loader, shard=distributed.shard(), cache="auto")
     if not plan.pretrained:
         most = max(1, FIRST_PIXELS // math.prod(plan.preprocess.size))
-        few = train[:: -(-len(train) // most)]
-        show_first(plan.model, load(few, shard=(0, 1), device=torch.device("cpu")))
+        few = load(train[:: -(-len(train) // most)], shard=(0, 1), device=torch.device("cpu"))
+        init_from = getattr(plan.model, "init_from", None)
+        if init_from is not None:  # it starts from images, on the processor
+            init_from(torch.cat([to_input(batch.pixels, few.preprocess, few.device) for batch in few.epoch()]))
     plan.model.to(plan.device).eval()
     start, found = Start(plan), tuple[Decision, ...]()
     if plan.experiment.train.probe:
@@ -100,13 +102,6 @@ def has_seen(plan: Plan, samples: Sequence[Sample]) -> bool:
     except ModelFileError:  # of others, as published weights are
         return False
     return not seen or any(content_key(sample) in seen for sample in samples)
-
-
-def show_first(model: nn.Module, loader: Loader) -> None:
-    """Give a network that has an `init_from` the images of a loader on the processor to start from."""
-    start = getattr(model, "init_from", None)
-    if start is not None:
-        start(torch.cat([to_input(batch.pixels, loader.preprocess, loader.device) for batch in loader.epoch()]))
 
 
 def probe_head(plan: Plan, loader: Loader, callbacks: Sequence[Callback]) -> Start:
@@ -166,14 +161,14 @@ class _Altered(nn.Module):
 
 def _graying(preprocess: PreprocessConfig) -> Alteration:
     """Normalized images (n, 3, height, width) as if they had been gray."""
-    luma, mean, std = (
-        torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (LUMA, preprocess.mean, preprocess.std)
-    )
 
     def gray(images: torch.Tensor) -> torch.Tensor:
-        center, scale = mean.to(images.device), std.to(images.device)
-        level = ((images * scale + center) * luma.to(images.device)).sum(1, keepdim=True)
-        altered: torch.Tensor = (level - center) / scale
+        known = torch.tensor(
+            [LUMA.tolist(), preprocess.mean, preprocess.std], dtype=torch.float32, device=images.device
+        )
+        luma, mean, std = known[:, :, None, None]
+        level = ((images * std + mean) * luma).sum(1, keepdim=True)
+        altered: torch.Tensor = (level - mean) / std
         return altered
 
     return gray
