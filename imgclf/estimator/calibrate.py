@@ -27,13 +27,13 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a network says of the validation images at the temperature, None where there was none to look at; what
-    unlike images are known by (`ood`), or why they are not (`missing`); and why the temperature is 1, as a `note`."""
+    """Why the temperature is 1, as a `note`, and why it is not known what is unlike the images, as `missing`; "" where
+    they are known: what the network says of the validation images at the temperature, and the detector (`ood`)."""
 
+    note: str
+    missing: str
     valid: Predictions | None = None
-    note: str = "no validation images were looked at"
     ood: OodDetector | None = None
-    missing: str = "no validation images were looked at"
 
     @property
     def predictions(self) -> dict[str, Predictions]:
@@ -61,10 +61,10 @@ def calibrate(plan: Plan, history: History, known: Features | None, callbacks: S
         known: Features (m, d) of training images before the first step, which hold where only the head was changed.
         callbacks: Told of the progress.
     """
-    if history.ended == "interrupted" or plan.valid_loader is None:
-        interrupted = history.ended == "interrupted"
-        reason = "training was interrupted" if interrupted else "there are no validation images"
-        return Calibrated(note=reason, missing=reason)
+    if history.ended == "interrupted":
+        return Calibrated(note="training was interrupted", missing="training was interrupted")
+    if plan.valid_loader is None:
+        return Calibrated(note="there are no validation images", missing="there are no validation images")
     model, valid, ood = plan.model, plan.valid_loader, None
     missing = _why_not(model, valid)
     if missing:
@@ -82,7 +82,7 @@ def calibrate(plan: Plan, history: History, known: Features | None, callbacks: S
             ood = fit_ood(known, answers.logits, features)
         except ConfigError as error:
             missing = str(error)
-    return Calibrated(replace(answers, temperature=temperature), note, ood, missing)
+    return Calibrated(note, missing, replace(answers, temperature=temperature), ood)
 
 
 def _why_not(model: nn.Module, valid: Loader) -> str:
