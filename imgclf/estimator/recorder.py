@@ -232,11 +232,8 @@ class Recorder:
     def unreadable(self) -> dict[str, str]:
         """The images of training and validation that couldn't be read at some time, with the reason."""
         valid = self._plan.valid_loader
-        return {
-            **self._state["unreadable"],
-            **self._plan.train_loader.unreadable,
-            **(valid.unreadable if valid is not None else {}),
-        }
+        of_valid = {} if valid is None else valid.unreadable
+        return {**self._state["unreadable"], **self._plan.train_loader.unreadable, **of_valid}
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

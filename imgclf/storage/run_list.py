@@ -225,8 +225,6 @@ def _answered(run: Run) -> Mapping[str, Any]:
     """The figures of the answers to test images that the run folder holds; none where there are no such answers."""
     from imgclf.evaluation.predictions import read_score
 
-    if not (run.path / PREDICTIONS).is_file():
-        return {}
     try:
         right, n = read_score(run.path / PREDICTIONS)
     except DataError:
@@ -235,8 +233,8 @@ def _answered(run: Run) -> Mapping[str, Any]:
 
 
 def _of_model(run: Run) -> Mapping[str, Any]:
-    """The figures in the model file of a run; none where it can't be read."""
+    """The figures in the model file of a run; none where there is none, or it can't be read."""
     try:
-        return read_manifest(run.model).metrics if run.model.is_file() else {}
+        return read_manifest(run.model).metrics
     except ModelFileError:
         return {}
