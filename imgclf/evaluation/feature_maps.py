@@ -55,12 +55,12 @@ class Site:
         return tokens.reshape(len(tokens), -1, *self.grid)
 
 
-def find_sites(model: nn.Module, images: Tensor) -> list[Site]:
-    """All outputs that lie on a grid, in the order of the pass."""
+def last_maps(model: nn.Module, images: Tensor) -> list[tuple[Site, Tensor]]:
+    """The last output on each grid, in the order of the pass, and its maps (n, c, h, w)."""
     tracer = _Tracer(model, images)
     with torch.no_grad(), hooked(tracer.hooks):
         model(images)
-    return tracer.sites
+    return list(tracer.last.values())
 
 
 def find_last_site(model: nn.Module, image: Tensor) -> Site:
@@ -85,20 +85,6 @@ def find_last_site(model: nn.Module, image: Tensor) -> Site:
             "choose the method occlusion, which needs none"
         )
     return sites[found[-1]]
-
-
-def capture(model: nn.Module, images: Tensor, sites: Sequence[Site]) -> list[Tensor]:
-    """The maps (n, c, h, w) at these sites."""
-    found: dict[tuple[str, int], Tensor] = {}
-    calls: Counter[str] = Counter()
-
-    def keep(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
-        found[name, calls[name]] = output.clone()  # a later layer may work in place
-        calls[name] += 1
-
-    with torch.no_grad(), hooked({model.get_submodule(site.name): partial(keep, site.name) for site in sites}):
-        model(images)
-    return [site.maps(found[site.name, site.call]) for site in sites]
 
 
 def spread(heat: Tensor, site: Site, size: Grid) -> Tensor:
@@ -126,10 +112,12 @@ def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
 
 
 class _Tracer:
-    """Watches one pass: the sites in their order, and which of them (`used`) had a gradient at their places."""
+    """Watches one pass: the sites in their order, which of them (`used`) had a gradient at their places, and the `last`
+    one of each grid with its maps."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.sites: list[Site] = []
+        self.last: dict[Grid, tuple[Site, Tensor]] = {}
         self.used: set[int] = set()
         self._images = len(images)
         self.hooks = {
@@ -156,6 +144,8 @@ class _Tracer:
         if output.requires_grad:
             output.register_hook(partial(self._note, len(self.sites), site))  # type: ignore[no-untyped-call]
         self.sites.append(site)
+        self.last.pop(grid, None)
+        self.last[grid] = site, site.maps(output).detach().clone()  # a later layer may work in place
 
     def _note(self, index: int, site: Site, gradient: Tensor) -> None:
         if site.maps(gradient).any():

@@ -53,7 +53,6 @@ def evaluation_intervals(logits: ArrayLike, targets: ArrayLike, temperature: flo
     n, k = scores.shape
     predicted = scores.argmax(axis=1)
     hits, support, called = (np.bincount(x, minlength=k) for x in (truth[predicted == truth], truth, predicted))
-    right = int(hits.sum())
     likely = softmax(scores / temperature)[np.arange(n), truth]
     drawn = np.quantile(_bootstrap(truth, predicted, k), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     there = support > 0
@@ -64,7 +63,7 @@ def evaluation_intervals(logits: ArrayLike, targets: ArrayLike, temperature: flo
     f1 = _mean_interval((2 * hits / np.maximum(support + called, 1))[there], *(2 * x / (1 + x) for x in overlaps))
     top5 = wilson_interval(int((rank_of_truth(scores, truth) < 5).sum()), n) if k > TOP5_ABOVE else None
     return Intervals(
-        accuracy=wilson_interval(right, n),
+        accuracy=wilson_interval(int(hits.sum()), n),
         balanced_accuracy=_both(balanced, drawn[:, 0]),
         macro_f1=_both(f1, drawn[:, 1]),
         loss=loss_interval(-np.log(np.maximum(likely, 1e-300)), k),

@@ -61,11 +61,10 @@ def arch(
     """
 
     def register(build: Builder) -> Builder:
-        made = Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary)
-        again = name in ARCHS and _origin(ARCHS.get(name).build) == _origin(build)
-        if name in ARCHS and not again:
+        if name in ARCHS and _origin(ARCHS.get(name).build) != _origin(build):
             raise ConfigError(f"an architecture called {name!r} is there already: choose another name")
-        (ARCHS.replace if again else ARCHS.add)(name, made)
+        made = Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary)
+        ARCHS.replace(name, made)
         return build
 
     return register

@@ -184,14 +184,12 @@ def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
     figure, axes = _figure(1, 1, 5.0)
     axis = axes.flat[0]
     axis.plot(curve.rates, curve.losses)
-    axis.set_xscale("log")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed")
     axis.set_ylim(top=min(max(curve.losses), 2 * curve.losses[0]))  # an explosion would hide the rest
     if curve.suggestion is not None:
         axis.axvline(curve.suggestion, linestyle="--", color="C1", label=f"suggested: {curve.suggestion:.2g}")
     axis.axvline(usual, linestyle=":", color="black", label=f"train would use {usual:.2g}")
     axis.legend()
-    axis.set_xlabel("learning rate")
-    axis.set_ylabel("training loss, smoothed")
     figure.suptitle(title_of(title, 60), parse_math=False, fontsize=11)
     save_figure(figure, path)
 
@@ -221,13 +219,11 @@ def save_learning_curve(curve: LearningCurve, path: Path) -> None:
     axis.errorbar(images, accuracy, bars, fmt="o", color="black", capsize=3, label="measured")
     axis.axvline(images[-1], linestyle=":", color="gray")
     axis.plot([2 * images[-1]], [curve.doubled.value], "o", color="C0", fillstyle="none", label="twice as many")
-    axis.set_xscale("log")
+    axis.set(xscale="log", xlabel="training images", ylabel=f"accuracy on {curve.held_out:,} held-out images")
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xticks([*images, 2 * images[-1]], [f"{n:,}" for n in [*images, 2 * images[-1]]], rotation=45)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set_xlabel("training images")
-    axis.set_ylabel(f"accuracy on {curve.held_out:,} held-out images")
     axis.set_title(title_of(f"{curve.data}, {curve.arch}", 60), parse_math=False)
     axis.legend(loc="lower right")
     save_figure(figure, path)

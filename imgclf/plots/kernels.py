@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.data.dataset import Pixels
-from imgclf.evaluation.feature_maps import Site, capture, find_sites
+from imgclf.evaluation.feature_maps import last_maps
 from imgclf.evaluation.inference import device_of
 from imgclf.models.ensemble import Ensemble
 from imgclf.plots.figures import save_figure, title_of
@@ -68,15 +68,10 @@ def stage_maps(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -
     A stage is what has maps of one size; the last layer of it is shown. Of an ensemble it is the first member's.
     """
     model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
-    images = _input(model, pixels, preprocess)
-    last: dict[tuple[int, int], Site] = {}
-    for site in find_sites(model, images):
-        last.pop(site.grid, None)
-        last[site.grid] = site
-    if not last:
+    stages = last_maps(model, _input(model, pixels, preprocess))
+    if not stages:
         raise ConfigError(f"{type(model).__name__} has no feature maps: nothing in it keeps the places of the image")
-    maps = capture(model, images, list(last.values()))
-    return [(site.name, found[0].cpu()) for site, found in zip(last.values(), maps, strict=True)]
+    return [(site.name, maps[0].cpu()) for site, maps in stages]
 
 
 def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tensor, Tensor] | None = None) -> None:
@@ -155,10 +150,8 @@ def _mosaic(tiles: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
     images = torch.from_numpy(np.stack(tiles)).movedim(3, 1)
     scale = -(-30 // images.shape[3])  # else a gap of one pixel would be too wide for small ones
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    canvas: NDArray[np.floating] = (
-        make_grid(images, COLUMNS, images.shape[3] // 10, pad_value=1.0).movedim(0, 2).numpy()
-    )
-    return canvas
+    canvas: Tensor = make_grid(images, COLUMNS, images.shape[3] // 10, pad_value=1.0)
+    return canvas.movedim(0, 2).numpy()
 
 
 def _figure(height: float):  # type: ignore[no-untyped-def]

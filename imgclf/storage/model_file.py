@@ -81,8 +81,6 @@ class Manifest:
 
     def __post_init__(self) -> None:
         self._require(type(self.format) is int and self.format == FORMAT, "format", str(FORMAT))
-        self._require(isinstance(self.spec, ModelConfig), "spec", "a ModelConfig")
-        self._require(isinstance(self.preprocess, PreprocessConfig), "preprocess", "a PreprocessConfig")
         names_ok = isinstance(self.classes, tuple) and all(isinstance(name, str) and name for name in self.classes)
         self._require(names_ok, "classes", "names")
         self._require(len(set(self.classes)) == len(self.classes), "classes", "names that differ from each other")

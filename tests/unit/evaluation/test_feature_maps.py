@@ -6,7 +6,7 @@ from torch import nn
 
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import ConfigError
-from imgclf.evaluation.feature_maps import Site, capture, find_last_site, find_sites, spread
+from imgclf.evaluation.feature_maps import Site, find_last_site, hooked, last_maps, spread
 from imgclf.models.build import build_model, head_of
 
 # arch, size, the layer, how its output lies, its grid
@@ -43,7 +43,10 @@ def test_the_last_layer_with_places_is_found(arch, size, name, layout, grid):
     model = build_model(ModelConfig(arch, 3, channels, size)).eval()
     site = find_last_site(model, torch.randn(1, channels, *size))
     assert (site.name, site.layout, site.grid) == (name, layout, grid)
-    (maps,) = capture(model, torch.randn(2, channels, *size), [site])
+    outputs = []
+    with torch.no_grad(), hooked({model.get_submodule(site.name): lambda *call: outputs.append(call[2])}):
+        model(torch.randn(2, channels, *size))
+    maps = site.maps(outputs[site.call])
     assert maps.shape[0] == 2
     assert maps.shape[2:] == grid
 
@@ -114,10 +117,6 @@ def test_one_cell_is_the_whole_image():
 
 def test_stages_come_in_their_order():
     model = build_model(ModelConfig("resnet18", 2, 3, (64, 64))).eval()
-    assert list(dict.fromkeys(s.grid for s in find_sites(model, torch.randn(1, 3, 64, 64)))) == [
-        (32, 32),
-        (16, 16),
-        (8, 8),
-        (4, 4),
-        (2, 2),
-    ]
+    found = last_maps(model, torch.randn(1, 3, 64, 64))
+    assert [site.grid for site, _ in found] == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
+    assert [maps.shape[2:] for _, maps in found] == [site.grid for site, _ in found]
