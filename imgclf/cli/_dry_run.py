@@ -16,16 +16,9 @@ if TYPE_CHECKING:
 
 def show_plan(data: str, config: Mapping[str, Any], options: Mapping[str, Any], view: TrainView) -> None:
     """Plan the training that these options of the command ask for, and show it."""
-    plan = dry_run(
-        data,
-        recipe=options.get("recipe"),
-        config=config,
-        members=options.get("ensemble", 1),
-        runs=options.get("runs", ROOT),
-        name=options.get("name"),
-        track=[name for given in options.get("track", []) for name in given.split(",")],
-        callbacks=[view],
-    )
+    where = {"runs": options.get("runs", ROOT), "name": options.get("name"), "track": options.get("track", ())}
+    members, recipe = options.get("ensemble", 1), options.get("recipe")
+    plan = dry_run(data, recipe=recipe, config=config, members=members, callbacks=[view], **where)
     view.progress.stop()  # else the plan would get into it
     if options["json"]:
         console.show_json(plan.to_dict())

@@ -78,7 +78,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
         require_members(options["ensemble"], "--ensemble")
     distributed.join()
     before, view, resumed = find_default(), TrainView(), "resume" in options
-    data = _resumable(data, changes, options) if resumed else _named_data(data, options)
+    data = _resumable(changes, options) if resumed else _named_data(data, options)
     if options.get("dry_run"):
         with view.progress:
             show_plan(data, changes, options, view)
@@ -130,7 +130,7 @@ def _say_where_to_go_on(run: Run | None) -> None:
 
 def _trackers(data: str, options: Mapping[str, Any]) -> list[Tracker]:
     """One callback for all that --track names, or none; of several processes the first one tracks."""
-    asked = dict.fromkeys(name for given in options.get("track", []) for name in given.split(","))
+    asked = options.get("track", ())
     if not asked or not distributed.is_main():
         return []
     images = run_data(find_run(data)) if "resume" in options else [data]
@@ -140,13 +140,13 @@ def _trackers(data: str, options: Mapping[str, Any]) -> list[Tracker]:
     return [tracker(*asked, warn=console.warn, say=lambda text: console.say(f"track: {text}"))]
 
 
-def _resumable(data: str | None, changes: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def _resumable(changes: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """The run folder to go on in; `ConfigError` for options that would change the run."""
     allowed = {"resume", "epochs", "track", "json"}
     if str(changes.get("arch", "")).startswith(OWN):
         allowed |= {"arch"}
     others = sorted(set(options) - allowed)
-    if data is not None or others:
+    if others:
         named = ", ".join("DATA" if key == "data" else "--" + key.replace("_", "-") for key in others)
         raise ConfigError(
             f"--resume continues a run with its own settings; only --epochs and --track can be added, not {named}"
@@ -157,8 +157,7 @@ def _resumable(data: str | None, changes: Mapping[str, Any], options: Mapping[st
 def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any]) -> None:
     run, test = classifier.run_, classifier.metrics_.get("test")
     assert run is not None
-    what = "left out at some time, unreadable or changed since the check"
-    console.warn_of_images(classifier.unreadable_, what)
+    console.warn_of_images(classifier.unreadable_, "left out at some time, unreadable or changed since the check")
     interrupted = classifier.history_.ended == "interrupted"
     if interrupted:
         console.warn(f"interrupted; the best weights so far are kept; go on with: imgclf train --resume {run.path}")
@@ -244,14 +243,8 @@ class TrainView(ShowsWarnings):
     """Shows the events of `Classifier.fit` on stderr as they come: a callback."""
 
     def __init__(self) -> None:
-        columns = (
-            "{task.description}",
-            BarColumn(30),
-            MofNCompleteColumn(),
-            "{task.fields[note]}",
-            "{task.fields[left]}",
-        )
-        self.progress = console.bar(*columns, hidden=not distributed.is_main())
+        columns = ("{task.description}", BarColumn(30), MofNCompleteColumn(), "{task.fields[note]}")
+        self.progress = console.bar(*columns, "{task.fields[left]}", hidden=not distributed.is_main())
         self._task = self.progress.add_task("", visible=False, note="", left="")
         self._began = self._bar_began = 0.0  # the epoch, and the bar
         self._bar_name = ""

@@ -15,9 +15,6 @@ from imgclf.cli._output import Force, model_data, output_file
 from imgclf.core.config import DataConfig
 from imgclf.core.text import percent, plural
 
-COLUMNS = ("path", "label", "confidence")
-JUDGEMENT = ("unknown_score", "accepted")
-
 
 def predict(
     images: PixelStore,
@@ -70,7 +67,8 @@ def predict(
                 return
     if csv is not None:
         ranked = (name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}"))
-        header = [*COLUMNS, *ranked, *(JUDGEMENT if judged else ()), "error"]
+        judgement = ["unknown_score", "accepted"] if judged else []
+        header = ["path", "label", "confidence", *ranked, *judgement, "error"]
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_text(csv, csv_text([header, *rows]))
         console.say(f"{plural(len(rows), 'row')} written to {csv}")
@@ -79,9 +77,8 @@ def predict(
     if reject is not None and failed < len(source):
         assert classifier.ood_ is not None  # else it could not judge
         known, threshold = plural(len(source) - failed, "image"), classifier.ood_.threshold(reject)
-        console.say(
-            f"{refused:,} of {known} unknown: unlike the training images (unknown above a score of {threshold:.2f})"
-        )
+        why = f"unlike the training images (unknown above a score of {threshold:.2f})"
+        console.say(f"{refused:,} of {known} unknown: {why}")
     if far := far_values(source, source.samples, classifier.preprocess_.levels):
         console.warn(far)
     if failed:

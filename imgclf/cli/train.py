@@ -55,10 +55,11 @@ def train(
 
     [dim]imgclf train digits[/dim]   [dim]imgclf train ./my_photos --arch resnet50[/dim]
     """
-    own = {"data": data, "ensemble": ensemble, "resume": resume, "runs": runs, "name": name, "track": track}
+    trackers = list(dict.fromkeys(each for given in track or () for each in given.split(",")))
+    own: dict[str, object] = {"data": data, "ensemble": ensemble, "resume": resume, "runs": runs, "name": name}
+    own |= {"track": trackers or None, "dry_run": dry_run or None}
     given = {key: value for key, value in own.items() if value is not None}
     with console.waiting("loading"):
         from imgclf.cli._training import run_training
 
-    switches = {"dry_run": True} if dry_run else {}
-    run_training(data, options.changes(), {**options.typed, **given, **switches, "json": json})
+    run_training(data, options.changes(), {**options.typed, **given, "json": json})
