@@ -140,8 +140,7 @@ def _facts(source: Source, workers: int, progress: Callable[[int, int], None]) -
     if not isinstance(reader, FileReader):
         return [ImageFacts(sha256=reader.digest(sample.ref)) for sample in source.samples]
     cache = _cache_path(reader)
-    known = _read_cache(cache)
-    refs = [sample.ref for sample in source.samples]
+    known, refs = _read_cache(cache), [sample.ref for sample in source.samples]
     facts: list[ImageFacts] = []
     for fact in _mapped(lambda ref: _look(reader, ref, known.get(ref)), refs, workers):
         facts.append(fact)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
@@ -45,12 +45,10 @@ def joined(samples: Sequence[Sample], keys: Keys) -> list[int]:
 
 def find_copies(samples: Sequence[Sample]) -> list[list[Sample]]:
     """The samples of each image that several files hold."""
-    times = Counter(key for sample in samples for key in content_keys(sample))
-    repeated = [sample for sample in samples if any(times[key] > 1 for key in content_keys(sample))]
     together: dict[int, list[Sample]] = defaultdict(list)
-    for sample, image in zip(repeated, joined(repeated, content_keys), strict=True):
+    for sample, image in zip(samples, joined(samples, content_keys), strict=True):
         together[image].append(sample)
-    return list(together.values())
+    return [files for files in together.values() if len(files) > 1]
 
 
 def describe_duplicates(samples: Sequence[Sample]) -> list[str]:

@@ -135,8 +135,9 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
     scan = _Scan(root)
     layout = _split_folders(scan, strict=strict)
     samples, spelling = in_one_form(scan.samples(layout))
-    found = _layout_notes(samples, layout)
-    if layout is None:
+    if layout is not None:
+        found = _layout_notes(samples, layout)
+    else:
         samples, found = _splits_below(samples)
         scan.problems.extend(_unclear(samples) if strict and not scan.problems and not found else [])
     classes, notes = _judge_classes(samples, scan.problems, strict=strict)
@@ -456,9 +457,7 @@ def _beside(root: str) -> list[str]:
     ]
 
 
-def _layout_notes(samples: list[Sample], layout: dict[str, str] | None) -> list[str]:
-    if layout is None:
-        return []
+def _layout_notes(samples: list[Sample], layout: dict[str, str]) -> list[str]:
     splits = {s.split for s in samples}
     ordered = sorted(layout, key=lambda ref: SPLIT_NAMES.index(layout[ref]))
     found = [f"{printable(ref)}/" for ref in ordered if layout[ref] in splits]
@@ -471,10 +470,9 @@ def _grouped(skipped: list[tuple[str, str]]) -> tuple[str, ...]:
     for ref, reason in skipped:
         name = os.path.basename(ref.rstrip("/"))
         suffix = os.path.splitext(name)[1].lower()
+        kind = f"files ending {printable(suffix)}" if suffix else f"files named {printable(name)}"
         if ref.endswith("/"):
             kind = f"folders named {printable(name)}"
-        else:
-            kind = f"files ending {printable(suffix)}" if suffix else f"files named {printable(name)}"
         groups[kind, reason].append(ref)
     return tuple(
         f"{printable(refs[0])}: {reason}" if len(refs) == 1 else f"{len(refs)} {kind}: {reason}"

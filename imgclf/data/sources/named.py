@@ -247,9 +247,8 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 name = member.name.removeprefix(f"{CIFAR_FOLDER}/")
-                if name in CIFAR_FILES and member.isfile() and member.size <= CIFAR_MAX_BYTES:
-                    content = tar.extractfile(member)
-                    assert content is not None
+                wanted = name in CIFAR_FILES and member.isfile() and member.size <= CIFAR_MAX_BYTES
+                if wanted and (content := tar.extractfile(member)):
                     files[name] = content.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{printable(str(archive))} is damaged: {error}; {_AGAIN}") from None
