@@ -168,10 +168,10 @@ def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | Non
     source = source and source.at_levels(preprocess.levels)
     history = read_history(run.path / HISTORY)
     looks: Mapping[str, Look] = {}
-    sampled = frozenset(_sampled(predictions.refs)) if predictions is not None else frozenset()
+    refs = () if predictions is None else predictions.refs
+    sampled = frozenset(refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:MAX_SUBGROUP_IMAGES].tolist())
     if source is not None and predictions is not None:
-        looks = _look(source, predictions, sampled, progress)
-        not_shown = _unseen(predictions, looks)
+        looks, not_shown = _look(source, predictions, sampled, progress)
     status = run.info.status
     return ReportData(
         name=run.path.absolute().name,
@@ -209,21 +209,17 @@ def _source(run: Run, source: Source | None) -> tuple[Source | None, str]:
         return None, f"The images were not found ({reason}), so no pictures are shown."
 
 
-def _sampled(refs: Sequence[str]) -> list[str]:
-    """Refs of images that stand for all."""
-    return [refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:MAX_SUBGROUP_IMAGES].tolist()]
-
-
-def _look(source: Source, predictions: Predictions, sampled: Set[str], progress: Progress | None) -> dict[str, Look]:
-    """A look at the images that are to be shown, and at those by which sizes and brightness are known."""
+def _look(
+    source: Source, predictions: Predictions, sampled: Set[str], progress: Progress | None
+) -> tuple[dict[str, Look], str]:
+    """A look at the images that are to be shown, and at those by which sizes and brightness are known; and how many of
+    the former can't be."""
     pictured = {predictions.refs[i] for i in pictures_to_show(predictions)}
     shown, named = pictured | sampled, zip(predictions.refs, predictions.contents, strict=True)
-    return look_at(source, [image for image in named if image[0] in shown], pictured, progress)
-
-
-def _unseen(predictions: Predictions, looks: Mapping[str, Look]) -> str:
-    count = sum(predictions.refs[i] not in looks for i in pictures_to_show(predictions))
-    return f"{plural(count, 'image')} not shown: unreadable, or changed since they were predicted." if count else ""
+    looks = look_at(source, [image for image in named if image[0] in shown], pictured, progress)
+    gone = len(pictured - looks.keys())
+    note = f"{plural(gone, 'image')} not shown: unreadable, or changed since they were predicted." if gone else ""
+    return looks, note
 
 
 def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, preprocess: PreprocessConfig) -> Trained:
@@ -250,14 +246,8 @@ def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
     counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in run.info.classes}
     for row in rows:
         counts[row.label][str(row.split)] += 1
-    return DataFacts(
-        name=run.info.data,
-        counts=counts,
-        findings=run.info.findings,
-        bad=run.info.unreadable,
-        ignored=run.info.skipped,
-        brought=run.info.given_parts,
-    )
+    info = run.info
+    return DataFacts(info.data, counts, info.findings, info.unreadable, info.skipped, info.given_parts)
 
 
 def _samples(
@@ -365,15 +355,10 @@ def _commands(run: Run, experiment: ExperimentConfig) -> tuple[tuple[str, str], 
 
 
 def _facts(run: Run, rows: Sequence[Sample], experiment: ExperimentConfig) -> dict[str, str]:
-    info = run.info
-    machine = {name: str(value) for name, value in info.machine.items() if name != "processes"}
-    named = {
-        "data": info.source or info.data,
-        "seed": experiment.train.seed,
-        "split (sha256)": Split(tuple(rows)).digest[:16],
-    }
-    facts = {name: str(value) for name, value in named.items() if value is not None}
-    return {**facts, **machine, **info.versions}
+    info, digest = run.info, Split(tuple(rows)).digest[:16]
+    named = {"data": info.source or info.data, "seed": experiment.train.seed, "split (sha256)": digest}
+    facts = {**named, **info.machine, **info.versions}
+    return {name: str(value) for name, value in facts.items() if name != "processes"}
 
 
 def _when(created: str) -> str:

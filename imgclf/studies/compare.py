@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,11 @@ class Paired:
         a, b = self.both + self.only_a, self.both + self.only_b
         (low_a, high_a), (low_b, high_b) = wilson_interval(a, self.n), wilson_interval(b, self.n)
         down_a, up_a, down_b, up_b = a / self.n - low_a, high_a - a / self.n, b / self.n - low_b, high_b - b / self.n
-        agreement = 2 * self._agreement
+        scale = math.sqrt(a * (self.n - a) * b * (self.n - b))
+        excess: float = self.both * self.neither - self.only_a * self.only_b
+        if excess > 0:  # a correction for continuity
+            excess = max(0.0, excess - self.n / 2)
+        agreement = 2 * excess / scale if scale else 0.0  # twice the correlation of the hits
         low = self.difference - math.sqrt(max(0.0, down_b**2 - agreement * down_b * up_a + up_a**2))
         high = self.difference + math.sqrt(max(0.0, up_b**2 - agreement * up_b * down_a + down_a**2))
         return low, high
@@ -63,16 +68,6 @@ class Paired:
 
         discordant = self.only_a + self.only_b
         return float(binomtest(self.only_a, discordant).pvalue) if discordant else 1.0
-
-    @property
-    def _agreement(self) -> float:
-        """The correlation of the two models' hits, with a continuity correction where it is positive."""
-        a, b = self.both + self.only_a, self.both + self.only_b
-        scale = math.sqrt(a * (self.n - a) * b * (self.n - b))
-        if scale == 0:
-            return 0.0
-        excess = self.both * self.neither - self.only_a * self.only_b
-        return (excess if excess <= 0 else max(0.0, excess - self.n / 2)) / scale
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -222,12 +217,10 @@ def _names(predictions: Predictions, indices: NDArray[np.int64]) -> NDArray[np.o
 
 def _in_turn(changes: Iterable[Change]) -> tuple[Change, ...]:
     """By turns one of each true class, those first whose probability changed most."""
-    turns: Counter[str] = Counter()
-    ranked = []
-    for change in sorted(changes, key=lambda change: (-abs(change.gain), change.path)):
-        ranked.append((turns[change.true], change.true, change))
-        turns[change.true] += 1
-    return tuple(change for *_, change in sorted(ranked, key=lambda row: row[:2]))
+    found = defaultdict(list)
+    for change in sorted(changes, key=lambda change: (change.true, -abs(change.gain), change.path)):
+        found[change.true].append(change)
+    return tuple(change for turn in zip_longest(*found.values()) for change in turn if change is not None)
 
 
 def _other_classes(a: Predictions, b: Predictions) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -282,9 +275,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _environment(run: Run) -> dict[str, Any]:
     """The initial weights of a run, its versions and its machine."""
-    weights = run.info.weights
-    facts = {**run.info.versions, **run.info.machine}
-    return {"weights": weights.get("source"), **facts}
+    return {"weights": run.info.weights.get("source"), **run.info.versions, **run.info.machine}
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

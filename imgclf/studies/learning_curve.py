@@ -201,16 +201,8 @@ def _features(plan: Plan, held: Sequence[Sample], callbacks: Sequence[Callback])
         )
     features, labels, units = _frozen(plan, plan.split.samples("train"), callbacks)
     held_features, held_labels, _ = _frozen(plan, held, callbacks)
-    return _Features(
-        train=features,
-        labels=labels,
-        units=units,
-        held=held_features.to(features),
-        held_labels=held_labels,
-        classes=plan.spec.classes,
-        prior=getattr(head, "prior", None),
-        class_weights=plan.experiment.train.class_weights,
-    )
+    held_out, prior = (held_features.to(features), held_labels), getattr(head, "prior", None)
+    return _Features(features, labels, units, *held_out, plan.spec.classes, prior, plan.experiment.train.class_weights)
 
 
 def _frozen(
@@ -321,15 +313,11 @@ def _seconds(plan: Plan, parts: Parts) -> float:
     config = plan.experiment.train
     if not config.epochs:
         return 0.0
-    steps = 0
+    steps, valid = 0, len(plan.split.samples("valid"))
     for draws in parts.values():
         images = len(draws[0])
         settled = resolve_config(
-            plan.asked.train,
-            pretrained=plan.pretrained,
-            images=images,
-            valid=len(plan.split.samples("valid")),
-            probe=bool(config.probe),
+            plan.asked.train, pretrained=plan.pretrained, images=images, valid=valid, probe=bool(config.probe)
         )
         steps += len(draws) * (settled.epochs or 0) * math.ceil(images / config.batch_size)
     return steps * seconds_a_step(plan.model.to(plan.device), plan.train_loader, config)

@@ -7,7 +7,7 @@ held-out images, which are resampled, and from the draws of the training images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,20 +60,14 @@ class FittedLaw:
 
     def gain(self, images: float) -> Estimate:
         """The gain in accuracy with twice as many training images."""
-        return estimate(
-            self.law.error(images) - self.law.error(2 * images), self.errors(images) - self.errors(2 * images)
-        )
+        value = self.law.error(images) - self.law.error(2 * images)
+        return estimate(value, self.errors(images) - self.errors(2 * images))
 
     def band(self, first: float, last: float) -> Band:
         """The law between two numbers of images."""
         places = np.geomspace(first, last, BAND_POINTS)
-        found = [self.at(images) for images in places]
-        return Band(
-            tuple(places.tolist()),
-            tuple(place.value for place in found),
-            tuple(place.low for place in found),
-            tuple(place.high for place in found),
-        )
+        accuracy, low, high = zip(*(astuple(self.at(images)) for images in places), strict=True)
+        return Band(tuple(places.tolist()), accuracy, low, high)
 
 
 def estimate(value: float, samples: Numbers) -> Estimate:
@@ -131,23 +125,21 @@ def class_gains(classes: Sequence[HalvedClass], whole: Wrong, weights: Numbers) 
         whole: What training with all images classifies wrongly, (1, held-out images).
         weights: Those of a `FittedLaw`.
     """
-    halved = [each for each in classes if each.half is not None and each.own.any()]
-    last = {each.name: _Step(each.half, whole, each.own, weights) for each in halved if each.half is not None}
-    before = [_Step(each.quarter, each.half, each.own, weights) for each in halved if each.quarter is not None]
-    ratio = _ratio(sum(step.value for step in last.values()), sum(step.value for step in before))
-    ratios = _ratio(sum(step.samples for step in last.values()), sum(step.samples for step in before))
+    last: dict[str, tuple[_Step, _Step]] = {}  # for all held-out images, and for those of the class
+    before = []
+    for each in classes:
+        if each.half is not None and each.quarter is not None and each.own.any():
+            everyone = _Step(each.half, whole, np.ones_like(each.own), weights)
+            last[each.name] = everyone, _Step(each.half, whole, each.own, weights)
+            before.append(_Step(each.quarter, each.half, each.own, weights))
+    ratio = float(_ratio(sum(own.value for _, own in last.values()), sum(step.value for step in before)))
+    ratios = _ratio(sum(own.samples for _, own in last.values()), sum(step.samples for step in before))
     gains = []
     for each in classes:
         recall = float(1 - whole[:, each.own].mean()) if each.own.any() else None
-        gain = ClassGain(each.name, each.images, recall, None, None)
-        if each.name in last and each.half is not None:
-            own, everyone = last[each.name], _Step(each.half, whole, np.ones_like(each.own), weights)
-            gain = replace(
-                gain,
-                accuracy_gain=estimate(everyone.value * float(ratio), everyone.noisy * ratios),
-                recall_gain=estimate(own.value * float(ratio), own.noisy * ratios),
-            )
-        gains.append(gain)
+        found = [estimate(step.value * ratio, step.noisy * ratios) for step in last.get(each.name, ())]
+        accuracy_gain, recall_gain = found or (None, None)
+        gains.append(ClassGain(each.name, each.images, recall, accuracy_gain, recall_gain))
     return tuple(gains)
 
 
@@ -163,8 +155,7 @@ class _Step:
     `value` is measured, `samples` are bootstrap samples, and `noisy` has the noise of the draws added.
     """
 
-    def __init__(self, fewer: Wrong, more: Wrong | None, of: NDArray[np.bool_], weights: Numbers) -> None:
-        assert more is not None
+    def __init__(self, fewer: Wrong, more: Wrong, of: NDArray[np.bool_], weights: Numbers) -> None:
         won = (fewer.mean(0) - more.mean(0))[of]
         shares = weights[:, of]
         counts = shares.sum(1)
@@ -198,8 +189,7 @@ def _least_squares(sizes: Numbers, errors: Numbers, precision: Numbers) -> Numbe
     mean_power = powers @ precision / total
     mean_error = errors @ precision / total
     centered = powers - mean_power[:, None]
-    slope = (errors * precision) @ centered.T / (centered**2 @ precision)
-    slope = np.maximum(slope, 0)
+    slope = np.maximum((errors * precision) @ centered.T / (centered**2 @ precision), 0)
     floor = mean_error[:, None] - slope * mean_power
     through_zero = (errors * precision) @ powers.T / (powers**2 @ precision)
     slope, floor = np.where(floor < 0, through_zero, slope), np.maximum(floor, 0)
