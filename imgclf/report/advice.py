@@ -9,9 +9,19 @@ from imgclf.core.results import ENDED, ClassResult, Evaluation, History
 from imgclf.core.text import percent, plural, shorten
 from imgclf.evaluation.calibration import MIN_CALIBRATION_IMAGES
 from imgclf.evaluation.intervals import wilson_interval
+from imgclf.evaluation.predictions import Predictions
 from imgclf.report.confusion import Pair
 from imgclf.report.slices import Slicing
-from imgclf.report.text import MAX_NAMES, commonest, instead_of_epochs, listed, never_better, quoted, valid_losses
+from imgclf.report.text import (
+    MAX_NAMES,
+    accuracy_interval,
+    commonest,
+    instead_of_epochs,
+    listed,
+    never_better,
+    quoted,
+    valid_losses,
+)
 from imgclf.report.view import ReportData
 
 WIDE_INTERVAL = 0.06  # of accuracy
@@ -36,27 +46,23 @@ class Advice:
 
 
 def warnings(
-    data: ReportData,
-    result: Evaluation,
-    interval: tuple[float, float],
-    pairs: Sequence[Pair],
-    slicings: Sequence[Slicing],
+    data: ReportData, predictions: Predictions, pairs: Sequence[Pair], slicings: Sequence[Slicing]
 ) -> list[Advice]:
     """The warnings of a report, the most important first.
 
     Args:
         data: The run.
-        result: Its metrics.
-        interval: The 95% confidence interval of its accuracy.
+        predictions: Those that it is measured by.
         pairs: Its confusions, the largest first.
         slicings: Its accuracy by subgroup.
     """
-    found = [*_of_the_run(data), *_of_leaks(result)]
+    result = predictions.evaluation
+    found = list(_of_the_run(data, result))
     if _is_undertrained(data):
-        found += [_train_longer(data), *_of_the_number(data, result, interval)]
+        found += [_train_longer(data), *_of_the_number(data, result)]
     else:
-        found += [*_of_chance(data, result, interval), *_of_the_number(data, result, interval)]
-        found += [*_of_classes(data, result, pairs), *_of_confidence(data)]
+        found += [*_of_chance(data, result), *_of_the_number(data, result)]
+        found += [*_of_classes(data, result, pairs), *_of_confidence(data, predictions)]
     for slicing in slicings:
         for one in slicing.slices:
             if one.odd < 0:
@@ -70,10 +76,7 @@ def before_use(data: ReportData) -> Advice | None:
     """What to do before the model is of any use: where it is undertrained, or does as well as a guess."""
     if _is_undertrained(data):
         return _train_longer(data)
-    result = None if data.predictions is None else data.predictions.evaluation
-    if result is None or result.intervals is None:
-        return None
-    return next(_of_chance(data, result, result.intervals.accuracy), None)
+    return None if data.predictions is None else next(_of_chance(data, data.predictions.evaluation), None)
 
 
 def no_predictions(data: ReportData) -> Advice:
@@ -86,27 +89,22 @@ def no_predictions(data: ReportData) -> Advice:
     return Advice(text, "Test it where its images are", data.next_steps.evaluate)
 
 
-def _of_the_run(data: ReportData) -> Iterator[Advice]:
+def _of_the_run(data: ReportData, result: Evaluation) -> Iterator[Advice]:
     if data.status not in ENDED:
         yield _resume(data, f"This run did not finish ({data.status}): more training may improve the model.")
-    if data.predictions is not None and data.part != "test":
+    if data.part != "test":
         yield _hold_out(
             data,
             "There is no test part: the metrics are measured on validation images, which also selected the epoch, so "
             "they are optimistic.",
         )
-
-
-def _of_leaks(result: Evaluation) -> Iterator[Advice]:
-    if not result.seen:
-        return
-    text = (
-        f"{result.seen:,} of the {plural(result.n, 'image')} were also used in training, so the metrics are optimistic."
-    )
-    if result.unseen is not None:
-        rest, right = result.unseen, round(result.unseen.accuracy * result.unseen.n)
-        text += f" Of the other {rest.n:,}, {right:,} were classified correctly ({percent(rest.accuracy)})."
-    yield Advice(text, "Keep each image in one part only, and train again")
+    if result.seen:
+        images = f"{result.seen:,} of the {plural(result.n, 'image')}"
+        text = f"{images} were also used in training, so the metrics are optimistic."
+        if result.unseen is not None:
+            rest, right = result.unseen, round(result.unseen.accuracy * result.unseen.n)
+            text += f" Of the other {rest.n:,}, {right:,} were classified correctly ({percent(rest.accuracy)})."
+        yield Advice(text, "Keep each image in one part only, and train again")
 
 
 def _resume(data: ReportData, text: str, so: str = "") -> Advice:
@@ -118,8 +116,8 @@ def _hold_out(data: ReportData, text: str) -> Advice:
     return Advice(text, "Hold out images for a test (--split), and train again", data.next_steps.hold_out)
 
 
-def _of_chance(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> Iterator[Advice]:
-    (low, high), common = interval, commonest(result)
+def _of_chance(data: ReportData, result: Evaluation) -> Iterator[Advice]:
+    (low, high), common = accuracy_interval(result), commonest(result)
     always = common.support / result.n
     if always == 1 or (low > always and high - always > BARELY * (1 - always)):
         return
@@ -140,8 +138,8 @@ def _of_chance(data: ReportData, result: Evaluation, interval: tuple[float, floa
     yield Advice(text, todo, _on_data(data, "show", f"--size {height}x{width}"))
 
 
-def _of_the_number(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> Iterator[Advice]:
-    low, high = interval
+def _of_the_number(data: ReportData, result: Evaluation) -> Iterator[Advice]:
+    low, high = accuracy_interval(result)
     if high - low > WIDE_INTERVAL:
         text = (
             f"{plural(result.n, 'image')} are few to test on: by chance alone, accuracy can be {percent(low)} to "
@@ -190,10 +188,7 @@ def _is_weak(row: ClassResult, result: Evaluation) -> bool:
     return wilson_interval(hits, row.support)[1] < wilson_interval(others - hits, result.n - row.support)[0]
 
 
-def _of_confidence(data: ReportData) -> Iterator[Advice]:
-    if data.predictions is None:
-        return
-    predictions = data.predictions
+def _of_confidence(data: ReportData, predictions: Predictions) -> Iterator[Advice]:
     right = predictions.predicted == predictions.targets
     confidence, accuracy = float(predictions.probabilities.max(axis=1).mean()), float(right.mean())
     low, high = wilson_interval(int(right.sum()), len(predictions))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import functools
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.results import ClassResult, Evaluation, Intervals
+from imgclf.core.results import ClassResult, Evaluation
 from imgclf.core.text import percent, plural, shorten
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.evaluation.intervals import wilson_interval
@@ -104,8 +106,7 @@ def _file(name: str) -> str:
 
 def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -> dict[str, Any]:
     """What the template says of the predictions."""
-    result, intervals = predictions.evaluation, predictions.evaluation.intervals
-    assert intervals is not None  # as predictions give them
+    result = predictions.evaluation
     right = predictions.predicted == predictions.targets
     pairs, cells = confused_pairs(result, PAIRS), by_cell(predictions)
     labels = [predictions.classes[i] for i in predictions.targets.tolist()]
@@ -114,14 +115,13 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
     wanted = [predictions.refs[i] for i in pictures_to_show(predictions)]
     looks = within(data.looks, wanted, budget)
     tiles = functools.partial(_tiles, predictions, looks)
-    accuracy = intervals.accuracy
     return {
         "n": result.n,
         "accuracy": result.accuracy,
-        "interval": accuracy,
-        "expect": text.what_to_expect(data, result, accuracy),
-        "warnings": warnings(data, result, accuracy, pairs, slicings),
-        "measures": _measures(result, intervals),
+        "interval": text.accuracy_interval(result),
+        "expect": text.what_to_expect(data, result),
+        "warnings": warnings(data, predictions, pairs, slicings),
+        "measures": _measures(result),
         "classes": _class_rows(result),
         "classes_left_out": max(0, len(result.per_class) - MAX_CLASS_ROWS),
         "names": predictions.classes,
@@ -137,7 +137,7 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
     }
 
 
-def _measures(result: Evaluation, intervals: Intervals) -> list[tuple[Any, ...]]:
+def _measures(result: Evaluation) -> list[tuple[Any, ...]]:
     """Each figure: its name, its value, of how many images, its interval, what it means."""
     said = (
         ("accuracy", "Accuracy", "share of images classified correctly"),
@@ -147,14 +147,14 @@ def _measures(result: Evaluation, intervals: Intervals) -> list[tuple[Any, ...]]
         ("loss", "Loss", "mean cross-entropy in nats; 0 is best"),
     )
     rows: list[tuple[Any, ...]] = [
-        (title, getattr(result, name), result.n, getattr(intervals, name), says)
+        (title, getattr(result, name), result.n, getattr(result.intervals, name), says)
         for name, title, says in said
         if getattr(result, name) is not None
     ]
     new = result.unseen
-    if new is not None and new.intervals is not None:
+    if new is not None:
         says = "accuracy on the images that were not used in training"
-        rows.insert(1, ("Accuracy, unseen", new.accuracy, new.n, new.intervals.accuracy, says))
+        rows.insert(1, ("Accuracy, unseen", new.accuracy, new.n, text.accuracy_interval(new), says))
     return rows
 
 
@@ -171,15 +171,14 @@ def _matrix(predictions: Predictions, cells: Cells, looks: Mapping[str, Look]) -
     chosen = most_confused_classes(result)
     order = [chosen[i] for i in together(result.confusion_matrix(chosen))]
     pictures: dict[str, int] = {}
-    images: dict[str, list[list[Any]]] = {}
-    for row, i in enumerate(order):
-        for column, j in enumerate(order):
-            for position in cells.get((i, j), ()):
-                ref = predictions.refs[position]
-                if ref in looks and looks[ref].picture and len(images.get(f"{row},{column}", ())) < PER_CELL:
-                    number = pictures.setdefault(ref, len(pictures))
-                    confidence = round(float(predictions.probabilities[position, j]), 4)
-                    images.setdefault(f"{row},{column}", []).append([number, confidence, _clean(ref)])
+    images: dict[str, list[list[Any]]] = defaultdict(list)
+    for (row, i), (column, j) in product(enumerate(order), repeat=2):
+        for position in cells.get((i, j), ()):
+            ref = predictions.refs[position]
+            if ref in looks and looks[ref].picture and len(images[f"{row},{column}"]) < PER_CELL:
+                number = pictures.setdefault(ref, len(pictures))
+                confidence = round(float(predictions.probabilities[position, j]), 4)
+                images[f"{row},{column}"].append([number, confidence, _clean(ref)])
     return {
         "names": [_clean(predictions.classes[i]) for i in order],
         "counts": result.confusion_matrix(order).tolist(),

@@ -63,17 +63,15 @@ def _epochs(data: ReportData) -> str:
     return f"{trained}{f'; the model of epoch {best.epoch:,} was kept' if epochs > 1 else ''}."
 
 
-def what_to_expect(data: ReportData, result: Evaluation, interval: tuple[float, float]) -> str:
+def what_to_expect(data: ReportData, result: Evaluation) -> str:
     """What the metrics mean for new images."""
     right = round(result.accuracy * result.n)
-    if result.unseen is not None and result.unseen.intervals is not None:
-        interval = result.unseen.intervals.accuracy
     images = f"{right:,} of {plural(result.n, 'held-out image' if data.part == 'test' else 'validation image')}"
     seen = f", {result.seen:,} of which were also used in training," if result.seen else ""
     text = f"{images}{seen} {'was' if result.n == 1 else 'were'} classified correctly."
     if result.seen == result.n:
         return f"{text} They can't show the accuracy on new images."
-    low, high = map(percent, interval)
+    low, high = map(percent, accuracy_interval(result.unseen or result))
     common = commonest(result)
     return (
         f"{text} On new images of the same kind and origin, expect an accuracy of "
@@ -113,6 +111,12 @@ def valid_losses(history: History) -> list[float]:
     """Those of all epochs, or none where there is no valid part."""
     losses = [record.valid_loss for record in history if record.valid_loss is not None]
     return losses if len(losses) == len(history) else []
+
+
+def accuracy_interval(result: Evaluation) -> tuple[float, float]:
+    """The 95% interval of the accuracy of predictions."""
+    assert result.intervals is not None  # as predictions give them
+    return result.intervals.accuracy
 
 
 def commonest(result: Evaluation) -> ClassResult:

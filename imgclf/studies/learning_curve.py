@@ -201,8 +201,16 @@ def _features(plan: Plan, held: Sequence[Sample], callbacks: Sequence[Callback])
         )
     features, labels, units = _frozen(plan, plan.split.samples("train"), callbacks)
     held_features, held_labels, _ = _frozen(plan, held, callbacks)
-    held_out, prior = (held_features.to(features), held_labels), getattr(head, "prior", None)
-    return _Features(features, labels, units, *held_out, plan.spec.classes, prior, plan.experiment.train.class_weights)
+    return _Features(
+        train=features,
+        labels=labels,
+        units=units,
+        held=held_features.to(features),
+        held_labels=held_labels,
+        classes=plan.spec.classes,
+        prior=getattr(head, "prior", None),
+        class_weights=plan.experiment.train.class_weights,
+    )
 
 
 def _frozen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +122,8 @@ class MetricLogger(Backend):
 
     def epoch(self, record: EpochRecord) -> None:
         """Log the metrics of the epoch."""
-        names = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "seconds")
-        values: dict[str, Any] = {name: getattr(record, name) for name in names}
-        self.log_metrics({name: float(value) for name, value in values.items() if value is not None}, record.epoch)
+        values = {name: float(value) for name, value in asdict(record).items() if value is not None}
+        self.log_metrics({name: value for name, value in values.items() if name not in ("epoch", "best")}, record.epoch)
 
     def batch(self, pictures: Pictures) -> None:
         """Log the images as one picture."""

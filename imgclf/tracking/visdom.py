@@ -9,6 +9,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -93,15 +94,14 @@ class Visdom(MetricLogger):
     def _draw(self, window: str, lines: Mapping[str, Line]) -> None:
         import numpy as np
 
-        longest = max(map(len, lines.values()))
-        padded = [[*line, *[(math.nan, math.nan)] * (longest - len(line))] for line in lines.values()]
-        x, y = np.array(padded, dtype=np.float64).transpose(2, 1, 0)
+        padded = list(zip_longest(*lines.values(), fillvalue=(math.nan, math.nan)))
+        x, y = np.array(padded, dtype=np.float64).transpose(2, 0, 1)
         options = {
             "title": window.capitalize(),
             "legend": list(lines),
             "xlabel": "epoch",
             "ylabel": window,
-            "markers": longest <= 30,
+            "markers": len(x) <= 30,
             "markersize": 5,
         }
         self._vis.line(y, x, win=window, opts=options)
