@@ -212,8 +212,8 @@ def _source(run: Run, source: Source | None) -> tuple[Source | None, str]:
 def _look(
     source: Source, predictions: Predictions, sampled: Set[str], progress: Progress | None
 ) -> tuple[dict[str, Look], str]:
-    """A look at the images that are to be shown, and at those by which sizes and brightness are known; and a note where some
-    can't be shown."""
+    """A look at the images to show, and at those by which sizes and brightness are known; and a note where some of the
+    former can't be shown."""
     pictured = {predictions.refs[i] for i in pictures_to_show(predictions)}
     shown, named = pictured | sampled, zip(predictions.refs, predictions.contents, strict=True)
     looks = look_at(source, [image for image in named if image[0] in shown], pictured, progress)
