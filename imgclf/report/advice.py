@@ -12,17 +12,8 @@ from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions
 from imgclf.report.confusion import Pair
 from imgclf.report.slices import Slicing
-from imgclf.report.text import (
-    MAX_NAMES,
-    accuracy_interval,
-    commonest,
-    instead_of_epochs,
-    listed,
-    never_better,
-    quoted,
-    valid_losses,
-)
-from imgclf.report.view import ReportData
+from imgclf.report.text import MAX_NAMES, commonest, instead_of_epochs, listed, never_better, quoted, valid_losses
+from imgclf.report.view import ReportData, accuracy_interval
 
 WIDE_INTERVAL = 0.06  # of accuracy
 MIN_CLASS_IMAGES = 10

@@ -144,9 +144,8 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     if part is None:
         return Known(model)
     try:
-        source = spelled_as(
-            audit(labeled_source(None, run), strict=False, allow_unreadable=1.0).source, manifest.classes
-        )
+        found = audit(labeled_source(None, run), strict=False, allow_unreadable=1.0)
+        source = spelled_as(found.source, manifest.classes)
     except (ImgclfError, OSError):  # the images are gone: the page says so
         return Known(model)
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
@@ -223,13 +222,12 @@ def _look(
 
 
 def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, preprocess: PreprocessConfig) -> Trained:
-    members = len(run.info.members) or 1
     facts = Trained(
         arch=run.info.arch,
         weights=str(run.info.weights["source"]),
         size=preprocess.size,
         channels=preprocess.channels,
-        members=members,
+        members=len(run.info.members) or 1,
         probe=experiment.train.epochs == 0,
     )
     if model is None:
@@ -237,9 +235,8 @@ def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, pr
     one = _one(model)
     kernels = next((m.weight.detach().cpu().numpy() for m in one.modules() if isinstance(m, nn.Conv2d)), None)
     parameters = sum(p.numel() for p in model.parameters())
-    return replace(
-        facts, parameters=parameters, layers=layer_table(one, preprocess.size, preprocess.channels), kernels=kernels
-    )
+    layers = layer_table(one, preprocess.size, preprocess.channels)
+    return replace(facts, parameters=parameters, layers=layers, kernels=kernels)
 
 
 def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
@@ -312,6 +309,7 @@ def _next_steps(
     tests = _is_named(run) and run.model.is_file()
     brought, held_out = run.info.given_parts, (experiment.split or FRACTIONS)[2]
     free = anew and experiment.init is None and "test" not in brought  # else images keep their places
+    more = in_percent(open_fractions(brought, MORE_TEST_FRACTIONS)) if held_out < MORE_TEST_FRACTIONS[2] else ""
     return NextSteps(
         data,
         evaluate=f"imgclf evaluate --model {shlex.quote(str(run.path))}" if tests else "",
@@ -319,9 +317,7 @@ def _next_steps(
         longer=f"{longer} --epochs {LONGER_FACTOR * epochs}" if longer else "",
         hold_out=f"{anew} --split {in_percent(open_fractions(brought))}" if free else "",
         curve=_curve(run, model, rows) if anew else "",
-        more_test=in_percent(open_fractions(brought, MORE_TEST_FRACTIONS))
-        if free and held_out < MORE_TEST_FRACTIONS[2]
-        else "",
+        more_test=more if free else "",
     )
 
 

@@ -27,7 +27,7 @@ from imgclf.report.confidence import risk_coverage, suggest_thresholds
 from imgclf.report.confusion import by_cell, confused_pairs, most_confident, most_confused_classes, together
 from imgclf.report.slices import slice_images
 from imgclf.report.thumbnails import picture_of, within
-from imgclf.report.view import Look, ReportData
+from imgclf.report.view import Look, ReportData, accuracy_interval
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -118,7 +118,7 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
     return {
         "n": result.n,
         "accuracy": result.accuracy,
-        "interval": text.accuracy_interval(result),
+        "interval": accuracy_interval(result),
         "expect": text.what_to_expect(data, result),
         "warnings": warnings(data, predictions, pairs, slicings),
         "measures": _measures(result),
@@ -154,7 +154,7 @@ def _measures(result: Evaluation) -> list[tuple[Any, ...]]:
     new = result.unseen
     if new is not None:
         says = "accuracy on the images that were not used in training"
-        rows.insert(1, ("Accuracy, unseen", new.accuracy, new.n, text.accuracy_interval(new), says))
+        rows.insert(1, ("Accuracy, unseen", new.accuracy, new.n, accuracy_interval(new), says))
     return rows
 
 

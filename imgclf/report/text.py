@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from imgclf.core.results import ClassResult, Evaluation, History
 from imgclf.core.text import percent, plural, shorten
-from imgclf.report.view import ReportData
+from imgclf.report.view import ReportData, accuracy_interval
 
 MAX_NAMES = 5
 MAX_NAME_CHARACTERS = 60  # in a sentence
@@ -111,12 +111,6 @@ def valid_losses(history: History) -> list[float]:
     """Those of all epochs, or none where there is no valid part."""
     losses = [record.valid_loss for record in history if record.valid_loss is not None]
     return losses if len(losses) == len(history) else []
-
-
-def accuracy_interval(result: Evaluation) -> tuple[float, float]:
-    """The 95% interval of the accuracy of predictions."""
-    assert result.intervals is not None  # as predictions give them
-    return result.intervals.accuracy
 
 
 def commonest(result: Evaluation) -> ClassResult:

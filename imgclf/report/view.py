@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.results import Decision, History
+from imgclf.core.results import Decision, Evaluation, History
 from imgclf.data.dataset import Pixels
 from imgclf.evaluation.predictions import Predictions
 from imgclf.models.summary import LayerRow
@@ -119,3 +119,9 @@ class ReportData:
     members: tuple[str, ...] = ()
     offline: bool = True
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def accuracy_interval(result: Evaluation) -> tuple[float, float]:
+    """The 95% interval of the accuracy of predictions."""
+    assert result.intervals is not None  # as predictions give them
+    return result.intervals.accuracy
