@@ -117,13 +117,11 @@ def read_tensors(stream: BinaryIO, load: Callable[[bytes], dict[str, T]]) -> dic
 
 def checksum(stream: BinaryIO, header: Header) -> str:
     """The sha256 (hex) over the manifest and, sorted by name, each tensor's name, dtype, shape and bytes."""
-    return _digest(
-        header.manifest,
-        (
-            (name, one.dtype, one.shape, _chunks(stream, header.size + one.begin, one.end - one.begin))
-            for name, one in sorted(header.tensors.items())
-        ),
+    parts = (
+        (name, one.dtype, one.shape, _chunks(stream, header.size + one.begin, one.end - one.begin))
+        for name, one in sorted(header.tensors.items())
     )
+    return _digest(header.manifest, parts)
 
 
 def pack(tensors: Mapping[str, Raw], manifest: str) -> list[bytes | memoryview]:

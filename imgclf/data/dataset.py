@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -113,10 +114,8 @@ class Source:
 
     def counts(self) -> dict[str, int]:
         """How many samples each class has, in the order of the classes."""
-        counts = dict.fromkeys(self.classes, 0)
-        for sample in self.samples:
-            counts[sample.label] += 1
-        return counts
+        counts = Counter(sample.label for sample in self.samples)
+        return {name: counts[name] for name in self.classes}
 
     def with_samples(self, samples: Iterable[Sample]) -> Source:
         """The same source with other samples."""

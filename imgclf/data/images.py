@@ -215,8 +215,7 @@ def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = (), found: Fou
 
 
 def _tell(found: Found, image: Decoded) -> None:
-    levels = levels_of(image) if found is not None else None
-    if found is not None and levels is not None:
+    if found is not None and (levels := levels_of(image)) is not None:
         found(levels)
 
 

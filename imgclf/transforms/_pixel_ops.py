@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 
 
+def moved(table: NDArray[np.generic], pixels: torch.Tensor) -> torch.Tensor:
+    """Parameters beside the pixels; real numbers as float32, which every device has."""
+    single = table.astype(np.float32) if table.dtype == np.float64 else table
+    return torch.from_numpy(single).to(pixels.device, non_blocking=pixels.is_cuda)
+
+
 class Ops(Protocol):
     """What both modules of operations offer; see there."""
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu, ops_torch
-from imgclf.transforms._pixel_ops import Numbers, Ops
+from imgclf.transforms._pixel_ops import Numbers, Ops, moved
 from imgclf.transforms.rng import Draws
 from imgclf.transforms.trivial_augment import DRAWS, Space, about_center, alter
 
@@ -90,10 +90,7 @@ def blend(
         share = np.where((turn >= low) & (turn < high), _beta(share, alpha), 1.0)
         pixels, share = _BLENDS[step.op](ops, pixels, others, share, center)
         kept *= share
-    return pixels, (
-        targets.roll(-1, 0),
-        torch.from_numpy(kept.astype(np.float32)).to(pixels.device, non_blocking=pixels.is_cuda),
-    )
+    return pixels, (targets.roll(-1, 0), moved(kept, pixels))
 
 
 def _ops(pixels: torch.Tensor) -> Ops:
@@ -184,8 +181,7 @@ def _erase(ops: Ops, pixels: torch.Tensor, draws: Draws, scale: Any, p: float) -
     numbers = draws(5 + channels)
     boxes = _erased_boxes(numbers[1:5], height, width, scale)
     colors = (numbers[5:].T * 256).astype(np.uint8)
-    values = torch.from_numpy(colors).to(pixels.device, non_blocking=pixels.is_cuda)[:, None, None]
-    return ops.paste(pixels, np.where((numbers[0] < p)[:, None], boxes, 0), values)
+    return ops.paste(pixels, np.where((numbers[0] < p)[:, None], boxes, 0), moved(colors, pixels)[:, None, None])
 
 
 def _erased_boxes(numbers: Numbers, height: int, width: int, scale: Any) -> NDArray[np.int64]:

@@ -39,12 +39,10 @@ def crop_resize(pixels: Pixels, box: Box, out: Pixels) -> None:
     top, rows = _span(box[0], box[2], pixels.shape[0], height)
     left, columns = _span(box[1], box[3], pixels.shape[1], width)
     part = pixels[top : top + rows, left : left + columns]
-    if part.shape[2] == channels:
-        _sample(part, out)
-        return
-    own = np.empty((height, width, part.shape[2]), np.uint8)
+    own = out if part.shape[2] == channels else np.empty((height, width, part.shape[2]), np.uint8)
     _sample(part, own)
-    out[...] = to_channels(own, channels)
+    if own is not out:
+        out[...] = to_channels(own, channels)
 
 
 def crop_decode_size(box: Box, size: tuple[int, int]) -> tuple[int, int]:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imgclf.transforms._pixel_ops import moved
 from imgclf.transforms.ops_cpu import LUMA, SMOOTH
 
 
 def mirror(pixels: torch.Tensor, chosen: NDArray[np.bool_]) -> torch.Tensor:
     """The chosen images (n,) as their mirror images."""
-    return torch.where(_moved(chosen, pixels)[:, None, None, None], pixels.flip(2), pixels)
+    return torch.where(moved(chosen, pixels)[:, None, None, None], pixels.flip(2), pixels)
 
 
 def crop(
@@ -26,8 +27,8 @@ def crop(
     The frame is black or, with the border "reflect", the image mirrored in its outermost pixels.
     """
     n, height, width, _ = pixels.shape
-    rows = _moved(top - padding, pixels)[:, None] + torch.arange(height, device=pixels.device)
-    columns = _moved(left - padding, pixels)[:, None] + torch.arange(width, device=pixels.device)
+    rows = moved(top - padding, pixels)[:, None] + torch.arange(height, device=pixels.device)
+    columns = moved(left - padding, pixels)[:, None] + torch.arange(width, device=pixels.device)
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
     images = torch.arange(n, device=pixels.device)[:, None, None]
     if border == "reflect":
@@ -49,8 +50,8 @@ def warp(pixels: torch.Tensor, matrices: NDArray[np.float64]) -> torch.Tensor:
     square = np.concatenate([matrices, np.broadcast_to([[[0.0, 0.0, 1.0]]], (n, 1, 3))], axis=1)
     back = unit @ np.linalg.inv(square) @ np.linalg.inv(unit)
     shape = [n, channels, height, width]
-    grid = torch.nn.functional.affine_grid(_moved(back[:, :2], pixels), shape, align_corners=False)
-    edge = _moved(np.array([1 - 1 / width, 1 - 1 / height]), pixels)  # the centers of the outermost pixels
+    grid = torch.nn.functional.affine_grid(moved(back[:, :2], pixels), shape, align_corners=False)
+    edge = moved(np.array([1 - 1 / width, 1 - 1 / height]), pixels)  # the centers of the outermost pixels
     grid = grid.clamp(-edge, edge)  # and no padding mode "border", which not every device has
     planes = pixels.permute(0, 3, 1, 2).float()
     out = torch.nn.functional.grid_sample(planes, grid, align_corners=False)
@@ -69,7 +70,7 @@ def color(
     saturation: NDArray[np.float64],
 ) -> torch.Tensor:
     """Three factors (n,), 1 for no change, in a single pass: without clipping in between their order is indifferent."""
-    luma = _moved(LUMA, pixels)
+    luma = moved(LUMA, pixels)
     sums = pixels.sum((1, 2), dtype=torch.int64)  # exact, so that no image depends on its neighbors
     mean = ((sums / (pixels.shape[1] * pixels.shape[2])) * luma).sum(1)[:, None, None, None]
     gain = brightness * contrast
@@ -123,7 +124,7 @@ def _flat(pixels: torch.Tensor) -> torch.Tensor:
 
 def paste(pixels: torch.Tensor, boxes: NDArray[np.int64], values: torch.Tensor) -> torch.Tensor:
     """In each box (top, left, bottom, right), (n, 4), the values, which are as pixels or (n, 1, 1, channels)."""
-    top, left, bottom, right = _moved(boxes, pixels)[:, :, None].unbind(1)
+    top, left, bottom, right = moved(boxes, pixels)[:, :, None].unbind(1)
     rows = torch.arange(pixels.shape[1], device=pixels.device)
     columns = torch.arange(pixels.shape[2], device=pixels.device)
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
@@ -135,15 +136,9 @@ def blend(pixels: torch.Tensor, others: torch.Tensor, share: NDArray[np.float64]
     return _levels(pixels * _each(share, pixels) + others * _each(1 - share, pixels))
 
 
-def _moved(table: NDArray[np.generic], pixels: torch.Tensor) -> torch.Tensor:
-    """Parameters beside the pixels; real numbers as float32, which every device has."""
-    single = table.astype(np.float32) if table.dtype == np.float64 else table
-    return torch.from_numpy(single).to(pixels.device, non_blocking=pixels.is_cuda)
-
-
 def _each(table: NDArray[np.float64], pixels: torch.Tensor) -> torch.Tensor:
     """One number an image (n,), to be multiplied with pixels."""
-    return _moved(table, pixels)[:, None, None, None]
+    return moved(table, pixels)[:, None, None, None]
 
 
 def _levels(values: torch.Tensor) -> torch.Tensor:

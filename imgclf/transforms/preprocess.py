@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 _LUMA = np.array([299, 587, 114], dtype=np.float32) / 1000  # ITU-R BT.601, as Pillow's mode L
 _HEADROOM = 2  # decode at no less than twice the final size: what a scaled decoding loses then is invisible
 
@@ -143,7 +137,7 @@ def resize(
     whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
     if pixels.shape[:2] == size and box in (None, whole):
         return pixels
-    color = pixels.shape[2] == 3
+    color, by = pixels.shape[2] == 3, Image.Resampling[interpolation.upper()]
     planes = map(Image.fromarray, map(np.ascontiguousarray, [pixels] if color else np.moveaxis(pixels, 2, 0)))
-    resized = [np.asarray(plane.resize(size[::-1], _FILTERS[interpolation], box=box)) for plane in planes]
+    resized = [np.asarray(plane.resize(size[::-1], by, box=box)) for plane in planes]
     return resized[0] if color else np.stack(resized, axis=2)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.transforms._pixel_ops import Numbers, Ops
+from imgclf.transforms._pixel_ops import Numbers, Ops, moved
 
 DRAWS = 2  # numbers that an image needs
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -52,7 +52,7 @@ def alter(ops: Ops, pixels: torch.Tensor, numbers: Numbers, space: Space) -> tor
     for names, change in _GROUPS:
         places = np.flatnonzero(_is_one_of(chosen, names))
         if len(places):
-            index = torch.from_numpy(places).to(pixels.device, non_blocking=pixels.is_cuda)
+            index = moved(places, pixels)
             part = change(ops, pixels.index_select(0, index), chosen[places], strength[places], space)
             out.index_copy_(0, index, part)
     return out
@@ -100,8 +100,7 @@ def _mask(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, spa
     posterized = levels >> lost << lost
     solarized = np.where(levels >= 256 * (1 - strength), 255 - levels, levels)
     tables = np.where(_is_one_of(chosen, ("posterize",))[:, None], posterized, solarized).astype(np.uint8)
-    moved = torch.from_numpy(tables).to(pixels.device, non_blocking=pixels.is_cuda)
-    return ops.lookup(pixels, moved[:, None].expand(-1, pixels.shape[3], -1))
+    return ops.lookup(pixels, moved(tables, pixels)[:, None].expand(-1, pixels.shape[3], -1))
 
 
 def _stretch(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, space: Space) -> torch.Tensor:
@@ -115,7 +114,7 @@ def _stretch(ops: Ops, pixels: torch.Tensor, chosen: Chosen, strength: Numbers, 
     share = (counts.sum(2, keepdim=True) - counts.gather(2, last)) // 255  # pixels of each level that comes out
     darker = counts.cumsum(2) - counts
     equalized = torch.where(share > 0, (darker + share // 2) // share.clamp(min=1), levels)
-    even = torch.from_numpy(_is_one_of(chosen, ("autocontrast",))).to(pixels.device, non_blocking=pixels.is_cuda)
+    even = moved(_is_one_of(chosen, ("autocontrast",)), pixels)
     tables = torch.where(even[:, None, None], stretched, equalized).clamp(0, 255)
     return ops.lookup(pixels, tables.to(torch.uint8))
 

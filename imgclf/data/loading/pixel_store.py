@@ -119,12 +119,12 @@ class DenseStore:
         """Those of the positions that are filled."""
         return index if self.full else index[self._has[index]]
 
-    def put(self, position: int, pixels: Pixels) -> None:
+    def put(self, position: int, kept: CachedImage) -> None:
         """Fill one position."""
         if self._tensor.is_cpu:
-            self._tensor.numpy()[position] = pixels
+            self._tensor.numpy()[position] = kept.pixels
         else:
-            self._tensor[position] = torch.tensor(pixels, device=self._tensor.device)
+            self._tensor[position] = torch.tensor(kept.pixels, device=self._tensor.device)
         self._has[position] = True
 
     def select(self, index: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,16 +52,9 @@ class PixelStore:
         kept = self.memory.row(position) if self.memory is not None else None
         if kept is None:
             kept = self.guarded(position, self._from_disk if self._disk is not None else self._read)
-            if kept is not None and isinstance(self.memory, RaggedStore):
+            if kept is not None and self.memory is not None:
                 self.memory.put(position, kept)
-            elif kept is not None and isinstance(self.memory, DenseStore):
-                self.memory.put(position, kept.pixels)
         return kept
-
-    @property
-    def keeps(self) -> bool:
-        """Whether pixels are kept at all."""
-        return self.memory is not None or self._disk is not None
 
     def guarded(self, position: int, read: Callable[[Sample], T]) -> T | None:
         """What `read` gives, or None and a line in `unreadable`."""
@@ -111,7 +104,7 @@ class Prepared(PixelStore):
 
     def __call__(self, position: int) -> CachedImage | None:
         """See `PixelStore`."""
-        if not self._images.keeps:
+        if self._images.memory is None and self._images._disk is None:
             return super().__call__(position)
         kept = self._images(self._positions[position])
         if kept is None or not self._images.form.whole:
@@ -134,11 +127,9 @@ def chunks(index: Index, parts: int) -> list[slice]:
     return [slice(begin, begin + share) for begin in range(0, len(index), share)]
 
 
-class RowWriter(Protocol):
-    """Writes the images at some positions into the rows of a batch, for one epoch."""
-
-    def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
-        """Fill `out`, uint8 (n, height, width, channels); which rows are filled: the others can't be read."""
+# Writes the images at some positions, for one epoch, into the rows of a batch, uint8 (n, height, width, channels), and
+# says which rows are filled: the others can't be read.
+RowWriter = Callable[[PixelStore, Index, int, Pixels], list[bool]]
 
 
 def write_plain(images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:

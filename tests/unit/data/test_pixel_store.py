@@ -43,7 +43,7 @@ def test_what_is_filled_comes_back_and_the_rest_is_missing(batches):
         assert set(dense.missing(index).tolist()) == set(batch) - filled
         for i in dense.missing(index).tolist():
             assert dense.row(i) is None
-            dense.put(i, source.open(f"all/{i}"))
+            dense.put(i, CachedImage(source.open(f"all/{i}"), (8, 8)))
         filled |= set(batch)
         found = dense.select(torch.from_numpy(dense.present(index)))
         assert found.tolist() == [source.open(f"all/{i}").tolist() for i in batch]
@@ -67,7 +67,7 @@ def test_only_what_needs_no_change_is_taken_at_once(recipe, reader, at_once):
     assert dense.full == at_once
     for i, sample in enumerate(source.samples):
         if not at_once:
-            dense.put(i, form.read(source, sample.ref).pixels)
+            dense.put(i, form.read(source, sample.ref))
         kept = dense.row(i)
         assert (kept.pixels == prepare(source.open(sample.ref), recipe)).all()
         assert kept.shape == recipe.size
@@ -76,7 +76,7 @@ def test_only_what_needs_no_change_is_taken_at_once(recipe, reader, at_once):
 def test_a_stacked_set_is_not_the_one_it_comes_from():
     source = source_of()
     dense = DenseStore(source, source.samples, CacheFormat(SQUARE, whole=False))
-    dense.put(0, np.zeros((8, 8, 1), np.uint8))
+    dense.put(0, CachedImage(np.zeros((8, 8, 1), np.uint8), (8, 8)))
     assert source.open("all/0").any()
 
 
