@@ -7,6 +7,7 @@ changes anyway.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from imgclf.core.config import PreprocessConfig
 from imgclf.transforms.preprocess import Pixels, resize, to_channels
 
-Box = tuple[float, float, float, float]  # (top, left, height, width) as fractions of the image's sides
+Box = Sequence[float]  # (top, left, height, width) as fractions of the image's sides
 _KEPT = 1.15  # the share of the final size that is kept for crops: 256 + 2 pixels for 224
 
 

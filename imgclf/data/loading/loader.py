@@ -161,7 +161,7 @@ class Loader:
             self._images.flush()  # what was decoded is kept, also when the epoch is left early
         memory = self._images.memory
         if isinstance(memory, DenseStore) and start == 0:
-            memory.move_to(self.device if self._on_device else memory.device)
+            memory.move_to(self.device if self._on_device else torch.device("cpu"))
 
     def as_evaluated(self, positions: Sequence[int]) -> Loader:
         """A loader of some of the samples as evaluation pixels, made of those that this one keeps, if it keeps any."""
@@ -182,8 +182,8 @@ class Loader:
     @cached_property
     def _images(self) -> PixelStore:
         images = PixelStore(self._source, self.samples, self._form, self.cache_level.name)
-        if isinstance(images.memory, DenseStore) and images.memory.full:
-            images.memory.move_to(self.device if self._on_device else images.memory.device)
+        if isinstance(images.memory, DenseStore) and images.memory.full and self._on_device:
+            images.memory.move_to(self.device)
         return images
 
     @cached_property
@@ -217,14 +217,13 @@ class Loader:
     def _plans(self, epoch: int, steps: range, threads: int) -> Iterator[tuple[tuple[int | None, Finish], list[Job]]]:
         n = len(self.samples)
         order = epoch_order(self._seed, epoch, n) if self._train else np.arange(n)
-        memory = self._images.memory
-        selects = isinstance(memory, DenseStore) and self._row_writer is write_plain
+        memory = self._images.memory if self._row_writer is write_plain else None
         for step in steps:
             index, guest = self._share(order[step * self.batch_size : (step + 1) * self.batch_size])
-            if selects and isinstance(memory, DenseStore):
+            if isinstance(memory, DenseStore):
                 missing = memory.missing(index)
                 jobs: list[Job] = [partial(self._fill, missing[cut]) for cut in chunks(missing, threads)]
-                yield (guest, partial(self._select, memory, index)), jobs
+                yield (guest, partial(memory.select, index)), jobs
             else:
                 shape = (len(index), *self._form.shape)
                 pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
@@ -247,10 +246,6 @@ class Loader:
     def _fill(self, index: NDArray[np.int64]) -> None:
         for position in index.tolist():
             self._images(position)
-
-    def _select(self, memory: DenseStore, index: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
-        index = memory.present(index)
-        return memory.select(torch.from_numpy(index)), index
 
     def _write(
         self, index: NDArray[np.int64], epoch: int, pixels: torch.Tensor, filled: NDArray[np.bool_], cut: slice

@@ -115,10 +115,6 @@ class DenseStore:
         """Those of the positions that are still to be filled."""
         return index[:0] if self.full else index[~self._has[index]]
 
-    def present(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of the positions that are filled."""
-        return index if self.full else index[self._has[index]]
-
     def put(self, position: int, kept: CachedImage) -> None:
         """Fill one position."""
         if self._tensor.is_cpu:
@@ -127,10 +123,11 @@ class DenseStore:
             self._tensor[position] = torch.tensor(kept.pixels, device=self._tensor.device)
         self._has[position] = True
 
-    def select(self, index: torch.Tensor) -> torch.Tensor:
-        """The pixels at the positions, in new memory on the device of `self`."""
-        here = index.to(self._tensor.device, non_blocking=self._tensor.is_cuda)
-        return self._tensor.index_select(0, here)
+    def select(self, index: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        """The pixels at those of the positions that are filled, in new memory on the device of `self`; and these."""
+        filled = index if self.full else index[self._has[index]]
+        here = torch.from_numpy(filled).to(self._tensor.device, non_blocking=self._tensor.is_cuda)
+        return self._tensor.index_select(0, here), filled
 
     def row(self, position: int) -> CachedImage | None:
         """The pixels at one position, not to be written to; None where it is still to be filled."""
@@ -148,11 +145,6 @@ class DenseStore:
             if not ran_out_of_memory(error):
                 raise
             release_memory(device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensor lies."""
-        return self._tensor.device
 
 
 def _stacked(source: Source, samples: Sequence[Sample], form: CacheFormat) -> Pixels | None:

@@ -19,7 +19,7 @@ from imgclf.data.loading.pixel_store import CacheFormat, DenseStore, RaggedStore
 from imgclf.data.loading.prefetch import Watch
 from imgclf.transforms.albumentations_pipeline import Augmenter
 from imgclf.transforms.batch import crop_boxes
-from imgclf.transforms.crop import crop_decode_size, crop_resize
+from imgclf.transforms.crop import Box, crop_decode_size, crop_resize
 from imgclf.transforms.preprocess import prepare
 
 Index = NDArray[np.int64]
@@ -178,12 +178,11 @@ class CropRowWriter:
         boxes = self._boxes(index, epoch, np.array([(1, 1) if one is None else one.shape for one in kept]))
         for one, box, row in zip(kept, boxes, out, strict=True):
             if one is not None:
-                top, left, height, width = box.tolist()
-                crop_resize(one.pixels, (top, left, height, width), row)
+                crop_resize(one.pixels, box, row)
         return [one is not None for one in kept]
 
-    def _boxes(self, index: Index, epoch: int, shapes: Index) -> NDArray[np.float64]:
-        return crop_boxes(self._step, self._seed, epoch, self._keys[index], shapes)
+    def _boxes(self, index: Index, epoch: int, shapes: Index) -> list[Box]:
+        return list(crop_boxes(self._step, self._seed, epoch, self._keys[index], shapes).tolist())
 
     def _from_files(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
         guesses = self._boxes(index, epoch, self._shapes[index])
@@ -193,16 +192,12 @@ class CropRowWriter:
             for i, guess, row in rows
         ]
 
-    def _cut(
-        self, source: Source, position: int, epoch: int, box: NDArray[np.float64], row: Pixels, sample: Sample
-    ) -> Sides:
-        """Read one image for its crop alone; `box` is the crop if the image still has the shape it had before."""
+    def _cut(self, source: Source, position: int, epoch: int, guess: Box, row: Pixels, sample: Sample) -> Sides:
+        """Read one image for its crop alone; `guess` is the crop if the image still has the shape it had before."""
         known = tuple(self._shapes[position].tolist())
 
-        def box_of(shape: Sides) -> tuple[float, float, float, float]:
-            own = box if shape == known else self._boxes(np.array([position]), epoch, np.array([shape]))[0]
-            top, left, height, width = own.tolist()
-            return top, left, height, width
+        def box_of(shape: Sides) -> Box:
+            return guess if shape == known else self._boxes(np.array([position]), epoch, np.array([shape]))[0]
 
         size = (row.shape[0], row.shape[1])
         pixels, shape = open_measured(source, sample.ref, lambda shape: crop_decode_size(box_of(shape), size))

@@ -45,7 +45,10 @@ def test_what_is_filled_comes_back_and_the_rest_is_missing(batches):
             assert dense.row(i) is None
             dense.put(i, CachedImage(source.open(f"all/{i}"), (8, 8)))
         filled |= set(batch)
-        found = dense.select(torch.from_numpy(dense.present(index)))
+        found, positions = dense.select(np.arange(10))
+        assert set(positions.tolist()) == filled
+        found, positions = dense.select(index)
+        assert positions.tolist() == batch
         assert found.tolist() == [source.open(f"all/{i}").tolist() for i in batch]
     dense.move_to(torch.device("cpu"))
     assert dense.full == (len(filled) == 10)
