@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
+from itertools import compress
 from typing import TypeVar
 
 import numpy as np
@@ -149,13 +150,10 @@ class AlbumentationsRowWriter:
 
     def __call__(self, images: PixelStore, index: Index, epoch: int, out: Pixels) -> list[bool]:
         """See `RowWriter`."""
-        filled = []
-        for i, row in zip(index.tolist(), out, strict=True):
+        filled = write_plain(images, index, epoch, out)
+        for i, row in zip(index[filled].tolist(), compress(out, filled), strict=True):
             sample = images.samples[i]
-            kept = images(i)
-            if kept is not None:
-                row[...] = self._augment(kept.pixels, sample_seed(self._seed, epoch, sample.sha256 or sample.ref))
-            filled.append(kept is not None)
+            row[...] = self._augment(row, sample_seed(self._seed, epoch, sample.sha256 or sample.ref))
         return filled
 
 
