@@ -4,7 +4,6 @@ memory ran out. What one computation needs, no other thread of the program sees.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -111,31 +110,6 @@ def _openmp() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="openmp")
-
-
-class WholeProcess:
-    """A setting of the whole process that several threads may want at once: made for the first of them, and taken back
-    after the last."""
-
-    def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
-        self._make = make  # gives what takes it back
-        self._lock = threading.RLock()  # a garbage collection within may close a generator that wants it as well
-        self._count = 0
-
-    @contextmanager
-    def made(self) -> Iterator[None]:
-        """The setting is made within."""
-        with self._lock:
-            if self._count == 0:
-                self._take_back = self._make()
-            self._count += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._count -= 1
-                if self._count == 0:
-                    self._take_back()
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
-
-from imgclf.runtime.compute import WholeProcess
 
 COMPILE_SECONDS = 60.0  # what a compiler is assumed to take before it pays
 COMPILE_GAIN = 10  # a run must be this many times as long
@@ -42,20 +41,37 @@ def compiled(model: nn.Module) -> Iterator[None]:
         model._compiled_call_impl = None  # what else would compile again for every other shape
 
 
-def _tune() -> Callable[[], None]:
-    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+class _Tuning:
+    """Settings of the whole process that several threads may want at once."""
 
-    def set_both(benchmark: bool, precision: str) -> None:
-        torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision(precision)
-
-    set_both(True, "high")
-    return lambda: set_both(*before)
+    lock = threading.RLock()  # a garbage collection within may close a generator that wants it as well
+    users = 0
+    before = (False, "highest")
 
 
-_tuning = WholeProcess(_tune)
+@contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """On CUDA: TF32 for what stays in fp32, and the fastest kernels for the fixed shapes of training.
+
+    Set for the first of several trainings at once, and set back after the last.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with _Tuning.lock:
+        if _Tuning.users == 0:
+            _Tuning.before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+            _set_kernels(True, "high")
+        _Tuning.users += 1
+    try:
+        yield
+    finally:
+        with _Tuning.lock:
+            _Tuning.users -= 1
+            if _Tuning.users == 0:
+                _set_kernels(*_Tuning.before)
 
 
-def tuned(device: torch.device) -> AbstractContextManager[None]:
-    """On CUDA: TF32 for what stays in fp32, and the fastest kernels for the fixed shapes of training."""
-    return _tuning.made() if device.type == "cuda" else nullcontext()
+def _set_kernels(benchmark: bool, precision: str) -> None:
+    torch.backends.cudnn.benchmark = benchmark
+    torch.set_float32_matmul_precision(precision)

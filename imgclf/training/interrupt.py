@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-Handler = Callable[[int, FrameType | None], object]
 
 
 class Interrupts:
@@ -30,13 +30,13 @@ def graceful_interrupts() -> Iterator[Interrupts]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before: dict[int, Handler | signal.Handlers] = {}
+    before: dict[int, Any] = {}  # handlers
 
     def handle(number: int, frame: FrameType | None) -> None:
         interrupts.count += 1
         earlier = before[number]
         with suppress(KeyboardInterrupt):
-            if not isinstance(earlier, signal.Handlers):
+            if callable(earlier):
                 earlier(number, frame)
         if interrupts.count > 1:
             raise KeyboardInterrupt
@@ -46,7 +46,7 @@ def graceful_interrupts() -> Iterator[Interrupts]:
             earlier = signal.getsignal(number)
             if earlier is None or earlier is signal.SIG_IGN:  # None: not set by Python, and can't be set again by it
                 continue
-            before[number] = earlier  # type: ignore[assignment]
+            before[number] = earlier
             signal.signal(number, handle)
         yield interrupts
     finally:
