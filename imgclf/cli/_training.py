@@ -21,7 +21,7 @@ from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._results import figure, show_evaluation
 from imgclf.core.errors import ConfigError
 from imgclf.core.results import ENDED, Decision, EpochRecord
-from imgclf.core.text import plural, printable
+from imgclf.core.text import percent, plural, printable
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.data.sources.folder import FileReader
 from imgclf.estimator.classifier import Classifier
@@ -322,7 +322,7 @@ class TrainView(ShowsWarnings):
         names = [*(f"member {number}" for number in range(1, len(results))), "together"]
         console.say("on the validation images", "bold")
         for name, result in zip(names, results, strict=True):
-            console.say(f"       {name:10}  {result.accuracy:8.2%} right, loss {result.loss:.4f}")
+            console.say(f"       {name:10}  {percent(result.accuracy):>7} correct, loss {result.loss:.3f}")
 
     @_show.register
     def _on_warning(self, event: Warned) -> None:
@@ -417,9 +417,9 @@ class TrainView(ShowsWarnings):
     def _on_baseline(self, event: BaselineMeasured) -> None:
         result = event.result
         if self._epochs:
-            console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.2%}")
+            console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.1%}")
         else:
-            console.say(f"valid: {result.accuracy:.2%} of {plural(result.n, 'image')}, loss {result.loss:.4f}")
+            console.say(f"valid: {percent(result.accuracy)} of {plural(result.n, 'image')}, loss {result.loss:.3f}")
 
     @_show.register
     def _on_loader(self, event: LoaderMade) -> None:
@@ -493,9 +493,9 @@ class TrainView(ShowsWarnings):
 def _row(record: EpochRecord) -> str:
     valid, saved = f"{'–':>10}  {'–':>8}", ""
     if record.valid_loss is not None:
-        valid = f"{record.valid_loss:10.4f}  {record.valid_accuracy:8.2%}"
+        valid = f"{record.valid_loss:10.4f}  {record.valid_accuracy:8.1%}"
         saved = "  saved" if record.best else ""
-    train = f"{record.epoch:6d}  {record.train_loss:10.4f}  {record.train_accuracy:8.2%}"
+    train = f"{record.epoch:6d}  {record.train_loss:10.4f}  {record.train_accuracy:8.1%}"
     return f"{train}  {valid}  {record.lr:7.2g}  {record.seconds:7.1f}{saved}"
 
 

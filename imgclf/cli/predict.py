@@ -104,5 +104,5 @@ def _csv_row(prediction: Any, top: int, judged: bool) -> list[object]:
     if judged and prediction.error is not None:
         cells += ["", ""]
     elif judged:
-        cells += [f"{prediction.unknown_score:.6f}", "true" if prediction.accepted else "false"]
+        cells += [round(prediction.unknown_score, 6), "true" if prediction.accepted else "false"]
     return [*cells, prediction.error or ""]

@@ -39,6 +39,6 @@ def use(
     if json:
         console.show_json({"default": None if default is None else default.to_dict()})
     elif default is None:
-        console.show(f"default: none, as {why_none()}")
+        console.show(f"default: none: {why_none()}")
     else:
         console.show(f"default: {default.path} ({default.reason}; {figure(default)})")

@@ -74,7 +74,7 @@ class RunEntry:
     @property
     def reason(self) -> str:
         """Why it is the default, in words."""
-        return "pinned by `imgclf use`" if self.pinned else "the newest finished run with a figure"
+        return "pinned by `imgclf use`" if self.pinned else "the newest finished run with an accuracy"
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""
@@ -129,7 +129,7 @@ def why_none(root: Path = ROOT) -> str:
     """Why no run is the default, where none is pinned."""
     if any(run.info.own_network and run.info.status in ENDED for run in list_runs(root)):
         return "there are finished runs only of networks of your own (these need --model RUN --arch FILE.py:NAME)"
-    return "there is no finished run with a figure"
+    return "there is no finished run with an accuracy"
 
 
 def pin_run(named: str | os.PathLike[str], root: Path = ROOT) -> RunEntry:

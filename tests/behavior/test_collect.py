@@ -276,7 +276,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(photos, in_folder,
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("report",), "there is no finished run with a figure under"),
+        (("report",), "there is no finished run with an accuracy under"),
         (("report", "nowhere"), "nowhere is not there"),
         (("report", "../photos"), "is no run folder"),
     ],

@@ -48,7 +48,7 @@ from imgclf.training.events import StepEnded, TrainingEnded
 from support.command_line import answer, done, run
 from support.photos import COLORS, color_image, contents, copy_of_world
 
-CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with a figure)\n"
+CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with an accuracy)\n"
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
 EVALUATION_KEYS = {
     *("n", "loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"),
@@ -111,7 +111,7 @@ def test_without_json_the_result_is_a_report_for_people(here):
     assert "test: 9 images held out" in result.stdout
     assert "run:   runs/mine " in result.stdout
     assert (
-        "model: runs/mine/model.safetensors\ndefault: this run (the newest finished run with a figure)\n"
+        "model: runs/mine/model.safetensors\ndefault: this run (the newest finished run with an accuracy)\n"
         in result.stdout
     )
     *_, last = result.stdout.splitlines()
@@ -162,8 +162,8 @@ def test_evaluate_other_images(here):
     assert answer("evaluate", "photos", "--part", "all")["n"] == 60
     shown = done("evaluate", "photos", "--model", "runs/photos-lenet-1")
     assert "51 images left out" in shown.stderr
-    assert "photos: 9 images\naccuracy 100.00% (9/9)" in shown.stdout
-    assert "true ↓  called →" in shown.stdout
+    assert "photos: 9 images\naccuracy 100.0% (9 of 9)" in shown.stdout
+    assert "true ↓  predicted →" in shown.stdout
 
 
 def test_values_far_beyond_those_of_training_are_said(here):
@@ -916,15 +916,19 @@ def test_figures_are_shown_of_all_test_images_and_without_those_that_training_sa
     answers = Predictions(logits, targets, tuple("wxyz"), ("",) * 4, ("ant", "bee", "wasp"))
     for seen, line in (
         ((), None),
-        ((0, 1), "2 images were trained or validated on; without them: accuracy 50.00% (1/2), 95 % interval 9.5–90.5"),
-        ((2,), "1 image was trained or validated on; without it: accuracy 66.67% (2/3)"),
-        ((0, 1, 2, 3), "all of these images were trained or validated on: the figures say nothing about new ones"),
+        (
+            (0, 1),
+            "2 images were used for training or validation; without them: accuracy 50.0% (1 of 2), 95% interval "
+            "9.5–90.5%",
+        ),
+        ((2,), "1 image was used for training or validation; without it: accuracy 66.7% (2 of 3)"),
+        ((0, 1, 2, 3), "all of these images were used for training or validation: new images may give other results"),
     ):
         show_evaluation(replace(answers, seen=seen).evaluation, "test")
         out = capsys.readouterr().out
-        assert "accuracy 75.00% (3/4)" in out
+        assert "accuracy 75.0% (3 of 4)" in out
         assert line is None or line in out
-        assert ("trained or validated on" in out) == bool(seen)
+        assert ("used for training or validation" in out) == bool(seen)
 
 
 def test_a_class_without_test_images_is_shown_as_not_tested(capsys):
@@ -933,7 +937,7 @@ def test_a_class_without_test_images_is_shown_as_not_tested(capsys):
     show_evaluation(replace(result, intervals=evaluation_intervals(logits, targets)), "test")
     lines = capsys.readouterr().out.splitlines()
     assert next(line.split() for line in lines if line.startswith("bee")) == ["bee", "–", "–", "–", "0"]
-    assert "not tested, as there are no images of them: bee" in lines
+    assert "not tested (no test images): bee" in lines
     assert result.to_dict()["per_class"][1] == {
         "class": "bee",
         "precision": None,

@@ -80,7 +80,7 @@ def test_a_pinned_run_is_what_commands_take(here):
     assert run("use", "second", "--clear").exit_code == 2
     assert answer("use", "--clear")["default"]["name"] == "digits-lenet-1"
     shutil.rmtree("runs")
-    assert done("use", "--clear").stdout == "default: none, as there is no finished run with a figure\n"
+    assert done("use", "--clear").stdout == "default: none: there is no finished run with an accuracy\n"
 
 
 def test_a_run_called_like_a_folder_of_images_is_found_by_every_command(here):

@@ -142,7 +142,7 @@ def test_the_default_is_the_newest_run_that_has_ended_with_a_figure(tmp_path):
     assert named_default(tmp_path) == ("good", False)
     make(tmp_path, "early", status="stopped early", accuracy=None)  # its figure is that of valid
     assert named_default(tmp_path) == ("early", False)
-    assert default_run(tmp_path).reason == "the newest finished run with a figure"
+    assert default_run(tmp_path).reason == "the newest finished run with an accuracy"
 
 
 def test_a_pinned_run_is_the_default_until_none_is_pinned(tmp_path):
@@ -165,7 +165,7 @@ def test_a_pinned_run_is_the_default_until_none_is_pinned(tmp_path):
 
 def test_only_a_run_of_the_folder_that_has_a_model_is_pinned(tmp_path):
     root = tmp_path / "runs"
-    with pytest.raises(ModelFileError, match="there is no finished run with a figure under"):
+    with pytest.raises(ModelFileError, match="there is no finished run with an accuracy under"):
         default_run(root)
     make(root, "own", own_network=True)
     with pytest.raises(
