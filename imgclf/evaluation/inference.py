@@ -290,22 +290,21 @@ def batch_outputs(
         outputs = []
         for part in torch.split(pixels, most):
             images = to_input(part, preprocess, device)
-            outputs.append(_averaged(model, images, preprocess.tta))
+            outputs.append(sum(weight * model(view).float() for weight, view in _views(images, preprocess.tta)))
         return torch.cat(outputs)
 
 
-def _averaged(model: nn.Module, images: torch.Tensor, tta: str) -> torch.Tensor:
-    """The weighted mean of the outputs over views of each image (Jordan, arXiv:2404.00498)."""
-    outputs: torch.Tensor = model(images).float()
+def _views(images: torch.Tensor, tta: str) -> list[tuple[float, torch.Tensor]]:
+    """Views of each image, and how much each counts in the mean of the outputs (Jordan, arXiv:2404.00498)."""
     if tta == "none":
-        return outputs
-    mirrored: torch.Tensor = (outputs + model(images.flip(3)).float()) / 2
+        return [(1.0, images)]
     if tta == "mirror":
-        return mirrored
+        return [(0.5, images), (0.5, images.flip(3))]
     height, width = images.shape[2:]
     framed = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
-    moved = [_averaged(model, framed[:, :, i : i + height, i : i + width], "mirror") for i in (0, 2)]
-    return mirrored / 2 + (moved[0] + moved[1]) / 4
+    moved = [framed[:, :, i : i + height, i : i + width] for i in (0, 2)]
+    counted = ((0.25, images), *((0.125, view) for view in moved))
+    return [(weight, view) for weight, one in counted for view in (one, one.flip(3))]
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:

@@ -186,7 +186,7 @@ def test_what_is_better_is_said_of_each_member_alone(photos, in_folder, monkeypa
     for once in ("data: ", "split: ", "\nmodel: ", "cache: ", "  augment  ", "member 1      "):
         assert said.count(once) == 1, once
     assert "       the same images and network, seed 1\n" in said
-    assert re.search(r"\n +together +\d+\.\d\d% right, loss \d\.\d{4}\n", said)
+    assert re.search(r"\n +together +\d+\.\d% correct, loss \d\.\d{3}\n", said)
     assert "\u2192" not in said, "each first epoch is better than none"
 
 
