@@ -290,7 +290,10 @@ def batch_outputs(
         outputs = []
         for part in torch.split(pixels, most):
             images = to_input(part, preprocess, device)
-            outputs.append(sum(weight * model(view).float() for weight, view in _views(images, preprocess.tta)))
+            mean = torch.zeros((), device=device)
+            for weight, view in _views(images, preprocess.tta):
+                mean = mean + weight * model(view).float()
+            outputs.append(mean)
         return torch.cat(outputs)
 
 
