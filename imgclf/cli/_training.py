@@ -427,7 +427,7 @@ class TrainView(ShowsWarnings):
 
     @_show.register
     def _on_divided_batch(self, event: BatchDivided) -> None:
-        planned, size = -(-event.batch_size // distributed.shard()[1]), event.micro_batch_size  # of this process
+        planned, size = -(-event.batch_size // distributed.world_size()), event.micro_batch_size  # of this process
         parts = f"{planned} → {-(-planned // size)} × {size}"
         console.warn(f"too little memory for a whole batch: {parts}, same gradient")
 

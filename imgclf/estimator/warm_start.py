@@ -35,7 +35,7 @@ from imgclf.training.loss import class_weights
 from imgclf.training.throughput import train_rate
 from imgclf.transforms.ops_cpu import LUMA
 from imgclf.transforms.preprocess import to_input
-from imgclf.transforms.presets import RECOLOURING, limited
+from imgclf.transforms.presets import RECOLORING, limited
 
 FIRST_PIXELS = 5_000 * 32 * 32  # of each channel, for a network that starts from the data
 SEEN = 200  # valid images that are looked at in other ways
@@ -129,7 +129,7 @@ def check_label_preserving(plan: Plan, valid: Loader) -> tuple[Plan, tuple[Decis
     asked: list[tuple[str, str, Alteration]] = []
     if experiment.mirror is None and any(step.op in ("flip", "alternating_flip") for step in preprocess.steps):
         asked.append(("mirror", "mirrored", lambda images: images.flip(3)))
-    if experiment.recolor is None and preprocess.channels == 3 and any(s.op in RECOLOURING for s in preprocess.steps):
+    if experiment.recolor is None and preprocess.channels == 3 and any(s.op in RECOLORING for s in preprocess.steps):
         asked.append(("recolor", "gray", _graying(preprocess)))
     if not asked:
         return plan, ()

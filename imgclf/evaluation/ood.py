@@ -28,7 +28,7 @@ MAX_SCORES = 10_000  # of validation
 DIRECTIONS = 64
 MAX_BASIS_VALUES = 500_000  # of the basis, 2 MB
 MIN_VALID_IMAGES = 20
-NEIGHBOURS = 5
+NEIGHBORS = 5
 OVERSAMPLED_DIRECTIONS, POWER_ITERATIONS = 16, 2  # of the randomized decomposition
 MIN_LENGTH, MIN_SPREAD, UNUSED_SPREAD = 1e-12, 1e-5, 1e30
 SEED = 0
@@ -95,7 +95,7 @@ class OodDetector:
         places, rest = _project(features, self.center, self.basis)
         own = (places**2).sum(axis=1) + rest
         squares = own[:, None] + self._squares - 2 * places @ self.points.T.astype(np.float64)
-        nearest = np.partition(squares, min(NEIGHBOURS, len(self.points)) - 1, axis=1)[:, :NEIGHBOURS]
+        nearest = np.partition(squares, min(NEIGHBORS, len(self.points)) - 1, axis=1)[:, :NEIGHBORS]
         distances: NDArray[np.float64] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
         return distances
 

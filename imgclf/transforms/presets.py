@@ -12,7 +12,7 @@ from imgclf.core.registry import Registry
 Preset = Callable[[bool], tuple[AugmentStep, ...]]
 PRESETS: Registry[Preset] = Registry("augmentation preset")
 # The operations that change hues and saturations, and the parameters with which they leave them.
-RECOLOURING: dict[str, dict[str, Any]] = {
+RECOLORING: dict[str, dict[str, Any]] = {
     "color_jitter": {"saturation": 0.0, "hue": 0.0},
     "trivial": {"recolor": False},
 }
@@ -27,7 +27,7 @@ def limited(steps: tuple[AugmentStep, ...], *, mirror: bool, recolor: bool) -> t
     """The steps without mirroring, or without other hues and saturations, where these would change a label."""
     kept = [step for step in steps if mirror or step.op not in ("flip", "alternating_flip")]
     if not recolor:
-        kept = [replace(step, params={**step.params, **RECOLOURING.get(step.op, {})}) for step in kept]
+        kept = [replace(step, params={**step.params, **RECOLORING.get(step.op, {})}) for step in kept]
     return tuple(kept)
 
 

@@ -20,8 +20,8 @@ MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 FACTORS = ("brightness", "contrast", "saturation")
 MASKS = ("posterize", "solarize")
 STRETCHES = ("autocontrast", "equalize")
-RECOLOURING = ("saturation", *MASKS, *STRETCHES)  # they change the hue or the saturation
-OPERATIONS = ("identity", *MOVES, "brightness", "contrast", "sharpness", *RECOLOURING)
+RECOLORING = ("saturation", *MASKS, *STRETCHES)  # they change the hue or the saturation
+OPERATIONS = ("identity", *MOVES, "brightness", "contrast", "sharpness", *RECOLORING)
 FEWEST_BITS = 4
 
 Chosen = NDArray[np.int64]  # positions in OPERATIONS
@@ -45,7 +45,7 @@ class Space:
 def alter(ops: Ops, pixels: torch.Tensor, numbers: Numbers, space: Space) -> torch.Tensor:
     """Each image of uint8 (n, height, width, channels) changed by one operation; `numbers` (2, n) in [0, 1) say by
     which one, and how strongly. All are as likely."""
-    count = len(OPERATIONS) - (0 if space.recolor else len(RECOLOURING))
+    count = len(OPERATIONS) - (0 if space.recolor else len(RECOLORING))
     chosen = (numbers[0] * count).astype(np.int64)
     strength = 2 * numbers[1] - 1
     out = pixels.clone(memory_format=torch.contiguous_format)

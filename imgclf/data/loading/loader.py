@@ -34,7 +34,7 @@ from imgclf.runtime.compute import in_parts_that_fit
 from imgclf.runtime.device import pick_device
 from imgclf.transforms.batch import augment, blend, blends
 
-UNLABELLED = -1
+UNLABELED = -1
 
 
 class Mix(NamedTuple):
@@ -106,7 +106,7 @@ class Loader:
     ) -> None:
         require("source", source, Source)
         require("preprocess", preprocess, PreprocessConfig)
-        index = {"": UNLABELLED, **{name: i for i, name in enumerate(classes)}}
+        index = {"": UNLABELED, **{name: i for i, name in enumerate(classes)}}
         unknown_classes = sorted({sample.label for sample in samples} - set(index))
         if unknown_classes:
             raise DataError(f"{source.name}: classes that the model does not know", unknown_classes)

@@ -18,7 +18,7 @@ from imgclf.data.audit import audit
 from imgclf.data.dataset import ArrayReader, Sample, Source, open_prepared
 from imgclf.data.images import BadImage
 from imgclf.data.loading import pixel_store, prefetch
-from imgclf.data.loading.loader import UNLABELLED, Loader, epoch_order
+from imgclf.data.loading.loader import UNLABELED, Loader, epoch_order
 from imgclf.data.loading.pixel_store import CacheFormat
 from imgclf.data.loading.rows import sample_seed
 from imgclf.data.sources.open import open_source
@@ -389,7 +389,7 @@ def test_samples_without_a_label(make_source):
     source = make_source()
     unknown = [replace(sample, label="") for sample in source.samples]
     loader = Loader(source, unknown, PreprocessConfig(size=SIZE, channels=1), classes=source.classes)
-    assert {int(target) for batch in loader.epoch() for target in batch.targets} == {UNLABELLED}
+    assert {int(target) for batch in loader.epoch() for target in batch.targets} == {UNLABELED}
 
 
 def test_classes_are_matched_by_name(make_source):

@@ -31,14 +31,14 @@ LAST = [
     ("swin_tiny_patch4_window7_224", (112, 112), "norm", "last", (4, 4)),
     ("torchvision:swin_t", (64, 64), "permute", "maps", (2, 2)),
 ]
-OF_GREY = ("lenet", "resnet18", "vit_tiny_patch16_224")
+OF_GRAY = ("lenet", "resnet18", "vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize(
     ("arch", "size", "name", "layout", "grid"), LAST, ids=[f"{row[0]}-{row[1][1]}" for row in LAST]
 )
 def test_the_last_layer_with_places_is_found(arch, size, name, layout, grid):
-    channels = 1 if arch in OF_GREY else 3
+    channels = 1 if arch in OF_GRAY else 3
     torch.manual_seed(0)
     model = build_model(ModelConfig(arch, 3, channels, size)).eval()
     site = find_last_site(model, torch.randn(1, channels, *size))

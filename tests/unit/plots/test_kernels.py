@@ -13,7 +13,7 @@ from imgclf.plots.kernels import CLASSIC, filtered, first_convolution, save_kern
 from imgclf.transforms.preprocess import to_input
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28, 1)).astype(np.uint8)
-GREY = PreprocessConfig(size=(28, 28), channels=1, mean=(0.5,), std=(0.5,))
+GRAY = PreprocessConfig(size=(28, 28), channels=1, mean=(0.5,), std=(0.5,))
 
 
 def lenet(members=1):
@@ -37,9 +37,9 @@ def test_a_kernel_is_cross_correlated_without_padding():
 
 def test_the_first_convolution_and_its_maps():
     model = lenet()
-    name, kernels, maps = first_convolution(model, PIXELS, GREY)
+    name, kernels, maps = first_convolution(model, PIXELS, GRAY)
     assert (name, kernels.shape, maps.shape) == ("features.0", (6, 1, 5, 5), (6, 24, 24))
-    image = (to_input(torch.from_numpy(PIXELS)[None], GREY, torch.device("cpu")))[0, 0].numpy()
+    image = (to_input(torch.from_numpy(PIXELS)[None], GRAY, torch.device("cpu")))[0, 0].numpy()
     expected = filtered(image, kernels[2, 0].numpy()) + model.features[0].bias[2].item()
     np.testing.assert_allclose(maps[2], expected, atol=1e-5)
     assert model.training
@@ -47,7 +47,7 @@ def test_the_first_convolution_and_its_maps():
 
 
 def test_the_stages_of_a_network_with_their_shapes():
-    stages = stage_maps(lenet(), PIXELS, GREY)
+    stages = stage_maps(lenet(), PIXELS, GRAY)
     assert [(name, *maps.shape) for name, maps in stages] == [
         ("features.1", 6, 24, 24),
         ("features.2", 6, 12, 12),
@@ -59,16 +59,16 @@ def test_the_stages_of_a_network_with_their_shapes():
 
 def test_of_an_ensemble_it_is_the_first_member():
     model = lenet(members=2)
-    assert torch.equal(first_convolution(model, PIXELS, GREY)[1], model.members[0].features[0].weight)
-    assert len(stage_maps(model, PIXELS, GREY)) == 4
+    assert torch.equal(first_convolution(model, PIXELS, GRAY)[1], model.members[0].features[0].weight)
+    assert len(stage_maps(model, PIXELS, GRAY)) == 4
 
 
 def test_a_network_without_convolutions_has_neither():
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
     with pytest.raises(ConfigError, match="has no convolution"):
-        first_convolution(model, PIXELS, GREY)
+        first_convolution(model, PIXELS, GRAY)
     with pytest.raises(ConfigError, match="has no feature maps"):
-        stage_maps(model, PIXELS, GREY)
+        stage_maps(model, PIXELS, GRAY)
 
 
 @pytest.mark.parametrize(("arch", "channels"), [("lenet", 1), ("speednet_small", 2)])

@@ -21,9 +21,9 @@ from imgclf.data.loading.loader import Batch, Mix
 from imgclf.training import cuda_graph as module
 from imgclf.training.cuda_graph import GraphedStep, should_capture
 from imgclf.training.events import CaptureFailed
-from imgclf.training.optim import make_optimizer, set_lr
-from imgclf.training.state import TrainState
+from imgclf.training.optim import set_lr
 from imgclf.training.step import BufferSnapshot, train_step
+from support.training import state_of_training
 
 CPU = torch.device("cpu")
 RECIPE = PreprocessConfig(size=(6, 6), channels=1)
@@ -108,24 +108,7 @@ def batch_of(n=N, seed=0, mixed=False):
     return Batch(pixels, targets, torch.arange(n), mix)
 
 
-def state_of(model, class_weights=None, **options):
-    plain = {"epochs": 1, "lr": 0.1, "batch_size": N, "device": "cpu", "precision": "fp32", "optimizer": "sgd"}
-    config = TrainConfig(**{**plain, "label_smoothing": 0.1, **options})
-    return TrainState(
-        model=model.train(),
-        optimizer=make_optimizer(model, config, config.lr),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        config=config,
-        device=CPU,
-        precision=torch.float32,
-        epochs=1,
-        steps_per_epoch=1,
-        drop_last=False,
-        needs_two_images=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
-        micro_batch_size=N,
-        metric_sums=torch.zeros(2),
-        class_weights=class_weights,
-    )
+state_of = partial(state_of_training, batch_size=N)
 
 
 def run(state, step, batches, lrs=None):

@@ -1,5 +1,7 @@
 """One optimizer step: what fits at once and what does not have the same gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,9 +15,8 @@ from imgclf.data.loading.loader import Batch, Mix
 from imgclf.training import batch_size as module
 from imgclf.training.batch_size import probe_batch_size
 from imgclf.training.loss import batch_weight, summed_loss
-from imgclf.training.optim import make_optimizer
-from imgclf.training.state import TrainState
 from imgclf.training.step import BufferSnapshot, split_batch, train_step
+from support.training import state_of_training
 
 CPU = torch.device("cpu")
 RECIPE = PreprocessConfig(size=(6, 6), channels=1)
@@ -52,24 +53,7 @@ def batch_of(n=N, mixed=False):
     return Batch(pixels, targets, torch.arange(n), mix)
 
 
-def state_of(model, class_weights=None, **options):
-    plain = {"epochs": 1, "lr": 0.1, "batch_size": N, "device": "cpu", "precision": "fp32", "optimizer": "sgd"}
-    config = TrainConfig(**{**plain, "label_smoothing": 0.1, "momentum": 0.0, **options})
-    return TrainState(
-        model=model.train(),
-        optimizer=make_optimizer(model, config, config.lr),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        config=config,
-        device=CPU,
-        precision=torch.float32,
-        epochs=1,
-        steps_per_epoch=1,
-        drop_last=False,
-        needs_two_images=any(isinstance(part, nn.BatchNorm2d) for part in model.modules()),
-        micro_batch_size=N,
-        metric_sums=torch.zeros(2),
-        class_weights=class_weights,
-    )
+state_of = partial(state_of_training, batch_size=N, momentum=0.0)
 
 
 def gradients(model):

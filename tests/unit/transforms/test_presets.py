@@ -7,7 +7,7 @@ import torch
 from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import UnknownName
 from imgclf.transforms.batch import augment
-from imgclf.transforms.presets import PRESETS, RECOLOURING, limited, preset_steps
+from imgclf.transforms.presets import PRESETS, RECOLORING, limited, preset_steps
 
 NAMES = PRESETS.names()
 MOVING = [name for name in NAMES if name != "none"]
@@ -74,7 +74,7 @@ def test_where_colors_carry_meaning_they_are_kept(name):
     assert [step.op for step in steps] == [step.op for step in preset_steps(name)]
     gray = np.repeat(image(1), 3, axis=2) // np.array([1, 2, 4], np.uint8)  # of one hue and saturation
     batch = torch.from_numpy(gray[None].repeat(40, 0))
-    recipe = PreprocessConfig(size=(12, 16), steps=tuple(step for step in steps if step.op in RECOLOURING))
+    recipe = PreprocessConfig(size=(12, 16), steps=tuple(step for step in steps if step.op in RECOLORING))
     out = augment(batch, recipe, 0, 0, np.arange(40, dtype=np.uint64)).numpy().astype(int)
     assert (out[..., 0] >= out[..., 1]).all()
     assert (out[..., 1] >= out[..., 2]).all()

@@ -11,7 +11,7 @@ from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import batch, ops_cpu, ops_torch
 from imgclf.transforms.batch import augment
-from imgclf.transforms.trivial_augment import OPERATIONS, RECOLOURING, Space, alter
+from imgclf.transforms.trivial_augment import OPERATIONS, RECOLORING, Space, alter
 
 FAR = {"shear": 0.3, "shift": 0.2, "rotate": 30, "factor": 0.9}
 SPACE = Space(**FAR)
@@ -172,7 +172,7 @@ def test_where_colors_carry_meaning_each_channel_keeps_its_share(parameters):
     assert set(calls) == {"warp", "color", "sharpen"}
     ((brightness, contrast, saturation),) = calls["color"]
     assert (saturation == 1).all()
-    left = len(OPERATIONS) - len(RECOLOURING)
+    left = len(OPERATIONS) - len(RECOLORING)
     assert stats.binomtest(int((brightness != 1).sum()), N, 1 / left).pvalue > SAME
     assert stats.binomtest(int((contrast != 1).sum()), N, 1 / left).pvalue > SAME
 
