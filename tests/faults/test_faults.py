@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -24,41 +23,27 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from imgclf.cli import app, main
+from imgclf.cli import app
 from imgclf.data.split import read_split
 from imgclf.estimator import recorder
 from imgclf.storage.model_file import load_model
 from imgclf.storage.run_folder import held, list_runs, open_run, read_config
 from imgclf.storage.run_list import default_run
 from imgclf.training import checkpoint
+from support.failing_disk import THOROUGH, Disk
 from support.photos import save_photos
+from support.processes import command
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
-SLOW = bool(os.environ.get("IMGCLF_THOROUGH"))
-KILLS = 20 if SLOW else 2
+KILLS = 20 if THOROUGH else 2
 EVERY = 1.0  # seconds between states within an epoch, the least that may be asked for
-SIZE = ("cnn_keras", "--batch-size", "1", "--epochs", "5") if SLOW else ("lenet", "--batch-size", "3", "--epochs", "2")
+SIZE = (
+    ("cnn_keras", "--batch-size", "1", "--epochs", "5") if THOROUGH else ("lenet", "--batch-size", "3", "--epochs", "2")
+)
 TRAIN = ("train", "digits", "--size", "16", "--checkpoint-every", f"{EVERY:g}s", "--arch", *SIZE)
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "32", "--augment", "none")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["imgclf.cli._training", "sklearn.datasets", "filelock", "tomli_w", "cv2"])
-
-
-def command(args, folder, cache, kill_at=0):
-    """`imgclf args` in a process group of its own, in `folder`; what it prints goes to `folder/log`."""
-    os.setsid()
-    os.chdir(folder)
-    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.environ.update(IMGCLF_CACHE=cache, HF_HUB_OFFLINE="1")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["imgclf", *args]
-    with pytest.MonkeyPatch.context() as patch:
-        if kill_at:
-            patch.setattr(checkpoint, "MAX_SHARE", float("inf"))
-            Disk(patch, "runs", kill_at, lambda path: os.kill(os.getpid(), signal.SIGKILL))
-        main()
 
 
 @pytest.fixture
@@ -176,7 +161,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
     expected, seconds = whole
     folder, rng, within = Path("runs/killed"), random.Random(1), 0
     # Each kill costs the work since the last state; a life is long enough to get on, and ends at any moment.
-    lives = [rng.uniform(0.1, 0.3 if SLOW else 0.6) * seconds for _ in range(KILLS)]
+    lives = [rng.uniform(0.1, 0.3 if THOROUGH else 0.6) * seconds for _ in range(KILLS)]
     for life in lives:
         if folder.exists() and open_run(folder).info.status == "done":  # once more from the start
             shutil.rmtree(folder)
@@ -196,9 +181,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
             content = torch.load(state, weights_only=True)
             within += content["batch_index"] > 0
             trained = killed - max(began(folder), state.stat().st_mtime)  # and not kept
-            if SLOW and began(folder) > killed - life and open_run(folder).info.status != "done":
+            if THOROUGH and began(folder) > killed - life and open_run(folder).info.status != "done":
                 assert trained <= EVERY + 1.0  # seconds: a step, what the disk takes, and a busy machine
-    assert not SLOW or within >= 3, "no state within an epoch was tried"
+    assert not THOROUGH or within >= 3, "no state within an epoch was tried"
     if not folder.exists() or open_run(folder).info.status != "done":  # else it was killed while it was tested
         code, said = ended(go_on(start, folder), 120)
         assert code == 0, said
@@ -215,7 +200,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(start,
         ("SIGHUP", 129, "history.csv"),  # after the first epoch
     ],
 )
-@pytest.mark.parametrize("later", [0.0, 0.2, 0.7] if SLOW else [0.1])
+@pytest.mark.parametrize("later", [0.0, 0.2, 0.7] if THOROUGH else [0.1])
 def test_a_signal_ends_a_run_politely(start, whole, name, code, moment, later):
     folder, number = Path("runs/told"), getattr(signal, name)
     process = start(*TRAIN, "--name", "told")
@@ -227,7 +212,7 @@ def test_a_signal_ends_a_run_politely(start, whole, name, code, moment, later):
     assert open_run(folder).info.status == "interrupted"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert (state["epoch"], state["batch_index"]) > (0, 0)
-    if SLOW or name == "SIGHUP":
+    if THOROUGH or name == "SIGHUP":
         result, said = ended(go_on(start, folder), 120)
         assert result == 0, said
         assert same_result(folder, whole[0])
@@ -255,75 +240,6 @@ def test_a_run_is_held_by_one_process_and_a_second_ctrl_c_ends_it_at_once(start)
     second.join(10)
     with held(open_run(folder)):
         pass
-
-
-class Disk:
-    """Stands in front of the system's calls that change a folder: `fault(path)` takes the place of the `k`-th one.
-
-    Of the writings to one file only the first is counted, and all of them in the slow form. What was not flushed before
-    its file got its final name is kept in `volatile`, as a power cut would take it.
-    """
-
-    def __init__(self, patch, folder, k=0, fault=None):
-        self.calls, self.k, self.fault, self.folder = 0, k, fault, str(folder)
-        self.flushed, self.volatile = set(), set()
-        self.real = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
-        self.open = open
-        patch.setattr(os, "fsync", self._fsync)
-        patch.setattr(os, "replace", lambda *names: self._rename("replace", *names))
-        patch.setattr(os, "rename", lambda *names: self._rename("rename", *names))
-        patch.setattr("builtins.open", self._open)
-
-    def count(self, path, shown):
-        """One call about `path`, which the system's error names as `shown`."""
-        if self.folder not in os.path.abspath(path):
-            return
-        self.calls += 1
-        if self.calls == self.k:
-            self.fault(shown)
-
-    def _fsync(self, descriptor):
-        self.count(os.readlink(f"/proc/self/fd/{descriptor}"), None)
-        self.flushed.add(os.fstat(descriptor).st_ino)
-        return self.real["fsync"](descriptor)
-
-    def _rename(self, name, old, new):
-        self.count(old, str(old))
-        if os.path.isfile(old) and self.folder in os.path.abspath(old) and os.stat(old).st_ino not in self.flushed:
-            self.volatile.add(str(new))
-        return self.real[name](old, new)
-
-    def _open(self, path, mode="r", *args, **options):
-        if isinstance(path, int) or not set(mode) & set("wax+"):
-            return self.open(path, mode, *args, **options)
-        self.count(path, str(path))
-        return _Counted(self.open(path, mode, *args, **options), self, path)
-
-
-class _Counted:
-    """A file that a writing may fail to, after half of the data."""
-
-    def __init__(self, file, disk, path):
-        self._file, self._disk, self._path, self._writes = file, disk, path, 0
-
-    def write(self, data):
-        self._writes += 1
-        if SLOW or self._writes == 1:
-            try:
-                self._disk.count(self._path, None)
-            except OSError:
-                self._file.write(data[: len(data) // 2])
-                raise
-        return self._file.write(data)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *raised):
-        self._file.close()
 
 
 def failing(code):
@@ -371,8 +287,8 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(reference):
     check_whole(root / "runs" / "whole")
 
 
-SHARDS = 8 if SLOW else 2
-STEP = 1 if SLOW else 14  # the quick form tries each seventh call, with one error or the other
+SHARDS = 8 if THOROUGH else 2
+STEP = 1 if THOROUGH else 14  # the quick form tries each seventh call, with one error or the other
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
@@ -406,7 +322,7 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_cleanly(reference, every_sta
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a disk")
-@pytest.mark.parametrize("kilobytes", [64, 400, 700] if not SLOW else range(50, 1100, 50))
+@pytest.mark.parametrize("kilobytes", [64, 400, 700] if not THOROUGH else range(50, 1100, 50))
 def test_a_disk_that_is_full_ends_the_run_cleanly(reference, every_state, tmp_path, kilobytes):
     root, disk = reference[0], tmp_path / "disk"
     disk.mkdir()
@@ -465,7 +381,7 @@ def test_a_clock_that_is_set_back_changes_neither_times_nor_the_newest_run(refer
             assert all(float(row["seconds"]) >= 0 for row in csv.DictReader(file))
 
 
-@pytest.mark.skipif(not SLOW, reason="IMGCLF_THOROUGH is not set")
+@pytest.mark.skipif(not THOROUGH, reason="IMGCLF_THOROUGH is not set")
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_a_kill_at_any_call_costs_nothing(reference, start, shard):
     """Real kills, each at one call of the system, in a process of its own."""
