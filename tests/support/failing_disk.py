@@ -8,7 +8,7 @@ THOROUGH = bool(os.environ.get("IMGCLF_THOROUGH"))
 class Disk:
     """Stands in front of the system's calls that change a folder: `fault(path)` takes the place of the `k`-th one.
 
-    Of the writings to one file only the first is counted, and every one in the thorough form. What was not flushed before
+    Of the writings to one file only the first is counted, in the thorough form every one. What was not flushed before
     its file got its final name is kept in `volatile`, as a power cut would take it.
     """
 
