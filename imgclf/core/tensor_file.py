@@ -23,6 +23,7 @@ T = TypeVar("T")
 MAX_HEADER = 8_000_000  # bytes; a network with 1,000 classes and 1,000 tensors needs some 200,000
 BESIDE = "ood:"  # how the tensors are called that are no weights; no layer's name has a colon
 CHUNK = 1 << 20
+SHOWN_TENSORS = 3  # in a message
 DTYPES = {  # the name in the file: (the name in torch, bytes an element)
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -141,6 +142,20 @@ def pack(tensors: Mapping[str, Raw], manifest: str) -> list[bytes | memoryview]:
     header = json.dumps({"__metadata__": texts, **entries}, separators=(",", ":")).encode("ascii")
     header = header.ljust(math.ceil(len(header) / 8) * 8)  # the tensors start at a multiple of 8 bytes
     return [len(header).to_bytes(8, "little") + header, *(raw.data for _, raw in ordered)]
+
+
+def require_fit(found: Mapping[str, str], wanted: Mapping[str, str], problem: str) -> None:
+    """Raise a `ModelFileError` that begins with `problem`, unless tensors are those that a network wants.
+
+    Both map the name of a tensor to its shape (and type) as text.
+    """
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{shorten(name)} is not part of the network" for name in sorted(found.keys() - wanted.keys())]
+    both = sorted(wanted.keys() & found.keys())
+    problems += [f"{name} is {found[name]}, expected {wanted[name]}" for name in both if found[name] != wanted[name]]
+    if problems:
+        more = f"; and {len(problems) - SHOWN_TENSORS:,} more" if len(problems) > SHOWN_TENSORS else ""
+        raise ModelFileError(f"{problem}: {'; '.join(problems[:SHOWN_TENSORS])}{more}")
 
 
 def _digest(manifest: str, tensors: Iterable[tuple[str, str, tuple[int, ...], Iterable[bytes | memoryview]]]) -> str:

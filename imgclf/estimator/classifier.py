@@ -364,13 +364,13 @@ class Classifier:
         file = find_model(path)
         with using(None if arch is None else own_arch(arch, new_head=True)):
             model, manifest, ood = read_model(file)
-        if arch is not None and not manifest.spec.arch.startswith(OWN):
-            raise ConfigError(f"{file} holds a {manifest.spec.arch}, which is no network of your own: leave out arch")
-        self = cls(arch or manifest.spec.arch, weights=manifest.weights.get("asked"), size=manifest.spec.size)
+        if arch is not None and not manifest.model.arch.startswith(OWN):
+            raise ConfigError(f"{file} holds a {manifest.model.arch}, which is no network of your own: leave out arch")
+        self = cls(arch or manifest.model.arch, weights=manifest.weights.get("asked"), size=manifest.model.size)
         self.model_ = model.to(pick_device(device), memory_format=memory_format_of(model))  # type: ignore[call-overload]
         self.precision_ = precision
         pick_precision(precision, device_of(model))  # one that the device does not have is refused here
-        self.model_config_, self.classes_, self.preprocess_ = manifest.spec, manifest.classes, manifest.preprocess
+        self.model_config_, self.classes_, self.preprocess_ = manifest.model, manifest.classes, manifest.preprocess
         self.manifest_, self.ood_, self.seen_ = manifest, ood, unpack_contents(manifest.seen)
         self.metrics_, self.predictions_, self.unreadable_ = {}, {}, {}
         if file.name == MODEL:

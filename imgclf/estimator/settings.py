@@ -146,16 +146,18 @@ def _place(named: str) -> str:
 def _like(path: str, arch: str | None) -> dict[str, Any]:
     """What an experiment shares with the run or model file that it goes on from; `arch` is what the user names."""
     manifest = read_manifest(path)
-    if arch not in (None, manifest.spec.arch):
-        raise ConfigError(f"arch is {arch!r}, and {path} is a {manifest.spec.arch}: leave out one of --arch and --init")
-    if manifest.spec.members > 1:
+    if arch not in (None, manifest.model.arch):
         raise ConfigError(
-            f"{path} is an ensemble of {manifest.spec.members} networks, and training goes on from one: name one of "
+            f"arch is {arch!r}, and {path} is a {manifest.model.arch}: leave out one of --arch and --init"
+        )
+    if manifest.model.members > 1:
+        raise ConfigError(
+            f"{path} is an ensemble of {manifest.model.members} networks, and training goes on from one: name one of "
             "its members, such as NAME-member-1"
         )
     pixels = to_dict(manifest.preprocess)
     shared = {name: pixels[name] for name in ("size", "channels", "resize_mode", "mean", "std", "tta")}
-    return {**shared, "arch": manifest.spec.arch, "dropout": manifest.spec.dropout, "weights": path}
+    return {**shared, "arch": manifest.model.arch, "dropout": manifest.model.dropout, "weights": path}
 
 
 def experiment_on(request: Request, source: Source) -> ExperimentConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from imgclf.core.arguments import as_path
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
-from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header
+from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header, require_fit
 from imgclf.core.text import nfc, plural, printable
 from imgclf.models.backbones import build_timm, find_arch, timm_config
 from imgclf.models.build import head_of
@@ -109,7 +109,7 @@ def load_weights(
     path = Path(weights, RUN_FILE) if Path(weights).is_dir() else Path(weights)
     if path.is_file() or path.suffix in FILE_SUFFIXES:
         state, manifest = read_state(path)
-        members = manifest.get("spec", {}).get("members", 1)
+        members = manifest.get("model", {}).get("members", 1)
         if members > 1:
             raise ModelFileError(
                 f"{path} is an ensemble of {members} networks; training starts from one: name one of its members"
@@ -281,8 +281,10 @@ def _transplant(
         if given != wanted:
             new[stem] = adapt_channels(new[stem], wanted)
             notes.append(f"first convolution adapted from {given} to {wanted} channels")
-    kept = {key for key in own if key.startswith(heads) or key.endswith("num_batches_tracked")}
-    _require_fit(own, new, kept, source)
+    kept = {key for key in own if key.startswith(heads) or key.endswith("num_batches_tracked")} - new.keys()
+    found, wanted = ({key: str(tuple(tensor.shape)) for key, tensor in part.items()} for part in (new, own))
+    wanted = {key: shape for key, shape in wanted.items() if key not in kept}
+    require_fit(found, wanted, f"{source} does not fit the network (another architecture or size?)")
     model.load_state_dict({**own, **new})
     _calm_head(model)
     taken, remark = ("fresh", None) if rows is None or not head else _take_rows(model, head, *rows)
@@ -338,20 +340,6 @@ def _leave_prior(model: nn.Module, given: Mapping[str, Tensor]) -> None:
     rows = [tensor for key, tensor in given.items() if key.endswith("weight") and tensor.ndim == 2]
     if isinstance(layer, nn.Linear) and len(rows) == 1 and rows[0].shape[1] == layer.in_features:
         layer.register_buffer("prior", rows[0].float(), persistent=False)
-
-
-def _require_fit(own: Mapping[str, Tensor], new: Mapping[str, Tensor], kept: Iterable[str], source: str) -> None:
-    problems = [f"{key} is missing" for key in own.keys() - new.keys() - set(kept)]
-    problems += [f"{key} is not part of the network" for key in new.keys() - own.keys()]
-    problems += [
-        f"{key} is {tuple(new[key].shape)}, not {tuple(own[key].shape)}"
-        for key in own.keys() & new.keys()
-        if own[key].shape != new[key].shape
-    ]
-    if problems:
-        shown = "".join(f"\n  - {problem}" for problem in sorted(problems)[:SHOWN_PROBLEMS])
-        more = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise ModelFileError(f"{source} does not fit the network; is it of another architecture or size?{shown}{more}")
 
 
 def _head_prefixes(model: nn.Module) -> tuple[str, ...]:

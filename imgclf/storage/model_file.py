@@ -23,7 +23,18 @@ from imgclf.core.arguments import as_path
 from imgclf.core.config import ModelConfig, PreprocessConfig, from_dict, to_dict
 from imgclf.core.errors import ImgclfError, ModelFileError
 from imgclf.core.files import write_atomic
-from imgclf.core.tensor_file import BESIDE, DTYPES, Raw, Stored, checksum, pack, parse_json, read_header, read_tensors
+from imgclf.core.tensor_file import (
+    BESIDE,
+    DTYPES,
+    Raw,
+    Stored,
+    checksum,
+    pack,
+    parse_json,
+    read_header,
+    read_tensors,
+    require_fit,
+)
 from imgclf.core.text import printable, shorten
 from imgclf.core.version import __version__
 from imgclf.storage.run_folder import locate
@@ -33,12 +44,11 @@ if TYPE_CHECKING:
 
     from imgclf.evaluation.ood import OodDetector
 
-FORMAT = 5
+FORMAT = 6
 FILE_NAME = "model.safetensors"
 ARCH_NAME = re.compile(r"((timm|torchvision|own):)?[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
 UNKNOWN_TENSORS = ("center", "basis", "points", "rest", "scale", "valid")
-SHOWN_TENSORS = 3
 MAX_MESSAGE = 600
 GIVE = "give a model.safetensors or the folder of a run"
 UNCALIBRATED = {"temperature": 1.0, "images": 0, "note": "no validation images were looked at"}
@@ -57,7 +67,7 @@ def _installed_versions() -> dict[str, str]:
 class Manifest:
     """All that a model file says about its weights; what is in it must be JSON.
 
-    `spec` rebuilds the empty network, `classes` names its outputs in their order, `preprocess` makes its pixels.
+    `model` rebuilds the empty network, `classes` names its outputs in their order, `preprocess` makes its pixels.
     `weights` says what training started from, `metrics` maps a split's name to its results and the split's digest,
     `data` is the name of the data set, `seen` the contents that were trained or validated on
     (`data.split.pack_contents`). `versions` are those of the packages that wrote the file, `created` the time (ISO
@@ -66,7 +76,7 @@ class Manifest:
     are `missing`. A wrong field raises `ModelFileError`, which names it.
     """
 
-    spec: ModelConfig
+    model: ModelConfig
     classes: tuple[str, ...]
     preprocess: PreprocessConfig
     weights: Mapping[str, Any] = field(default_factory=dict)
@@ -85,23 +95,25 @@ class Manifest:
         self._require(names_ok, "classes", "names")
         self._require(len(set(self.classes)) == len(self.classes), "classes", "names that differ from each other")
         for name in ("weights", "metrics", "versions"):
-            self._require(isinstance(getattr(self, name), Mapping), name, "named values")
+            self._require(isinstance(getattr(self, name), Mapping), name, "a table")
         versions_ok = "imgclf" in self.versions and all(isinstance(text, str) for text in self.versions.values())
         self._require(versions_ok, "versions", "texts, imgclf among them")
         for name in ("data", "seen", "created"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
         self._require(_is_calibration(self.calibration), "calibration", "temperature (0.01 to 100), images and note")
         self._require(_is_ood(self.ood), "ood", "the shapes of tensors, or why they are missing")
-        spec, names, channels = self.spec, len(self.classes), self.preprocess.channels
-        if not ARCH_NAME.fullmatch(spec.arch):
+        model, names, channels = self.model, len(self.classes), self.preprocess.channels
+        if not ARCH_NAME.fullmatch(model.arch):
             raise ModelFileError(
-                f"manifest.spec.arch is {shorten(repr(spec.arch))}; expected the plain name of an architecture, "
+                f"manifest.model.arch is {shorten(repr(model.arch))}; expected the plain name of an architecture, "
                 "never a hub address, a folder or a path"
             )
-        if names != spec.classes:
-            raise ModelFileError(f"manifest.classes has {names} names; expected spec.classes, {spec.classes}")
-        if channels != spec.channels:
-            raise ModelFileError(f"manifest.preprocess.channels is {channels}; expected spec.channels, {spec.channels}")
+        if names != model.classes:
+            raise ModelFileError(f"manifest.classes has {names} names; expected {model.classes} (model.classes)")
+        if channels != model.channels:
+            raise ModelFileError(
+                f"manifest.preprocess.channels is {channels}; expected {model.channels} (model.channels)"
+            )
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
@@ -135,7 +147,7 @@ def save_model(
     `ood` tells images unlike the training data; without it the manifest says why it is missing.
 
     A crash at any moment leaves the old file or the new one; equal weights and manifests give equal bytes. What is
-    saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.spec` builds,
+    saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.model` builds,
     where one is NaN or infinite, or where the manifest holds what JSON cannot.
     """
     save_weights(path, model.state_dict(), manifest, ood)
@@ -220,7 +232,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, OodDe
         arrays = {name: tensors.pop(BESIDE + name).numpy() for name in manifest.ood.get("shapes", {})}
         ood = OodDetector(**arrays) if arrays else None
         with unseeded_drawing():
-            model = assemble(find_arch(manifest.spec.arch), manifest.spec)
+            model = assemble(find_arch(manifest.model.arch), manifest.model)
         model.load_state_dict(tensors, strict=True)
     return model.eval(), manifest, ood
 
@@ -289,12 +301,11 @@ def _check_format(values: Mapping[str, Any]) -> None:
 def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     _check_format(values)
     _check_keys(Manifest, values, "manifest")
-    spec = values["spec"]
-    _check_keys(ModelConfig, spec, "manifest.spec")
+    _check_keys(ModelConfig, values["model"], "manifest.model")
     _check_keys(PreprocessConfig, values["preprocess"], "manifest.preprocess")
     classes = values["classes"]
     built = {
-        "spec": from_dict(ModelConfig, spec),
+        "model": from_dict(ModelConfig, values["model"]),
         "preprocess": from_dict(PreprocessConfig, values["preprocess"]),
         "classes": tuple(classes) if isinstance(classes, list) else classes,
     }
@@ -304,7 +315,7 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
 def _check_keys(kind: type, values: Any, where: str) -> None:
     """No field may be missing: the default of this version need not be the one of the version that wrote the file."""
     if not isinstance(values, dict):
-        raise ModelFileError(f"{where} is {shorten(repr(values))}; expected named values")
+        raise ModelFileError(f"{where} is {shorten(repr(values))}; expected a table")
     expected = {item.name for item in fields(kind)}
     for name in sorted(expected ^ values.keys()):
         problem = "is missing" if name in expected else "is not a field of this format"
@@ -312,29 +323,20 @@ def _check_keys(kind: type, values: Any, where: str) -> None:
 
 
 def _check_fit(tensors: Mapping[str, Stored], manifest: Manifest) -> None:
-    """The tensors must be those of the network that the spec builds, by name, type and shape.
+    """Require the tensors of the network that `manifest.model` builds, by name, type and shape.
 
     The network is an empty one that takes no memory, so that a small file can't make it allocate a large one (but for
     the few architectures that `empty_network` has to build).
     """
     from imgclf.models.build import empty_network
 
-    state = empty_network(manifest.spec).state_dict()
+    state = empty_network(manifest.model).state_dict()
     wanted = {name: _describe(_type_name(t), tuple(t.shape)) for name, t in state.items()}
     shapes = manifest.ood.get("shapes", {})
     wanted |= {BESIDE + name: _describe("float32", tuple(shape)) for name, shape in shapes.items()}
     found = {name: _describe(DTYPES[stored.dtype][0], stored.shape) for name, stored in tensors.items()}
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{shorten(name)} is not part of it" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{name} is {found[name]}, expected {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name] != wanted[name]
-    ]
-    if problems:
-        network = f"{manifest.spec.arch} with {manifest.spec.classes} classes"
-        more = f"; and {len(problems) - SHOWN_TENSORS} more" if len(problems) > SHOWN_TENSORS else ""
-        raise ModelFileError(f"the weights do not fit {network}: {'; '.join(problems[:SHOWN_TENSORS])}{more}")
+    network = f"{manifest.model.arch} with {manifest.model.classes} classes"
+    require_fit(found, wanted, f"the weights do not fit {network}")
 
 
 def _describe(dtype: str, shape: tuple[int, ...]) -> str:

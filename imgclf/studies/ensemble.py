@@ -79,7 +79,7 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     joined.predictions_ = calibrated.predictions
     joined.metrics_ = {part: known.evaluation for part, known in joined.predictions_.items()}
     joined.ood_ = calibrated.ood
-    manifest = replace(first.manifest_, spec=joined.model_config_, metrics={}, seen=pack_keys(joined.seen_))
+    manifest = replace(first.manifest_, model=joined.model_config_, metrics={}, seen=pack_keys(joined.seen_))
     joined.manifest_ = calibrated.within(manifest)
     if all(hasattr(classifier, "history_") for classifier in classifiers):
         joined.history_ = History(tuple(record for classifier in classifiers for record in classifier.history_))

@@ -116,7 +116,7 @@ def test_an_ensemble_is_one_model_file(three, tmp_path):
     ensemble, _, photos = three
     ensemble.save(tmp_path / "three.safetensors")
     loaded = Classifier.load(tmp_path / "three.safetensors")
-    assert read_manifest(tmp_path / "three.safetensors").spec.members == 3
+    assert read_manifest(tmp_path / "three.safetensors").model.members == 3
     np.testing.assert_allclose(loaded.predict_proba(photos), ensemble.predict_proba(photos), atol=1e-6)
     run = Classifier.load(ensemble.run_.path)
     assert run.evaluate().to_dict() == ensemble.evaluate().to_dict()

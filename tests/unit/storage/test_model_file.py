@@ -36,7 +36,7 @@ RECIPE = PreprocessConfig(
 
 def make_manifest(**changes) -> Manifest:
     values = {
-        "spec": SPEC,
+        "model": SPEC,
         "classes": ("größe \udcff", "[bold]\x1b"),
         "preprocess": RECIPE,
         "weights": {"asked": "auto", "used": "none", "note": None},
@@ -230,7 +230,7 @@ def test_broken_weights_are_not_saved(file, good, value):
 )
 def test_a_model_that_could_not_be_loaded_is_not_saved(model, tmp_path, spec, message):
     with pytest.raises(ModelFileError, match=message):
-        save_model(tmp_path / "m", model, make_manifest(spec=spec))
+        save_model(tmp_path / "m", model, make_manifest(model=spec))
     assert os.listdir(tmp_path) == []
 
 
@@ -412,7 +412,7 @@ def test_twenty_thousand_tensors_are_refused(tmp_path):
     (tmp_path / "m").write_bytes(forge(None, tensors=tensors))
     message = refusal(tmp_path / "m")
     assert "is missing" in message
-    assert message.endswith("and 20003 more")
+    assert message.endswith("and 20,003 more")
 
 
 # Forged files: the checksum is right, the content is not
@@ -447,18 +447,18 @@ def drop(path: str):
         ),
         (put("format", True), "manifest.format is True"),
         (put("format", "1"), "manifest.format is '1'"),
-        (put("classes", ["a"]), "manifest.classes has 1 names; expected spec.classes, 2"),
+        (put("classes", ["a"]), "manifest.classes has 1 names; expected 2 (model.classes)"),
         (put("classes", ["a", "a"]), "manifest.classes is ('a', 'a')"),
         (put("classes", ["a", 1]), "manifest.classes is"),
         (put("classes", "ab"), "manifest.classes is 'ab'"),
-        (put("spec", 5), "manifest.spec is 5"),
-        (put("spec.size", [10**9, 16]), "ModelConfig.size is"),
-        (put("spec.size", 16), "ModelConfig.size is 16"),
-        (put("spec.classes", 10**9), "ModelConfig.classes is"),
-        (put("spec.channels", 3), "manifest.preprocess.channels is 1"),
-        (put("spec.dropout", 1.5), "ModelConfig.dropout is 1.5"),
-        (put("spec.extra", 1), "manifest.spec.extra is not a field"),
-        (drop("spec.dropout"), "manifest.spec.dropout is missing"),
+        (put("model", 5), "manifest.model is 5"),
+        (put("model.size", [10**9, 16]), "ModelConfig.size is"),
+        (put("model.size", 16), "ModelConfig.size is 16"),
+        (put("model.classes", 10**9), "ModelConfig.classes is"),
+        (put("model.channels", 3), "manifest.preprocess.channels is 1"),
+        (put("model.dropout", 1.5), "ModelConfig.dropout is 1.5"),
+        (put("model.extra", 1), "manifest.model.extra is not a field"),
+        (drop("model.dropout"), "manifest.model.dropout is missing"),
         (drop("preprocess"), "manifest.preprocess is missing"),
         (drop("preprocess.interpolation"), "manifest.preprocess.interpolation is missing"),
         (put("preprocess.std", [0]), "PreprocessConfig.std is"),
@@ -492,7 +492,7 @@ def test_a_wrong_manifest_is_refused_by_its_field(model, tmp_path, change, named
 
 FIELDS = [
     *to_dict(make_manifest()),
-    *(f"spec.{name}" for name in to_dict(SPEC)),
+    *(f"model.{name}" for name in to_dict(SPEC)),
     *(f"preprocess.{name}" for name in to_dict(RECIPE)),
 ]
 JSON = st.recursive(
@@ -511,7 +511,7 @@ def test_any_value_in_any_field_loads_or_is_refused(model, tmp_path_factory, fie
     except ModelFileError:
         return
     assert manifest == read_manifest(path)
-    assert loaded(torch.zeros(1, 1, *manifest.spec.size)).shape == (1, 2)
+    assert loaded(torch.zeros(1, 1, *manifest.model.size)).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -540,7 +540,7 @@ def test_an_architecture_outside_the_allow_list_is_refused(model, tmp_path, monk
 
     monkeypatch.setattr("socket.socket.connect", no_network)
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    (tmp_path / "m").write_bytes(forge(model, put("spec.arch", arch)))
+    (tmp_path / "m").write_bytes(forge(model, put("model.arch", arch)))
     assert "arch" in refusal(tmp_path / "m")
 
 
@@ -578,7 +578,7 @@ def changed_tensors(model, kind: str):
     ("kind", "message"),
     [
         ("missing", "{name} is missing"),
-        ("extra", "backdoor is not part of it"),
+        ("extra", "backdoor is not part of the network"),
         ("shape", "{name} is float32 (5), expected float32 (2)"),
         ("dtype", "{name} is float64 (2), expected float32 (2)"),
         ("nan", "the tensor '{name}' holds NaN"),
@@ -594,7 +594,7 @@ def test_wrong_tensors_are_refused_by_name(model, tmp_path, kind, message):
 def test_a_class_more_than_the_head_has_is_refused(model, tmp_path):
     def one_more(values):
         values["classes"] = ["a", "b", "c"]
-        values["spec"]["classes"] = 3
+        values["model"]["classes"] = 3
 
     (tmp_path / "m").write_bytes(forge(model, one_more))
     assert "do not fit cnn_zero_to_all with 3 classes" in refusal(tmp_path / "m")
@@ -602,7 +602,7 @@ def test_a_class_more_than_the_head_has_is_refused(model, tmp_path):
 
 def test_a_small_file_cannot_ask_for_a_large_network(model, tmp_path):
     def huge(values):
-        values["spec"] |= {"arch": "lenet", "size": [4096, 4096]}  # two billion weights
+        values["model"] |= {"arch": "lenet", "size": [4096, 4096]}  # two billion weights
 
     lenet = build_model(replace(SPEC, arch="lenet"))
     (tmp_path / "m").write_bytes(forge(lenet, huge))
@@ -614,11 +614,11 @@ def test_networks_that_only_torchvision_has_are_saved_and_loaded(tmp_path, name)
     spec = ModelConfig(name, classes=2, channels=3, size=(32, 32))
     original = build_model(spec).eval()
     recipe = replace(RECIPE, channels=3, size=(32, 32), mean=(0.5,), std=(0.5,))
-    save_model(tmp_path, original, make_manifest(spec=spec, preprocess=recipe))
+    save_model(tmp_path, original, make_manifest(model=spec, preprocess=recipe))
     before = torch.get_rng_state()
     loaded, manifest = load_model(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
-    assert manifest.spec == spec
+    assert manifest.model == spec
     pixels = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded(pixels), original(pixels))
