@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BufferedReader, BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,25 +178,8 @@ def read_open(
 ) -> Pixels:
     """The pixels of an image file that is open, by the rules of `read_image`; `path` is what it is called."""
     try:
-        with _as_bad_image():
-            jpeg = find_jpeg(file)
-        if jpeg is not None:
-            file = BytesIO(jpeg.data)
-            orientation = _jpeg_orientation(jpeg, max_pixels)
-            needed = _as_stored((jpeg.height, jpeg.width), orientation, at_least)
-            pixels = decode_jpeg(jpeg, needed, smooth=not isinstance(at_least, Draft) or at_least.smooth)
-            if pixels is not None:  # else there is damage, which Pillow is to judge
-                return upright(pixels, orientation)
-        with _quiet_pillow():
-            with _as_bad_image():
-                image = _opened(file, os.path.splitext(path)[1], max_pixels)
-            needed = None
-            if _format(image) == "JPEG":
-                needed = _as_stored((image.height, image.width), _orientation(image), at_least)
-            with _as_bad_image():
-                decoded, orientation = _decode(image, needed, max_pixels)
-                _tell(found, decoded)
-                return upright(to_uint8(decoded, levels), orientation)
+        read = _read(file, os.path.splitext(path)[1], at_least, max_pixels)
+        return _displayed(read.image, read.orientation, levels, found)
     except BadImage as error:
         raise BadImage(error.reason, path) from error.__cause__
 
@@ -210,13 +193,49 @@ def image_pixels(image: Image.Image, levels: tuple[Levels, ...] = (), found: Fou
     """
     with _quiet_pillow(), _as_bad_image():
         image.load()
-        _tell(found, image)
-        return upright(to_uint8(image, levels), _orientation(image))
+        return _displayed(image, _orientation(image), levels, found)
 
 
-def _tell(found: Found, image: Decoded) -> None:
-    if found is not None and (levels := levels_of(image)) is not None:
-        found(levels)
+class _Read(NamedTuple):
+    """A decoded image: its format, its (height, width) as displayed, what was decoded, and how that is to be turned."""
+
+    kind: str
+    sides: Sides
+    image: Pixels | Decoded
+    orientation: int
+
+
+def _read(file: BinaryIO, suffix: str, at_least: AtLeast, max_pixels: int) -> _Read:
+    """Decode an image: by libjpeg-turbo alone (to an array) a JPEG without damage, by Pillow everything else."""
+    with _as_bad_image():
+        jpeg = find_jpeg(file)
+    if jpeg is not None:
+        file, sides, orientation = BytesIO(jpeg.data), (jpeg.height, jpeg.width), _jpeg_orientation(jpeg, max_pixels)
+        needed = _as_stored(sides, orientation, at_least)
+        pixels = decode_jpeg(jpeg, needed, smooth=not isinstance(at_least, Draft) or at_least.smooth)
+        if pixels is not None:  # else there is damage, which Pillow is to judge
+            return _Read("JPEG", _as_displayed(sides, orientation), pixels, orientation)
+    with _quiet_pillow():
+        with _as_bad_image():
+            image = _opened(file, suffix, max_pixels)
+        kind, sides, needed = _format(image), (image.height, image.width), None
+        if kind == "JPEG":
+            needed = _as_stored(sides, _orientation(image), at_least)
+        with _as_bad_image():
+            decoded, orientation = _decode(image, needed, max_pixels)
+        return _Read(kind, _as_displayed(sides, orientation), decoded, orientation)
+
+
+def _displayed(
+    image: Pixels | Decoded, orientation: int, levels: tuple[Levels, ...] = (), found: Found = None
+) -> Pixels:
+    """The pixels of a decoded image as it is displayed, uint8 (height, width, 1 or 3)."""
+    if isinstance(image, np.ndarray):
+        return upright(image, orientation)
+    with _quiet_pillow(), _as_bad_image():
+        if found is not None and (own := levels_of(image)) is not None:
+            found(own)
+        return upright(to_uint8(image, levels), orientation)
 
 
 def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_PIXELS) -> ImageFacts:
@@ -226,27 +245,13 @@ def check_image(data: bytes | BinaryIO, suffix: str = "", max_pixels: int = MAX_
     its content.
     """
     file = BytesIO(data) if isinstance(data, bytes) else data
-    with _as_bad_image():
-        jpeg = find_jpeg(file)
-    if jpeg is not None:
-        file = BytesIO(jpeg.data)
-        orientation = _jpeg_orientation(jpeg, max_pixels)
-        small = decode_jpeg(jpeg, (_CHECK_SIDE, _CHECK_SIDE))
-        if small is not None:
-            height, width = _as_displayed((jpeg.height, jpeg.width), orientation)
-            look = _digest(upright(small, orientation), LOOK)
-            return ImageFacts(width, height, "JPEG", look)
+    kind, (height, width), image, orientation = _read(file, suffix, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
+    if isinstance(image, np.ndarray):
+        return ImageFacts(width, height, kind, _digest(upright(image, orientation), LOOK))
     with _quiet_pillow(), _as_bad_image():
-        image = _opened(file, suffix, max_pixels)
-        width, height = image.size
-        kind = _format(image)
-        decoded, orientation = _decode(image, (_CHECK_SIDE, _CHECK_SIDE), max_pixels)
-        if orientation > 1 or isinstance(decoded, DeepColor):
-            look = _look(upright(to_uint8(decoded), orientation))
-        else:  # whether pixels can be converted does not depend on how many, and to pick some before is quicker
-            look = _look(to_uint8(_some(decoded)))
-        levels, vanishes = levels_of(decoded), _vanishes(decoded)
-    height, width = _as_displayed((height, width), orientation)
+        # Whether pixels can be converted does not depend on how many, and to pick some before is quicker.
+        some = image if orientation > 1 or isinstance(image, DeepColor) else _some(image)
+        look, levels, vanishes = _look(_displayed(some, orientation)), levels_of(image), _vanishes(image)
     return ImageFacts(width, height, kind, look, vanishes, levels=levels)
 
 
@@ -263,17 +268,12 @@ def digest_pixels(data: bytes, suffix: str = "", max_pixels: int = MAX_PIXELS) -
     Gray that is stored as color is gray; of more than 8 bits all count. The first 16 digits are the `look` that
     `check_image` gives these pixels in a format other than JPEG. Raises `BadImage`.
     """
-    with _quiet_pillow(), _as_bad_image():
-        image = _opened(BytesIO(data), suffix, max_pixels)
-        if _format(image) == "JPEG":
-            pixels = read_image(data, max_pixels=max_pixels)
-            return _look(pixels) + _digest(pixels, 2 * LOOK)
-        decoded, orientation = _decode(image, None, max_pixels)
-        pixels = upright(to_uint8(decoded), orientation)
-        if isinstance(decoded, Image.Image) and decoded.mode[0] not in "IF":
-            return _look(pixels) + _digest(pixels, 2 * LOOK)
+    read = _read(BytesIO(data), suffix, None, max_pixels)
+    pixels, image = _displayed(read.image, read.orientation), read.image
+    if isinstance(image, DeepColor) or (isinstance(image, Image.Image) and image.mode[0] in "IF"):
         # Two of more than 8 bits may differ, and be the same in 8.
-        return _look(pixels) + _hashed((image.height, image.width), exact_values(decoded), 2 * LOOK)
+        return _look(pixels) + _hashed(image.size[::-1], exact_values(image), 2 * LOOK)
+    return _look(pixels) + _digest(pixels, 2 * LOOK)
 
 
 def _some(image: Image.Image) -> Image.Image:

@@ -443,7 +443,7 @@ def drop(path: str):
     [
         (
             put("format", 2),
-            "made by imgclf 0.1.0 with format 2, this version (0.1.0) reads format 5: train the model again",
+            f"made by imgclf 0.1.0 with format 2, this version (0.1.0) reads format {FORMAT}: train the model again",
         ),
         (put("format", True), "manifest.format is True"),
         (put("format", "1"), "manifest.format is '1'"),
