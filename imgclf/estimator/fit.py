@@ -19,9 +19,9 @@ from imgclf.data.sources.inputs import far_values
 from imgclf.data.split import seen_positions
 from imgclf.estimator.calibrate import calibrate
 from imgclf.estimator.events import FitEnded, LoaderMade, Tested
-from imgclf.estimator.plan import Plan, RunReady, make_plan, open_and_split
+from imgclf.estimator.plan import Plan, RunReady, plan_training
 from imgclf.estimator.recorder import FitResult, manifest_of, start_run, write_page
-from imgclf.estimator.settings import Request
+from imgclf.estimator.settings import Request, with_train
 from imgclf.estimator.warm_start import Start, warm_start
 from imgclf.evaluation.inference import collect_predictions, preview_predictions
 from imgclf.evaluation.predictions import Predictions
@@ -42,8 +42,7 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
     began = time.perf_counter()
     distributed.join()
     callbacks, state = with_warnings(callbacks), request.state
-    audited, split = open_and_split(request, data, callbacks)
-    plan = make_plan(request, audited, split, callbacks)
+    plan = plan_training(request, data, callbacks)
     notify(callbacks, LoaderMade(plan.train_loader))
     cached = replace(plan.experiment.data, cache=plan.train_loader.cache_level.name)
     plan = replace(plan, experiment=replace(plan.experiment, data=cached))
@@ -67,7 +66,7 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
         calibrated = calibrate(plan, history, start.features, callbacks)
         recorder.keep(calibrated)
         predictions, unreadable = dict(calibrated.predictions), recorder.unreadable()
-        if (request.runs or request.resume) and history.ended != "interrupted" and split.samples("test"):
+        if (request.runs or request.resume) and history.ended != "interrupted" and plan.split.samples("test"):
             predictions["test"], missed = test(plan, calibrated.temperature, callbacks)
             unreadable |= missed
         for part, known in predictions.items():
@@ -103,7 +102,7 @@ def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Fit
         begun = run.info.status not in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
         state = load_checkpoint(run.path / CHECKPOINT, lambda text: notify(told, Warned(text))) if begun else None
         if epochs is not None:
-            experiment = replace(experiment, train=replace(experiment.train, epochs=epochs))
+            experiment = with_train(experiment, epochs=epochs)
         _require_more(run, experiment.train.epochs, 0 if state is None else state["epoch"])
         return fit(Request(experiment, run=run, resume=True, state=state), data, callbacks)
 
@@ -124,8 +123,7 @@ def repeat(path: Path, callbacks: Sequence[Callback]) -> FitResult:
     run = find_run(path)
     experiment, data = read_experiment(run)
     # What the time allowed then is what is done again, in whatever time it takes now.
-    experiment = replace(experiment, train=replace(experiment.train, minutes=None))
-    return fit(Request(experiment, run=run), data, callbacks)
+    return fit(Request(with_train(experiment, minutes=None), run=run), data, callbacks)
 
 
 def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:

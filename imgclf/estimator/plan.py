@@ -42,7 +42,7 @@ from imgclf.data.split import (
 )
 from imgclf.data.write import require_outside
 from imgclf.estimator.events import DataSplit, ImagesChecked, SourceOpened
-from imgclf.estimator.settings import AUTO_BATCH, Request, base_recipe, choose_experiment, experiment_on
+from imgclf.estimator.settings import AUTO_BATCH, Request, base_recipe, choose_experiment, experiment_on, with_train
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
@@ -127,6 +127,10 @@ class Plan:
         train, valid = make_loaders(self.experiment, self.preprocess, self.source, self.split)
         return replace(self, train_loader=train, valid_loader=valid)
 
+    def with_train(self, **changes: Any) -> Plan:
+        """The same plan with other values of its training config."""
+        return replace(self, experiment=with_train(self.experiment, **changes))
+
     def loader(self, samples: Sequence[Sample], **options: Any) -> Loader:
         """A loader of some samples as in training; `options` are those of `Loader` that shall differ."""
         return make_loader(self.experiment, self.preprocess, self.source, samples, **options)
@@ -178,6 +182,11 @@ def make_loaders(
     load = partial(make_loader, experiment, preprocess, source, shard=distributed.shard())
     train, valid = load(split.samples("train"), train=True), load(split.samples("valid"))
     return train, valid if len(valid) else None
+
+
+def plan_training(request: Request, data: str | os.PathLike[str] | Source, callbacks: Sequence[Callback] = ()) -> Plan:
+    """Open, check and split the images, then settle everything else: `open_and_split` and `make_plan` in one."""
+    return make_plan(request, *open_and_split(request, data, callbacks), callbacks)
 
 
 def open_and_split(

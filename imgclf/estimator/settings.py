@@ -177,6 +177,11 @@ def experiment_on(request: Request, source: Source) -> ExperimentConfig:
     return experiment
 
 
+def with_train(experiment: ExperimentConfig, **changes: Any) -> ExperimentConfig:
+    """The experiment with other values of its training config."""
+    return replace(experiment, train=replace(experiment.train, **changes))
+
+
 def check_experiment(experiment: ExperimentConfig) -> None:
     """Raise `UnknownName` or `ConfigError` for a name or a device that is not there."""
     find_arch(pick_arch(experiment.arch, experiment.weights))

@@ -23,7 +23,7 @@ from imgclf.data.loading.loader import Loader
 from imgclf.data.split import content_key, unpack_contents
 from imgclf.estimator.decisions import describe
 from imgclf.estimator.events import DecisionsMade, ProbeFitted
-from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.plan import Plan, plan_training
 from imgclf.estimator.settings import Request
 from imgclf.evaluation.inference import evaluate, infer
 from imgclf.runtime import distributed
@@ -75,8 +75,8 @@ def warm_start(plan: Plan, callbacks: Sequence[Callback]) -> Start:
     if plan.experiment.train.epochs and valid is not None and plan.knows_classes:
         plan, found = check_label_preserving(plan, load(valid.samples[:: -(-len(valid) // SEEN)]))
     if plan.experiment.train.epochs and plan.experiment.train.minutes is not None:
-        config, decision = fit_to_time(plan)
-        plan, found = replace(plan, experiment=replace(plan.experiment, train=config)), (*found, decision)
+        plan, decision = fit_to_time(plan)
+        found = (*found, decision)
     start = replace(start, plan=plan, decisions=describe(plan, found))
     notify(callbacks, DecisionsMade(start.decisions))
     return start
@@ -87,10 +87,7 @@ def plan_start(request: Request, data: str | os.PathLike[str] | Source, callback
 
     A limit of minutes is left aside: nothing is fitted to it. Raises what training would raise before its first step.
     """
-    audited, split = open_and_split(request, data, callbacks)
-    plan = make_plan(request, audited, split, callbacks)
-    config = replace(plan.experiment.train, minutes=None)
-    return warm_start(replace(plan, experiment=replace(plan.experiment, train=config)), callbacks)
+    return warm_start(plan_training(request, data, callbacks).with_train(minutes=None), callbacks)
 
 
 def has_seen(plan: Plan, samples: Sequence[Sample]) -> bool:
@@ -185,8 +182,8 @@ def _harmless(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool
     return lost - won <= 2 * math.sqrt(lost + won)
 
 
-def fit_to_time(plan: Plan) -> tuple[TrainConfig, Decision]:
-    """The config with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
+def fit_to_time(plan: Plan) -> tuple[Plan, Decision]:
+    """The plan with as many epochs as fit in its `minutes`, of which the time since the plan was begun is gone.
 
     A few steps of a copy of the model are measured, and one look at valid; time is left for the last one. An epoch is
     cut where the time does not suffice for a whole one. Epochs that were asked for are the most, else four times as
@@ -207,9 +204,11 @@ def fit_to_time(plan: Plan) -> tuple[TrainConfig, Decision]:
     most = plan.asked.train.epochs or LONGER * EPOCHS[plan.pretrained][1]
     epochs = min(most, max(1, math.ceil(left / (steps * step + check))))
     cut = min(steps, max(1, int((left / epochs - check) / step)))
-    config = replace(config, epochs=epochs, epoch_steps=cut if cut < steps else config.epoch_steps, minutes=left / 60)
+    epoch_steps = cut if cut < steps else config.epoch_steps
     value = f"{epochs}" + (f", of {cut} of {steps} steps" if cut < steps else "")
-    return config, Decision("epochs", value, f"{left:.0f} s are left for training, a step takes {1000 * step:,.0f} ms")
+    reason = f"{left:.0f} s are left for training, a step takes {1000 * step:,.0f} ms"
+    timed = plan.with_train(epochs=epochs, epoch_steps=epoch_steps, minutes=left / 60)
+    return timed, Decision("epochs", value, reason)
 
 
 def seconds_a_step(model: nn.Module, loader: Loader, config: TrainConfig) -> float:

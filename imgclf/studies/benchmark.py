@@ -19,7 +19,7 @@ from imgclf.data.audit import Audit
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.folder import FileReader
-from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.plan import Plan, plan_training
 from imgclf.estimator.settings import Request
 from imgclf.runtime.device import cores, machine
 from imgclf.training.events import Callback, Progressed, notify
@@ -73,12 +73,9 @@ def benchmark(
         seconds: How long each stage is measured.
         callbacks: Functions that get the events.
     """
-    request = Request(recipe, config or {})
-    audit, split = open_and_split(request, data, callbacks)
-    plan = make_plan(request, audit, split, callbacks)
-    train, reader = replace(plan.experiment.train, class_weights="none"), plan.source.reader
-    plan = replace(plan, experiment=replace(plan.experiment, train=train))
-    samples = split.samples("train")[:MAX_IMAGES]
+    plan = plan_training(Request(recipe, config or {}), data, callbacks).with_train(class_weights="none")
+    images, reader = plan.split.samples("train"), plan.source.reader
+    samples = images[:MAX_IMAGES]
     stages: list[Stage] = []
 
     def measure(name: str, what: str, rate: Callable[..., float], *values: Any) -> None:
@@ -98,10 +95,12 @@ def benchmark(
     cache = loader.cache_level.name
     measure("feeding", f"batches as in training (cache {cache})", _feed_rate, loader, seconds)
     measure("step", "forward, backward and optimizer on synthetic pixels", _step_rate, plan, seconds)
-    measure("whole", "training from the second epoch on", train_rate, plan.model, loader, train, seconds, 1)
+    measure(
+        "whole", "training from the second epoch on", train_rate, plan.model, loader, plan.experiment.train, seconds, 1
+    )
     rates = {stage.name: stage.images_per_second for stage in stages}
-    bottleneck, images = _bottleneck(rates, cache), len(split.samples("train"))
-    facts = {**_facts(plan, cache), "images": images, "epoch_seconds": images / rates["whole"]}
+    bottleneck = _bottleneck(rates, cache)
+    facts = {**_facts(plan, cache), "images": len(images), "epoch_seconds": len(images) / rates["whole"]}
     return Benchmark(tuple(stages), bottleneck, tuple(_advice(bottleneck, plan, cache)), facts)
 
 

@@ -15,7 +15,7 @@ from imgclf.core.config import TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.core.results import Decision
 from imgclf.estimator.decisions import describe
-from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.plan import Plan, plan_training
 from imgclf.estimator.settings import Request, choose_experiment
 from imgclf.estimator.warm_start import fit_to_time, seconds_a_step
 from imgclf.evaluation.inference import infer
@@ -74,15 +74,13 @@ def dry_run(
         callbacks: Functions that get the events.
     """
     members, config = whole("members", members, 1), config or {}
-    request = Request(recipe, config)
-    audit, split = open_and_split(request, data, callbacks)
-    plan = make_plan(request, audit, split, callbacks)
+    plan = plan_training(Request(recipe, config), data, callbacks)
     settled, found, seconds = _measure(plan)
     weights, image = step_memory(plan.model.train(), (plan.preprocess.channels, *plan.preprocess.size), plan.dtype)
-    memory = weights + image * min(settled.batch_size, len(split.samples("train")))
+    memory = weights + image * min(settled.batch_size, len(plan.split.samples("train")))
     short = shortest_config(config, recipe, plan.source.default_recipe)
     code = python_code(data, short, recipe, members=members, runs=runs, name=name, track=track)
-    if split.samples("test"):
+    if plan.split.samples("test"):
         code += "\nprint(classifier.evaluate().accuracy)"
     return DryRun(describe(plan, found), {part: members * s for part, s in seconds.items()}, memory, code)
 
@@ -100,8 +98,8 @@ def _measure(plan: Plan) -> tuple[TrainConfig, tuple[Decision, ...], dict[str, f
     seconds = {"probe": look * len(train)} if config.probe else {}
     found: tuple[Decision, ...] = ()
     if config.epochs and config.minutes is not None:
-        config, choice = fit_to_time(replace(plan, model=model))
-        found = (choice,)
+        timed, choice = fit_to_time(replace(plan, model=model))
+        config, found = timed.experiment.train, (choice,)
         seconds["training"] = 60 * (config.minutes or 0)
     elif config.epochs:
         step = seconds_a_step(model, plan.train_loader, config)

@@ -22,7 +22,7 @@ from imgclf.core.text import printable
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.duplicates import joined, unit_keys
 from imgclf.estimator.classifier import Classifier
-from imgclf.estimator.plan import Plan, make_plan, open_and_split
+from imgclf.estimator.plan import Plan, plan_training
 from imgclf.estimator.settings import Request
 from imgclf.estimator.warm_start import seconds_a_step
 from imgclf.studies.events import CurvePointMeasured, NextTraining, TrainingsPlanned
@@ -108,9 +108,9 @@ def learning_curve(
     config = named_values("config", config or {})
     config = {**config, "train": {**named_values("train", config.get("train", {})), "minutes": None}}
     request = Request(recipe, config)
-    audit, split = open_and_split(request, data, callbacks)
-    plan = make_plan(request, audit, split, callbacks)
-    train, held = split.samples("train"), (*(() if full else split.samples("valid")), *split.samples("test"))
+    plan = plan_training(request, data, callbacks)
+    train, test = plan.split.samples("train"), plan.split.samples("test")
+    held = test if full else (*plan.split.samples("valid"), *test)
     if not held:
         raise ConfigError("no held-out images to test on: give some for test in --split, as in 70/15/15")
     parts = draw_parts(train, FULL_DRAWS if full else DRAWS, plan.experiment.train.seed)

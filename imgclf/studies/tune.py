@@ -18,8 +18,8 @@ from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.core.errors import ConfigError, MissingExtra, TrainingDiverged
 from imgclf.data.write import require_outside
 from imgclf.estimator.classifier import Classifier
-from imgclf.estimator.plan import Plan, make_plan, open_and_split
-from imgclf.estimator.settings import Request
+from imgclf.estimator.plan import Plan, plan_training
+from imgclf.estimator.settings import Request, with_train
 from imgclf.storage.run_folder import STEM_LENGTH, require_free, write_config
 from imgclf.studies.events import NextTraining
 from imgclf.training.events import BaselineMeasured, Callback, EpochEnded, Event, StepEnded, notify
@@ -153,10 +153,8 @@ def tune(
         raise ConfigError(f"minutes is {minutes!r}; allowed: a number above 0")
     require_free(folder, None)
     deadline = time.monotonic() + 60 * minutes
-    request = Request(recipe, config or {})
-    audit, split = open_and_split(request, data, callbacks)
-    plan = make_plan(request, audit, split, callbacks)
-    if not split.samples("valid"):
+    plan = plan_training(Request(recipe, config or {}), data, callbacks)
+    if not plan.split.samples("valid"):
         raise ConfigError("no validation images to rank trials by: give some in --split, as in 70/15/15")
     if not plan.experiment.train.epochs:
         raise ConfigError("there are no epochs to tune: choose another --recipe than probe, or more --epochs")
@@ -239,7 +237,7 @@ def _suggest(trial: optuna.Trial, defaults: Mapping[str, Any]) -> dict[str, Any]
 
 def _with(experiment: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:
     train = {key: value for key, value in settings.items() if key != "augment"}
-    return replace(experiment, augment=settings["augment"], train=replace(experiment.train, **train))
+    return with_train(replace(experiment, augment=settings["augment"]), **train)
 
 
 def _run_trials(search: _Search, trials: int) -> str:

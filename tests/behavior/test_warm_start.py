@@ -118,25 +118,26 @@ def timed(minutes, **train):
 
 def test_more_time_gives_more_epochs_up_to_a_limit(monkeypatch):
     monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 0.5)
-    epochs = [fit_to_time(timed(minutes))[0].epochs for minutes in (0.05, 1, 5, 1000)]
+    epochs = [fit_to_time(timed(minutes))[0].experiment.train.epochs for minutes in (0.05, 1, 5, 1000)]
     assert epochs == sorted(epochs)
     assert epochs[0] == 1
     assert epochs[-1] == 120
-    assert fit_to_time(timed(1000, epochs=3))[0].epochs == 3
+    assert fit_to_time(timed(1000, epochs=3))[0].experiment.train.epochs == 3
 
 
 @pytest.mark.parametrize("minutes", [0.2, 0.33, 0.5, 0.9, 1.7])
 def test_the_time_is_used(monkeypatch, minutes):
     """Also where it is one epoch and a third: two shorter ones are taken."""
     monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 0.5)
-    config, _ = fit_to_time(timed(minutes))
+    config = fit_to_time(timed(minutes))[0].experiment.train
     seconds = 0.5 * config.epochs * (config.epoch_steps or 8)
     assert 0.8 * 60 * minutes < seconds <= 60 * minutes
 
 
 def test_an_epoch_is_cut_to_the_time(monkeypatch):
     monkeypatch.setattr("imgclf.estimator.warm_start.seconds_a_step", lambda *_: 1.0)
-    config, choice = fit_to_time(timed(5 / 60))
+    plan, choice = fit_to_time(timed(5 / 60))
+    config = plan.experiment.train
     assert config.epochs == 1
     assert 3 <= config.epoch_steps <= 5
     assert "of 8 steps" in choice.value
