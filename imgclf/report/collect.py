@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from imgclf.core.arguments import as_path
 from imgclf.core.config import CUSTOM, ExperimentConfig, PreprocessConfig, from_dict
 from imgclf.core.errors import ImgclfError, UnknownName
 from imgclf.core.files import read_text, write_text
-from imgclf.core.results import ENDED, Decision
+from imgclf.core.results import ENDED
 from imgclf.core.text import plural, printable
 from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
@@ -46,11 +45,10 @@ from imgclf.models.own import is_known
 from imgclf.models.summary import layer_table
 from imgclf.report.page import pictures_to_show, render
 from imgclf.report.thumbnails import look_at
-from imgclf.report.view import DataFacts, Look, NextSteps, ReportData, Samples, Trained
+from imgclf.report.view import Look, Network, NextSteps, ReportData, Samples
 from imgclf.runtime.device import pick_device
 from imgclf.storage.model_file import load_model
 from imgclf.storage.run_folder import (
-    AT_WORK,
     CHECKPOINT,
     CONFIG,
     EVENTS,
@@ -59,6 +57,7 @@ from imgclf.storage.run_folder import (
     REPORT,
     SPLIT,
     Run,
+    RunInfo,
     find_run,
     read_config,
     read_history,
@@ -78,76 +77,56 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a run: its network and where its images are, if they are there; the predictions by part."""
+    """What is known of a run: its network, its predictions by part, and its images; else `not_shown` says why not."""
 
     model: nn.Module | None = None
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
     source: Source | None = None
+    not_shown: str = ""
 
 
 def write_report(
-    run: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
-    *,
-    known: Known | None = None,
-    progress: Progress | None = None,
+    run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *, progress: Progress | None = None
 ) -> Path:
     """Write the report of a run, and return its path.
 
-    If the predictions for its test images are missing they are made again, provided the model and the images are there.
-    A run without test images is reported on its validation images.
+    Predictions for its test images that are missing are made again, if the model and the images are there. A run
+    without test images is reported on its validation images.
 
     Args:
         run: A run folder, or the name of a run under `runs`.
         out: The file to write; by default, `report.html` in the run folder.
-        known: What the caller has loaded already.
         progress: Is told (images done, images in all).
 
     Raises:
         DataError: This is no run folder, or `out` is inside the data.
     """
-    return report_on(run, out, known=known, progress=progress)[0]
-
-
-def report_on(
-    run: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
-    *,
-    known: Known | None = None,
-    progress: Progress | None = None,
-) -> tuple[Path, ReportData]:
-    """The same, with what the page shows."""
     folder = find_run(run)
     path = as_path("out", out) if out is not None else folder.path / REPORT
-    known = known or _find_out(folder, progress)
-    source, not_shown = _source(folder, known.source)
-    if source is not None:
-        require_outside(path, source)
-    data = gather(folder, replace(known, source=source), not_shown, progress)
-    write_text(path, render(data))
-    return path, data
+    known = _find_out(folder, progress)
+    if known.source is not None:
+        require_outside(path, known.source)
+    write_text(path, render(gather(folder, known, progress)))
+    return path
 
 
 def _find_out(run: Run, progress: Progress | None) -> Known:
-    """The network of a run, and its predictions: as they were kept, or given now."""
-    if not run.model.is_file():
-        return Known()
-    kept = {"test": read_predictions(run.path / PREDICTIONS)} if (run.path / PREDICTIONS).is_file() else {}
-    if not is_known(run.info.arch):  # a network of the user's own, whose code is not named
-        return Known(None, kept)
-    model, manifest = load_model(run.model)
-    if kept:
-        return Known(model, kept)
-    rows = read_split(run.path / SPLIT)
-    parts = {row.split for row in rows}
-    part = next((name for name in ("test", "valid") if name in parts), None)
-    if part is None:
-        return Known(model)
+    """The network of a run, its images, and its predictions: as they were kept, or made now."""
+    kept, model, rows = {}, None, read_split(run.path / SPLIT)
+    if run.model.is_file():
+        if (run.path / PREDICTIONS).is_file():
+            kept["test"] = read_predictions(run.path / PREDICTIONS)
+        if is_known(run.info.arch):  # else a network of the user's own, whose code is not named
+            model, manifest = load_model(run.model)
+    part = next((name for name in ("test", "valid") if any(row.split == name for row in rows)), None)
     try:
-        found = audit(labeled_source(None, run), strict=False, allow_unreadable=1.0)
-        source = spelled_as(found.source, manifest.classes)
-    except (ImgclfError, OSError):  # the images are gone: the page says so
-        return Known(model)
+        source = labeled_source(None, run)
+        if kept or model is None or part is None:
+            return Known(model, kept, source)
+        source = spelled_as(audit(source, strict=False, allow_unreadable=1.0).source, manifest.classes)
+    except (ImgclfError, OSError) as error:
+        reason = printable(str(error).splitlines()[0])
+        return Known(model, kept, None, f"The images were not found ({reason}), so no pictures are shown.")
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
     loader = Loader(source, samples, manifest.preprocess, classes=manifest.classes, device=pick_device("auto"))
     temperature = float(manifest.calibration["temperature"])
@@ -156,63 +135,50 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
     return Known(model, {part: replace(predictions, seen=seen)}, source)
 
 
-def gather(run: Run, known: Known, not_shown: str = "", progress: Progress | None = None) -> ReportData:
-    """Everything that the page of a run shows; `not_shown` says why there are no images where no source is known."""
-    source = known.source
+def gather(run: Run, known: Known, progress: Progress | None = None) -> ReportData:
+    """Everything that the page of a run shows."""
+    source, not_shown, info = known.source, known.not_shown, run.info
     part = "test" if "test" in known.predictions else "valid"
     predictions = known.predictions.get(part)
     rows = read_split(run.path / SPLIT)
     values, _ = read_config(run.path / CONFIG)
-    experiment, preprocess = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, run.info.preprocess)
+    experiment, preprocess = from_dict(ExperimentConfig, values), from_dict(PreprocessConfig, info.preprocess)
     source = source and source.at_levels(preprocess.levels)
     history = read_history(run.path / HISTORY)
+    counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in info.classes}
+    for row in rows:
+        counts[row.label][str(row.split)] += 1
     looks: Mapping[str, Look] = {}
     refs = () if predictions is None else predictions.refs
     sampled = frozenset(refs[i] for i in np.random.default_rng(0).permutation(len(refs))[:MAX_SUBGROUP_IMAGES].tolist())
     if source is not None and predictions is not None:
         looks, not_shown = _look(source, predictions, sampled, progress)
-    status = run.info.status
     return ReportData(
         name=run.path.absolute().name,
-        created=_when(run.info.created),
-        status="not finished" if status in AT_WORK else status,
-        trained=_trained(run, known.model, experiment, preprocess),
-        data=_data(run, rows),
+        info=info,
+        experiment=experiment,
+        counts=counts,
         history=history,
+        network=Network() if known.model is None else _network(known.model, preprocess),
         predictions=predictions,
         part=part,
         looks=looks,
         sampled=sampled,
         not_shown=not_shown,
         samples=Samples() if source is None else _samples(source, rows, preprocess, experiment),
-        decisions=tuple(Decision(**choice) for choice in run.info.decisions),
         config=read_text(run.path / CONFIG),
         commands=_commands(run, experiment),
         start=read_start(run.path / EVENTS),
-        probed=bool(experiment.train.probe),
         next_steps=_next_steps(run, experiment, known.model, rows, len(history)),
-        members=tuple(shlex.quote(member) for member in run.info.members),
         offline=have_offline_weights(),
-        facts=_facts(run, rows, experiment),
+        facts=_facts(info, Split(tuple(rows)).digest, experiment.train.seed),
     )
-
-
-def _source(run: Run, source: Source | None) -> tuple[Source | None, str]:
-    """Where a run's images are, or why there are none to show."""
-    if source is not None:
-        return source, ""
-    try:
-        return labeled_source(None, run), ""
-    except (ImgclfError, OSError) as error:
-        reason = printable(str(error).splitlines()[0])
-        return None, f"The images were not found ({reason}), so no pictures are shown."
 
 
 def _look(
     source: Source, predictions: Predictions, sampled: Set[str], progress: Progress | None
 ) -> tuple[dict[str, Look], str]:
-    """A look at the images to show, and at those by which sizes and brightness are known; and a note where some of the
-    former can't be shown."""
+    """A look at the images to show and at the `sampled` ones, and a note where some of the former can't be shown."""
     pictured = {predictions.refs[i] for i in pictures_to_show(predictions)}
     shown, named = pictured | sampled, zip(predictions.refs, predictions.contents, strict=True)
     looks = look_at(source, [image for image in named if image[0] in shown], pictured, progress)
@@ -221,30 +187,11 @@ def _look(
     return looks, note
 
 
-def _trained(run: Run, model: nn.Module | None, experiment: ExperimentConfig, preprocess: PreprocessConfig) -> Trained:
-    facts = Trained(
-        arch=run.info.arch,
-        weights=str(run.info.weights["source"]),
-        size=preprocess.size,
-        channels=preprocess.channels,
-        members=len(run.info.members) or 1,
-        probe=experiment.train.epochs == 0,
-    )
-    if model is None:
-        return facts
+def _network(model: nn.Module, preprocess: PreprocessConfig) -> Network:
     one = _one(model)
     kernels = next((m.weight.detach().cpu().numpy() for m in one.modules() if isinstance(m, nn.Conv2d)), None)
     parameters = sum(p.numel() for p in model.parameters())
-    layers = layer_table(one, preprocess.size, preprocess.channels)
-    return replace(facts, parameters=parameters, layers=layers, kernels=kernels)
-
-
-def _data(run: Run, rows: Sequence[Sample]) -> DataFacts:
-    counts = {label: dict.fromkeys(SPLIT_NAMES, 0) for label in run.info.classes}
-    for row in rows:
-        counts[row.label][str(row.split)] += 1
-    info = run.info
-    return DataFacts(info.data, counts, info.findings, info.unreadable, info.skipped, info.given_parts)
+    return Network(parameters, layer_table(one, preprocess.size, preprocess.channels), kernels)
 
 
 def _samples(
@@ -277,7 +224,7 @@ def _is_named(run: Run) -> bool:
 
 
 def _resume(run: Run) -> str:
-    """The command that goes on with the training of a run; "" where there is nothing to go on from."""
+    """The command that resumes a run; "" where that is not possible."""
     begun = run.info.status in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
     possible = _is_named(run) and begun and not run.info.members
     return f"imgclf train --resume {shlex.quote(str(run.path))}" if possible else ""
@@ -295,7 +242,7 @@ def _anew(run: Run, experiment: ExperimentConfig) -> str:
 def _next_steps(
     run: Run, experiment: ExperimentConfig, model: nn.Module | None, rows: Sequence[Sample], epochs: int
 ) -> NextSteps:
-    """The commands for what may be done next with a run that has had so many epochs."""
+    """The commands for what may be done next with a run of this many `epochs`."""
     if not run.info.source:
         return NextSteps()
     place, config = experiment.data, experiment.train
@@ -350,16 +297,7 @@ def _commands(run: Run, experiment: ExperimentConfig) -> tuple[tuple[str, str], 
     return ((reproduce, again), *([(anew, "Start a new run with the same configuration:")] if anew else []))
 
 
-def _facts(run: Run, rows: Sequence[Sample], experiment: ExperimentConfig) -> dict[str, str]:
-    info, digest = run.info, Split(tuple(rows)).digest[:16]
-    named = {"data": info.source or info.data, "seed": experiment.train.seed, "split (sha256)": digest}
-    facts = {**named, **info.machine, **info.versions}
+def _facts(info: RunInfo, split: str, seed: int) -> dict[str, str]:
+    facts = {"data": info.source or info.data, "seed": seed, "split (sha256)": split[:16]}
+    facts |= {**info.machine, **info.versions}
     return {name: str(value) for name, value in facts.items() if name != "processes"}
-
-
-def _when(created: str) -> str:
-    """`26 November 2026, 09:36 UTC`."""
-    try:
-        return f"{datetime.fromisoformat(created):%-d %B %Y, %H:%M} UTC"
-    except ValueError:
-        return created

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import functools
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from hashlib import sha256
 from importlib.resources import files
 from itertools import product
@@ -78,12 +80,13 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "plural": plural, "short": _short, "brief": _brief}
+    environment.filters |= {"when": _when, "quote": shlex.quote}
     environment.globals["wilson_interval"] = wilson_interval
     return environment.get_template("template.html.j2")
 
 
 def _render(data: ReportData, budget: int) -> str:
-    script, kernels = _file("script.js"), data.trained.kernels
+    script, kernels = _file("script.js"), data.network.kernels
     return _template().render(
         data=data,
         what=text.what_was_trained(data),
@@ -241,6 +244,14 @@ def _short(name: str) -> str:
 def _brief(name: str) -> str:
     """A name of a length that fits under a picture, beside another one."""
     return _clean(shorten(name, MAX_TITLE_CHARACTERS))
+
+
+def _when(created: str) -> str:
+    """`26 November 2026, 09:36 UTC`."""
+    try:
+        return f"{datetime.fromisoformat(created):%-d %B %Y, %H:%M} UTC"
+    except ValueError:
+        return created
 
 
 def _clean(value: str) -> str:

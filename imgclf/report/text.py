@@ -27,17 +27,16 @@ def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
 
 def what_was_trained(data: ReportData) -> str:
     """What was trained on what, in one paragraph."""
-    trained, images, (height, width) = data.trained, data.data, data.trained.size
-    network = trained.arch if trained.members == 1 else f"ensemble of {trained.members} {trained.arch}"
+    info, parameters, (height, width) = data.info, data.network.parameters, data.info.preprocess["size"]
+    network = f"ensemble of {len(info.members)} {info.arch}" if info.members else info.arch
     text = (
-        f"{'An' if network[0] in 'aeio' else 'A'} {network}"
-        f"{f' ({trained.parameters:,} parameters)' if trained.parameters else ''}, trained {_start(trained.weights)} "
-        f"on {plural(images.total('train'), 'image')} of {quoted(images.name)} to distinguish "
-        f"{plural(len(images.counts), 'class')} ({listed(list(images.counts))}) at {height} × {width} pixels"
-        f"{' in gray' if trained.channels == 1 else ''}.{_epochs(data)}"
+        f"{'An' if network[0] in 'aeio' else 'A'} {network}{f' ({parameters:,} parameters)' if parameters else ''}, "
+        f"trained {_start(data.weights)} on {plural(data.total('train'), 'image')} of {quoted(info.data)} to "
+        f"distinguish {plural(len(data.counts), 'class')} ({listed(list(data.counts))}) at {height} × {width} pixels"
+        f"{' in gray' if info.preprocess['channels'] == 1 else ''}.{_epochs(data)}"
     )
-    if images.total("valid"):
-        text += f" {plural(images.total('valid'), 'other image')} served for validation during training."
+    if data.total("valid"):
+        text += f" {plural(data.total('valid'), 'other image')} served for validation during training."
     if data.predictions is not None and data.part == "test":
         text += f" The metrics are measured on {plural(len(data.predictions), 'held-out image')}."
     return text
@@ -51,7 +50,7 @@ def _start(weights: str) -> str:
 
 def _epochs(data: ReportData) -> str:
     epochs, best = len(data.history), data.history.best
-    if data.trained.probe:
+    if data.experiment.train.epochs == 0:
         return " Only a linear layer on top of the frozen network was trained."
     if not epochs:
         return ""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.core.results import Decision, Evaluation, History
+from imgclf.core.config import ExperimentConfig
+from imgclf.core.results import Evaluation, History
 from imgclf.data.dataset import Pixels
 from imgclf.evaluation.predictions import Predictions
 from imgclf.models.summary import LayerRow
+from imgclf.storage.run_folder import AT_WORK, RunInfo
 
 
 @dataclass(frozen=True)
@@ -27,37 +28,13 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What was trained: the network, where its weights came from and how many it has (0 where it is not there), the
-    pixels that it sees; of how many `members` it is made; whether it is a `probe`, a linear layer on frozen features.
-    `layers` and `kernels`, float32 (n, channels, height, width) of the first convolution, are those of one member."""
+class Network:
+    """The network of a run: its number of parameters and, of one member, its layers and the kernels of its first
+    convolution, float32 (n, channels, height, width). All empty where the model file is missing."""
 
-    arch: str
-    weights: str
-    size: tuple[int, int]
-    channels: int
     parameters: int = 0
-    members: int = 1
-    probe: bool = False
     layers: tuple[LayerRow, ...] = field(default=(), repr=False)
     kernels: NDArray[np.float32] | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """The data of a run: its name, how many images of each class (in their order) each part holds, as
-    `counts["cat"]["test"]`, what was found, and which parts the data themselves `brought`."""
-
-    name: str
-    counts: Mapping[str, Mapping[str, int]]
-    findings: tuple[str, ...] = ()
-    bad: tuple[tuple[str, str], ...] = ()
-    ignored: tuple[str, ...] = ()
-    brought: tuple[str, ...] = ()
-
-    def total(self, part: str) -> int:
-        """How many images a part holds."""
-        return sum(counts[part] for counts in self.counts.values())
 
 
 @dataclass(frozen=True)
@@ -90,35 +67,53 @@ class NextSteps:
 class ReportData:
     """Everything that the page shows.
 
-    `predictions` are those for the images of `part`, None where there are none yet; `looks` are what was seen of these
-    images, by ref; `sampled` are those of them that were drawn at random; `not_shown` says why there are no pictures,
-    "" where there are. `commands` reproduce the run, each with its purpose; `facts` are named texts about the run.
-    `start` is the loss and the accuracy on valid before the first epoch, where the head knew classes; `probed` says
-    that this head had been fitted to frozen features. `members` are the runs that an ensemble joins, as commands take
-    them; `offline` says that pretrained weights are installed.
+    Attributes:
+        name: The name of the run folder.
+        info: What its `run.json` holds.
+        experiment: What its `config.toml` holds; `config` is the same as text.
+        counts: Images by class (in the order of the classes) and part, as in `counts["cat"]["test"]`.
+        predictions: Those for the images of `part`; None where there are none.
+        looks: The images of these predictions that could be read, by ref.
+        sampled: The refs of random images, for the accuracy by subgroup.
+        not_shown: Why there are no pictures; "" where there are.
+        commands: They reproduce the run; each with its purpose.
+        start: Loss and accuracy on valid before the first epoch, where the head knew the classes.
+        offline: Whether `imgclf[offline]` is installed.
+        facts: Texts about the run by name.
     """
 
     name: str
-    created: str
-    status: str
-    trained: Trained
-    data: DataFacts
+    info: RunInfo
+    experiment: ExperimentConfig
+    counts: Mapping[str, Mapping[str, int]]
     history: History
+    network: Network = field(default_factory=Network)
     predictions: Predictions | None = None
     part: str = "test"
     looks: Mapping[str, Look] = field(default_factory=dict, repr=False)
     sampled: frozenset[str] = field(default=frozenset(), repr=False)
     not_shown: str = ""
     samples: Samples = field(default_factory=Samples)
-    decisions: tuple[Decision, ...] = ()
     config: str = ""
     commands: tuple[tuple[str, str], ...] = ()
     start: tuple[float, float] | None = None
-    probed: bool = False
     next_steps: NextSteps = field(default_factory=NextSteps)
-    members: tuple[str, ...] = ()
     offline: bool = True
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """How the run ended, in words."""
+        return "not finished" if self.info.status in AT_WORK else self.info.status
+
+    @property
+    def weights(self) -> str:
+        """Where the weights came from."""
+        return str(self.info.weights["source"])
+
+    def total(self, part: str) -> int:
+        """The number of images of a part."""
+        return sum(counts[part] for counts in self.counts.values())
 
 
 def accuracy_interval(result: Evaluation) -> tuple[float, float]:

