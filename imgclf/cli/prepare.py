@@ -9,6 +9,8 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._options import DataDir
+from imgclf.core.config import RESIZE_MODES
+from imgclf.core.options import listed
 from imgclf.core.text import plural
 
 SIZE = "224"
@@ -26,7 +28,7 @@ def prepare(
         ),
     ] = None,
     resize_mode: Annotated[
-        str, typer.Option(help="How images are fitted to that size: crop, pad or squash.")
+        str, typer.Option(help=f"How images are fitted to that size: {listed(RESIZE_MODES)}.")
     ] = "squash",
     kind: Annotated[str, typer.Option("--format", help="Format of resized images: jpg (quality 95) or png.")] = "jpg",
     shards: Annotated[bool, typer.Option("--shards", help="Write WebDataset tar shards.")] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from imgclf.cli import _console as console
 from imgclf.core.config import ExperimentConfig
 from imgclf.core.options import json_schema
+from imgclf.transforms.presets import PRESETS
 
 SOURCE = {"type": "string", "description": "What to train on, unless the command line says it."}
 
@@ -15,4 +16,6 @@ def schema() -> None:
     [dim]imgclf schema > imgclf.schema.json[/dim]
     """
     draft = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Config of imgclf train"}
-    console.show_json({**draft, **json_schema(ExperimentConfig, source=SOURCE)})
+    found = json_schema(ExperimentConfig, source=SOURCE)
+    found["properties"]["augment"]["enum"] = PRESETS.names()
+    console.show_json({**draft, **found})

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import PIL
 
 from imgclf.core.arguments import require, whole
-from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, DataError
+from imgclf.core.config import DataConfig
+from imgclf.core.errors import SHOWN_PROBLEMS, DataError
 from imgclf.core.files import cache_folder, seal, unseal, write_atomic
 from imgclf.core.text import natural, plural, printable
 from imgclf.data.classes import look_alikes
@@ -28,7 +29,6 @@ from imgclf.data.images import LOOK, BadImage, ImageFacts, check_image, file_sta
 from imgclf.data.sources.folder import FileReader, Known
 from imgclf.data.sources.tar_shards import ShardReader
 
-ALLOW_UNREADABLE = 0.05
 _CACHE_FORMAT = 9
 _CHUNK_IMAGES = 32
 _ODD_MIN_IMAGES = 10
@@ -87,8 +87,8 @@ def left_out(files: Sequence[UnreadableFile]) -> str:
 def audit(
     source: Source,
     *,
-    on_unreadable: str = "skip",
-    allow_unreadable: float = ALLOW_UNREADABLE,
+    on_unreadable: str = DataConfig.on_unreadable,
+    allow_unreadable: float = DataConfig.allow_unreadable,
     strict: bool = True,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -107,11 +107,11 @@ def audit(
         progress: Called with the number of images done and of all.
 
     Raises:
+        ConfigError: For a value that is not allowed.
         DataError: Where too many images can't be read, or a class has none left.
     """
     require("source", source, Source)
-    if on_unreadable not in ("skip", "error"):
-        raise ConfigError(f"on_unreadable is {on_unreadable!r}; allowed: skip, error")
+    config = DataConfig(on_unreadable=on_unreadable, allow_unreadable=allow_unreadable)
     workers = min(8, os.cpu_count() or 1) if workers is None else whole("workers", workers, 1)
     facts = _facts(source, workers, progress or (lambda done, total: None))
     found = [UnreadableFile(s.ref, fact.reason) for s, fact in zip(source.samples, facts, strict=True) if fact.reason]
@@ -124,7 +124,7 @@ def audit(
         clean = replace(
             clean, reader=source.reader.holding({s.ref: Known(fact.sha256, fact.stamp) for s, fact in good})
         )
-    _judge_unreadable(source, unreadable, on_unreadable, allow_unreadable)
+    _judge_unreadable(source, unreadable, config)
     if strict:
         _judge_classes(source, clean)
     findings = (*describe_duplicates(clean.samples), *_odd_format(good), *_vanished(good), *look_alikes(clean.classes))
@@ -245,17 +245,15 @@ def _write_cache(path: Path, facts: Mapping[str, ImageFacts]) -> None:
         pass
 
 
-def _judge_unreadable(
-    source: Source, files: tuple[UnreadableFile, ...], on_unreadable: str, allow_unreadable: float
-) -> None:
+def _judge_unreadable(source: Source, files: tuple[UnreadableFile, ...], config: DataConfig) -> None:
     problems = [f"{printable(file.ref)}: {file.reason}" for file in files]
     which = f"{plural(len(files), 'image')} of {len(source)}"
-    if files and on_unreadable == "error":
+    if files and config.on_unreadable == "error":
         raise DataError(f"{which} can't be read; repair or remove them", problems)
     share = len(files) / max(1, len(source))
-    if share > allow_unreadable:
+    if share > config.allow_unreadable:
         raise DataError(
-            f"{which} ({share:.1%}) can't be read, more than the allowed {allow_unreadable:.1%}: repair or remove "
+            f"{which} ({share:.1%}) can't be read; at most {config.allow_unreadable:.1%} are allowed: repair or remove "
             f"them, or pass --allow-unreadable {math.ceil(share * 100)}%",
             problems,
         )

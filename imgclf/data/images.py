@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from imgclf.core.config import Levels
+from imgclf.core.config import DataConfig, Levels
 from imgclf.core.errors import DataError
 from imgclf.core.text import printable
 from imgclf.data.dataset import AtLeast, Draft, Pixels, Sides
@@ -42,7 +42,7 @@ from imgclf.data.jpeg import (
     upright,
 )
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = DataConfig.max_pixels
 LOOK = 16  # hexadecimal digits of a look
 CHANGED = "has changed since it was checked"
 

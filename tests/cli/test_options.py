@@ -12,6 +12,7 @@ from imgclf.cli._options import TrainingOptions
 from imgclf.core.config import DataConfig, ExperimentConfig, TrainConfig, from_dict
 from imgclf.core.errors import ConfigError
 from imgclf.core.options import option_fields
+from imgclf.transforms.presets import PRESETS
 
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {param.name: param for param in COMMANDS["train"].params}
@@ -112,3 +113,4 @@ def test_the_schema_is_one_object_with_every_option():
     assert {"source", *FIELDS} <= {*found, *found["train"]["properties"], *found["data"]["properties"]}
     assert found["train"]["properties"]["optimizer"]["enum"] == ["sgd", "adam", "adamw"]
     assert found["train"]["properties"]["epochs"]["maximum"] == 100_000
+    assert found["augment"]["enum"] == PRESETS.names()
