@@ -133,7 +133,7 @@ def _of_the_number(data: ReportData, result: Evaluation) -> Iterator[Advice]:
     low, high = accuracy_interval(result)
     if high - low > WIDE_INTERVAL:
         text = (
-            f"{plural(result.n, 'image')} are few to test on: by chance alone, accuracy can be {percent(low)} to "
+            f"{plural(result.n, 'image')} are few to test on: the 95% interval of the accuracy is {percent(low)} to "
             f"{percent(high)}."
         )
         more = f", or hold out more (e.g. --split {data.next_steps.more_test})," if data.next_steps.more_test else ""
@@ -217,7 +217,7 @@ def _of_training(data: ReportData) -> Iterator[Advice]:
         yield Advice(text, "Train longer", data.next_steps.longer)
     if best is None and losses and data.start is not None:
         text = f"Training did not help: {never_better(losses, data.start[0])} than the start, which was kept."
-        todo = instead_of_epochs(probed=bool(data.experiment.train.probe))
+        todo = instead_of_epochs(probed=data.probed)
         yield Advice(text, todo[0].upper() + todo[1:])
 
 
@@ -267,8 +267,8 @@ def _of_data(data: ReportData) -> Iterator[Advice]:
     if data.info.findings:
         first, *others = data.info.findings
         more = f" ({len(others):,} more below)" if others else ""
-        text = f"The data have a problem: {shorten(first, MAX_FINDING_CHARACTERS)}{more}."
-        yield Advice(text, "Remove copies and images that don't belong, fix labels, and train again")
+        text = f"The data check found a problem: {shorten(first, MAX_FINDING_CHARACTERS)}{more}."
+        yield Advice(text, "Remove duplicates and images that don't belong, fix wrong labels, and train again")
 
 
 def _on_data(data: ReportData, command: str, options: str) -> str:

@@ -89,7 +89,7 @@ def _render(data: ReportData, budget: int) -> str:
     script, kernels = _file("script.js"), data.network.kernels
     return _template().render(
         data=data,
-        what=text.what_was_trained(data),
+        training=text.what_was_trained(data),
         curves=charts.training_curves(data.history.epochs, data.start) if len(data.history) > 1 else [],
         kernels=[] if kernels is None else [picture_of(pixels) for pixels in charts.kernel_pixels(kernels)],
         samples=list(zip(map(picture_of, data.samples.images), data.samples.titles, strict=True)),
@@ -108,7 +108,7 @@ def _file(name: str) -> str:
 
 
 def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -> dict[str, Any]:
-    """What the template says of the predictions."""
+    """The values of the template that depend on predictions."""
     result = predictions.evaluation
     right = predictions.predicted == predictions.targets
     pairs, cells = confused_pairs(result, PAIRS), by_cell(predictions)
@@ -141,11 +141,11 @@ def _from_predictions(data: ReportData, predictions: Predictions, budget: int) -
 
 
 def _measures(result: Evaluation) -> list[tuple[Any, ...]]:
-    """Each figure: its name, its value, of how many images, its interval, what it means."""
+    """Each metric: name, value, number of images, interval, meaning."""
     said = (
         ("accuracy", "Accuracy", "share of images classified correctly"),
-        ("balanced_accuracy", "Balanced accuracy", "mean recall over the classes, each with the same weight"),
-        ("macro_f1", "Macro-F1", "mean F1 over the classes: balances misses and false alarms"),
+        ("balanced_accuracy", "Balanced accuracy", "mean recall over the classes, whatever their number of images"),
+        ("macro_f1", "Macro-F1", "mean F1 over the classes; F1 is the harmonic mean of precision and recall"),
         ("top5", "Top-5", "the true class is among the five most probable"),
         ("loss", "Loss", "mean cross-entropy in nats; 0 is best"),
     )
@@ -214,7 +214,7 @@ def _tiles(predictions: Predictions, looks: Mapping[str, Look], positions: Seque
 
 
 def _trust(predictions: Predictions, right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Calibration before and after the temperature, and what thresholds bring."""
+    """Calibration before and after the temperature, and the suggested thresholds."""
     measured = predictions.evaluation.calibration
     assert measured is not None  # as predictions give it
     rows = [("not calibrated", measured.before, predictions)]

@@ -47,7 +47,7 @@ def slice_images(
     light = np.array([look.brightness / 2.55 for look in found])
     shapes = [_shape(look.sides) for look in found]
     folders = [_folder(ref, label) for ref, label in zip(refs, labels, strict=True)]
-    same = "This is the same for all images." if seen else "The images could not be opened."
+    same = "the same for all images" if seen else "the images could not be opened"
     return [
         Slicing("Shorter side, pixels", _thirds(sides, hits), same),
         Slicing("Shape", _named(shapes, hits), same),
@@ -77,7 +77,7 @@ def _by_folder(folders: list[str], right: NDArray[np.bool_]) -> Slicing:
     if len(names) > MAX_FOLDERS:
         common = {name for name, _ in Counter(folders).most_common(MAX_FOLDERS - 1)}
         folders = [name if name in common else f"{len(names) - len(common)} other folders" for name in folders]
-    note = "All images come from one folder, apart from the folders of the classes."
+    note = "all images are in the same folder, apart from the folders of the classes"
     return Slicing("Source folder", _named([name or "(no subfolder)" for name in folders], right), note)
 
 

@@ -32,11 +32,11 @@ def what_was_trained(data: ReportData) -> str:
     text = (
         f"{'An' if network[0] in 'aeio' else 'A'} {network}{f' ({parameters:,} parameters)' if parameters else ''}, "
         f"trained {_start(data.weights)} on {plural(data.total('train'), 'image')} of {quoted(info.data)} to "
-        f"distinguish {plural(len(data.counts), 'class')} ({listed(list(data.counts))}) at {height} × {width} pixels"
+        f"distinguish {plural(len(data.counts), 'class')} ({listed(list(data.counts))}) at {height} × {width} pixels"
         f"{' in gray' if info.preprocess['channels'] == 1 else ''}.{_epochs(data)}"
     )
     if data.total("valid"):
-        text += f" {plural(data.total('valid'), 'other image')} served for validation during training."
+        text += f" {plural(data.total('valid'), 'other image')} were used for validation."
     if data.predictions is not None and data.part == "test":
         text += f" The metrics are measured on {plural(len(data.predictions), 'held-out image')}."
     return text
@@ -51,7 +51,7 @@ def _start(weights: str) -> str:
 def _epochs(data: ReportData) -> str:
     epochs, best = len(data.history), data.history.best
     if data.experiment.train.epochs == 0:
-        return " Only a linear layer on top of the frozen network was trained."
+        return " It is a linear probe: only a linear layer on the features of the frozen network was trained."
     if not epochs:
         return ""
     trained = f" Training took {plural(epochs, 'epoch')}"

@@ -107,6 +107,11 @@ class ReportData:
         return "not finished" if self.info.status in AT_WORK else self.info.status
 
     @property
+    def probed(self) -> bool:
+        """Whether training began with a linear probe."""
+        return bool(self.experiment.train.probe)
+
+    @property
     def weights(self) -> str:
         """Where the weights came from."""
         return str(self.info.weights["source"])

@@ -175,7 +175,7 @@ def test_the_folders_of_the_classes_are_no_slices():
     refs, labels = ["train/a/1.jpg", "train/b/2.jpg"], ["a", "b"]
     folder = slice_images(refs, labels, np.array([True, False]), {})[-1]
     assert folder.slices == ()
-    assert "one folder" in folder.note
+    assert "the same folder" in folder.note
 
 
 def test_slices_of_alike_or_missing_images_say_so():
@@ -450,7 +450,7 @@ def test_every_warning_says_what_to_do():
         "Look at them under Confused pairs",
         "Train with 20 or more validation images",
         "Repair or remove unreadable images",
-        "The data have a problem: a.gif is odd. Remove copies and images that don't belong",
+        "The data check found a problem: a.gif is odd. Remove duplicates and images that don't belong",
     ):
         assert advice in text, advice
     nameless = minded(replace(data, next_steps=NextSteps()))
