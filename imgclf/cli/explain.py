@@ -1,4 +1,4 @@
-"""`imgclf explain`: where in an image a class is, and what the network's layers make of the image."""
+"""`imgclf explain`: which parts of an image drove the prediction, and the kernels and feature maps of the network."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("explanations")
 AT_ONCE = 16  # images in memory together
+MIN_CELLS = 4  # along each side of the feature maps: fewer locate nothing
 PLAIN_SIDE = 224  # of an image that no model looks at, at most
 
 
@@ -80,10 +81,16 @@ def _explained(
     """A row for each image, whose picture is written then."""
     from imgclf.plots.figures import save_explanation
 
+    warned = False
     for start in range(0, len(source), AT_ONCE):
         part = source.with_samples(source.samples[start : start + AT_ONCE])
         for explanation in classifier.explain(part, method=method, label=label):
             picture = None
+            if explanation.cells and min(explanation.cells) < MIN_CELLS and not warned:
+                warned = True
+                cells = "×".join(map(str, explanation.cells))
+                other = "try --method occlusion, or train with a larger --size"
+                console.warn(f"the last feature maps have only {cells} cells, too few to locate anything: {other}")
             if explanation.heat is not None:
                 picture = picture_of(explanation.path, method)
                 save_explanation(explanation, picture)

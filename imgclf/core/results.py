@@ -217,7 +217,8 @@ class Explanation:
     """Where in one image a class is: `label`, with its probability `confidence` (0…1); or an `error` and no label.
 
     `pixels` is what the model saw, uint8 (height, width, channels), and `heat` says of each of these pixels how much it
-    speaks for the class, float32 (height, width) from 0 to 1. It is 0 everywhere where nothing speaks for it.
+    speaks for the class, float32 (height, width) from 0 to 1. It is 0 everywhere where nothing speaks for it. `cells`
+    is the (height, width) of the feature maps that it was made of; None for a method without these.
     """
 
     path: str
@@ -226,6 +227,7 @@ class Explanation:
     method: str
     heat: NDArray[np.float32] | None = field(default=None, repr=False)
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+    cells: tuple[int, int] | None = None
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The feature maps of any network: which of its outputs have places, and where in the image these places lie.
 
 Nothing is known of the network beforehand. One image goes through it, and of every module's output is asked whether
-it lies on a grid: maps (n, c, h, w), the same with the channels last (Swin), or tokens (n, t, d) in rows behind a class
+it is on a grid: maps (n, c, h, w), the same with the channels last (Swin), or tokens (n, t, d) in rows behind a class
 token (ViT). What an attention makes of its queries has such a shape too, so an output counts only where the module's
 input lay on a known grid; the first is the image.
 """
@@ -64,7 +64,7 @@ def last_maps(model: nn.Module, images: Tensor) -> list[tuple[Site, Tensor]]:
 
 
 def find_last_site(model: nn.Module, image: Tensor) -> Site:
-    """The last output that lies on a grid and through whose places the answer goes, before a pooling coarsens it.
+    """The last output on a grid that the logits depend on place by place, before a pooling coarsens it.
 
     Of a ViT's last tokens only the class token is used, so it is the norm before the last attention, the last that
     mixes them. Raises `ConfigError` where there is none, as in a network of linear layers.

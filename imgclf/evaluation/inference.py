@@ -1,6 +1,6 @@
 """Model and images in, probabilities out. Evaluation, prediction and each epoch's valid pass come through here.
 
-All of it only reads: a model may answer in several threads at once, and while a prediction is left half-way.
+All of it only reads: a model can predict in several threads at once, and while another prediction is half-way.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def softmax(logits: ArrayLike) -> Floats:
 def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str]) -> Evaluation:
     """Compare `logits` (n, k) with the true class indices `targets` (n,), 0 to k - 1; `classes` are the k names.
 
-    The answer is the class with the largest logit, the first one where several are equal; equal logits rank by their
+    The predicted class has the largest logit, and is the first one where several are equal; equal logits rank by their
     index for top-5 as well. Balanced accuracy is the mean recall and macro-F1 the mean F1 over the classes that have
     images (scikit-learn's `balanced_accuracy_score`, and `f1_score` with these classes as labels). A precision with
     nothing to divide by is 0; a class without images was not tested, and has none of these figures.
@@ -58,7 +58,7 @@ def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str
 
 def _log_softmax(logits: ArrayLike) -> Floats:
     values = np.asarray(logits, dtype=np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are answered below, with a sentence
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity raise an error below
         shifted = values - values.max(axis=-1, keepdims=True)
     if not np.isfinite(shifted).all():
         raise ImgclfError(

@@ -3,15 +3,15 @@
 Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) takes the last maps that still have places, weighs each by the mean
 gradient of the class's logit, and keeps what is positive of their sum. Grad-CAM++ (Chattopadhay et al. 2018,
 arXiv:1710.11063) weighs the positive gradients, so that several objects of a class show. Occlusion (Zeiler and Fergus
-2014, arXiv:1311.2901) covers part after part of the image and looks at what the answer loses: slow, but it asks the
-whole network and needs no maps.
+2014, arXiv:1311.2901) covers part after part of the image and measures how much the prediction loses: slow, but
+it uses the whole network and needs no maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import product
+from itertools import product, repeat
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from imgclf.core.registry import unknown_name
 from imgclf.core.results import Explanation
 from imgclf.core.text import nfc
 from imgclf.data.loading.loader import Loader
-from imgclf.evaluation.feature_maps import Site, find_last_site, hooked, spread
+from imgclf.evaluation.feature_maps import Grid, Site, find_last_site, hooked, spread
 from imgclf.evaluation.inference import batch_outputs, device_of, predict
 from imgclf.models.ensemble import Ensemble
 from imgclf.runtime.compute import in_parts_that_fit, own_copy
@@ -84,12 +84,12 @@ def explain(
     with torch.inference_mode(False):  # a caller's inference mode would forbid gradients
         predictions = list(predict(model, loader, top=1, precision=precision, temperature=temperature))
         labels = [prediction.label if label is None else label for prediction in predictions]
-        found: dict[int, tuple[NDArray[np.float32], NDArray[np.uint8]]] = {}
+        found: dict[int, tuple[NDArray[np.float32], NDArray[np.uint8], Grid | None]] = {}
         for batch in filter(lambda batch: len(batch.targets), loader.epoch()):
             positions = batch.positions.tolist()
             targets = torch.tensor([loader.classes.index(str(labels[i])) for i in positions], dtype=torch.int64)
-            heats = _heats(model, batch.pixels, targets, loader.preprocess, method, precision)
-            found |= zip(positions, zip(heats, batch.pixels.cpu().numpy(), strict=True), strict=True)
+            heats, cells = _heats(model, batch.pixels, targets, loader.preprocess, method, precision)
+            found |= zip(positions, zip(heats, batch.pixels.cpu().numpy(), repeat(cells)), strict=True)
     return [
         Explanation(said.path, name, said.probabilities[name], method, *found[i])
         if name is not None and said.error is None
@@ -100,12 +100,11 @@ def explain(
 
 def _heats(
     model: nn.Module, pixels: Tensor, targets: Tensor, preprocess: PreprocessConfig, method: str, precision: torch.dtype
-) -> Iterator[NDArray[np.float32]]:
-    """The heat of each image, scaled so that its hottest pixel is 1."""
+) -> tuple[list[NDArray[np.float32]], Grid | None]:
+    """The heat of each image, scaled so that its hottest pixel is 1; and the size of the maps, None for occlusion."""
     if method == "occlusion":
-        for image, target in zip(pixels, targets.tolist(), strict=True):
-            yield _scaled(_occlusion(model, image, target, preprocess, precision))
-        return
+        pairs = zip(pixels, targets.tolist(), strict=True)
+        return [_scaled(_occlusion(model, *pair, preprocess, precision)) for pair in pairs], None
     device, members = device_of(model), list(model.members) if isinstance(model, Ensemble) else [model]
     site = find_last_site(members[0], to_input(pixels[:1], preprocess, device))
     mean_cam = partial(_mean_cam, members, site, method, preprocess.tta != "none")
@@ -114,7 +113,7 @@ def _heats(
         parts = zip(torch.split(pixels, most), torch.split(targets.to(device), most), strict=True)
         return np.concatenate([mean_cam(to_input(part, preprocess, device), wanted) for part, wanted in parts])
 
-    yield from map(_scaled, in_parts_that_fit(heats, MAX_IMAGES, device)[0])
+    return [_scaled(heat) for heat in in_parts_that_fit(heats, MAX_IMAGES, device)[0]], site.grid
 
 
 def _mean_cam(

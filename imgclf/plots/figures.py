@@ -81,9 +81,16 @@ def save_channels(pixels: Pixels, title: str, path: Path) -> None:
 def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> None:
     """Write the pixels that the model saw and, beside them, the heat over the same pixels in gray.
 
-    The title is like "bees 97.3%, gradcam"; a scale explains the colors.
+    The title is like "bees 97.3%, gradcam 7×7", with the size of the feature maps; a scale explains the colors. Each
+    pixel becomes a square of whole pixels: nothing is smoothed.
 
-    Each pixel becomes a square of whole pixels: nothing is smoothed. Raises `DataError` for an image without heat.
+    Args:
+        explanation: One of those that `explain` returns.
+        path: The picture to write, `.png` or another format by its name; its folder is made.
+
+    Raises:
+        DataError: The image could not be read, so there is no heat.
+        ConfigError: The name is not that of a picture.
     """
     from matplotlib.figure import Figure
 
@@ -104,7 +111,8 @@ def save_explanation(explanation: Explanation, path: str | os.PathLike[str]) -> 
     figure = Figure(
         figsize=((2 * panel + MARGIN) / dpi, (height + SCALE_HEIGHT + TITLE_HEIGHT + MARGIN) / dpi), dpi=dpi
     )
-    title = f"{title_of(explanation.label or '', 20)} {percent(explanation.confidence)}, {explanation.method}"
+    title = f"{title_of(explanation.label or '', 16)} {percent(explanation.confidence)}, {explanation.method}"
+    title += "" if explanation.cells is None else f" {explanation.cells[0]}×{explanation.cells[1]}"
     titles = (Path(explanation.path).name, title)
     for index, (shown, title) in enumerate(zip((colors / 255, hot), titles, strict=True)):
         left = MARGIN + index * panel
@@ -195,7 +203,7 @@ def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
 
 
 def save_importances(importances: Mapping[str, float], path: Path, title: str, trials: int) -> None:
-    """Write the importance of each tuned setting, from so many trials, as bars."""
+    """Write the importance of each tuned setting, measured in this many trials, as bars."""
     figure, axes = _figure(1, 1, 5.0)
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])

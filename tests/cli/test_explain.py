@@ -1,4 +1,4 @@
-"""`imgclf explain`: what it answers with, where the pictures go, and what it never writes over."""
+"""`imgclf explain`: the output, where the pictures go, and what is never overwritten."""
 
 import json
 import shutil
@@ -39,6 +39,18 @@ def test_a_table_for_people(here):
     assert row.split()[:2] == ["img.png", "green"]
     assert row.split()[-1] == "new/folder/img-occlusion.png"
     assert result.stderr.startswith("model: runs/")
+
+
+def test_maps_of_few_cells_are_called_too_coarse_once(here):
+    result = run("train", "photos", "--arch", "resnet18", "--weights", "none", "--size", 48, "--epochs", 1)
+    assert result.exit_code == 0, result.stderr
+    result = run("explain", "img.png", "photos/blue", "--model", "runs/photos-resnet18-1")
+    said = (
+        "the last feature maps have only 2×2 cells, too few to locate anything: try --method occlusion, or train with"
+    )
+    assert " ".join(result.stderr.split()).count(said) == 1
+    result = run("explain", "img.png", "--model", "runs/photos-resnet18-1", "--method", "occlusion")
+    assert "cells" not in result.stderr
 
 
 def test_images_of_one_name_get_pictures_of_their_own(here):
