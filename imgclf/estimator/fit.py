@@ -41,31 +41,34 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
     """Do what is asked, on some data; see `Classifier.fit`. With a run folder it is tested and reported on as well."""
     began = time.perf_counter()
     distributed.join()
-    callbacks, state = with_warnings(callbacks), request.state
+    callbacks = with_warnings(callbacks)
     plan = plan_training(request, data, callbacks)
     notify(callbacks, LoaderMade(plan.train_loader))
     cached = replace(plan.experiment.data, cache=plan.train_loader.cache_level.name)
     plan = replace(plan, experiment=replace(plan.experiment, data=cached))
     recorder = start_run(request, plan, data)
-    callbacks = callbacks if recorder.run is None else (recorder, *callbacks)
-    with recorder.at_work():
-        start = Start(plan) if state is not None else warm_start(plan, callbacks)
+    run = None if recorder is None else recorder.run
+    callbacks = callbacks if recorder is None else (recorder, *callbacks)
+    with nullcontext() if recorder is None else recorder.at_work():
+        start = warm_start(plan, callbacks) if request.state is None else Start(plan)
         plan = start.plan
-        recorder.begin(start)
-        notify(callbacks, RunReady(recorder.run, plan))
+        if recorder is not None and request.state is None:
+            recorder.begin(start)
+        notify(callbacks, RunReady(run, plan))
         history = train(
             plan.model,
             plan.train_loader,
             plan.valid_loader,
             plan.experiment.train,
             callbacks=callbacks,
-            checkpoint=None if recorder.run is None else recorder.run.path / CHECKPOINT,
-            resume=state,
+            checkpoint=None if run is None else run.path / CHECKPOINT,
+            resume=request.state,
             keep_start=plan.knows_classes,
         )
         calibrated = calibrate(plan, history, start.features, callbacks)
-        recorder.keep(calibrated)
-        predictions, unreadable = dict(calibrated.predictions), recorder.unreadable()
+        if recorder is not None:
+            recorder.keep(calibrated)
+        predictions, unreadable = dict(calibrated.predictions), plan.unreadable
         if (request.runs or request.resume) and history.ended != "interrupted" and plan.split.samples("test"):
             predictions["test"], missed = test(plan, calibrated.temperature, callbacks)
             unreadable |= missed
@@ -73,7 +76,8 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
             notify(callbacks, tested(plan, part, known.evaluation))
         manifest = calibrated.within(manifest_of(plan, predictions))
         learnt = FitResult(start, history, manifest, calibrated.ood, predictions, unreadable)
-        learnt = replace(learnt, run=recorder.finish(learnt, time.perf_counter() - began))
+        if recorder is not None:
+            learnt = replace(learnt, run=recorder.finish(learnt, time.perf_counter() - began))
     notify(callbacks, FitEnded(history.ended))
     if learnt.run is not None:
         write_page(learnt.run, Known(plan.model, predictions, plan.source), callbacks)

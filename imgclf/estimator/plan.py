@@ -122,6 +122,12 @@ class Plan:
         """The optimizer steps of an epoch."""
         return steps_per_epoch(self.model, self.train_loader, self.experiment.train)
 
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """The images of train and valid that training could not read, with the reason."""
+        of_valid = {} if self.valid_loader is None else self.valid_loader.unreadable
+        return {**self.train_loader.unreadable, **of_valid}
+
     def with_new_loaders(self) -> Plan:
         """The same, with loaders that fit it and keep no pixels yet."""
         train, valid = make_loaders(self.experiment, self.preprocess, self.source, self.split)

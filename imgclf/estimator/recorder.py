@@ -38,7 +38,6 @@ from imgclf.storage.run_folder import (
     CONFIG,
     EVENTS,
     HISTORY,
-    MODEL,
     PREDICTIONS,
     REPORT,
     SAMPLES,
@@ -92,15 +91,15 @@ class FitResult:
     run: Run | None = None
 
 
-def start_run(request: Request, plan: Plan, data: str | os.PathLike[str] | Source) -> Recorder:
-    """The recorder of a new run folder with its config and split, or of the one to go on in; or of none, where none is
-    asked for or another process has it."""
+def start_run(request: Request, plan: Plan, data: str | os.PathLike[str] | Source) -> Recorder | None:
+    """The recorder of a new run folder with its config and split, or of the run to resume; None where no run folder is
+    asked for or another process writes it."""
     if not distributed.is_main():
-        return Recorder(None, plan)
+        return None
     if request.resume and request.run is not None:
-        return Recorder(_reopen(request.run, request.state, plan), plan, request.state)
+        return Recorder(_reopen(request.run, request.state, plan), plan)
     if request.runs is None:
-        return Recorder(None, plan)
+        return None
     named = None if isinstance(data, Source) else os.fspath(data)
 
     def fill(folder: Path) -> None:
@@ -213,77 +212,56 @@ def write_page(run: Run, known: Known, callbacks: Sequence[Callback]) -> None:
 
 
 class Recorder:
-    """Writes a run folder while training goes on: the only one who touches the disk. Without a `run` it writes nothing.
+    """Writes a run folder during training: nothing else touches the disk.
 
     As a callback it keeps `history.csv` and `events.jsonl` up to date and, with `keep="all"`, a model file of each
     epoch. The best model is written as often as the state of training is, and where an error ends training: in between,
     the state holds it.
     """
 
-    def __init__(self, run: Run | None, plan: Plan, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, run: Run, plan: Plan) -> None:
         self.run = run
         self._plan = plan
-        self._state: Mapping[str, Any] = {"unreadable": {}, "epoch": 0} if state is None else state
-        self._fresh = state is None
-        self._training = False
+        self._first_epoch: int | None = None  # once training has started
         self._written = -1
-
-    @property
-    def _path(self) -> Path:
-        assert self.run is not None
-        return self.run.path
-
-    def unreadable(self) -> dict[str, str]:
-        """The images of training and validation that couldn't be read at some time, with the reason."""
-        valid = self._plan.valid_loader
-        of_valid = {} if valid is None else valid.unreadable
-        return {**self._state["unreadable"], **self._plan.train_loader.unreadable, **of_valid}
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Hold the run folder, and tell it of the error or the interrupt that ends the work; remove it where it is
-        interrupted before anything is kept."""
-        if self.run is None:
-            yield
-            return
+        """Lock the run folder, and record in it the error or interrupt that ends the work; after an interrupt before
+        anything was saved, remove it."""
         with held(self.run):
             try:
                 yield
             except KeyboardInterrupt:
                 if (self.run.path / CHECKPOINT).exists() or self.run.model.exists():
-                    self._tell_end(self.run, status="interrupted")
+                    self._record_end(status="interrupted")
                 else:
                     shutil.rmtree(self.run.path)
                 raise
             except Exception as error:
-                self._tell_end(self.run, status="failed", error=f"{type(error).__name__}: {error}")
+                self._record_end(status="failed", error=f"{type(error).__name__}: {error}")
                 raise
 
     def begin(self, start: Start) -> None:
-        """Training begins: with what the first answers told, unless it goes on."""
+        """Record the decisions before the first step, and the settings that follow from them."""
         self._plan = start.plan
-        if self.run is not None and self._fresh:
-            write_config(self.run.path / CONFIG, start.plan.experiment, self.run.info.source)
-            decisions = tuple(asdict(decision) for decision in start.decisions)
-            self.run = write_info(self.run, preprocess=to_dict(start.plan.preprocess), decisions=decisions)
+        write_config(self.run.path / CONFIG, start.plan.experiment, self.run.info.source)
+        decisions = tuple(asdict(decision) for decision in start.decisions)
+        self.run = write_info(self.run, preprocess=to_dict(start.plan.preprocess), decisions=decisions)
 
     def keep(self, calibrated: Calibrated) -> None:
-        """Training has ended: the model is written before it is tested, which may take long."""
-        if self.run is None:
-            return
-        (self._path / PREDICTIONS).unlink(missing_ok=True)  # of a model that is no more, where this one was resumed
+        """Write the trained model, before it is tested, which may take long."""
+        (self.run.path / PREDICTIONS).unlink(missing_ok=True)  # of the model before, in a resumed run
         manifest = calibrated.within(manifest_of(self._plan, calibrated.predictions))
         save_model(self.run.model, self._plan.model, manifest, calibrated.ood)
         self.run = write_info(self.run, status="testing")
 
-    def finish(self, learnt: FitResult, seconds: float) -> Run | None:
-        """All is done, in so many seconds: write what came of it into the run folder."""
-        if self.run is None:
-            return None
+    def finish(self, learnt: FitResult, seconds: float) -> Run:
+        """Write the result of a fit, which took this many seconds."""
         if "test" in learnt.predictions:
             save_model(self.run.model, self._plan.model, learnt.manifest, learnt.ood)
         write_samples(self.run, self._plan.source, self._plan.split, self._plan.preprocess.levels)
-        ours = learnt.history.epochs[self._state["epoch"] :]
+        ours = learnt.history.epochs[self._first_epoch :]
         return write_result(
             self.run,
             learnt.predictions,
@@ -294,19 +272,19 @@ class Recorder:
             unreadable_later=tuple(learnt.unreadable.items()),
         )
 
-    def _tell_end(self, run: Run, **facts: Any) -> None:
-        with suppress(OSError, ImgclfError):  # what ended the work is what is told
-            if self._training:
-                facts["unreadable_later"] = tuple(self.unreadable().items())
-            write_info(open_run(run.path), **facts)
+    def _record_end(self, **facts: Any) -> None:
+        with suppress(OSError, ImgclfError):  # the error that ended the work is raised
+            if self._first_epoch is not None:
+                facts["unreadable_later"] = tuple(self._plan.unreadable.items())
+            write_info(open_run(self.run.path), **facts)
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event of training; others are none of its business."""
+        """Record an event of training; others are ignored."""
         match event:
             case ProbeFitted(probe=probe):
                 self._note("probe", **asdict(probe))
             case TrainingStarted(state=state):
-                self._training = True
+                self._first_epoch = state.epoch
                 precision = str(state.precision).removeprefix("torch.")
                 self._note("start", epoch=state.epoch, device=str(state.device), precision=precision)
             case BaselineMeasured(result=result):
@@ -327,27 +305,27 @@ class Recorder:
                 with suppress(OSError) if failed else nullcontext():  # the first error is the one to tell
                     self._save_best(state)
             case TrainingEnded(state=state):  # once more: a run killed after its last state has not written its epoch
-                write_history(self._path / HISTORY, state.history)
+                write_history(self.run.path / HISTORY, state.history)
                 self._note("end", epoch=state.epoch, ended=state.ended)
             case Tested(part=part, result=result):
                 self._note("tested", part=part, n=result.n, loss=result.loss, accuracy=result.accuracy)
 
     def _note(self, event: str, **values: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        append_event(self._path / EVENTS, event, time=now, **values)
+        append_event(self.run.path / EVENTS, event, time=now, **values)
 
     def _save_epoch(self, state: TrainState) -> None:
-        write_history(self._path / HISTORY, state.history)
+        write_history(self.run.path / HISTORY, state.history)
         if self._plan.experiment.keep == "all":
-            folder = self._path / "epochs"
+            folder = self.run.path / "epochs"
             folder.mkdir(exist_ok=True)
             with swapped_weights(state.model, state.ema):
                 save_model(folder / f"epoch-{state.epoch:03d}.safetensors", state.model, manifest_of(self._plan))
 
     def _save_best(self, state: TrainState) -> None:
-        """Write the best model, unless it is there."""
+        """Write the best model, unless it is written already."""
         best = state.result().best
         epoch = best.epoch if best is not None else 0
         if state.best and epoch != self._written:
-            save_weights(self._path / MODEL, state.best, manifest_of(self._plan))
+            save_weights(self.run.model, state.best, manifest_of(self._plan))
             self._written = epoch

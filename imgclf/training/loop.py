@@ -168,6 +168,7 @@ def _prepared(state: TrainState, run: _Run, resume: dict[str, Any] | None, endle
         run.interrupts = stack.enter_context(graceful_interrupts())
         if resume is not None:
             restore(state, resume)
+            run.loader.unreadable.update(state.unreadable)
         if run.checkpoint is not None:
             remove_leftovers(run.checkpoint)
             require_space(state, run.checkpoint.parent)
