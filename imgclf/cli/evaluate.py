@@ -48,7 +48,7 @@ def evaluate(
         images = plural(len(used) - len(samples), "image")
         console.say(f"{images} left out: trained or validated on, or not in the test part")
     with console.progress("testing") as progress:
-        answers = classifier.answer(used, samples, progress)
+        answers = classifier.predictions_of(used, samples, progress)
     result, page = answers.evaluation, None
     console.warn_of_images(classifier.unreadable_, "could not be read, left out of the figures")
     if far := far_values(used, samples, classifier.preprocess_.levels):

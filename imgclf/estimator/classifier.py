@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
@@ -29,7 +29,6 @@ from imgclf.data.split import (
     match_rows,
     pack_contents,
     read_split,
-    seen_positions,
     unpack_contents,
 )
 from imgclf.data.write import require_apart
@@ -37,7 +36,7 @@ from imgclf.estimator.fit import Data, fit, repeat, resume
 from imgclf.estimator.plan import make_loader
 from imgclf.estimator.recorder import FitResult, figures
 from imgclf.estimator.settings import Builder, own_network, resolve_request
-from imgclf.evaluation.inference import collect_predictions, device_of, predict
+from imgclf.evaluation.inference import Progress, collect_predictions, device_of, predict
 from imgclf.evaluation.ood import Rejector
 from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.evaluation.saliency import explain
@@ -201,7 +200,7 @@ class Classifier:
         return self
 
     def evaluate(
-        self, data: Data | None = None, *, part: str | None = None, progress: Callable[[int, int], None] | None = None
+        self, data: Data | None = None, *, part: str | None = None, progress: Progress | None = None
     ) -> Evaluation:
         """How good the model is: on its own test images or, with `data`, on any labeled ones, matched by class name.
 
@@ -223,28 +222,25 @@ class Classifier:
         if own and "test" in self.metrics_:  # `fit` has tested
             return self.metrics_["test"]
         source, samples = self.samples_of(data, part)
-        answers = self.answer(source, samples, progress=progress)
+        predictions = self.predictions_of(source, samples, progress)
         if far := far_values(source, samples, self.preprocess_.levels):
             warn_caller(far)
         if data is None:
             part = part or "test"
-            self.predictions_[part], self.metrics_[part] = answers, answers.evaluation
+            self.predictions_[part], self.metrics_[part] = predictions, predictions.evaluation
             if own and self.run_ is not None:
-                write_predictions(self.run_.path / PREDICTIONS, answers)
+                write_predictions(self.run_.path / PREDICTIONS, predictions)
                 self.run_ = write_info(self.run_, unreadable_later=tuple(self.unreadable_.items()))
-        return answers.evaluation
+        return predictions.evaluation
 
-    def answer(
-        self, source: Source, samples: Sequence[Sample], progress: Callable[[int, int], None] | None = None
+    def predictions_of(
+        self, source: Source, samples: Sequence[Sample], progress: Progress | None = None
     ) -> Predictions:
-        """What the model says of just these samples of a source, one by one."""
+        """The predictions of the model for these labeled samples of a source."""
         model, loader = self._fitted(), self.loader(source, samples, cache=self._cache())
-        precision = pick_precision(self.precision_, device_of(model))
-        answers = collect_predictions(
-            model, loader, progress=progress, precision=precision, temperature=self.temperature_
-        )
+        predictions = collect_predictions(model, loader, None, progress, self.precision_, self.temperature_, self.seen_)
         self.unreadable_ = {**self.unreadable_, **loader.unreadable}
-        return replace(answers, seen=seen_positions(answers.refs, source, self.seen_))
+        return predictions
 
     def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
         """The images that `evaluate` uses for these arguments, and the source that opens them."""

@@ -16,7 +16,6 @@ from imgclf.core.results import Evaluation
 from imgclf.data.dataset import Source
 from imgclf.data.loading.preview import pick_samples
 from imgclf.data.sources.inputs import far_values
-from imgclf.data.split import seen_positions
 from imgclf.estimator.calibrate import calibrate
 from imgclf.estimator.events import FitEnded, LoaderMade, Tested
 from imgclf.estimator.plan import Plan, RunReady, plan_training
@@ -85,15 +84,15 @@ def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> Fit
 
 
 def test(plan: Plan, temperature: float, callbacks: Sequence[Callback]) -> tuple[Predictions, Mapping[str, str]]:
-    """What the network of a plan says of the test images, and those that couldn't be read, with the reason."""
+    """The predictions of a plan's model for the test images, and those that could not be read, with the reason."""
     samples = plan.split.samples("test")
     if far := far_values(plan.source, samples, plan.preprocess.levels):
         notify(callbacks, Warned(far))
     cache = "disk" if plan.experiment.data.cache == "disk" else "off"  # for the next time
     loader = plan.loader(samples, cache=cache, shard=distributed.shard())
-    told = progress_of("testing", callbacks)
-    predictions = collect_predictions(plan.model, loader, progress=told, temperature=temperature)
-    return replace(predictions, seen=seen_positions(predictions.refs, plan.source, plan.seen)), loader.unreadable
+    progress = progress_of("testing", callbacks)
+    predictions = collect_predictions(plan.model, loader, progress=progress, temperature=temperature, seen=plan.seen)
+    return predictions, loader.unreadable
 
 
 def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> FitResult:

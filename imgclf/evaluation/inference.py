@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import DataError
 from imgclf.core.results import Evaluation, Prediction
 from imgclf.data.loading.loader import Batch, Loader
+from imgclf.data.split import seen_positions
 from imgclf.evaluation.metrics import softmax
 from imgclf.evaluation.ood import Rejector
 from imgclf.evaluation.predictions import Predictions
@@ -102,6 +104,7 @@ def collect_predictions(
     progress: Progress | None = None,
     precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
+    seen: frozenset[str] = frozenset(),
 ) -> Predictions:
     """The predictions of a model for the labeled samples of a loader that can be read, in order.
 
@@ -112,6 +115,7 @@ def collect_predictions(
         progress: Is told (images done, images in all).
         precision: `fp32`, `bf16`, `fp16`, or the dtype.
         temperature: Divides the logits, for the probabilities.
+        seen: The contents of images that the model was trained or validated on, which are marked as such.
 
     Raises:
         DataError: No image at all can be read.
@@ -119,7 +123,8 @@ def collect_predictions(
     """
     device = device_of(model) if device is None else pick_device(device)
     logits, _, positions = infer(model, loader, device, progress, pick_precision(precision, device))
-    return _predictions(loader, logits, positions, temperature)
+    predictions = _predictions(loader, logits, positions, temperature)
+    return replace(predictions, seen=seen_positions(predictions.refs, loader.source, seen))
 
 
 def predictions_with_features(

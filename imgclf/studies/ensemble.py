@@ -20,14 +20,14 @@ from imgclf.core.results import History
 from imgclf.data.split import pack_keys
 from imgclf.estimator.calibrate import Calibrated, calibrate
 from imgclf.estimator.classifier import Classifier
-from imgclf.estimator.fit import Data
+from imgclf.estimator.fit import Data, test
 from imgclf.estimator.recorder import write_page, write_result, write_samples
 from imgclf.models.ensemble import Ensemble
 from imgclf.report.collect import Known
 from imgclf.runtime import distributed
 from imgclf.storage.run_folder import CONFIG, SPLIT, Run, create_run, require_free, stem_of
 from imgclf.studies.events import EnsembleValidated, NextTraining
-from imgclf.training.events import Callback, Warned, notify, progress_of, with_warnings
+from imgclf.training.events import Callback, Warned, notify, with_warnings
 
 MAX_MEMBERS = 100
 COMMENT = """\
@@ -190,13 +190,13 @@ def _make_run(joined: Classifier, members: int, trained: Sequence[Classifier], r
 
 def _test(joined: Classifier, run: Run, callbacks: Sequence[Callback]) -> None:
     """Test an ensemble on the images held out, if there are any, and write what came of it into its run folder."""
-    samples = joined.split_.samples("test")
-    if samples:
-        told = progress_of("testing", callbacks)
-        joined.predictions_["test"] = joined.answer(joined.source_, samples, told)
-        joined.metrics_["test"] = joined.predictions_["test"].evaluation
+    if joined.split_.samples("test"):
+        plan = replace(joined.plan_, model=joined.model_)
+        predictions, unreadable = test(plan, joined.temperature_, with_warnings(callbacks))
+        joined.unreadable_ = dict(unreadable)
+        joined.predictions_["test"], joined.metrics_["test"] = predictions, predictions.evaluation
         joined.save(run.model)
     write_samples(run, joined.source_, joined.split_, joined.preprocess_.levels)
-    epochs, unreadable = len(joined.history_), tuple(joined.unreadable_.items())
-    joined.run_ = write_result(run, joined.predictions_, status="done", epochs=epochs, unreadable_later=unreadable)
+    facts = {"epochs": len(joined.history_), "unreadable_later": tuple(joined.unreadable_.items())}
+    joined.run_ = write_result(run, joined.predictions_, status="done", **facts)
     write_page(joined.run_, Known(joined.model_, joined.predictions_, joined.source_), callbacks)

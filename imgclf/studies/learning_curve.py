@@ -308,7 +308,7 @@ def _train_each(plan: Plan, request: Request, parts: Parts, callbacks: Sequence[
             classifier.fit(part, callbacks=[pass_on_steps, ShowsWarnings()])
             if classifier.history_.ended == "interrupted":
                 raise KeyboardInterrupt
-            predictions = classifier.answer(classifier.source_, test)
+            predictions = classifier.predictions_of(classifier.source_, test)
             _require_all(len(predictions), test, classifier.unreadable_)
             rows.append(predictions.predicted != predictions.targets)
         wrong[fraction] = np.stack(rows)

@@ -72,7 +72,7 @@ def test_a_run_made_in_python_holds_what_one_made_by_the_command_holds(photos, i
 def test_with_a_run_folder_fit_tests_once(photos, in_folder, monkeypatch):
     classifier = Classifier("lenet", size=16, config=CONFIG).fit(photos, epochs=1, runs="runs")
     told = classifier.metrics_["test"]
-    monkeypatch.setattr(Classifier, "answer", lambda *_, **__: pytest.fail("it is tested again"))
+    monkeypatch.setattr(Classifier, "predictions_of", lambda *_, **__: pytest.fail("it is tested again"))
     assert classifier.evaluate() is told
     assert open_run(classifier.run_.path).info.metrics["test"]["accuracy"] == told.accuracy
     assert read_manifest(classifier.run_.model).metrics["test"]["accuracy"] == told.accuracy

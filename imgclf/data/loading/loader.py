@@ -118,7 +118,7 @@ class Loader:
         self.batch_size = whole("batch_size", batch_size, 1)
         self.device = pick_device("cpu" if device is None else device)
         self.shard = shard
-        self._source, self._cache = source.at_levels(preprocess.levels), cache
+        self.source, self._cache = source.at_levels(preprocess.levels), cache
         self._form = CacheFormat.of(preprocess, train)
         self.targets = [index[sample.label] for sample in self.samples]
         self._train, self._seed = train, whole("seed", seed, 0)
@@ -137,7 +137,7 @@ class Loader:
     @cached_property
     def cache_level(self) -> CacheLevel:
         """Where this loader keeps decoded pixels, and why."""
-        return choose_cache_level(self._cache, self._source, self.samples, self._form, self.device)
+        return choose_cache_level(self._cache, self.source, self.samples, self._form, self.device)
 
     def steps(self, drop_last: bool = False) -> int:
         """The number of batches in an epoch."""
@@ -166,7 +166,7 @@ class Loader:
     def as_evaluated(self, positions: Sequence[int]) -> Loader:
         """A loader of some of the samples as evaluation pixels, made of those that this one keeps, if it keeps any."""
         loader = Loader(
-            self._source,
+            self.source,
             [self.samples[i] for i in positions],
             self.preprocess,
             classes=self.classes,
@@ -181,7 +181,7 @@ class Loader:
 
     @cached_property
     def _images(self) -> PixelStore:
-        images = PixelStore(self._source, self.samples, self._form, self.cache_level.name)
+        images = PixelStore(self.source, self.samples, self._form, self.cache_level.name)
         if isinstance(images.memory, DenseStore) and images.memory.full and self._on_device:
             images.memory.move_to(self.device)
         return images
