@@ -36,13 +36,14 @@ def evaluate(
     from imgclf.cli._training import TrainView
     from imgclf.data.sources.inputs import far_values
     from imgclf.data.sources.open import open_source
+    from imgclf.estimator.classifier import part_named
     from imgclf.estimator.recorder import write_page
     from imgclf.report.collect import Known
     from imgclf.storage.run_folder import PREDICTIONS
 
     classifier = load_classifier(model, device, precision, arch)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
-    part = {"val": "valid", "validation": "valid"}.get(part or "", part)
+    part = part_named(part)
     used, samples = classifier.samples_of(source, part)
     if data is not None and part is None and len(samples) < len(used):
         images = plural(len(used) - len(samples), "image")

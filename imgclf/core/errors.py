@@ -56,7 +56,7 @@ class ConfigError(ImgclfError):
     exit_code = 2
 
 
-class NotFitted(ImgclfError):
+class NotFitted(ImgclfError, AttributeError):
     """A trained model is needed, and there is none yet."""
 
     exit_code = 2

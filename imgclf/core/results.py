@@ -153,12 +153,12 @@ class Evaluation:
     top5: float | None
     balanced_accuracy: float
     macro_f1: float
-    per_class: tuple[ClassResult, ...]
+    per_class: tuple[ClassResult, ...] = field(repr=False)
     confusion: tuple[tuple[int, int, int], ...] = field(repr=False)
-    intervals: Intervals | None = None
-    calibration: Calibration | None = None
+    intervals: Intervals | None = field(default=None, repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
     seen: int = 0
-    unseen: Evaluation | None = None
+    unseen: Evaluation | None = field(default=None, repr=False)
 
     def confusion_matrix(self, chosen: Sequence[int] | None = None) -> NDArray[np.int64]:
         """Counts (k, k), a row for each true class and a column for each predicted one: of all classes or of those

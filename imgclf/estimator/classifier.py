@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from imgclf.core.arguments import as_path, whole
 from imgclf.core.config import EXPLAIN_METHODS, ExperimentConfig
@@ -47,6 +46,7 @@ from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.storage.model_file import read_model, save_model
 from imgclf.storage.run_folder import (
     CONFIG,
+    HISTORY,
     MODEL,
     PREDICTIONS,
     SPLIT,
@@ -54,12 +54,21 @@ from imgclf.storage.run_folder import (
     find_model,
     open_run,
     read_config,
+    read_history,
     write_info,
 )
 from imgclf.storage.run_source import labeled_source
 from imgclf.training.events import Callback
 
 PARTS = ("all", *SPLIT_NAMES)
+OTHER_NAMES = {"val": "valid", "validation": "valid"}
+
+
+def part_named(name: str | None) -> str | None:
+    """The part of the data that is called so here or in other tools; `ConfigError` for a name of none."""
+    if name is not None and (name := OTHER_NAMES.get(name, name)) not in PARTS:
+        raise ConfigError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
+    return name
 
 
 class Classifier:
@@ -113,6 +122,15 @@ class Classifier:
         self.pretrained = pretrained
         self.mean = mean
         self.std = std
+
+    if not TYPE_CHECKING:  # type checkers still find misspelled names
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or not name.endswith("_"):
+                raise AttributeError(f"Classifier has no attribute {name!r}")
+            if "model_" in vars(self):
+                raise NotFitted(f"this classifier has no {name}: it is set by fit only")
+            raise NotFitted("this classifier is not fitted yet: call fit, or Classifier.load")
 
     def __repr__(self) -> str:
         given = ((name, value) for name, value in vars(self).items() if not name.endswith("_"))
@@ -218,7 +236,8 @@ class Classifier:
             >>> Classifier.load("runs/first").evaluate().n
             270
         """
-        own = data is None and part in (None, "test") and self.run_ is not None and hasattr(self, "history_")
+        part = part_named(part)
+        own = data is None and part in (None, "test") and self.run_ is not None and hasattr(self, "plan_")
         if own and "test" in self.metrics_:  # `fit` has tested
             return self.metrics_["test"]
         source, samples = self.samples_of(data, part)
@@ -237,21 +256,19 @@ class Classifier:
         self, source: Source, samples: Sequence[Sample], progress: Progress | None = None
     ) -> Predictions:
         """The predictions of the model for these labeled samples of a source."""
-        model, loader = self._fitted(), self.loader(source, samples, cache=self._cache())
+        model, loader = self.model_, self.loader(source, samples, cache=self._cache())
         predictions = collect_predictions(model, loader, None, progress, self.precision_, self.temperature_, self.seen_)
         self.unreadable_ = {**self.unreadable_, **loader.unreadable}
         return predictions
 
     def samples_of(self, data: Data | None = None, part: str | None = None) -> tuple[Source, list[Sample]]:
         """The images that `evaluate` uses for these arguments, and the source that opens them."""
-        self._fitted()
-        if part is not None and part not in PARTS:
-            raise ConfigError(f"part is {part!r}; allowed: {', '.join(PARTS)}")
+        classes, part = self.classes_, part_named(part)
         if data is None and hasattr(self, "source_"):
             source = self.source_
         else:
             audited = audit(labeled_source(data, self.run_), strict=False, allow_unreadable=1.0)
-            source = spelled_as(audited.source, self.classes_)
+            source = spelled_as(audited.source, classes)
             self.unreadable_ = {bad.ref: bad.reason for bad in audited.unreadable}
         if data is None:  # whatever has come since is not of its data
             part = part or "test"
@@ -259,8 +276,8 @@ class Classifier:
             samples = [sample for row, sample in matched if sample is not None and part in ("all", row.split)]
         else:
             samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
-            if unknown := sorted(set(source.classes) - set(self.classes_)):
-                known = ", ".join(map(printable, self.classes_[:10])) + (", …" if len(self.classes_) > 10 else "")
+            if unknown := sorted(set(source.classes) - set(classes)):
+                known = ", ".join(map(printable, classes[:10])) + (", …" if len(classes) > 10 else "")
                 own = "; to test on the images of its own split, name no data" if hasattr(self, "split_") else ""
                 problem = f"{source.name} has classes that the model does not know; it knows {known}{own}"
                 raise DataError(problem, unknown)
@@ -281,7 +298,7 @@ class Classifier:
         that look unlike anything in training are not `accepted`: so many that of images of the known classes about
         that share is refused. `ConfigError` says why a model can't tell.
         """
-        model, source, top = self._fitted(), inputs_source(images), whole("top", top, 1)
+        model, source, top = self.model_, inputs_source(images), whole("top", top, 1)
         loader = self.loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
         precision, rejector = pick_precision(self.precision_, device_of(model)), None
         if reject is not None:
@@ -319,7 +336,7 @@ class Classifier:
     def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
         """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
         source = inputs_source(images)
-        model, loader = self._fitted(), self.loader(source, source.samples, cache="ram", shard=(0, 1))
+        model, loader = self.model_, self.loader(source, source.samples, cache="ram", shard=(0, 1))
         precision = pick_precision(self.precision_, device_of(model))
         return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
 
@@ -328,7 +345,7 @@ class Classifier:
 
         `DataError` where that lies inside the data of training.
         """
-        model, metrics = self._fitted(), dict(self.manifest_.metrics)
+        model, metrics = self.model_, dict(self.manifest_.metrics)
         if hasattr(self, "source_"):
             require_apart(as_path("path", path), [self.source_.location])
         if hasattr(self, "split_"):
@@ -374,6 +391,7 @@ class Classifier:
                 run, split = open_run(file.parent), Split(read_split(file.parent / SPLIT))
                 if manifest.seen == pack_contents((*split.samples("train"), *split.samples("valid"))):
                     self.run_, self.split_ = run, split
+                    self.history_ = replace(read_history(run.path / HISTORY), ended=run.info.status)
         return self
 
     @property
@@ -390,15 +408,10 @@ class Classifier:
             used = values.get("data", {}).get("cache", "off")
         return "disk" if used == "disk" else "off"
 
-    def _fitted(self) -> nn.Module:
-        if not hasattr(self, "model_"):
-            raise NotFitted("this classifier is not fitted yet: call fit, or Classifier.load")
-        return self.model_
-
     def loader(self, source: Source, samples: Sequence[Sample], **options: Any) -> Loader:
         """A loader of some samples with this model's classes and pixels, and the batches of its training where they are
         known; `options` are those of `Loader`."""
-        model = self._fitted()
+        model = self.model_
         options = {"classes": self.classes_, "shard": distributed.shard(), "cache": "auto", **options}
         if hasattr(self, "config_"):
             return make_loader(self.config_, self.preprocess_, source, samples, **options)

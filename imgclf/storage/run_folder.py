@@ -96,7 +96,7 @@ class Run:
     """A run folder and what its `run.json` says."""
 
     path: Path
-    info: RunInfo
+    info: RunInfo = field(repr=False)
 
     @property
     def model(self) -> Path:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     joined.ood_ = calibrated.ood
     manifest = replace(first.manifest_, model=joined.model_config_, metrics={}, seen=pack_keys(joined.seen_))
     joined.manifest_ = calibrated.within(manifest)
-    if all(hasattr(classifier, "history_") for classifier in classifiers):
-        joined.history_ = History(tuple(record for classifier in classifiers for record in classifier.history_))
+    histories = [getattr(classifier, "history_", History()) for classifier in classifiers]
+    joined.history_ = History(tuple(chain.from_iterable(histories)))
     return joined
 
 

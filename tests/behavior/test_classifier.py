@@ -280,8 +280,18 @@ def test_a_class_that_the_model_does_not_know_is_an_error(trained, tmp_path):
 
 
 def test_a_part_that_there_is_not_is_refused(trained):
-    with pytest.raises(ConfigError, match="part is 'validation'; allowed: all, train, valid, test"):
-        trained.evaluate(part="validation")
+    with pytest.raises(ConfigError, match="part is 'tests'; allowed: all, train, valid, test"):
+        trained.evaluate(part="tests")
+
+
+def test_the_usual_short_name_of_the_valid_part_works(trained):
+    assert trained.evaluate(part="val") == trained.evaluate(part="valid") == trained.metrics_["valid"]
+
+
+def test_results_and_runs_are_shown_in_one_line(trained):
+    result = trained.evaluate()
+    assert repr(result).startswith("Evaluation(n=")
+    assert max(len(repr(result)), len(repr(trained.run_))) < 200
 
 
 @pytest.mark.parametrize(
@@ -298,6 +308,20 @@ def test_nothing_is_known_before_fit(own, ask):
     with pytest.raises(NotFitted, match=r"call fit, or Classifier\.load"):
         ask(Classifier("lenet"))
     assert not (own / "m.safetensors").exists()
+
+
+def test_a_classifier_from_a_run_knows_its_history_and_says_what_it_does_not_know(trained, tmp_path):
+    loaded = Classifier.load(trained.run_.path)
+    assert [record.valid_loss for record in loaded.history_] == [record.valid_loss for record in trained.history_]
+    assert loaded.history_.ended == "done"
+    trained.save(tmp_path / "alone.safetensors")
+    with pytest.raises(NotFitted, match="has no history_: it is set by fit only"):
+        print(Classifier.load(tmp_path / "alone.safetensors").history_)
+    with pytest.raises(NotFitted, match="call fit"):
+        print(Classifier().classes_)
+    assert not hasattr(loaded, "config_")
+    with pytest.raises(AttributeError, match="no attribute 'predictt'"):
+        print(loaded.predictt)
 
 
 def test_a_model_file_on_its_own_still_knows_what_it_learnt_from(trained, tmp_path):
