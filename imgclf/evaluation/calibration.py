@@ -60,9 +60,14 @@ class Bins:
 
 
 def reliability_bins(probabilities: ArrayLike, targets: ArrayLike, bins: int = BINS) -> Bins:
-    """The points of a reliability diagram, from probabilities (n, k) and the true class indices (n,).
+    """The points of a reliability diagram.
 
     A confidence on the edge of two bins is in the lower one, as in Guo et al. 2017.
+
+    Args:
+        probabilities: (n, k), each row summing to 1.
+        targets: The true class indices (n,).
+        bins: Their number, 1 or more.
     """
     likely = np.asarray(probabilities, dtype=np.float64)
     confidence, right = likely.max(axis=1), likely.argmax(axis=1) == np.asarray(targets)
@@ -74,7 +79,13 @@ def reliability_bins(probabilities: ArrayLike, targets: ArrayLike, bins: int = B
 
 
 def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike, bins: int = BINS) -> float:
-    """The average gap between confidence and accuracy, 0…1, in bins of equal width (Guo et al. 2017)."""
+    """The average gap between confidence and accuracy, 0…1, in bins of equal width (Guo et al. 2017).
+
+    Args:
+        probabilities: (n, k), each row summing to 1.
+        targets: The true class indices (n,).
+        bins: Their number, 1 or more.
+    """
     found = reliability_bins(probabilities, targets, bins)
     filled = found.count > 0
     gaps = np.abs(found.confidence - found.accuracy)[filled]
@@ -102,7 +113,13 @@ def calibration_errors(probabilities: ArrayLike, targets: ArrayLike) -> Calibrat
 
 
 def measure_calibration(logits: ArrayLike, targets: ArrayLike, temperature: float) -> Calibration:
-    """The calibration errors of logits (n, k) at temperature 1 and at `temperature`."""
+    """The calibration errors at temperature 1 and at another one.
+
+    Args:
+        logits: (n, k), not divided by a temperature.
+        targets: The true class indices (n,).
+        temperature: Divides the logits; above 0.
+    """
     scores = np.asarray(logits, dtype=np.float64)
     before = calibration_errors(softmax(scores), targets)
     after = before if temperature == 1 else calibration_errors(softmax(scores / temperature), targets)

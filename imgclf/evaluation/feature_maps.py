@@ -67,7 +67,10 @@ def find_last_site(model: nn.Module, image: Tensor) -> Site:
     """The last output on a grid that the logits depend on place by place, before a pooling coarsens it.
 
     Of a ViT's last tokens only the class token is used, so it is the norm before the last attention, the last that
-    mixes them. Raises `ConfigError` where there is none, as in a network of linear layers.
+    mixes them.
+
+    Raises:
+        ConfigError: There is none, as in a network of linear layers.
     """
     tracer = _Tracer(model, image)
     with torch.enable_grad(), hooked(tracer.hooks):
@@ -88,11 +91,19 @@ def find_last_site(model: nn.Module, image: Tensor) -> Site:
 
 
 def spread(heat: Tensor, site: Site, size: Grid) -> Tensor:
-    """Values of cells (n, h, w) as values of pixels (n, height, width), linear between the cells' centers.
+    """Values of cells as values of pixels, linear between the cells' centers.
 
     The grid lies in the middle of the image, since what convolutions without padding lose, they lose on both sides: the
     8×8 cells of LeNet span 15 of 28 pixels. Where a stride pads one side alone, cells look up to half a step further to
     that side than trained networks make of them.
+
+    Args:
+        heat: (n, h, w).
+        site: Where these cells are in the image.
+        size: (height, width) of the image.
+
+    Returns:
+        (n, height, width).
     """
     rows, columns = (
         ((2 * torch.arange(side, device=heat.device) - side + 1) / (step * max(1, cells - 1))).clamp(-1, 1)

@@ -21,14 +21,21 @@ def softmax(logits: ArrayLike) -> Floats:
 
 
 def evaluate_logits(logits: ArrayLike, targets: ArrayLike, classes: Sequence[str]) -> Evaluation:
-    """Compare `logits` (n, k) with the true class indices `targets` (n,), 0 to k - 1; `classes` are the k names.
+    """The metrics of logits.
 
     The predicted class has the largest logit, and is the first one where several are equal; equal logits rank by their
     index for top-5 as well. Balanced accuracy is the mean recall and macro-F1 the mean F1 over the classes that have
     images (scikit-learn's `balanced_accuracy_score`, and `f1_score` with these classes as labels). A precision with
-    nothing to divide by is 0; a class without images was not tested, and has none of these figures.
+    nothing to divide by is 0; a class without images was not tested, and has none of these metrics.
 
-    Raises `DataError` where there is nothing to evaluate, and `ImgclfError` where a logit is NaN or infinite.
+    Args:
+        logits: (n, k), finite.
+        targets: The true class indices (n,), 0 to k - 1.
+        classes: The k names.
+
+    Raises:
+        DataError: There are no images.
+        ImgclfError: A logit is NaN or infinite.
     """
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(targets)
     if scores.size == 0:
@@ -70,13 +77,19 @@ def _log_softmax(logits: ArrayLike) -> Floats:
 
 
 def mean_recall(hits: Ints, support: Ints) -> Floats:
-    """The mean recall (…) over the classes that have images, from counts (…, classes) of the images that are right and
-    of all images."""
+    """The mean recall (…) over the classes that have images, from the numbers of correct and of all images of each
+    class (…, classes)."""
     return _over_present(_ratio(hits, support), support)
 
 
 def mean_f1(hits: Ints, support: Ints, called: Ints) -> Floats:
-    """The mean F1 (…) over the classes that have images; `called` counts those that were said to be of each class."""
+    """The mean F1 (…) over the classes that have images.
+
+    Args:
+        hits: How many images of each class (…, classes) are correct.
+        support: How many there are.
+        called: How many images were predicted as each class.
+    """
     return _over_present(_ratio(2 * hits, support + called), support)
 
 

@@ -67,7 +67,8 @@ class OodDetector:
     def threshold(self, share: float) -> float:
         """The score above which at most this share (0…1) of images of the kind of the validation images lies.
 
-        Raises `ConfigError` for a share that is not between 0 and 1, or too small for so few validation images.
+        Raises:
+            ConfigError: The share is not between 0 and 1, or too small for the number of validation images.
         """
         n, share = len(self.valid), plain(share)
         if not isinstance(share, float) or not 0 < share < 1:

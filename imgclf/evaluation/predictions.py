@@ -125,7 +125,11 @@ def _raw(kind: str, array: NDArray[Any]) -> Raw:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The predictions in a file. Raises `DataError` where it is missing or damaged."""
+    """The predictions in a file.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
     from safetensors.numpy import load
 
     with _opened(path) as (stream, header, manifest):
@@ -139,7 +143,8 @@ def read_predictions(path: Path) -> Predictions:
 def read_score(path: Path) -> tuple[int, int]:
     """How many predictions in a file are correct, and how many there are, from its header alone.
 
-    Raises `DataError` where it is missing or damaged.
+    Raises:
+        DataError: The file is missing or damaged.
     """
     with _opened(path) as (_, _, manifest):
         return manifest["correct"], manifest["images"]

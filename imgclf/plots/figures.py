@@ -39,8 +39,16 @@ def save_grid(
     names: Sequence[str] | None = None,
     legend: str = "",
 ) -> None:
-    """Write images (height, width, 1 or 3) as a grid of five columns, each under its title, which may have a color,
-    and over its name; the `legend` stands above all of them."""
+    """Write images as a grid of five columns.
+
+    Args:
+        images: uint8 (height, width, 1 or 3) each.
+        titles: The text above each image.
+        path: The picture to write; its folder is made.
+        colors: The matplotlib color of each title; by default, black.
+        names: A text below each image, of which the end is shown.
+        legend: A text above all images.
+    """
     rows = -(-len(images) // COLUMNS)
     figure, axes = _figure(rows, COLUMNS, 2.2)
     for axis in axes.flat:
@@ -61,9 +69,14 @@ def save_grid(
 
 
 def save_channels(pixels: Pixels, title: str, path: Path) -> None:
-    """Write one image (height, width, channels) as a picture a channel, each pixel with its value 0…255.
+    """Write one image channel by channel, each pixel with its value 0…255.
 
     The CIFAR-10 document (D4) prints such a picture. Values stay readable up to 32 × 32 pixels.
+
+    Args:
+        pixels: uint8 (height, width, channels).
+        title: The name of the image.
+        path: The picture to write; its folder is made.
     """
     channels = pixels.shape[2]
     names = CHANNEL_NAMES.get(channels, tuple(f"channel {i + 1}" for i in range(channels)))
@@ -151,7 +164,14 @@ def _figure(rows: int, columns: int, inches: float):  # type: ignore[no-untyped-
 
 
 def save_figure(figure, path: Path, dpi: int = 120, image: str = "") -> None:  # type: ignore[no-untyped-def]
-    """Write a figure of matplotlib; its folder is made. A PNG file remembers of which `image` it is."""
+    """Write a figure of matplotlib.
+
+    Args:
+        figure: A `matplotlib.figure.Figure`.
+        path: The picture to write; its folder is made.
+        dpi: Pixels per inch.
+        image: The path of the image that the figure shows, which a PNG file remembers.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remembered = image and path.suffix.lower() == ".png"
     figure.savefig(path, dpi=dpi, metadata={SOURCE_KEY: source_text(image)} if remembered else None)
@@ -163,9 +183,15 @@ def source_text(image: str) -> str:
 
 
 def free_path(folder: Path, image: str, kind: str, taken: Container[Path] = ()) -> Path:
-    """A name in `folder` for a picture of an image: NAME-kind.png or, where that is taken, NAME-kind-2.png, and so on.
+    """A name for a picture of an image: NAME-kind.png or, where that is taken, NAME-kind-2.png, and so on.
 
-    An earlier picture of the same image may be written over; any other file counts as taken.
+    An earlier picture of the same image may be overwritten; any other file counts as taken.
+
+    Args:
+        folder: Where the picture will be.
+        image: The path of the image.
+        kind: What the picture shows, for its name.
+        taken: Paths of pictures that will be written.
     """
     stem = f"{Path(image).stem[:MAX_STEM]}-{kind}"
     names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
@@ -188,7 +214,14 @@ def title_of(text: str, most: int = 28) -> str:
 
 
 def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
-    """Write the loss over the learning rate, the suggestion, if any, and the `usual` rate, that of training."""
+    """Write the loss over the learning rate.
+
+    Args:
+        curve: The curve; its suggestion, if any, is marked.
+        path: The picture to write; its folder is made.
+        title: The title.
+        usual: The learning rate that training would use, marked too.
+    """
     figure, axes = _figure(1, 1, 5.0)
     axis = axes.flat[0]
     axis.plot(curve.rates, curve.losses)
@@ -203,7 +236,14 @@ def save_lr_curve(curve: LrCurve, path: Path, title: str, usual: float) -> None:
 
 
 def save_importances(importances: Mapping[str, float], path: Path, title: str, trials: int) -> None:
-    """Write the importance of each tuned setting, measured in this many trials, as bars."""
+    """Write the importance of each tuned setting as bars.
+
+    Args:
+        importances: The importance, 0…1, by setting.
+        path: The picture to write; its folder is made.
+        title: The title.
+        trials: How many trials they come from.
+    """
     figure, axes = _figure(1, 1, 5.0)
     names = sorted(importances, key=importances.__getitem__)
     axes.flat[0].barh(names, [importances[name] for name in names])

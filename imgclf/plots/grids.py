@@ -22,8 +22,16 @@ Color = tuple[int, int, int]
 
 
 def draw_grid(images: Sequence[Pixels], titles: Sequence[str], colors: Sequence[Color]) -> Pixels:
-    """A grid of five columns as pixels (height, width, 3), each image under its title: small, and quicker than
-    `save_grid`. The colors of the titles come round again."""
+    """A grid of five columns, each image under its title: small, and faster than `save_grid`.
+
+    Args:
+        images: uint8 (height, width, 1 or 3) each; at least one.
+        titles: One for each image.
+        colors: (red, green, blue) of the titles, 0…255; repeated where there are fewer.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
     pictures = [_thumbnail(image) for image in images]
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     cell_width, cell_height = max(width, CELL) + GAP, height + TEXT + GAP
@@ -39,8 +47,15 @@ def draw_grid(images: Sequence[Pixels], titles: Sequence[str], colors: Sequence[
 
 
 def draw_matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Pixels:
-    """A confusion matrix as pixels (height, width, 3): a row for each true class, darker where a greater share of its
-    images is; with names and counts, where there is room for them."""
+    """A confusion matrix with a row for each true class; a cell is darker the larger its share of the row.
+
+    Args:
+        counts: Images (k, k), by true and predicted class.
+        names: The k classes; names and counts are drawn where there is room.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
     font, n = _font(), len(names)
     side = max(6, min(40, 800 // n))
     shown = [_fitting(printable(name), MAX_NAME, font.getlength) for name in names] if side >= TEXT else [""] * n

@@ -34,16 +34,24 @@ MAPS_A_STAGE = COLUMNS = 8
 
 
 def filtered(gray: NDArray[Any], kernel: NDArray[Any]) -> NDArray[np.float64]:
-    """What a kernel makes of an image (height, width): its cross-correlation, without padding."""
+    """The cross-correlation of an image (height, width) with a kernel, without padding."""
     weights, image = (torch.from_numpy(values.astype(np.float64)) for values in (kernel, gray))
     return F.conv2d(image[None, None], weights[None, None])[0, 0].numpy()
 
 
 def first_convolution(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -> tuple[str, Tensor, Tensor]:
-    """The name of the convolution that sees the image, its kernels (n, channels, height, width) and the maps
-    (n, height, width) that it makes of these pixels.
+    """The convolution that sees the image: its name, its kernels, and the maps that it makes.
 
-    Raises `ConfigError` for a network without one. Of an ensemble it is that of the first member.
+    Args:
+        model: A network; of an ensemble it is the first member.
+        pixels: The image, uint8 (height, width, channels), of the size that the network takes.
+        preprocess: How pixels become the network's input.
+
+    Returns:
+        The name, the kernels (n, channels, height, width) and the maps (n, height, width).
+
+    Raises:
+        ConfigError: The network has no convolution.
     """
     model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
     found: list[tuple[str, Tensor, Tensor]] = []
@@ -63,9 +71,20 @@ def first_convolution(model: nn.Module, pixels: Pixels, preprocess: PreprocessCo
 
 
 def stage_maps(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -> list[tuple[str, Tensor]]:
-    """The maps (n, height, width) of each stage, in the order of the pass, with the name of the layer that made them.
+    """The maps of each stage in the order of the pass, with the name of the layer that made them.
 
-    A stage is what has maps of one size; the last layer of it is shown. Of an ensemble it is the first member's.
+    A stage is what has maps of one size; the last layer of it is shown.
+
+    Args:
+        model: A network; of an ensemble it is the first member.
+        pixels: The image, uint8 (height, width, channels), of the size that the network takes.
+        preprocess: How pixels become the network's input.
+
+    Returns:
+        A name and maps (n, height, width) for each stage.
+
+    Raises:
+        ConfigError: The network has no feature maps.
     """
     model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
     stages = last_maps(model, _input(model, pixels, preprocess))
@@ -74,11 +93,17 @@ def stage_maps(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -
     return [(site.name, maps[0].cpu()) for site, maps in stages]
 
 
-def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tensor, Tensor] | None = None) -> None:
-    """Write the classic kernels with what they make of the pixels (height, width, channels) of an image and, below, the
-    learnt ones of `first_convolution`, each with its map at the same place to the right."""
+def save_kernels(pixels: Pixels, image: str, path: Path, learned: tuple[str, Tensor, Tensor] | None = None) -> None:
+    """Write the classic kernels and their output and, below, learned kernels and their maps.
+
+    Args:
+        pixels: The image, uint8 (height, width, channels).
+        image: Its path.
+        path: The picture to write; its folder is made.
+        learned: The result of `first_convolution`; each map is drawn at the same place as its kernel.
+    """
     gray = (to_channels(pixels, 1) if pixels.shape[2] == 3 else pixels.mean(2, keepdims=True))[..., 0]
-    shown = 0 if learnt is None else min(len(learnt[1]), MAX_KERNELS)
+    shown = 0 if learned is None else min(len(learned[1]), MAX_KERNELS)
     columns = max(1, min(shown, COLUMNS))
     below = -(-shown // columns) * 6 / columns + 0.2  # inches: the picture is 12 wide, and the tiles have a half
     figure = _figure(2.8 + below if shown else 2.8)
@@ -87,10 +112,13 @@ def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tens
     _draw(classic[0], pixels if pixels.shape[2] == 3 else gray, f"{title_of(Path(image).name, 20)}, {_shape(gray)}")
     for index, (name, (kernel, divisor)) in enumerate(CLASSIC.items()):
         made = filtered(gray, np.array(kernel) / divisor)
-        _draw_numbers(classic[1 + 2 * index], kernel, name)
+        _draw(classic[1 + 2 * index], _signed_colors(np.array(kernel, dtype=np.float32)), name)
+        for (row, column), value in np.ndenumerate(np.array(kernel)):
+            color = "white" if abs(value) == np.abs(kernel).max() else "black"
+            classic[1 + 2 * index].text(column, row, str(value), ha="center", va="center", fontsize=14, color=color)
         _draw(classic[2 + 2 * index], made, f"{name.partition(',')[0]}: {_shape(made)}")
-    if learnt is not None:
-        name, kernels, maps = learnt
+    if learned is not None:
+        name, kernels, maps = learned
         count = f"{shown} of {len(kernels)}" if shown < len(kernels) else str(shown)
         left, right = grid[1].subgridspec(1, 2).subplots()
         tiles = [_kernel_colors(kernel) for kernel in kernels[:shown].numpy()]
@@ -101,8 +129,13 @@ def save_kernels(pixels: Pixels, image: str, path: Path, learnt: tuple[str, Tens
 
 
 def save_stages(stages: Sequence[tuple[str, Tensor]], image: str, path: Path) -> None:
-    """Write the maps of `stage_maps`: a row a stage, of the maps that vary most, each from its darkest to its brightest
-    value."""
+    """Write the maps of each stage as a row: those that vary most, each from its darkest to its brightest value.
+
+    Args:
+        stages: The result of `stage_maps`.
+        image: The path of the image.
+        path: The picture to write; its folder is made.
+    """
     figure = _figure(0.4 + 1.65 * len(stages))
     axes = figure.subplots(len(stages), 1, squeeze=False)[:, 0]
     figure.suptitle(title_of(Path(image).name), fontsize=10)
@@ -164,10 +197,3 @@ def _draw(axis, image, title: str) -> None:  # type: ignore[no-untyped-def]
     axis.imshow(image, cmap="gray", interpolation="nearest")
     axis.set_title(title, fontsize=9, parse_math=False)
     axis.axis("off")
-
-
-def _draw_numbers(axis, kernel: Sequence[Sequence[int]], title: str) -> None:  # type: ignore[no-untyped-def]
-    _draw(axis, _signed_colors(np.array(kernel, dtype=np.float32)), title)
-    for (row, column), value in np.ndenumerate(np.array(kernel)):
-        color = "white" if abs(value) == np.abs(kernel).max() else "black"
-        axis.text(column, row, str(value), ha="center", va="center", fontsize=14, color=color)

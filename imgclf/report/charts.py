@@ -92,8 +92,13 @@ def _inline(svg: str, name: str, said: str) -> str:
 
 
 def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] | None = None) -> list[str]:
-    """Loss and accuracy over the epochs, of train and valid, with the kept epoch marked: the start, where no epoch was
-    better. `start` is the loss and the accuracy on valid before the first epoch, where these mean something."""
+    """Loss and accuracy over the epochs, of train and valid, as two charts with the kept epoch marked.
+
+    Args:
+        history: The epochs, in order.
+        start: Loss and accuracy on valid before the first epoch, where these mean something. Epoch 0 is marked as kept
+            if no other one is.
+    """
     epochs = [record.epoch for record in history]
     kept = next((record.epoch for record in reversed(history) if record.best), None if start is None else 0)
     what = "the start" if kept == 0 else f"epoch {kept}"
@@ -119,7 +124,13 @@ def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] |
 
 
 def reliability(name: str, title: str, predictions: Predictions) -> str:
-    """A reliability diagram: accuracy against confidence."""
+    """A reliability diagram: accuracy against confidence.
+
+    Args:
+        name: A prefix for the ids in the SVG, unique in the page.
+        title: The title of the chart.
+        predictions: Those whose probabilities are compared with the true classes.
+    """
     bins = reliability_bins(predictions.probabilities, predictions.targets)
     filled, width = np.flatnonzero(bins.count), 100 / len(bins.count)
     n, confidence, accuracy = bins.count[filled], 100 * bins.confidence[filled], 100 * bins.accuracy[filled]
@@ -135,7 +146,13 @@ def reliability(name: str, title: str, predictions: Predictions) -> str:
 
 
 def risk_chart(coverage: Floats, risk: Floats, thresholds: Sequence[Threshold]) -> str:
-    """The share of errors among the predictions that are kept, against the share that is kept."""
+    """The share of errors among the predictions that are kept, against the share that is kept.
+
+    Args:
+        coverage: The shares (n,) of images kept, 0…1.
+        risk: The shares (n,) of errors among these, 0…1.
+        thresholds: Points to mark.
+    """
     with _chart("risk", "Share of wrong predictions against the share of images kept") as (axes, made):
         axes.plot(100 * coverage, 100 * risk, color=BLUE)
         for threshold in thresholds:

@@ -136,7 +136,13 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
 
 
 def gather(run: Run, known: Known, progress: Progress | None = None) -> ReportData:
-    """Everything that the page of a run shows."""
+    """Everything that the page of a run shows.
+
+    Args:
+        run: The run.
+        known: Its network, predictions and images, as far as they are available.
+        progress: Is told (images done, images in all) while pictures are made.
+    """
     source, not_shown, info = known.source, known.not_shown, run.info
     part = "test" if "test" in known.predictions else "valid"
     predictions = known.predictions.get(part)

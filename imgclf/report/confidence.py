@@ -38,8 +38,15 @@ class Threshold:
 def risk_coverage(
     confidence: NDArray[np.float64], right: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """For each confidence that occurs, from the highest: how many predictions have at least that, how many of these are
-    wrong, and the confidence itself."""
+    """Coverage and errors at each confidence that occurs, from the highest.
+
+    Args:
+        confidence: The confidence of each prediction (n,), 0…1.
+        right: Whether each is correct, bool (n,).
+
+    Returns:
+        How many predictions have at least this confidence, how many of these are wrong, and the confidence; (m,) each.
+    """
     order = np.argsort(-confidence, kind="stable")
     sure, wrong = confidence[order], np.cumsum(~right[order], dtype=np.int64)
     ends = np.flatnonzero(np.append(np.diff(sure) != 0, True))
@@ -49,7 +56,14 @@ def risk_coverage(
 def suggest_thresholds(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[Threshold]:
     """The lowest thresholds above which at most a target share of the predictions is wrong.
 
-    Three targets, the next below the share of all. The whole 95% interval must lie below a target, else it is left out.
+    A target is left out unless the whole 95% interval of the share lies below it.
+
+    Args:
+        confidence: The confidence of each prediction (n,), 0…1; n at least 1.
+        right: Whether each is correct, bool (n,).
+
+    Returns:
+        Up to three thresholds, for the largest target error rates below the error rate of all predictions.
     """
     counts, errors, confidences = risk_coverage(confidence, right)
     n, overall = int(counts[-1]), errors[-1] / counts[-1]

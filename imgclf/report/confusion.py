@@ -71,7 +71,13 @@ def confused_pairs(result: Evaluation, most: int) -> list[Pair]:
 
 
 def most_confident(predictions: Predictions, *, right: bool, most: int | None = None) -> list[int]:
-    """The positions of right or of wrong predictions, the most confident first."""
+    """The positions of correct or of wrong predictions, the most confident first.
+
+    Args:
+        predictions: All predictions.
+        right: Whether to take the correct ones.
+        most: At most this many; by default, all.
+    """
     chosen = np.flatnonzero((predictions.predicted == predictions.targets) == right)
     order = chosen[np.argsort(-predictions.probabilities.max(axis=1)[chosen], kind="stable")]
     return [int(i) for i in order[:most]]

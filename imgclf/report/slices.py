@@ -40,7 +40,14 @@ class Slicing:
 def slice_images(
     refs: Sequence[str], labels: Sequence[str], right: NDArray[np.bool_], looks: Mapping[str, Look]
 ) -> list[Slicing]:
-    """Accuracy by size, shape and brightness, of the images that `looks` knows by their ref, and by source folder."""
+    """Accuracy by size, shape and brightness, and by source folder.
+
+    Args:
+        refs: The names (n) of the images in their source.
+        labels: Their true classes (n).
+        right: Whether each was classified correctly, bool (n,).
+        looks: Size and brightness by ref; images without are left out of the first three.
+    """
     seen = [i for i, ref in enumerate(refs) if ref in looks]
     found, hits = [looks[refs[i]] for i in seen], right[seen]
     sides = np.array([min(look.sides) for look in found], dtype=np.float64)
@@ -66,10 +73,8 @@ def _shape(sides: tuple[int, int]) -> str:
 def _folder(ref: str, label: str) -> str:
     """The folder of an image without the parts that name its class."""
     parts, own = ref.replace("\\", "/").split("/")[:-1], label.split("/")
-    if own in (parts[i : i + len(own)] for i in range(len(parts))):
-        start = next(i for i in range(len(parts)) if parts[i : i + len(own)] == own)
-        del parts[start : start + len(own)]
-    return "/".join(parts)
+    start = next((i for i in range(len(parts)) if parts[i : i + len(own)] == own), len(parts))
+    return "/".join(parts[:start] + parts[start + len(own) :])
 
 
 def _by_folder(folders: list[str], right: NDArray[np.bool_]) -> Slicing:

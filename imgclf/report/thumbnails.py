@@ -28,9 +28,15 @@ def look_at(
     pictured: Collection[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Look]:
-    """What there is to see of `images` (ref, sha256 or ""), by ref, with a picture of those that are `pictured`.
+    """The size and the brightness of images by ref, and small pictures of some.
 
-    Images that can't be read, or whose content is not the same any more, are left out. `progress` is told (done, all).
+    Images that can't be read, or whose content has changed, are left out.
+
+    Args:
+        source: Where the images are.
+        images: Their refs, each with the sha256 (hex) of its content, or "" where that is unknown.
+        pictured: The refs of the images to make a picture of.
+        progress: Is told (images done, images in all).
     """
     looks: dict[str, Look] = {}
     with ThreadPoolExecutor(min(8, cores())) as pool:
@@ -44,7 +50,13 @@ def look_at(
 
 
 def within(looks: Mapping[str, Look], order: Iterable[str], budget: int) -> dict[str, Look]:
-    """The looks with only as many pictures as `budget` characters hold, those first that come first in `order`."""
+    """The looks with only as many pictures as the budget allows.
+
+    Args:
+        looks: The looks by ref.
+        order: Refs, the most important first; all others lose their picture.
+        budget: Characters of all pictures together, at most.
+    """
     kept = {ref: replace(look, picture="") for ref, look in looks.items()}
     for ref in dict.fromkeys(order):
         if ref in looks and len(looks[ref].picture) <= budget:
@@ -79,13 +91,10 @@ def _look(source: Source, ref: str, content: str, *, picture: bool) -> Look | No
         if content and source.reader.digest(ref) != content:
             return None
         pixels = source.open(ref, Draft(enough, smooth=True))
-    except (BadImage, OSError, KeyError, IndexError, ValueError):  # gone, or not what it was: nothing to see
+    except (BadImage, OSError, KeyError, IndexError, ValueError):  # missing or changed
         return None
     height, width = own[0] if own else pixels.shape[:2]
     shown, tiny = picture_of(pixels) if picture else ("", False)
-    return Look((height, width), _brightness(pixels), shown, tiny)
-
-
-def _brightness(pixels: Pixels) -> float:
-    colors = pixels.reshape(-1, pixels.shape[2]).mean(axis=0, dtype=np.float64)
-    return float(colors @ LUMA if len(colors) == len(LUMA) else colors.mean())
+    colors = pixels.mean(axis=(0, 1), dtype=np.float64)
+    brightness = float(colors @ LUMA if len(colors) == len(LUMA) else colors.mean())
+    return Look((height, width), brightness, shown, tiny)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,13 +65,23 @@ class Backend:
     name = "backend"
 
     def location(self, session: Session) -> str:
-        """Where the run will be shown, for the user to read; raises `ConfigError` where that is impossible."""
+        """Where the run will be shown, for the user to read.
+
+        Raises:
+            ConfigError: It can't be shown there.
+        """
         raise NotImplementedError
 
     def prepare(self, session: Session, model: nn.Module, example: torch.Tensor) -> str:
-        """Look at the model, in evaluation mode, before training begins. It must not be changed.
+        """Look at the model before training begins.
 
-        Returns a warning, "" for none.
+        Args:
+            session: The run.
+            model: The network in evaluation mode, which must not be changed.
+            example: An input of it, float32 (1, channels, height, width).
+
+        Returns:
+            A warning, "" for none.
         """
         return ""
 
@@ -86,7 +95,14 @@ class Backend:
         """The validation result before the first step."""
 
     def step(self, epoch: float, number: int, loss: float, lr: float) -> None:
-        """The mean training loss since the last such call; `epoch` has a fraction, `number` counts all steps."""
+        """A report within an epoch.
+
+        Args:
+            epoch: Epochs trained, with a fraction.
+            number: Steps trained, of all epochs.
+            loss: The mean training loss since the last report.
+            lr: The learning rate.
+        """
 
     def epoch(self, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -95,7 +111,13 @@ class Backend:
         """The first training images as the model sees them."""
 
     def tested(self, part: str, result: Evaluation, pictures: Pictures) -> None:
-        """The result of the final weights on the part "valid" or "test", with a few of its images."""
+        """The final weights were tested.
+
+        Args:
+            part: "valid" or "test".
+            result: The metrics on it.
+            pictures: A few of its images with their predictions.
+        """
 
     def flush(self) -> None:
         """Send what was stored."""
@@ -138,7 +160,16 @@ class MetricLogger(Backend):
 
 
 def import_package(module: str, extra: str, purpose: str) -> Any:
-    """The package behind a backend; `MissingExtra` where it is not installed."""
+    """The package behind a backend.
+
+    Args:
+        module: The name to import.
+        extra: The extra of imgclf that installs it.
+        purpose: What it is needed for, in words.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -146,16 +177,14 @@ def import_package(module: str, extra: str, purpose: str) -> Any:
 
 
 def readable_confusion(result: Evaluation) -> tuple[tuple[str, ...], NDArray[np.int64], str]:
-    """The classes of a confusion matrix, its counts, and a note: of many classes those with the most mistakes."""
+    """The classes of a confusion matrix, its counts, and a note: of many classes only the most confused ones."""
+    from imgclf.report.confusion import most_confused_classes
+
     names = tuple(row.name for row in result.per_class)
     if len(names) <= MAX_CONFUSION_CLASSES:
         return names, result.confusion_matrix(), ""
-    mistakes: Counter[int] = Counter()
-    for true, predicted, count in result.confusion:
-        if true != predicted:
-            mistakes.update({true: count, predicted: count})
-    chosen = sorted(sorted(range(len(names)), key=lambda index: -mistakes[index])[:MAX_CONFUSION_CLASSES])
-    note = f", the {MAX_CONFUSION_CLASSES} of {len(names):,} classes with the most mistakes"
+    chosen = most_confused_classes(result, MAX_CONFUSION_CLASSES)
+    note = f", the {MAX_CONFUSION_CLASSES} most confused of {len(names):,} classes"
     return tuple(names[i] for i in chosen), result.confusion_matrix(chosen), note
 
 

@@ -20,6 +20,7 @@ from imgclf.core.arguments import require
 from imgclf.core.config import to_dict
 from imgclf.core.errors import warn_caller
 from imgclf.core.results import Decision
+from imgclf.core.text import one_line
 from imgclf.data.loading.loader import Batch
 from imgclf.estimator.events import DecisionsMade, FitEnded, SourceOpened, Tested
 from imgclf.estimator.plan import Plan, RunReady
@@ -107,7 +108,7 @@ class Worker:
                 getattr(self.backend, method)(*values)
                 stored = True
         except BaseException as error:  # whatever a backend does, it ends here
-            self.fault = self.fault or _reason(error)
+            self.fault = self.fault or one_line(error)
 
 
 class Tracker:
@@ -179,7 +180,7 @@ class Tracker:
                 with torch.no_grad():
                     note = backend.prepare(session, own_copy(plan.model), example)
             except Exception as error:
-                self._ignore(backend, _reason(error))
+                self._ignore(backend, one_line(error))
                 continue
             self._workers.append(Worker(backend))
             self._say(f"{backend.name} {place}")
@@ -230,10 +231,6 @@ class Tracker:
                 self._backends.remove(worker.backend)  # its thread still uses it
                 worker.fault = worker.fault or f"it did not finish within {seconds:.0f} s"
         self._workers = [worker for worker in self._workers if worker.fault]
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
 
 
 def _session(run: Run | None, plan: Plan, decisions: Sequence[Decision]) -> Session:

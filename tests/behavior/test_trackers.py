@@ -657,7 +657,7 @@ def test_a_wrong_tracker_is_refused_before_any_work(in_folder, asked, fake_visdo
 # What is drawn.
 
 
-def test_of_many_classes_those_with_the_most_mistakes_are_shown():
+def test_of_many_classes_the_most_confused_are_shown():
     n = 150
     counts = np.eye(n, dtype=int) * 5
     counts[149, 3] = 9
@@ -666,7 +666,7 @@ def test_of_many_classes_those_with_the_most_mistakes_are_shown():
     assert shown.shape == (100, 100)
     assert names == tuple(sorted(names))
     assert shown[names.index("c149"), names.index("c003")] == 9
-    assert note == ", the 100 of 150 classes with the most mistakes"
+    assert note == ", the 100 most confused of 150 classes"
     assert draw_confusion(result).shape[2] == 3
 
 

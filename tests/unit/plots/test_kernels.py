@@ -1,4 +1,4 @@
-"""The classic kernels, those that a network learnt, and the maps of its stages."""
+"""The classic kernels, those that a network learned, and the maps of its stages."""
 
 import numpy as np
 import pytest
