@@ -1,6 +1,7 @@
 """What a run folder holds does not depend on whether Python or the command has trained."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.core.errors import ConfigError
 from imgclf.storage.model_file import read_manifest
-from imgclf.storage.run_folder import MODEL, PREDICTIONS, REPORT, open_run
+from imgclf.storage.run_folder import CHECKPOINT, INFO, MODEL, PREDICTIONS, REPORT, open_run, write_info
+from imgclf.storage.run_list import entry_of
 
 OPTIONS = ["--arch", "lenet", "--size", "16", "--device", "cpu", "--precision", "fp32", "--epochs", "2"]
 CONFIG = {"train": {"device": "cpu", "precision": "fp32"}}
@@ -92,3 +94,28 @@ def test_a_resumed_run_is_tested_again(photos, in_folder):
     assert again.metrics_["test"].loss != first.metrics_["test"].loss
     with pytest.raises(ConfigError, match=r"has finished 3 epochs; go on to more with --epochs N$"):
         Classifier().resume("one")
+
+
+def test_a_run_that_went_on_in_python_says_nothing_of_before(photos, in_folder):
+    config = {"train": {"epochs": 1, "batch_size": 16}, "data": {"cache": "off"}}
+    run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
+    write_info(run, metrics={"test": {"accuracy": 0.123, "n": 9}}, seconds=987.0)
+    assert entry_of(open_run(run.path)).accuracy == 0.123
+    classifier = Classifier().resume(run.path, epochs=2)
+    found, test = entry_of(open_run(run.path)), classifier.metrics_["test"]
+    assert found.seconds == pytest.approx(987 + classifier.run_.info.seconds, abs=0.01)
+    assert (found.part, found.n, found.accuracy) == ("test", test.n, test.accuracy)
+
+
+def test_the_seconds_of_a_run_that_was_killed_are_those_of_its_training(photos, in_folder):
+    config = {"train": {"epochs": 1, "batch_size": 16, "device": "cpu"}, "data": {"cache": "off"}}
+    run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
+    (run.path / INFO).write_text(json.dumps({**asdict(run.info), "seconds": None}))
+    assert entry_of(open_run(run.path)).seconds is None
+    state = torch.load(run.path / CHECKPOINT, weights_only=True)
+    assert state["spent"] > 0
+    for epochs in (2, 3):
+        before = entry_of(open_run(run.path)).seconds or round(state["spent"], 3)
+        classifier = Classifier().resume(run.path, epochs=epochs)
+        found = entry_of(open_run(run.path))
+        assert found.seconds == pytest.approx(before + classifier.run_.info.seconds, abs=0.01)

@@ -125,8 +125,8 @@ REJECTOR = Rejector(
 
 @pytest.mark.parametrize(
     ("training", "copies", "rejector"),
-    [(True, 1, None), (False, 2, None), (False, 1, REJECTOR), (True, 2, REJECTOR)],
-    ids=["few", "some", "few-reject", "some-reject"],
+    [(True, 1, None), (False, 2, REJECTOR)],
+    ids=["few", "some-reject"],
 )
 def test_threads_and_open_generators_do_not_disturb_each_other(source, two_threads, training, copies, rejector):
     model = Norms().train(training)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from imgclf.evaluation.intervals import _bootstrap, evaluation_intervals, wilson_interval
 from imgclf.evaluation.metrics import evaluate_logits
@@ -49,6 +48,8 @@ def test_every_interval_has_an_order_and_its_figure_in_reach(seed, n, k):
 
 
 def test_draws_are_scored_as_scikit_learn_does():
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
     logits, targets = answers(0, 40, 4)
     called = logits.argmax(1)
     drawn = _bootstrap(targets, called, 4)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from imgclf.core.config import ModelConfig
-from imgclf.models.build import build_model
+from imgclf.models.build import build_model, empty_network
 from imgclf.models.summary import LayerRow, layer_table
 
 
 def table_of(name: str, size, channels=3, classes=10):
-    model = build_model(ModelConfig(name, classes, channels, size))
+    model = empty_network(ModelConfig(name, classes, channels, size))
     return model, layer_table(model, size, channels)
 
 

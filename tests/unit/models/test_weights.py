@@ -118,7 +118,7 @@ def put_into_hub_cache(root, repo: str, source) -> None:
     snapshot_folder.mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
-    (snapshot_folder / "model.safetensors").write_bytes(source.read_bytes())
+    (snapshot_folder / "model.safetensors").hardlink_to(source)
 
 
 @pytest.fixture(scope="module")

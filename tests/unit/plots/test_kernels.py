@@ -71,16 +71,15 @@ def test_a_network_without_convolutions_has_neither():
         stage_maps(model, PIXELS, GRAY)
 
 
-@pytest.mark.parametrize(("arch", "channels"), [("lenet", 1), ("speednet_small", 2)])
-def test_pictures_are_written(tmp_path, arch, channels):
-    size = (28, 28) if arch == "lenet" else (32, 32)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_pictures_are_written(tmp_path, channels):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(arch, 3, channels, size))
-    recipe = PreprocessConfig(size=size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, channels)).astype(np.uint8)
+    model = build_model(ModelConfig("lenet", 3, channels, (28, 28)))
+    recipe = PreprocessConfig(size=(28, 28), channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    pixels = np.repeat(PIXELS, channels, axis=2)
     save_kernels(pixels, "$a.png", tmp_path / "new" / "kernels.png", first_convolution(model, pixels, recipe))
     save_kernels(pixels, "a.png", tmp_path / "classic.png")
-    save_stages(stage_maps(model, pixels, recipe), "a.png", tmp_path / "stages.png")
+    save_stages(stage_maps(model, pixels, recipe)[:2], "a.png", tmp_path / "stages.png")
     heights = {}
     for name in ("new/kernels.png", "classic.png", "stages.png"):
         with Image.open(tmp_path / name) as picture:

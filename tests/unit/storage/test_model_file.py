@@ -152,7 +152,7 @@ def test_weights_in_any_memory_layout_are_saved(tmp_path):
 
 
 def test_buffers_and_channels_survive(tmp_path):
-    spec = ModelConfig("small_resnet18", classes=3, channels=4, size=(32, 32))
+    spec = ModelConfig("speednet_small", classes=3, channels=4, size=(32, 32))
     model = build_model(spec)
     model(torch.rand(4, 4, 32, 32))  # moves the running statistics
     save_model(tmp_path / "m", model, Manifest(spec, ("a", "b", "c"), PreprocessConfig(size=(32, 32), channels=4)))

@@ -1,25 +1,20 @@
 """The list of runs: what is told of each, filtering and sorting."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
-import torch
 
-from imgclf import Classifier
 from imgclf.core.errors import ConfigError, ModelFileError, UnknownName
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.storage.run_folder import (
-    CHECKPOINT,
     INFO,
     MODEL,
     PREDICTIONS,
     RunInfo,
     create_run,
     held,
-    open_run,
     write_info,
 )
 from imgclf.storage.run_list import (
@@ -90,31 +85,6 @@ def test_what_an_older_or_shorter_run_does_not_say_is_unknown(tmp_path):
 def test_an_ensemble_says_how_many_networks_it_joins(tmp_path):
     assert entry_of(make(tmp_path, members=("runs/a", "runs/b"))).arch == "2 × lenet"
     assert entry_of(make(tmp_path, "equal", members=("runs/a",))).arch == "lenet"
-
-
-def test_a_run_that_went_on_in_python_says_nothing_of_before(photos, in_folder):
-    config = {"train": {"epochs": 1, "batch_size": 16}, "data": {"cache": "off"}}
-    run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
-    write_info(run, metrics={"test": {"accuracy": 0.123, "n": 9}}, seconds=987.0)
-    assert entry_of(open_run(run.path)).accuracy == 0.123
-    classifier = Classifier().resume(run.path, epochs=2)
-    found, test = entry_of(open_run(run.path)), classifier.metrics_["test"]
-    assert found.seconds == pytest.approx(987 + classifier.run_.info.seconds, abs=0.01)
-    assert (found.part, found.n, found.accuracy) == ("test", test.n, test.accuracy)
-
-
-def test_the_seconds_of_a_run_that_was_killed_are_those_of_its_training(photos, in_folder):
-    config = {"train": {"epochs": 1, "batch_size": 16, "device": "cpu"}, "data": {"cache": "off"}}
-    run = Classifier("lenet", size=16, config=config).fit(photos, runs="runs", name="one").run_
-    (run.path / INFO).write_text(json.dumps({**asdict(run.info), "seconds": None}))
-    assert entry_of(open_run(run.path)).seconds is None
-    state = torch.load(run.path / CHECKPOINT, weights_only=True)
-    assert state["spent"] > 0
-    for epochs in (2, 3):
-        before = entry_of(open_run(run.path)).seconds or round(state["spent"], 3)
-        classifier = Classifier().resume(run.path, epochs=epochs)
-        found = entry_of(open_run(run.path))
-        assert found.seconds == pytest.approx(before + classifier.run_.info.seconds, abs=0.01)
 
 
 def test_what_was_counted_stays_known_when_a_resumed_run_is_killed(tmp_path):

@@ -3,13 +3,14 @@
 from contextlib import nullcontext
 
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from imgclf.core.config import ModelConfig
+from imgclf.models.build import build_model
 from imgclf.training import fast_backward as small_maps
 from imgclf.training.fast_backward import MOST_PIXELS, fast_gradients
 
@@ -123,7 +124,7 @@ def test_only_large_steps_in_bf16_on_a_processor_go_another_way():
 
 def test_a_whole_network_learns_the_same():
     torch.manual_seed(0)
-    network = timm.create_model("resnet18", num_classes=3).to(memory_format=torch.channels_last)
+    network = build_model(ModelConfig("resnet18", 3)).to(memory_format=torch.channels_last)
     images, found = torch.randn(8, 3, 64, 64), []
     for context in (nullcontext(), quick()):
         network.zero_grad()
