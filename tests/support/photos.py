@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,14 @@ def color_image(name: str, index: int, size: tuple[int, int] = (24, 32)) -> Imag
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+@cache
+def color_png(name: str, index: int) -> bytes:
+    """The file of such an image."""
+    file = BytesIO()
+    color_image(name, index).save(file, "PNG")
+    return file.getvalue()
+
+
 def copy_of_world(world: Path, target: Path, *without: str) -> Path:
     """A copy of a folder with images and runs, as if they had been made there: of a run the images lie in the copy."""
     shutil.copytree(world, target, ignore=shutil.ignore_patterns(*without))
@@ -32,7 +42,7 @@ def save_photos(root: Path) -> Path:
     for name in COLORS:
         (root / name).mkdir(parents=True)
         for index in range(20):
-            color_image(name, index).save(root / name / f"{index:02d}.png")
+            (root / name / f"{index:02d}.png").write_bytes(color_png(name, index))
     return root
 
 

@@ -71,7 +71,7 @@ def test_draws_are_scored_as_scikit_learn_does():
     ],
 )
 def test_they_hold_the_truth_nineteen_times_in_twenty(counts, margins, noise):
-    """Of 120 samples; the limit is three standard errors."""
+    """Of 80 samples; the limit is three standard errors."""
     random = np.random.default_rng(5)
     names = [str(label) for label in range(len(counts))]
 
@@ -83,12 +83,12 @@ def test_they_hold_the_truth_nineteen_times_in_twenty(counts, margins, noise):
 
     truth = evaluate_logits(*draw(50_000 // sum(counts)), names)
     held = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "loss"), 0)
-    for _ in range(120):
+    for _ in range(80):
         found = evaluation_intervals(*draw(1))
         for name in held:
             low, high = getattr(found, name)
             held[name] += low <= getattr(truth, name) <= high
-    assert all(count > 0.89 * 120 for count in held.values()), held
+    assert all(count > 0.87 * 80 for count in held.values()), held
 
 
 def test_where_every_answer_is_right_nothing_is_certain():

@@ -21,8 +21,8 @@ def outputs(head: nn.Module) -> int:
     ("name", "channels", "size"),
     [
         ("resnet18", 1, (64, 96)),
-        ("timm:resnet18", 3, (64, 64)),
-        ("resnet18.a1_in1k", 5, (64, 64)),
+        ("timm:test_resnet", 3, (64, 64)),
+        ("test_resnet.r160_in1k", 5, (64, 64)),
         ("torchvision:resnet18", 1, (64, 64)),
         ("mobilenetv3_small_100", 1, (64, 64)),
         ("vit_tiny_patch16_224", 1, (64, 96)),
@@ -135,15 +135,15 @@ def test_sizes_that_do_not_work_are_refused(name, size, message):
 
 
 def test_dropout_goes_where_the_net_has_it():
-    assert build_model(ModelConfig("resnet18", 3, dropout=0.3)).drop_rate == 0.3
-    alexnet = build_model(ModelConfig("alexnet", 3, dropout=0.3))
+    assert empty_network(ModelConfig("resnet18", 3, dropout=0.3)).drop_rate == 0.3
+    alexnet = empty_network(ModelConfig("alexnet", 3, dropout=0.3))
     assert {m.p for m in alexnet.modules() if isinstance(m, nn.Dropout)} == {0.3}
     with pytest.raises(ConfigError, match="no dropout"):
-        build_model(ModelConfig("torchvision:resnet18", 3, dropout=0.3))
+        empty_network(ModelConfig("torchvision:resnet18", 3, dropout=0.3))
 
 
 def test_a_list_of_heads_is_one_module():
-    head = head_of(build_model(ModelConfig("deit_tiny_distilled_patch16_224", 3)))
+    head = head_of(empty_network(ModelConfig("deit_tiny_distilled_patch16_224", 3)))
     assert [layer.out_features for layer in head] == [3, 3]
 
 

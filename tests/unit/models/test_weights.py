@@ -32,7 +32,7 @@ from imgclf.models.weights import adapt_channels, load_weights, pick_arch, read_
 from imgclf.storage.model_file import Manifest, save_model
 
 LENET = ModelConfig("lenet", 4, 1, (28, 28))
-RESNET = ModelConfig("resnet18", 4, 3, (64, 64))
+RESNET = ModelConfig("test_resnet", 4, 3, (64, 64))  # which timm publishes for tests: it is small
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -123,9 +123,9 @@ def put_into_hub_cache(root, repo: str, source) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A file as the hub has it for resnet18: timm's names, 1,000 classes, 3 channels."""
+    """A file as the hub has it for `RESNET`: timm's names, 1,000 classes, 3 channels."""
     torch.manual_seed(5)
-    state = build_timm(ModelConfig("resnet18", 1000), "resnet18").state_dict()
+    state = build_timm(ModelConfig("test_resnet", 1000), "test_resnet").state_dict()
     path = tmp_path_factory.mktemp("published") / "model.safetensors"
     save_file(state, path)
     return path
@@ -162,21 +162,21 @@ def calmed(weight, fresh):
 
 
 def test_the_cache_is_used_without_a_network(caches, published):
-    put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
+    put_into_hub_cache(caches, "timm/test_resnet.r160_in1k", published)
     torch.manual_seed(1)
     model = build_model(RESNET)
     fresh_head = head_of(model).weight.detach().clone()
     before = torch.random.get_rng_state()
     used = load_weights(model, RESNET, "auto")
-    assert (used.used, used.source, used.note) == ("pretrained", "timm/resnet18.a1_in1k", None)
+    assert (used.used, used.source, used.note) == ("pretrained", "timm/test_resnet.r160_in1k", None)
     assert same(without_head(model.state_dict()), without_head(load_file(published)))
     assert calmed(head_of(model).weight, fresh_head)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_the_head_is_fresh_even_for_the_published_number_of_classes(caches, published):
-    put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
-    spec = ModelConfig("resnet18", 1000, 3, (64, 64))
+    put_into_hub_cache(caches, "timm/test_resnet.r160_in1k", published)
+    spec = ModelConfig("test_resnet", 1000, 3, (64, 64))
     model = build_model(spec)
     load_weights(model, spec, "pretrained")
     assert not torch.equal(head_of(model).weight, load_file(published)["fc.weight"])
@@ -184,16 +184,16 @@ def test_the_head_is_fresh_even_for_the_published_number_of_classes(caches, publ
 
 @pytest.mark.parametrize("channels", [1, 5])
 def test_the_first_convolution_is_adapted(caches, published, channels):
-    put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
-    spec = ModelConfig("resnet18", 4, channels, (64, 64))
+    put_into_hub_cache(caches, "timm/test_resnet.r160_in1k", published)
+    spec = ModelConfig("test_resnet", 4, channels, (64, 64))
     model = build_model(spec)
     load_weights(model, spec, "pretrained")
-    expected = adapt_channels(load_file(published)["conv1.weight"], channels)
-    torch.testing.assert_close(model.conv1.weight.data, expected)
+    expected = adapt_channels(load_file(published)["conv1.0.weight"], channels)
+    torch.testing.assert_close(model.conv1[0].weight.data, expected)
 
 
 def test_the_real_client_downloads_from_a_hub(caches, published, monkeypatch):
-    path = "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+    path = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
     model = build_model(RESNET)
     with serving({path: published.read_bytes()}) as (address, asked):
         point_hub_at(monkeypatch, address)
@@ -259,8 +259,8 @@ def test_offline_mode_of_the_hub_is_heeded(caches, monkeypatch):
 def test_a_damaged_file_in_the_cache_is_an_error_also_on_auto(caches, tmp_path):
     damaged = tmp_path / "damaged"
     damaged.write_bytes(b"\0" * 100)
-    put_into_hub_cache(caches, "timm/resnet18.a1_in1k", damaged)
-    with pytest.raises(ModelFileError, match="holds no weights for resnet18"):
+    put_into_hub_cache(caches, "timm/test_resnet.r160_in1k", damaged)
+    with pytest.raises(ModelFileError, match="holds no weights for test_resnet"):
         load_weights(build_model(RESNET), RESNET, "auto")
 
 
@@ -406,7 +406,7 @@ def test_a_hub_that_hangs_on_its_files_is_asked_once(caches, monkeypatch, chosen
         release.set()
     assert used.used == "none"
     assert "can't be downloaded" in used.note
-    assert asked == ["HEAD /", "HEAD /timm/resnet18.a1_in1k/resolve/main/model.safetensors"]
+    assert asked == ["HEAD /", "HEAD /timm/test_resnet.r160_in1k/resolve/main/model.safetensors"]
     assert (chosen or 0.2) <= took < 5
 
 
@@ -665,18 +665,18 @@ def test_a_run_or_a_file_that_is_gone_is_not_asked_of_the_hub(caches, monkeypatc
 
 
 def test_a_hub_name_for_a_timm_network(caches, published):
-    put_into_hub_cache(caches, "timm/resnet18.fb_swsl_ig1b_ft_in1k", published)
+    put_into_hub_cache(caches, "timm/test_resnet.r160_in1k", published)
     model = build_model(RESNET)
-    used = load_weights(model, RESNET, "timm/resnet18.fb_swsl_ig1b_ft_in1k")
-    assert (used.used, used.source) == ("hub", "timm/resnet18.fb_swsl_ig1b_ft_in1k")
+    used = load_weights(model, RESNET, "timm/test_resnet.r160_in1k")
+    assert (used.used, used.source) == ("hub", "timm/test_resnet.r160_in1k")
     assert same(without_head(model.state_dict()), without_head(load_file(published)))
 
 
 def test_a_hub_name_of_another_network_is_an_error(caches, published):
-    put_into_hub_cache(caches, "timm/resnet18.a1_in1k", published)
-    spec = ModelConfig("resnet34", 4, 3, (64, 64))
-    with pytest.raises(ModelFileError, match="holds no weights for resnet34"):
-        load_weights(build_model(spec), spec, "timm/resnet18.a1_in1k")
+    put_into_hub_cache(caches, "timm/test_resnet.r160_in1k", published)
+    spec = ModelConfig("mobilenetv3_small_050", 4, 3, (64, 64))
+    with pytest.raises(ModelFileError, match="holds no weights for mobilenetv3_small_050"):
+        load_weights(build_model(spec), spec, "timm/test_resnet.r160_in1k")
 
 
 def test_a_hub_name_for_one_of_our_networks(caches, tmp_path):

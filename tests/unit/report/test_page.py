@@ -80,6 +80,14 @@ def changed(data, /, **changes):
     return replace(data, info=replace(data.info, **of_info), **changes)
 
 
+def without_charts(data):
+    """The page of a run; its charts are not drawn, which takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, chart in (("training_curves", []), ("reliability", ""), ("risk_chart", "")):
+            patch.setattr(figures, name, lambda *_, chart=chart: chart)
+        return page.render(data)
+
+
 def looks_of(predictions, side=64):
     rng = np.random.default_rng(0)
     looks = {}
@@ -335,7 +343,7 @@ def test_names_can_be_anything():
         predictions, name=NASTY[0], config=NASTY[0], looks=looks_of(predictions), sampled=frozenset(refs)
     )
     data = changed(data, data=NASTY[0], unreadable=((NASTY[4], NASTY[0]),), findings=(NASTY[0],))
-    html = page.render(data)
+    html = without_charts(data)
     html.encode()  # no lone surrogates
     parsed = Text(html)
     assert [attrs for tag, attrs in parsed.tags if tag == "script"] == [{"type": "application/json", "id": "cells"}, {}]
@@ -354,7 +362,7 @@ def test_a_thousand_classes_and_many_pictures_stay_below_8_mb():
     predictions = predictions_of(targets, rng.permutation(targets), classes=names)
     heavy = Look((100, 100), 50.0, "data:image/jpeg;base64," + "A" * 60_000)
     wanted = [predictions.refs[i] for i in page.pictures_to_show(predictions)]
-    html = page.render(report_data(predictions, looks=dict.fromkeys(wanted, heavy)))
+    html = without_charts(report_data(predictions, looks=dict.fromkeys(wanted, heavy)))
     assert 1_000_000 < len(html.encode()) < page.MAX_BYTES
     text = str(Text(html))
     assert "Only the 60 most confused classes are shown; 940 other classes are left out" in text
@@ -364,16 +372,16 @@ def test_a_thousand_classes_and_many_pictures_stay_below_8_mb():
 
 
 def test_a_class_without_images_has_no_recall():
-    text = str(Text(page.render(report_data(predictions_of([0, 0, 2], [0, 2, 2])))))
+    text = str(Text(without_charts(report_data(predictions_of([0, 0, 2], [0, 2, 2])))))
     assert "c1 – – not tested – 0 " in text
     assert "1 class (c1) has no test images." in text
     one = predictions_of([0], [0], classes=("a", "b"))
-    assert "1 of 1 held-out image was classified correctly" in str(Text(page.render(report_data(one))))
+    assert "1 of 1 held-out image was classified correctly" in str(Text(without_charts(report_data(one))))
 
 
 def test_without_predictions_the_page_says_so():
     data = report_data(None, epochs=0, status="interrupted", not_shown="The images were not found (gone).")
-    text = str(Text(page.render(data)))
+    text = str(Text(without_charts(data)))
     assert "no predictions yet (interrupted)" in text
     assert "The images were not found (gone)." in text
     assert "the first epoch has not finished" in text
@@ -382,14 +390,14 @@ def test_without_predictions_the_page_says_so():
 
 def test_without_predictions_it_says_how_to_get_them():
     data = report_data(None, next_steps=TYPED)
-    assert "Test it where its images are: imgclf evaluate --model runs/first" in str(Text(page.render(data)))
+    assert "Test it where its images are: imgclf evaluate --model runs/first" in str(Text(without_charts(data)))
     killed = changed(data, status="failed")
-    assert "Resume it: imgclf train --resume runs/first" in str(Text(page.render(killed)))
-    nameless = str(Text(page.render(replace(killed, next_steps=NextSteps()))))
+    assert "Resume it: imgclf train --resume runs/first" in str(Text(without_charts(killed)))
+    nameless = str(Text(without_charts(replace(killed, next_steps=NextSteps()))))
     assert "Train again." in nameless
     assert "--resume" not in nameless
     counts = {"a": {"train": 9, "valid": 0, "test": 0}}
-    none = str(Text(page.render(replace(data, counts=counts))))
+    none = str(Text(without_charts(replace(data, counts=counts))))
     assert f"Hold out images for a test (--split), and train again: {TYPED.hold_out}" in none
     assert "evaluate" not in none
 
@@ -397,9 +405,9 @@ def test_without_predictions_it_says_how_to_get_them():
 def test_warnings_are_those_that_the_figures_give():
     targets = [0] * 100 + [1] * 100
     good = predictions_of(targets, targets, sure=8.0, classes=("cat", "dog"))
-    assert "Watch out" not in str(Text(page.render(report_data(good, epochs=0))))
+    assert "Watch out" not in str(Text(without_charts(report_data(good, epochs=0))))
     bad = predictions_of(targets, [1] * 40 + [0] * 60 + [1] * 100, sure=9.0, classes=("cat", "dog"))
-    text = str(Text(page.render(report_data(bad, part="valid"))))
+    text = str(Text(without_charts(report_data(bad, part="valid"))))
     for warning in (
         "There is no test part",
         "It recognizes some classes less often than the rest: “cat” (60 of 100).",
@@ -409,20 +417,17 @@ def test_warnings_are_those_that_the_figures_give():
     ):
         assert warning in text, warning
     few = predictions_of([0, 1] * 4, [0, 1] * 4, classes=("cat", "dog"))
-    assert "8 images are few to test on" in str(Text(page.render(report_data(few))))
+    assert "8 images are few to test on" in str(Text(without_charts(report_data(few))))
 
 
 def minded(data):
-    """What the page of a run says under Watch out; its charts are not drawn."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, chart in (("training_curves", []), ("reliability", ""), ("risk_chart", "")):
-            patch.setattr(figures, name, lambda *_, chart=chart: chart)
-        return str(Text(page.render(data))).partition("Watch out")[2].partition("Metrics")[0]
+    """What the page of a run says under Watch out."""
+    return str(Text(without_charts(data))).partition("Watch out")[2].partition("Metrics")[0]
 
 
 def test_images_that_training_saw_are_told_first_and_figures_are_given_without_them():
     predictions = replace(predictions_of([0] * 60 + [1] * 40, [0] * 60 + [1] * 20 + [0] * 20), seen=tuple(range(50)))
-    html = page.render(report_data(predictions, next_steps=TYPED))
+    html = without_charts(report_data(predictions, next_steps=TYPED))
     first = minded(report_data(predictions, next_steps=TYPED)).strip()
     assert first.startswith(
         "50 of the 100 images were also used in training, so the metrics are optimistic. Of the other 50, 30 were "
@@ -432,7 +437,7 @@ def test_images_that_training_saw_are_told_first_and_figures_are_given_without_t
     assert "80 of 100 held-out images, 50 of which were also used in training, were classified correctly" in text
     assert "expect an accuracy of 46.2% to 72.4%" in text
     assert re.search(r"Accuracy, unseen\s+60\.0", text)
-    nothing_new = str(Text(page.render(report_data(replace(predictions, seen=tuple(range(100)))))))
+    nothing_new = str(Text(without_charts(report_data(replace(predictions, seen=tuple(range(100)))))))
     assert "They can't show the accuracy on new images." in nothing_new
     assert "also used in training" not in minded(report_data(replace(predictions, seen=())))
 
@@ -555,7 +560,7 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
 
 
 def test_an_ensemble_names_its_members():
-    text = str(Text(page.render(report_data(None, epochs=0, members=("runs/a", "runs/b c")))))
+    text = str(Text(without_charts(report_data(None, epochs=0, members=("runs/a", "runs/b c")))))
     assert "each member has its own report. imgclf report runs/a imgclf report 'runs/b c'" in text
 
 
