@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from imgclf.cli import _console as console
 from imgclf.core.text import byte_size, duration
 from imgclf.storage.run_folder import ROOT
-from imgclf.studies.dry_run import dry_run
-
-if TYPE_CHECKING:
-    from imgclf.cli._training import TrainView
+from imgclf.studies.dry_run import DryRun, dry_run
+from imgclf.training.events import Callback
 
 
-def show_plan(data: str, config: Mapping[str, Any], options: Mapping[str, Any], view: TrainView) -> None:
-    """Plan the training that these options of the command ask for, and show it."""
+def plan_training(
+    data: str, config: Mapping[str, Any], options: Mapping[str, Any], callbacks: Sequence[Callback]
+) -> DryRun:
+    """Plan the training that these options of the command ask for."""
     where = {"runs": options.get("runs", ROOT), "name": options.get("name"), "track": options.get("track", ())}
     members, recipe = options.get("ensemble", 1), options.get("recipe")
-    plan = dry_run(data, recipe=recipe, config=config, members=members, callbacks=[view], **where)
-    view.progress.stop()  # else the plan would get into it
-    if options["json"]:
+    return dry_run(data, recipe=recipe, config=config, members=members, callbacks=callbacks, **where)
+
+
+def show_plan(plan: DryRun, *, as_json: bool) -> None:
+    """Show a plan."""
+    if as_json:
         console.show_json(plan.to_dict())
         return
     console.show_table(["setting", "value", "reason"], [(d.name, d.value, d.reason) for d in plan.decisions])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.core.text import natural
+from imgclf.core.text import first_few, natural, plural
 
 if TYPE_CHECKING:
     from imgclf.estimator.classifier import Classifier
@@ -80,14 +80,14 @@ def load_classifier(model: str | None, device: str, precision: str = "fp32", arc
     from imgclf.storage.run_folder import find_model
     from imgclf.storage.run_list import default_run
 
-    if model is None:
-        default = default_run()
-        path = default.model
-        console.say(f"model: {path} ({default.reason})", "dim")
-    else:
-        path = find_model(model)
+    default = default_run() if model is None else None
+    path = default.model if default is not None else find_model(str(model))
     with console.waiting("loading"):
         require_own(arch)
         from imgclf.estimator.classifier import Classifier
 
-        return Classifier.load(path, device=device, precision=precision)
+        classifier = Classifier.load(path, device=device, precision=precision)
+    if default is not None:
+        classes = f"{plural(len(classifier.classes_), 'class')}: {first_few(classifier.classes_)}"
+        console.say(f"model: {path} ({default.arch}, {classes}; {default.reason})", "dim")
+    return classifier

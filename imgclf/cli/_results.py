@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from imgclf.cli import _console as console
 from imgclf.core.results import Calibration, ClassResult, Evaluation
-from imgclf.core.text import percent, plural
+from imgclf.core.text import first_few, percent, percent_range, plural
 
 if TYPE_CHECKING:
     from imgclf.storage.run_list import RunEntry
@@ -19,23 +19,24 @@ def show_evaluation(result: Evaluation, title: str) -> None:
     console.show(title)
     ends = result.intervals
     assert ends is not None  # an epoch's evaluation has none, and is not shown here
-    console.show(f"accuracy {_accuracy(result)}")
+    if (new := result.unseen) is not None:
+        console.show(f"unseen images: accuracy {_accuracy(new)}, loss {new.loss:.3f}")
+    console.show(f"{'' if new is None else 'all images: '}accuracy {_accuracy(result)}")
     shares = [f"balanced accuracy {percent(result.balanced_accuracy)}{_within(ends.balanced_accuracy)}"]
     if result.top5 is not None:
         shares.append(f"top-5 {percent(result.top5)}{_within(ends.top5)}")
     shares.append(f"macro-F1 {percent(result.macro_f1)}{_within(ends.macro_f1)}")
     loss = "" if ends.loss is None else f" ({ends.loss[0]:.3f}–{ends.loss[1]:.3f})"
     console.show(f"{', '.join(shares)}, loss {result.loss:.3f}{loss}")
-    if result.seen:
-        console.show(_seen(result))
+    if result.seen == result.n:
+        console.show("all of these images were used for training or validation: new images may give other results")
     if result.calibration is not None:
         console.show(_calibration(result.calibration))
     console.show()
     console.show_table(["class", "precision", "recall", "F1", "images"], map(_class_row, result.per_class))
     untested = [row.name for row in result.per_class if not row.support]
     if untested:
-        more = f" and {len(untested) - MAX_CONFUSION:,} more" if len(untested) > MAX_CONFUSION else ""
-        console.show(f"not tested (no test images): {', '.join(untested[:MAX_CONFUSION])}{more}")
+        console.show(f"not tested (no test images): {first_few(untested, MAX_CONFUSION)}")
     console.show()
     names = [row.name for row in result.per_class]
     if len(names) <= MAX_CONFUSION:
@@ -53,23 +54,12 @@ def _class_row(row: ClassResult) -> list[str | None]:
 def _accuracy(result: Evaluation) -> str:
     """`90.7% (39 of 43), 95% interval 78.4–96.3%`."""
     assert result.intervals is not None
-    right, (low, high) = round(result.accuracy * result.n), result.intervals.accuracy
-    share = f"{percent(result.accuracy)} ({right:,} of {result.n:,})"
-    return f"{share}, 95% interval {100 * low:.1f}–{percent(high)}"
-
-
-def _seen(result: Evaluation) -> str:
-    """How many of the images training saw, and the accuracy without these."""
-    new = result.unseen
-    if new is None:
-        return "all of these images were used for training or validation: new images may give other results"
-    were = "image was" if result.seen == 1 else "images were"
-    saw = f"{result.seen:,} {were} used for training or validation"
-    return f"{saw}; without {'it' if result.seen == 1 else 'them'}: accuracy {_accuracy(new)}, loss {new.loss:.3f}"
+    share = f"{percent(result.accuracy)} ({round(result.accuracy * result.n):,} of {result.n:,})"
+    return f"{share}, 95% interval {percent_range(*result.intervals.accuracy)}"
 
 
 def _within(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None else f" ({100 * ends[0]:.1f}–{percent(ends[1])})"
+    return "" if ends is None else f" ({percent_range(*ends)})"
 
 
 def _calibration(found: Calibration) -> str:

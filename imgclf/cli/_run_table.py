@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imgclf.core.text import percent
+from imgclf.core.text import percent, percent_range
 from imgclf.storage.run_list import RunEntry
 
 HEADER = ("run", "data", "arch", "recipe", "accuracy", "95% interval", "of", "seconds", "MB", "status")
@@ -10,14 +10,13 @@ HEADER = ("run", "data", "arch", "recipe", "accuracy", "95% interval", "of", "se
 
 def cells(entry: RunEntry) -> tuple[object, ...]:
     """A run as a row of a table, see `HEADER`."""
-    low, high = entry.interval or (None, None)
     return (
         entry.name,
         entry.data,
         entry.arch,
         entry.recipe,
         None if entry.accuracy is None else percent(entry.accuracy),
-        None if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}",
+        None if entry.interval is None else percent_range(*entry.interval),
         None if entry.n is None else f"{entry.n:,} {entry.part}",
         None if entry.seconds is None else f"{entry.seconds:,.0f}",
         None if entry.size is None else f"{entry.size / 1e6:,.1f}",

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import singledispatchmethod
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 
 from imgclf.cli import _console as console
-from imgclf.cli._dry_run import show_plan
+from imgclf.cli._dry_run import plan_training, show_plan
 from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._results import figure, show_evaluation
 from imgclf.core.errors import ConfigError
 from imgclf.core.results import ENDED, Decision, EpochRecord
-from imgclf.core.text import percent, plural, printable
+from imgclf.core.text import first_few, percent, plural, printable
 from imgclf.data.dataset import SPLIT_NAMES
 from imgclf.data.sources.folder import FileReader
 from imgclf.estimator.classifier import Classifier
@@ -39,7 +40,7 @@ from imgclf.estimator.events import (
 from imgclf.estimator.plan import PlanMade, RunReady
 from imgclf.models.own import OWN
 from imgclf.report.advice import Advice
-from imgclf.report.text import instead_of_epochs, never_better, valid_losses, why_kept
+from imgclf.report.text import initial_name, instead_of_epochs, never_better, valid_losses, why_kept
 from imgclf.runtime import distributed
 from imgclf.storage.run_folder import INFO, ROOT, SAMPLES, Run, config_source, find_run, open_run
 from imgclf.storage.run_list import RunEntry, find_default, why_none
@@ -65,7 +66,6 @@ from imgclf.training.events import (
 )
 from imgclf.training.state import TrainState
 
-SHOWN = 5
 FEW = 30  # test images, of which one is more than three points
 UNEVEN = 5
 RARELY = 20  # steps
@@ -81,7 +81,8 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
     data = _resumable(changes, options) if resumed else _named_data(data, options)
     if options.get("dry_run"):
         with view.progress:
-            show_plan(data, changes, options, view)
+            plan = plan_training(data, changes, options, [view])
+        show_plan(plan, as_json=options["json"])
         return
     recipe, runs, name = options.get("recipe"), options.get("runs", ROOT), options.get("name")
     try:
@@ -95,7 +96,7 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
             else:
                 classifier = Classifier(recipe=recipe, config=changes).fit(data, runs=runs, name=name, callbacks=told)
         if classifier.run_ is not None:  # else another process has it
-            _show(classifier, view, options)
+            _show(classifier, view, options, before)
             warn_of_worse(before, find_default())
     except KeyboardInterrupt:
         _say_where_to_go_on(view.run)
@@ -154,7 +155,7 @@ def _resumable(changes: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     return str(output_folder(find_run(options["resume"]).path, "--resume"))
 
 
-def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any]) -> None:
+def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any], before: RunEntry | None) -> None:
     run, test = classifier.run_, classifier.metrics_.get("test")
     assert run is not None
     console.warn_of_images(classifier.unreadable_, "left out at some time, unreadable or changed since the check")
@@ -179,6 +180,8 @@ def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any]) -
     ours = default is not None and default.model == run.model
     if default is None:
         console.show(f"default: none, as {why_none()}")
+    elif ours and before is not None and before.data != default.data:
+        console.show(f"default: this run; before: {before.path} (other data: {before.data}). --model picks another")
     else:
         console.show(f"default: {'this run' if ours else default.path} ({default.reason})")
     if advice is not None and not interrupted:
@@ -207,13 +210,13 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def warn_of_worse(before: RunEntry | None, after: RunEntry | None) -> None:
-    """Warn where the default has become a run of a lower figure than the one that was the default before."""
+    """Warn where the default has become a run of lower accuracy on the same data than the default before."""
     if before is None or after is None or before.accuracy is None or after.accuracy is None:
         return
-    if after.accuracy < before.accuracy:
+    if after.accuracy < before.accuracy and after.data == before.data:
         kept = f"; to keep that one: imgclf use {shlex.quote(before.name)}" if before.path != after.path else ""
-        now, then = (f"{entry.path} ({figure(entry)} of {entry.data})" for entry in (after, before))
-        console.warn(f"the default is now {now}, and was {then}{kept}")
+        now, then = (f"{entry.path} ({figure(entry)})" for entry in (after, before))
+        console.warn(f"the default is now {now}, before: {then}{kept}")
 
 
 def _say_claims(classifier: Classifier) -> None:
@@ -229,13 +232,16 @@ def _say_claims(classifier: Classifier) -> None:
 
 
 def _example(classifier: Classifier, run: Run) -> Path | None:
-    """Something to predict that can be typed: an image held out, or the samples of a set that lies in memory."""
+    """Something to predict that can be typed: an image held out, if there is one also by its folder, or the samples of
+    a set that lies in memory."""
     split, source = classifier.split_, classifier.source_
     if not isinstance(source.reader, FileReader):
         return run.path / SAMPLES
-    held_out = split.samples("test") or split.samples("valid") or split.samples("train")
+    train = {sample.ref for sample in source.samples if sample.split == "train"}
+    samples = chain(*map(split.samples, ("test", "valid", "train")))
     folder = Path(source.location)
-    paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in held_out)
+    ranked = sorted(samples, key=lambda sample: sample.ref in train)
+    paths = ((folder if folder.is_dir() else folder.parent) / sample.ref for sample in ranked)
     return next((path for path in paths if path.is_file() and printable(str(path)) == str(path)), None)
 
 
@@ -249,6 +255,7 @@ class TrainView(ShowsWarnings):
         self._began = self._bar_began = 0.0  # the epoch, and the bar
         self._bar_name = ""
         self._epochs = self._member = 0
+        self._probed = False
         self._guess = 0.0  # the share of the commonest class
         self._choices: tuple[Decision, ...] = ()
         self.run: Run | None = None
@@ -336,8 +343,7 @@ class TrainView(ShowsWarnings):
     def _on_source(self, event: SourceOpened) -> None:
         source = event.source
         images, classes = plural(len(source), "image"), plural(len(source.classes), "class")
-        names = ", ".join(source.classes[:SHOWN]) + (", …" if len(source.classes) > SHOWN else "")
-        console.say(f"data:  {source.name}: {images}, {classes} ({names})")
+        console.say(f"data:  {source.name}: {images}, {classes} ({first_few(source.classes)})")
         for note in source.notes:
             console.say(f"       {note}")
         if source.skipped:
@@ -379,6 +385,7 @@ class TrainView(ShowsWarnings):
         colors = "gray" if plan.preprocess.channels == 1 else f"{plan.preprocess.channels} channels"
         start = plan.weights.source.removeprefix("from ")
         console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {height}×{width}, {colors}, from {start}")
+        console.say(f"device: {plan.device}, {str(plan.dtype).removeprefix('torch.')}")
         if plan.weights.note:  # only what is not as it was asked for is an alarm
             (console.warn if plan.weights.head == "fresh" else console.say)(plan.weights.note)
         if config.epochs == 0:
@@ -391,12 +398,11 @@ class TrainView(ShowsWarnings):
     @_show.register
     def _on_probe(self, event: ProbeFitted) -> None:
         probe = event.probe
-        head = f"linear head on frozen features, {plural(probe.images, 'training image')}"
         if probe.note:
-            console.say(f"baseline: not measured ({head}): {probe.note}")
+            console.say(f"probe: not measured: {probe.note}")
             return
-        error = 100 * probe.error
-        console.say(f"baseline: {probe.accuracy:.1%} ± {error:.1f} after {probe.seconds:.0f} s ({head}, CV)")
+        how = f"linear head on frozen features, cross-validated, {probe.seconds:.0f} s"
+        console.say(f"probe: {probe.accuracy:.1%} ± {100 * probe.error:.1f} ({how})")
         if probe.accuracy - 2 * probe.error <= self._guess:
             console.warn(
                 f"no better than to call every image the commonest class ({self._guess:.1%}): "
@@ -417,7 +423,8 @@ class TrainView(ShowsWarnings):
     def _on_baseline(self, event: BaselineMeasured) -> None:
         result = event.result
         if self._epochs:
-            console.say(f"{'start':>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.1%}")
+            name = "probe" if self._probed else "init"
+            console.say(f"{name:>6}  {'':10}  {'':8}  {result.loss:10.4f}  {result.accuracy:8.1%}")
         else:
             console.say(f"valid: {percent(result.accuracy)} of {plural(result.n, 'image')}, loss {result.loss:.3f}")
 
@@ -438,14 +445,13 @@ class TrainView(ShowsWarnings):
     @_show.register
     def _on_start(self, event: TrainingStarted) -> None:
         state = event.state
-        console.say(f"       on {state.device}, {str(state.precision).removeprefix('torch.')}")
-        self._epochs = state.epochs
+        self._epochs, self._probed = state.epochs, bool(state.config.probe)
         if state.epoch or state.batch_index:
             within = f", step {state.batch_index} of {state.steps_per_epoch}" if state.batch_index else ""
-            console.say(f"       going on after epoch {state.epoch}{within}")
+            console.say(f"       continuing after epoch {state.epoch}{within}")
         if state.epochs:
             console.say("")
-            console.say(" epoch  train loss  accuracy  valid loss  accuracy       lr  seconds", "bold")
+            console.say(" epoch  train loss  accuracy  valid loss  accuracy  lr at end  seconds", "bold")
             self.waiting("first step")
         self._began = time.perf_counter()
 
@@ -482,9 +488,10 @@ class TrainView(ShowsWarnings):
         best = state.result().best
         if best is None and state.best and state.epochs:
             how = never_better(valid_losses(state.result()), state.best_loss)
-            console.say(f"kept:  the start (valid loss {state.best_loss:.4f}): {how}")
+            probed = bool(state.config.probe)
+            console.say(f"kept:  {initial_name(probed=probed)} (valid loss {state.best_loss:.4f}): {how}")
             if state.ended != "interrupted":
-                console.say(f"       {instead_of_epochs(probed=bool(state.config.probe))}")
+                console.say(f"       {instead_of_epochs(len(state.result()), state.ended, probed=probed)}")
         if best is not None and best.valid_loss is not None:
             console.say(f"kept:  epoch {best.epoch} ({why_kept(state.result())}{best.valid_loss:.4f})")
         console.say("")
@@ -496,7 +503,7 @@ def _row(record: EpochRecord) -> str:
         valid = f"{record.valid_loss:10.4f}  {record.valid_accuracy:8.1%}"
         saved = "  saved" if record.best else ""
     train = f"{record.epoch:6d}  {record.train_loss:10.4f}  {record.train_accuracy:8.1%}"
-    return f"{train}  {valid}  {record.lr:7.2g}  {record.seconds:7.1f}{saved}"
+    return f"{train}  {valid}  {record.lr:9.2g}  {record.seconds:7.1f}{saved}"
 
 
 def _seconds_left(state: TrainState, seconds: float) -> float:

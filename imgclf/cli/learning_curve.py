@@ -10,7 +10,7 @@ import typer
 from imgclf.cli import _console as console
 from imgclf.cli._options import Json, TrainData, TrainingOptions, training_options
 from imgclf.cli._output import Force, Out, picture_file
-from imgclf.core.text import percent
+from imgclf.core.text import percent, percent_range
 
 NEGLIGIBLE_GAIN = 0.0005  # of the accuracy: rounds to no tenth of a point
 
@@ -53,7 +53,7 @@ def learning_curve(
 
 def _show(curve: LearningCurve) -> None:
     law, images = curve.law, curve.points[-1].images
-    rows = [(f"{p.images:,}", percent(p.accuracy), _range(*p.interval), p.draws) for p in curve.points]
+    rows = [(f"{p.images:,}", percent(p.accuracy), percent_range(*p.interval), p.draws) for p in curve.points]
     console.show_table(("images", "accuracy", "95% interval", "draws"), rows)
     console.show()
     console.show(f"fit:     error = {law.scale:.3g} · n^−{law.exponent:.2g} + {law.floor:.3g} for n training images")
@@ -63,17 +63,13 @@ def _show(curve: LearningCurve) -> None:
     elif gain.high < NEGLIGIBLE_GAIN:
         console.show(f"more:    {2 * images:,} images, twice as many: a negligible gain")
     else:
-        then = f"{percent(doubled.value)} ({_range(doubled.low, doubled.high)})"
+        then = f"{percent(doubled.value)} ({percent_range(doubled.low, doubled.high)})"
         console.show(f"more:    {2 * images:,} images, twice as many: about {_gain(gain)} points, to {then}")
     if not curve.full:
         header = ("class", "images", "recall", "recall gain with 2×", "accuracy gain with 2×")
         console.show()
         console.show_table(header, map(_class_row, curve.classes))
         console.show()
-
-
-def _range(low: float, high: float) -> str:
-    return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
 def _gain(gain: Estimate) -> str:

@@ -7,6 +7,7 @@ from difflib import SequenceMatcher
 from typing import Generic, TypeVar
 
 from imgclf.core.errors import UnknownName
+from imgclf.core.text import first_few
 
 T = TypeVar("T")
 CLOSE = 0.6
@@ -116,7 +117,7 @@ def _bare(option: str) -> str:
 def unknown_name(kind: str, name: str, known: list[str]) -> UnknownName:
     """The error for a name that is not known, with close matches or, failing these, what there is."""
     close = close_matches(str(name), known)
-    there = f"there is {', '.join(known[:SHOWN])}{', …' if len(known) > SHOWN else ''}"
+    there = f"available: {first_few(known, SHOWN)}"
     hint = f"did you mean {' or '.join(close)}?" if close else there
     if close and len(known) <= FEW:
         hint += f" ({there})"

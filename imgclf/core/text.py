@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 
 LONGEST = 120  # characters of a text that may be a hostile file's, in a message
 
@@ -17,6 +18,17 @@ def plural(count: int, noun: str) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """0.98123 as `98.1%`."""
     return f"{100 * share:.{digits}f}%"
+
+
+def percent_range(low: float, high: float) -> str:
+    """An interval of shares: 0.8888 and 0.9331 as `88.9–93.3%`."""
+    return f"{100 * low:.1f}–{percent(high)}"
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """Names on one printable line: `a, b, c`, or the first ones and a count: `a, b, c, d, e and 7 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
 
 
 def duration(seconds: float) -> str:

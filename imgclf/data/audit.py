@@ -288,7 +288,7 @@ def _odd_format(good: list[tuple[Sample, ImageFacts]]) -> list[str]:
         return []
     (common, many), (odd, _) = ranked
     ref = next(sample.ref for sample, fact in good if fact.format == odd)
-    return [f"{printable(ref)} is the only {odd} among {many} {common}: look at it"]
+    return [f"{printable(ref)} is the only {odd} among {many} {common} files: is it one of your photos?"]
 
 
 def _vanished(good: list[tuple[Sample, ImageFacts]]) -> list[str]:

@@ -117,7 +117,11 @@ def make_split(
         earlier = fit_split(read_split(file), source.with_samples(rows), file)
         fixed |= {row.ref: str(row.split) for row in earlier}
     elif given:
-        notes += [f"{name} is cut from train: the data have none of their own" for name in SPLIT_NAMES if name in cut]
+        notes += [
+            f"no {name} split found: {share:.0%} of the train images are held out as {name}"
+            for name, share in zip(SPLIT_NAMES, map(float, shares), strict=True)
+            if name in cut
+        ]
     placed = _assign(rows, fixed, earlier, {*given} - {"train"}, shares, seed)
     if "train" not in placed.values():
         raise DataError(f"{source.name}: no image is left for train")

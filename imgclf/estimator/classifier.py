@@ -16,7 +16,7 @@ from imgclf.core.arguments import as_path, whole
 from imgclf.core.config import EXPLAIN_METHODS, ExperimentConfig
 from imgclf.core.errors import ConfigError, DataError, NotFitted, warn_caller
 from imgclf.core.results import Evaluation, Explanation, Prediction
-from imgclf.core.text import printable
+from imgclf.core.text import first_few, printable
 from imgclf.data.audit import audit
 from imgclf.data.classes import spelled_as
 from imgclf.data.dataset import SPLIT_NAMES, Sample, Source
@@ -277,9 +277,10 @@ class Classifier:
         else:
             samples = choose_samples(source, getattr(self, "split_", None), self.seen_, part)
             if unknown := sorted(set(source.classes) - set(classes)):
-                known = ", ".join(map(printable, classes[:10])) + (", …" if len(classes) > 10 else "")
-                own = "; to test on the images of its own split, name no data" if hasattr(self, "split_") else ""
-                problem = f"{source.name} has classes that the model does not know; it knows {known}{own}"
+                both = f"the model knows {first_few(classes, 10)}; the data have {first_few(source.classes, 10)}"
+                own = ", or name no data to test on the run's own images" if hasattr(self, "split_") else ""
+                todo = f"choose another model (--model) or images of the model's classes{own}"
+                problem = f"{source.name} has classes that the model does not know ({both}): {todo}"
                 raise DataError(problem, unknown)
         if not samples:
             wanted = f"in its part {part!r}" if part else "to test on that the model was not trained on"

@@ -37,7 +37,8 @@ def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
     reason = "the network's own" if preprocess.size == arch.size else small
     yield Decision("size", f"{height}×{width}", _reason(plan, "size", reason))
     wide = "" if sizes is None else f"a crop would cut too much: width by height is {_range(*sizes.aspects)}"
-    fit = wide if preprocess.resize_mode == "squash" else "keeps the shapes"
+    how = {"crop": "crops the longer side", "pad": "pads the shorter side"}.get(preprocess.resize_mode)
+    fit = wide if how is None else f"{how}; keeps the aspect ratio"
     fit = "the network's own" if preprocess.resize_mode == arch.resize_mode != "crop" else fit
     yield Decision("resize_mode", preprocess.resize_mode, _reason(plan, "resize_mode", fit))
     if preprocess.levels:
@@ -61,13 +62,14 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
             yield Decision("epochs", "0", why)
         return
     norms = "few, small batches: pretrained statistics are kept" if config.freeze_norm else start
+    decay = "off: one rate for all layers" if config.layer_decay == 1 else "for each twelfth of the depth"
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images per class"
     for name, value, why in (
         ("epochs", str(config.epochs), f"{len(train):,} training images, {start}"),
         ("lr", f"{config.lr:g}", f"{config.optimizer}, {start}"),
-        ("layer_decay", f"{config.layer_decay:g}", f"for each twelfth of the depth, {start}"),
+        ("layer_decay", f"{config.layer_decay:g}", f"{decay}, {start}"),
         ("freeze_norm", _yes(config.freeze_norm), norms),
         ("ema", f"{config.ema:g}", "the running mean of the weights is kept" if config.ema else start),
         ("class_weights", str(config.class_weights), spread if few < many else f"{few:,} images per class"),

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from imgclf.core.arguments import as_path
 from imgclf.core.config import ModelConfig
-from imgclf.core.errors import SHOWN_PROBLEMS, ConfigError, MissingExtra, ModelFileError
+from imgclf.core.errors import ConfigError, MissingExtra, ModelFileError
 from imgclf.core.tensor_file import BESIDE, checksum, parse_json, read_header, require_fit
-from imgclf.core.text import nfc, plural, printable
+from imgclf.core.text import first_few, nfc, plural
 from imgclf.models.backbones import build_timm, find_arch, timm_config
 from imgclf.models.build import head_of
 from imgclf.models.fetch import HUB_FILES, Unavailable, cached_hub_file, hub_file, url_file, url_place
@@ -273,7 +273,7 @@ def _transplant(
     state, others = without_prefix(state, own)
     new = {key: tensor for key, tensor in state.items() if not key.startswith(heads)}
     head = {key: tensor for key, tensor in state.items() if key.startswith(heads)}
-    notes = [f"ignored tensors that are not part of the network: {_few(others)}"] if others else []
+    notes = [f"ignored tensors that are not part of the network: {first_few(others)}"] if others else []
     convolutions = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     stem = f"{next(convolutions, None)}.weight"
     if stem in new and stem in own and new[stem].ndim == 4:
@@ -316,13 +316,9 @@ def _take_rows(
     if not new and not dropped:
         return "whole", None
     parts = [f"keeps {plural(len(both), 'class')}"]
-    parts += [f"adds {_few(new)}"] if new else []
-    parts += [f"drops {_few(dropped)}"] if dropped else []
+    parts += [f"adds {first_few(new)}"] if new else []
+    parts += [f"drops {first_few(dropped)}"] if dropped else []
     return ("part" if new else "whole"), ", ".join(parts)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(printable, names[:SHOWN_PROBLEMS])) + (", …" if len(names) > SHOWN_PROBLEMS else "")
 
 
 def _calm_head(model: nn.Module) -> None:

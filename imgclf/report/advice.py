@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from imgclf.core.results import ENDED, ClassResult, Evaluation, History
-from imgclf.core.text import percent, plural, shorten
+from imgclf.core.text import first_few, percent, plural, shorten
 from imgclf.evaluation.calibration import MIN_CALIBRATION_IMAGES
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions
 from imgclf.report.confusion import Pair
 from imgclf.report.slices import Slicing
-from imgclf.report.text import MAX_NAMES, commonest, instead_of_epochs, listed, never_better, quoted, valid_losses
+from imgclf.report.text import commonest, initial_name, instead_of_epochs, listed, never_better, quoted, valid_losses
 from imgclf.report.view import ReportData, accuracy_interval
 
 WIDE_INTERVAL = 0.06  # of accuracy
@@ -158,9 +158,8 @@ def _have(names: Sequence[str]) -> str:
 def _of_classes(data: ReportData, result: Evaluation, pairs: Sequence[Pair]) -> Iterator[Advice]:
     weak = sorted((row for row in result.per_class if _is_weak(row, result)), key=lambda row: row.recall or 0.0)
     if weak:
-        named = [f"{quoted(row.name)} ({row.hits:,} of {row.support:,})" for row in weak[:MAX_NAMES]]
-        more = f" and {len(weak) - len(named):,} more" if len(weak) > len(named) else ""
-        text = f"It recognizes some classes less often than the rest: {', '.join(named)}{more}."
+        named = first_few([f"{quoted(row.name)} ({row.hits:,} of {row.support:,})" for row in weak])
+        text = f"It recognizes some classes less often than the rest: {named}."
         yield _with_curve(data, text, "More images of them should help most; to see how much")
     if pairs and pairs[0].count > 1:
         pair, names = pairs[0], list(data.counts)
@@ -216,8 +215,9 @@ def _of_training(data: ReportData) -> Iterator[Advice]:
         )
         yield Advice(text, "Train longer", data.next_steps.longer)
     if best is None and losses and data.start is not None:
-        text = f"Training did not help: {never_better(losses, data.start[0])} than the start, which was kept."
-        todo = instead_of_epochs(probed=data.probed)
+        kept = initial_name(probed=data.probed)
+        text = f"Training did not help: {never_better(losses, data.start[0])} than {kept}, which was kept."
+        todo = instead_of_epochs(len(losses), data.status, probed=data.probed)
         yield Advice(text, todo[0].upper() + todo[1:])
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imgclf.core.results import ClassResult, Evaluation, History
-from imgclf.core.text import percent, plural, shorten
+from imgclf.core.text import first_few, percent, plural, shorten
 from imgclf.report.view import ReportData, accuracy_interval
+from imgclf.training.defaults import EPOCHS
 
 MAX_NAMES = 5
 MAX_NAME_CHARACTERS = 60  # in a sentence
@@ -21,7 +22,7 @@ def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
     """`cat, dog and owl`, or `cat, dog, owl, hen, cow and 5 more`."""
     names = [shorten(name, MAX_NAME_CHARACTERS) for name in names]
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most:,} more"
+        return first_few(names, most)
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -58,7 +59,7 @@ def _epochs(data: ReportData) -> str:
     if best is None:
         losses = valid_losses(data.history)
         never = never_better(losses, data.start[0]) if losses and data.start else "no epoch was significantly better"
-        return f"{trained}; {never} than the start, so the start was kept."
+        return f"{trained}; {never} than {initial_name(probed=data.probed)}, which was kept."
     return f"{trained}{f'; the model of epoch {best.epoch:,} was kept' if epochs > 1 else ''}."
 
 
@@ -80,15 +81,13 @@ def what_to_expect(data: ReportData, result: Evaluation) -> str:
 
 
 def never_better(losses: Sequence[float], start: float) -> str:
-    """How epochs with these validation losses compare with the start, if none of them was kept."""
+    """How epochs with these validation losses compare with the initial model, if none of them was kept."""
     if not losses:
         return "no epoch has ended"
-    worse = min(losses) > start
-    if len(losses) == 1:
-        return f"the only epoch was {'worse' if worse else 'not significantly better'}"
-    return (
-        f"all {len(losses):,} epochs were worse" if worse else f"no epoch of {len(losses):,} was significantly better"
-    )
+    if min(losses) > start:
+        epochs = {1: "the only epoch of fine-tuning was", 2: "both epochs of fine-tuning were"}
+        return f"{epochs.get(len(losses), f'all {len(losses):,} epochs of fine-tuning were')} worse"
+    return "no epoch of fine-tuning was significantly better"
 
 
 def why_kept(history: History) -> str:
@@ -99,8 +98,15 @@ def why_kept(history: History) -> str:
     return "last; no earlier epoch was significantly better: valid loss "
 
 
-def instead_of_epochs(*, probed: bool) -> str:
-    """What to do where training does not help: the start is a head on frozen features (`probed`), or a model."""
+def initial_name(*, probed: bool) -> str:
+    """What training begins with: a linear head on frozen features (`probed`), or a model."""
+    return "the linear probe" if probed else "the initial model"
+
+
+def instead_of_epochs(epochs: int, ended: str, *, probed: bool) -> str:
+    """What to do where so many epochs, which `ended` so, did not help; `probed` as for `initial_name`."""
+    if epochs < EPOCHS[True][0] and ended != "stopped early":
+        return f"{plural(epochs, 'epoch')} may be too few: try --epochs {EPOCHS[True][1]}"
     if probed:
         return "--recipe probe is enough here; more images or a larger --size may help"
     return "keep the initial model; more images may help"

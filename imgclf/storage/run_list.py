@@ -74,7 +74,7 @@ class RunEntry:
     @property
     def reason(self) -> str:
         """Why it is the default, in words."""
-        return "pinned by `imgclf use`" if self.pinned else "the newest finished run with an accuracy"
+        return "pinned by `imgclf use`" if self.pinned else "newest finished run"
 
     def to_dict(self) -> dict[str, Any]:
         """The documented `--json` form."""

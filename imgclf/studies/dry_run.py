@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -136,10 +137,10 @@ def python_code(
     """The Python code of a training; see `dry_run` for the arguments."""
     config, single = dict(config), members == 1
     arch = config.pop("arch", None) if single else None
-    chosen = [arch and repr(arch), recipe and f"recipe={recipe!r}", config and "config=config"]
-    fitted = [repr(os.fspath(data)), "" if single else str(members)]
-    where = [f"runs={os.fspath(runs)!r}", name and f"name={name!r}"]
-    where += [f"callbacks=[tracker({', '.join(map(repr, track))})]"] if track else []
+    chosen = [arch and _literal(arch), recipe and f"recipe={_literal(recipe)}", config and "config=config"]
+    fitted = [_literal(os.fspath(data)), "" if single else str(members)]
+    where = [f"runs={_literal(os.fspath(runs))}", name and f"name={_literal(name)}"]
+    where += [f"callbacks=[tracker({', '.join(map(_literal, track))})]"] if track else []
     imported = ["Classifier" if single else "fit_ensemble", *(["tracker"] if track else [])]
     lines = [f"from imgclf import {', '.join(imported)}", ""]
     lines += [f"config = {_literal(config)}"] if config else []
@@ -158,9 +159,13 @@ def _call(function: str, arguments: Sequence[Any]) -> str:
 
 
 def _literal(value: Any, indent: int = 0) -> str:
-    """A value as Python, long tables on several lines."""
-    if not isinstance(value, Mapping) or len(repr(value)) + indent <= LINE_WIDTH:
+    """A value as Python, texts in double quotes, long tables on several lines."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, Mapping):
         return repr(value)
-    margin = " " * indent
-    rows = [f"{margin}    {key!r}: {_literal(below, indent + 4)},\n" for key, below in value.items()]
-    return "{\n" + "".join(rows) + margin + "}"
+    rows = [f"{_literal(key)}: {_literal(below, indent + 4)}" for key, below in value.items()]
+    line, margin = f"{{{', '.join(rows)}}}", " " * indent
+    if len(line) + indent <= LINE_WIDTH:
+        return line
+    return "{\n" + "".join(f"{margin}    {row},\n" for row in rows) + margin + "}"

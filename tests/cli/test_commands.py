@@ -36,6 +36,7 @@ from imgclf.cli._training import TrainView
 from imgclf.core.config import TrainConfig
 from imgclf.core.registry import CALLED_ELSEWHERE
 from imgclf.core.results import EpochRecord, History, Prediction
+from imgclf.core.text import plural
 from imgclf.data.sources.folder import FileReader
 from imgclf.data.sources.inputs import InputReader
 from imgclf.data.split import read_split
@@ -48,7 +49,7 @@ from imgclf.training.events import StepEnded, TrainingEnded
 from support.command_line import answer, done, run
 from support.photos import COLORS, color_image, contents, copy_of_world
 
-CHOSEN = "model: runs/{}/model.safetensors (the newest finished run with an accuracy)\n"
+CHOSEN = "model: runs/{}/model.safetensors (lenet, 3 classes: blue, green, red; newest finished run)\n"
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "2", "--batch-size", "16", "--precision", "fp32")
 EVALUATION_KEYS = {
     *("n", "loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"),
@@ -110,10 +111,7 @@ def test_without_json_the_result_is_a_report_for_people(here):
     result = done("train", "photos", *TINY, "--epochs", "8", "--augment", "none", "--name", "mine")
     assert "test: 9 images held out" in result.stdout
     assert "run:   runs/mine " in result.stdout
-    assert (
-        "model: runs/mine/model.safetensors\ndefault: this run (the newest finished run with an accuracy)\n"
-        in result.stdout
-    )
+    assert "model: runs/mine/model.safetensors\ndefault: this run (newest finished run)\n" in result.stdout
     *_, last = result.stdout.splitlines()
     assert last.startswith("next:  imgclf predict photos/")
     assert "kept:  epoch " in result.stderr
@@ -273,7 +271,7 @@ def test_a_damaged_state_is_named_where_training_goes_on_from_the_one_before(her
     (here / "runs" / "photos-lenet-1" / "checkpoint.pt").write_bytes(b"PK")
     said = done("train", "--resume", "runs/photos-lenet-1", "--epochs", "13").stderr
     assert "! runs/photos-lenet-1/checkpoint.pt is damaged" in said
-    assert "going on after epoch 1\n" in said
+    assert "continuing after epoch 1\n" in said
 
 
 def test_training_by_a_config_does_it_again(here):
@@ -554,7 +552,7 @@ def test_a_class_that_the_model_does_not_know(here):
     shutil.copytree("photos/red", "more/purple")
     result = run("evaluate", "more")
     assert result.exit_code == 2
-    assert "it knows blue, green, red" in result.stderr
+    assert "the model knows blue, green, red; the data have " in result.stderr
     assert "purple" in result.stderr
 
 
@@ -873,28 +871,39 @@ def test_prepared_digits_lie_in_their_class_folders(in_folder):
 @pytest.mark.parametrize(
     ("losses", "how"),
     [
-        ((0.3, 0.4), "all 2 epochs were worse"),
-        ((0.2, 0.4), "no epoch of 2 was significantly better"),
-        ((0.3,), "the only epoch was worse"),
+        ((0.3, 0.4), "both epochs of fine-tuning were worse"),
+        ((0.2, 0.4), "no epoch of fine-tuning was significantly better"),
+        ((0.3,), "the only epoch of fine-tuning was worse"),
         ((), "no epoch has ended"),
     ],
 )
 @pytest.mark.parametrize(
-    ("probed", "todo"), [(True, "--recipe probe is enough here"), (False, "keep the initial model")]
+    ("probed", "ended", "name", "todo"),
+    [
+        (True, "stopped early", "the linear probe", "--recipe probe is enough here"),
+        (False, "stopped early", "the initial model", "keep the initial model"),
+        (True, "done", "the linear probe", "{} may be too few: try --epochs 8"),
+    ],
 )
-def test_a_kept_start_says_how_the_epochs_did_and_what_next(capsys, losses, how, probed, todo):
+def test_a_kept_initial_model_says_how_the_epochs_did_and_what_next(capsys, losses, how, probed, ended, name, todo):
     history = History(tuple(EpochRecord(i, 0.5, 0.8, loss, 0.8, 0.1, 1.0, False) for i, loss in enumerate(losses, 1)))
-    kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "done", "config": TrainConfig(probe=probed)}
+    kept = {
+        "best": {"head": 0},
+        "best_loss": 0.25,
+        "epochs": 2,
+        "ended": ended,
+        "config": TrainConfig(probe=probed, patience=1),
+    }
     TrainView()(TrainingEnded(SimpleNamespace(result=lambda: history, **kept)))
-    kept, advice = filter(None, capsys.readouterr().err.splitlines())
-    assert kept == f"kept:  the start (valid loss 0.2500): {how}"
-    assert advice.startswith(f"       {todo}")
+    *_, kept, advice = filter(None, capsys.readouterr().err.splitlines())
+    assert kept == f"kept:  {name} (valid loss 0.2500): {how}"
+    assert advice.startswith(f"       {todo.format(plural(len(losses), 'epoch'))}")
 
 
 def test_after_an_interrupt_no_advice_is_drawn_from_what_was_not_tried(capsys):
     kept = {"best": {"head": 0}, "best_loss": 0.25, "epochs": 2, "ended": "interrupted", "config": TrainConfig()}
     TrainView()(TrainingEnded(SimpleNamespace(result=lambda: History(()), **kept)))
-    assert capsys.readouterr().err == "kept:  the start (valid loss 0.2500): no epoch has ended\n\n"
+    assert capsys.readouterr().err == "kept:  the initial model (valid loss 0.2500): no epoch has ended\n\n"
 
 
 def test_the_time_left_is_that_of_the_whole_training(monkeypatch):
@@ -918,17 +927,17 @@ def test_figures_are_shown_of_all_test_images_and_without_those_that_training_sa
         ((), None),
         (
             (0, 1),
-            "2 images were used for training or validation; without them: accuracy 50.0% (1 of 2), 95% interval "
-            "9.5–90.5%",
+            "test\nunseen images: accuracy 50.0% (1 of 2), 95% interval 9.5–90.5%, loss 1.051\n"
+            "all images: accuracy 75.0%",
         ),
-        ((2,), "1 image was used for training or validation; without it: accuracy 66.7% (2 of 3)"),
+        ((2,), "test\nunseen images: accuracy 66.7% (2 of 3)"),
         ((0, 1, 2, 3), "all of these images were used for training or validation: new images may give other results"),
     ):
         show_evaluation(replace(answers, seen=seen).evaluation, "test")
         out = capsys.readouterr().out
         assert "accuracy 75.0% (3 of 4)" in out
         assert line is None or line in out
-        assert ("used for training or validation" in out) == bool(seen)
+        assert ("used for training or validation" in out) == (len(seen) == 4)
 
 
 def test_a_class_without_test_images_is_shown_as_not_tested(capsys):

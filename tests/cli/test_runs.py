@@ -61,7 +61,7 @@ def test_the_table_marks_what_predict_takes(here):
     lines = result.stdout.splitlines()
     assert len(lines) == 4
     assert [line.startswith("*") for line in lines] == [False, False, False, True]
-    assert "* default model: the newest finished run" in result.stderr
+    assert "* default model: newest finished run" in result.stderr
     assert "*" not in done("runs", "--filter", "first").stdout
 
 
@@ -70,7 +70,10 @@ def test_a_pinned_run_is_what_commands_take(here):
     assert answer("use")["default"]["name"] == "first"
     assert [row["name"] for row in answer("runs")["runs"] if row["pinned"]] == ["first"]
     assert "* default model: pinned" in done("runs").stderr
-    assert "model: runs/first/model.safetensors (pinned by `imgclf use`)\n" in done("evaluate").stderr
+    assert (
+        "model: runs/first/model.safetensors (lenet, 3 classes: blue, green, red; pinned by `imgclf use`)\n"
+        in done("evaluate").stderr
+    )
     shutil.rmtree("runs/first")
     for command in (("use",), ("evaluate",), ("predict", "photos/red/00.png"), ("report",)):
         result = run(*command)
@@ -121,8 +124,8 @@ def test_a_worse_run_does_not_become_the_default_unsaid(capsys):
     warn_of_worse(entry("a", 0.97), entry("b", 0.86))
     said = " ".join(capsys.readouterr().err.split())
     assert said == (
-        "! the default is now runs/b (86.0% of 50 test images of photos), and was runs/a (97.0% of 50 test images of "
-        "photos); to keep that one: imgclf use a"
+        "! the default is now runs/b (86.0% of 50 test images), before: runs/a (97.0% of 50 test images); to keep that "
+        "one: imgclf use a"
     )
 
 

@@ -38,12 +38,12 @@ def test_an_unknown_name_is_answered_with_the_one_that_was_meant(fruit, typed, m
 
 
 def test_a_name_like_no_other_is_answered_with_what_there_is(fruit):
-    with pytest.raises(UnknownName, match=r"there is pear, Apple, banana$"):
+    with pytest.raises(UnknownName, match=r"available: pear, Apple, banana$"):
         fruit.get("zzz")
 
 
 def test_a_long_list_of_names_is_cut():
-    assert str(unknown_name("digit", "zzz", [str(n) for n in range(13)])).endswith("10, 11, …")
+    assert str(unknown_name("digit", "zzz", [str(n) for n in range(13)])).endswith("10, 11 and 1 more")
 
 
 @given(st.lists(st.text(min_size=1, max_size=6), max_size=6), st.text(max_size=6))
@@ -54,7 +54,7 @@ def test_close_matches_are_known_names(known, name):
 
 
 def test_few_names_are_all_listed():
-    assert str(unknown_name("class", "cats", ["ants", "bees"])).endswith("did you mean ants? (there is ants, bees)")
+    assert str(unknown_name("class", "cats", ["ants", "bees"])).endswith("did you mean ants? (available: ants, bees)")
     assert str(unknown_name("class", "cats", [*"abcdefg", "ants"])).endswith("did you mean ants?")
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf.core.text import byte_size, natural, one_line, percent, plural, printable, shorten
+from imgclf.core.text import byte_size, first_few, natural, one_line, percent, percent_range, plural, printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,9 @@ from imgclf.core.text import byte_size, natural, one_line, percent, plural, prin
         (plural(2, "class"), "2 classes"),
         (percent(0.98123), "98.1%"),
         (percent(0.5, 0), "50%"),
+        (percent_range(0.8888, 0.9331), "88.9–93.3%"),
+        (first_few(["a", "b\n"]), "a, b\\n"),
+        (first_few("abcdefg"), "a, b, c, d, e and 2 more"),
         (byte_size(0), "0 bytes"),
         (byte_size(999), "999 bytes"),
         (byte_size(62_000_000), "62 MB"),

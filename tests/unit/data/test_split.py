@@ -144,7 +144,7 @@ def test_given_splits_stay_and_what_is_missing_is_cut_from_train():
     before = {s.ref for s in samples if s.split == "test"}
     assert {s.ref for s in split.samples("test")} == before
     assert len(split.samples("valid")) == round(120 * 0.15 / 0.85)
-    assert split.notes == ("valid is cut from train: the data have none of their own",)
+    assert split.notes == ("no valid split found: 18% of the train images are held out as valid",)
 
 
 def test_three_given_splits_are_left_alone():

@@ -547,10 +547,12 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
     assert "still improving" not in minded(replace(data, history=history(1, 2, 3)))
     probed = ExperimentConfig(train=TrainConfig(probe=True))
     worse = minded(replace(data, history=history(), start=(0.5, 0.9), experiment=probed))
-    assert "Training did not help: all 4 epochs were worse than the start, which was kept." in worse
+    assert "all 4 epochs of fine-tuning were worse than the linear probe, which was kept." in worse
     assert "--recipe probe is enough here; more images or a larger --size may help" in worse
+    short = replace(data, history=History(history().epochs[:2]), start=(0.5, 0.9), experiment=probed)
+    assert "2 epochs may be too few: try --epochs 8" in minded(short)
     unsure = minded(replace(data, history=history(), start=(0.7, 0.9)))
-    assert "no epoch of 4 was significantly better than the start" in unsure
+    assert "no epoch of fine-tuning was significantly better than the initial model" in unsure
     assert "probe" not in unsure
     for ended in (changed(better, status="interrupted"), replace(data, history=history(), start=(0.5, 0.9))):
         cut = minded(changed(ended, status="interrupted"))
