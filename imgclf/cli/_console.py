@@ -184,7 +184,9 @@ def guarded(command: Callable[P, None], *, kept: bool = False) -> Callable[P, No
         except (typer.Exit, typer.BadParameter):
             raise
         except ConfigError as error:
-            _fail(FIELD.sub(lambda field: f"--{field[1].replace('_', '-')} is", str(error)), error.exit_code)
+            text = FIELD.sub(lambda field: f"{field[1]} is", str(error))
+            name = text.partition(" is ")[0]
+            _fail(f"--{name.replace('_', '-')}{text[len(name) :]}" if name in kwargs else text, error.exit_code)
         except ImgclfError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:

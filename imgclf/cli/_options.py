@@ -41,6 +41,13 @@ FIELDS: dict[str, OptionField] = {
     if each.option.panel == panel
 }
 
+EXPECTED = {  # of a value, by pydantic's names of what is wrong
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+}
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -162,6 +169,9 @@ class Command(TyperCommand):
         except Exception as error:
             if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # click's, wherever Typer has it from
                 self._hint(error)
+            for found in getattr(error.__cause__, "errors", tuple)():  # pydantic's, by which Typer reads numbers
+                expected = EXPECTED.get(found["type"], "another value").format(**found.get("ctx", {}))
+                error.message = f"expected {expected}; got {found['input']!r}"  # type: ignore[attr-defined]
             raise
 
     def _names(self, kind: str) -> list[str]:

@@ -52,6 +52,7 @@ def predict(
     source = inputs_source(paths, max_pixels=max_pixels)
     rows: list[list[object]] = []
     judged = reject is not None
+    top = min(top, len(classifier.classes_))
     row_of = partial(_table_row, judged=judged) if csv is None else partial(_csv_row, top=top, judged=judged)
     failed = refused = 0
     with console.progress("predicting", streamed=json) as progress:

@@ -22,6 +22,7 @@ from imgclf.core.options import Option, option, option_fields, require_field
 from imgclf.core.registry import name_meant
 
 CUSTOM = "custom"  # a pipeline of the user's own: no preset, so a config that names it is refused
+TABLES = {"ExperimentConfig": "", "DataConfig": " in [data]", "TrainConfig": " in [train]"}  # of a config file
 T = TypeVar("T")
 
 RESIZE_MODES = ("crop", "pad", "squash")
@@ -69,7 +70,7 @@ def parse_duration(text: str) -> float:
     """`"90"`, `"90s"`, `"10m"` or `"2h"` as seconds."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
     if not match:
-        raise ConfigError(f"a time is {text!r}; allowed: a number with s, m or h, as in 90s, 10m or 2h")
+        raise ConfigError(f"checkpoint_every is {text!r}; allowed: a number with s, m or h, as in 90s, 10m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
@@ -92,7 +93,7 @@ def parse_share(text: str) -> float:
     try:
         number = float(text.removesuffix("%"))
     except ValueError:
-        raise ConfigError(f"a share is {text!r}; allowed: percent or a fraction, as in 10% or 0.1") from None
+        raise ConfigError(f"allow_unreadable is {text!r}; allowed: percent or a fraction, as in 10% or 0.1") from None
     return number / 100 if text.endswith("%") or number >= 1 else number
 
 
@@ -101,7 +102,7 @@ def parse_batch_size(text: str) -> int:
     if text == "auto":
         return 0
     if not text.isdecimal() or int(text) == 0:
-        raise ConfigError(f"batch size is {text!r}; allowed: a number of images, or auto")
+        raise ConfigError(f"batch_size is {text!r}; allowed: a number of images, or auto")
     return int(text)
 
 
@@ -114,7 +115,7 @@ _RESIZE_MODE = Option(choices=RESIZE_MODES)
 _MEAN = Option(ge=-1000, le=1000, allowed="one number per channel, -1000 to 1000")
 _STD = Option(ge=1e-6, le=1000, allowed="one number per channel, above 0, to 1000")
 _TTA = Option(choices=("none", "mirror", "mirror-shift"))
-_LEVEL = Option(ge=-MAX_LEVEL, le=MAX_LEVEL, allowed="a finite number")
+_LEVEL = Option(ge=-MAX_LEVEL, le=MAX_LEVEL, allowed="a number that is finite")
 
 
 @dataclass(frozen=True)
@@ -410,10 +411,11 @@ def from_dict(kind: type[T], data: Mapping[str, Any]) -> T:
         if key not in hints:
             for table, inner in hints.items():
                 if dataclasses.is_dataclass(inner) and key in inner.__dataclass_fields__:
-                    raise ConfigError(f"{key!r} belongs to the table [{table}]")
+                    raise ConfigError(f"option {key!r} belongs in the table [{table}]")
             close = name_meant(key, list(hints))
-            hint = f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(hints)}"
-            raise ConfigError(f"{kind.__name__} has no {key!r}; {hint}")
+            hint = f"did you mean {' or '.join(close)}?" if close else f"available: {', '.join(hints)}"
+            where = TABLES.get(kind.__name__, f" of {kind.__name__}")
+            raise ConfigError(f"unknown option {key!r}{where}; {hint}")
     try:
         return kind(**{key: _restore(hints[key], value) for key, value in data.items()})
     except TypeError as error:

@@ -108,7 +108,9 @@ class OptionField:
     @property
     def allowed(self) -> str:
         """What is allowed, in words."""
-        return self.option.allowed or ("true or false" if self.type is bool else "a text")
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}.get(self.type, "")
+        text = self.option.allowed
+        return f"{kind}, {text}" if text and self.type in NUMBERS and kind not in text else text or kind or "a text"
 
 
 @functools.cache

@@ -155,8 +155,8 @@ def require_open(source: Source, fractions: tuple[float, float, float]) -> None:
     if not any(share for name, share in zip(SPLIT_NAMES, fractions, strict=True) if name in given):
         return
     asked, open_to = "/".join(f"{100 * share:g}" for share in fractions), in_percent(open_fractions(given, fractions))
-    use = "leave it out" if len(given) == 2 else f"use {open_to}, or leave it out"
-    raise ConfigError(f"split is {asked}, but {source.name} brings its own {' and '.join(given)} images: {use}")
+    use = "drop --split" if len(given) == 2 else f"use --split {open_to}, or drop --split"
+    raise ConfigError(f"split is {asked}, but {source.name} has its own {' and '.join(given)} images: {use}")
 
 
 def in_percent(fractions: tuple[float, float, float]) -> str:

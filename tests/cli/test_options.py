@@ -80,6 +80,10 @@ ANSWERS = [
     (("eval",), "did you mean imgclf evaluate?"),
     (("trian",), "did you mean imgclf train?"),
     (("zzzz",), "No such command 'zzzz'"),
+    (("train", "x", "--epochs", "three"), "'--epochs': expected a whole number; got 'three'"),
+    (("train", "x", "--lr", "low"), "'--lr': expected a number; got 'low'"),
+    (("train", "x", "--size", "0"), "error: --size is '0'; allowed: N or HxW in pixels"),
+    (("predict", "x", "--top", "0"), "'--top': expected 1 or more; got '0'"),
 ]
 
 

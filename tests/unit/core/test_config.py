@@ -59,8 +59,8 @@ BAD = [
     (PreprocessConfig, "tta", ["flip"], "none, mirror, mirror-shift"),
     (PreprocessConfig, "levels", [[TWELVE], (TWELVE, TWELVE), ((0, 1),)], "a tuple of Levels, each of another kind"),
     (Levels, "kind", ["half"], "integer, float"),
-    (Levels, "low", [math.nan, -math.inf, "0"], "a finite number"),
-    (Levels, "high", [math.nan, math.inf], "a finite number"),
+    (Levels, "low", [math.nan, -math.inf, "0"], "a number that is finite"),
+    (Levels, "high", [math.nan, math.inf], "a number that is finite"),
     (ModelConfig, "arch", ["", 3], "architecture"),
     (ModelConfig, "classes", [0, 1.5, True], "1 to 1,000,000"),
     (ModelConfig, "channels", [0], "1 to 64"),
@@ -212,10 +212,14 @@ def test_every_field_with_a_default_may_be_left_out(kind):
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        (TrainConfig, {"optimzer": "sgd"}, "TrainConfig has no 'optimzer'; did you mean optimizer"),
-        (ExperimentConfig, {"train": {"epoch": 3}}, "TrainConfig has no 'epoch'; did you mean epochs"),
-        (PreprocessConfig, {"steps": [{"op": "flip", "parms": {}}]}, "Step has no 'parms'; did you mean params"),
-        (DataConfig, {"zzz": 1}, "DataConfig has no 'zzz'; allowed: data_dir, on_unreadable"),
+        (TrainConfig, {"optimzer": "sgd"}, "unknown option 'optimzer' in .train.; did you mean optimizer"),
+        (ExperimentConfig, {"train": {"epoch": 3}}, "unknown option 'epoch' in .train.; did you mean epochs"),
+        (
+            PreprocessConfig,
+            {"steps": [{"op": "flip", "parms": {}}]},
+            "unknown option 'parms' of AugmentStep; did",
+        ),
+        (DataConfig, {"zzz": 1}, "unknown option 'zzz' in .data.; available: data_dir, on_unreadable"),
         (ExperimentConfig, {"train": 3}, "TrainConfig is 3; allowed: a table"),
         (ExperimentConfig, {"split": 3}, "ExperimentConfig.split is 3; allowed: three fractions"),
         (ModelConfig, {"arch": "lenet"}, "ModelConfig does not fit the values .*classes"),
@@ -304,7 +308,7 @@ def test_every_field_is_tried_above():
 
 
 def test_a_key_of_another_table_is_sent_there():
-    with pytest.raises(ConfigError, match=r"'lr' belongs to the table \[train\]"):
+    with pytest.raises(ConfigError, match=r"'lr' belongs in the table \[train\]"):
         from_dict(ExperimentConfig, {"lr": 0.1})
-    with pytest.raises(ConfigError, match=r"'on_unreadable' belongs to the table \[data\]"):
+    with pytest.raises(ConfigError, match=r"'on_unreadable' belongs in the table \[data\]"):
         from_dict(ExperimentConfig, {"on_unreadable": "skip"})

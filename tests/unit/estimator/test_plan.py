@@ -56,9 +56,9 @@ def test_a_change_within_training_or_data_keeps_the_rest():
 def test_an_unknown_recipe_or_field_is_answered_with_a_close_match():
     with pytest.raises(UnknownName, match="did you mean digits"):
         choose_experiment(Request("digit"))
-    with pytest.raises(ConfigError, match="no 'archs'; did you mean arch"):
+    with pytest.raises(ConfigError, match="unknown option 'archs'; did you mean arch"):
         choose_experiment(Request(changes={"archs": "lenet"}))
-    with pytest.raises(ConfigError, match="TrainConfig has no 'epoch'; did you mean epochs"):
+    with pytest.raises(ConfigError, match=r"unknown option 'epoch' in .train.; did you mean epochs"):
         choose_experiment(Request(changes={"train": {"epoch": 3}}))
 
 

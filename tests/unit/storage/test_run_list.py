@@ -112,7 +112,7 @@ def test_the_default_is_the_newest_run_that_has_ended_with_a_figure(tmp_path):
     assert named_default(tmp_path) == ("good", False)
     make(tmp_path, "early", status="stopped early", accuracy=None)  # its figure is that of valid
     assert named_default(tmp_path) == ("early", False)
-    assert default_run(tmp_path).reason == "the newest finished run with an accuracy"
+    assert default_run(tmp_path).reason == "newest finished run"
 
 
 def test_a_pinned_run_is_the_default_until_none_is_pinned(tmp_path):
