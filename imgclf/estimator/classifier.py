@@ -301,7 +301,7 @@ class Classifier:
         """
         model, source, top = self.model_, inputs_source(images), whole("top", top, 1)
         loader = self.loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
-        precision, rejector = pick_precision(self.precision_, device_of(model)), None
+        precision, rejector = self.precision_, None
         if reject is not None:
             if self.ood_ is None:
                 raise ConfigError(f"this model can't tell what is unlike its images: {self.manifest_.ood['missing']}")
@@ -338,8 +338,8 @@ class Classifier:
         """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
         source = inputs_source(images)
         model, loader = self.model_, self.loader(source, source.samples, cache="ram", shard=(0, 1))
-        precision = pick_precision(self.precision_, device_of(model))
-        return explain(model, loader, method=method, label=label, precision=precision, temperature=self.temperature_)
+        precision, temperature = self.precision_, self.temperature_
+        return explain(model, loader, method=method, label=label, precision=precision, temperature=temperature)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`.

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imgclf.core.config import Levels, to_dict
+from imgclf.core.config import to_dict
 from imgclf.core.errors import ImgclfError
 from imgclf.core.files import write_text
 from imgclf.core.results import Evaluation, History
@@ -182,19 +182,16 @@ def _location(source: Source) -> str | None:
     return os.path.abspath(source.location)
 
 
-def write_result(run: Run, predictions: Mapping[str, Predictions], **facts: Any) -> Run:
-    """Write into a run folder what its model says of test images, if they are among the `predictions` by part, and the
-    metrics, with more `facts` of `run.json`."""
+def write_result(run: Run, plan: Plan, predictions: Mapping[str, Predictions], **facts: Any) -> Run:
+    """Write the result of a plan into its run folder: the predictions for the test images, if they are among the
+    `predictions` by part; some images to try the model on, of data that are no files; and, into `run.json`, the metrics
+    with more `facts`."""
     if "test" in predictions:
         write_predictions(run.path / PREDICTIONS, predictions["test"])
+    if not isinstance(plan.source.reader, FileReader):
+        held_out = next(filter(None, map(plan.split.samples, ("test", "valid", "train"))))
+        save_samples(plan.source.at_levels(plan.preprocess.levels), held_out, run.path / SAMPLES)
     return write_info(run, metrics={part: known.evaluation.to_dict() for part, known in predictions.items()}, **facts)
-
-
-def write_samples(run: Run, source: Source, split: Split, levels: tuple[Levels, ...]) -> None:
-    """Write some images, to try the model on, of a data set that is no folder of files."""
-    if not isinstance(source.reader, FileReader):
-        held_out = split.samples("test") or split.samples("valid") or split.samples("train")
-        save_samples(source.at_levels(levels), held_out, run.path / SAMPLES)
 
 
 def write_page(run: Run, known: Known, callbacks: Sequence[Callback]) -> None:
@@ -260,10 +257,10 @@ class Recorder:
         """Write the result of a fit, which took this many seconds."""
         if "test" in learnt.predictions:
             save_model(self.run.model, self._plan.model, learnt.manifest, learnt.ood)
-        write_samples(self.run, self._plan.source, self._plan.split, self._plan.preprocess.levels)
         ours = learnt.history.epochs[self._first_epoch :]
         return write_result(
             self.run,
+            self._plan,
             learnt.predictions,
             status=learnt.history.ended,
             epochs=len(learnt.history),

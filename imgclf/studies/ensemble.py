@@ -22,7 +22,7 @@ from imgclf.data.split import pack_keys
 from imgclf.estimator.calibrate import Calibrated, calibrate
 from imgclf.estimator.classifier import Classifier
 from imgclf.estimator.fit import Data, test
-from imgclf.estimator.recorder import write_page, write_result, write_samples
+from imgclf.estimator.recorder import write_page, write_result
 from imgclf.models.ensemble import Ensemble
 from imgclf.report.collect import Known
 from imgclf.runtime import distributed
@@ -191,13 +191,12 @@ def _make_run(joined: Classifier, members: int, trained: Sequence[Classifier], r
 
 def _test(joined: Classifier, run: Run, callbacks: Sequence[Callback]) -> None:
     """Test an ensemble on the images held out, if there are any, and write what came of it into its run folder."""
+    plan = replace(joined.plan_, model=joined.model_)
     if joined.split_.samples("test"):
-        plan = replace(joined.plan_, model=joined.model_)
         predictions, unreadable = test(plan, joined.temperature_, with_warnings(callbacks))
         joined.unreadable_ = dict(unreadable)
         joined.predictions_["test"], joined.metrics_["test"] = predictions, predictions.evaluation
         joined.save(run.model)
-    write_samples(run, joined.source_, joined.split_, joined.preprocess_.levels)
     facts = {"epochs": len(joined.history_), "unreadable_later": tuple(joined.unreadable_.items())}
-    joined.run_ = write_result(run, joined.predictions_, status="done", **facts)
+    joined.run_ = write_result(run, plan, joined.predictions_, status="done", **facts)
     write_page(joined.run_, Known(joined.model_, joined.predictions_, joined.source_), callbacks)

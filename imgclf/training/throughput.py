@@ -24,41 +24,30 @@ class _Enough(Exception):
 
 def train_rate(model: nn.Module, loader: Loader, config: TrainConfig, seconds: float, from_epoch: int = 0) -> float:
     """Images a second of `train`, after a few steps of warm-up; the model stays as it is."""
-    clock = _Clock(seconds, from_epoch)
     config = replace(config, epochs=config.epochs or 1, epoch_steps=None, minutes=None, patience=0)
-    with suppress(_Enough):
-        train(copy.deepcopy(model), loader, None, config, callbacks=[clock], endless=True)
-    return clock.rate
+    steps = images = before = 0
+    began = rate = 0.0
 
-
-class _Clock:
-    """Counts the images of training, and ends it when the time is over: a callback."""
-
-    def __init__(self, seconds: float, from_epoch: int) -> None:
-        self._seconds = seconds
-        self._from_epoch = from_epoch
-        self._steps = self._images = 0
-        self._began = 0.0
-        self._before = 0
-        self.rate = 0.0
-
-    def __call__(self, event: Event) -> None:
-        """Take note of a step; others are none of its business."""
-        if not isinstance(event, StepEnded) or event.state.epoch < self._from_epoch:
+    def count(event: Event) -> None:
+        """Count the images of the steps, and end training when the time is over."""
+        nonlocal steps, images, before, began, rate
+        if not isinstance(event, StepEnded) or event.state.epoch < from_epoch:
             return
-        state = event.state
-        new = state.images - (self._before if state.step > 1 else 0)
-        self._before = state.images
-        self._steps += 1
-        if self._steps <= WARM_UP:
+        state, steps = event.state, steps + 1
+        new, before = state.images - (before if state.step > 1 else 0), state.images
+        if steps <= WARM_UP:
             wait(state.device)
-            self._began = time.perf_counter()
+            began = time.perf_counter()
             return
-        self._images += new
-        if time.perf_counter() - self._began > self._seconds:
+        images += new
+        if time.perf_counter() - began > seconds:
             wait(state.device)
-            self.rate = self._images / (time.perf_counter() - self._began)
+            rate = images / (time.perf_counter() - began)
             raise _Enough
+
+    with suppress(_Enough):
+        train(copy.deepcopy(model), loader, None, config, callbacks=[count], endless=True)
+    return rate
 
 
 def wait(device: torch.device) -> None:
