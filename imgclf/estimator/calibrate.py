@@ -1,4 +1,4 @@
-"""What a trained network may claim: a temperature for its probabilities, and what it knows unlike images by."""
+"""Calibration of a trained network: the temperature of its probabilities, and its unknown-image detection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from imgclf.evaluation.calibration import choose_temperature
 from imgclf.evaluation.inference import Progress, collect_predictions, predictions_with_features
 from imgclf.evaluation.ood import MIN_VALID_IMAGES, OodDetector, choose_evenly, fit_ood
 from imgclf.evaluation.predictions import Predictions
-from imgclf.models.features import feature_layers
 from imgclf.storage.model_file import Manifest
 from imgclf.training.events import Callback, progress_of
 
@@ -27,8 +26,10 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Why the temperature is 1, as a `note`, and why it is not known what is unlike the images, as `missing`; "" where
-    they are known: what the network says of the validation images at the temperature, and the detector (`ood`)."""
+    """The validation predictions at the fitted temperature, and the unknown-image detector (`ood`).
+
+    `note` says why the temperature is 1, and `missing` why there is no detector; "" where there is one.
+    """
 
     note: str
     missing: str
@@ -42,58 +43,44 @@ class Calibrated:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by."""
+        """The divisor of the logits."""
         return 1.0 if self.valid is None else self.valid.temperature
 
     def within(self, manifest: Manifest) -> Manifest:
-        """A manifest with this calibration; the shapes of what is known are filled in where it is saved."""
+        """A manifest with this calibration; saving adds the shapes of the detector."""
         images = 0 if self.note or self.valid is None else len(self.valid)
         calibration = {"temperature": self.temperature, "images": images, "note": self.note}
         return replace(manifest, calibration=calibration, ood={"missing": self.missing})
 
 
 def calibrate(plan: Plan, history: History, known: Features | None, callbacks: Sequence[Callback]) -> Calibrated:
-    """Find out what the trained network of a plan may claim, by its validation images.
+    """Fit the temperature and the unknown-image detector of a trained network on its validation images.
 
     Args:
-        plan: What was trained.
-        history: How training went; who interrupts it does not want to wait.
-        known: Features (m, d) of training images before the first step, which hold where only the head was changed.
-        callbacks: Told of the progress.
+        plan: The plan of the training, with the trained network.
+        history: The history of the training; an interrupted one is not calibrated.
+        known: Features (m, d) of training images before the first step, valid where only the head was changed.
+        callbacks: Functions that get the progress.
     """
     if history.ended == "interrupted":
         return Calibrated(note="training was interrupted", missing="training was interrupted")
     if plan.valid_loader is None:
         return Calibrated(note="there are no validation images", missing="there are no validation images")
     model, valid, ood = plan.model, plan.valid_loader, None
-    missing = _why_not(model, valid)
-    if missing:
-        answers = collect_predictions(model, valid)
-    else:
-        answers, features = predictions_with_features(model, valid)
-    temperature, note = choose_temperature(answers.logits, answers.targets)
-    if not missing:
-        if known is None or not plan.knows_classes or history.best is not None:
-            # bfloat16 is enough for the points that others are compared with; float16 has no room for large features.
-            precision = plan.dtype if plan.dtype is torch.bfloat16 else torch.float32
-            told = progress_of("computing features for unknown-image detection", callbacks)
-            known = features_of(model, plan.train_loader, told, precision)
-        try:
-            ood = fit_ood(known, answers.logits, features)
-        except ConfigError as error:
-            missing = str(error)
-    return Calibrated(note, missing, replace(answers, temperature=temperature), ood)
-
-
-def _why_not(model: nn.Module, valid: Loader) -> str:
-    """Why the features of these images would be of no use; "" where they are."""
-    if len(valid) < MIN_VALID_IMAGES:
-        return f"needs {MIN_VALID_IMAGES} validation images, has {len(valid)}"
     try:
-        feature_layers(model)
+        if len(valid) < MIN_VALID_IMAGES:
+            raise ConfigError(f"needs {MIN_VALID_IMAGES} validation images, has {len(valid)}")
+        predictions, features = predictions_with_features(model, valid)
+        if known is None or not plan.knows_classes or history.best is not None:
+            # bfloat16 is precise enough for reference points; large features overflow in float16.
+            precision = plan.dtype if plan.dtype is torch.bfloat16 else torch.float32
+            progress = progress_of("computing features for unknown-image detection", callbacks)
+            known = features_of(model, plan.train_loader, progress, precision)
+        ood, missing = fit_ood(known, predictions.logits, features), ""
     except ConfigError as error:
-        return str(error)
-    return ""
+        predictions, missing = collect_predictions(model, valid), str(error)
+    temperature, note = choose_temperature(predictions.logits, predictions.targets)
+    return Calibrated(note, missing, replace(predictions, temperature=temperature), ood)
 
 
 def features_of(

@@ -72,21 +72,28 @@ def part_named(name: str | None) -> str | None:
 
 
 class Classifier:
-    """An image classifier by the contract of scikit-learn: the constructor stores, `fit` works and returns `self`.
+    """An image classifier that follows the contract of scikit-learn: the constructor only stores, `fit` returns `self`.
 
-    `arch` is the name of an architecture, or a network of the user's own (`docs/own-networks.md`): a module, its class,
-    or a function that gives one. None is the best one whose pretrained weights are on this machine. `pretrained` says
-    that the user's own network comes with weights to go on from; `mean` and `std` are those of its pixels, in 0…1.
-    `weights` says what it starts from (`auto`, `pretrained`, `none`, a path, a hub name), `init` a run folder or model
-    file to go on from, with its network, pixels and classes; `size` is a side or (height, width) in pixels; `augment`
-    is a preset's name or an `albumentations.Compose`. `recipe` is a named experiment, or an `ExperimentConfig`, which
-    the others then change; `config` changes any other field of it, as in `{"resize_mode": "pad"}`.
-    What is left out is as it suits the data.
+    Everything left out is chosen to suit the data.
 
-    After `fit` or `load` there are `classes_`, `model_` and `preprocess_` (the pixels); after `fit` also `history_`,
-    `split_`, `source_`, `findings_` (what looks wrong about the images, as sentences), `weights_` (what training
-    started from), `config_` (what was done, with nothing left open) and `run_`. What was found out of a part of the
-    own images is in `metrics_` and, image by image, in `predictions_`.
+    Args:
+        arch: The name of an architecture, or a network of the user's own (`docs/own-networks.md`): a module, its class,
+            or a function that returns one. None is the best one whose pretrained weights are on this machine.
+        weights: The initial weights: `auto`, `pretrained`, `none`, a path or a hub name.
+        init: A run folder or model file to continue from, with its network, pixels and classes.
+        size: A side or (height, width) in pixels.
+        augment: The name of a preset, or an `albumentations.Compose`.
+        recipe: The name of an experiment, or an `ExperimentConfig`, which the other arguments then change.
+        config: Changes of any other field of the experiment, as in `{"resize_mode": "pad"}`.
+        pretrained: Whether the user's own network has trained weights.
+        mean: The mean of the pixels, 0…1 in each channel.
+        std: Their standard deviation.
+
+    After `fit` or `load` there are `classes_`, `model_` and `preprocess_` (the preprocessing). After `fit` there are
+    also `history_`, `split_`, `source_`, `findings_` (sentences on likely problems of the images), `weights_` (the
+    initial weights), `config_` (the experiment with every setting chosen) and `run_`; the results on the parts of the
+    data are in `metrics_` and, image by image, in `predictions_`. `history_`, `split_` and `run_` are there after the
+    `load` of a run, too; other attributes raise `NotFitted`.
 
     Example:
         >>> from imgclf import Classifier
@@ -166,7 +173,7 @@ class Classifier:
 
         Raises:
             DataError: Something is wrong with the data.
-            ConfigError, UnknownName: What is asked for is not possible.
+            ConfigError, UnknownName: A setting is not possible.
             TrainingDiverged, OutOfMemory: See `train`.
 
         Example:
@@ -183,7 +190,7 @@ class Classifier:
     def resume(
         self, run: str | os.PathLike[str], *, epochs: int | None = None, callbacks: Sequence[Callback] = ()
     ) -> Classifier:
-        """Go on with the training of a run where it stopped, on the same images, to `epochs` in all.
+        """Resume the training of a run where it stopped, on the same images, up to `epochs` in total.
 
         The run is given as its folder or as its name under `runs`.
 
@@ -199,7 +206,7 @@ class Classifier:
 
     @contextmanager
     def _anew(self) -> Iterator[None]:
-        """Forget what was learnt before: after an error there is nothing. Meanwhile an own network is known by name."""
+        """Forget the fit before, also if this one fails; meanwhile, the user's own network is known by its name."""
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
         with using(own_network(vars(self))):
@@ -296,15 +303,15 @@ class Classifier:
         where it was converted, copied or resized: who turns one by hand takes the tag out (`ImageOps.exif_transpose`
         does both). `top` is how many classes each prediction
         lists. An image that cannot be read gives a prediction with an `error`. With `reject`, 0.05 for example, images
-        that look unlike anything in training are not `accepted`: so many that of images of the known classes about
-        that share is refused. `ConfigError` says why a model can't tell.
+        that look unlike anything in training are not `accepted`; the threshold also rejects about that share of images
+        of the known classes. `ConfigError` says why a model has no such threshold.
         """
         model, source, top = self.model_, inputs_source(images), whole("top", top, 1)
         loader = self.loader(source, source.samples, cache="off", batch_size=batch_size, shard=(0, 1))
         precision, rejector = self.precision_, None
         if reject is not None:
             if self.ood_ is None:
-                raise ConfigError(f"this model can't tell what is unlike its images: {self.manifest_.ood['missing']}")
+                raise ConfigError(f"this model has no unknown-image detection: {self.manifest_.ood['missing']}")
             rejector = Rejector(self.ood_, reject)
         return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, rejector=rejector)
 
@@ -335,7 +342,7 @@ class Classifier:
         return np.array([[p.probabilities[name] for name in self.classes_] for p in predictions])
 
     def explain(self, images: Any, *, method: str = EXPLAIN_METHODS[0], label: str | None = None) -> list[Explanation]:
-        """Where in each image the class is that `predict` answers with, or `label`; see `imgclf.explain`."""
+        """Where in each image the evidence for the predicted class, or for `label`, is; see `imgclf.explain`."""
         source = inputs_source(images)
         model, loader = self.model_, self.loader(source, source.samples, cache="ram", shard=(0, 1))
         precision, temperature = self.precision_, self.temperature_
@@ -344,7 +351,7 @@ class Classifier:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file: weights, classes and preprocessing in one. A folder gets a `model.safetensors`.
 
-        `DataError` where that lies inside the data of training.
+        `DataError` for a path inside the training data.
         """
         model, metrics = self.model_, dict(self.manifest_.metrics)
         if hasattr(self, "source_"):
@@ -388,7 +395,7 @@ class Classifier:
         self.manifest_, self.ood_, self.seen_ = manifest, ood, unpack_contents(manifest.seen)
         self.metrics_, self.predictions_, self.unreadable_ = {}, {}, {}
         if file.name == MODEL:
-            with suppress(DataError, OSError):  # the file predicts, whatever lies beside it
+            with suppress(DataError, OSError):  # the model file works without the run's other files
                 run, split = open_run(file.parent), Split(read_split(file.parent / SPLIT))
                 if manifest.seen == pack_contents((*split.samples("train"), *split.samples("valid"))):
                     self.run_, self.split_ = run, split
@@ -397,11 +404,11 @@ class Classifier:
 
     @property
     def temperature_(self) -> float:
-        """What the logits are divided by: fitted on the validation images, 1 where there were too few."""
+        """The divisor of the logits: fitted on the validation images, 1 if there were too few."""
         return float(self.manifest_.calibration["temperature"])
 
     def _cache(self) -> str:
-        """Where the pixels of labeled images are kept for the next time: on the disk, if those of training are."""
+        """The cache of labeled images: on the disk if the training images are cached there, else none."""
         if hasattr(self, "config_"):
             used = self.config_.data.cache
         else:
@@ -410,8 +417,8 @@ class Classifier:
         return "disk" if used == "disk" else "off"
 
     def loader(self, source: Source, samples: Sequence[Sample], **options: Any) -> Loader:
-        """A loader of some samples with this model's classes and pixels, and the batches of its training where they are
-        known; `options` are those of `Loader`."""
+        """A loader of some samples with this model's classes, pixels and, if known, the batch size of its training;
+        `options` are those of `Loader`."""
         model = self.model_
         options = {"classes": self.classes_, "shard": distributed.shard(), "cache": "auto", **options}
         if hasattr(self, "config_"):

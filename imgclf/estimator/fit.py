@@ -33,11 +33,11 @@ from imgclf.training.events import Callback, Warned, notify, progress_of, with_w
 from imgclf.training.loop import train
 
 Data = str | os.PathLike[str] | Source
-SHOWN_IMAGES = 20  # of a part that is tested, for those who follow training
+SHOWN_IMAGES = 20  # of a tested part, for trackers
 
 
 def fit(request: Request, data: Data, callbacks: Sequence[Callback] = ()) -> FitResult:
-    """Do what is asked, on some data; see `Classifier.fit`. With a run folder it is tested and reported on as well."""
+    """Train as requested; see `Classifier.fit`. With a run folder, also test and write the report."""
     began = time.perf_counter()
     distributed.join()
     callbacks = with_warnings(callbacks)
@@ -96,14 +96,14 @@ def test(plan: Plan, temperature: float, callbacks: Sequence[Callback]) -> tuple
 
 
 def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> FitResult:
-    """Go on with the training of a run; see `Classifier.resume`."""
+    """Resume the training of a run; see `Classifier.resume`."""
     distributed.join()
-    run, told = find_run(path), with_warnings(callbacks)
+    run, callbacks = find_run(path), with_warnings(callbacks)
     with held(run) if distributed.is_main() else nullcontext():
-        run = find_run(run.path)  # as it is now that nobody else works in it
+        run = find_run(run.path)  # again, now that no other process writes to it
         experiment, data = read_experiment(run)
         begun = run.info.status not in ("running", "failed") or has_checkpoint(run.path / CHECKPOINT)
-        state = load_checkpoint(run.path / CHECKPOINT, lambda text: notify(told, Warned(text))) if begun else None
+        state = load_checkpoint(run.path / CHECKPOINT, lambda text: notify(callbacks, Warned(text))) if begun else None
         if epochs is not None:
             experiment = with_train(experiment, epochs=epochs)
         _require_more(run, experiment.train.epochs, 0 if state is None else state["epoch"])
@@ -111,28 +111,28 @@ def resume(path: Path, epochs: int | None, callbacks: Sequence[Callback]) -> Fit
 
 
 def _require_more(run: Run, epochs: int | None, reached: int) -> None:
-    """Raise `ConfigError` where a run has nothing left to do. One that was killed in its test has."""
+    """Raise `ConfigError` for a run that has nothing left to do; one that was killed during its test has."""
     done = run.info.status == "done"
     if epochs is not None and epochs >= reached + done:
         return
     untested = "" if run.info.metrics is not None else f", or see how good it is: imgclf evaluate --model {run.path}"
     if not untested and not (run.path / REPORT).exists():
         untested = f", or write its report: imgclf report {run.path}"
-    raise ConfigError(f"{run.path} has finished {reached} epochs; go on to more with --epochs N{untested}")
+    raise ConfigError(f"{run.path} has finished {reached} epochs; train more with --epochs N{untested}")
 
 
 def repeat(path: Path, callbacks: Sequence[Callback]) -> FitResult:
     """Train again from the start as a run did, writing nothing; see `Classifier.repeat`."""
     run = find_run(path)
     experiment, data = read_experiment(run)
-    # What the time allowed then is what is done again, in whatever time it takes now.
+    # As many epochs as the time limit allowed then, without a limit now.
     return fit(Request(with_train(experiment, minutes=None), run=run), data, callbacks)
 
 
 def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:
-    """What a run was asked to do, and the name of its data.
+    """The experiment of a run, and the name of its data.
 
-    Raises `ConfigError` where these were a `Source` of the user's, and for an ensemble, which was never trained as one.
+    Raises `ConfigError` if the data were a `Source` object, and for an ensemble, which was not trained as a whole.
     """
     if run.info.members:
         members = ", ".join(run.info.members)
@@ -148,7 +148,7 @@ def read_experiment(run: Run) -> tuple[ExperimentConfig, str]:
 
 
 def tested(plan: Plan, part: str, result: Evaluation) -> Tested:
-    """What to tell of a test of a plan's model on a part of its data."""
+    """The event of a test of a plan's model on a part of its data."""
 
     def sample() -> Sequence[Any]:
         samples = pick_samples(plan.source.with_samples(plan.split.samples(part)), SHOWN_IMAGES)

@@ -1,4 +1,4 @@
-"""From what was asked to what is done: the experiment with nothing left open, the network and its pixels."""
+"""From a request to a plan: the experiment with every setting chosen, the network and its pixels."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ LOOKED_AT = 16  # images that are opened to see how many channels the data have
 
 @dataclass(frozen=True)
 class Plan:
-    """What training will do, with nothing left open, and on what.
+    """A training with every setting chosen, and its data.
 
     `asked` is the experiment as it was asked for, `experiment` the settled one; `base` names the recipe that it began
     with. `weights` say what the `model` starts from. `audit` holds the images, `split` their parts. The loaders are
@@ -99,22 +99,22 @@ class Plan:
 
     @property
     def device(self) -> torch.device:
-        """Where training computes."""
+        """The device of training."""
         return pick_device(self.experiment.train.device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of training."""
+        """The dtype of training."""
         return pick_precision(self.experiment.train.precision, self.device)
 
     @property
     def pretrained(self) -> bool:
-        """Whether the model starts from weights that know something."""
+        """Whether the model starts from trained weights."""
         return is_pretrained(self.weights)
 
     @property
     def knows_classes(self) -> bool:
-        """Whether the head of the model means something before the first step."""
+        """Whether the head of the model is trained before the first step."""
         return bool(self.experiment.train.probe) or self.weights.head == "whole"
 
     @property
@@ -150,7 +150,7 @@ class PlanMade(Event):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is not as it was asked for in the weights."""
+        """How the weights differ from those asked for."""
         return (self.plan.weights.note or "",)
 
 
@@ -163,7 +163,7 @@ class RunReady(Event):
 
 
 def is_pretrained(weights: WeightsUsed) -> bool:
-    """Whether these are weights that know something."""
+    """Whether these are trained weights."""
     return weights.used != "none"
 
 
@@ -201,13 +201,13 @@ def open_and_split(
     """Open the images that a request is about, check every one, and put each into train, valid or test.
 
     Args:
-        request: What is asked.
+        request: The settings.
         data: A folder, a CSV file, a named data set, or a source.
-        callbacks: Told of each step.
+        callbacks: Functions that get the events.
 
     Raises:
-        DataError: Images can't be used as asked, or are not those of the run.
-        ConfigError, UnknownName: What is asked for is not possible; known before any image is read.
+        DataError: The images can't be used, or are not those of the run.
+        ConfigError, UnknownName: A setting is not possible; raised before any image is read.
     """
     run, callbacks = request.run, with_warnings(callbacks)
     config = choose_experiment(request).data
@@ -306,7 +306,7 @@ def _plan_again(request: Request, run: Run, asked: ExperimentConfig, audited: Au
 def _settle(
     config: TrainConfig, model: nn.Module, preprocess: PreprocessConfig, split: Split, weights: WeightsUsed
 ) -> TrainConfig:
-    """The config with nothing left open, also of what depends on the machine: it stays so when a run goes on."""
+    """The config with every setting chosen, also those that depend on the machine: a resumed run keeps them."""
     device, pretrained, train = pick_device(config.device), is_pretrained(weights), split.samples("train")
     dtype = pick_precision(config.precision, device)
     if config.batch_size == AUTO_BATCH:
@@ -328,8 +328,8 @@ def _settle(
 
 
 def _known_places(path: str, unsaid: str = "train") -> dict[str, str]:
-    """Where the images were that a model has seen, by content: as its run's split says. A model file alone does not
-    tell train and valid apart: they are `unsaid` then."""
+    """The parts of the images that a model has seen, by content, from the split of its run. A model file alone does
+    not tell train and valid apart: they are `unsaid` then."""
     if Path(path, SPLIT).is_file():
         return {content_key(row): str(row.split) for row in read_split(Path(path, SPLIT)) if row.sha256}
     return dict.fromkeys(unpack_contents(read_manifest(path).seen), unsaid)
@@ -352,7 +352,7 @@ def _seen_by_start(weights: str, split: Split) -> tuple[str, ...]:
 
 
 def _levels(experiment: ExperimentConfig, train: Sequence[Sample]) -> tuple[Levels, ...]:
-    """The levels of the model to go on from and, of kinds of images that it does not know, those of the images."""
+    """The levels of the initial model and, for kinds of images that it does not know, those of the images."""
     before = () if experiment.init is None else read_manifest(experiment.init).preprocess.levels
     known = {levels.kind for levels in before}
     return (*before, *(one for one in common_levels(s.levels for s in train) if one.kind not in known))

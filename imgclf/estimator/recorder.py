@@ -1,4 +1,4 @@
-"""Writes a run folder while training goes on. A callback of training, and the only one that touches the disk."""
+"""Writes the run folder during training: a callback, and the only one that writes files."""
 
 from __future__ import annotations
 
@@ -78,9 +78,8 @@ from imgclf.training.state import TrainState
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of training: the plan as it was carried out, with its probe if one was made just now; how it went, what
-    the network says of the images of valid and test, what is known of unlike images (`ood`), and the images that became
-    unreadable meanwhile."""
+    """The result of a fit: the start (plan, probe, decisions), the history, the manifest of the model file, the
+    unknown-image detector (`ood`), the predictions for valid and test, and the images that became unreadable."""
 
     start: Start
     history: History
@@ -112,7 +111,7 @@ def start_run(request: Request, plan: Plan, data: str | os.PathLike[str] | Sourc
 
 
 def _first_info(plan: Plan, named: str | None) -> RunInfo:
-    """What `run.json` says from the start."""
+    """The first content of `run.json`."""
     audit, source = plan.audit, plan.source
     return RunInfo(
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -139,7 +138,7 @@ def _first_info(plan: Plan, named: str | None) -> RunInfo:
 
 
 def _reopen(run: Run, state: Mapping[str, Any] | None, plan: Plan) -> Run:
-    """A run in which training goes on: its result is none any more."""
+    """A run to resume: its earlier result is removed."""
     values, named = read_config(run.path / CONFIG)
     planned, extended = values["train"].get("epochs"), run.info.extended
     if plan.experiment.train.epochs != planned:
@@ -151,7 +150,7 @@ def _reopen(run: Run, state: Mapping[str, Any] | None, plan: Plan) -> Run:
 
 
 def manifest_of(plan: Plan, predictions: Mapping[str, Predictions] | None = None) -> Manifest:
-    """What the model file says of a plan with these predictions by part."""
+    """The manifest of a plan's model file, with the metrics of the predictions by part."""
     split, known = plan.split, predictions or {}
     return Manifest(
         plan.spec,
@@ -176,7 +175,7 @@ def figures(metrics: Mapping[str, Evaluation], split: Split) -> dict[str, dict[s
 
 
 def _location(source: Source) -> str | None:
-    """Where the images are, so that they are found from any working folder; None for a set that has a name alone."""
+    """The absolute location of the images; None for a named data set."""
     if not source.location or "://" in source.location:
         return source.location or None
     return os.path.abspath(source.location)
@@ -299,7 +298,7 @@ class Recorder:
                 self._note("retry", epoch=state.epoch, lr_scale=state.lr_scale)
             case CheckpointSaved(state=state) | TrainingFailed(state=state):
                 failed = isinstance(event, TrainingFailed)
-                with suppress(OSError) if failed else nullcontext():  # the first error is the one to tell
+                with suppress(OSError) if failed else nullcontext():  # the first error is raised
                     self._save_best(state)
             case TrainingEnded(state=state):  # once more: a run killed after its last state has not written its epoch
                 write_history(self.run.path / HISTORY, state.history)

@@ -1,4 +1,4 @@
-"""What a user asks of training, as one `Request`, and the experiment that it means."""
+"""The settings of a training as the user gave them, one `Request`, and the experiment that results."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Builder = Callable[..., nn.Module] | nn.Module
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of training: a `recipe` (a name, or a value), `changes` of it as plain values, and `compose`, an
+    """The settings of a training: a `recipe` (a name, or a value), `changes` of it as plain values, and `compose`, an
     augmentation of the user's own instead of a preset. A run folder is made in `runs`, called `name`.
 
     With a `run`, training is that of the run once more: on its images in their parts, with its pixels, from its start.
-    With `resume` it goes on in the folder of that run, from `state` where there is one.
+    With `resume`, training continues in the folder of that run, from `state` if there is one.
     """
 
     recipe: str | ExperimentConfig | None = None
@@ -52,7 +52,7 @@ class Request:
 
 
 def resolve_request(given: Mapping[str, Any], knobs: Mapping[str, Any], runs: Any = None, name: Any = None) -> Request:
-    """What was asked of a `Classifier`.
+    """The request of a `Classifier`.
 
     Args:
         given: The arguments of the `Classifier`.
@@ -85,7 +85,7 @@ def resolve_request(given: Mapping[str, Any], knobs: Mapping[str, Any], runs: An
 def own_network(given: Mapping[str, Any]) -> Arch | None:
     """The architecture that stands for the network of the user's own among the arguments of a `Classifier`, if any.
 
-    Raises `ConfigError` for what is no network, and for one that is pretrained on pixels of unknown mean and std.
+    Raises `ConfigError` for an object that is no network, and for a pretrained one without `mean` and `std`.
     """
     arch, pretrained = given["arch"], given["pretrained"]
     if arch is None or isinstance(arch, str):
@@ -105,7 +105,7 @@ def choose_experiment(request: Request, suited: str | None = None) -> Experiment
     """The experiment that a request means: its recipe with its changes.
 
     Without a recipe it is the one called `suited`, which goes with the data; a user who names an architecture, or a
-    model to go on from, gets the defaults of fine-tuning, or of training from scratch, instead.
+    initial model, gets the defaults of fine-tuning, or of training from scratch, instead.
     """
     changes = plain(named_values("config", request.changes))
     for key in changes.keys() & {"train", "data"}:
@@ -126,8 +126,8 @@ def choose_experiment(request: Request, suited: str | None = None) -> Experiment
 
 
 def base_recipe(request: Request, suited: str | None) -> str | ExperimentConfig:
-    """What `choose_experiment` begins with: what was asked for or, without that, the recipe of the data set; a quicker
-    one where a processor has only a few minutes."""
+    """The recipe that `choose_experiment` begins with: the user's, else that of the data set; a quicker one for a few
+    minutes on a CPU."""
     if request.recipe is not None:
         return request.recipe
     if suited is None or request.changes.keys() & {"arch", "init"}:
@@ -144,7 +144,7 @@ def _place(named: str) -> str:
 
 
 def _like(path: str, arch: str | None) -> dict[str, Any]:
-    """What an experiment shares with the run or model file that it goes on from; `arch` is what the user names."""
+    """The values that an experiment takes over from its initial model; `arch` is the one that the user names."""
     manifest = read_manifest(path)
     if arch not in (None, manifest.model.arch):
         raise ConfigError(
@@ -152,8 +152,8 @@ def _like(path: str, arch: str | None) -> dict[str, Any]:
         )
     if manifest.model.members > 1:
         raise ConfigError(
-            f"{path} is an ensemble of {manifest.model.members} networks, and training goes on from one: name one of "
-            "its members, such as NAME-member-1"
+            f"{path} is an ensemble of {manifest.model.members} networks, and training starts from a single one: "
+            "name one of its members, such as NAME-member-1"
         )
     pixels = to_dict(manifest.preprocess)
     shared = {name: pixels[name] for name in ("size", "channels", "resize_mode", "mean", "std", "tta")}
@@ -183,7 +183,7 @@ def with_train(experiment: ExperimentConfig, **changes: Any) -> ExperimentConfig
 
 
 def check_experiment(experiment: ExperimentConfig) -> None:
-    """Raise `UnknownName` or `ConfigError` for a name or a device that is not there."""
+    """Raise `UnknownName` or `ConfigError` for an unknown name or a missing device."""
     find_arch(pick_arch(experiment.arch, experiment.weights))
     if experiment.augment is not None:
         preset_steps(experiment.augment)

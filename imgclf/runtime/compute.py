@@ -66,7 +66,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         count = self._formulas.get(getattr(func, "_overloadpacket", func))
-        if count is None and hasattr(func, "decompose"):  # in inference mode, what has a formula may be within
+        if count is None and hasattr(func, "decompose"):  # in inference mode, an operation with a formula may be within
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -150,8 +150,8 @@ def ran_out_of_memory(error: Exception) -> bool:
 def in_parts_that_fit(
     compute: Callable[[int], T], most: int, device: torch.device, least: int = 1, message: str = ""
 ) -> tuple[T, int]:
-    """What `compute` gives when told to take at most so many images at once: `most`, or half as many as often as the
-    memory asks for it; and how many they were. Raises `OutOfMemory` (`message`) where not even `least` of them fit."""
+    """Call `compute(most)`, and with half as many images each time that memory runs out; gives its result and the final
+    number of images. Raises `OutOfMemory` (`message`) if not even `least` of them fit."""
     while True:
         try:
             return compute(most), most

@@ -18,8 +18,8 @@ PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`); one that is not there is a `ConfigError`. What
-    is a device already stays as it is."""
+    """The device called `name` (`auto`, `cpu`, `cuda`, `cuda:1`, `mps`); a missing one is a `ConfigError`. A
+    `torch.device` stays as it is."""
     if isinstance(name, torch.device):
         return name
     if not isinstance(name, str) or not DEVICE_NAME.fullmatch(name):
@@ -56,7 +56,7 @@ def pick_precision(name: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """What a config calls a dtype of `pick_precision`: fp32, bf16 or fp16."""
+    """The name of a dtype in a config: fp32, bf16 or fp16."""
     return next(name for name, known in PRECISION_DTYPES.items() if known is dtype)
 
 
@@ -123,7 +123,7 @@ def _container_limit() -> float:
 
 
 def _processor() -> str:
-    """The processor's name, with what it can compute in: equal names may hide virtual machines of unequal kinds."""
+    """The processor's name and instruction set: equal names may hide virtual machines of unequal kinds."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -84,7 +84,7 @@ def any_of_all(flags: Sequence[bool], device: torch.device) -> list[bool]:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process holds, by rank, in every process; for small or rare values, as they travel pickled."""
+    """The values of all processes, by rank; for small or rare values, because they are pickled."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

@@ -21,7 +21,7 @@ def seeded(seed: int, device: torch.device) -> RandomState:
 
 @contextmanager
 def drawing(state: RandomState, device: torch.device) -> Iterator[None]:
-    """What is drawn within comes from `state`, which moves on by that; torch's own generators stay where they are.
+    """Draw random numbers from `state`, which advances; torch's own generators stay where they are.
 
     Threads take turns, so that each draws what it would draw alone.
     """
@@ -42,7 +42,7 @@ def unseeded_drawing() -> AbstractContextManager[None]:
 
 
 def random_state(device: torch.device) -> RandomState:
-    """Where torch's random numbers stand, on the processor and on an accelerator."""
+    """The state of torch's random numbers, on the CPU and on an accelerator."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -52,7 +52,7 @@ def random_state(device: torch.device) -> RandomState:
 
 
 def set_random_state(states: RandomState, device: torch.device) -> None:
-    """Go on from a `random_state`; that of a device which is not used now is left out."""
+    """Restore a `random_state`, except for devices that are not used now."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)

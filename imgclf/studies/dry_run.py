@@ -1,4 +1,4 @@
-"""What training would do, and its time and memory. Nothing is trained, and nothing is written."""
+"""The plan of a training, with its time and memory. Nothing is trained, and nothing is written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DryRun:
     """The plan of a training.
 
     Attributes:
-        decisions: What was decided, and why.
+        decisions: The decisions and their reasons.
         seconds: About how long each part takes.
         memory: About how many bytes a step takes, without the cached images.
         python: The Python code that does the same.
@@ -87,7 +87,7 @@ def dry_run(
 
 
 def _measure(plan: Plan) -> tuple[TrainConfig, tuple[Decision, ...], dict[str, float]]:
-    """The config of training, what was decided by measuring, and about how many seconds each part takes."""
+    """The config of training, the decisions by measurement, and about how many seconds each part takes."""
     config = plan.experiment.train
     model = copy.deepcopy(plan.model).to(plan.device).eval()
     train, held_out = plan.split.samples("train"), plan.split.samples("valid")

@@ -38,13 +38,13 @@ COMMENT = """\
 
 
 def require_members(members: int, name: str = "members") -> None:
-    """Raise `ConfigError` for a number of networks that is no ensemble; `name` is what the user calls it."""
+    """Raise `ConfigError` for a number of networks that is no ensemble; `name` is the name of the setting."""
     if not isinstance(members, int) or not 2 <= members <= MAX_MEMBERS:
         raise ConfigError(f"{name} is {members!r}; allowed: 2 to {MAX_MEMBERS} networks")
 
 
 def combine(classifiers: Sequence[Classifier]) -> Classifier:
-    """Join classifiers into one that answers with their mean probabilities; of a single one, make a copy.
+    """Join classifiers into one that predicts their mean probabilities; a single one is copied.
 
     The weights are copied. Images that any of them has seen count as seen; the history is theirs, one after the other.
 
@@ -61,7 +61,7 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
     if not classifiers:
         raise ConfigError("there are no classifiers to combine; give one or more")
     if not all(hasattr(member, "model_") for member in classifiers):
-        raise NotFitted("these classifiers are not all fitted yet: call fit, or Classifier.load")
+        raise NotFitted("not all of these classifiers are fitted: call fit, or Classifier.load")
     first = classifiers[0]
     for other in classifiers[1:]:
         for (name, one), two in zip(_in_common(first).items(), _in_common(other).values(), strict=True):
@@ -88,7 +88,7 @@ def combine(classifiers: Sequence[Classifier]) -> Classifier:
 
 
 def _in_common(classifier: Classifier) -> dict[str, Any]:
-    """What the members of an ensemble have in common."""
+    """The values that the members of an ensemble must share."""
     pixels = replace(classifier.preprocess_, steps=(), compose=None)
     return {"networks": classifier.model_config_, "classes": classifier.classes_, "pixels": pixels}
 
@@ -97,7 +97,7 @@ def _calibrate(joined: Classifier, classifiers: Sequence[Classifier]) -> Calibra
     """Calibrate with the validation images, if the members were fitted here on one split."""
     fitted = all(hasattr(classifier, "source_") for classifier in classifiers)
     if not fitted or len({classifier.split_.digest for classifier in classifiers}) > 1:
-        reason = "it was combined from models whose validation images are not at hand; use `train --ensemble`"
+        reason = "it was combined from models without their validation images; use `train --ensemble`"
         return Calibrated(note=reason, missing=reason)
     return calibrate(replace(joined.plan_, model=joined.model_), History(), None, ())
 

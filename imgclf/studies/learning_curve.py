@@ -45,7 +45,7 @@ Parts = Mapping[float, Sequence[Places]]  # by fraction, for each draw the place
 
 @dataclass(frozen=True, eq=False)
 class _Features:
-    """What linear heads are fitted to and tested with: features (n, d) and labels (n,) of training and held-out images.
+    """The data of linear heads: features (n, d) and labels (n,) of training and held-out images.
 
     Training images that belong together have the same number in `units`.
     """
@@ -229,7 +229,7 @@ def _require_all(read: int, samples: Sequence[Sample], unreadable: Mapping[str, 
 
 
 def _fit_each(features: _Features, parts: Parts, callbacks: Sequence[Callback]) -> tuple[dict[float, Wrong], float]:
-    """What heads fitted to each part classify wrongly, and the strength of the penalty for all images.
+    """The mistakes of heads fitted to each part, and the strength of the penalty for all images.
 
     The first draw of each part chooses the strength: the more images there are, the weaker it is.
     """
@@ -259,7 +259,7 @@ def _class_gains(
     law: FittedLaw,
     callbacks: Sequence[Callback],
 ) -> tuple[ClassGain, ...]:
-    """What the images of each class bring: without half of them, and without three quarters."""
+    """The gain from the images of each class, by training without half and three quarters of them."""
     draws = min(5, max(2, CLASS_FITS // (2 * len(classes))))
     orders = [_order(train, 0, draw) for draw in range(draws)]
     everything, held_labels = np.arange(len(train)), features.held_labels.numpy()
@@ -284,7 +284,7 @@ def _without(places: Places, share: float, everything: Places) -> Places:
 
 
 def _train_each(plan: Plan, request: Request, parts: Parts, callbacks: Sequence[Callback]) -> dict[float, Wrong]:
-    """What the network classifies wrongly when it is trained on each part, as training does it."""
+    """The mistakes of the network itself, trained on each part."""
     train, test = plan.split.samples("train"), plan.split.samples("test")
     held = (*plan.split.samples("valid"), *test)
     total = sum(map(len, parts.values()))

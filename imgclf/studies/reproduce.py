@@ -72,7 +72,7 @@ def reproduce(
     callbacks: Sequence[Callback] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Reproduction:
-    """Train again with the config and the split of a run folder, and compare with what it holds. Nothing is written.
+    """Train again with the config and the split of a run folder, and compare with its results. Nothing is written.
 
     Args:
         run: A run folder, or the name of a run under `runs`.

@@ -27,7 +27,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class HalvedClass:
-    """A class, and what was classified wrongly after training without half and three quarters of its `images`.
+    """A class, and the mistakes after training without half and three quarters of its `images`.
 
     `half` and `quarter` are (draws, held-out images), None with too few images; `own` marks its held-out images.
     """
@@ -50,12 +50,12 @@ class FittedLaw:
     misfit: float
 
     def errors(self, images: float) -> Numbers:
-        """The error after so many training images, by each of the samples."""
+        """The error with this number of training images, for each of the samples."""
         scale, exponent, floor = self.samples.T
         return np.asarray(scale * images**-exponent + floor)
 
     def at(self, images: float) -> Estimate:
-        """The accuracy after so many training images."""
+        """The accuracy with this number of training images."""
         return estimate(1 - self.law.error(images), 1 - self.errors(images))
 
     def gain(self, images: float) -> Estimate:
@@ -77,7 +77,7 @@ def estimate(value: float, samples: Numbers) -> Estimate:
 
 
 def curve_point(fraction: float, images: int, wrong: Wrong) -> CurvePoint:
-    """A point of the curve; `wrong` (draws, held-out images) marks what was classified wrongly."""
+    """A point of the curve; `wrong` (draws, held-out images) marks the mistakes."""
     draws, n = wrong.shape
     accuracy = float(1 - wrong.mean())
     return CurvePoint(fraction, images, draws, accuracy, wilson_interval(round(accuracy * n), n))
@@ -91,7 +91,7 @@ def fit_law(images: Sequence[int], wrong: Sequence[Wrong]) -> FittedLaw:
 
     Args:
         images: The numbers of training images, rising.
-        wrong: For each number, what was classified wrongly, (draws, held-out images).
+        wrong: For each number, the mistakes, (draws, held-out images).
     """
     sizes, n = np.array(images, np.float64), wrong[0].shape[1]
     fractions = sizes / images[-1]
@@ -115,14 +115,14 @@ def fit_law(images: Sequence[int], wrong: Sequence[Wrong]) -> FittedLaw:
 
 
 def class_gains(classes: Sequence[HalvedClass], whole: Wrong, weights: Numbers) -> tuple[ClassGain, ...]:
-    """Predict what twice as many images of each class would bring.
+    """Predict the gain from twice as many images of each class.
 
     Recall rises from a quarter to half of a class's images, and less from half to all. The ratio of the two gains, over
     all classes, tells how much of the last doubling the next one brings.
 
     Args:
         classes: The classes.
-        whole: What training with all images classifies wrongly, (1, held-out images).
+        whole: The mistakes of training with all images, (1, held-out images).
         weights: Those of a `FittedLaw`.
     """
     last: dict[str, tuple[_Step, _Step]] = {}  # for all held-out images, and for those of the class
@@ -150,7 +150,7 @@ def _ratio(last: Numbers | float, before: Numbers | float) -> Numbers:
 
 
 class _Step:
-    """What more training images bring to the held-out images of a mask: the share that becomes correct.
+    """The gain from more training images: the share of the held-out images of a mask that becomes correct.
 
     `value` is measured, `samples` are bootstrap samples, and `noisy` has the noise of the draws added.
     """

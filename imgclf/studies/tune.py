@@ -100,7 +100,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class _Search:
-    """What the trials have in common. `defaults` are the default values of what is tuned."""
+    """The common values of the trials. `defaults` are the default values of the tuned settings."""
 
     study: optuna.Study
     data: str
@@ -215,7 +215,7 @@ def _open_study(path: Path, plan: Plan) -> optuna.Study:
 
 
 def _defaults(plan: Plan) -> dict[str, Any]:
-    """What is tuned, with its default values; the layer decay only for pretrained weights."""
+    """The tuned settings with their default values; the layer decay only for pretrained weights."""
     names = ["lr", "weight_decay", "label_smoothing", *(["layer_decay"] if plan.pretrained else [])]
     return {**{name: getattr(plan.experiment.train, name) for name in names}, "augment": plan.experiment.augment}
 

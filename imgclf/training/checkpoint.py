@@ -1,4 +1,4 @@
-"""Resumable state: all that training needs to go on after any of its steps.
+"""Resumable state: all that training needs to continue after any of its steps.
 
 Private to imgclf and to the version that wrote it; read with `weights_only=True`, so that reading runs no code. The
 order of samples and their augmentation are functions of (seed, epoch, sample) and need no state; dropout does.
@@ -89,7 +89,7 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(new, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer hides what the system said in a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch's writer hides the system's error in a RuntimeError
         raise ImgclfError(
             f"{path}: the state of training can't be written, which takes {checkpoint_bytes(state):,} bytes "
             f"({shutil.disk_usage(path.parent).free:,} are free): {getattr(error, 'strerror', None) or error}"
@@ -97,7 +97,7 @@ def save_checkpoint(state: TrainState, path: Path, random: Sequence[dict[str, to
 
 
 def checkpoint_bytes(state: TrainState) -> int:
-    """About how large a written state gets: the weights three times, their mean and what the optimizer keeps twice."""
+    """About the size of a written state: the weights three times, their mean and the optimizer's tensors twice."""
     weights: int = sum(tensor.nbytes for tensor in state.model.state_dict().values())
     kept = 2 if state.config.optimizer != "sgd" else int(state.config.momentum > 0)
     return weights * (3 + 2 * kept + 2 * bool(state.ema))
@@ -122,7 +122,7 @@ def has_checkpoint(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path, warn: Callable[[str], None] = warn_caller) -> dict[str, Any]:
-    """The newest readable state at `path` or, where that is damaged, the one before it; `warn` is told so."""
+    """The newest readable state at `path` or, where that is damaged, the one before it, with a warning."""
     problems = []
     for candidate in (path, path.with_name(PREVIOUS)):
         if not candidate.is_file():
@@ -138,11 +138,11 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] = warn_caller) -> di
         if content.get("format") != FORMAT:
             raise ModelFileError(f"{candidate} was written by another version of imgclf and cannot be resumed")
         if problems:
-            warn(f"{problems[0]}: training goes on from the state before it")
+            warn(f"{problems[0]}: resuming from the state before it")
         return content
     if problems:
         raise ModelFileError(f"no state to resume from could be read: {'; '.join(problems)}; train again")
-    raise ModelFileError(f"{path} is not there: expected the folder of a run that has written its state once")
+    raise ModelFileError(f"{path} not found: expected the folder of a run that has saved its state at least once")
 
 
 def restore(state: TrainState, content: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 Follows "Whole-network capture" in PyTorch's notes on CUDA semantics (docs.pytorch.org/docs/stable/notes/cuda.html):
 the step runs a few times on a side stream, is captured there, and is replayed for each batch, which is copied into the
 tensors that it was captured with. All that it reads and writes must stay where it was: pixels, labels, learning rates,
-weights, the optimizer's state, batch statistics and running sums. Random numbers go on as in ordinary steps.
+weights, the optimizer's state, batch statistics and running sums. Random numbers advance as in ordinary steps.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class GraphedStep:
 def _recorded(
     capture: Capture, state: TrainState, batch: Batch, preprocess: PreprocessConfig, snapshot: BufferSnapshot
 ) -> Callable[[Batch], None]:
-    """What takes a step on a batch of the same size; leaves the state as it is."""
+    """A function that takes a step on a batch of the same size; the state stays as it is."""
     pixels, targets = (tensor.to(state.device, copy=True) for tensor in (batch.pixels, batch.targets))
     static = batch._replace(pixels=pixels, targets=targets)
     lrs = [torch.zeros((), device=state.device) for _ in state.optimizer.param_groups]
@@ -129,11 +129,11 @@ def _recorded(
 def _capturable(optimizer: torch.optim.Optimizer, lrs: Sequence[torch.Tensor]) -> Iterator[None]:
     """The optimizer reads its learning rates from tensors; outside, and where they are saved, they stay numbers.
 
-    It is told of the capture in the capture only: in the runs before it, Adam would warn that nothing is captured.
+    It is marked as capturable during the capture only: in the runs before it, Adam would warn.
     """
     groups = optimizer.param_groups
-    told = {"capturable": torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()}
-    optimizer.param_groups = [{**group, **told, "lr": lr} for group, lr in zip(groups, lrs, strict=True)]
+    marked = {"capturable": torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()}
+    optimizer.param_groups = [{**group, **marked, "lr": lr} for group, lr in zip(groups, lrs, strict=True)]
     try:
         yield
     finally:

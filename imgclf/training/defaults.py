@@ -1,4 +1,4 @@
-"""What training chooses by itself when the user leaves it open."""
+"""The defaults of training that depend on the data and the network."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def suited_size(own: tuple[int, int], sizes: Sizes | None, *, resizable: bool) -
     """(height, width) to work at: the network's `own` or, where it is resizable and the images are much smaller, five
     times the median image's shorter side in steps of 32, at least 96.
 
-    With features of EfficientNet-Lite0, images of 32 pixels are told apart at 160 as well as at 224, in half the time.
+    With features of EfficientNet-Lite0, images of 32 pixels are classified at 160 as well as at 224, in half the time.
     """
     if sizes is None or not resizable or own[0] != own[1]:
         return own

@@ -29,7 +29,7 @@ class Event:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should not miss of it."""
+        """The warnings that the user should see."""
         return ()
 
 
@@ -54,7 +54,7 @@ class Progressed(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something that the user should not miss."""
+    """A warning that the user should see."""
 
     text: str
 
@@ -65,7 +65,7 @@ class Warned(Event):
 
 
 class TrainingStarted(StateEvent):
-    """Training begins, or goes on: no step is taken yet."""
+    """Training begins or resumes: no step is taken yet."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class TrainingEnded(StateEvent):
 
 
 def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Some callbacks as a tuple; `ConfigError` for what is no list of functions."""
+    """Some callbacks as a tuple; `ConfigError` for anything but functions."""
     functions = tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
     if not all(map(callable, functions)):
         raise ConfigError(f"callbacks is {callbacks!r}; allowed: a list of functions of one event")
@@ -156,7 +156,7 @@ class ShowsWarnings:
 def with_warnings(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     """The callbacks and, unless one of them shows warnings, one that gives them as Python warnings.
 
-    Of several processes the first one alone tells.
+    Of several processes, only the first one calls them.
     """
     callbacks = as_callbacks(callbacks)
     if not distributed.is_main():
@@ -166,13 +166,13 @@ def with_warnings(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
 
 
 def warn_of(event: Event) -> None:
-    """The callback that gives what should not be missed as Python warnings."""
+    """The callback that shows the warnings of events as Python warnings."""
     for text in filter(None, event.warnings):
         warn_caller(text)
 
 
 def progress_of(task: str, callbacks: Sequence[Callback]) -> Progress:
-    """What a function that reports its progress calls, so that the callbacks get it as events."""
+    """A progress function that passes (done, total) on to the callbacks as events."""
     return lambda done, total: notify(callbacks, Progressed(task, done, total))
 
 

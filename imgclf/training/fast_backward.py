@@ -25,8 +25,8 @@ MOST_PIXELS = 49  # of a map; over larger ones oneDNN is as quick, and the matri
 
 
 def fast_gradients(device: torch.device, precision: torch.dtype, flops: float) -> AbstractContextManager[object]:
-    """The context in which steps whose forward pass takes so many floating-point operations are quickest. Their results
-    are the same, but for the order of additions."""
+    """The fastest context for steps whose forward pass takes `flops` floating-point operations. The results differ only
+    by the order of additions."""
     helps = device.type == "cpu" and precision is torch.bfloat16 and flops >= SMALL_STEP
     return _SmallMaps() if helps else nullcontext()
 
@@ -95,7 +95,7 @@ class _Convolution(torch.autograd.Function):
 def _patches(
     images: torch.Tensor, maps: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair
 ) -> torch.Tensor:
-    """What each pixel of the maps was computed from: a row (height · width · channels) of a kernel's size for each."""
+    """The input patch of each pixel of the maps: a row (height · width · channels) of a kernel's size for each."""
     if any(padding):
         images = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
     framed = images.permute(0, 2, 3, 1).contiguous()

@@ -1,4 +1,4 @@
-"""A polite end: the first signal lets training finish its step and write its state; the second ends it at once."""
+"""Graceful interrupts: the first signal ends training after its step, with its state saved; the second at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interrupts:
 def graceful_interrupts() -> Iterator[Interrupts]:
     """Count SIGINT, SIGTERM and SIGHUP instead of ending at the first; the second raises `KeyboardInterrupt`.
 
-    A handler that was there before is told of each signal all the same, so that a program can note which one came.
+    An earlier handler is still called for each signal, so that a program can note which one came.
     Signals that are ignored (as `nohup` does) stay so. Away from the main thread, where Python takes no signals,
     nothing is changed.
     """

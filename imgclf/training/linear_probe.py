@@ -101,7 +101,7 @@ def fit_probe_on_features(
 
 
 def soften_head(model: nn.Module, start: Mapping[str, torch.Tensor], scale: float) -> None:
-    """Set the linear head of `model` to `scale` times that of the weights `start`: equal answers, less sure."""
+    """Set the linear head of `model` to `scale` times that of the weights `start`: less confident predictions."""
     head = linear_head(model) if scale != 1 else None
     if head is None:
         return
@@ -115,15 +115,15 @@ def soften_head(model: nn.Module, start: Mapping[str, torch.Tensor], scale: floa
 def features_of(
     model: nn.Module, loader: Loader, precision: torch.dtype, progress: Progress | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the last layer of `model` gets for the loader's samples (n, d), their labels, and a number that those share
-    which are of one group or copies of each other; all in order.
+    """The features (n, d) of the loader's samples, the input of the last layer; their labels (n,), and the numbers (n,)
+    of their groups or sets of copies.
 
-    In float64 for so few images that it costs nothing.
+    In float64 for up to 5,000 images.
     """
-    answers, found = predictions_with_features(model, loader, progress, precision)
-    features, labels = torch.from_numpy(found), torch.from_numpy(answers.targets)
+    predictions, found = predictions_with_features(model, loader, progress, precision)
+    features, labels = torch.from_numpy(found), torch.from_numpy(predictions.targets)
     samples = {sample.ref: sample for sample in loader.samples}
-    units = torch.tensor(joined([samples[ref] for ref in answers.refs], unit_keys), dtype=torch.int64)
+    units = torch.tensor(joined([samples[ref] for ref in predictions.refs], unit_keys), dtype=torch.int64)
     return (features.double() if len(labels) <= MAX_FIVE_FOLD_IMAGES else features), labels, units
 
 
@@ -157,7 +157,7 @@ def fit_logistic(
 
 
 def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
-    """What centerd features (n, d) are multiplied by, (d, d): an image has a mean squared length of 1 after it.
+    """The matrix (d, d) that centered features (n, d) are multiplied by, so that their mean squared length is 1.
 
     With a `prior` half of that length lies in the scores of the classes that it knows. It is the square root of the
     matrix of inner products of an image's features and scores side by side, so that no feature is added.
@@ -201,10 +201,10 @@ def _choose(
             losses[place] += F.cross_entropy(logits, labels[out], reduction="sum")
             right[place].append(logits.argmax(1) == labels[out])
     best = int(losses.argmin())
-    answers, judged = torch.cat(right[best]).double(), torch.cat([units[out] for out in held_out])
-    accuracy = float(answers.mean())
-    error = _clustered_error(answers - accuracy, judged)
-    return strengths[best], HeldOut(float(losses[best]) / len(answers), accuracy, error, len(answers))
+    hits, judged = torch.cat(right[best]).double(), torch.cat([units[out] for out in held_out])
+    accuracy = float(hits.mean())
+    error = _clustered_error(hits - accuracy, judged)
+    return strengths[best], HeldOut(float(losses[best]) / len(hits), accuracy, error, len(hits))
 
 
 def _clustered_error(deviations: torch.Tensor, units: torch.Tensor) -> float:

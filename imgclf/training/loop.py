@@ -77,7 +77,7 @@ class _Interrupted(Exception):
 
 @dataclass
 class _Run:
-    """What training works with beside its state."""
+    """The tools of a training beside its state."""
 
     loader: Loader
     valid: Loader | None
@@ -239,7 +239,7 @@ def _measure_start(state: TrainState, run: _Run) -> None:
 def _soften_start(state: TrainState) -> None:
     """Before the first step: a head that is less sure than that of the start, which stays the one to beat.
 
-    It is made from the start, so that a run which goes on from here is not softened a second time.
+    It is made from the initial weights, so that a run resumed here is not softened a second time.
     """
     soften_head(state.model, state.best, state.config.head_scale or 1.0)
     state.ema = start_ema(state)
@@ -351,7 +351,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
         logits, targets, positions = infer(state.model, valid, state.device, stop, state.precision)
     if not np.isfinite(logits).all():
         raise _NotFinite
-    if state.config.label_smoothing:  # asks for less certain answers than the plain loss does, more so as it succeeds
+    if state.config.label_smoothing:  # makes predictions less confident than the plain loss does
         logits = logits / fit_temperature(logits, targets)
     losses = torch.full((len(valid),), math.nan, dtype=torch.float64)
     known = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets), reduction="none")
@@ -368,7 +368,7 @@ def _look(state: TrainState) -> None:
 
 
 def _require_finite(state: TrainState) -> None:
-    """What is kept or written holds no NaN: neither the weights nor what the optimizer knows of them."""
+    """Raise `_NotFinite` for a NaN or infinity in the weights or the optimizer's tensors."""
     tensors = [*state.model.state_dict().values(), *state.ema.values()]
     tensors += [value for known in state.optimizer.state.values() for value in known.values()]
     if not all_finite(tensors, state.device):
@@ -378,7 +378,7 @@ def _require_finite(state: TrainState) -> None:
 def _save(state: TrainState, run: _Run) -> None:
     if state.batch_index:  # between epochs it has been seen
         _require_finite(state)
-    with run.schedule.writing():  # who writes nothing keeps the time as well, or it would be overdue for ever
+    with run.schedule.writing():  # processes that write nothing time it too, or it would stay overdue
         random = distributed.gather(state.random)
         if run.checkpoint is not None:
             save_checkpoint(state, run.checkpoint, random)
@@ -386,7 +386,7 @@ def _save(state: TrainState, run: _Run) -> None:
 
 
 def _end_early(state: TrainState, run: _Run, error: BaseException) -> None:
-    """Keep what was learnt, exactly as it stands; raise the interrupt of who has no time or has nothing to keep."""
+    """Save the state of an interrupted training; raise a second interrupt, or one before the first step."""
     if isinstance(error, _Interrupted):
         with suppress(_NotFinite):  # then the last whole state is there
             _save(state, run)
@@ -400,7 +400,7 @@ def _over(state: TrainState) -> bool:
 
 
 def set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
-    """Train the whole model or, in the first epochs, only its head; what is frozen keeps its batch statistics."""
+    """Train the whole model or, in the first epochs, only its head; frozen layers keep their batch statistics."""
     frozen = epoch < config.freeze_epochs
     model.train(not frozen)
     if config.freeze_epochs:
@@ -430,7 +430,7 @@ def _step_back(state: TrainState, run: _Run) -> None:
     weights, optimizer, ema = state.last_good
     state.model.load_state_dict(weights)
     state.optimizer.load_state_dict(copy.deepcopy(optimizer))  # it trains on in the tensors that it is given
-    for name, tensor in state.ema.items():  # in place: after a resumption `last_good` lies on the processor
+    for name, tensor in state.ema.items():  # in place: after a resumption `last_good` is on the CPU
         tensor.copy_(ema[name])
     state.batch_index = 0
     state.retries += 1

@@ -39,7 +39,7 @@ def summed_loss(
 
 
 def batch_weight(targets: torch.Tensor, mix: Mix | None, weight: torch.Tensor | None) -> torch.Tensor | int:
-    """What `summed_loss` is divided by to give the mean over a batch: its images, by the weights of their classes."""
+    """The divisor of `summed_loss` for the mean over a batch: the class weights of its images, summed."""
     if weight is None:
         return len(targets)
     if mix is None:

@@ -20,7 +20,7 @@ EXPERIMENTS.add("probe", ExperimentConfig(train=TrainConfig(epochs=0)))
 
 
 def _hold_out(valid: float) -> tuple[float, float, float]:
-    """A split that holds out this part of what is not test; the test part serves data that come without a test set."""
+    """A split that holds out this part of the training images; the test part is for data without a test set."""
     return (1 - TEST) * (1 - valid), (1 - TEST) * valid, TEST
 
 

@@ -8,7 +8,7 @@ from imgclf.core.config import TrainConfig
 
 
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """What the base learning rate is multiplied by at a step (0-based) of the whole run.
+    """The factor of the base learning rate at a step (0-based) of the whole run.
 
     `step` falls by `gamma` every `step_epochs`; `cosine` goes to 0 (Loshchilov & Hutter 2017); `onecycle` rises over
     the first quarter and falls to 0 (Smith & Topin 2018). Warm-up is linear and comes before the others.

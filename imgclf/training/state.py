@@ -1,4 +1,4 @@
-"""Where training stands: the state that the loop changes, the events carry, and the checkpoint keeps."""
+"""The state of training: changed by the loop, carried by the events, and saved in the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass
 class TrainState:
-    """Where training stands.
+    """The state of training.
 
     `needs_two_images`: a step needs two images at least, for batch norm. `lr_scale` is 1 until the loss diverges.
     `micro_batch_size` is the largest number of images that go through the network at once. `batch_index` counts the

@@ -90,7 +90,7 @@ def train_step(state: TrainState, batch: Batch, preprocess: PreprocessConfig, sn
 
 
 def _of_all_processes(state: TrainState, batch: Batch) -> tuple[int, torch.Tensor | int]:
-    """The images of a batch over all processes, and what its summed loss is divided by."""
+    """The images of a batch over all processes, and the divisor of its summed loss."""
     weight = batch_weight(batch.targets, batch.mix, state.class_weights)
     if distributed.world_size() == 1:
         return len(batch.targets), weight
@@ -104,7 +104,7 @@ def accumulate_gradients(
 ) -> torch.Tensor:
     """Leave the gradient of a batch in the parameters; gives its part of the mean loss, and its hits, float32 (2,).
 
-    `weight` is what the summed loss is divided by.
+    `weight` is the divisor of the summed loss.
     """
     state.optimizer.zero_grad(set_to_none=True)
     class_weights, smoothing = state.class_weights, state.config.label_smoothing

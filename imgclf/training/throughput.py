@@ -51,7 +51,7 @@ def train_rate(model: nn.Module, loader: Loader, config: TrainConfig, seconds: f
 
 
 def wait(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

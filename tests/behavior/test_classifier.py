@@ -557,7 +557,7 @@ def test_a_run_goes_by_its_split_whatever_has_come_since(own):
 
 
 def test_a_run_that_has_ended_asks_for_more_epochs(own):
-    with pytest.raises(ConfigError, match=r"has finished \d+ epochs; go on to more with --epochs"):
+    with pytest.raises(ConfigError, match=r"has finished \d+ epochs; train more with --epochs"):
         Classifier().resume("runs/photos-lenet-1")
 
 

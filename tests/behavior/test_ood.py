@@ -315,7 +315,7 @@ def test_an_ensemble_is_calibrated_and_knows_unlike_images(photos, tmp_path):
     assert scores_of(two, noise)[1] > 0.9
     assert np.array_equal(scores_of(Classifier.load(two.run_.path), noise)[0], scores_of(two, noise)[0])
     members = [Classifier.load(path) for path in two.run_.info.members]
-    with pytest.raises(ConfigError, match="whose validation images are not at hand"):
+    with pytest.raises(ConfigError, match="without their validation images"):
         combine(members).predict(noise, reject=0.05)
 
 

@@ -92,7 +92,7 @@ def test_a_resumed_run_is_tested_again(photos, in_folder):
     again = Classifier().resume("one", epochs=3)
     assert open_run(first.run_.path).info.metrics["test"]["loss"] == again.metrics_["test"].loss
     assert again.metrics_["test"].loss != first.metrics_["test"].loss
-    with pytest.raises(ConfigError, match=r"has finished 3 epochs; go on to more with --epochs N$"):
+    with pytest.raises(ConfigError, match=r"has finished 3 epochs; train more with --epochs N$"):
         Classifier().resume("one")
 
 

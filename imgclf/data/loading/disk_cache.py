@@ -46,7 +46,7 @@ _FORMAT = 5
 
 
 class _Entry(NamedTuple):
-    """Where an image lies in its segment, the shape of what is kept, and the sides of the whole image."""
+    """The place of an image in its segment, the shape of its cached pixels, and the sides of the whole image."""
 
     digest: bytes
     offset: int
@@ -63,7 +63,7 @@ ENTRY = np.dtype(list(zip(_Entry._fields, ("V32", "<u8", "<u8", *["<u4"] * 6), s
 
 
 class CachedImage(NamedTuple):
-    """What is kept of an image: uint8 (height, width, channels), and the (height, width) of the whole image."""
+    """The cached pixels of an image, uint8 (height, width, channels), and the (height, width) of the whole image."""
 
     pixels: Pixels
     shape: tuple[int, int]
@@ -81,7 +81,7 @@ class CacheEntry:
 
 
 def pixel_folder() -> Path:
-    """Where the pixels of all forms lie; it may not exist yet."""
+    """The folder of the pixels of all forms; it may not exist yet."""
     return cache_folder() / "pixels"
 
 
@@ -134,7 +134,7 @@ class PixelCache:
         self.refresh()
 
     def holds(self, digests: Iterable[str]) -> int:
-        """How many of the digests are there."""
+        """How many of the digests are cached."""
         return sum(bytes.fromhex(digest) in self._found for digest in digests)
 
     def refresh(self) -> None:
@@ -149,7 +149,7 @@ class PixelCache:
                 self._found.update(fresh)
 
     def find(self, digest: str) -> CachedImage | None:
-        """What is kept of an image, not to be written to; None where it is not there or damaged."""
+        """The cached pixels of an image, read-only; None if they are missing or damaged."""
         key = bytes.fromhex(digest)
         found = self._found.get(key)
         if found is None:
@@ -165,7 +165,7 @@ class PixelCache:
         return CachedImage(np.frombuffer(payload, np.uint8).reshape(shape), (entry.full_height, entry.full_width))
 
     def add(self, digest: str, kept: CachedImage) -> None:
-        """Write what is kept of an image."""
+        """Write the pixels of an image."""
         payload = np.ascontiguousarray(kept.pixels).data.cast("B")
         with self._lock:
             self._room = disk_room() if self._room is None else self._room
@@ -177,7 +177,7 @@ class PixelCache:
                     self._room = 0
 
     def seal(self) -> None:
-        """Keep what was added for good, unless others have kept all of it meanwhile."""
+        """Write added images for good, unless other processes have written all of them meanwhile."""
         with self._lock:
             writer, self._writer = self._writer, None
             self.refresh()
@@ -209,7 +209,7 @@ class _Writer:
         self.digests: set[bytes] = set()
 
     def write(self, key: bytes, payload: bytes | memoryview, kept: CachedImage) -> int:
-        """Append one image; gives the bytes that it takes: none where it is there already."""
+        """Append one image; gives the bytes written, 0 if it was written before."""
         if key in self.digests:
             return 0
         self._file.write(payload)
@@ -255,7 +255,7 @@ def _open_segment(path: Path) -> tuple[memoryview, np.ndarray[Any, np.dtype[np.v
 
 
 def _stats(paths: Iterable[Path]) -> list[os.stat_result]:
-    """What the system says of files, without those that another process renames or removes meanwhile."""
+    """The stat results of files, without those that another process renames or removes meanwhile."""
     found = []
     for path in paths:
         with suppress(OSError):
@@ -264,7 +264,7 @@ def _stats(paths: Iterable[Path]) -> list[os.stat_result]:
 
 
 def list_cache() -> list[CacheEntry]:
-    """What the cache holds: each form of pixels, the one used last first, and what is known of files and tars."""
+    """The entries of the cache: each form of pixels, last used first, then the facts about files and tars."""
     forms = [_form_entry(folder) for folder in pixel_folder().glob("*") if folder.is_dir()]
     entries = sorted(forms, key=lambda entry: (-entry.used, entry.name))
     for name, about in OTHER_FOLDERS.items():

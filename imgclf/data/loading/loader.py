@@ -46,7 +46,7 @@ class Mix(NamedTuple):
 
 class Batch(NamedTuple):
     """Pixels as uint8 (n, height, width, channels) and class indices as int64 (n,), both on the loader's device;
-    positions in the loader's samples; what was blended."""
+    positions in the loader's samples; the blending, if any."""
 
     pixels: torch.Tensor
     targets: torch.Tensor
@@ -84,7 +84,7 @@ class Loader:
         train: Whether to shuffle and augment.
         seed: Of the order and the augmentation.
         workers: Threads that read; by default as many as the model leaves cores, and none for a set in memory.
-        cache: Where decoded pixels are kept for the next epoch; `cache_level` is what was chosen.
+        cache: Where decoded pixels are kept for the next epoch; `cache_level` is the choice.
         device: Where the batches go.
         shard: (rank, processes): each process takes its share of every batch, and all give as many batches.
     """
@@ -158,7 +158,7 @@ class Loader:
             for guest, finish in fetched(plans, threads, ahead, self._images.watch):
                 yield self._batch(*finish(), epoch, guest)
         finally:
-            self._images.flush()  # what was decoded is kept, also when the epoch is left early
+            self._images.flush()  # decoded images are kept, also when the epoch is left early
         memory = self._images.memory
         if isinstance(memory, DenseStore) and start == 0:
             memory.move_to(self.device if self._on_device else torch.device("cpu"))
@@ -198,7 +198,7 @@ class Loader:
 
     @property
     def _on_device(self) -> bool:
-        """Whether batches are selected on the device; what is changed image by image is changed by the processor."""
+        """Whether batches are selected on the device; changes image by image are made on the CPU."""
         return self.cache_level.name == "device" and self._row_writer is write_plain
 
     @cached_property

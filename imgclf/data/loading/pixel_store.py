@@ -1,4 +1,4 @@
-"""Pixels that are decoded once and stay in memory: what is kept of an image, and where.
+"""Pixels that are decoded once and stay in memory: their format and their place.
 
 An image is kept in one of two forms. Where each epoch cuts another part out of it, it is kept whole, shrunk to a little
 more than the size of the model, in its own shape. In all other cases the prepared pixels are kept, which all have the
@@ -178,7 +178,7 @@ class RaggedStore:
         self._kept[position] = kept
 
     def row(self, position: int) -> CachedImage | None:
-        """What is kept at one position, not to be written to; None where it is still to be filled."""
+        """The pixels at one position, read-only; None if it is still to be filled."""
         return self._kept[position]
 
 

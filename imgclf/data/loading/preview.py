@@ -29,7 +29,7 @@ def pick_samples(source: Source, n: int, seed: int = 0) -> list[Sample]:
 def sample_pixels(
     source: Source, samples: Sequence[Sample], preprocess: PreprocessConfig, *, augmented: bool, seed: int = 0
 ) -> list[Pixels]:
-    """What a model sees of the samples: evaluation pixels or, with `augmented`, those of the first training epoch."""
+    """The pixels of samples as a model sees them: for evaluation or, with `augmented`, in the first training epoch."""
     loader = Loader(
         source, samples, preprocess, classes=source.classes, train=augmented, seed=seed, workers=0, cache="ram"
     )

@@ -49,7 +49,7 @@ class PixelStore:
             self._disk = PixelCache(form.settings())
 
     def __call__(self, position: int) -> CachedImage | None:
-        """What is kept of one image; not to be written to."""
+        """The pixels of one image, read-only."""
         kept = self.memory.row(position) if self.memory is not None else None
         if kept is None:
             kept = self.guarded(position, self._from_disk if self._disk is not None else self._read)
@@ -58,7 +58,7 @@ class PixelStore:
         return kept
 
     def guarded(self, position: int, read: Callable[[Sample], T]) -> T | None:
-        """What `read` gives, or None and a line in `unreadable`."""
+        """The result of `read`, or None and a line in `unreadable`."""
         sample = self.samples[position]
         try:
             with self.watch.reading(sample.ref):
@@ -68,7 +68,7 @@ class PixelStore:
             return None
 
     def flush(self) -> None:
-        """Keep for good what was added to the disk: before and after an epoch."""
+        """Seal the images added to the disk cache: before and after an epoch."""
         if self._disk is not None:
             self._disk.seal()
 
@@ -158,7 +158,7 @@ class AlbumentationsRowWriter:
 
 
 class CropRowWriter:
-    """The random resized crop of each image, for the steps of `transforms.batch` to go on with.
+    """The random resized crop of each image, for the steps of `transforms.batch` that follow.
 
     Where whole images are not kept, the crop is chosen from the header of a file, which is then decoded as small as
     the crop allows.

@@ -1,4 +1,4 @@
-"""The state that training goes on from."""
+"""The state that training resumes from."""
 
 import itertools
 import math
@@ -84,7 +84,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(fit, tmp_path, damage):
     fit(3)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged .*: training goes on from the state before it"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged .*: resuming from the state before it"):
         assert load_checkpoint(path)["epoch"] == 2
 
 
@@ -117,7 +117,7 @@ def test_two_damaged_states(fit, tmp_path):
 
 
 def test_no_state_at_all(tmp_path):
-    with pytest.raises(ModelFileError, match="is not there: expected the folder of a run"):
+    with pytest.raises(ModelFileError, match="not found: expected the folder of a run"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 
