@@ -37,10 +37,10 @@ def whole(name: str, value: Any, low: int) -> int:
     return number
 
 
-def named_values(name: str, value: Any) -> Mapping[str, Any]:
-    """A value as a mapping from names; `ConfigError` where it is none, which calls it `name`."""
+def as_mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """A value as a mapping with text keys; else `ConfigError`, in which the value is called `name`."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{name} is {type(value).__name__}; allowed: named values, as in {{'train': {{'lr': 0.01}}}}")
+        raise ConfigError(f"{name} is {type(value).__name__}; allowed: a dict, as in {{'train': {{'lr': 0.01}}}}")
     return value
 
 

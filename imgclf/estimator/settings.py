@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from imgclf.core.arguments import as_path, named_values, plain
+from imgclf.core.arguments import as_mapping, as_path, plain
 from imgclf.core.config import ExperimentConfig, from_dict, to_dict
 from imgclf.core.errors import ConfigError
 from imgclf.data.dataset import Source
@@ -73,9 +73,9 @@ def resolve_request(given: Mapping[str, Any], knobs: Mapping[str, Any], runs: An
     }
     if knobs.get("batch_size") == "auto":
         knobs = {**knobs, "batch_size": AUTO_BATCH}
-    config = dict(named_values("config", given["config"] or {}))
+    config = dict(as_mapping("config", given["config"] or {}))
     config["train"] = {
-        **named_values("train", config.get("train", {})),
+        **as_mapping("train", config.get("train", {})),
         **{key: value for key, value in knobs.items() if value is not None},
     }
     changes = {**config, **{key: value for key, value in own.items() if value is not None}}
@@ -107,9 +107,9 @@ def choose_experiment(request: Request, suited: str | None = None) -> Experiment
     Without a recipe it is the one called `suited`, which goes with the data; a user who names an architecture, or a
     initial model, gets the defaults of fine-tuning, or of training from scratch, instead.
     """
-    changes = plain(named_values("config", request.changes))
+    changes = plain(as_mapping("config", request.changes))
     for key in changes.keys() & {"train", "data"}:
-        named_values(key, changes[key])
+        as_mapping(key, changes[key])
     base = base_recipe(request, suited)
     if not isinstance(base, str | ExperimentConfig):
         raise ConfigError(f"recipe is {type(base).__name__}; allowed: the name of a recipe, or an ExperimentConfig")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from imgclf.core.arguments import as_path, named_values, plain, require
+from imgclf.core.arguments import as_mapping, as_path, plain, require
 from imgclf.core.errors import ConfigError, NotFitted
 from imgclf.core.files import read_text, write_text
 from imgclf.core.results import History
@@ -129,7 +129,7 @@ def fit_ensemble(
 
     Raises what `fit` raises.
     """
-    members, config = plain(members), named_values("config", config or {})
+    members, config = plain(members), as_mapping("config", config or {})
     require_members(members)
     if distributed.shard()[1] > 1:
         raise ConfigError("an ensemble is trained by one process: start it without torchrun, or its members one by one")

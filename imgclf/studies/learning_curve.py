@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.core.arguments import named_values
+from imgclf.core.arguments import as_mapping
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.core.results import ClassGain, LearningCurve
 from imgclf.core.text import printable
@@ -105,8 +105,8 @@ def learning_curve(
         DataError: There are too few images.
     """
     began = time.perf_counter()
-    config = named_values("config", config or {})
-    config = {**config, "train": {**named_values("train", config.get("train", {})), "minutes": None}}
+    config = as_mapping("config", config or {})
+    config = {**config, "train": {**as_mapping("train", config.get("train", {})), "minutes": None}}
     request = Request(recipe, config)
     plan = plan_training(request, data, callbacks)
     train, test = plan.split.samples("train"), plan.split.samples("test")
