@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from imgclf.cli import _console as console
 from imgclf.core.text import byte_size, duration
-from imgclf.storage.run_folder import ROOT
-from imgclf.studies.dry_run import DryRun, dry_run
-from imgclf.training.events import Callback
-
-
-def plan_training(
-    data: str, config: Mapping[str, Any], options: Mapping[str, Any], callbacks: Sequence[Callback]
-) -> DryRun:
-    """Plan the training that these options of the command ask for."""
-    where = {"runs": options.get("runs", ROOT), "name": options.get("name"), "track": options.get("track", ())}
-    members, recipe = options.get("ensemble", 1), options.get("recipe")
-    return dry_run(data, recipe=recipe, config=config, members=members, callbacks=callbacks, **where)
+from imgclf.studies.dry_run import DryRun
 
 
 def show_plan(plan: DryRun, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from imgclf.cli import _console as console
+from imgclf.core.errors import ConfigError
 from imgclf.core.text import first_few, natural, plural
 
 if TYPE_CHECKING:
@@ -45,31 +46,24 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(line.rstrip(b"\r\n"))
 
 
-def arch_name(arch: str) -> str:
+def arch_name(arch: str, *, new_head: bool = False) -> str:
     """The name of an architecture as it is; that of FILE.py:NAME, whose code the command then knows."""
     from imgclf.models.own import named_network, own_arch, use
 
     network = named_network(arch)
     if network is None:
         return arch
-    use(found := own_arch(network))
+    use(found := own_arch(network, new_head=new_head))
     return found.name
 
 
 def require_own(arch: str | None) -> None:
     """Make the code of FILE.py:NAME known to a command whose model is such a network; raise `ConfigError` for another
     name of an architecture: a model has its own."""
-    from imgclf.core.errors import ConfigError
-    from imgclf.models.own import named_network, own_arch, use
-
-    if arch is None:
-        return
-    network = named_network(arch)
-    if network is None:
+    if arch is not None and arch_name(arch, new_head=True) == arch:
         raise ConfigError(
             f"--arch is {arch!r}; a model knows its network: leave it out, or name your own as FILE.py:NAME"
         )
-    use(own_arch(network, new_head=True))
 
 
 def load_classifier(model: str | None, device: str, precision: str = "fp32", arch: str | None = None) -> Classifier:

@@ -41,12 +41,7 @@ FIELDS: dict[str, OptionField] = {
     if each.option.panel == panel
 }
 
-EXPECTED = {  # of a value, by pydantic's names of what is wrong
-    "int_parsing": "a whole number",
-    "float_parsing": "a number",
-    "greater_than_equal": "{ge} or more",
-    "less_than_equal": "{le} or less",
-}
+EXPECTED = {"int_parsing": "a whole number", "float_parsing": "a number"}  # by pydantic's names of what is wrong
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ class Command(TyperCommand):
             if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # click's, wherever Typer has it from
                 self._hint(error)
             for found in getattr(error.__cause__, "errors", tuple)():  # pydantic's, by which Typer reads numbers
-                expected = EXPECTED.get(found["type"], "another value").format(**found.get("ctx", {}))
+                expected = EXPECTED.get(found["type"], found["msg"].partition(" should be ")[2])
                 error.message = f"expected {expected}; got {found['input']!r}"  # type: ignore[attr-defined]
             raise
 
@@ -205,7 +200,7 @@ def command_line(command: str, data: str, typed: Mapping[str, object]) -> str:
 
 TRAIN_DATA = typer.Argument(
     metavar="DATA",
-    help="A folder with a folder per class, a CSV file, tar shards, or digits, mnist, fashion-mnist, cifar10.",
+    help="A folder with one folder per class, a CSV file, tar shards, or digits, mnist, fashion-mnist or cifar10.",
 )
 TrainData = Annotated[str, TRAIN_DATA]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

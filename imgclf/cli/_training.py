@@ -17,7 +17,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn
 
 from imgclf.cli import _console as console
-from imgclf.cli._dry_run import plan_training, show_plan
+from imgclf.cli._dry_run import show_plan
 from imgclf.cli._output import output_folder, run_data
 from imgclf.cli._results import figure, show_evaluation
 from imgclf.core.errors import ConfigError
@@ -44,6 +44,7 @@ from imgclf.report.text import initial_name, instead_of_epochs, never_better, va
 from imgclf.runtime import distributed
 from imgclf.storage.run_folder import INFO, ROOT, SAMPLES, Run, config_source, find_run, open_run
 from imgclf.storage.run_list import RunEntry, find_default, why_none
+from imgclf.studies.dry_run import dry_run
 from imgclf.studies.ensemble import fit_ensemble, require_members
 from imgclf.studies.events import EnsembleValidated, NextTraining
 from imgclf.tracking.tensorboard import TensorBoard
@@ -79,22 +80,22 @@ def run_training(data: str | None, changes: dict[str, Any], options: dict[str, A
     distributed.join()
     before, view, resumed = find_default(), TrainView(), "resume" in options
     data = _resumable(changes, options) if resumed else _named_data(data, options)
+    recipe, where = options.get("recipe"), {"runs": options.get("runs", ROOT), "name": options.get("name")}
     if options.get("dry_run"):
+        where |= {"members": options.get("ensemble", 1), "track": options.get("track", ())}
         with view.progress:
-            plan = plan_training(data, changes, options, [view])
+            plan = dry_run(data, recipe=recipe, config=changes, callbacks=[view], **where)
         show_plan(plan, as_json=options["json"])
         return
-    recipe, runs, name = options.get("recipe"), options.get("runs", ROOT), options.get("name")
     try:
         with view.progress:
             told: list[Callback] = [view, *_trackers(data, options)]
             if resumed:
                 classifier = Classifier().resume(data, epochs=options.get("epochs"), callbacks=told)
             elif members := options.get("ensemble"):
-                where = {"runs": runs, "name": name, "callbacks": told}
-                classifier = fit_ensemble(data, members, recipe=recipe, config=changes, **where)
+                classifier = fit_ensemble(data, members, recipe=recipe, config=changes, callbacks=told, **where)
             else:
-                classifier = Classifier(recipe=recipe, config=changes).fit(data, runs=runs, name=name, callbacks=told)
+                classifier = Classifier(recipe=recipe, config=changes).fit(data, callbacks=told, **where)
         if classifier.run_ is not None:  # else another process has it
             _show(classifier, view, options, before)
             warn_of_worse(before, find_default())
@@ -389,7 +390,7 @@ class TrainView(ShowsWarnings):
         if plan.weights.note:  # only what is not as it was asked for is an alarm
             (console.warn if plan.weights.head == "fresh" else console.say)(plan.weights.note)
         if config.epochs == 0:
-            console.say("train: a linear head on frozen features")
+            console.say("train: a linear probe only (linear head on frozen features)")
             return
         epochs, augment = plural(config.epochs or 0, "epoch"), plan.experiment.augment
         steps = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"

@@ -25,7 +25,8 @@ def cache_list(json: Json = False) -> None:
         console.show_json({"folder": str(cache_folder()), "bytes": total, "entries": [asdict(e) for e in entries]})
         return
     rows = [
-        [entry.name, entry.about, _count(entry.images), byte_size(entry.bytes), _day(entry.used)] for entry in entries
+        [e.name, e.about, None if e.images is None else f"{e.images:,}", byte_size(e.bytes), _day(e.used)]
+        for e in entries
     ]
     if rows:
         console.show_table(["name", "what", "images", "size", "last used"], rows)
@@ -49,10 +50,6 @@ def cache_clear(
         console.show_json({"freed": freed})
     else:
         console.show(f"{byte_size(freed)} freed")
-
-
-def _count(images: int | None) -> str | None:
-    return None if images is None else f"{images:,}"
 
 
 def _day(moment: float) -> str:

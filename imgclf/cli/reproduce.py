@@ -22,8 +22,7 @@ def reproduce(
 ) -> None:
     """Train again with the config and the split of a run, and compare weights and metrics. Nothing is written.
 
-    Exits with 0 if the weights are equal or, on another machine or with other versions, if the metrics agree; else
-    with 1.
+    Exit code 0: equal weights or, on another machine or version, metrics that agree; else 1.
     """
     with console.waiting("loading"):
         require_own(arch)

@@ -34,7 +34,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Resume this run.", rich_help_panel=OUTPUT)] = None,
     runs: Annotated[
         Path | None,
-        typer.Option(help=f"Where run folders are made. [dim]\\[default: {ROOT}][/dim]", rich_help_panel=OUTPUT),
+        typer.Option(help=f"Folder for the run folders. [dim]\\[default: {ROOT}][/dim]", rich_help_panel=OUTPUT),
     ] = None,
     name: Annotated[
         str | None,

@@ -27,7 +27,7 @@ def tune(
     ] = ROOT,
     json: Json = False,
 ) -> None:
-    """Search for better training settings; valid images judge them. The same command resumes a search."""
+    """Search for better training settings, compared on the validation images. The same command resumes a search."""
     output_folder(runs, "--runs", data=[data])
     with console.waiting("loading"):
         from imgclf.cli._tuning import run_search

@@ -10,7 +10,6 @@ from imgclf.cli import _console as console
 from imgclf.cli._options import Json
 from imgclf.cli._results import figure
 from imgclf.core.errors import ConfigError
-from imgclf.storage.run_list import RunEntry
 
 
 def use(
@@ -30,7 +29,6 @@ def use(
 
     if clear and run is not None:
         raise ConfigError("--clear takes no RUN: leave out one of them")
-    default: RunEntry | None
     if clear:
         unpin()
         default = find_default()

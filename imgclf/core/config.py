@@ -212,7 +212,7 @@ class TrainConfig(Checked):
         "by the number of images",
         ge=0,
         le=100_000,
-        special={0: "a linear head alone"},
+        special={0: "a linear probe only"},
     )
     epoch_steps: int | None = option(None, ge=1)
     minutes: float | None = _training(
@@ -229,7 +229,7 @@ class TrainConfig(Checked):
     lr: float | None = _training(None, "Learning rate of the last layers", "by optimizer and weights", gt=0, le=1000)
     layer_decay: float | None = _training(
         None,
-        "Factor of the learning rate from each twelfth of the depth to the one before it",
+        "Layer-wise learning rate decay: factor for each twelfth of the depth, from the last layers to the first",
         "0.8 for pretrained weights with adam and adamw",
         gt=0,
         le=1,
@@ -246,12 +246,12 @@ class TrainConfig(Checked):
         None, "Epochs in which the learning rate rises", "1 for cosine, else 0", ge=0
     )
     label_smoothing: float = _training(0.1, "Share of the target that is spread over the other classes", ge=0, lt=1)
-    clip_norm: float = _training(0.0, "Largest norm of the gradient", ge=0, special={0: "off"})
+    clip_norm: float = _training(0.0, "Clip the norm of the gradient to this value", ge=0, special={0: "off"})
     freeze_epochs: int = _training(0, "Epochs in which only the head is trained", ge=0)
     freeze_norm: bool | None = _training(
         None,
-        "Keep (or train) the statistics of batch norms",
-        "keep those of pretrained weights",
+        "Freeze (or train) the BatchNorm statistics",
+        "frozen with pretrained weights",
         flags=("--freeze-norm/--train-norm",),
     )
     patience: int = _training(0, "Stop after this many epochs without improvement", ge=0, special={0: "off"})
@@ -377,7 +377,7 @@ class ExperimentConfig(Checked):
         allowed="three fractions that sum to 1, the first above 0",
         parse=parse_split,
     )
-    keep: str = _output("best", "Which epochs to save a model file of", choices=("best", "all"))
+    keep: str = _output("best", "Epochs whose models are saved", choices=("best", "all"))
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

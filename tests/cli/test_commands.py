@@ -242,14 +242,14 @@ def test_a_bad_image_is_a_row_and_the_others_are_predicted(here):
 def test_predictions_as_a_table_file(here):
     (here / "bad.png").write_bytes(b"no image")
     shutil.copy(here / "photos" / "red" / "00.png", here / "=cmd|'-C calc'!A0.png")
-    result = run("predict", "=cmd|'-C calc'!A0.png", "bad.png", "--csv", "out.csv", "--top", "2")
+    result = run("predict", "=cmd|'-C calc'!A0.png", "bad.png", "--csv", "out.csv", "--top", "9")
     assert result.exit_code == 1
     assert result.stdout == ""
     header, good, bad = csv.reader(io.StringIO((here / "out.csv").read_text()))
-    assert header == ["path", "label", "confidence", "label2", "confidence2", "error"]
+    assert header == ["path", "label", "confidence", "label2", "confidence2", "label3", "confidence3", "error"]
     assert good[:2] == ["'=cmd|'-C calc'!A0.png", "red"]
     assert good[-1] == ""
-    assert bad[:5] == ["bad.png", "", "", "", ""]
+    assert bad[:-1] == ["bad.png", *[""] * 6]
     assert bad[5]
 
 
@@ -648,7 +648,7 @@ def _drain(screen):
 )
 def test_results_are_on_stdout_where_stderr_is_a_terminal(here, terminal, monkeypatch, command, count):
     plan = DryRun(decisions=(), seconds={}, memory=0, python="")
-    monkeypatch.setattr("imgclf.cli._dry_run.dry_run", lambda *_, **__: plan)  # which takes its time
+    monkeypatch.setattr("imgclf.cli._training.dry_run", lambda *_, **__: plan)  # which takes its time
     results = io.StringIO()
     assert shown_on(results, terminal, *command, "--json") == 0
     assert len([json.loads(line) for line in results.getvalue().splitlines()]) == count

@@ -83,7 +83,7 @@ ANSWERS = [
     (("train", "x", "--epochs", "three"), "'--epochs': expected a whole number; got 'three'"),
     (("train", "x", "--lr", "low"), "'--lr': expected a number; got 'low'"),
     (("train", "x", "--size", "0"), "error: --size is '0'; allowed: N or HxW in pixels"),
-    (("predict", "x", "--top", "0"), "'--top': expected 1 or more; got '0'"),
+    (("predict", "x", "--top", "0"), "'--top': expected greater than or equal to 1; got '0'"),
 ]
 
 

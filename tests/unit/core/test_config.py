@@ -66,7 +66,7 @@ BAD = [
     (ModelConfig, "channels", [0], "1 to 64"),
     (ModelConfig, "size", [(0, 1)], "(height, width)"),
     (ModelConfig, "dropout", [1.0, -0.1], "0 to below 1"),
-    (TrainConfig, "epochs", [-1, 1.5, 100_001], "0 (a linear head alone) to 100,000"),
+    (TrainConfig, "epochs", [-1, 1.5, 100_001], "0 (a linear probe only) to 100,000"),
     (TrainConfig, "probe", [0, "yes"], "true or false"),
     (TrainConfig, "batch_size", [-1, "32"], "1 or more"),
     (TrainConfig, "lr", [0, -1.0, math.nan, math.inf], "above 0"),
