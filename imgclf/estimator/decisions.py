@@ -30,8 +30,8 @@ def _pixels(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
     preprocess, arch = plan.preprocess, find_arch(plan.spec.arch)
     (height, width), sizes = preprocess.size, plan.audit.sizes
     if plan.asked.arch == AUTO:
-        best = f"the best one whose pretrained weights are on this machine ({plan.weights.source}); else --arch"
-        plain = "the default; else --arch"
+        best = f"the best with pretrained weights on this machine ({plan.weights.source}); --arch picks another"
+        plain = "the default; --arch picks another"
         yield Decision("arch", plan.spec.arch, best if plan.weights.used == "pretrained" else plain)
     small = "" if sizes is None else f"the images are small: {sizes.median[0]}×{sizes.median[1]} in the median"
     reason = "the network's own" if preprocess.size == arch.size else small
