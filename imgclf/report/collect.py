@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,6 @@ from imgclf.data.split import (
     match_rows,
     open_fractions,
     read_split,
-    seen_positions,
     unpack_contents,
 )
 from imgclf.data.write import require_outside
@@ -129,10 +128,10 @@ def _find_out(run: Run, progress: Progress | None) -> Known:
         return Known(model, kept, None, f"The images were not found ({reason}), so no pictures are shown.")
     samples = [sample for row, sample in match_rows(rows, source.samples) if sample is not None and row.split == part]
     loader = Loader(source, samples, manifest.preprocess, classes=manifest.classes, device=pick_device("auto"))
-    temperature = float(manifest.calibration["temperature"])
-    predictions = collect_predictions(model.to(loader.device), loader, progress=progress, temperature=temperature)
-    seen = seen_positions(predictions.refs, source, unpack_contents(manifest.seen))
-    return Known(model, {part: replace(predictions, seen=seen)}, source)
+    temperature, seen = float(manifest.calibration["temperature"]), unpack_contents(manifest.seen)
+    model = model.to(loader.device)
+    predictions = collect_predictions(model, loader, progress=progress, temperature=temperature, seen=seen)
+    return Known(model, {part: predictions}, source)
 
 
 def gather(run: Run, known: Known, progress: Progress | None = None) -> ReportData:

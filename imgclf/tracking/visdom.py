@@ -136,7 +136,7 @@ class Visdom(MetricLogger):
 
 
 def _address(given: str | None) -> tuple[str, int, str]:
-    """The server as http://host, its port, and the path below which it answers, "" for none."""
+    """The server as http://host, its port, and the path of its page, "" for none."""
     server = given or os.environ.get("VISDOM_SERVER") or "localhost"
     port = os.environ.get("VISDOM_PORT") or DEFAULT_PORT
     parts = urlsplit(server if "://" in server else f"http://{server}")
@@ -159,20 +159,20 @@ def _numbers(counts: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
 
 
 def _client_class() -> Any:
-    """Visdom's client with a timeout, and with an error where the server answers with one."""
+    """Visdom's client with a timeout, and with an exception where the server reports an error."""
     import requests
     import visdom
 
     class Client(visdom.Visdom):  # type: ignore[misc]
         def _handle_post(self, url: str, data: Any = None) -> str:
             try:
-                answer = self.session.post(url, data=data or {}, timeout=TIMEOUT_SECONDS)
+                response = self.session.post(url, data=data or {}, timeout=TIMEOUT_SECONDS)
             except requests.Timeout:
-                raise ConnectionError(f"the server at {self.server}:{self.port} does not answer") from None
+                raise ConnectionError(f"the server at {self.server}:{self.port} does not respond") from None
             except requests.RequestException:
                 raise ConnectionError(f"no server at {self.server}:{self.port}; start one with `visdom`") from None
-            if not answer.ok:
-                raise ConnectionError(f"the server at {self.server}:{self.port} answers {answer.status_code}")
-            return str(answer.text)
+            if not response.ok:
+                raise ConnectionError(f"the server at {self.server}:{self.port} returned status {response.status_code}")
+            return str(response.text)
 
     return Client

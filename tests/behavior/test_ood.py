@@ -170,8 +170,8 @@ def digits(tmp_path_factory):
 
 
 def scores_of(classifier, images, reject=0.05):
-    answers = classifier.predict(images, reject=reject)
-    return np.array([answer.unknown_score for answer in answers]), np.mean([not answer.accepted for answer in answers])
+    found = classifier.predict(images, reject=reject)
+    return np.array([each.unknown_score for each in found]), np.mean([not each.accepted for each in found])
 
 
 def test_digits_that_were_left_out_and_images_of_nothing_are_unknown(digits):
@@ -260,7 +260,7 @@ def test_too_few_validation_images_are_an_error_that_says_so(photos):
         few.predict(photos, reject=0.05)
 
 
-def test_an_interrupted_training_claims_nothing(photos):
+def test_an_interrupted_training_fits_no_temperature_and_no_detector(photos):
     def interrupt(event):
         if isinstance(event, EpochEnded):
             raise KeyboardInterrupt

@@ -66,7 +66,7 @@ def trained():
 
 
 def shares(model, method):
-    """How much of the heat lies in the square, in held-out images that are answered right; and how many these are."""
+    """How much of the heat lies in the square, in held-out images that are classified correctly; and their number."""
     pixels, targets, places = planted(24, seed=2)
     found = explain(model, loader_of(pixels), method=method)
     inside = [

@@ -494,7 +494,7 @@ def test_a_visdom_server_that_never_answers(make_source, plain, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         classifier, said, seconds = tracked_by_visdom(make_source(), port)
-    assert said == [f"visdom no longer follows this run: the server at http://127.0.0.1:{port} does not answer"]
+    assert said == [f"visdom no longer follows this run: the server at http://127.0.0.1:{port} does not respond"]
     assert seconds < 10
     assert torch.equal(weights(classifier), plain)
 

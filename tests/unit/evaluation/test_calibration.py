@@ -20,7 +20,7 @@ from imgclf.evaluation.calibration import (
 from imgclf.evaluation.metrics import evaluate_logits, softmax
 
 
-def answers(seed, n, k, scale):
+def logits_and_targets(seed, n, k, scale):
     """Logits of a model that is right for the most part, and what is true."""
     random = np.random.default_rng(seed)
     targets = random.integers(0, k, n)
@@ -35,18 +35,18 @@ def objective(logits, targets, temperature):
 
 @given(st.integers(0, 1000), st.integers(1, 60), st.integers(2, 7), st.sampled_from([0.01, 0.3, 1.0, 5.0, 300.0]))
 def test_no_other_temperature_has_a_lower_loss(seed, n, k, scale):
-    logits, targets = answers(seed, n, k, scale)
+    logits, targets = logits_and_targets(seed, n, k, scale)
     found = fit_temperature(logits, targets)
     best = objective(logits, targets, found)
     assert all(best <= objective(logits, targets, other) + 1e-6 for other in np.logspace(-1, 1, 41))
 
 
 def test_the_temperature_undoes_a_scale():
-    logits, targets = answers(0, 5000, 5, 1.0)
+    logits, targets = logits_and_targets(0, 5000, 5, 1.0)
     assert fit_temperature(3 * logits, targets) == pytest.approx(3 * fit_temperature(logits, targets), rel=0.01)
 
 
-def test_two_right_answers_do_not_make_certainty():
+def test_two_correct_predictions_do_not_make_certainty():
     assert fit_temperature([[1.0, 0.0], [0.0, 1.0]], [0, 1]) > 0.3
 
 
@@ -67,7 +67,7 @@ def test_smoothed_labels_are_not_held_against_an_epoch(photos, smoothing):
 def test_two_minima_are_both_looked_at():
     """Logits that hardly differ: here Newton's method from any single place misses the lower minimum, or swings."""
     for seed, n, k, scale in ((36, 23, 3, 0.01), (472, 17, 5, 0.01), (999, 21, 2, 300.0)):
-        logits, targets = answers(seed, n, k, scale)
+        logits, targets = logits_and_targets(seed, n, k, scale)
         best = objective(logits, targets, fit_temperature(logits, targets))
         assert all(best <= objective(logits, targets, other) + 1e-6 for other in np.logspace(-1, 1, 81))
 
@@ -86,7 +86,7 @@ def test_bins_by_hand():
 
 @given(st.integers(0, 100), st.integers(1, 50), st.integers(2, 6))
 def test_the_measures_agree_with_their_definitions(seed, n, k):
-    logits, targets = answers(seed, n, k, 1.0)
+    logits, targets = logits_and_targets(seed, n, k, 1.0)
     likely = softmax(logits)
     assert negative_log_likelihood(likely, targets) == pytest.approx(evaluate_logits(logits, targets, range(k)).loss)
     assert brier_score(likely, targets) == pytest.approx(((likely - np.eye(k)[targets]) ** 2).sum(1).mean())
@@ -114,6 +114,6 @@ def test_honest_probabilities_have_hardly_an_error_and_others_get_better():
 
 
 def test_of_few_images_there_is_no_temperature():
-    logits, targets = answers(0, 20, 3, 1.0)
+    logits, targets = logits_and_targets(0, 20, 3, 1.0)
     assert choose_temperature(logits[:19], targets[:19]) == (1.0, "needs 20 validation images, has 19")
     assert choose_temperature(logits, targets) == (fit_temperature(logits, targets), "")

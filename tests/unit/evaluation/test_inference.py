@@ -1,4 +1,4 @@
-"""Evaluation and prediction go one way, and agree."""
+"""Evaluation and prediction share one forward pass, and agree."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -95,14 +95,14 @@ def test_nothing_that_can_be_read_is_nothing_to_evaluate(model, photos):
     assert all(p.error == "no such file" for p in predict(model, loader_of(source)))
 
 
-def test_a_model_in_training_mode_answers_as_in_evaluation_and_stays_as_it_is(source):
+def test_a_model_in_training_mode_predicts_as_in_evaluation_and_stays_as_it_is(source):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(784, 3)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    answers = infer(model, loader_of(source), CPU)[0]
+    logits = infer(model, loader_of(source), CPU)[0]
     assert len(list(predict(model, loader_of(source)))) == 60
     assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    np.testing.assert_allclose(infer(model.eval(), loader_of(source), CPU)[0], answers, atol=1e-6)
+    np.testing.assert_allclose(infer(model.eval(), loader_of(source), CPU)[0], logits, atol=1e-6)
 
 
 class Norms(nn.Module):
@@ -136,7 +136,7 @@ def test_threads_and_open_generators_do_not_disturb_each_other(source, two_threa
         (source.samples * copies)[: MIN_TUNED_IMAGES - 1 if copies == 1 else None],
     )
 
-    def answers(turn=0):
+    def predicted(turn=0):
         order = samples[turn:] + samples[:turn]
         loader = Loader(source, order, RECIPE, classes=source.classes, workers=0, batch_size=16)
         for found in predict(model, loader, rejector=rejector):
@@ -146,18 +146,18 @@ def test_threads_and_open_generators_do_not_disturb_each_other(source, two_threa
     def figures(predictions):
         return [[*p.probabilities.values(), p.unknown_score or 0.0] for p in predictions]
 
-    expected = [figures(answers(turn)) for turn in range(4)]
+    expected = [figures(predicted(turn)) for turn in range(4)]
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     try:
         with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(lambda turn: figures(answers(turn)), range(4)))
+            together = list(pool.map(lambda turn: figures(predicted(turn)), range(4)))
     finally:
         sys.setswitchinterval(switching)
     np.testing.assert_allclose(together, expected, atol=1e-5)
-    in_turn = [figures(found) for found in zip(*zip(answers(0), answers(1), strict=True), strict=True)]
+    in_turn = [figures(found) for found in zip(*zip(predicted(0), predicted(1), strict=True), strict=True)]
     np.testing.assert_allclose(in_turn, expected[:2], atol=1e-5)
-    left = answers()
+    left = predicted()
     next(left)
     assert [module.training for module in model.modules()] == [training] * len(list(model.modules()))
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
@@ -259,7 +259,7 @@ class Flip(nn.Module):
         return images.flip(3)
 
 
-def test_answers_are_fetched_now_and_then(model, source, monkeypatch):
+def test_logits_are_fetched_now_and_then(model, source, monkeypatch):
     found = []
     for waiting in (2**26, 100):
         monkeypatch.setattr("imgclf.evaluation.inference.MAX_WAITING_BYTES", waiting)

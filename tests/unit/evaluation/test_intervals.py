@@ -11,7 +11,7 @@ from imgclf.evaluation.intervals import _bootstrap, evaluation_intervals, wilson
 from imgclf.evaluation.metrics import evaluate_logits
 
 
-def answers(seed, n, k, strength=2.0):
+def logits_and_targets(seed, n, k, strength=2.0):
     random = np.random.default_rng(seed)
     targets = random.integers(0, k, n)
     return random.normal(size=(n, k)) + strength * np.eye(k)[targets], targets
@@ -37,7 +37,7 @@ def test_wilson_holds_the_share(n, data):
 
 @given(seed=st.integers(0, 100), n=st.integers(1, 60), k=st.integers(2, 12))
 def test_every_interval_has_an_order_and_its_figure_in_reach(seed, n, k):
-    logits, targets = answers(seed, n, k)
+    logits, targets = logits_and_targets(seed, n, k)
     found = evaluation_intervals(logits, targets)
     result = evaluate_logits(logits, targets, [str(i) for i in range(k)])
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss", "top5"):
@@ -50,7 +50,7 @@ def test_every_interval_has_an_order_and_its_figure_in_reach(seed, n, k):
 def test_draws_are_scored_as_scikit_learn_does():
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
-    logits, targets = answers(0, 40, 4)
+    logits, targets = logits_and_targets(0, 40, 4)
     called = logits.argmax(1)
     drawn = _bootstrap(targets, called, 4)
     index = np.random.default_rng(0).integers(0, 40, (1000, 40))
@@ -91,7 +91,7 @@ def test_they_hold_the_truth_nineteen_times_in_twenty(counts, margins, noise):
     assert all(count > 0.87 * 80 for count in held.values()), held
 
 
-def test_where_every_answer_is_right_nothing_is_certain():
+def test_where_every_prediction_is_correct_nothing_is_certain():
     found = evaluation_intervals(10 * np.eye(3)[[0, 1, 2] * 5], np.array([0, 1, 2] * 5))
     assert [interval[1] for interval in (found.accuracy, found.balanced_accuracy, found.macro_f1)] == [1.0] * 3
     assert 0.79 < found.accuracy[0] < 0.8
@@ -102,7 +102,7 @@ def test_where_every_answer_is_right_nothing_is_certain():
 
 
 def test_a_class_without_images_has_no_part_in_them():
-    logits, targets = answers(3, 40, 2)
+    logits, targets = logits_and_targets(3, 40, 2)
     more = np.insert(logits, 2, -9.0, axis=1)
     assert (
         evaluation_intervals(more, targets).balanced_accuracy == evaluation_intervals(logits, targets).balanced_accuracy
@@ -111,14 +111,14 @@ def test_a_class_without_images_has_no_part_in_them():
 
 
 def test_the_loss_is_that_of_the_temperature():
-    logits, targets = answers(2, 500, 3)
+    logits, targets = logits_and_targets(2, 500, 3)
     for temperature in (0.5, 2.0):
         low, high = evaluation_intervals(logits, targets, temperature).loss
         assert low < evaluate_logits(logits / temperature, targets, "abc").loss < high
 
 
 def test_many_images_and_classes_are_quick():
-    logits, targets = answers(0, 5_000, 300)
+    logits, targets = logits_and_targets(0, 5_000, 300)
     began = time.perf_counter()
     found = evaluation_intervals(logits, targets)
     assert time.perf_counter() - began < 20  # a fraction of a second, on a machine with nothing else to do
