@@ -91,17 +91,20 @@ def _inline(svg: str, name: str, said: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", head + svg[svg.index(">") + 1 :])
 
 
-def training_curves(history: Sequence[EpochRecord], start: tuple[float, float] | None = None) -> list[str]:
+def training_curves(
+    history: Sequence[EpochRecord], start: tuple[float, float] | None = None, initial: str = "the initial model"
+) -> list[str]:
     """Loss and accuracy over the epochs, of train and valid, as two charts with the kept epoch marked.
 
     Args:
         history: The epochs, in order.
         start: Loss and accuracy on valid before the first epoch, where these mean something. Epoch 0 is marked as kept
             if no other one is.
+        initial: What the model of epoch 0 is called.
     """
     epochs = [record.epoch for record in history]
     kept = next((record.epoch for record in reversed(history) if record.best), None if start is None else 0)
-    what = "the start" if kept == 0 else f"epoch {kept}"
+    what = initial if kept == 0 else f"epoch {kept}"
     from matplotlib.ticker import MaxNLocator
 
     charts = []

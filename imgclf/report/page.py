@@ -86,11 +86,12 @@ def _template() -> Template:
 
 
 def _render(data: ReportData, budget: int) -> str:
-    script, kernels = _file("script.js"), data.network.kernels
+    script, kernels, initial = _file("script.js"), data.network.kernels, text.initial_name(probed=data.probed)
     return _template().render(
         data=data,
         training=text.what_was_trained(data),
-        curves=charts.training_curves(data.history.epochs, data.start) if len(data.history) > 1 else [],
+        curves=charts.training_curves(data.history.epochs, data.start, initial) if len(data.history) > 1 else [],
+        initial=initial,
         kernels=[] if kernels is None else [picture_of(pixels) for pixels in charts.kernel_pixels(kernels)],
         samples=list(zip(map(picture_of, data.samples.images), data.samples.titles, strict=True)),
         parts=SPLIT_NAMES,

@@ -37,7 +37,7 @@ def what_was_trained(data: ReportData) -> str:
         f"{' in gray' if info.preprocess['channels'] == 1 else ''}.{_epochs(data)}"
     )
     if data.total("valid"):
-        text += f" {plural(data.total('valid'), 'other image')} were used for validation."
+        text += f" It was validated on {plural(data.total('valid'), 'other image')}."
     if data.predictions is not None and data.part == "test":
         text += f" The metrics are measured on {plural(len(data.predictions), 'held-out image')}."
     return text
@@ -104,7 +104,7 @@ def initial_name(*, probed: bool) -> str:
 
 
 def instead_of_epochs(epochs: int, ended: str, *, probed: bool) -> str:
-    """What to do where so many epochs, which `ended` so, did not help; `probed` as for `initial_name`."""
+    """The advice where this number of epochs, `ended` as a run's status says, did not help; `probed` as above."""
     if epochs < EPOCHS[True][0] and ended != "stopped early":
         return f"{plural(epochs, 'epoch')} may be too few: try --epochs {EPOCHS[True][1]}"
     if probed:

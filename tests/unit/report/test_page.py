@@ -276,10 +276,10 @@ def test_charts_take_the_colors_of_the_page_and_share_no_ids():
     assert charts == [*figures.training_curves(records), *charts[2:]]
 
 
-def test_where_no_epoch_was_better_the_start_is_marked():
+def test_where_no_epoch_was_better_the_initial_model_is_marked():
     records = [EpochRecord(i, 1.0 / i, 0.5, 0.9, 0.6, 0.1, 1.0, False) for i in (1, 2)]
-    loss, accuracy = figures.training_curves(records, start=(0.25, 0.75))
-    assert all("kept: the start" in chart for chart in (loss, accuracy))
+    loss, accuracy = figures.training_curves(records, (0.25, 0.75), "the linear probe")
+    assert all("kept: the linear probe" in chart for chart in (loss, accuracy))
     assert "kept" not in "".join(figures.training_curves(records))
     better = [*records, EpochRecord(3, 0.1, 0.9, 0.1, 0.9, 0.1, 1.0, True)]
     assert "kept: epoch 3" in figures.training_curves(better, start=(0.25, 0.75))[0]
