@@ -31,7 +31,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -72,7 +72,7 @@ def unseal(data: bytes | memoryview) -> memoryview:
     begin = len(data) - SEAL_BYTES - int(found[1], 16)
     content = memoryview(data)[max(0, begin) : len(data) - SEAL_BYTES]
     if begin < 0 or zlib.crc32(content) != int(found[2], 16):
-        raise ValueError("its checksum does not fit its content")
+        raise ValueError("its checksum does not match its content")
     return content
 
 

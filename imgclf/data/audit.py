@@ -21,7 +21,7 @@ from imgclf.core.arguments import require, whole
 from imgclf.core.config import DataConfig
 from imgclf.core.errors import SHOWN_PROBLEMS, DataError
 from imgclf.core.files import cache_folder, seal, unseal, write_atomic
-from imgclf.core.text import natural, plural, printable
+from imgclf.core.text import first_few, natural, plural, printable
 from imgclf.data.classes import look_alikes
 from imgclf.data.dataset import Sample, Source
 from imgclf.data.duplicates import describe_duplicates
@@ -32,7 +32,6 @@ from imgclf.data.sources.tar_shards import ShardReader
 _CACHE_FORMAT = 9
 _CHUNK_IMAGES = 32
 _ODD_MIN_IMAGES = 10
-_SHOWN_NAMES = 3
 
 Out = TypeVar("Out")
 
@@ -272,12 +271,9 @@ def _judge_classes(source: Source, clean: Source) -> None:
 
 def _alone(source: Source) -> tuple[str, ...]:
     """A sentence on classes of one image."""
-    names = [printable(label) for label, count in source.counts().items() if count == 1]
-    if not names:
-        return ()
-    shown = ", ".join(names[:_SHOWN_NAMES]) + ", …" * (len(names) > _SHOWN_NAMES)
-    what = "a class has only 1 image" if len(names) == 1 else f"{len(names):,} classes have only 1 image"
-    return (f"{what} ({shown}): trained on, not tested",)
+    names = [label for label, count in source.counts().items() if count == 1]
+    have = "class has" if len(names) == 1 else "classes have"
+    return (f"{len(names):,} {have} only 1 image ({first_few(names)}): used for training only",) if names else ()
 
 
 def _odd_format(good: list[tuple[Sample, ImageFacts]]) -> list[str]:
@@ -292,11 +288,9 @@ def _odd_format(good: list[tuple[Sample, ImageFacts]]) -> list[str]:
 
 
 def _vanished(good: list[tuple[Sample, ImageFacts]]) -> list[str]:
-    refs = [printable(sample.ref) for sample, fact in good if fact.vanishes]
-    if not refs:
-        return []
-    shown = ", ".join(refs[:_SHOWN_NAMES]) + ", …" * (len(refs) > _SHOWN_NAMES)
-    return [f"{plural(len(refs), 'transparent image')} all white on a white background: {shown}"]
+    refs = [sample.ref for sample, fact in good if fact.vanishes]
+    what = f"{plural(len(refs), 'transparent image')} all white on a white background"
+    return [f"{what}: {first_few(refs)}"] if refs else []
 
 
 def _sizes(facts: list[ImageFacts]) -> Sizes | None:

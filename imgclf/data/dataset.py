@@ -99,11 +99,11 @@ class Source:
     def __post_init__(self) -> None:
         names = [nfc(name) for name in self.classes]
         if len(set(names)) != len(names):
-            raise DataError(f"{self.name}: a class is named twice", sorted({c for c in names if names.count(c) > 1}))
+            raise DataError(f"{self.name}: duplicate class names", sorted({c for c in names if names.count(c) > 1}))
         known = set(self.classes)
         unknown_classes = sorted({sample.label for sample in self.samples} - known - {""})
         if unknown_classes:
-            raise DataError(f"{self.name}: labels that are no class of it", unknown_classes)
+            raise DataError(f"{self.name}: labels that are not among its classes", unknown_classes)
 
     def __len__(self) -> int:
         return len(self.samples)

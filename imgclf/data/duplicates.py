@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
-from imgclf.core.text import plural, printable
+from imgclf.core.text import first_few, plural, printable
 from imgclf.data.dataset import SPLIT_NAMES, Sample
 
 _SHOWN_FILES = 3
@@ -61,7 +61,7 @@ def describe_duplicates(samples: Sequence[Sample]) -> list[str]:
     if spare:
         found.append(f"exact copies within a class: {plural(spare, 'image')} ({_files(doubled)})")
     if conflicts:
-        found.append(f"equal content with different labels: {plural(len(conflicts), 'image')} ({_files(conflicts)})")
+        found.append(f"identical images with different labels: {plural(len(conflicts), 'image')} ({_files(conflicts)})")
     return [*found, *_leaks(samples, copies)]
 
 
@@ -84,8 +84,7 @@ def _leaks(samples: Sequence[Sample], copies: list[list[Sample]]) -> list[str]:
         if images:
             found.append(f"{first} and {second} share {plural(len(images), 'image')} ({_files(images)}): {better}")
         if named:
-            shown = ", ".join(map(printable, named[:_SHOWN_FILES])) + ", …" * (len(named) > _SHOWN_FILES)
-            found.append(f"{first} and {second} share {plural(len(named), 'group')} ({shown}): {better}")
+            found.append(f"{first} and {second} share {plural(len(named), 'group')} ({first_few(named)}): {better}")
     return found
 
 

@@ -474,7 +474,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    text = "it ends too early" if struct.error in (type(error), type(error.__cause__)) else str(error)
+    text = "it is truncated" if struct.error in (type(error), type(error.__cause__)) else str(error)
     return printable(" ".join(text.split())) or type(error).__name__
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from imgclf.core.arguments import as_path, plain, require, whole
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.core.files import csv_text, write_text
-from imgclf.core.text import natural, nfc, printable
+from imgclf.core.text import first_few, natural, nfc, plural, printable
 from imgclf.data.dataset import SPLIT_NAMES, Sample, Source
 from imgclf.data.duplicates import describe_leaks, joined, unit_keys
 from imgclf.data.sources.csv_table import read_rows, spellings
@@ -27,7 +27,6 @@ from imgclf.data.sources.split_names import split_meant
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
 FRACTIONS = (0.7, 0.15, 0.15)
-_SHOWN_FILES = 3
 
 Counts = dict[str, int]
 Held = Counter[tuple[str, str]]  # images by their split and class
@@ -104,13 +103,13 @@ def make_split(
     rows = [s if s.sha256 else replace(s, sha256=source.reader.digest(s.ref)) for s in source.samples]
     given = brought(source)
     if given and any(s.split is None for s in rows):
-        raise DataError(f"{source.name}: some samples have a split and others have none; give it to all or to none")
+        raise DataError(f"{source.name}: some samples have a split and others have none; set it for all or for none")
     shares = _shares(fractions, given)
     cut = {name for name, share in zip(SPLIT_NAMES, shares, strict=True) if share and name != "train"}
     fixed = {s.ref: str(s.split) for s in rows if s.split and not (s.split == "train" and cut)}
     places = {s.ref: known[content_key(s)] for s in rows if content_key(s) in known} if known and not given else {}
     fixed |= places
-    notes = [f"images that keep the places that they had before: {len(places):,}"] if places else []
+    notes = [f"images that keep their earlier split: {len(places):,}"] if places else []
     earlier: tuple[Sample, ...] = ()
     if file is not None:
         file = as_path("file", file)
@@ -142,11 +141,8 @@ def open_fractions(
     given: Collection[str], fractions: tuple[float, float, float] = FRACTIONS
 ) -> tuple[float, float, float]:
     """The fractions with nothing for valid and test where these are given, the others in proportion."""
-    train, valid, test = (
-        0.0 if name in given and name != "train" else share for name, share in zip(SPLIT_NAMES, fractions, strict=True)
-    )
-    total = train + valid + test
-    return train / total, valid / total, test / total
+    train, valid, test = map(float, _shares(fractions, given))
+    return train, valid, test
 
 
 def require_open(source: Source, fractions: tuple[float, float, float]) -> None:
@@ -190,8 +186,8 @@ def follow_split(rows: Sequence[Sample], source: Source) -> tuple[Source, Split]
     found = [(row, sample) for row, sample in matched if sample is not None]
     known = {sample.ref for _, sample in found}
     changes = {
-        "new since then and left out": [sample.ref for sample in source.samples if sample.ref not in known],
-        "of known content under a new name": [sample.ref for row, sample in found if row.ref != sample.ref],
+        "new and left out": [sample.ref for sample in source.samples if sample.ref not in known],
+        "renamed": [sample.ref for row, sample in found if row.ref != sample.ref],
     }
     placed = tuple(replace(sample, group=row.group, split=row.split) for row, sample in found)
     return source.with_samples(sample for _, sample in found), Split(placed, notes=tuple(_named(changes)))
@@ -205,8 +201,8 @@ def _asked(fractions: Any, source: Source) -> tuple[float, float, float]:
     ok = numbers and len(parts) == 3 and min(parts) >= 0 and parts[0] > 0 and isclose(sum(parts), 1, abs_tol=1e-6)
     if not ok:
         raise ConfigError(
-            f"fractions are {parts!r}; allowed: three that sum to 1, of train, valid and test, train above 0, "
-            "as in (0.7, 0.15, 0.15)"
+            f"fractions are {parts!r}; allowed: (train, valid, test) that sum to 1, train above 0, as in "
+            "(0.7, 0.15, 0.15)"
         )
     train, valid, test = map(float, parts)
     require_open(source, (train, valid, test))
@@ -289,7 +285,7 @@ def read_split(path: str | os.PathLike[str]) -> tuple[Sample, ...]:
             problems.append(f"line {line}: {printable(ref)} is listed twice")
         samples[ref] = Sample(ref, cells["label"], cells.get("group") or None, split, cells.get("sha256", ""))
     if problems:
-        raise DataError(f"{printable(os.fspath(path))} is not usable as a split", problems)
+        raise DataError(f"{printable(os.fspath(path))} can't be used as a split", problems)
     return tuple(samples.values())
 
 
@@ -356,25 +352,25 @@ def _changes(rows: list[Sample], earlier: tuple[Sample, ...]) -> tuple[list[str]
     contents, known = {row.sha256 for row in rows}, {(row.sha256, row.split) for row in earlier}
     moved = {ref for ref in new if (now[ref].sha256, now[ref].split) in known}
     added = {
-        "new and assigned": [ref for ref in new if ref not in moved],
-        "new names of known content, which stays where it was": [ref for ref in new if ref in moved],
+        "newly assigned": [ref for ref in new if ref not in moved],
+        "renamed, in the same split": [ref for ref in new if ref in moved],
     }
     changed = {
         "missing or unreadable": [ref for ref in before if ref not in now and before[ref].sha256 not in contents],
-        "changed in content and kept in place": [
+        "changed, in the same split": [
             ref for ref in both if before[ref].sha256 and before[ref].sha256 != now[ref].sha256
         ],
-        "changed in label and kept in place": [ref for ref in both if nfc(before[ref].label) != nfc(now[ref].label)],
+        "relabeled, in the same split": [ref for ref in both if nfc(before[ref].label) != nfc(now[ref].label)],
     }
     return _named(added), _named(changed)
 
 
 def _named(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    found = []
-    for what, refs in groups.items():
-        shown = ", ".join(map(printable, sorted(refs, key=natural)[:_SHOWN_FILES])) + ", …" * (len(refs) > _SHOWN_FILES)
-        found += [f"{len(refs)} of the files {'is' if len(refs) == 1 else 'are'} {what}: {shown}"] if refs else []
-    return found
+    return [
+        f"{plural(len(refs), 'file')} {what}: {first_few(sorted(refs, key=natural))}"
+        for what, refs in groups.items()
+        if refs
+    ]
 
 
 def _assign(

@@ -50,7 +50,7 @@ def parse_shard_size(text: str) -> ShardSize:
     """`256MB` (KB, MB, GB are 10^3, 10^6, 10^9 bytes) or a number of images. Raises `ConfigError`."""
     found = re.fullmatch(r"([0-9]+)(KB|MB|GB)?", text.strip().upper())
     if found is None or int(found[1]) == 0:
-        raise ConfigError(f"the size of a shard is {text!r}; allowed: bytes as 256MB or 1GB, or a number of images")
+        raise ConfigError(f"shard size is {text!r}; allowed: bytes, as in 256MB or 1GB, or a number of images")
     return ShardSize(int(found[1]) * UNITS[found[2]]) if found[2] else ShardSize(inf, int(found[1]))
 
 
@@ -68,7 +68,7 @@ def prepare_folder(
     """
     nameless = [printable(label) for label in source.classes if Path(label).name != label or label == ".."]
     if nameless:
-        raise DataError("a class becomes a folder, and these names can't be one; rename them", nameless)
+        raise DataError("classes become folders, but these names can't be folder names; rename them", nameless)
     in_folders = bool(source.location) and os.path.isdir(source.location)
     used: Counter[Path] = Counter()
     with _new_folder(out, source) as partial:
@@ -181,11 +181,11 @@ def require_new_folder(out: Path, source: Source) -> None:
     """Raise `DataError` where the folder `out` exists, can't be made, or lies inside the data."""
     require_outside(out, source)
     if os.path.lexists(out):
-        raise DataError(f"{printable(str(out))} already exists; name a new folder")
+        raise DataError(f"{printable(str(out))} already exists; choose a new folder")
     try:
         require_writable(out)
     except OSError as error:
-        raise DataError(f"{printable(str(out))} can't be made: {error.strerror}; name another folder") from None
+        raise DataError(f"{printable(str(out))} can't be created: {error.strerror}; choose another folder") from None
 
 
 def require_outside(path: Path, source: Source) -> None:
@@ -194,7 +194,7 @@ def require_outside(path: Path, source: Source) -> None:
     if path.exists() and isinstance(source.reader, FileReader):
         images = {os.path.realpath(source.reader.path(sample.ref)) for sample in source.samples}
         if os.path.realpath(path) in images:
-            raise DataError(f"{printable(str(path))} is one of the images, which are never written to")
+            raise DataError(f"{printable(str(path))} is one of the images, which are never overwritten")
 
 
 def require_apart(path: Path, places: Collection[str]) -> None:

@@ -46,7 +46,7 @@ def _library_arch(name: str) -> Arch:
 
         known = timm.list_models(f"{plain}.*", include_tags=True) if "." in bare else [plain]
         if bare not in known:
-            raise unknown_name(f"{plain} with such a tag", name, known)
+            raise unknown_name(f"tag of {plain}", name, known)
         return _timm_arch(name, bare)
     if library in ("", "torchvision") and bare in _torchvision_names():
         return _torchvision_arch(name, bare)

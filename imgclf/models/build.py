@@ -80,7 +80,7 @@ def head_of(model: nn.Module) -> nn.Module:
         layers = [module for module in parts[name].modules() if isinstance(module, nn.Linear | nn.Conv2d)]
         if layers:
             return layers[-1]
-    raise ConfigError(f"{type(model).__name__} has no part called {', '.join(HEAD_NAMES)}; name its last layer `head`")
+    raise ConfigError(f"{type(model).__name__} has no layer called {', '.join(HEAD_NAMES)}; name its last layer `head`")
 
 
 def _build(arch: Arch, spec: ModelConfig) -> nn.Module:
@@ -110,7 +110,7 @@ def _size_error(arch: Arch, spec: ModelConfig, error: Exception) -> ConfigError:
         return ConfigError(f"{given}; the smallest size that works is {smallest}")
     reason = (str(error) or type(error).__name__).splitlines()[0]
     if arch.family == "own":
-        return ConfigError(f"{given} with {spec.channels} channels: {reason}; give the size that it was made for")
+        return ConfigError(f"{given} with {spec.channels} channels: {reason}; use the size that it was made for")
     return ConfigError(f"{given}: {reason}; its own size is {arch.size[0]}x{arch.size[1]}")
 
 

@@ -37,7 +37,7 @@ def hub_file(repo: str, names: tuple[str, ...] = HUB_FILES) -> Path:
     repo, _, tag = repo.partition("@")
     revision = tag or None
     if constants.HF_HUB_OFFLINE:
-        raise Unavailable(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it")
+        raise Unavailable(f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids downloading it")
     _require_answer(constants.ENDPOINT)
     for name in names:
         try:
@@ -106,8 +106,8 @@ def _require_answer(url: str) -> None:
     if not answers(url):
         host = urlsplit(url).hostname
         raise Unavailable(
-            f"{host} does not answer within {DEADLINE:g} s, or with a server error alone, and the weights are not in "
-            "the local cache"
+            f"{host} did not answer within {DEADLINE:g} s, or only with a server error, and the weights are not "
+            "in the local cache"
         )
 
 

@@ -29,13 +29,11 @@ def prepared(network: nn.Module, spec: ModelConfig, name: str, *, new_head: bool
         scores, head = _try(network, spec)
     if scores.shape[1] != spec.classes:
         raise ConfigError(
-            f"{name} gives {scores.shape[1]} scores for an image; expected {spec.classes}, one for each class: take "
-            "their number from a parameter called classes or, for a pretrained network, say pretrained=True"
+            f"{name} returns {scores.shape[1]} scores per image; expected {spec.classes}, one per class: give the "
+            "network a parameter called classes or, for a pretrained network, set pretrained=True"
         )
     if (scores >= 0).all() and (scores.sum(1) - 1).abs().max() < 1e-4 and spec.classes > 1:
-        raise ConfigError(
-            f"{name} ends in a softmax, so that it would learn slowly: leave it out; training needs the scores before"
-        )
+        raise ConfigError(f"{name} ends in a softmax, which slows training down: remove it, so that it returns logits")
     if head is not None:
         setattr(network, HEAD, head)
     return network
@@ -75,9 +73,9 @@ def _scores(network: nn.Module, spec: ModelConfig) -> tuple[torch.Tensor, str | 
         images = torch.zeros(TRIED_IMAGES, spec.channels, *spec.size, dtype=weights.dtype, device=weights.device)
         scores: Any = network(images.contiguous(memory_format=torch.channels_last))
     if not isinstance(scores, torch.Tensor):
-        raise ConfigError(f"{type(network).__name__} answers with {type(scores).__name__}; expected a tensor of scores")
+        raise ConfigError(f"{type(network).__name__} returns {type(scores).__name__}; expected a tensor of scores")
     if scores.ndim != 2 or len(scores) != TRIED_IMAGES:
-        raise RuntimeError(f"it answers two images with a tensor of {'×'.join(map(str, scores.shape))}, not 2×classes")
+        raise RuntimeError(f"it returns {'×'.join(map(str, scores.shape))} values for two images; expected 2×classes")
     return scores, ran[-1] if ran else None
 
 

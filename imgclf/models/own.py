@@ -73,10 +73,10 @@ class OwnNetwork:
             except Exception as error:
                 hint = ""
                 for parameter in (key for key, value in given.arguments.items() if value is spec and key != "spec"):
-                    hint = f" (its {parameter} is an imgclf.ModelConfig; one called classes gets the number of classes)"
-                raise ConfigError(f"{self.name} can't be made: {type(error).__name__}: {error}{hint}") from error
+                    hint = f" (its {parameter} is an imgclf.ModelConfig; a parameter called classes gets their number)"
+                raise ConfigError(f"{self.name} can't be created: {type(error).__name__}: {error}{hint}") from error
         if not isinstance(network, nn.Module):
-            raise ConfigError(f"{self.name} gives {type(network).__name__}; expected a torch.nn.Module")
+            raise ConfigError(f"{self.name} returns {type(network).__name__}; expected a torch.nn.Module")
         return copy.deepcopy(network).cpu()  # a function too may give the same one again
 
 
@@ -97,10 +97,10 @@ def arguments(made: Callable[..., Any], spec: ModelConfig, name: str) -> inspect
     if unknown:
         raise ConfigError(
             f"{name} needs {', '.join(unknown)}, which imgclf can't fill in (it knows {', '.join(FILLED)}): "
-            f"give the network itself, or functools.partial({name.removeprefix(OWN)}, {unknown[0]}=…)"
+            f"pass the network itself, or functools.partial({name.removeprefix(OWN)}, {unknown[0]}=…)"
         )
     if spec.dropout is not None and "dropout" not in values and spec not in values.values():
-        raise ConfigError(f"{name} takes no dropout: leave it out, or give your network a parameter called dropout")
+        raise ConfigError(f"{name} has no dropout: leave dropout out, or give your network a parameter called dropout")
     bound = signature.bind_partial()
     bound.arguments.update({p.name: values[p.name] for p in free if p.name in values})
     return bound
@@ -113,7 +113,7 @@ def own_arch(made: Any, *, pretrained: bool = False, new_head: bool = False) -> 
     if not callable(made):
         raise ConfigError(
             f"arch is {made!r}; expected the name of an architecture, a torch.nn.Module, its class, or a function that "
-            "gives one"
+            "returns one"
         )
     name, module = name_of(made), isinstance(made, nn.Module)
     parts = made.modules() if module else ()
@@ -160,7 +160,7 @@ def current(name: str) -> Arch:
     arch = _current.get()
     if arch is None:
         raise UnknownName(
-            f"{name} is somebody's own network, and a name imports no code: name it again, as "
+            f"{name} is a custom network, and model files contain no code: name yours, as "
             f"--arch FILE.py:{name.removeprefix(OWN)}, or Classifier.load(…, arch={name.removeprefix(OWN)}) in Python"
         )
     return arch
@@ -180,11 +180,13 @@ def named_network(text: str) -> Any | None:
     found = FILE.fullmatch(text)
     if found is None:
         if text.endswith(".py"):
-            raise ConfigError(f"arch is {text!r}; expected {text}:NAME, for a class, a function or a network in it")
+            raise ConfigError(
+                f"arch is {text!r}; expected {text}:NAME, where NAME is a class, a function or a network in it"
+            )
         return None
     path = Path(found["file"]).resolve()
     if not path.is_file():
-        raise ConfigError(f"arch is {text!r}, and there is no file {found['file']}")
+        raise ConfigError(f"arch is {text!r}: file {found['file']} not found")
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)

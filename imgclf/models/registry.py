@@ -62,7 +62,7 @@ def arch(
 
     def register(build: Builder) -> Builder:
         if name in ARCHS and _origin(ARCHS.get(name).build) != _origin(build):
-            raise ConfigError(f"an architecture called {name!r} is there already: choose another name")
+            raise ConfigError(f"an architecture called {name!r} already exists: choose another name")
         made = Arch(name, build, size=size, channels=channels, family=family, classes=classes, summary=summary)
         ARCHS.replace(name, made)
         return build

@@ -139,7 +139,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises `ModelFileError`, also for values that are NaN or infinite, and where the checksum does not match.
     """
     if not path.is_file():
-        raise ModelFileError(f"weights file {str(path)!r} not found; expected an existing {' or '.join(FILE_SUFFIXES)}")
+        raise ModelFileError(f"weights file {str(path)!r} not found; expected a {', '.join(FILE_SUFFIXES)} file")
     state, manifest = _read_safetensors(path) if path.suffix == ".safetensors" else (read_checkpoint(path), {})
     for name, tensor in state.items():
         if not tensor.isfinite().all():
@@ -185,7 +185,7 @@ def _load_published(model: nn.Module, spec: ModelConfig, asked: str) -> WeightsU
     arch = find_arch(spec.arch)
     if arch.weights is None:
         if asked == "pretrained" and arch.family == "own":
-            raise ConfigError(f"{spec.arch} is your own network: say pretrained=True, or give a file of its weights")
+            raise ConfigError(f"{spec.arch} is your own network: set pretrained=True, or pass a file with its weights")
         if asked == "pretrained":
             raise ModelFileError(f"{spec.arch} has no pretrained weights; use --weights none or another --arch")
         why = "" if arch.family == "own" else f": {spec.arch} has no published weights"

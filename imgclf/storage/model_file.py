@@ -51,8 +51,8 @@ RECORDED_PACKAGES = ("torch", "torchvision", "timm", "albumentations", "pillow")
 UNKNOWN_TENSORS = ("center", "basis", "points", "rest", "scale", "valid")
 MAX_MESSAGE = 600
 GIVE = "give a model.safetensors or the folder of a run"
-UNCALIBRATED = {"temperature": 1.0, "images": 0, "note": "no validation images were looked at"}
-NOT_KNOWN = {"missing": "training has not come to its end"}
+UNCALIBRATED = {"temperature": 1.0, "images": 0, "note": "no validation images"}
+NOT_KNOWN = {"missing": "training has not finished"}
 
 
 def _installed_versions() -> dict[str, str]:
@@ -93,14 +93,16 @@ class Manifest:
         self._require(type(self.format) is int and self.format == FORMAT, "format", str(FORMAT))
         names_ok = isinstance(self.classes, tuple) and all(isinstance(name, str) and name for name in self.classes)
         self._require(names_ok, "classes", "names")
-        self._require(len(set(self.classes)) == len(self.classes), "classes", "names that differ from each other")
+        self._require(len(set(self.classes)) == len(self.classes), "classes", "unique names")
         for name in ("weights", "metrics", "versions"):
             self._require(isinstance(getattr(self, name), Mapping), name, "a table")
         versions_ok = "imgclf" in self.versions and all(isinstance(text, str) for text in self.versions.values())
-        self._require(versions_ok, "versions", "texts, imgclf among them")
+        self._require(versions_ok, "versions", "a table of texts, with imgclf")
         for name in ("data", "seen", "created"):
             self._require(isinstance(getattr(self, name), str), name, "a text")
-        self._require(_is_calibration(self.calibration), "calibration", "temperature (0.01 to 100), images and note")
+        self._require(
+            _is_calibration(self.calibration), "calibration", "a table of temperature (0.01 to 100), images and note"
+        )
         self._require(_is_ood(self.ood), "ood", "the shapes of tensors, or why they are missing")
         model, names, channels = self.model, len(self.classes), self.preprocess.channels
         if not ARCH_NAME.fullmatch(model.arch):
@@ -273,7 +275,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         try:
             regular = stat.S_ISREG(target.stat().st_mode)
         except FileNotFoundError:
-            raise ModelFileError(f"there is no such model file; {GIVE}") from None
+            raise ModelFileError(f"no such model file; {GIVE}") from None
         if not regular:  # opening a pipe would wait for ever
             raise ModelFileError(f"is not a regular file; {GIVE}")
         with target.open("rb") as stream:

@@ -122,7 +122,7 @@ def create_run(
             fill(draft)
         path = _claim(draft, [name] if exact else (f"{stem}-{count}" for count in itertools.count(1)))
     except OSError as error:
-        raise ImgclfError(f"no run folder can be made in {root}: {error.strerror or error}") from error
+        raise ImgclfError(f"can't create a run folder in {root}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return replace(run, path=path)
@@ -131,15 +131,17 @@ def create_run(
 def require_free(root: Path, name: str | None) -> None:
     """Raise `ConfigError` for a run's name that is a path, or taken; None is a name that is still to be made."""
     if name is not None and (not isinstance(name, str) or not name or Path(name).name != name or name.startswith(".")):
-        raise ConfigError(f"a run is called {name!r}; allowed: the name of a folder, not a path (see --runs)")
+        raise ConfigError(f"the run's name is {name!r}; allowed: the name of a folder, not a path (see --runs)")
     if name is not None and (length := len(os.fsencode(name))) > NAME_BYTES:
         raise ConfigError(f"a run's name has {length} bytes; allowed: {NAME_BYTES}, as for any folder")
     try:
         require_writable(root / (name or "run"))
     except OSError as error:
-        raise ConfigError(f"{root} can't hold runs: {error.filename}: {error.strerror}; give another place") from None
+        raise ConfigError(
+            f"{root} can't hold runs: {error.filename}: {error.strerror}; choose another folder"
+        ) from None
     if name is not None and (root / name).exists():
-        raise ConfigError(f"{root / name} already exists; give another --name, or delete it")
+        raise ConfigError(f"{root / name} already exists; choose another --name, or delete it")
 
 
 def stem_of(data: str, arch: str, *more: str) -> str:
@@ -161,7 +163,7 @@ def _claim(draft: Path, names: Iterable[str]) -> Path:
             continue
         sync_folder(path.parent)
         return path
-    raise ConfigError(f"{path} already exists; give another --name, or delete it")
+    raise ConfigError(f"{path} already exists; choose another --name, or delete it")
 
 
 def write_info(run: Run, **changes: Any) -> Run:
@@ -183,7 +185,7 @@ def open_run(path: Path) -> Run:
         info = RunInfo(**{key: _as_tuple(value) for key, value in values.items()})
         return Run(path, replace(info, number=int(values["number"])))
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path} is no run folder: expected {INFO} in it, as `imgclf train` writes it") from None
+        raise DataError(f"{path} is not a run folder: it has no {INFO}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path / INFO} cannot be read: {error}") from None
 
@@ -205,7 +207,7 @@ def held(run: Run) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         pid = open_run(run.path).info.pid
-        raise ConfigError(f"{run.path} is being trained by the process {pid}; wait for it, or end it") from None
+        raise ConfigError(f"{run.path} is in use by process {pid}; wait for it, or stop it") from None
     try:
         yield
     finally:
@@ -237,7 +239,9 @@ def run_source(run: Run, named: str) -> str:
     if _is_there(location):
         return named if os.path.abspath(named) == location else location
     if not _is_there(named):
-        raise DataError(f"{run.path}: its images were in {printable(location)}, which is gone: put them back there")
+        raise DataError(
+            f"{run.path}: its images were in {printable(location)}, which no longer exists: restore them there"
+        )
     return named
 
 
@@ -303,7 +307,7 @@ def find_run(named: str | os.PathLike[str], root: Path = ROOT) -> Run:
         return open_run(path)  # which says what is missing there
     known = [run.path.name for run in list_runs(root)]
     if not known:
-        raise DataError(f"{printable(str(named))} is not there, and there are no runs under {root.absolute()}")
+        raise DataError(f"{printable(str(named))} not found, and there are no runs in {root.absolute()}")
     raise unknown_name("run", printable(str(named)), known[::-1])
 
 
@@ -314,13 +318,13 @@ def find_model(named: str | os.PathLike[str], root: Path = ROOT) -> Path:
     if path.is_dir() and (path / MODEL).is_file():
         return path / MODEL
     if path.is_dir():
-        problem = "a run without a result yet" if (path / INFO).is_file() else f"no run: it holds no {MODEL}"
+        problem = "a run without a result yet" if (path / INFO).is_file() else f"not a run: it has no {MODEL}"
         raise ModelFileError(f"{shown} is {problem}; expected a model file or one run's folder")
     if not os.path.exists(path):
         close = close_matches(str(named), [run.path.name for run in list_runs(root)][::-1])
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ModelFileError(
-            f"{shown} is not there: expected a model file or a run folder, or one by name in {root}{hint}"
+            f"{shown} not found: expected a model file, a run folder, or the name of a run in {root}{hint}"
         )
     return path
 

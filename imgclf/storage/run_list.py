@@ -117,18 +117,18 @@ def default_run(root: Path = ROOT) -> RunEntry:
         return found
     if (pinned := pinned_name(root)) is not None:
         raise ModelFileError(
-            f"the pinned run {printable(str(root / pinned))} has no model file any more: pin another one "
-            "(imgclf use RUN), or none (imgclf use --clear)"
+            f"the pinned run {printable(str(root / pinned))} no longer has a model file: pin another run "
+            "(imgclf use RUN), or unpin it (imgclf use --clear)"
         )
     raise ModelFileError(
-        f"{why_none(root)} under {root.absolute()}: train one (imgclf train DATA), or name a run or a model file"
+        f"{why_none(root)} in {root.absolute()}: train one (imgclf train DATA), or name a run or a model file"
     )
 
 
 def why_none(root: Path = ROOT) -> str:
     """Why no run is the default, where none is pinned."""
     if any(run.info.own_network and run.info.status in ENDED for run in list_runs(root)):
-        return "there are finished runs only of networks of your own (these need --model RUN --arch FILE.py:NAME)"
+        return "the only finished runs are of custom networks (use --model RUN --arch FILE.py:NAME)"
     return "there is no finished run with an accuracy"
 
 
@@ -136,7 +136,7 @@ def pin_run(named: str | os.PathLike[str], root: Path = ROOT) -> RunEntry:
     """Make a run the default of its folder until another one is pinned, or none: its name is kept beside the runs."""
     run = find_run(named, root)
     if run.path.resolve().parent != root.resolve():
-        raise ConfigError(f"{printable(str(named))} is not in {root}; only a run in there can be the default")
+        raise ConfigError(f"{printable(str(named))} is not in {root}; only runs in this folder can be the default")
     find_model(run.path)  # which says what is missing
     write_text(root / PIN, run.path.resolve().name + "\n")
     return default_run(root)

@@ -26,7 +26,7 @@ def labeled_source(data: str | os.PathLike[str] | Source | None, run: Run | None
         values, named = run_config(run)
         if named is not None:
             return source_of_run(run, named, from_dict(ExperimentConfig, values).data)
-    raise NotFitted("this model file knows no data of its own: name the labeled images to evaluate on")
+    raise NotFitted("this model file does not record its data: name the labeled images to evaluate on")
 
 
 def source_of_run(run: Run, named: str, config: DataConfig) -> Source:

@@ -130,7 +130,7 @@ def load_checkpoint(path: Path, warn: Callable[[str], None] = warn_caller) -> di
         try:
             with zipfile.ZipFile(candidate) as parts:  # torch writes checksums and does not look at them
                 if parts.testzip() is not None:
-                    raise ModelFileError("its checksum does not fit its content")
+                    raise ModelFileError("its checksum does not match its content")
             content: dict[str, Any] = torch.load(candidate, map_location="cpu", weights_only=True)
         except Exception as error:
             problems.append(f"{candidate} is damaged ({str(error).partition('. ')[0]})")

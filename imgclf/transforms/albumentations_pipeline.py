@@ -71,6 +71,6 @@ def _check_result(result: Any, preprocess: PreprocessConfig) -> None:
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8 or result.shape != expected:
         got = f"{getattr(result, 'dtype', type(result).__name__)} {tuple(getattr(result, 'shape', ()))}"
         raise ConfigError(
-            f"the augmentation pipeline must give uint8 pixels of shape {expected}, it gave {got}; "
-            "leave out Normalize and ToTensorV2 (imgclf normalizes by itself), and end on the size of the model"
+            f"the augmentation pipeline must return uint8 pixels of shape {expected}, it returned {got}; "
+            "leave out Normalize and ToTensorV2 (imgclf normalizes by itself), and end with the input size of the model"
         )

@@ -82,7 +82,7 @@ def blend(
     params = [_run_step(_blend_params, step) for _, step in steps]
     edges = np.cumsum([0.0, *(p for _, p in params)])
     if edges[-1] > 1 + 1e-9:
-        raise ConfigError(f"the chances p of mixup and cutmix sum to {edges[-1]:g}; allowed: up to 1")
+        raise ConfigError(f"the probabilities p of mixup and cutmix sum to {edges[-1]:g}; allowed: up to 1")
     ops, others, kept = _ops(pixels), pixels.roll(-1, 0), np.ones(len(keys))
     turn = Draws(seed, epoch, keys, steps[0][0])(1)[0]
     for (i, step), (alpha, _), low, high in zip(steps, params, edges[:-1], edges[1:], strict=True):
@@ -208,7 +208,7 @@ def _trivial(ops: Ops, pixels: torch.Tensor, draws: Draws, **space: Any) -> torc
 
 def _blend_params(alpha: float, p: float) -> tuple[float, float]:
     if not (alpha > 0 and 0 <= p <= 1):
-        raise ConfigError(f"mixup and cutmix take alpha above 0 and p in 0 to 1, not alpha {alpha!r} and p {p!r}")
+        raise ConfigError(f"mixup and cutmix have alpha {alpha!r} and p {p!r}; allowed: alpha above 0, p 0 to 1")
     return alpha, p
 
 

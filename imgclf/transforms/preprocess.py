@@ -58,7 +58,7 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
         return np.repeat(pixels, channels, axis=2)
     if have == 3 and channels == 1:
         return np.asarray((pixels @ _LUMA + 0.5).astype(np.uint8)[..., None])
-    raise DataError(f"an image has {have} channels, the model takes {channels}: no rule turns one into the other")
+    raise DataError(f"an image has {have} channels, which can't be converted to the {channels} of the model")
 
 
 def to_input(pixels: torch.Tensor, preprocess: PreprocessConfig, device: torch.device) -> torch.Tensor:

@@ -140,8 +140,11 @@ WRONG = {
         lambda s, n: Loader(s, s.samples, None, classes=s.classes),
         "preprocess is NoneType; expected PreprocessConfig",
     ),
-    "two fractions": (lambda s, n: imgclf.make_split(s, (0.8, 0.2)), r"fractions are \(0.8, 0.2\); allowed: three"),
-    "text": (lambda s, n: imgclf.make_split(s, "80/10/10"), "fractions are '80/10/10'; allowed: three"),
+    "two fractions": (
+        lambda s, n: imgclf.make_split(s, (0.8, 0.2)),
+        r"fractions are \(0.8, 0.2\); allowed: .train, valid",
+    ),
+    "text": (lambda s, n: imgclf.make_split(s, "80/10/10"), "fractions are '80/10/10'; allowed: .train, valid"),
     "a path to split": (lambda s, n: imgclf.make_split("photos"), "source is str; expected Source"),
     "a part": (lambda s, n: imgclf.make_split(s).samples("val"), "split is 'val'; allowed: train, valid, test"),
     "a path to audit": (lambda s, n: imgclf.audit(Path("photos")), "source is .*Path; expected Source"),

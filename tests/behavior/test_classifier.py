@@ -396,8 +396,8 @@ def test_what_should_not_be_missed_is_a_warning_in_python_whatever_the_callbacks
     assert tuple(str(warning.message) for warning in caught) == classifier.findings_
     assert [finding.partition(":")[0] for finding in classifier.findings_] == [
         "1 image left out that can't be read",
-        "equal content with different labels",
-        "1 of the files is changed in label and kept in place",
+        "identical images with different labels",
+        "1 file relabeled, in the same split",
     ]
     assert {Path(warning.filename).name for warning in caught} == {"test_classifier.py"}
     (photos / "red" / "bad.png").unlink()
@@ -413,7 +413,7 @@ def test_unknown_names_are_answered_with_close_ones(photos):
         Classifier("lenet", recipe="digit").fit(photos)
     with pytest.raises(DataError, match="did you mean digits"):
         Classifier("lenet").fit("digit")
-    with pytest.raises(ModelFileError, match="is not there: expected a model file or a run"):
+    with pytest.raises(ModelFileError, match="not found: expected a model file, a run"):
         Classifier.load(photos / "nothing.safetensors")
 
 
@@ -525,7 +525,7 @@ def test_an_interruption_in_the_first_step_leaves_nothing_to_keep(photos):
         quick().fit(photos, callbacks=[callback])
 
 
-@pytest.mark.filterwarnings("ignore:exact copies", "ignore:1 of the files is changed")
+@pytest.mark.filterwarnings("ignore:exact copies", "ignore:1 file relabeled")
 def test_a_run_does_not_go_on_with_other_images(own):
     (own / "photos" / "red" / "00.png").write_bytes((own / "photos" / "red" / "01.png").read_bytes())
     with pytest.raises(DataError, match="photos has changed since then: restore these images") as caught:
@@ -548,10 +548,8 @@ def test_a_run_goes_by_its_split_whatever_has_come_since(own):
     assert loaded.evaluate(part="all").n == resumed.evaluate(part="all").n == len(rows)
     assert resumed.classes_ == loaded.classes_ == ("blue", "green", "red")
     assert resumed.split_.digest == loaded.split_.digest
-    assert resumed.split_.notes[0].startswith(
-        "4 of the files are new since then and left out: pink/one.png, red/0-new-0"
-    )
-    assert resumed.split_.notes[1].startswith("2 of the files are of known content under a new name: ")
+    assert resumed.split_.notes[0].startswith("4 files new and left out: pink/one.png, red/0-new-0")
+    assert resumed.split_.notes[1].startswith("2 files renamed: ")
     with pytest.raises(DataError, match="to test on the images of its own split, name no data"):
         loaded.evaluate("photos")
 
@@ -587,7 +585,7 @@ def test_a_run_on_a_source_of_ones_own_cannot_be_resumed(make_source, in_folder)
 def test_a_run_whose_images_are_gone_says_where_they_were(photos, in_folder):
     run = quick().fit(photos, epochs=1, runs="runs").run_
     photos.rename(photos.with_name("elsewhere"))
-    gone = rf"its images were in {re.escape(str(photos))}, which is gone"
+    gone = rf"its images were in {re.escape(str(photos))}, which no longer exists"
     with pytest.raises(DataError, match=gone):
         Classifier().resume(run.path, epochs=2)
     with pytest.raises(DataError, match=gone):
@@ -595,7 +593,7 @@ def test_a_run_whose_images_are_gone_says_where_they_were(photos, in_folder):
 
 
 def test_what_is_no_run_cannot_be_resumed(own):
-    with pytest.raises(DataError, match="is no run folder"):
+    with pytest.raises(DataError, match="is not a run folder"):
         Classifier().resume("photos")
     for path in (own / "runs/photos-lenet-1").glob("checkpoint*"):
         path.unlink()
@@ -752,7 +750,7 @@ def test_a_model_file_away_from_its_run_keeps_what_it_learnt_from_in_train(own, 
 
 
 def test_what_is_no_model_cannot_be_gone_on_from(photos, tmp_path):
-    with pytest.raises(ModelFileError, match="there is no such model file"):
+    with pytest.raises(ModelFileError, match="no such model file"):
         Classifier(init=tmp_path / "nothing").fit(photos)
 
 
@@ -793,7 +791,7 @@ def test_all_images_of_the_test_folder_are_tested_and_those_that_training_saw_ar
     assert (result.n, result.seen, result.unseen) == (8, 8, None)
 
 
-@pytest.mark.filterwarnings("ignore:equal content with different labels")
+@pytest.mark.filterwarnings("ignore:identical images with different labels")
 def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_in_the_model_file(tmp_path):
     """10 of the 16 bits of a file are used; the test images, which training does not see, are the brightest."""
     rng = np.random.default_rng(0)
@@ -824,13 +822,13 @@ def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_i
     for label in ("dim", "lit"):
         (tmp_path / "far" / label).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "far" / label / f"{label}.png"), rng.integers(0, 60000, (16, 16, 3), np.uint16))
-    far = r"^2 images hold values of \d+ to 59\d\d\d, and training saw 0 to 1023: predictions may be wrong$"
+    far = r"^2 images hold values of \d+ to 59\d\d\d, but training saw 0 to 1023: predictions may be wrong$"
     with pytest.warns(UserWarning, match=far):
         classifier.predict([tmp_path / "far", file])
     with pytest.warns(UserWarning, match=far):
         classifier.evaluate(tmp_path / "far", part="all")
     loaded.preprocess_ = replace(loaded.preprocess_, levels=())  # as of a model that saw 8 bits only
-    with pytest.warns(UserWarning, match="^1 image holds values of .*, and training saw 0 to 255: "):
+    with pytest.warns(UserWarning, match="^1 image holds values of .*, but training saw 0 to 255: "):
         loaded.predict([color, Image.fromarray(scaled)])
     loaded = Classifier.load(tmp_path)
     for label in ("dim", "lit"):  # a model that goes on, with images of 12 bits, keeps its range

@@ -276,9 +276,9 @@ def test_a_report_that_fails_is_a_warning_and_the_run_is_kept(photos, in_folder,
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("report",), "there is no finished run with an accuracy under"),
-        (("report", "nowhere"), "nowhere is not there"),
-        (("report", "../photos"), "is no run folder"),
+        (("report",), "there is no finished run with an accuracy in"),
+        (("report", "nowhere"), "nowhere not found"),
+        (("report", "../photos"), "is not a run folder"),
     ],
 )
 def test_wrong_use_of_the_command(photos, in_folder, args, said):

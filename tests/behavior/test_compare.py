@@ -219,10 +219,10 @@ def test_what_is_no_run_or_has_no_answers(tmp_path):
         compare_runs("first", "older", runs=tmp_path)
     with pytest.raises(UnknownName, match="did you mean first"):
         compare_runs("frist", "older", runs=tmp_path)
-    with pytest.raises(DataError, match="there are no runs under"):
+    with pytest.raises(DataError, match="there are no runs in"):
         compare_runs("first", "older", runs=tmp_path / "nowhere")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="is no run folder"):
+    with pytest.raises(DataError, match="is not a run folder"):
         compare_runs(tmp_path / "folder", "first", runs=tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_other_versions_are_named(run):
     assert reproduce(run.path).environment["torch"][0] == "1.0"
 
 
-@pytest.mark.filterwarnings("ignore:1 of the files is missing")
+@pytest.mark.filterwarnings("ignore:1 file missing")
 def test_other_images_are_refused(run):
     os.remove("photos/red/05.png")
     with pytest.raises(DataError, match="photos has changed since then: restore these images"):

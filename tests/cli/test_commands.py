@@ -170,7 +170,7 @@ def test_values_far_beyond_those_of_training_are_said(here):
         values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000 + len(name)
         Image.fromarray(values).save(here / "deep" / name / "a.png")
     for command in ("evaluate", "predict"):
-        far = "! 2 images hold values of 3 to 63005, and training saw 0 to 255: predictions may be wrong\n"
+        far = "! 2 images hold values of 3 to 63005, but training saw 0 to 255: predictions may be wrong\n"
         assert far in done(command, "deep").stderr
         assert "training saw" not in done(command, "photos").stderr
 
@@ -376,7 +376,7 @@ def odd(odd_folder, monkeypatch):
 WRONG_USE = [
     (("train",), "there is nothing to train on"),
     (("train", "digit"), "did you mean digits?"),
-    (("train", "photos/red/00.png"), "is a file where a folder is needed"),
+    (("train", "photos/red/00.png"), "is a file; expected a folder"),
     (("train", "photos/red"), "expected one sub-folder of images per class"),
     (("train", "one"), "at least 2 classes are needed"),
     (("train", "broken", *TINY), "--allow-unreadable 7%"),
@@ -395,16 +395,16 @@ WRONG_USE = [
     (("train", "photos", *TINY, "--recipe", "digit"), "did you mean digits"),
     (("train", "photos", *TINY, "--config", "nothing.toml"), "nothing.toml cannot be read"),
     (("train", "photos", *TINY, "--config", "wrong.toml"), "no 'archs'; did you mean arch"),
-    (("train", "photos", *TINY, "--name", "photos-lenet-1"), "already exists; give another --name"),
+    (("train", "photos", *TINY, "--name", "photos-lenet-1"), "already exists; choose another --name"),
     (("train", "photos", *TINY, "--name", "a/b"), "allowed: the name of a folder"),
-    (("train", "--resume", "photos"), "is no run folder"),
+    (("train", "--resume", "photos"), "is not a run folder"),
     (("train", "--resume", "runs/photos-lenet-1", "--lr", "1", "--nesterov"), "not --lr, --nesterov"),
     (("train", "photos", "--resume", "runs/photos-lenet-1"), "not DATA"),
     (("evaluate", "--part", "dev"), "part is 'dev'"),
     (("evaluate", "one", "--part", "test"), "has no images in its part 'test'"),
     (("predict", "photos", "--model", "bad.safetensors"), "is not a safetensors file"),
     (("predict", "photos", "--device", "cuda:99"), "device is 'cuda:99'"),
-    (("predict", "-"), "there are no images to predict"),
+    (("predict", "-"), "no images to predict"),
     (("predict", "photos", "--top", "0"), "top"),
     (("models", "lennet"), "did you mean lenet"),
     (("models", "timm:nothing"), "nothing"),
@@ -791,7 +791,7 @@ def test_a_folder_without_images_is_a_row_and_the_others_are_predicted(here):
     result = run("predict", "empty", "./photos//red/00.png", "--json")
     assert result.exit_code == 1
     empty, red = map(json.loads, result.stdout.splitlines())
-    assert (empty["path"], empty["label"], empty["error"]) == ("empty", None, "holds no images")
+    assert (empty["path"], empty["label"], empty["error"]) == ("empty", None, "contains no images")
     assert (red["path"], red["label"]) == ("./photos//red/00.png", "red")
     assert "1 of 2 inputs could not be read" in result.stderr
 

@@ -105,7 +105,7 @@ WRONG = [
     (("img.png", "--class", "gren"), "no class of the model is called 'gren'; did you mean green"),
     (("img.png", "--kernels", "--class", "red"), "--kernels looks at layers"),
     (("img.png", "--layers", "--method", "occlusion"), "--layers looks at layers"),
-    (("img.png", "--kernels", "--model", "nowhere"), "nowhere is not there"),
+    (("img.png", "--kernels", "--model", "nowhere"), "nowhere not found"),
     (("img.png", "-o", "img.png"), "--out is 'img.png', a file; expected a folder"),
     (("img.png", "-o", "photos/red"), "lies inside the data"),
     (("other", "-o", "other/red"), "lies inside the data"),

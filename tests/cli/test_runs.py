@@ -78,7 +78,7 @@ def test_a_pinned_run_is_what_commands_take(here):
     for command in (("use",), ("evaluate",), ("predict", "photos/red/00.png"), ("report",)):
         result = run(*command)
         assert result.exit_code == 2, command
-        assert "the pinned run runs/first has no model file any more" in result.stderr
+        assert "the pinned run runs/first no longer has a model file" in result.stderr
     assert "no run is the default: the pinned run" in done("runs").stderr
     assert run("use", "second", "--clear").exit_code == 2
     assert answer("use", "--clear")["default"]["name"] == "digits-lenet-1"

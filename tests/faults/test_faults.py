@@ -227,7 +227,7 @@ def test_a_run_is_held_by_one_process_and_a_second_ctrl_c_ends_it_at_once(start)
     assert info.machine["cores"] >= 1
     code, said = ended(start("train", "--resume", str(folder)))
     assert code == 2
-    assert f"is being trained by the process {first.pid}" in said
+    assert f"is in use by process {first.pid}" in said
     os.killpg(first.pid, signal.SIGINT)
     os.killpg(first.pid, signal.SIGINT)
     assert ended(first)[0] == 130

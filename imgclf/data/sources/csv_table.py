@@ -54,13 +54,13 @@ def read_rows(path: str | os.PathLike[str], required: tuple[str, ...]) -> tuple[
     if not set(required) <= set(named) or len(set(named)) < len(named):
         found = printable(", ".join(header)) or "nothing"
         raise DataError(
-            f"{shown}: the first line must name the columns {', '.join(required)}, each once, with commas between; "
+            f"{shown}: the first line must name the columns {', '.join(required)}, each once, separated by commas; "
             f"found {found}"
         )
     rows = [(line, _fitted(row, header)) for line, row in rows]
     uneven = [f"line {line}: {len(row)} cells" for line, row in rows if len(row) != len(header)]
     if uneven:
-        raise DataError(f"{shown}: the header names {len(header)} columns, and these rows do not fit it", uneven)
+        raise DataError(f"{shown}: the header names {len(header)} columns, but these rows have others", uneven)
     used = [place for place, name in enumerate(header) if name or any(row[place].strip() for _, row in rows)]
     return [(line, {header[i]: csv_plain(row[i]) for i in used}) for line, row in rows], [header[i] for i in used]
 

@@ -419,7 +419,7 @@ def _judge_classes(samples: list[Sample], problems: list[str], *, strict: bool) 
     classes = sorted(own, key=os.fsencode)
     notes: list[str] = []
     if not samples:
-        problems.append("no image was found in any sub-folder of it")
+        problems.append("no images found in its sub-folders")
         return classes, notes
     if strict and not classes:
         problems.append("there is no train folder with images beside the valid or test folder")

@@ -72,7 +72,7 @@ def inputs_source(images: Any, *, max_pixels: int = MAX_PIXELS) -> Source:
         return images
     found = list(_flatten(images))
     if not found:
-        raise DataError("there are no images to predict")
+        raise DataError("no images to predict: the list is empty")
     paths = {name for name, item in found if _is_path(item)}
     names: list[str] = []
     items: dict[str, Item] = {}
@@ -93,7 +93,7 @@ def far_values(source: Source, samples: Iterable[Sample], levels: tuple[Levels, 
     values = f"{min(one.low for one in far):g} to {max(one.high for one in far):g}"
     trained = ", ".join(map(str, levels)) or "0 to 255"
     images = f"{plural(len(far), 'image')} {'holds' if len(far) == 1 else 'hold'}"
-    return f"{images} values of {values}, and training saw {trained}: predictions may be wrong"
+    return f"{images} values of {values}, but training saw {trained}: predictions may be wrong"
 
 
 def _is_path(item: Item) -> bool:
@@ -144,4 +144,4 @@ def _paths(path: str) -> Iterator[tuple[str, Item]]:
     for folder, reason in unreadable:
         yield os.path.join(path, folder) if folder else path, BadImage(reason)
     if not files and not unreadable:
-        yield path, BadImage("holds no images")
+        yield path, BadImage("contains no images")

@@ -154,7 +154,7 @@ def _obtain(name: str, there: Path, mirrors: tuple[str, ...], md5: str, target: 
     if problems:
         raise DataError(
             f"{name} is not in {printable(str(there))}, and it could not be downloaded "
-            f"({printable('; '.join(problems))}): put {target.name} there or give --data-dir"
+            f"({printable('; '.join(problems))}): put {target.name} there, or pass --data-dir"
         )
 
 

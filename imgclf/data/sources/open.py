@@ -61,8 +61,8 @@ def open_source(
         if text.lower().endswith(".csv"):
             return open_table(text, max_pixels=max_pixels, strict=strict)
         if text.lower().endswith(ARCHIVES):
-            raise DataError(f"{shown} is an archive; unpack it, and name the folder of the images")
-        raise DataError(f"{shown} is a file where a folder is needed; a list of images must be a .csv")
+            raise DataError(f"{shown} is an archive; unpack it, and pass the folder of the images")
+        raise DataError(f"{shown} is a file; expected a folder, a .csv file or tar shards")
     if text in NAMED:
         return open_named(text, data_dir)
     close = [*_close_paths(text), *close_matches(text, NAMED.names())]

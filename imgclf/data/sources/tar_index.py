@@ -102,7 +102,7 @@ def parse_classes(name: str, data: bytes) -> tuple[str, ...]:
     text = data.decode("utf-8-sig")
     names = json.loads(text) if name.endswith(".json") else [line.strip() for line in text.rstrip().splitlines()]
     if not isinstance(names, list) or not all(isinstance(item, str) and item for item in names):
-        raise ValueError("expected a list of the classes' names")
+        raise ValueError("expected a list of class names")
     if len(set(map(nfc, names))) < len(names):
         raise ValueError("it names a class twice")
     return tuple(names)
@@ -138,7 +138,7 @@ def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
         file.seek(tar.offset)
         tail = file.read(_TAIL)  # `tarfile` takes any wrong header but the first for the end
         if len(tail) < _BLOCK or tail.strip(b"\0"):
-            raise tarfile.ReadError(f"it is damaged or cut off at byte {tar.offset:,}")
+            raise tarfile.ReadError(f"it is damaged or truncated at byte {tar.offset:,}")
 
 
 @dataclass

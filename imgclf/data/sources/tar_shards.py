@@ -130,7 +130,7 @@ def open_shards(
     samples, spelling = in_one_form(samples)
     problems = [*(problem for index in indices for problem in index.problems), *problems]
     if not rows and not problems:
-        problems = ["there is no image in them"]
+        problems = ["they contain no images"]
     if strict and not problems:
         problems = _split_problems(samples) + class_problems(samples)
     if problems:
@@ -205,8 +205,8 @@ def _look(found: list[tuple[Any, str]], pattern: str) -> list[Tar]:
     ]
     problems += [f"{printable(name)}: named {count} times" for name, count in names.items() if count > 1]
     if problems or not tars:
-        problems = problems or ["there is no tar"]
-        raise DataError(f"{printable(pattern)}: expected tar shards, as shards-{{0000..0099}}.tar", problems)
+        problems = problems or ["no tar files found"]
+        raise DataError(f"{printable(pattern)}: expected tar shards, e.g. shards-{{0000..0099}}.tar", problems)
     return [look for look in looks if isinstance(look, Tar)]
 
 
@@ -300,7 +300,7 @@ def _samples(rows: Iterable[tuple[Tar, Entry]], names: tuple[str, ...]) -> tuple
         label = known.get(nfc(label), label) if isinstance(label, str) else label
         if isinstance(label, str) and names and nfc(label) not in known:
             problems.append(
-                f"{printable(ref)}: the label {printable(label)!r} is none of the {len(names)} named classes"
+                f"{printable(ref)}: the label {printable(label)!r} is not one of the {len(names)} named classes"
             )
         elif isinstance(label, int) and not 0 <= label < (len(names) or label + 1):
             problems.append(f"{printable(ref)}: the label is {label}; expected 0 to {len(names) - 1 if names else '…'}")
@@ -322,8 +322,8 @@ def _split_problems(samples: list[Sample]) -> list[str]:
     if given == {None} or not given:
         return []
     if without is not None:
-        return [f"the names of some tars say a split, and that of {printable(without)} doesn't"]
-    return [] if "train" in given else ["no tar is called train"]
+        return [f"some tars have a split in their name, but not that of {printable(without)}"]
+    return [] if "train" in given else ["no tar has train in its name"]
 
 
 def _ordered(labels: set[str], names: tuple[str, ...], *, numbered: bool) -> tuple[str, ...]:
@@ -335,7 +335,7 @@ def _ordered(labels: set[str], names: tuple[str, ...], *, numbered: bool) -> tup
 
 def _notes(tars: list[Tar], *, unnamed: bool) -> tuple[str, ...]:
     count = f"{len(tars):,} shard{'' if len(tars) == 1 else 's'}"
-    return (count, f"no {' or '.join(CLASS_FILES)}: classes are called by their numbers") if unnamed else (count,)
+    return (count, f"no {' or '.join(CLASS_FILES)}: classes are named by their numbers") if unnamed else (count,)
 
 
 def _name(pattern: str) -> str:

@@ -88,7 +88,7 @@ def test_a_class_that_keeps_one_image_is_named_and_one_that_keeps_none_is_refuse
     photos(tmp_path, count=2)
     (tmp_path / "a/00.png").write_bytes(b"no image")
     checked = audit(open_folder(tmp_path), allow_unreadable=0.5)
-    assert checked.findings == ("a class has only 1 image (a): trained on, not tested",)
+    assert checked.findings == ("1 class has only 1 image (a): used for training only",)
     (tmp_path / "a/01.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="class 'a': none of its 2 images can be read"):
         audit(open_folder(tmp_path), allow_unreadable=0.5)
@@ -127,7 +127,7 @@ def test_copies_conflicts_and_leaks_are_found(tmp_path):
     findings = audit(open_folder(root)).findings
     assert findings == (
         "exact copies within a class: 1 image (train/a/0.png = train/a/copy.png)",
-        "equal content with different labels: 1 image (train/a/1.png = train/b/conflict.png)",
+        "identical images with different labels: 1 image (train/a/1.png = train/b/conflict.png)",
         "train and test share 1 image (test/a/leak.png = train/a/2.png): "
         "results on test will look better than they are",
     )

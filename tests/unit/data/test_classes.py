@@ -28,7 +28,7 @@ def test_a_source_takes_the_spelling_of_a_model():
 
 
 def test_a_source_names_a_class_once_in_whatever_form():
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(DataError, match="duplicate class names"):
         Source("mine", (COMPOSED, APART), (), ArrayReader({}))
 
 

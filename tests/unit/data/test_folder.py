@@ -223,7 +223,7 @@ def test_splits_without_train(tmp_path):
 
 def test_paths_that_are_no_data(tmp_path):
     (tmp_path / "file").write_text("x")
-    for name, reason in (("file", "it is a file"), ("none", "does not exist"), ("", "no image was found")):
+    for name, reason in (("file", "it is a file"), ("none", "does not exist"), ("", "no images found")):
         with pytest.raises(DataError, match=reason):
             open_folder(tmp_path / name)
 

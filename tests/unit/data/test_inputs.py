@@ -98,7 +98,7 @@ def test_a_folder_without_images_is_one_bad_image_and_the_others_stay(photos, tm
     assert [sample.ref for sample in source.samples] == [str(empty), str(file), f"{empty}/", str(empty)]
     assert source.open(str(file)).shape == (24, 32, 3)
     for ref in (str(empty), f"{empty}/"):
-        with pytest.raises(BadImage, match=r"empty/?: holds no images"):
+        with pytest.raises(BadImage, match=r"empty/?: contains no images"):
             source.open(ref)
 
 

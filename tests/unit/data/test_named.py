@@ -125,7 +125,7 @@ def test_what_is_missing_and_cannot_be_had_is_one_line(mnist):
     text = str(caught.value)
     assert "\n" not in text
     assert f"mnist is not in {folder}/MNIST/raw, and it could not be downloaded" in text
-    assert "put train-labels-idx1-ubyte.gz there or give --data-dir" in text
+    assert "put train-labels-idx1-ubyte.gz there, or pass --data-dir" in text
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -62,10 +62,10 @@ def test_errors_say_what_was_looked_for(photos, tmp_path):
         open_source(f"{photos.parent}/photo")
     with pytest.raises(DataError, match=rf"did you mean {photos.parent}/.photo or "):
         open_source(f"{photos.parent}/.photos")
-    with pytest.raises(DataError, match="a file where a folder is needed"):
+    with pytest.raises(DataError, match="is a file; expected a folder"):
         open_source(photos / "a/0.png")
     (tmp_path / "photos.ZIP").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"photos.ZIP is an archive; unpack it, and name the folder"):
+    with pytest.raises(DataError, match=r"photos.ZIP is an archive; unpack it, and pass the folder"):
         open_source(tmp_path / "photos.ZIP")
 
 

@@ -163,7 +163,7 @@ def test_zero_fractions_cut_nothing():
 
 def test_half_given_splits_are_refused():
     samples = [replace(s, split="train" if i else None) for i, s in enumerate(singles([4, 4]))]
-    with pytest.raises(DataError, match="give it to all or to none"):
+    with pytest.raises(DataError, match="set it for all or for none"):
         make_split(source(samples))
 
 
@@ -174,7 +174,7 @@ def test_nothing_to_train_on():
 
 @pytest.mark.parametrize("fractions", [(0.0, 0.5, 0.5), (0.9, 0.2, -0.1), (70, 15, 15)])
 def test_fractions_are_checked(fractions):
-    with pytest.raises(ConfigError, match="three that sum to 1"):
+    with pytest.raises(ConfigError, match="that sum to 1"):
         make_split(source(singles([4, 4])), fractions)
 
 
@@ -259,13 +259,13 @@ def test_what_changed_is_named(tmp_path):
     new = Sample("c0/new.png", "c0", sha256=content("new"))
     split = make_split(source([changed, relabeled, renamed, new, *samples[4:]]), file=tmp_path / "split.csv")
     assert split.notes == (
-        "1 of the files is new and assigned: c0/new.png",
-        "1 of the files is new names of known content, which stays where it was: c0/renamed.png",
+        "1 file newly assigned: c0/new.png",
+        "1 file renamed, in the same split: c0/renamed.png",
     )
     assert split.findings == (
-        "1 of the files is missing or unreadable: c0/3.png",
-        "1 of the files is changed in content and kept in place: c0/0.png",
-        "1 of the files is changed in label and kept in place: c0/1.png",
+        "1 file missing or unreadable: c0/3.png",
+        "1 file changed, in the same split: c0/0.png",
+        "1 file relabeled, in the same split: c0/1.png",
     )
     found = places(split)
     assert found["c0/renamed.png"] == home["c0/2.png"]
@@ -291,7 +291,7 @@ def test_a_renamed_file_stays_where_it_was_whatever_group_is_given_now(tmp_path,
     now = [replace(s, ref=f"new/{s.ref}") for s in (groups if grouped == "now" else samples)]
     second = make_split(source(now), seed=2, file=tmp_path / "split.csv")
     assert by_content(second) == by_content(first)
-    assert second.notes[0].startswith("40 of the files are new names of known content")
+    assert second.notes[0].startswith("40 files renamed, in the same split")
     assert second.findings == ()
 
 
@@ -356,7 +356,7 @@ def test_an_image_that_is_left_out_may_be_in_a_split_file(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     (tmp_path / "mine.csv").write_text("path,label,split\nbad.png,c0,test\nc0/0.png,c0,test\n")
     split = make_split(replace(source(samples), reader=FileReader(tmp_path)), file=tmp_path / "mine.csv")
-    assert split.findings == ("1 of the files is missing or unreadable: bad.png",)
+    assert split.findings == ("1 file missing or unreadable: bad.png",)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_known_content_keeps_its_place():
     second = make_split(source(rows), seed=2, known=known)
     before, now = by_content(first), by_content(second)
     assert {key: now[key] for key in before} == before
-    assert "images that keep the places that they had before: 30" in second.notes
+    assert "images that keep their earlier split: 30" in second.notes
 
 
 def test_places_that_the_data_give_come_before_known_ones():

@@ -158,13 +158,13 @@ def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end():
     data = bytearray(make_tar([("a/1.png", PIXELS), ("a/2.png", PIXELS)]))
     second = 512 + 512 * -(-len(PIXELS) // 512)
     data[second + 3] ^= 1
-    with pytest.raises(DataError, match="damaged or cut off at byte"):
+    with pytest.raises(DataError, match="damaged or truncated at byte"):
         indexed(bytes(data))
 
 
 def test_two_tars_in_one_file_are_refused():
     data = make_tar([("a/1.png", PIXELS)])
-    with pytest.raises(DataError, match="damaged or cut off"):
+    with pytest.raises(DataError, match="damaged or truncated"):
         indexed(data + data)
 
 
@@ -261,7 +261,7 @@ def test_names_of_classes():
     assert parse_classes("classes.json", b'["a", "b c"]') == ("a", "b c")
     assert parse_classes("classes.txt", "\ufeffa\r\n b c \n\n".encode()) == ("a", "b c")
     for name, data in (("classes.json", b'{"a": 1}'), ("classes.json", b"[1]"), ("classes.txt", b"a\n\nb")):
-        with pytest.raises(ValueError, match="a list of the classes' names"):
+        with pytest.raises(ValueError, match="a list of class names"):
             parse_classes(name, data)
     with pytest.raises(ValueError, match="twice"):
         parse_classes("classes.txt", b"a\na")

@@ -226,7 +226,7 @@ def test_classes_without_names_go_by_their_numbers(tmp_path):
     (tmp_path / "a.tar").write_bytes(make_tar(members))
     source = open_shards(str(tmp_path / "a.tar"))
     assert source.classes == ("9", "10")
-    assert source.notes[1] == "no classes.json or classes.txt: classes are called by their numbers"
+    assert source.notes[1] == "no classes.json or classes.txt: classes are named by their numbers"
 
 
 def test_names_of_classes_may_lie_in_the_first_tar_and_only_those_with_images_count(tmp_path):
@@ -262,7 +262,7 @@ def test_problems_with_labels_are_listed_together(folder):
         "a.tar/3 has no label: expected .cls, .txt, or .json with a label",
         "a.tar/5 has several images: 5.png, 5.jpg",
         "a.tar/1.png: the label is 3; expected 0 to 2",
-        "a.tar/2.png: the label 'cow' is none of the 3 named classes",
+        "a.tar/2.png: the label 'cow' is not one of the 3 named classes",
         "a.tar/4.png: the label is -1; expected 0 to 2",
     )
 
@@ -291,7 +291,7 @@ def test_what_is_missing_or_no_tar_is_named(folder, tmp_path):
         with pytest.raises(DataError, match="is compressed"):
             open_shards(name)
     (tmp_path / "empty.tar").write_bytes(make_tar([]))
-    with pytest.raises(DataError, match="there is no image in them"):
+    with pytest.raises(DataError, match="they contain no images"):
         open_shards(str(tmp_path / "empty.tar"), strict=False)
     (folder / "classes.json").write_text("[")
     with pytest.raises(DataError, match=r"classes\.json beside s-0000\.tar"):
@@ -302,8 +302,8 @@ def test_sets_that_cannot_be_trained_on(folder):
     (folder / "classes.json").unlink()
     for name, members, problem in (
         ("one", [("a/1.png", PIXELS), ("a/2.png", encoded("red", 1))], "at least 2 classes"),
-        ("test", numbered(0, 6), "no tar is called train"),
-        ("{test,s-0000}", numbered(0, 6), "the names of some tars say a split"),
+        ("test", numbered(0, 6), "no tar has train in its name"),
+        ("{test,s-0000}", numbered(0, 6), "some tars have a split in their name"),
     ):
         if "," not in name:
             (folder / f"{name}.tar").write_bytes(make_tar(members))
@@ -359,7 +359,7 @@ def test_file_systems_that_are_not_there(far):
     for url, problem in (("nowhere://x/a.tar", "can't be found"), ("memory://x/a.tar", "no such file")):
         with pytest.raises(DataError, match=problem):
             open_shards(url)
-    with pytest.raises(DataError, match="there is no tar"):
+    with pytest.raises(DataError, match="no tar files found"):
         open_shards("memory://bucket/nothing")
 
 

@@ -74,12 +74,12 @@ def test_any_form_gives_a_network_with_a_score_for_each_class(made):
     ("made", "said"),
     [
         (7, "arch is 7; expected the name"),
-        (Net(5), "gives 5 scores for an image; expected 3"),
+        (Net(5), "returns 5 scores per image; expected 3"),
         (lambda a, b: None, r"needs a, b, which imgclf can't fill in"),
         (nn.Linear, "needs in_features, out_features"),
-        (lambda: "net", "gives str; expected a torch.nn.Module"),
-        (lambda: [][0], "can't be made: IndexError"),
-        (lambda n: nn.Linear(64, n), r"its n is an imgclf.ModelConfig; one called classes gets the number"),
+        (lambda: "net", "returns str; expected a torch.nn.Module"),
+        (lambda: [][0], "can't be created: IndexError"),
+        (lambda n: nn.Linear(64, n), r"its n is an imgclf.ModelConfig; a parameter called classes gets their number"),
         (nn.Sequential(Net(3), nn.Softmax(1)), "ends in a softmax"),
         (Net(3, width=5).add_module, "needs name, module"),
         (dict, "own:dict can't be used; expected a torch.nn.Module"),
@@ -118,14 +118,14 @@ def test_it_is_trained_saved_and_loaded_with_its_code_and_may_be_defined_again(m
         classifier = Classifier(again, size=8).fit(source, epochs=1)
     assert classifier.model_config_.arch == "own:Net"
     classifier.save(tmp_path / "net.safetensors")
-    with pytest.raises(ModelFileError, match=r"own:Net is somebody's own network.*arch=Net"):
+    with pytest.raises(ModelFileError, match=r"own:Net is a custom network.*arch=Net"):
         Classifier.load(tmp_path / "net.safetensors")
     loaded = Classifier.load(tmp_path / "net.safetensors", arch=Net)
     assert all(map(torch.equal, classifier.model_.state_dict().values(), loaded.model_.state_dict().values()))
     loaded.save(tmp_path / "again.safetensors")
     with pytest.raises(ModelFileError, match="do not fit"):
         Classifier.load(tmp_path / "net.safetensors", arch=functools.partial(Net, width=5))
-    with pytest.raises(UnknownName, match="imports no code"):
+    with pytest.raises(UnknownName, match="contain no code"):
         build_model(SPEC)
 
 
@@ -148,8 +148,8 @@ def test_a_pretrained_one_is_gone_on_from_with_a_new_last_layer():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("own:evil", "imports no code"),
-        ("own:evil.py", "imports no code"),
+        ("own:evil", "contain no code"),
+        ("own:evil.py", "contain no code"),
         ("evil", "no architecture is called"),
         ("evil.py:evil", "never a hub address"),
         ("./evil.py", "never a hub address"),
@@ -159,7 +159,7 @@ def test_a_file_of_somebody_else_runs_nothing(name, said, in_folder, monkeypatch
     (in_folder / "evil.py").write_text("open('ran', 'w')\nevil = None\n")
     monkeypatch.syspath_prepend(str(in_folder))
     values = to_dict(Manifest(SPEC, ("a", "b", "c"), PreprocessConfig((8, 8), 1)))
-    values["spec"]["arch"] = name
+    values["model"]["arch"] = name
     (in_folder / "evil.safetensors").write_bytes(b"".join(pack(raw_tensors(Net(3).state_dict()), json.dumps(values))))
     for load in (load_model, Classifier.load):
         with pytest.raises(ModelFileError, match=said):
@@ -175,7 +175,7 @@ def test_a_file_that_the_user_names_is_imported(in_folder):
     (in_folder / "broken.py").write_text("1 / 0")
     for text, said in (
         ("mine.py:nett", "has no nett"),
-        ("a.py:net", "no file a.py"),
+        ("a.py:net", "file a.py not found"),
         ("mine.py", r"expected mine\.py:NAME"),
         ("broken.py:net", "ZeroDivision"),
     ):
@@ -193,5 +193,5 @@ def test_an_architecture_may_be_registered_again_by_the_same_function_alone(monk
             return Net(spec.classes, width)
 
     assert build_model(ModelConfig("mine", 3, 1, (8, 8))).conv.out_channels == 5
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         register(from_spec)

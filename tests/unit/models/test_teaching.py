@@ -187,7 +187,7 @@ def test_a_new_architecture_is_one_decorated_function():
         again = arch("tiny_test_net", size=(9, 9), channels=1, family="test", summary="")
         assert again(tiny) is tiny
         assert find_arch("tiny_test_net").size == (9, 9)
-        with pytest.raises(ConfigError, match="'tiny_test_net' is there already: choose another name"):
+        with pytest.raises(ConfigError, match="'tiny_test_net' already exists: choose another name"):
             again(lambda spec: tiny(spec))
     finally:
         ARCHS._items.pop("tiny_test_net")

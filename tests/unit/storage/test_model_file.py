@@ -346,8 +346,8 @@ def test_files_of_other_formats_are_never_opened(tmp_path):
 
 
 def test_a_path_without_a_model_file_is_refused(tmp_path):
-    assert refusal(tmp_path / "none").startswith("there is no such model file")
-    with pytest.raises(ModelFileError, match=r"model\.safetensors: there is no such model file"):
+    assert refusal(tmp_path / "none").startswith("no such model file")
+    with pytest.raises(ModelFileError, match=r"model\.safetensors: no such model file"):
         load_model(tmp_path)
     (tmp_path / "file").write_bytes(b"")
     assert refusal(tmp_path / "file" / "below").startswith("cannot be read")
@@ -471,11 +471,11 @@ def drop(path: str):
         (put("weights", []), "manifest.weights is []"),
         (put("metrics", None), "manifest.metrics is None"),
         (put("versions", {"imgclf": 1}), "manifest.versions is"),
-        (put("versions", {}), "manifest.versions is {}; expected texts, imgclf among them"),
+        (put("versions", {}), "manifest.versions is {}; expected a table of texts, with imgclf"),
         (put("created", 0), "manifest.created is 0"),
         (put("data", None), "manifest.data is None"),
         (put("honesty", 1), "manifest.honesty is not a field"),
-        (put("calibration", 1), "manifest.calibration is 1; expected temperature"),
+        (put("calibration", 1), "manifest.calibration is 1; expected a table of temperature"),
         (put("calibration", {"temperature": 0.0, "images": 1, "note": ""}), "manifest.calibration is"),
         (put("ood", {}), "manifest.ood is {}"),
         (put("ood", {"shapes": {"basis": [0]}}), "manifest.ood is"),

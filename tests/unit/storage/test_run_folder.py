@@ -86,7 +86,7 @@ def test_a_name_made_from_the_data_is_a_plain_folder_name(tmp_path, name, folder
 
 def test_a_name_of_ones_own_is_taken_as_it_is_and_only_once(tmp_path):
     assert create_run(tmp_path, "mine", RunInfo(), exact=True).path == tmp_path / "mine"
-    with pytest.raises(ConfigError, match="mine already exists; give another --name"):
+    with pytest.raises(ConfigError, match="mine already exists; choose another --name"):
         create_run(tmp_path, "mine", RunInfo(), exact=True)
 
 
@@ -128,7 +128,7 @@ def test_a_damaged_run_is_named_and_does_not_hide_the_others(tmp_path, content):
 
 
 def test_a_folder_that_is_no_run_is_said_so(tmp_path):
-    with pytest.raises(DataError, match=r"is no run folder: expected run\.json"):
+    with pytest.raises(DataError, match=r"is not a run folder: it has no run\.json"):
         open_run(tmp_path)
     assert list_runs(tmp_path / "nowhere") == []
 
@@ -147,7 +147,7 @@ def test_a_model_is_a_file_or_a_run_folder(tmp_path):
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ModelFileError, match="is not there: expected a model file or a run folder"):
+    with pytest.raises(ModelFileError, match="not found: expected a model file, a run folder"):
         find_model(tmp_path / "nothing")
     with pytest.raises(ModelFileError, match="is a run without a result yet"):
         find_model(create_run(tmp_path, "unfinished", RunInfo()).path)
@@ -242,7 +242,7 @@ def test_a_run_has_its_name_only_when_it_is_whole(tmp_path):
         assert list_runs(tmp_path) == []
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(ImgclfError, match=r"no run folder can be made in .*: No space left on device"):
+    with pytest.raises(ImgclfError, match=r"can't create a run folder in .*: No space left on device"):
         create_run(tmp_path, "set", RunInfo(), fill=fail)
     assert list(tmp_path.iterdir()) == []
     run = create_run(tmp_path, "set", RunInfo(), fill=lambda folder: (folder / "more").write_text("here"))
@@ -313,7 +313,7 @@ def test_a_folder_of_images_does_not_hide_the_run_of_its_name(chairs):
     assert str(locate("other")) == "other"
     with pytest.raises(UnknownName, match="no run is called 'chair'; did you mean chairs"):
         find_run("chair")
-    with pytest.raises(ModelFileError, match=r"chair is not there: .*; did you mean chairs"):
+    with pytest.raises(ModelFileError, match=r"chair not found: .*; did you mean chairs"):
         find_model("chair")
 
 
@@ -322,7 +322,7 @@ def test_what_is_a_run_or_a_file_goes_before_a_run_of_its_name(chairs, in_folder
     assert find_run("chairs").info.number == 7
     (in_folder / "other.pt").write_bytes(b"")
     assert str(locate("other.pt")) == "other.pt"
-    with pytest.raises(DataError, match="is no run folder"):
+    with pytest.raises(DataError, match="is not a run folder"):
         find_run("other.pt")
 
 
@@ -337,7 +337,7 @@ def test_the_images_of_a_run_are_where_they_were_whatever_is_called_so_here(in_f
     (in_folder / "one").rename(in_folder / "moved")  # together with the runs
     monkeypatch.chdir(in_folder / "moved")
     assert run_source(run, "data") == "data"
-    with pytest.raises(DataError, match="which is gone: put them back"):
+    with pytest.raises(DataError, match="which no longer exists: restore them"):
         run_source(run, "nothing")
 
 

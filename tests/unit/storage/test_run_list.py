@@ -126,7 +126,7 @@ def test_a_pinned_run_is_the_default_until_none_is_pinned(tmp_path):
     assert named_default(tmp_path) == ("two", True)
     (tmp_path / "two" / MODEL).unlink()
     assert named_default(tmp_path) is None  # nothing takes its place unasked
-    with pytest.raises(ModelFileError, match=r"pinned run .*two has no model file any more: pin another"):
+    with pytest.raises(ModelFileError, match=r"pinned run .*two no longer has a model file: pin another"):
         default_run(tmp_path)
     unpin(tmp_path)
     unpin(tmp_path)
@@ -135,12 +135,12 @@ def test_a_pinned_run_is_the_default_until_none_is_pinned(tmp_path):
 
 def test_only_a_run_of_the_folder_that_has_a_model_is_pinned(tmp_path):
     root = tmp_path / "runs"
-    with pytest.raises(ModelFileError, match="there is no finished run with an accuracy under"):
+    with pytest.raises(ModelFileError, match="there is no finished run with an accuracy in"):
         default_run(root)
     make(root, "own", own_network=True)
     with pytest.raises(
         ModelFileError,
-        match=r"only of networks of your own \(these need --model RUN --arch FILE\.py",
+        match=r"finished runs are of custom networks \(use --model RUN --arch FILE\.py",
     ):
         default_run(root)
     make(root, "one", model=b"")

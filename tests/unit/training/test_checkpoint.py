@@ -96,7 +96,7 @@ def test_a_bit_that_flips_in_a_state_gives_way_to_the_one_before(fit, tmp_path):
     data[data.index(weights) + len(weights) // 2] ^= 1
     path.write_bytes(data)
     torch.load(path, weights_only=True)
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged \(its checksum does not fit its content\)"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged \(its checksum does not match its content\)"):
         assert load_checkpoint(path)["epoch"] == 1
 
 

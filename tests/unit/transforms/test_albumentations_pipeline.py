@@ -55,7 +55,7 @@ def test_a_pipeline_of_the_user_comes_back_to_the_same_pixels():
     [(A.Normalize(), "float32"), (A.ToFloat(), "float32"), (A.Resize(10, 10), "uint8 .10, 10, 3.")],
 )
 def test_a_pipeline_that_gives_something_else_is_refused(transform, got):
-    with pytest.raises(ConfigError, match=rf"must give uint8 pixels of shape \(12, 16, 3\), it gave {got}"):
+    with pytest.raises(ConfigError, match=rf"must return uint8 pixels of shape \(12, 16, 3\), it returned {got}"):
         Augmenter(composed(transform))(image(), 0)
 
 

@@ -202,7 +202,9 @@ def test_white_and_grays_keep_their_value():
 
 @pytest.mark.parametrize(("have", "want"), [(3, 4), (4, 3), (2, 1), (5, 3)])
 def test_other_channels_have_no_rule(have, want):
-    with pytest.raises(DataError, match=f"an image has {have} channels, the model takes {want}"):
+    with pytest.raises(
+        DataError, match=f"an image has {have} channels, which can't be converted to the {want} of the model"
+    ):
         prepare(noise(4, 4, have), PreprocessConfig(size=(4, 4), channels=want))
 
 
