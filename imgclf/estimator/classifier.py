@@ -244,8 +244,8 @@ class Classifier:
             270
         """
         part = part_named(part)
-        own = data is None and part in (None, "test") and self.run_ is not None and hasattr(self, "plan_")
-        if own and "test" in self.metrics_:  # `fit` has tested
+        run = self.run_ if data is None and part in (None, "test") and hasattr(self, "plan_") else None
+        if run is not None and "test" in self.metrics_:  # `fit` has tested
             return self.metrics_["test"]
         source, samples = self.samples_of(data, part)
         predictions = self.predictions_of(source, samples, progress)
@@ -254,9 +254,9 @@ class Classifier:
         if data is None:
             part = part or "test"
             self.predictions_[part], self.metrics_[part] = predictions, predictions.evaluation
-            if own and self.run_ is not None:
-                write_predictions(self.run_.path / PREDICTIONS, predictions)
-                self.run_ = write_info(self.run_, unreadable_later=tuple(self.unreadable_.items()))
+            if run is not None:
+                write_predictions(run.path / PREDICTIONS, predictions)
+                self.run_ = write_info(run, unreadable_later=tuple(self.unreadable_.items()))
         return predictions.evaluation
 
     def predictions_of(

@@ -105,8 +105,8 @@ def enough_threads(flops: float) -> Iterator[None]:
 
 @cache
 def _openmp() -> Any:
-    """What limits the threads that this thread computes with, and no other: `torch.set_num_threads` also sets what
-    threads that begin later take over; OpenMP beneath it, where torch was built with it, has a number for each."""
+    """The controller of the threads that this thread alone computes with: `torch.set_num_threads` also sets those of
+    threads that begin later; OpenMP beneath it, where torch was built with it, has a number for each."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="openmp")

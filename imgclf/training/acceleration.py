@@ -1,4 +1,4 @@
-"""Which device and which precision, and how they are set up for training."""
+"""Whether training is compiled or bound by kernel launches, and the kernels that it uses on CUDA."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from imgclf.data.loading.pixel_store import CacheFormat
 from imgclf.data.sources.open import open_source
 from imgclf.data.split import content_key, read_split
 from imgclf.estimator.events import ImagesChecked, ProbeFitted
-from imgclf.estimator.plan import make_plan, open_and_split
+from imgclf.estimator.plan import open_and_split, plan_training
 from imgclf.estimator.settings import Request
 from imgclf.models.build import head_of
 from imgclf.storage.model_file import read_manifest
@@ -834,5 +834,5 @@ def test_the_range_of_images_of_more_than_8_bits_is_found_in_training_and_kept_i
     for label in ("dim", "lit"):  # a model that goes on, with images of 12 bits, keeps its range
         Image.fromarray(np.full((16, 16), 4000, np.uint16)).save(tmp_path / "data" / "train" / label / "bright.png")
     requests = [Request(changes=changes) for changes in ({"init": str(tmp_path)}, {"arch": "lenet"})]
-    plans = [make_plan(request, *open_and_split(request, tmp_path / "data")) for request in requests]
+    plans = [plan_training(request, tmp_path / "data") for request in requests]
     assert [plan.preprocess.levels for plan in plans] == [loaded.preprocess_.levels, (Levels("integer", 0, 4095),)]

@@ -112,6 +112,23 @@ def test_images_that_are_lost_while_it_runs_are_told_and_recorded(photos, in_fol
     assert lost.items() <= gone.items()
 
 
+def test_a_resumed_run_still_names_the_images_that_were_unreadable_before(photos, in_folder):
+    splits, away = [], in_folder / "away.png"
+
+    def hide(event):
+        if isinstance(event, DataSplit):
+            splits.append(event.split)
+        elif isinstance(event, LoaderMade):
+            os.replace(photos / splits[0].samples("train")[0].ref, away)
+
+    with pytest.warns(UserWarning, match="no such file"):
+        first = fit(photos, in_folder, callbacks=[hide], epochs=1, data={"cache": "off"})
+    hidden = splits[0].samples("train")[0].ref
+    os.replace(away, photos / hidden)
+    resumed = Classifier().resume(first.run_.path, epochs=2)
+    assert resumed.unreadable_ == dict(resumed.run_.info.unreadable_later) == {hidden: "no such file"}
+
+
 def test_each_step_back_is_recorded(photos, in_folder):
     spoilt = []
 
