@@ -54,7 +54,7 @@ def explain(
         raise unknown_name("method", method, list(EXPLAIN_METHODS))
     views = [name for name, wanted in (("kernels", kernels), ("layers", layers)) if wanted]
     if views and (class_ is not None or method != EXPLAIN_METHODS[0]):
-        raise ConfigError(f"--{views[0]} looks at layers, whatever the class is; leave out --class and --method")
+        raise ConfigError(f"--{views[0]} shows layers, not the evidence for a class: leave out --class and --method")
     paths = list(expand(images))
     if not paths:
         raise ConfigError("no images to explain: name files, folders or globs")
@@ -95,7 +95,7 @@ def _explained(
                 picture = picture_of(explanation.path, method)
                 save_explanation(explanation, picture)
                 if not explanation.heat.any():
-                    nothing = f"no part of it is evidence for {explanation.label}: the heat map is empty"
+                    nothing = f"no evidence for {explanation.label}: the heat map is empty"
                     console.warn(f"{explanation.path}: {nothing}")
             yield _row(picture, **explanation.to_dict())
 
@@ -124,7 +124,7 @@ def _looked_at(
 
 
 def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pixels:
-    """What the model sees of an image or, without a model, the image no larger than a picture of it needs to be."""
+    """The input of the model or, without a model, the image no larger than its picture needs to be."""
     from imgclf.data.loading.preview import sample_pixels
     from imgclf.transforms.preprocess import resize
 
@@ -137,7 +137,7 @@ def _pixels(source: Source, sample: Sample, classifier: Classifier | None) -> Pi
 
 
 def _naming(out: Path) -> Naming:
-    """What gives each picture of this command a name of its own."""
+    """A function that gives each picture of this command a name of its own."""
     from imgclf.plots.figures import free_path
 
     taken: set[Path] = set()
@@ -151,7 +151,7 @@ def _naming(out: Path) -> Naming:
 
 
 def _is_without_model(model: str | None) -> bool:
-    """Whether there is nothing but the classic kernels to show, which is said."""
+    """Whether only the classic kernels can be shown, with a message."""
     from imgclf.core.errors import ModelFileError
     from imgclf.storage.run_list import default_run
 
@@ -160,7 +160,7 @@ def _is_without_model(model: str | None) -> bool:
     try:
         default_run()
     except ModelFileError as error:
-        console.say(f"the classic kernels alone, without learned ones: {error}", "dim")
+        console.say(f"no model, so only the classic kernels are drawn: {error}", "dim")
         return True
     return False
 

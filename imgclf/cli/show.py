@@ -56,8 +56,9 @@ def _show_channels(image: Path, path: Path) -> None:
     if max(height, width) > ANNOTATED_SIDE:
         scale = ANNOTATED_SIDE / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        shrunk = f"shown shrunk to {size[0]} by {size[1]}, so that the values can be read"
-        console.say(f"{image} is {height} high and {width} wide; {shrunk}")
+        console.say(
+            f"{image} is {height}×{width} pixels; shown at {size[0]}×{size[1]}, so that the values are readable"
+        )
         pixels = prepare(pixels, PreprocessConfig(size=size, channels=pixels.shape[2], resize_mode="squash"))
     save_channels(pixels, image.name, path)
 

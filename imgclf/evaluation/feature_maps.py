@@ -84,8 +84,8 @@ def find_last_site(model: nn.Module, image: Tensor) -> Site:
     found = [i for i in found if i in tracer.used] or found
     if not found:
         raise ConfigError(
-            f"{type(model).__name__} has no feature maps: nothing in it keeps the places of the image; "
-            "choose the method occlusion, which needs none"
+            f"{type(model).__name__} has no feature maps: none of its layers keeps the image's layout; "
+            "use the method occlusion, which needs no maps"
         )
     return sites[found[-1]]
 

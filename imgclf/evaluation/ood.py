@@ -135,7 +135,9 @@ def fit_ood(train: NDArray[np.float32], logits: NDArray[np.float32], features: N
     if len(features) < MIN_VALID_IMAGES:
         raise ConfigError(f"needs {MIN_VALID_IMAGES} validation images, has {len(features)}")
     if train.shape[1] > MAX_BASIS_VALUES:
-        raise ConfigError(f"the network has {train.shape[1]:,} features, and up to {MAX_BASIS_VALUES:,} are kept")
+        raise ConfigError(
+            f"the network has {train.shape[1]:,} features; unknown-image detection takes up to {MAX_BASIS_VALUES:,}"
+        )
     directions = min(DIRECTIONS, MAX_BASIS_VALUES // train.shape[1], *train.shape)
     center = _unit(train).mean(axis=0)
     basis = _main_directions(_unit(train) - center, directions)

@@ -61,7 +61,7 @@ class Predictions:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise DataError(f"the temperature is {self.temperature!r}; expected a number above 0")
         if not set(self.seen) <= set(range(n)):
-            raise DataError(f"expected the images that were seen as positions below {n}; got {self.seen[:5]}")
+            raise DataError(f"expected `seen` as positions below {n}; got {self.seen[:5]}")
 
     def __len__(self) -> int:
         return len(self.refs)

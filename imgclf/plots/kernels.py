@@ -89,7 +89,7 @@ def stage_maps(model: nn.Module, pixels: Pixels, preprocess: PreprocessConfig) -
     model = own_copy(model.members[0] if isinstance(model, Ensemble) else model)
     stages = last_maps(model, _input(model, pixels, preprocess))
     if not stages:
-        raise ConfigError(f"{type(model).__name__} has no feature maps: nothing in it keeps the places of the image")
+        raise ConfigError(f"{type(model).__name__} has no feature maps: none of its layers keeps the image's layout")
     return [(site.name, maps[0].cpu()) for site, maps in stages]
 
 

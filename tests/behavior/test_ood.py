@@ -95,7 +95,7 @@ def test_it_is_small_and_the_same_again(unknown):
     wide = np.random.default_rng(0).normal(size=(100, 30_000)).astype(np.float32)
     large = fit_ood(wide, np.zeros((20, 3), np.float32), wide[:20])
     assert large.basis.size <= MAX_BASIS_VALUES
-    with pytest.raises(ConfigError, match="and up to 500,000 are kept"):
+    with pytest.raises(ConfigError, match="takes up to 500,000"):
         fit_ood(np.zeros((2, 500_001), np.float32), np.zeros((20, 3), np.float32), np.zeros((20, 1), np.float32))
 
 

@@ -94,7 +94,7 @@ def test_the_classic_kernels_need_no_model(in_folder):
     color_image("red", 0, (3, 900)).save("img.png")
     result = run("explain", "img.png", "--kernels")
     assert result.exit_code == 0, result.stderr
-    assert "the classic kernels alone" in result.stderr
+    assert "only the classic kernels are drawn" in result.stderr
     with Image.open("explanations/img-kernels.png") as picture:
         assert picture.width == 1440
     assert run("explain", "img.png", "--layers").exit_code == 2
@@ -103,8 +103,8 @@ def test_the_classic_kernels_need_no_model(in_folder):
 WRONG = [
     (("img.png", "--method", "gradcm"), "no method is called 'gradcm'; did you mean gradcam"),
     (("img.png", "--class", "gren"), "no class of the model is called 'gren'; did you mean green"),
-    (("img.png", "--kernels", "--class", "red"), "--kernels looks at layers"),
-    (("img.png", "--layers", "--method", "occlusion"), "--layers looks at layers"),
+    (("img.png", "--kernels", "--class", "red"), "--kernels shows layers"),
+    (("img.png", "--layers", "--method", "occlusion"), "--layers shows layers"),
     (("img.png", "--kernels", "--model", "nowhere"), "nowhere not found"),
     (("img.png", "-o", "img.png"), "--out is 'img.png', a file; expected a folder"),
     (("img.png", "-o", "photos/red"), "lies inside the data"),
