@@ -25,7 +25,7 @@ SPLIT_NAMES = ("train", "valid", "test")
 class Draft:
     """A smaller decoding whose size depends on the image, as for a crop or a small copy of it.
 
-    `needed` is called with the image's own (height, width), where the size can be chosen, and answers with the sides
+    `needed` is called with the image's own (height, width), where the size can be chosen, and returns the sides
     below which it must not be decoded. Unless they are to be `smooth`, colors that a JPEG stores at half its size may
     be doubled, which is quicker.
     """

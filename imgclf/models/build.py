@@ -26,8 +26,13 @@ def build_model(spec: ModelConfig) -> nn.Module:
 
     It maps images (batch, channels, height, width) to logits (batch, classes).
 
-    Raises `UnknownName` for the architecture and `ConfigError` for a size that it can't take (the message names the
-    smallest that works) or a dropout where it has none.
+    Args:
+        spec: Architecture, classes, channels, size and dropout.
+
+    Raises:
+        UnknownName: There is no such architecture.
+        ConfigError: A size that it can't take (the message names the smallest that works), or a dropout rate for a
+            network without dropout.
     """
     require("spec", spec, ModelConfig)
     arch = find_arch(spec.arch)

@@ -27,8 +27,8 @@ class Arch:
     and `std` are of values in 0…1, one for all channels or one each; `interpolation`, `resize_mode` and `crop_pct`
     are those of `PreprocessConfig`. `any_channels` says that it can be built for another number of channels.
     `classes` is the number that the network was published with; `resizable` says that its weights serve other sizes
-    as well. `weights` says where pretrained weights come from, None
-    that there are none. `family` names the library or the group it belongs to.
+    as well. `weights` says where pretrained weights come from, None that there are none. `family` names the library or
+    the group it belongs to.
     """
 
     name: str
@@ -54,10 +54,20 @@ ARCHS: Registry[Arch] = Registry("architecture")
 def arch(
     name: str, *, size: tuple[int, int], channels: int, family: str, classes: int = 10, summary: str
 ) -> Callable[[Builder], Builder]:
-    """Register the decorated builder as an architecture; the other fields of `Arch` keep their defaults.
+    """Register the decorated function, which builds a network from a `ModelConfig`, as an architecture.
 
-    The same function may be registered again, as a cell of a notebook that runs twice does. Another one under a name
-    that is taken is a `ConfigError`.
+    The same function may be registered again, as when a notebook cell runs twice.
+
+    Args:
+        name: What `--arch` and `find_arch` know it by.
+        size: The (height, width) in pixels that it prefers.
+        channels: The number of input channels that it prefers.
+        family: The library or the group it belongs to.
+        classes: The number of classes it was published with.
+        summary: One line about it.
+
+    Raises:
+        ConfigError: Another architecture has this name.
     """
 
     def register(build: Builder) -> Builder:

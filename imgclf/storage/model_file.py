@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from imgclf.core.arguments import as_path
+from imgclf.core.arguments import as_path, plain, require
 from imgclf.core.config import ModelConfig, PreprocessConfig, from_dict, to_dict
 from imgclf.core.errors import ImgclfError, ModelFileError
 from imgclf.core.files import write_atomic
@@ -90,6 +90,10 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
+        if isinstance(self.classes, list):
+            object.__setattr__(self, "classes", tuple(self.classes))
+        self._require(isinstance(self.model, ModelConfig), "model", "a ModelConfig")
+        self._require(isinstance(self.preprocess, PreprocessConfig), "preprocess", "a PreprocessConfig")
         self._require(type(self.format) is int and self.format == FORMAT, "format", str(FORMAT))
         names_ok = isinstance(self.classes, tuple) and all(isinstance(name, str) and name for name in self.classes)
         self._require(names_ok, "classes", "names")
@@ -144,14 +148,22 @@ def _is_ood(value: Any) -> bool:
 def save_model(
     path: str | os.PathLike[str], model: nn.Module, manifest: Manifest, ood: OodDetector | None = None
 ) -> None:
-    """Write the weights of `model` and the `manifest` to `path`: a file, or a folder that gets a `model.safetensors`.
+    """Write a model file. A crash at any moment leaves the old file or the new one.
 
-    `ood` tells images unlike the training data; without it the manifest says why it is missing.
+    Equal weights and manifests give equal bytes.
 
-    A crash at any moment leaves the old file or the new one; equal weights and manifests give equal bytes. What is
-    saved can be loaded: `ModelFileError` where the weights are not those of the network that `manifest.model` builds,
-    where one is NaN or infinite, or where the manifest holds what JSON cannot.
+    Args:
+        path: The file, or a folder that gets a `model.safetensors`.
+        model: The network that `manifest.model` describes.
+        manifest: All that is needed to predict with it.
+        ood: Detects images unlike the training data; without it the manifest says why it is missing.
+
+    Raises:
+        ModelFileError: The weights don't fit the manifest, a value is NaN or infinite, or the manifest holds values
+            that are not JSON.
+        ConfigError: An argument is of another kind.
     """
+    require("manifest", manifest, Manifest)
     save_weights(path, model.state_dict(), manifest, ood)
 
 
@@ -203,17 +215,22 @@ def weights_digest(path: str | os.PathLike[str]) -> str:
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest]:
-    """The model (on the CPU, in eval mode) and the manifest of a model file, or of the one in a run, which is given as
-    its folder or as its name under `runs`.
+    """Load a model file: the network (on the CPU, in eval mode) and its manifest.
 
-    Nothing in the file is run, and nothing is downloaded. Structure, checksum, manifest, architecture, the name, type
-    and shape of every tensor, and its values are checked, in this order; `ModelFileError` says what is wrong.
+    No code in the file is run, and nothing is downloaded. Structure, checksum, manifest, architecture, and the name,
+    type, shape and values of every tensor are checked, in this order.
+
+    Args:
+        path: A model file, a run folder, or the name of a run in `runs`.
+
+    Raises:
+        ModelFileError: The file does not exist, is damaged, or is of another format; the message says which.
     """
     return read_model(path)[:2]
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[nn.Module, Manifest, OodDetector | None]:
-    """What `load_model` gives, and what unlike images are known by, where the file holds that."""
+    """The network and the manifest as `load_model` returns them, and the detector of unlike images, if there is one."""
     from safetensors import torch as safetensors_torch
 
     from imgclf.evaluation.ood import OodDetector
@@ -284,7 +301,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def _to_json(manifest: Manifest) -> str:
     try:
-        return json.dumps(to_dict(manifest), sort_keys=True, allow_nan=False, separators=(",", ":"))
+        return json.dumps(plain(to_dict(manifest)), sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"the manifest holds a value that is not JSON: {error}") from None
 
@@ -305,11 +322,9 @@ def _parse_manifest(values: Mapping[str, Any]) -> Manifest:
     _check_keys(Manifest, values, "manifest")
     _check_keys(ModelConfig, values["model"], "manifest.model")
     _check_keys(PreprocessConfig, values["preprocess"], "manifest.preprocess")
-    classes = values["classes"]
     built = {
         "model": from_dict(ModelConfig, values["model"]),
         "preprocess": from_dict(PreprocessConfig, values["preprocess"]),
-        "classes": tuple(classes) if isinstance(classes, list) else classes,
     }
     return Manifest(**{**values, **built})
 

@@ -148,7 +148,8 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
         scan.problems.extend(f"skipped {item}" for item in _grouped(scan.skipped))
     closed = [f"{printable(ref) or 'the folder'} {reason}" for ref, reason in scan.unreadable]
     if scan.problems or closed:
-        raise DataError(f"{shown} can't be used: expected one sub-folder of images per class", closed + scan.problems)
+        expected = ": expected one sub-folder of images per class" if len(classes) < 2 else ""
+        raise DataError(f"{shown} can't be used{expected}", closed + scan.problems)
     return Source(
         name=os.path.basename(os.path.abspath(root)),
         classes=tuple(classes),

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors import torch as safetensors_torch
 
 from imgclf.core.config import AugmentStep, ModelConfig, PreprocessConfig, to_dict
-from imgclf.core.errors import ModelFileError
+from imgclf.core.errors import ConfigError, ModelFileError
 from imgclf.core.tensor_file import MAX_HEADER, pack
 from imgclf.models.build import build_model
 from imgclf.storage.model_file import FORMAT, Manifest, load_model, raw_tensors, read_manifest, save_model
@@ -500,6 +500,16 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
+
+
+def test_a_manifest_takes_a_list_of_classes_and_numbers_of_numpy_and_refuses_other_kinds(model, tmp_path):
+    manifest = make_manifest(classes=["a", "b"], metrics={"test": {"accuracy": np.float32(0.5)}})
+    save_model(tmp_path / "m", model, manifest)
+    assert read_manifest(tmp_path / "m").metrics == {"test": {"accuracy": 0.5}}
+    with pytest.raises(ModelFileError, match=r"manifest\.model is 'lenet'; expected a ModelConfig"):
+        make_manifest(model="lenet")
+    with pytest.raises(ConfigError, match="manifest is str; expected Manifest"):
+        save_model(tmp_path / "m", model, "lenet")
 
 
 @given(field=st.sampled_from(FIELDS), value=JSON)
