@@ -22,7 +22,6 @@ LAST = [
     ("small_resnet18", (32, 32), "stages", "maps", (4, 4)),
     ("speednet_small", (32, 32), "groups", "maps", (3, 3)),
     ("resnet18", (64, 64), "layer4", "maps", (2, 2)),
-    ("torchvision:resnet18", (64, 64), "layer4", "maps", (2, 2)),
     ("efficientnet_lite0", (64, 64), "bn2", "maps", (2, 2)),
     ("mobilenetv3_small_050", (64, 64), "blocks", "maps", (2, 2)),
     ("convnext_atto", (64, 64), "norm_pre", "maps", (2, 2)),
