@@ -37,7 +37,7 @@ def what_was_trained(data: ReportData) -> str:
         f"{' in gray' if info.preprocess['channels'] == 1 else ''}.{_epochs(data)}"
     )
     if data.total("valid"):
-        text += f" It was validated on {plural(data.total('valid'), 'other image')}."
+        text += f" The model was validated on {plural(data.total('valid'), 'other image')}."
     if data.predictions is not None and data.part == "test":
         text += f" The metrics are measured on {plural(len(data.predictions), 'held-out image')}."
     return text
