@@ -125,7 +125,7 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UnknownName:
 
 
 class Registry(Generic[T]):
-    """Maps names to things of one kind; refuses duplicates, and answers an unknown name with close matches."""
+    """Maps names to things of one kind; refuses duplicates, and suggests close matches for an unknown name."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

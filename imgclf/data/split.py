@@ -1,4 +1,4 @@
-"""Who goes where: train, valid and test, as a function of the files' content and a seed.
+"""Splits a data set into train, valid and test, as a function of the files' content and a seed.
 
 Neither the order of the files nor their names matter. Each class is split to the exact count, images of one group or
 of equal content (bytes or pixels) never part, and every class keeps an image in train.
@@ -163,7 +163,7 @@ def in_percent(fractions: tuple[float, float, float]) -> str:
 
 def match_rows(rows: Iterable[Sample], samples: Iterable[Sample]) -> list[tuple[Sample, Sample | None]]:
     """Each row of an earlier split with the sample that it is about: of its class and content, and of its name if there
-    is one; None where it is gone or has changed. No sample stands for two rows."""
+    is one; None if it is missing or has changed. No sample stands for two rows."""
     rows, left = list(rows), defaultdict[tuple[str, str], dict[str, Sample]](dict)
     for sample in samples:
         left[nfc(sample.label), sample.sha256][sample.ref] = sample
@@ -228,7 +228,7 @@ def choose_samples(source: Source, split: Split | None, seen: frozenset[str], pa
 
 
 def seen_refs(source: Source, seen: frozenset[str]) -> frozenset[str]:
-    """The refs of the samples whose content is `seen` (see `pack_contents`), or that have the pixels of such a one."""
+    """The refs of the samples whose content is `seen` (see `pack_contents`), or whose pixels equal those of one."""
     known = {sample.ref for sample in source.samples if content_key(sample) in seen}
     pixels = {sample.pixels for sample in source.samples if sample.pixels and sample.ref in known}
     return frozenset(known | {sample.ref for sample in source.samples if sample.pixels in pixels})

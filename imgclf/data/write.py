@@ -166,7 +166,7 @@ def _file_bytes(source: Source, ref: str, most: int = -1) -> bytes:
 
 @contextmanager
 def _new_folder(out: Path, source: Source) -> Iterator[Path]:
-    """A folder to fill, which gets the name `out` when all went well and else is gone. Raises `DataError`."""
+    """A folder to fill, renamed to `out` at the end and removed after an error. Raises `DataError`."""
     require_new_folder(out, source)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""Several networks of one kind that answer together."""
+"""Several networks of one architecture that predict together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imgclf.models.registry import Arch
 
 
 class Ensemble(nn.Module):
-    """Answers with the logarithm of the members' mean probabilities: images (n, …) to logits (n, classes).
+    """Returns the logarithm of the members' mean probabilities: images (n, …) to logits (n, classes).
 
     Deep ensembles: Lakshminarayanan et al. 2017, arXiv:1612.01474.
     """

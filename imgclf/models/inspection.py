@@ -21,7 +21,7 @@ TRIED_IMAGES = 2
 def prepared(network: nn.Module, spec: ModelConfig, name: str, *, new_head: bool) -> nn.Module:
     """The network with what was found out about it: `HEAD`, and `CONTIGUOUS` where it doesn't take other memory.
 
-    Raises `ConfigError` for answers that are not a score for each class of `spec`.
+    Raises `ConfigError` for an output that is not one score per class of `spec`.
     """
     scores, head = _try(network, spec)
     if new_head and scores.shape[1] != spec.classes and head is not None:

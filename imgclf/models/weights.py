@@ -128,7 +128,7 @@ def load_weights(
 
 
 def _is_among_runs(name: str) -> bool:
-    """Whether a name that could be one of a hub is that of a run which is gone: others are beside it."""
+    """Whether a name that could be a hub name is rather that of a missing run: other runs are beside it."""
     folder = Path(name).parent
     return name.startswith(("./", "../")) or folder.name == "runs" or any(folder.glob("*/run.json"))
 
@@ -171,8 +171,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """A convolution's weight (out, in, height, width) for another number of input channels.
 
-    One channel gets the sum, so that a gray image answers as its RGB copy does. More repeat the weight, scaled so that
-    the answer keeps its size (timm's rule).
+    One channel gets the sum, so that a gray image gives the same output as its RGB copy. More repeat the weight,
+    scaled so that the output keeps its size (timm's rule).
     """
     given = weight.shape[1]
     if channels == 1:

@@ -1,14 +1,14 @@
 """The run folder: everything that happened in one training run, under `runs/NAME/`.
 
 model.safetensors   the model file; its presence says that the run has a result
-config.toml         what was asked, complete: `imgclf train --config` does it again
-split.csv           who was train, valid and test
+config.toml         the complete configuration: `imgclf train --config` trains with it again
+split.csv           which images were train, valid and test
 history.csv         one row an epoch                events.jsonl   the same and more, as it happened
 run.json            data, versions, machine, how it ended, the metrics: `RunInfo`
-predictions.safetensors  what the model says of each test image
+predictions.safetensors  the logits of each test image
 report.html         all of it as a page to read
 samples/            some images, of a data set that lies in memory
-checkpoint.pt       private: the state that `--resume` goes on from; may be deleted
+checkpoint.pt       private: the state that `--resume` continues from; may be deleted
 .lock               held by the process that trains
 """
 

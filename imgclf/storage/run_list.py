@@ -1,6 +1,6 @@
 """The list of runs: what each one was, how it ended, how well it did, and which one is the default.
 
-Without torch, so that it answers at once.
+Without torch, so that it takes no time.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def list_entries(root: Path) -> tuple[list[RunEntry], list[Path]]:
 
 def find_default(root: Path = ROOT) -> RunEntry | None:
     """The run that commands take without --model: the pinned one or, without a pin, the newest that has ended with a
-    figure and whose network commands know; None where there is none, or where the pinned one is gone."""
+    figure and whose network commands know; None if there is none, or if the pinned one no longer exists."""
     return _default_among(list_runs(root), root)
 
 
@@ -222,7 +222,7 @@ def _figures(run: Run) -> tuple[str | None, Mapping[str, Any]]:
 
 
 def _answered(run: Run) -> Mapping[str, Any]:
-    """The figures of the answers to test images that the run folder holds; none where there are no such answers."""
+    """The metrics of the test predictions in the run folder; none where there are no such predictions."""
     from imgclf.evaluation.predictions import read_score
 
     try:
@@ -233,7 +233,7 @@ def _answered(run: Run) -> Mapping[str, Any]:
 
 
 def _of_model(run: Run) -> Mapping[str, Any]:
-    """The figures in the model file of a run; none where there is none, or it can't be read."""
+    """The metrics in the model file of a run; none where there is none, or it can't be read."""
     try:
         return read_manifest(run.model).metrics
     except ModelFileError:

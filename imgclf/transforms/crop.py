@@ -1,4 +1,4 @@
-"""The pixels of one image at another size, into memory that is there already: what training takes from each image.
+"""The pixels of one image at another size, into memory that exists already: what training takes from each image.
 
 Evaluation pixels come from `preprocess.prepare` alone. Here speed counts: what is lost is less than what a random crop
 changes anyway.

@@ -136,7 +136,9 @@ def open_folder(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, s
     layout = _split_folders(scan, strict=strict)
     samples, spelling = in_one_form(scan.samples(layout))
     if layout is not None:
-        found = _layout_notes(samples, layout)
+        splits = {s.split for s in samples}
+        used = sorted((ref for ref in layout if layout[ref] in splits), key=lambda ref: SPLIT_NAMES.index(layout[ref]))
+        found = [f"{_some(used)} found"] if used else []
     else:
         samples, found = _splits_below(samples)
         scan.problems.extend(_unclear(samples) if strict and not scan.problems and not found else [])
@@ -376,7 +378,7 @@ def _splits_below(samples: list[Sample]) -> tuple[list[Sample], list[str]]:
         return samples, []
     divided = [replace(sample, split=splits[sample.ref.split("/")[1]]) for sample in samples]
     ordered = sorted(splits, key=lambda name: (SPLIT_NAMES.index(str(splits[name])), name))
-    return divided, [f"{' and '.join(f'{printable(name)}/' for name in ordered)} found below each class"]
+    return divided, [f"{_some(ordered)} found below each class"]
 
 
 def _unclear(samples: list[Sample]) -> list[str]:
@@ -456,13 +458,6 @@ def _beside(root: str) -> list[str]:
     return [
         f"{_some(others)} beside it {'is' if len(others) == 1 else 'are'} not used: for that, name {printable(parent)}"
     ]
-
-
-def _layout_notes(samples: list[Sample], layout: dict[str, str]) -> list[str]:
-    splits = {s.split for s in samples}
-    ordered = sorted(layout, key=lambda ref: SPLIT_NAMES.index(layout[ref]))
-    found = [f"{printable(ref)}/" for ref in ordered if layout[ref] in splits]
-    return [f"{' and '.join(found)} found"]
 
 
 def _grouped(skipped: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -79,9 +79,9 @@ def default_data_dir() -> Path:
 
 
 def open_named(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
-    """A data set by its name, from `data_dir` (torchvision's layout), downloaded where it is not there yet.
+    """A data set by its name, from `data_dir` (torchvision's layout), downloaded if it is missing.
 
-    Raises `UnknownName`, and `DataError` where it is neither there nor to be had.
+    Raises `UnknownName`, and `DataError` where it can be neither found nor downloaded.
     """
     return NAMED.get(name)(Path(data_dir) if data_dir is not None else default_data_dir())
 

@@ -78,11 +78,11 @@ def test_images_without_an_extension_are_found_by_their_content(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "note"),
     [
-        (("train", "val", "test"), "train/ and val/ and test/ found"),
+        (("train", "val", "test"), "train/, val/ and test/ found"),
         (("Training", "DEV"), "Training/ and DEV/ found"),
         (("train", "testing"), "train/ and testing/ found"),
         (("train",), "train/ found"),
-        (("Training Set", "val_images", "test-data"), "Training Set/ and val_images/ and test-data/ found"),
+        (("Training Set", "val_images", "test-data"), "Training Set/, val_images/ and test-data/ found"),
     ],
 )
 def test_split_folders_are_recognized(tmp_path, folders, note):
