@@ -274,7 +274,7 @@ def test_a_source_with_another_order_of_classes_gives_the_same_result(trained, t
 def test_a_class_that_the_model_does_not_know_is_an_error(trained, tmp_path):
     image_file(tmp_path / "other" / "purple", "red", 60)
     image_file(tmp_path / "other" / "red", "red", 61)
-    with pytest.raises(DataError, match="it knows blue, green, red") as caught:
+    with pytest.raises(DataError, match="the model knows blue, green, red") as caught:
         trained.evaluate(tmp_path / "other")
     assert caught.value.problems == ("purple",)
 
@@ -550,7 +550,7 @@ def test_a_run_goes_by_its_split_whatever_has_come_since(own):
     assert resumed.split_.digest == loaded.split_.digest
     assert resumed.split_.notes[0].startswith("4 files new and left out: pink/one.png, red/0-new-0")
     assert resumed.split_.notes[1].startswith("2 files renamed: ")
-    with pytest.raises(DataError, match="to test on the images of its own split, name no data"):
+    with pytest.raises(DataError, match="name no data to test on the run's own images"):
         loaded.evaluate("photos")
 
 
