@@ -1,11 +1,14 @@
 """What training would do and take."""
 
+import re
+
 import pytest
 
 from imgclf.estimator.settings import Request, choose_experiment
 from imgclf.storage.run_folder import read_config, write_config
 from imgclf.studies import dry_run as dryrun
 from imgclf.studies.dry_run import LINE_WIDTH, dry_run, python_code, shortest_config
+from support.command_line import done
 
 TINY = {"arch": "lenet", "size": [16, 16], "weights": "none", "train": {"epochs": 2, "device": "cpu"}}
 
@@ -26,6 +29,16 @@ def test_a_plan_says_what_it_takes_and_leaves_nothing_behind(photos, in_folder):
     assert values["epochs"] == ("2", "set by you")
     assert values["size"] == ("16×16", "set by you")
     assert sorted(in_folder.rglob("*")) == before
+
+
+def test_the_command_shows_the_plan_and_leaves_nothing_behind(photos, in_folder):
+    options = ["--arch", "lenet", "--size", "16", "--epochs", "2", "--device", "cpu"]
+    shown = done("train", photos, *options, "--dry-run").stdout
+    assert re.search(r"epochs +2 +set by you", shown)
+    assert re.search(r"time: +about .* after the images are checked \(training .*, test .*\)", shown)
+    assert re.search(r"memory: about [0-9.]+ [kM]i?B for a step", shown)
+    assert "in Python:\n    " in shown
+    assert list(in_folder.iterdir()) == []
 
 
 def test_a_plan_names_the_recipe_that_set_a_value(photos):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from imgclf.core.errors import ConfigError, DataError
 from imgclf.storage.model_file import load_model, save_model
 from imgclf.storage.run_folder import INFO, find_run
 from imgclf.studies.reproduce import Metric, reproduce
+from support.command_line import done
+from support.command_line import run as command
 from support.photos import color_image, copy_of_world, save_photos
 
 CONFIG = {"train": {"precision": "fp32", "device": "cpu", "lr": 0.003}}
@@ -78,6 +82,22 @@ def test_other_versions_are_named(run):
     older = type(manifest)(**{**vars(manifest), "versions": {**manifest.versions, "torch": "1.0"}})
     save_model(run.model, model, older)
     assert reproduce(run.path).environment["torch"][0] == "1.0"
+
+
+def test_the_command_shows_what_differs(run):
+    assert "weights: equal to the bit" in done("reproduce", "r").stdout
+    model, manifest = load_model(run.model)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.25)
+    save_model(run.model, model, manifest)
+    result = command("reproduce", "r")
+    assert result.exit_code == 1
+    assert "weights: different, by 0.25 at most" in result.stdout
+    assert result.stdout.endswith("not reproduced\n")
+    save_model(run.model, model, replace(manifest, versions={**manifest.versions, "torch": "1.0"}))
+    elsewhere = done("reproduce", "r").stdout
+    assert re.search(r"torch +1\.0", elsewhere)
+    assert elsewhere.endswith("\nreproduced\n")
 
 
 @pytest.mark.filterwarnings("ignore:1 file missing")
