@@ -159,7 +159,7 @@ def _resumable(changes: Mapping[str, Any], options: Mapping[str, Any]) -> str:
 def _show(classifier: Classifier, view: TrainView, options: Mapping[str, Any], before: RunEntry | None) -> None:
     run, test = classifier.run_, classifier.metrics_.get("test")
     assert run is not None
-    console.warn_of_images(classifier.unreadable_, "left out at some time, unreadable or changed since the check")
+    console.warn_of_images(classifier.unreadable_, "left out, unreadable or changed since the check")
     interrupted = classifier.history_.ended == "interrupted"
     if interrupted:
         console.warn(f"interrupted; the best weights so far are kept; go on with: imgclf train --resume {run.path}")

@@ -51,7 +51,7 @@ def evaluate(
     with console.progress("testing") as progress:
         answers = classifier.predictions_of(used, samples, progress)
     result, page = answers.evaluation, None
-    console.warn_of_images(classifier.unreadable_, "could not be read, left out of the figures")
+    console.warn_of_images(classifier.unreadable_, "could not be read and are left out of the metrics")
     if far := far_values(used, samples, classifier.preprocess_.levels):
         console.warn(far)
     if data is not None or part in (None, "test"):
@@ -79,7 +79,7 @@ def _keep(path: Path, answers: Any) -> None:
     try:
         write_predictions(path, answers)
     except OSError as error:
-        console.warn(f"the answers are not kept as {path}: {error.strerror}")
+        console.warn(f"the predictions can't be saved as {path}: {error.strerror}")
 
 
 def _say_what_was_seen(classifier: Any, result: Any) -> None:
