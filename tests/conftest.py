@@ -8,10 +8,11 @@ import pytest
 gc.set_threshold(100_000, 20, 20)  # as in a command
 
 
-def pytest_configure(config: pytest.Config) -> None:
+@pytest.hookimpl(trylast=True)  # when the coverage is measured
+def pytest_sessionstart(session: pytest.Session) -> None:
     """The process that hands out tests to others runs none: it imports no torch."""
-    if config.getoption("dist", "no") == "no":
-        config.pluginmanager.import_plugin("support.fixtures")
+    if session.config.getoption("dist", "no") == "no":
+        session.config.pluginmanager.import_plugin("support.fixtures")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
