@@ -120,7 +120,7 @@ _LEVEL = Option(ge=-MAX_LEVEL, le=MAX_LEVEL, allowed="a number that is finite")
 
 @dataclass(frozen=True)
 class AugmentStep(Checked):
-    """One augmentation as data: the name of an operation and its parameters (JSON values); see `transforms.augment`."""
+    """One augmentation as data: the name of an operation and its parameters (JSON values); see `transforms.steps`."""
 
     op: str = option(choices=STEPS)
     params: Mapping[str, Any] = field(default_factory=dict, metadata={"option": Option(allowed="a table")})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.transforms._pixel_ops import moved
+from imgclf.transforms._ops_protocol import moved
 from imgclf.transforms.ops_cpu import LUMA, SMOOTH
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.transforms._pixel_ops import Numbers, Ops, moved
+from imgclf.transforms._ops_protocol import Numbers, Ops, moved
 
 DRAWS = 2  # numbers that an image needs
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")

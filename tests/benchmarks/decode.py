@@ -25,9 +25,9 @@ from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.data.jpeg import Jpeg, decode_jpeg, find_jpeg
 from imgclf.data.loading.loader import Loader
 from imgclf.data.sources.open import open_source
-from imgclf.transforms.batch import crop_boxes
 from imgclf.transforms.crop import crop_decode_size
 from imgclf.transforms.preprocess import to_input
+from imgclf.transforms.steps import crop_boxes
 
 SIDE = 224
 BATCH = 50

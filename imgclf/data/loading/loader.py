@@ -32,7 +32,7 @@ from imgclf.data.loading.rows import (
 )
 from imgclf.runtime.compute import in_parts_that_fit
 from imgclf.runtime.device import pick_device
-from imgclf.transforms.batch import augment, blend, blends
+from imgclf.transforms.steps import augment, blend, blends
 
 UNLABELED = -1
 

@@ -19,9 +19,9 @@ from imgclf.data.loading.disk_cache import CachedImage, PixelCache
 from imgclf.data.loading.pixel_store import CacheFormat, DenseStore, RaggedStore
 from imgclf.data.loading.prefetch import Watch
 from imgclf.transforms.albumentations_pipeline import Augmenter
-from imgclf.transforms.batch import crop_boxes
 from imgclf.transforms.crop import Box, crop_decode_size, crop_resize
 from imgclf.transforms.preprocess import prepare
+from imgclf.transforms.steps import crop_boxes
 
 Index = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -158,7 +158,7 @@ class AlbumentationsRowWriter:
 
 
 class CropRowWriter:
-    """The random resized crop of each image, for the steps of `transforms.batch` that follow.
+    """The random resized crop of each image, for the steps of `transforms.steps` that follow.
 
     Where whole images are not kept, the crop is chosen from the header of a file, which is then decoded as small as
     the crop allows.

@@ -6,8 +6,8 @@ import torch
 
 from imgclf.core.config import PreprocessConfig
 from imgclf.core.errors import UnknownName
-from imgclf.transforms.batch import augment
 from imgclf.transforms.presets import PRESETS, RECOLORING, limited, preset_steps
+from imgclf.transforms.steps import augment
 
 NAMES = PRESETS.names()
 MOVING = [name for name in NAMES if name != "none"]

@@ -9,8 +9,8 @@ from scipy import stats
 
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
-from imgclf.transforms import batch, ops_cpu, ops_torch
-from imgclf.transforms.batch import augment
+from imgclf.transforms import ops_cpu, ops_torch, steps
+from imgclf.transforms.steps import augment
 from imgclf.transforms.trivial_augment import OPERATIONS, RECOLORING, Space, alter
 
 FAR = {"shear": 0.3, "shift": 0.2, "rotate": 30, "factor": 0.9}
@@ -141,7 +141,7 @@ def parameters(monkeypatch):
 
     def draw(**more):
         spy = Spy()
-        monkeypatch.setattr(batch, "_ops", lambda pixels: spy)
+        monkeypatch.setattr(steps, "_ops", lambda pixels: spy)
         recipe = PreprocessConfig(size=(40, 60), steps=(AugmentStep("trivial", {**FAR, **more}),))
         augment(torch.zeros((1, 1, 1, 1), dtype=torch.uint8).expand(N, 40, 60, 3), recipe, 0, 1, KEYS)
         return spy.calls

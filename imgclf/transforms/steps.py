@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
 from imgclf.transforms import ops_cpu, ops_torch
-from imgclf.transforms._pixel_ops import Numbers, Ops, moved
+from imgclf.transforms._ops_protocol import Numbers, Ops, moved
 from imgclf.transforms.rng import Draws
 from imgclf.transforms.trivial_augment import DRAWS, Space, about_center, alter
 

@@ -14,9 +14,9 @@ from scipy import stats
 
 from imgclf.core.config import AugmentStep, PreprocessConfig
 from imgclf.core.errors import ConfigError
-from imgclf.transforms import batch, ops_cpu, ops_torch
-from imgclf.transforms.batch import augment, blend, crop_boxes
+from imgclf.transforms import ops_cpu, ops_torch, steps
 from imgclf.transforms.presets import PRESETS, preset_steps
+from imgclf.transforms.steps import augment, blend, crop_boxes
 
 N = 3000
 KEYS = np.random.default_rng(1).integers(0, 2**64 - 1, N, dtype=np.uint64)
@@ -60,7 +60,7 @@ def parameters(monkeypatch):
 
     def draw(op, height=40, width=60, channels=3, **params):
         spy = Spy()
-        monkeypatch.setattr(batch, "_ops", lambda pixels: spy)
+        monkeypatch.setattr(steps, "_ops", lambda pixels: spy)
         one_step(torch.zeros((1, 1, 1, 1), dtype=torch.uint8).expand(N, height, width, channels), op, **params)
         return spy.calls
 
@@ -257,7 +257,7 @@ def test_a_mirror_image_is_that_of_albumentations():
 @pytest.mark.parametrize(("border", "mode"), [("black", "constant"), ("reflect", "reflect")])
 @pytest.mark.parametrize("ops", [ops_cpu, ops_torch])
 def test_windows_are_crops_of_the_framed_image(monkeypatch, border, mode, ops):
-    monkeypatch.setattr(batch, "_ops", lambda pixels: ops)
+    monkeypatch.setattr(steps, "_ops", lambda pixels: ops)
     pixels = images(1).expand(300, -1, -1, -1)
     framed = np.pad(pixels[0], ((3, 3), (3, 3), (0, 0)), mode=mode)
     windows = {framed[y : y + 12, x : x + 16].tobytes() for y in range(7) for x in range(7)}
@@ -275,7 +275,7 @@ def test_a_border_that_is_none():
 def test_moved_images_are_those_of_albumentations(monkeypatch, channels, size):
     spy, pixels = Spy(), _smooth(6, size, channels)
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "_ops", lambda pixels: spy)
+        patch.setattr(steps, "_ops", lambda pixels: spy)
         one_step(pixels, "affine", **AFFINE)
     moved = one_step(pixels, "affine", **AFFINE)
     for image, matrix, ours in zip(pixels.numpy(), spy.calls[0][1], moved.numpy(), strict=True):
@@ -295,7 +295,7 @@ def _smooth(n, size, channels):
 def test_changed_colors_are_those_of_albumentations_where_nothing_is_clipped(monkeypatch):
     spy, pixels = Spy(), images(40, low=90, high=140)
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "_ops", lambda pixels: spy)
+        patch.setattr(steps, "_ops", lambda pixels: spy)
         one_step(pixels, "color_jitter", **JITTER)
     (_, *first), (_, turn), (_, *rest) = spy.calls
     ours = one_step(pixels, "color_jitter", **JITTER).numpy()
@@ -439,7 +439,7 @@ def test_both_kinds_of_operations_give_the_same_pixels(monkeypatch, n):
     recipe = PreprocessConfig(size=(31, 31), steps=(*EVERY[:2], *EVERY[2:4], EVERY[5], *preset_steps("mix")[-2:]))
     both = []
     for ops in (ops_cpu, ops_torch):
-        monkeypatch.setattr(batch, "_ops", lambda pixels, ops=ops: ops)
+        monkeypatch.setattr(steps, "_ops", lambda pixels, ops=ops: ops)
         out = augment(pixels, recipe, 0, 1, KEYS[:n])
         mixed, (_, share) = blend(out, torch.arange(n), recipe, 0, 1, KEYS[:n])
         both.append((out.int(), mixed.int(), share))
@@ -527,7 +527,7 @@ def test_the_boxes_of_cutmix_have_the_shape_of_the_image():
     pixels = torch.zeros((1, 1, 1, 1), dtype=torch.uint8).expand(N, 200, 200, 1)
     spy = Spy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "_ops", lambda pixels: spy)
+        patch.setattr(steps, "_ops", lambda pixels: spy)
         mixed(pixels, torch.zeros(N), AugmentStep("cutmix", {"alpha": 1.0, "p": 1.0}))
     top, left, bottom, right = spy.calls[0][1].T
     inner = (top > 0) & (left > 0) & (bottom < 200) & (right < 200)
