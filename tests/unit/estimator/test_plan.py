@@ -134,7 +134,7 @@ def test_a_network_that_nobody_names_is_settled_and_given_with_its_reason(make_s
     plan = plan_of(replace(LENET, arch="auto", weights="auto", size=(32, 32)), make_source(channels=3))
     assert plan.experiment.arch == plan.spec.arch == "efficientnet_lite0"  # an extra that the tests need
     reasons = {choice.name: choice.reason for choice in describe(plan)}
-    assert "weights are on this machine (imgclf[offline])" in reasons["arch"]
+    assert "weights on this machine (imgclf[offline])" in reasons["arch"]
     assert "arch" not in {choice.name for choice in describe(plan_of(LENET, make_source()))}
 
 
