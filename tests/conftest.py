@@ -30,7 +30,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies in `unit` is a unit test: `pytest -m unit`."""
+    """What lies in `unit` and is not slow is a unit test: `pytest -m unit`."""
     for item in items:
-        if Path(__file__).parent / "unit" in item.path.parents:
+        if Path(__file__).parent / "unit" in item.path.parents and item.get_closest_marker("slow") is None:
             item.add_marker("unit")

@@ -67,6 +67,7 @@ def test_the_channels_are_those_of_the_data(channels, expected):
     assert plan_pixels(LENET, mixed_source(channels)).channels == expected
 
 
+@pytest.mark.slow
 def test_a_pretrained_backbone_keeps_its_own_channels():
     gray = mixed_source((1, 1))
     assert plan_pixels(ExperimentConfig("resnet18"), gray).channels == 3

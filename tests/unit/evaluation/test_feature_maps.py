@@ -33,6 +33,7 @@ LAST = [
 OF_GRAY = ("lenet", "resnet18", "vit_tiny_patch16_224")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "size", "name", "layout", "grid"), LAST, ids=[f"{row[0]}-{row[1][1]}" for row in LAST]
 )

@@ -123,6 +123,7 @@ REJECTOR = Rejector(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "copies", "rejector"),
     [(True, 1, None), (False, 2, REJECTOR)],

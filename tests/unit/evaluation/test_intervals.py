@@ -61,6 +61,7 @@ def test_draws_are_scored_as_scikit_learn_does():
         assert drawn[1, draw] == pytest.approx(f1_score(truth, said, average="macro", labels=labels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("counts", "margins", "noise"),
     [

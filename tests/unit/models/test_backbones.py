@@ -17,6 +17,7 @@ def outputs(head: nn.Module) -> int:
     return head.out_channels if isinstance(head, nn.Conv2d) else head.out_features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "channels", "size"),
     [

@@ -85,6 +85,7 @@ def test_the_formula_is_what_pytorch_does(kind, side, size, stride, padding, dil
     assert sides == set(rows[1].shape[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -61,6 +61,7 @@ def test_flatten_sizes_are_those_of_the_documents(name, flat):
     assert first.in_features == flat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("item", OWN, ids=lambda item: item.name)
 def test_contract_of_every_own_architecture(item: Arch):
     """With as many channels as it has by itself not, and with other classes."""

@@ -382,6 +382,7 @@ def test_a_server_that_only_fails_has_not_answered(caches, monkeypatch):
         assert "127.0.0.1 did not answer within 2 s, or only with a server error" in used.note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [None, 0.4])
 def test_a_hub_that_hangs_on_its_files_is_asked_once(caches, monkeypatch, chosen):
     from huggingface_hub import constants
@@ -461,6 +462,7 @@ def test_anything_else_that_does_not_fit_is_listed_and_changes_nothing(tmp_path)
     assert same(before, snapshot(model))
 
 
+@pytest.mark.slow
 def test_long_lists_of_misfits_are_cut(tmp_path):
     path = tmp_path / "other.pth"
     torch.save(build_model(ModelConfig("cnn_cifar", 4)).state_dict(), path)

@@ -53,6 +53,7 @@ def test_augmented_pixels_are_those_of_the_first_epoch(make_source, preset, rati
         assert (shown[position] == pixels.numpy()).all()
 
 
+@pytest.mark.slow
 def test_legend_title_image_and_name_stand_under_each_other(tmp_path):
     images = [np.full((8, 8, 3), 90, np.uint8)] * 7
     save_grid(images, ["a → b"] * 7, tmp_path / "grid.png", names=["photo"] * 7, legend="a said → b said")
@@ -80,6 +81,7 @@ def test_a_grid_shows_its_images(tmp_path):
     assert (pixels == [255, 0, 0]).all(axis=2).mean() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_one_picture_a_channel(tmp_path, channels):
     save_channels(np.zeros((3, 4, channels), np.uint8), "a $title", tmp_path / "channels.png")

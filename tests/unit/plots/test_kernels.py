@@ -71,6 +71,7 @@ def test_a_network_without_convolutions_has_neither():
         stage_maps(model, PIXELS, GRAY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 def test_pictures_are_written(tmp_path, channels):
     torch.manual_seed(0)

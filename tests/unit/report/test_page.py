@@ -142,6 +142,7 @@ def test_the_order_of_classes_that_are_never_confused_stays():
     assert together(one) == [1, 2, 0]
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_most_confused_are_shown():
     targets = np.repeat(np.arange(1000), 10)
     called = targets.copy()
@@ -355,6 +356,7 @@ def test_names_can_be_anything():
     assert NASTY[0] in json.loads(block)["names"]
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_and_many_pictures_stay_below_8_mb():
     rng = np.random.default_rng(0)
     names = tuple(f"class {i} {'of a long name ' * 8}" for i in range(1000))

@@ -70,6 +70,7 @@ def test_compiling_pays_on_cuda_and_for_long_runs(kind, flops, compiles):
     assert should_compile("off", device, flops) is False
 
 
+@pytest.mark.slow
 def test_a_network_is_compiled_in_place_and_only_for_a_while():
     model = nn.Linear(2, 2)
     names = list(model.state_dict())

@@ -172,6 +172,7 @@ def test_reading_the_manifest_needs_no_torch(file):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @given(
     classes=st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=2, unique=True).map(tuple),
     data=st.text(max_size=5),
@@ -253,6 +254,7 @@ def test_a_manifest_that_could_not_be_read_is_not_saved(model, tmp_path):
 # Damage
 
 
+@pytest.mark.slow
 def test_every_truncation_is_refused(file, good):
     for length in {*range(0, len(good), 97), *range(10), len(good) - 1}:
         file.write_bytes(good[:length])
@@ -266,6 +268,7 @@ def flips(data: bytes):
     yield from ((position, position % 8) for position in (*range(8, header), *range(header, len(data), 31)))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused(file, good):
     survivors = []
     with file.open("r+b") as stream:
@@ -407,6 +410,7 @@ def test_hostile_headers_are_refused(tmp_path, data, message):
     assert refusal(tmp_path / "m").startswith(message)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_tensors_are_refused(tmp_path):
     tensors = {f"layer.{index}": torch.zeros(1) for index in range(20_000)}
     (tmp_path / "m").write_bytes(forge(None, tensors=tensors))

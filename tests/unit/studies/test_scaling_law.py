@@ -25,6 +25,7 @@ def measured(law, n=400, seed=0, sizes=SIZES, draws=DRAWS):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [PowerLaw(2.0, 0.5, 0.05), PowerLaw(0.9, 0.25, 0.0), PowerLaw(0.0, 0.5, 0.2)])
 def test_a_law_without_noise_is_found(law):
     fitted = fit_law(SIZES, measured(law, n=2_000))
@@ -33,6 +34,7 @@ def test_a_law_without_noise_is_found(law):
     assert fitted.misfit > 0.01
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_gain_holds_the_truth_as_often_as_it_says():
     law = PowerLaw(2.0, 0.45, 0.05)
     true = law.error(1000) - law.error(2000)
