@@ -120,14 +120,10 @@ def _say_where_to_go_on(run: Run | None) -> None:
     """After an interruption that left no time to end well."""
     if run is None or not (run.path / INFO).exists():
         console.say("interrupted; nothing is kept")
-        return
-    name, info = shlex.quote(str(run.path)), open_run(run.path).info
-    if info.status not in ENDED:
-        console.say(f"interrupted; go on with: imgclf train --resume {name}")
-    elif info.metrics is None:
-        console.say(f"interrupted; test it with: imgclf evaluate --model {name}")
-    else:
+    elif open_run(run.path).info.status in ENDED:
         console.say("interrupted")
+    else:
+        console.say(f"interrupted; go on with: imgclf train --resume {shlex.quote(str(run.path))}")
 
 
 def _trackers(data: str, options: Mapping[str, Any]) -> list[Tracker]:

@@ -53,6 +53,22 @@ def test_slow_files_are_the_bottleneck_where_nothing_is_cached(make_source):
     assert "--cache ram" in result.advice[0]
 
 
+@pytest.mark.parametrize(
+    ("bottleneck", "advice"),
+    [
+        ("reading", ("copy the images to a faster disk, or keep them decoded: --cache disk",)),
+        ("augmenting", ("use fewer or simpler augmentations: --augment light",)),
+        ("step", ("smaller images: --size 48 takes about half the time", "a smaller network")),
+    ],
+)
+def test_each_bottleneck_has_its_advice(make_source, monkeypatch, bottleneck, advice):
+    monkeypatch.setattr("imgclf.studies.benchmark._bottleneck", lambda *_: bottleneck)
+    config = {**CONFIG, "size": (64, 64), "train": {**CONFIG["train"], "precision": "bf16"}}
+    given = benchmark(make_source(), config=config, seconds=0.01).advice
+    assert all(any(text.startswith(part) for text in given) for part in advice)
+    assert not any("half precision" in text for text in given)
+
+
 def test_the_machine_is_described(monkeypatch):
     facts = machine()
     assert facts["cores"] == cores() >= 1

@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.core.errors import ConfigError, DataError
+from imgclf.core.results import ClassGain, Estimate, LearningCurve
 from imgclf.data.dataset import Sample
 from imgclf.models.registry import ARCHS, Arch
 from imgclf.models.weights import WeightsUsed
 from imgclf.studies import learning_curve as learning
 from imgclf.studies.events import CurvePointMeasured
 from imgclf.studies.learning_curve import DRAWS, draw_parts, learning_curve
+from imgclf.studies.scaling_law import curve_point, fit_law
 from imgclf.training.events import Progressed
 
 TINY = {"arch": "lenet", "weights": "none", "size": [16, 16], "train": {"epochs": 2, "device": "cpu"}}
@@ -214,6 +216,22 @@ def test_the_command(photos, in_folder, pooled):
         assert word in text.stdout
 
 
+def test_the_command_promises_nothing_where_the_points_do_not_follow_the_fit(photos, in_folder, monkeypatch):
+    rng = np.random.default_rng(0)
+    wrong = [rng.random((2, 100)) < share for share in (0.5, 0.4, 0.3)]
+    law = fit_law((10, 20, 40), wrong)
+    points = tuple(curve_point(n / 40, n, row) for n, row in zip((10, 20, 40), wrong, strict=True))
+    classes = (ClassGain("red", 20, None, Estimate(0.01, -0.01, 0.03), None),)
+    curve = LearningCurve(
+        *("photos", "pooled", False, 100, points, law.law, law.at(80), law.gain(40)),
+        *(0.001, classes, 1.0, law.band(10, 80)),
+    )
+    monkeypatch.setattr(learning, "learning_curve", lambda *_, **__: curve)
+    shown = CliRunner().invoke(app, ["learning-curve", str(photos)]).stdout
+    assert "more:    unclear, as the points don't follow the fit\n" in shown
+    assert "unclear (−1.0 to +3.0)" in shown
+
+
 def test_the_command_refuses_what_it_can_not_do(photos, in_folder):
     for arguments in (["--out", "notes.txt"], ["--out", str(photos / "curve.png")], ["--arch", "lenet"]):
         result = CliRunner().invoke(app, ["learning-curve", str(photos), *arguments])
@@ -236,9 +254,7 @@ def test_interrupted_training_ends_the_whole(photos, monkeypatch):
 
 
 def test_a_picture_of_the_law(tmp_path):
-    from imgclf.core.results import LearningCurve
     from imgclf.plots.figures import save_learning_curve
-    from imgclf.studies.scaling_law import curve_point, fit_law
 
     rng = np.random.default_rng(0)
     wrong = [rng.random((2, 100)) < share for share in (0.5, 0.4, 0.3)]

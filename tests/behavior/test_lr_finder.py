@@ -13,6 +13,7 @@ from imgclf import Classifier
 from imgclf.cli import app
 from imgclf.core.config import ExperimentConfig, PreprocessConfig, TrainConfig
 from imgclf.core.errors import ConfigError
+from imgclf.core.results import LrCurve
 from imgclf.data.dataset import ArrayReader, Sample, Source
 from imgclf.data.loading.loader import Loader
 from imgclf.estimator.settings import Request
@@ -147,3 +148,15 @@ def test_the_command_shows_that_it_goes_on_and_what_training_would_use(photos, i
     assert found.exit_code == 0, found.stderr
     assert "       20 of 100 steps\n       40 of 100 steps\n" in found.stderr
     assert "(train would use 0.002)\n" in found.stdout
+
+
+def test_the_command_says_where_no_rate_is_better_than_the_default(photos, in_folder, monkeypatch):
+    curve = LrCurve((0.001, 0.01, 0.1), (1.0, 0.99, 2.0), None)
+    monkeypatch.setattr("imgclf.training.lr_finder.find_lr", lambda *_, **__: curve)
+    arguments = ["--arch", "lenet", "--size", "16", "--weights", "none", "--device", "cpu"]
+    found = CliRunner().invoke(app, ["find-lr", str(photos), *arguments])
+    assert found.exit_code == 0, found.stderr
+    assert "no learning rate lowers the loss much in so few steps: keep the default, 0.002" in found.stderr
+    assert "suggested" not in found.stdout
+    assert "--lr" not in found.stdout
+    assert (in_folder / "find-lr.png").is_file()

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from imgclf import Classifier
 from imgclf.core.errors import ConfigError, DataError
 from imgclf.storage.model_file import load_model, save_model
-from imgclf.storage.run_folder import INFO, find_run
-from imgclf.studies.reproduce import Metric, reproduce
+from imgclf.storage.run_folder import INFO, find_run, write_info
+from imgclf.studies.reproduce import Metric, Reproduction, reproduce
 from support.command_line import done
 from support.command_line import run as command
 from support.photos import color_image, copy_of_world, save_photos
@@ -98,6 +98,20 @@ def test_the_command_shows_what_differs(run):
     elsewhere = done("reproduce", "r").stdout
     assert re.search(r"torch +1\.0", elsewhere)
     assert elsewhere.endswith("\nreproduced\n")
+
+
+def test_a_run_that_has_not_ended_is_not_reproduced(run):
+    write_info(run, status="interrupted")
+    result = command("reproduce", "r")
+    assert result.exit_code == 2
+    assert "finish it first with imgclf train --resume runs/r" in " ".join(result.stderr.split())
+
+
+def test_a_run_that_was_resumed_to_more_epochs_says_why_it_differs(run, monkeypatch):
+    found = Reproduction("r", False, 0.5, (Metric("accuracy", 0.5, 0.4, 10),), {}, extended=True)
+    monkeypatch.setattr("imgclf.studies.reproduce.reproduce", lambda *_, **__: found)
+    shown = command("reproduce", "r").stdout
+    assert "the run was resumed to more epochs than planned: training without a break differs\n" in shown
 
 
 @pytest.mark.filterwarnings("ignore:1 file missing")

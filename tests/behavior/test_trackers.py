@@ -22,7 +22,7 @@ from imgclf.tracking import tracker as tracking
 from imgclf.tracking.backend import Backend, Pictures, Session, draw_confusion, readable_confusion
 from imgclf.tracking.registry import TRACKERS, find_backend
 from imgclf.tracking.tensorboard import TensorBoard
-from imgclf.tracking.visdom import MAX_STEP_POINTS, Visdom
+from imgclf.tracking.visdom import MAX_STEP_POINTS, Visdom, _client_class
 from imgclf.training.events import EpochEnded
 
 CONFIG = {"train": {"precision": "fp32"}}
@@ -453,6 +453,36 @@ def test_what_visdom_draws(fake_visdom):
     name, (counts,), options = fake_visdom[-1]
     assert (name, counts.tolist(), options["opts"]["rownames"]) == ("heatmap", [[3, 1], [0, 0]], ["cat", "dog"])
     assert [note["text"] for note in options["opts"]["layoutopts"]["plotly"]["annotations"]] == ["3", "1", "0", "0"]
+
+
+def test_visdom_draws_the_epochs_before_a_resume_again(fake_visdom):
+    backend = Visdom("http://host:1")
+    backend.open(Session("run", None, "", {}))
+    backend.start([EpochRecord(n, 1 / n, 0.5, 2 / n, 0.25, 0.1, 1.0, True) for n in (1, 2)])
+    backend.flush()
+    (loss, accuracy) = [call for call in fake_visdom[1:] if call[0] == "line"]
+    assert [one[2]["opts"]["legend"] for one in (loss, accuracy)] == [["train", "valid"]] * 2
+    assert loss[1][0].tolist() == [[1.0, 2.0], [0.5, 1.0]]
+    assert accuracy[1][0].tolist() == [[0.5, 0.25]] * 2
+
+
+def test_a_confusion_matrix_of_many_classes_has_no_counts_in_its_cells(fake_visdom):
+    backend = Visdom("http://host:1")
+    backend.open(Session("run", None, "", {}))
+    result = evaluation(np.eye(21, dtype=int), [f"c{i}" for i in range(21)])
+    backend.tested("test", result, Pictures("s", "t", (np.zeros((8, 8, 1), np.uint8),), ("c0",), (True,)))
+    assert "annotations" not in fake_visdom[-1][2]["opts"]["layoutopts"]["plotly"]
+
+
+def test_what_a_visdom_server_answers_is_read_and_an_error_of_it_raised(fake_visdom, monkeypatch):
+    replies = [SimpleNamespace(ok=True, text="window"), SimpleNamespace(ok=False, status_code=500)]
+    session = SimpleNamespace(post=lambda *_, **__: replies.pop(0))
+    requests = SimpleNamespace(Session=lambda: session, Timeout=TimeoutError, RequestException=OSError)
+    monkeypatch.setitem(sys.modules, "requests", requests)
+    client = _client_class()(server="http://host", port=1, env="run")
+    assert client._handle_post("http://host:1/events") == "window"
+    with pytest.raises(ConnectionError, match="the server at http://host:1 returned status 500"):
+        client._handle_post("http://host:1/events")
 
 
 def test_a_long_line_is_thinned(fake_visdom):

@@ -20,7 +20,7 @@ from imgclf.core.results import EpochRecord, History
 from imgclf.storage.run_folder import read_config
 from imgclf.studies import tune as tuning
 from imgclf.studies.events import NextTraining
-from imgclf.studies.tune import TrialEnded, tune
+from imgclf.studies.tune import Trial, TrialEnded, Tuning, tune
 from imgclf.training.events import BaselineMeasured, EpochEnded, StepEnded, notify
 from support.events import on
 
@@ -256,6 +256,49 @@ def test_no_trial_begins_that_would_not_fit(photos, in_folder, monkeypatch):
     monkeypatch.setattr(tuning, "_expected_seconds", lambda study: 120.0)
     result = tune(str(photos), config=TINY, trials=2, minutes=1)
     assert (result.ended, len(result.trials)) == ("out of time", 1)
+
+
+def search(ended="done", trials=1, importances=(), default=False):
+    values = {"lr": 0.01, "augment": "light"}
+    found = [Trial(n, "complete", 0.5 + n / 10, values, default=default) for n in range(trials)]
+    return Tuning("photos", "lenet", tuple(found), None, dict(importances), "runs/tune-photos.toml", ended)
+
+
+def test_an_interrupted_search_is_shown_and_ends_with_the_code_of_interrupts(photos, in_folder, monkeypatch):
+    monkeypatch.setattr(_tuning, "tune", lambda *_, **__: search("interrupted", default=True))
+    found = CliRunner().invoke(app, ["tune", str(photos)])
+    assert found.exit_code == 130
+    assert "interrupted; the same command resumes the search" in found.stderr
+    assert "best:       the default settings: no trial is better\n" in found.stdout
+
+
+@pytest.mark.parametrize(("importances", "shown"), [({"lr": 0.9, "augment": 0.1}, "lr 90%, augment 10%"), ({}, None)])
+def test_the_command_says_which_settings_matter(photos, in_folder, monkeypatch, importances, shown):
+    (in_folder / "runs").mkdir()
+    monkeypatch.setattr(_tuning, "tune", lambda *_, **__: search(trials=6, importances=importances))
+    found = CliRunner().invoke(app, ["tune", str(photos)])
+    assert found.exit_code == 0, found.stderr
+    assert (f"importance: {shown}\npicture:    runs/tune-photos.png\n" in found.stdout) == bool(shown)
+    assert (in_folder / "runs" / "tune-photos.png").is_file() == bool(shown)
+    assert "complete trials" not in found.stdout
+
+
+def test_a_result_without_its_search_is_not_replaced(photos, in_folder):
+    (in_folder / "runs").mkdir()
+    (in_folder / "runs" / "tune-photos.toml").write_text("kept")
+    with pytest.raises(ConfigError, match="already exists, and there is no search to resume"):
+        tune(str(photos), config=TINY)
+    assert (in_folder / "runs" / "tune-photos.toml").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("no_training")
+def test_an_error_in_a_trial_ends_the_search_with_it(photos, in_folder, monkeypatch):
+    def fit(*_, **__):
+        raise DataError("the disk is gone")
+
+    monkeypatch.setattr(tuning.Classifier, "fit", fit)
+    with pytest.raises(DataError, match="the disk is gone"):
+        tune(str(photos), config=TINY, trials=2)
 
 
 def test_what_can_not_be_tuned(photos, in_folder, monkeypatch):

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 from rich.console import Console
@@ -940,6 +941,14 @@ def test_figures_are_shown_of_all_test_images_and_without_those_that_training_sa
         assert ("used for training or validation" in out) == (len(seen) == 4)
 
 
+def test_of_many_classes_the_top_five_count_and_the_confusion_is_not_shown(capsys):
+    logits = np.eye(13, dtype=np.float32)
+    show_evaluation(Predictions(logits, np.arange(13), ("",) * 13, ("",) * 13, tuple("abcdefghijklm")).evaluation, "t")
+    out = capsys.readouterr().out
+    assert "top-5 100.0%" in out
+    assert "predicted" not in out
+
+
 def test_a_class_without_test_images_is_shown_as_not_tested(capsys):
     logits, targets = np.eye(3)[[0, 2, 0]], np.array([0, 2, 0])
     result = evaluate_logits(logits, targets, ["ant", "bee", "wasp"])
@@ -1035,6 +1044,23 @@ def test_what_an_import_makes_of_an_interrupt_is_no_bug(signals, capsys):
             console.guarded(work)()
         assert end.value.exit_code == 143
     assert capsys.readouterr().err == "interrupted\ninterrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 3, "the device has too little memory for this: use a smaller"),
+        (ZeroDivisionError("by zero"), 1, "this is a bug in imgclf: ZeroDivisionError: by zero"),
+    ],
+)
+def test_an_unforeseen_error_is_a_lack_of_memory_or_a_bug(capsys, error, code, said):
+    def command():
+        raise error
+
+    with pytest.raises(typer.Exit) as end:
+        console.guarded(command)()
+    assert end.value.exit_code == code
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_interrupt_before_the_command_line_is_loaded_has_no_traceback(monkeypatch, capsys):

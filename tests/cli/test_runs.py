@@ -2,16 +2,21 @@
 
 import shutil
 import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imgclf import Classifier
+from imgclf.cli._results import figure
 from imgclf.cli._training import warn_of_worse
+from imgclf.data.split import read_split
+from imgclf.evaluation.predictions import read_predictions, write_predictions
 from imgclf.storage.run_folder import PREDICTIONS, list_runs, open_run
 from imgclf.storage.run_list import RunEntry
 from support.command_line import answer, done, run
-from support.photos import copy_of_world, save_photos
+from support.photos import color_image, copy_of_world, save_photos
 
 TINY = ("--arch", "lenet", "--size", "16", "--epochs", "1", "--precision", "fp32")
 
@@ -129,6 +134,10 @@ def test_a_worse_run_does_not_become_the_default_unsaid(capsys):
     )
 
 
+def test_a_run_that_was_not_tested_has_no_accuracy_yet():
+    assert figure(RunEntry("runs/a", 1, "done", "photos", "lenet", None, None)) == "no accuracy yet"
+
+
 def test_sorted_and_filtered(here):
     names = [row["name"] for row in answer("runs", "--sort", "accuracy", "--filter", "data=photos")["runs"]]
     assert names == ["second", "first"]
@@ -195,6 +204,16 @@ def test_images_that_are_gone_are_named_and_the_others_are_shown(here):
     assert (here / "changed.png").is_file()
 
 
+def test_images_that_changed_since_the_test_and_others_than_the_first_few_are_not_drawn(here, monkeypatch):
+    changed = here / "photos" / answer("compare", "first", "second")["fixed"][0]["path"]
+    color_image("red", 77).save(changed)
+    said = done("compare", "first", "second", "--picture", "changed.png").stderr
+    assert f"{changed.relative_to(here / 'photos')} has changed since the test" in " ".join(said.split())
+    monkeypatch.setattr(sys.modules["imgclf.cli.compare"], "MAX_PICTURED", 2)
+    more = done("compare", "first", "second", "--picture", "few.png").stderr
+    assert "the picture shows 1 of " in more
+
+
 def test_other_data_are_refused(here):
     result = run("compare", "first", "digits-lenet-1")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -211,6 +230,24 @@ def test_a_run_without_answers_says_what_to_do(here):
     assert "imgclf evaluate --model runs/first" in result.stderr
     done("evaluate", "--model", "runs/first")
     assert answer("compare", "first", "second")["n"] == 9
+
+
+def test_test_images_and_classes_that_only_one_run_has_are_said(here):
+    file = here / "runs" / "second" / PREDICTIONS
+    both = read_predictions(file)
+    write_predictions(file, replace(both.take(range(5)), classes=(*both.classes[:-1], "rose")))
+    said = " ".join(run("compare", "first", "second").stderr.split())
+    assert "4 test images of a left out: b was not tested on them" in said
+    assert "1 class of a unknown to b: red" in said
+
+
+def test_images_that_came_or_went_since_the_split_are_said(here):
+    color_image("red", 88).save(here / "photos" / "red" / "new.png")
+    (row, *_) = [row for row in read_split(here / "runs" / "first" / "split.csv") if row.split == "test"]
+    (here / "photos" / row.ref).unlink()
+    said = " ".join(done("evaluate", "--model", "first").stderr.split())
+    assert "1 image left out, as the run's split does not know them: red/new.png" in said
+    assert f"1 image of the run's test part is gone or changed: {row.ref}" in said
 
 
 def test_the_recipe_is_kept(here):

@@ -24,6 +24,7 @@ from imgclf.core.config import (
     PreprocessConfig,
     TrainConfig,
     from_dict,
+    parse_duration,
     parse_size,
     parse_split,
     to_dict,
@@ -275,6 +276,12 @@ def test_a_size_is_height_by_width(text, size):
 def test_a_size_that_is_none(text):
     with pytest.raises(ConfigError, match="as in 224 or 64x128"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1m", "1d", "1:30"])
+def test_a_duration_that_is_none(text):
+    with pytest.raises(ConfigError, match="as in 90s, 10m or 2h"):
+        parse_duration(text)
 
 
 @given(st.integers(1, 100), st.integers(0, 100))

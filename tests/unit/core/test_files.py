@@ -40,6 +40,11 @@ def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_file_in_a_folder_that_is_not_there_names_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
+        write_atomic(tmp_path / "nowhere" / "file", b"content")
+
+
 @given(st.binary(max_size=100), st.data())
 def test_what_is_unsealed_is_what_was_sealed_or_an_error(content, data):
     stored = content + seal(content)

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgclf.core.text import byte_size, first_few, natural, one_line, percent, percent_range, plural, printable, shorten
+from imgclf.core.text import (
+    byte_size,
+    duration,
+    first_few,
+    natural,
+    one_line,
+    percent,
+    percent_range,
+    plural,
+    printable,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +40,7 @@ from imgclf.core.text import byte_size, first_few, natural, one_line, percent, p
         (printable("größe 사진"), "größe 사진"),
         (one_line(ValueError("two\nlines")), "two lines"),
         (one_line(ValueError()), "ValueError"),
+        *[(duration(seconds), text) for seconds, text in ((89, "89 s"), (90, "2 min"), (5400, "1.5 h"))],
     ],
 )
 def test_text_for_people(text, expected):

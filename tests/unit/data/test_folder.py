@@ -1,6 +1,7 @@
 """Folders as data: what becomes a class, a split, an image, and what is only listed."""
 
 import os
+import shutil
 import sys
 import unicodedata
 
@@ -128,6 +129,7 @@ def test_splits_below_each_class_are_taken(tmp_path):
         (("train/a", "train/b", "sketches"), r"train/ may be a split or a class: it holds folders \(a and b\)"),
         (("train/a", "train/b", "unlabeled"), "and unlabeled/ is beside it"),
         (("test/a", "test/b", "c", "d"), "c/ and d/ are beside it"),
+        (("test/a", "test/b", "c", "d", "e", "f"), "c/, d/, e/, … are beside it"),
         (("train", "test"), "test/ and train/ are named like splits"),
         (("train2017/a", "train2017/b", "val2017/a"), "train2017/ and val2017/ are named like splits"),
         (("seg_pred", "seg_test/a", "seg_train/a"), "seg_pred/, seg_test/ and seg_train/ are named like splits"),
@@ -209,6 +211,8 @@ def test_the_folder_that_was_meant_is_named(tmp_path):
         fill(tmp_path / "wrap/chairs" / split, "red", "gray")
     (note,) = open_folder(tmp_path / "wrap/chairs/train").notes
     assert note == f"val/ beside it is not used: for that, name {tmp_path / 'wrap/chairs'}"
+    shutil.rmtree(tmp_path / "wrap/chairs/val")
+    assert open_folder(tmp_path / "wrap/chairs/train").notes == ()
 
 
 def test_splits_without_train(tmp_path):

@@ -120,3 +120,25 @@ def test_stages_come_in_their_order():
     found = last_maps(model, torch.randn(1, 3, 64, 64))
     assert [site.grid for site, _ in found] == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     assert [maps.shape[2:] for _, maps in found] == [site.grid for site, _ in found]
+
+
+@pytest.mark.parametrize(
+    ("pooled", "name", "grid", "prefix"), [(16, "2.norm", (4, 4), 0), (17, "2.norm", (4, 4), 1), (15, "0.0", (8, 8), 0)]
+)
+def test_tokens_that_were_pooled_have_the_shape_of_the_image(pooled, name, grid, prefix):
+    """Where their number gives no such grid, the layer before them is the last with places."""
+    patches = nn.Sequential(nn.Conv2d(1, 4, 2, 2), nn.Flatten(2))
+    model = nn.Sequential(patches, nn.Linear(64, pooled), Tokens(4), nn.Flatten(), nn.Linear(4 * pooled, 2)).eval()
+    site = find_last_site(model, torch.randn(1, 1, 16, 16))
+    assert (site.name, site.grid, site.prefix) == (name, grid, prefix)
+
+
+class Tokens(nn.Module):
+    """Takes features × tokens for tokens × features, and norms these."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+
+    def forward(self, x):
+        return self.norm(x.transpose(1, 2))
