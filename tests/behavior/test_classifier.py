@@ -554,6 +554,19 @@ def test_a_run_goes_by_its_split_whatever_has_come_since(own):
         loaded.evaluate("photos")
 
 
+def test_only_a_network_of_ones_own_is_loaded_with_its_code(own):
+    with pytest.raises(ConfigError, match=r"lenet.*leave out arch"):
+        Classifier.load("runs/photos-lenet-1", arch=lambda classes: torch.nn.Linear(1, classes))
+
+
+def test_a_second_fit_leaves_nothing_of_the_first(make_source):
+    classifier = quick().fit(make_source())
+    classifier.old_ = "of the first"
+    with pytest.raises(DataError):
+        classifier.fit("nowhere")
+    assert not [name for name in vars(classifier) if name.endswith("_")]
+
+
 def test_a_run_that_has_ended_asks_for_more_epochs(own):
     with pytest.raises(ConfigError, match=r"has finished \d+ epochs; train more with --epochs"):
         Classifier().resume("runs/photos-lenet-1")

@@ -45,6 +45,11 @@ def from_spec(spec):
     return Net(spec.classes)
 
 
+class Tupled(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
 def from_names(classes, *, channels):
     return Net(classes * channels)
 
@@ -83,6 +88,7 @@ def test_any_form_gives_a_network_with_a_score_for_each_class(made):
         (nn.Sequential(Net(3), nn.Softmax(1)), "ends in a softmax"),
         (Net(3, width=5).add_module, "needs name, module"),
         (dict, "own:dict can't be used; expected a torch.nn.Module"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3), Tupled()), "returns tuple; expected a tensor of scores"),
     ],
 )
 def test_what_is_no_such_network_is_said(made, said):
@@ -93,6 +99,39 @@ def test_what_is_no_such_network_is_said(made, said):
 def test_a_size_that_does_not_fit_is_said():
     with using(own_arch(Net)), pytest.raises(ConfigError, match=r"images of 9x9 .* the size that it was made for"):
         build_model(ModelConfig("own:Net", 3, 1, (9, 9)))
+
+
+def test_scores_of_another_shape_are_said():
+    with pytest.raises(RuntimeError, match="returns 2×1×8×3 values for two images; expected 2×classes"):
+        own_arch(nn.Linear(8, 3)).build(SPEC)
+
+
+def test_only_one_that_is_given_as_pretrained_has_pretrained_weights():
+    with using(own_arch(Net)), pytest.raises(ConfigError, match="your own network: set pretrained=True"):
+        load_weights(build_model(SPEC), SPEC, "pretrained")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(64, classes, bias=False)),
+        lambda classes: nn.Sequential(nn.Conv2d(1, classes, 8), nn.Flatten()),
+    ],
+    ids=["linear", "convolution"],
+)
+def test_a_file_with_other_classes_leaves_any_last_layer_fresh(tmp_path, made):
+    torch.save(made(5).state_dict(), tmp_path / "five.pth")
+    with using(own_arch(made)):
+        used = load_weights(model := build_model(SPEC), SPEC, str(tmp_path / "five.pth"))
+    assert used.head == "fresh"
+    assert head_of(model).weight.std() <= 0.0101
+
+
+def test_a_last_convolution_is_replaced_as_a_linear_layer_is():
+    given = nn.Sequential(nn.Conv2d(1, 5, 8, bias=False), nn.Flatten())
+    with using(own_arch(given, pretrained=True)):
+        model = build_model(SPEC)
+    assert (head_of(model).out_channels, head_of(model).bias) == (3, None)
 
 
 def test_a_mistake_in_its_code_is_said():

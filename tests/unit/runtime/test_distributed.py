@@ -27,6 +27,15 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
         distributed.join()
 
 
+def test_batch_norms_on_cuda_see_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    distributed.sync_norms(model, torch.device("cpu"))
+    assert type(model[1]) is torch.nn.BatchNorm2d
+    distributed.sync_norms(model, torch.device("cuda"))
+    assert type(model[1]) is torch.nn.SyncBatchNorm
+
+
 def test_batch_norms_that_hold_an_activation_keep_it(monkeypatch):
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     timm = pytest.importorskip("timm")

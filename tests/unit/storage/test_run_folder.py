@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,35 @@ def test_runs_made_at_once_get_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: create_run(tmp_path / "runs", "set", RunInfo()), range(16)))
     assert len({run.path for run in runs}) == 16
+
+
+@pytest.mark.parametrize(("exact", "left"), [(False, "set-2"), (True, None)])
+def test_a_name_that_another_process_is_faster_to_take_stays_its_own(tmp_path, monkeypatch, exact, left):
+    rename = Path.rename
+
+    def slow(path, target):
+        monkeypatch.setattr(Path, "rename", rename)
+        target.mkdir()
+        (target / "theirs").touch()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    if exact:
+        with pytest.raises(ConfigError, match="set already exists; choose another --name"):
+            create_run(tmp_path, "set", RunInfo(), exact=True)
+    else:
+        assert create_run(tmp_path, "set", RunInfo()).path == tmp_path / left
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["set"] if exact else ["set-1", left])
+
+
+def test_a_disk_that_does_not_rename_is_named(tmp_path, monkeypatch):
+    def fail(path, target):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ImgclfError, match=r"can't create a run folder in .*: Input/output error"):
+        create_run(tmp_path, "set", RunInfo())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
