@@ -254,6 +254,13 @@ class TrainConfig(Checked):
         "frozen with pretrained weights",
         flags=("--freeze-norm/--train-norm",),
     )
+    freeze_stages: int | None = _training(
+        None,
+        "Stages that are not trained: of twelve equal parts of the depth, the first ones",
+        "0",
+        ge=0,
+        le=11,
+    )
     patience: int = _training(0, "Stop after this many epochs without improvement", ge=0, special={0: "off"})
     ema: float | None = _training(
         None,
@@ -277,6 +284,9 @@ class TrainConfig(Checked):
         "Device: auto, cpu, cuda, cuda:1 or mps",
         pattern=DEVICE_NAME.pattern,
         allowed="auto, cpu, cuda, cuda:N, mps",
+    )
+    fast_step: bool = _training(
+        True, "On a processor, faster ways to the same gradients", "on", flags=("--fast-step/--plain-step",)
     )
     compile: str = _training("auto", "Use torch.compile or a CUDA graph", choices=("auto", "on", "off"))
     checkpoint_every: float = _output(

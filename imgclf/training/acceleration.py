@@ -1,13 +1,18 @@
-"""Whether training is compiled or bound by kernel launches, and the kernels that it uses on CUDA."""
+"""Whether training is compiled or bound by kernel launches, and the kernels that it uses."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+
+from imgclf.core.config import TrainConfig
+from imgclf.runtime.compute import SMALL_STEP
+from imgclf.training.fast_backward import FastGradients
+from imgclf.training.frozen_norms import folded_norms
 
 COMPILE_SECONDS = 60.0  # what a compiler is assumed to take before it pays
 COMPILE_GAIN = 10  # a run must be this many times as long
@@ -39,6 +44,23 @@ def compiled(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model._compiled_call_impl = None  # what else would compile again for every other shape
+
+
+@contextmanager
+def fast_steps(
+    model: nn.Module, example: torch.Tensor, config: TrainConfig, precision: torch.dtype, flops: float
+) -> Iterator[None]:
+    """On a processor, compute the same gradients sooner, save for rounding; `config.fast_step` off keeps torch's ways.
+
+    `example` is an input of one image, `flops` the floating-point operations of a step's forward pass.
+    """
+    with ExitStack() as stack:
+        if config.fast_step and example.device.type == "cpu" and flops >= SMALL_STEP:
+            if precision is torch.bfloat16:
+                stack.enter_context(FastGradients())
+            if config.freeze_norm:
+                stack.enter_context(folded_norms(model, example))
+        yield
 
 
 class _Tuning:

@@ -33,7 +33,7 @@ from imgclf.runtime import distributed
 from imgclf.runtime.compute import all_finite, enough_threads, memory_format_of, step_flops
 from imgclf.runtime.device import pick_device, pick_precision
 from imgclf.runtime.random import drawing, seeded
-from imgclf.training.acceleration import compiled, should_compile, tuned
+from imgclf.training.acceleration import compiled, fast_steps, should_compile, tuned
 from imgclf.training.batch_size import drops_last, needs_two_images, steps_per_epoch
 from imgclf.training.checkpoint import CheckpointSchedule, remove_leftovers, require_space, restore, save_checkpoint
 from imgclf.training.cuda_graph import GraphedStep, should_capture
@@ -54,11 +54,10 @@ from imgclf.training.events import (
     as_callbacks,
     notify,
 )
-from imgclf.training.fast_backward import fast_gradients
 from imgclf.training.interrupt import Interrupts, graceful_interrupts
 from imgclf.training.linear_probe import soften_head
 from imgclf.training.loss import class_weights
-from imgclf.training.optim import make_optimizer, set_lr
+from imgclf.training.optim import DEPTHS, layers_by_depth, make_optimizer, set_lr
 from imgclf.training.schedule import lr_factor
 from imgclf.training.state import TrainState, Weights
 from imgclf.training.step import BufferSnapshot, train_step
@@ -155,6 +154,8 @@ def _prepared(state: TrainState, run: _Run, resume: dict[str, Any] | None, endle
     model, device, config, preprocess = state.model, state.device, state.config, run.loader.preprocess
     with ExitStack() as stack:
         stack.callback(model.eval)
+        if config.freeze_stages:
+            stack.callback(model.requires_grad_)
         example = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
         flops = step_flops(model, example, config.batch_size)
         stack.enter_context(enough_threads(flops))
@@ -164,7 +165,8 @@ def _prepared(state: TrainState, run: _Run, resume: dict[str, Any] | None, endle
         captured = should_capture(config, model, device, state.precision, flops)
         run.step = GraphedStep(run.callbacks) if captured else train_step
         compiles = not captured and should_compile(config.compile, device, whole_run)
-        stack.enter_context(compiled(model) if compiles else fast_gradients(device, state.precision, flops))
+        fast = fast_steps(model, example, config, state.precision, flops)
+        stack.enter_context(compiled(model) if compiles else fast)
         run.interrupts = stack.enter_context(graceful_interrupts())
         if resume is not None:
             restore(state, resume)
@@ -400,13 +402,18 @@ def _over(state: TrainState) -> bool:
 
 
 def set_mode(model: nn.Module, config: TrainConfig, epoch: int) -> None:
-    """Train the whole model or, in the first epochs, only its head; frozen layers keep their batch statistics."""
+    """Train the whole model, save for frozen stages, or in the first epochs only its head; frozen layers keep their
+    batch statistics."""
     frozen = epoch < config.freeze_epochs
     model.train(not frozen)
     if config.freeze_epochs:
         model.requires_grad_(not frozen)
     if frozen:
         head_of(model).train().requires_grad_(True)
+    for layer, parameter, distance in layers_by_depth(model):
+        if distance >= DEPTHS - (config.freeze_stages or 0):
+            parameter.requires_grad_(False)
+            model.get_submodule(layer).eval()
     if config.freeze_norm:
         for module in model.modules():
             if isinstance(module, _BatchNorm):

@@ -18,7 +18,7 @@ from imgclf.evaluation.inference import Progress
 from imgclf.runtime.compute import enough_threads, step_flops
 from imgclf.runtime.device import pick_device
 from imgclf.runtime.random import drawing
-from imgclf.training.fast_backward import fast_gradients
+from imgclf.training.acceleration import fast_steps
 from imgclf.training.linear_probe import soften_head
 from imgclf.training.loop import initial_state, set_mode
 from imgclf.training.optim import set_lr
@@ -61,7 +61,7 @@ def find_lr(
     example = torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size, device=device)
     set_mode(trial, config, 0)
     flops = step_flops(trial, example, config.batch_size)
-    with enough_threads(flops), fast_gradients(device, state.precision, flops):
+    with enough_threads(flops), fast_steps(trial, example, config, state.precision, flops):
         rates, losses = _rise(state, loader, progress)
     if len(losses) < FEWEST:
         raise ConfigError(

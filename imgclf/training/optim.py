@@ -9,7 +9,7 @@ from torch import nn
 
 from imgclf.core.config import TrainConfig
 
-DEPTHS = 12  # groups of layers that layer-wise decay tells apart, as many as a ViT-B has blocks
+DEPTHS = 12  # stages: groups of layers that layer-wise decay tells apart, as many as a ViT-B has blocks
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
@@ -19,7 +19,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     by. Fused: one pass over all weights of a group, in a few calls instead of many.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter, scale in _lr_scales(model, config.layer_decay or 1.0):
+    for _, parameter, distance in layers_by_depth(model):
+        scale = (config.layer_decay or 1.0) ** distance
         decay = config.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     options = [
@@ -38,8 +39,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
             return torch.optim.AdamW(options, lr=lr, fused=True)
 
 
-def _lr_scales(model: nn.Module, decay: float) -> Iterator[tuple[nn.Parameter, float]]:
-    """Every parameter with its part of the learning rate: `decay` to the power of its distance from the last layer.
+def layers_by_depth(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """Every parameter with the name of its layer and its distance from the last layer, 0 to 11.
 
     The distance is counted in twelfths of the layers that hold parameters, in the order in which they were made.
     """
@@ -47,7 +48,7 @@ def _lr_scales(model: nn.Module, decay: float) -> Iterator[tuple[nn.Parameter, f
     depth = {layer: i for i, layer in enumerate(dict.fromkeys(layer for layer, _ in named))}
     last = max(1, len(depth) - 1)
     for layer, parameter in named:
-        yield parameter, decay ** round((DEPTHS - 1) * (len(depth) - 1 - depth[layer]) / last)
+        yield layer, parameter, round((DEPTHS - 1) * (len(depth) - 1 - depth[layer]) / last)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
