@@ -106,6 +106,15 @@ def parse_batch_size(text: str) -> int:
     return int(text)
 
 
+def parse_stages(text: str) -> int | None:
+    """`"3"` as 3, `"auto"` as None."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) > 11:
+        raise ConfigError(f"freeze_stages is {text!r}; allowed: 0 to 11, or auto")
+    return int(text)
+
+
 # What several configs have.
 _ARCH = Option(allowed="the name of an architecture")
 _SIZE = Option(ge=1, le=MAX_SIDE, allowed=f"(height, width) in pixels, each 1 to {MAX_SIDE}", parse=parse_size)
@@ -256,10 +265,12 @@ class TrainConfig(Checked):
     )
     freeze_stages: int | None = _training(
         None,
-        "Stages that are not trained: of twelve equal parts of the depth, the first ones",
-        "0",
+        "Freeze the first N of twelve parts of the depth, or auto",
+        "auto",
         ge=0,
         le=11,
+        special={0: "none"},
+        parse=parse_stages,
     )
     patience: int = _training(0, "Stop after this many epochs without improvement", ge=0, special={0: "off"})
     ema: float | None = _training(
@@ -286,7 +297,7 @@ class TrainConfig(Checked):
         allowed="auto, cpu, cuda, cuda:N, mps",
     )
     fast_step: bool = _training(
-        True, "On a processor, faster ways to the same gradients", "on", flags=("--fast-step/--plain-step",)
+        True, "Faster computation of the same gradients on a processor", "on", flags=("--fast-step/--plain-step",)
     )
     compile: str = _training("auto", "Use torch.compile or a CUDA graph", choices=("auto", "on", "off"))
     checkpoint_every: float = _output(

@@ -62,6 +62,9 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
             yield Decision("epochs", "0", why)
         return
     norms = "few, small batches: pretrained statistics are kept" if config.freeze_norm else start
+    frozen = (
+        "of twelve parts of the depth, the first ones are not trained" if config.freeze_stages else "all is trained"
+    )
     decay = "off: one rate for all layers" if config.layer_decay == 1 else "for each twelfth of the depth"
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
@@ -71,6 +74,7 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
         ("lr", f"{config.lr:g}", f"{config.optimizer}, {start}"),
         ("layer_decay", f"{config.layer_decay:g}", f"{decay}, {start}"),
         ("freeze_norm", _yes(config.freeze_norm), norms),
+        ("freeze_stages", str(config.freeze_stages), f"{frozen}, {start}"),
         ("ema", f"{config.ema:g}", "the running mean of the weights is kept" if config.ema else start),
         ("class_weights", str(config.class_weights), spread if few < many else f"{few:,} images per class"),
     ):

@@ -15,6 +15,7 @@ _LR_WITHOUT_NORMS = 3e-4  # at most, from pretrained weights: the higher rate wa
 _EMA = 0.98
 _HEAD_SCALE = 0.1  # a head that is sure of its training images leaves the layers below little to learn
 _LAYER_DECAY = 0.8  # of pretrained weights by adam and adamw; see docs/recipe.md
+_FROZEN_STAGES = 3  # where layer decay leaves them a rate of 0.13 of the last layers' at most; see docs/recipe.md
 STEPS, EPOCHS = {True: 100, False: 2000}, {True: (4, 8), False: (10, 30)}  # from pretrained weights, and from scratch
 SMALLEST, MAGNIFIED = 96, 5
 LEFT = 0.6  # of an image, at least, by a crop
@@ -57,15 +58,17 @@ def resolve_config(
     epochs = config.epochs if config.epochs is not None else suited
     warmup = min(1.0, epochs / 4) if config.schedule == "cosine" else 0.0
     weights = "effective" if counts and max(counts) >= UNEVEN * min(counts) else "none"
-    decay = _LAYER_DECAY if pretrained and config.optimizer != "sgd" else 1.0
+    decay = config.layer_decay or (_LAYER_DECAY if pretrained and config.optimizer != "sgd" else 1.0)
+    stages = _FROZEN_STAGES if pretrained and decay <= _LAYER_DECAY else 0
     return replace(
         config,
         probe=probe,
         epochs=epochs,
         lr=config.lr if config.lr is not None else (tuned if pretrained else scratch),
-        layer_decay=config.layer_decay if config.layer_decay is not None else decay,
+        layer_decay=decay,
         warmup_epochs=config.warmup_epochs if config.warmup_epochs is not None else warmup,
         freeze_norm=config.freeze_norm if config.freeze_norm is not None else pretrained,
+        freeze_stages=config.freeze_stages if config.freeze_stages is not None else stages,
         ema=config.ema if config.ema is not None else (_EMA if pretrained else 0.0),
         head_scale=config.head_scale if config.head_scale is not None else (_HEAD_SCALE if probe else 1.0),
         class_weights=config.class_weights or weights,

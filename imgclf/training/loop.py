@@ -154,8 +154,8 @@ def _prepared(state: TrainState, run: _Run, resume: dict[str, Any] | None, endle
     model, device, config, preprocess = state.model, state.device, state.config, run.loader.preprocess
     with ExitStack() as stack:
         stack.callback(model.eval)
-        if config.freeze_stages:
-            stack.callback(model.requires_grad_)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        stack.callback(lambda: [parameter.requires_grad_() for parameter in trained])
         example = torch.zeros(1, preprocess.channels, *preprocess.size, device=device)
         flops = step_flops(model, example, config.batch_size)
         stack.enter_context(enough_threads(flops))

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -621,6 +621,27 @@ def test_frozen_epochs_train_the_head_alone(source):
     assert changed[2] == set(before), "and then everything, the batch statistics too"
 
 
+@pytest.mark.parametrize("stages", [0, 1, 6, 11])
+def test_frozen_stages_stay_as_they_are_and_the_rest_is_trained(source, stages):
+    model = Net()
+    before = weights(model)
+    fit(source, model, freeze_stages=stages)
+    changed = {
+        name.rpartition(".")[0] for name, tensor in weights(model).items() if not torch.equal(before[name], tensor)
+    }
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in before))
+    assert changed == set(layers[-{0: 3, 1: 2, 6: 1, 11: 1}[stages] :]), "their batch statistics, too"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_stages_stay_frozen_after_epochs_of_the_head_alone(source):
+    model = Net()
+    before = weights(model)
+    fit(source, model, epochs=2, freeze_epochs=1, freeze_stages=1)
+    changed = {name for name, tensor in weights(model).items() if not torch.equal(before[name], tensor)}
+    assert {name.rpartition(".")[0] for name in changed} == {"features.1", "head"}
+
+
 def test_batch_statistics_can_be_kept_while_all_else_is_trained(source):
     model = Net()
     before = weights(model)
@@ -749,18 +770,39 @@ def test_images_that_are_all_gone_are_no_epoch_without_loss(source):
         fit(replace(source, reader=Gone()), valid=None)
 
 
-def test_steps_are_taken_the_quickest_way(source, monkeypatch):
-    asked = []
+@pytest.mark.parametrize(
+    ("options", "ways"),
+    [
+        ({"precision": "bf16"}, {"FastGradients"}),
+        ({"precision": "bf16", "freeze_norm": True}, {"FastGradients", "folded_norms"}),
+        ({"precision": "fp32"}, set()),
+        ({"precision": "fp32", "freeze_norm": True}, {"folded_norms"}),
+        ({"precision": "bf16", "freeze_norm": True, "fast_step": False}, set()),
+    ],
+)
+@pytest.mark.parametrize("large", [True, False])
+def test_large_steps_on_a_processor_are_taken_the_quickest_way(source, monkeypatch, options, ways, large):
+    taken = set()
+    for name in ("FastGradients", "folded_norms"):
+        monkeypatch.setattr(f"imgclf.training.acceleration.{name}", lambda *_, n=name: taken.add(n) or nullcontext())
+    monkeypatch.setattr("imgclf.training.acceleration.SMALL_STEP", 0 if large else 1e9)
+    fit(source, epochs=1, **options)
+    assert taken == (ways if large else set())
 
-    @contextmanager
-    def watched(device, precision, flops):
-        asked.append((device.type, precision, flops > 0))
-        yield
 
-    monkeypatch.setattr("imgclf.training.loop.fast_gradients", watched)
-    for precision in ("bf16", "fp32"):
-        fit(source, precision=precision, epochs=1)
-    assert asked == [("cpu", torch.bfloat16, True), ("cpu", torch.float32, True)]
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_faster_steps_learn_the_same_and_resume_to_the_bit(source, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr("imgclf.training.acceleration.SMALL_STEP", 0)
+    options = {"precision": precision, "freeze_norm": True, "freeze_stages": 0, "schedule": "constant"}
+    file = tmp_path / "checkpoint.pt"
+    model, history = fit(source, epochs=2, **options)
+    plain, other = fit(source, epochs=2, fast_step=False, **options)
+    assert [r.train_loss for r in history] == pytest.approx([r.train_loss for r in other], rel=0.02)
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(model)[name], tensor, atol=0.02, rtol=0.05)
+    fit(source, epochs=1, keep={"checkpoint": file}, **options)
+    resumed, _ = fit(source, epochs=2, keep={"resume": load_checkpoint(file)}, **options)
+    assert all(torch.equal(weights(model)[name], tensor) for name, tensor in weights(resumed).items())
 
 
 def test_training_in_bf16(source):

@@ -39,6 +39,7 @@ def test_every_field_with_a_panel_is_an_option_of_train_that_says_what_it_takes(
         ({"batch_size": "auto"}, "train", "batch_size", 0),
         ({"checkpoint_every": "10m"}, "train", "checkpoint_every", 600.0),
         ({"freeze_norm": False}, "train", "freeze_norm", False),
+        ({"freeze_stages": "2"}, "train", "freeze_stages", 2),
         ({"allow_unreadable": "10%"}, "data", "allow_unreadable", 0.1),
         ({"size": "64x32"}, "", "size", (64, 32)),
         ({"split": "80/10/10"}, "", "split", (0.8, 0.1, 0.1)),
@@ -58,7 +59,9 @@ def test_an_option_comes_on_top_of_a_config_file(tmp_path):
     assert (changes["arch"], changes["train"]) == ("lenet", {"epochs": 4, "lr": 0.1})
 
 
-@pytest.mark.parametrize("typed", [{"split": "nothing.csv"}, {"batch_size": "0"}, {"allow_unreadable": "lots"}])
+@pytest.mark.parametrize(
+    "typed", [{"split": "nothing.csv"}, {"batch_size": "0"}, {"freeze_stages": "12"}, {"allow_unreadable": "lots"}]
+)
 def test_text_that_is_no_value_is_refused(typed):
     with pytest.raises(ConfigError):
         TrainingOptions(typed).changes()

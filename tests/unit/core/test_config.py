@@ -83,6 +83,8 @@ BAD = [
     (TrainConfig, "clip_norm", [-1.0], "0 (off) or more"),
     (TrainConfig, "freeze_epochs", [-1, 0.5], "0 or more"),
     (TrainConfig, "freeze_norm", [0, "yes"], "true or false"),
+    (TrainConfig, "freeze_stages", [-1, 12, "auto"], "0 (none) to 11"),
+    (TrainConfig, "fast_step", [1, "yes"], "true or false"),
     (TrainConfig, "patience", [-1], "0 (off) or more"),
     (TrainConfig, "ema", [-0.1, 1.0, "much"], "0 (off) to below 1"),
     (TrainConfig, "head_scale", [0, 1.1, "soft"], "above 0, to 1"),

@@ -17,6 +17,7 @@ from imgclf.training.defaults import resolve_config, suited_resize_mode, suited_
 def test_what_the_user_chose_stays(pretrained, optimizer):
     config = TrainConfig(epochs=3, lr=0.123, warmup_epochs=0.25, freeze_norm=not pretrained, optimizer=optimizer)
     config = replace(config, probe=not pretrained, class_weights="balanced", layer_decay=0.5, ema=0.5, head_scale=0.3)
+    config = replace(config, freeze_stages=5)
     assert resolve_config(config, pretrained=pretrained, images=100, probe=pretrained) == config
 
 
@@ -35,6 +36,7 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
         "epochs": None,
         "lr": None,
         "freeze_norm": None,
+        "freeze_stages": None,
         "warmup_epochs": None,
         "layer_decay": None,
         "ema": None,
