@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,9 @@ from imgclf.runtime.device import pick_device, pick_precision
 
 STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 11))  # 0.1 to 1e-5, the strongest first
 FOLDS = 5
-MAX_FIVE_FOLD_IMAGES = 5_000  # of more, one fold is enough, in float32
+MAX_FIVE_FOLD_IMAGES = 5_000  # of more, one fold is enough
+CHOOSING_DIRECTIONS = 256  # by which a strength is chosen: heads fitted to more of them choose the same (docs/speed.md)
+CHOOSING_GRADIENT, FINAL_GRADIENT = 1e-4, 1e-6  # the largest slope at which a fit ends
 ITERATIONS = 100
 
 
@@ -117,14 +120,12 @@ def features_of(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The features (n, d) of the loader's samples, the input of the last layer; their labels (n,), and the numbers (n,)
     of their groups or sets of copies.
-
-    In float64 for up to 5,000 images.
     """
     predictions, found = predictions_with_features(model, loader, progress, precision)
     features, labels = torch.from_numpy(found), torch.from_numpy(predictions.targets)
     samples = {sample.ref: sample for sample in loader.samples}
     units = torch.tensor(joined([samples[ref] for ref in predictions.refs], unit_keys), dtype=torch.int64)
-    return (features.double() if len(labels) <= MAX_FIVE_FOLD_IMAGES else features), labels, units
+    return features, labels, units
 
 
 def fit_logistic(
@@ -143,17 +144,28 @@ def fit_logistic(
     center = features.mean(0)
     mixing = _mixing(features - center, prior)
     points = (features - center) @ mixing
-    basis = torch.linalg.svd(points, full_matrices=False).Vh if len(points) < points.shape[1] else None
-    points = points if basis is None else points @ basis.T
+    basis = _directions(points)
+    points = points @ basis
     weight = None if weight is None else weight.to(points)
     strength, score = strengths[0], HeldOut()
     if len(strengths) > 1:
         units = torch.arange(len(labels)) if units is None else units
-        strength, score = _choose(points, labels, classes, weight, strengths, units)
-    solution = _minimize(points, labels, classes, strength, weight)
-    inner = solution[:, :-1] if basis is None else solution[:, :-1] @ basis
-    weights = inner @ mixing.T
+        strength, score = _choose(
+            points[:, :CHOOSING_DIRECTIONS].contiguous(), labels, classes, weight, strengths, units
+        )
+    solution = _minimize(points, labels, classes, strength, weight, FINAL_GRADIENT)
+    weights = solution[:, :-1] @ basis.T @ mixing.T
     return weights, solution[:, -1] - weights @ center, strength, score
+
+
+def _directions(points: torch.Tensor) -> torch.Tensor:
+    """The principal directions of centered points (n, d), (d, min(n, d)), those in which they differ most first."""
+    if len(points) < points.shape[1]:
+        rows: torch.Tensor = torch.linalg.svd(points, full_matrices=False).Vh
+        return rows.T
+    exact = points.double()
+    columns: torch.Tensor = torch.linalg.eigh(exact.T @ exact).eigenvectors
+    return columns.flip(1).to(points)
 
 
 def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
@@ -162,15 +174,15 @@ def _mixing(features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
     With a `prior` half of that length lies in the scores of the classes that it knows. It is the square root of the
     matrix of inner products of an image's features and scores side by side, so that no feature is added.
     """
-    identity = torch.eye(features.shape[1], dtype=features.dtype)
-    inner = identity / _length(features) ** 2
-    if prior is not None:
-        rows = prior.cpu().to(features)  # in two steps: Metal has no float64
-        rows = rows - rows.mean(0)
-        inner = (inner + rows.T @ rows / _length(features @ rows.T) ** 2) / 2
-    values, vectors = torch.linalg.eigh(inner)
+    size = _length(features)
+    if prior is None:
+        return torch.eye(features.shape[1], dtype=features.dtype) / size
+    rows = prior.cpu().to(features)  # in two steps: Metal has no float64
+    rows = rows - rows.mean(0)
+    inner = (torch.eye(features.shape[1]) / size**2 + rows.T @ rows / _length(features @ rows.T) ** 2) / 2
+    values, vectors = torch.linalg.eigh(inner.double())
     mixing: torch.Tensor = vectors * values.clamp_min(0).sqrt()
-    return mixing
+    return mixing.to(features)
 
 
 def _length(points: torch.Tensor) -> torch.Tensor:
@@ -191,20 +203,25 @@ def _choose(
     held_out = [fold == number for number in tried if (fold == number).any()]
     if not held_out:
         return strengths[len(strengths) // 2], HeldOut()
-    losses = torch.zeros(len(strengths))
-    right: list[list[torch.Tensor]] = [[] for _ in strengths]
-    for out in held_out:
-        start = None
-        for place, strength in enumerate(strengths):
-            start = _minimize(points[~out], labels[~out], classes, strength, weight, start)
-            logits = points[out] @ start[:, :-1].T + start[:, -1]
-            losses[place] += F.cross_entropy(logits, labels[out], reduction="sum")
-            right[place].append(logits.argmax(1) == labels[out])
-    best = int(losses.argmin())
-    hits, judged = torch.cat(right[best]).double(), torch.cat([units[out] for out in held_out])
+    known = torch.cat([labels[out] for out in held_out])
+    losses, right = list[float](), list[torch.Tensor]()
+    heads: list[torch.Tensor] = []
+    for strength in strengths:
+        heads = [
+            _minimize(points[~out], labels[~out], classes, strength, weight, CHOOSING_GRADIENT, start)
+            for out, start in zip(held_out, heads or repeat(None), strict=False)
+        ]
+        pairs = zip(held_out, heads, strict=True)
+        logits = torch.cat([points[out] @ head[:, :-1].T + head[:, -1] for out, head in pairs])
+        losses.append(float(F.cross_entropy(logits, known)))
+        right.append(logits.argmax(1) == known)
+        if len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]:  # it rises: weaker ones only overfit more
+            break
+    best = losses.index(min(losses))
+    hits, judged = right[best].double(), torch.cat([units[out] for out in held_out])
     accuracy = float(hits.mean())
     error = _clustered_error(hits - accuracy, judged)
-    return strengths[best], HeldOut(float(losses[best]) / len(hits), accuracy, error, len(hits))
+    return strengths[best], HeldOut(losses[best], accuracy, error, len(hits))
 
 
 def _clustered_error(deviations: torch.Tensor, units: torch.Tensor) -> float:
@@ -245,9 +262,13 @@ def _minimize(
     classes: int,
     strength: float,
     weight: torch.Tensor | None,
+    gradient: float,
     start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The weights and the bias (classes, d + 1) of least mean cross-entropy plus `strength` / 2 times the squares."""
+    """The weights and the bias (classes, d + 1) of least mean cross-entropy plus `strength` / 2 times the squares.
+
+    L-BFGS (Liu and Nocedal 1989) from `start`, until no slope is larger than `gradient`.
+    """
     from scipy.optimize import minimize
 
     shape = classes, points.shape[1] + 1
@@ -264,6 +285,6 @@ def _minimize(
         return value.item(), gradient.double().numpy().ravel()
 
     first = np.zeros(shape) if start is None else start.double().numpy()
-    options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": 1e-6, "ftol": 0.0}
+    options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": gradient, "ftol": 0.0}
     found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x.reshape(shape)).to(points.dtype)
