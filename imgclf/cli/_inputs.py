@@ -66,7 +66,9 @@ def require_own(arch: str | None) -> None:
         )
 
 
-def load_classifier(model: str | None, device: str, precision: str = "fp32", arch: str | None = None) -> Classifier:
+def load_classifier(
+    model: str | None, device: str, precision: str = "fp32", arch: str | None = None, backend: str = "torch"
+) -> Classifier:
     """The classifier of a model file or a run or, without one, of the default run, which is then said.
 
     `arch` is FILE.py:NAME of a network of the user's own.
@@ -80,7 +82,10 @@ def load_classifier(model: str | None, device: str, precision: str = "fp32", arc
         require_own(arch)
         from imgclf.estimator.classifier import Classifier
 
-        classifier = Classifier.load(path, device=device, precision=precision)
+        classifier = Classifier.load(path, device=device, precision=precision, backend=backend)
+    if backend != "torch":
+        with console.waiting("compiling the network for this processor"):
+            classifier.compiled()
     if default is not None:
         classes = f"{plural(len(classifier.classes_), 'class')}: {first_few(classifier.classes_)}"
         console.say(f"model: {path} ({default.arch}, {classes}; {default.reason})", "dim")

@@ -212,5 +212,6 @@ Model = Annotated[
 ]
 OwnArch = Annotated[str | None, typer.Option("--arch", help="FILE.py:NAME of the network, if it is one of your own.")]
 Precision = Annotated[str, field_option("precision", default="fp32")]
+Backend = Annotated[str, field_option("backend", default="auto")]
 Device = Annotated[str, field_option("device")]
 DataDir = Annotated[str | None, field_option("data_dir")]

@@ -9,7 +9,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import load_classifier
-from imgclf.cli._options import DataDir, Device, Json, Model, OwnArch, Precision
+from imgclf.cli._options import Backend, DataDir, Device, Json, Model, OwnArch, Precision
 from imgclf.core.text import plural
 
 
@@ -29,6 +29,7 @@ def evaluate(
     data_dir: DataDir = None,
     device: Device = "auto",
     precision: Precision = "fp32",
+    backend: Backend = "auto",
     json: Json = False,
 ) -> None:
     """Test a model on labeled images: loss, accuracy and the metrics of each class. Classes are matched by name."""
@@ -41,7 +42,7 @@ def evaluate(
     from imgclf.report.collect import Known
     from imgclf.storage.run_folder import PREDICTIONS
 
-    classifier = load_classifier(model, device, precision, arch)
+    classifier = load_classifier(model, device, precision, arch, backend)
     source = None if data is None else open_source(data, data_dir=data_dir, strict=False)
     part = part_named(part)
     used, samples = classifier.samples_of(source, part)

@@ -10,7 +10,7 @@ import typer
 
 from imgclf.cli import _console as console
 from imgclf.cli._inputs import PixelStore, expand, load_classifier
-from imgclf.cli._options import Device, Json, Model, OwnArch, Precision
+from imgclf.cli._options import Backend, Device, Json, Model, OwnArch, Precision
 from imgclf.cli._output import Force, model_data, output_file
 from imgclf.core.config import DataConfig
 from imgclf.core.text import percent, plural
@@ -38,6 +38,7 @@ def predict(
     ] = DataConfig.max_pixels,
     device: Device = "auto",
     precision: Precision = "fp32",
+    backend: Backend = "auto",
 ) -> None:
     """Classify images. A file that can't be read gets a row with an error, and the exit code is then 1."""
     from imgclf.core.files import csv_text, write_text
@@ -45,7 +46,7 @@ def predict(
     paths = list(expand(images))
     if csv is not None:
         output_file(csv, "--csv", (".csv",), force=force, data=[*paths, *model_data(model)])
-    classifier = load_classifier(model, device, precision, arch)
+    classifier = load_classifier(model, device, precision, arch, backend)
 
     from imgclf.data.sources.inputs import far_values, inputs_source
 

@@ -30,6 +30,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BACKENDS = ("auto", "torch", "openvino")
 STEPS = (
     *("resized_crop", "random_crop", "affine", "flip", "alternating_flip", "color_jitter", "erase", "trivial"),
     *("mixup", "cutmix"),
@@ -290,6 +291,7 @@ class TrainConfig(Checked):
     )
     drop_last: bool = option(False)
     precision: str = _training("auto", "Precision", choices=PRECISIONS)
+    backend: str = _training("auto", "Inference backend", choices=BACKENDS)
     device: str = _training(
         "auto",
         "Device: auto, cpu, cuda, cuda:1 or mps",

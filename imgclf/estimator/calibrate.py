@@ -70,22 +70,26 @@ def calibrate(plan: Plan, history: History, known: Features | None, callbacks: S
     try:
         if len(valid) < MIN_VALID_IMAGES:
             raise ConfigError(f"needs {MIN_VALID_IMAGES} validation images, has {len(valid)}")
-        predictions, features = predictions_with_features(model, valid)
+        predictions, features = predictions_with_features(model, valid, backend=plan.backend)
         if known is None or not plan.knows_classes or history.best is not None:
             # bfloat16 is precise enough for reference points; large features overflow in float16.
             precision = plan.dtype if plan.dtype is torch.bfloat16 else torch.float32
             progress = progress_of("computing features for unknown-image detection", callbacks)
-            known = features_of(model, plan.train_loader, progress, precision)
+            known = features_of(model, plan.train_loader, progress, precision, plan.backend)
         ood, missing = fit_ood(known, predictions.logits, features), ""
     except ConfigError as error:
-        predictions, missing = collect_predictions(model, valid), str(error)
+        predictions, missing = collect_predictions(model, valid, backend=plan.backend), str(error)
     temperature, note = choose_temperature(predictions.logits, predictions.targets)
     return Calibrated(note, missing, replace(predictions, temperature=temperature), ood)
 
 
 def features_of(
-    model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
+    model: nn.Module,
+    loader: Loader,
+    progress: Progress | None = None,
+    precision: torch.dtype = torch.float32,
+    backend: str = "auto",
 ) -> Features:
     """The features (m, d) of up to 2,000 of the loader's samples, evenly from their classes, as they are evaluated."""
     chosen = loader.as_evaluated(choose_evenly(np.array(loader.targets)).tolist())
-    return predictions_with_features(model, chosen, progress, precision)[1]
+    return predictions_with_features(model, chosen, progress, precision, backend)[1]

@@ -37,6 +37,7 @@ from imgclf.estimator.recorder import FitResult, figures
 from imgclf.estimator.settings import Builder, own_network, resolve_request
 from imgclf.evaluation.inference import Progress, collect_predictions, device_of, predict
 from imgclf.evaluation.ood import Rejector
+from imgclf.evaluation.openvino import network_for, pick_backend
 from imgclf.evaluation.predictions import Predictions, write_predictions
 from imgclf.evaluation.saliency import explain
 from imgclf.models.own import OWN, own_arch, using
@@ -103,6 +104,7 @@ class Classifier:
     """
 
     precision_ = "fp32"  # of evaluation and prediction
+    backend_ = "auto"  # what computes them
     run_: Run | None = None
 
     def __init__(
@@ -221,7 +223,7 @@ class Classifier:
         self.predictions_ = dict(learnt.predictions)
         self.metrics_ = {part: known.evaluation for part, known in learnt.predictions.items()}
         self.manifest_, self.ood_ = learnt.manifest, learnt.ood
-        self.run_, self.unreadable_ = learnt.run, dict(learnt.unreadable)
+        self.run_, self.unreadable_, self.backend_ = learnt.run, dict(learnt.unreadable), plan.backend
         return self
 
     def evaluate(
@@ -264,7 +266,9 @@ class Classifier:
     ) -> Predictions:
         """The predictions of the model for these labeled samples of a source."""
         model, loader = self.model_, self.loader(source, samples, cache=self._cache())
-        predictions = collect_predictions(model, loader, None, progress, self.precision_, self.temperature_, self.seen_)
+        predictions = collect_predictions(
+            model, loader, None, progress, self.precision_, self.temperature_, self.seen_, self.backend_
+        )
         self.unreadable_ = {**self.unreadable_, **loader.unreadable}
         return predictions
 
@@ -313,7 +317,22 @@ class Classifier:
             if self.ood_ is None:
                 raise ConfigError(f"this model has no unknown-image detection: {self.manifest_.ood['missing']}")
             rejector = Rejector(self.ood_, reject)
-        return predict(model, loader, top=top, precision=precision, temperature=self.temperature_, rejector=rejector)
+        temperature, backend = self.temperature_, self.backend_
+        return predict(
+            model,
+            loader,
+            top=top,
+            precision=precision,
+            temperature=temperature,
+            rejector=rejector,
+            backend=backend,
+        )
+
+    def compiled(self) -> bool:
+        """Whether OpenVINO computes the predictions; if so, the network is compiled now, or read from the cache."""
+        device = device_of(self.model_)
+        precision = pick_precision(self.precision_, device)
+        return network_for(self.model_, self.preprocess_, device, precision, self.backend_) is not None
 
     def predict(self, images: Any, *, top: int = 5, reject: float | None = None) -> list[Prediction]:
         """The predictions of `predict_each`, all at once.
@@ -370,6 +389,7 @@ class Classifier:
         arch: Builder | None = None,
         device: str | torch.device = "auto",
         precision: str = "fp32",
+        backend: str = "auto",
     ) -> Classifier:
         """A classifier from a model file or a run, ready to evaluate and predict on `device` in `precision`.
 
@@ -389,8 +409,9 @@ class Classifier:
             raise ConfigError(f"{file} holds a {manifest.model.arch}, which is no network of your own: leave out arch")
         self = cls(arch or manifest.model.arch, weights=manifest.weights.get("asked"), size=manifest.model.size)
         self.model_ = model.to(pick_device(device), memory_format=memory_format_of(model))  # type: ignore[call-overload]
-        self.precision_ = precision
+        self.precision_, self.backend_ = precision, backend
         pick_precision(precision, device_of(model))  # one that the device does not have is refused here
+        pick_backend(backend, model, manifest.preprocess, device_of(model))
         self.model_config_, self.classes_, self.preprocess_ = manifest.model, manifest.classes, manifest.preprocess
         self.manifest_, self.ood_, self.seen_ = manifest, ood, unpack_contents(manifest.seen)
         self.metrics_, self.predictions_, self.unreadable_ = {}, {}, {}

@@ -91,7 +91,9 @@ def test(plan: Plan, temperature: float, callbacks: Sequence[Callback]) -> tuple
     cache = "disk" if plan.experiment.data.cache == "disk" else "off"  # for the next time
     loader = plan.loader(samples, cache=cache, shard=distributed.shard())
     progress = progress_of("testing", callbacks)
-    predictions = collect_predictions(plan.model, loader, progress=progress, temperature=temperature, seen=plan.seen)
+    predictions = collect_predictions(
+        plan.model, loader, None, progress, temperature=temperature, seen=plan.seen, backend=plan.backend
+    )
     return predictions, loader.unreadable
 
 

@@ -43,6 +43,7 @@ from imgclf.data.split import (
 from imgclf.data.write import require_outside
 from imgclf.estimator.events import DataSplit, ImagesChecked, SourceOpened
 from imgclf.estimator.settings import AUTO_BATCH, Request, base_recipe, choose_experiment, experiment_on, with_train
+from imgclf.evaluation.openvino import is_installed, is_large, pick_backend
 from imgclf.models.backbones import find_arch
 from imgclf.models.build import build_model
 from imgclf.models.weights import WeightsUsed, load_weights, pick_arch
@@ -106,6 +107,17 @@ class Plan:
     def dtype(self) -> torch.dtype:
         """The dtype of training."""
         return pick_precision(self.experiment.train.precision, self.device)
+
+    @property
+    def backend(self) -> str:
+        """What computes the network where it is not trained: `torch` or `openvino`."""
+        return self.experiment.train.backend
+
+    @property
+    def would_gain_from_openvino(self) -> bool:
+        """Whether OpenVINO, which is not installed, would compute the network where it is not trained."""
+        found = self.backend, self.device.type, is_installed()
+        return found == ("torch", "cpu", False) and is_large(self.model, self.preprocess)
 
     @property
     def pretrained(self) -> bool:
@@ -317,7 +329,9 @@ def _settle(
         flops = step_flops(model, torch.zeros(1, preprocess.channels, *preprocess.size), config.batch_size)
         dtype = torch.float32 if launch_bound(device, flops) else dtype  # half precision would only add launches
     return resolve_config(
-        replace(config, precision=precision_name(dtype)),
+        replace(
+            config, precision=precision_name(dtype), backend=pick_backend(config.backend, model, preprocess, device)
+        ),
         pretrained=pretrained,
         images=len(train),
         valid=len(split.samples("valid")),

@@ -106,7 +106,12 @@ def probe_head(plan: Plan, loader: Loader, callbacks: Sequence[Callback]) -> Sta
     model, config = plan.model, plan.experiment.train
     weight = class_weights(loader.targets, len(loader.classes), config.class_weights)
     probe, features = fit_probe_on_features(
-        model, loader, plan.dtype, weight=weight, progress=progress_of("computing features", callbacks)
+        model,
+        loader,
+        plan.dtype,
+        weight=weight,
+        progress=progress_of("computing features", callbacks),
+        backend=plan.backend,
     )
     if has_seen(plan, loader.samples):
         note = "the network was trained on some of these images"

@@ -23,9 +23,11 @@ from imgclf.core.errors import DataError
 from imgclf.core.results import Evaluation, Prediction
 from imgclf.data.loading.loader import Batch, Loader
 from imgclf.data.split import seen_positions
+from imgclf.evaluation import openvino
 from imgclf.evaluation.metrics import softmax
 from imgclf.evaluation.ood import Rejector
 from imgclf.evaluation.predictions import Predictions
+from imgclf.evaluation.views import weighted_views
 from imgclf.models.features import with_features
 from imgclf.runtime import distributed
 from imgclf.runtime.compute import autocast, enough_threads, in_evaluation, in_parts_that_fit, step_flops
@@ -52,6 +54,8 @@ def infer(
     device: torch.device,
     progress: Progress | None = None,
     precision: torch.dtype = torch.float32,
+    backend: str = "torch",
+    features: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """The logits of the loader's samples, without those that can't be read.
 
@@ -63,18 +67,21 @@ def infer(
         device: Where the model is.
         progress: Is told (images done, images in all).
         precision: The dtype of autocast.
+        backend: `torch`, `openvino` or `auto`; see `predict`.
+        features: Whether the features (n, d) follow behind the logits in each row.
 
     Returns:
         Logits (n, k), class indices (n,), and positions among the loader's samples (n,).
 
     Raises:
+        ConfigError: Features are wanted, and the network has no known head.
         DataError: No image at all can be read.
         OutOfMemory: A single image does not fit.
     """
     rows: list[NDArray[np.float32]] = []
     waiting: list[torch.Tensor] = []  # on the device for a while: to fetch each batch would wait for it
     positions, done = [np.empty(0, np.int64)], 0
-    for batch, logits in _forward(model, loader, device, precision):
+    for batch, logits in _forward(model, loader, device, precision, backend, features):
         waiting.append(logits)
         positions.append(batch.positions.numpy())
         done += len(logits)
@@ -105,6 +112,7 @@ def collect_predictions(
     precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
     seen: frozenset[str] = frozenset(),
+    backend: str = "auto",
 ) -> Predictions:
     """The predictions of a model for the labeled samples of a loader that can be read, in order.
 
@@ -116,19 +124,24 @@ def collect_predictions(
         precision: `fp32`, `bf16`, `fp16`, or the dtype.
         temperature: Divides the logits, for the probabilities.
         seen: The contents of images that the model was trained or validated on, which are marked as such.
+        backend: `torch`, `openvino` or `auto`; see `predict`.
 
     Raises:
         DataError: No image at all can be read.
         OutOfMemory: A single image does not fit.
     """
     device = device_of(model) if device is None else pick_device(device)
-    logits, _, positions = infer(model, loader, device, progress, pick_precision(precision, device))
+    logits, _, positions = infer(model, loader, device, progress, pick_precision(precision, device), backend)
     predictions = _predictions(loader, logits, positions, temperature)
     return replace(predictions, seen=seen_positions(predictions.refs, loader.source, seen))
 
 
 def predictions_with_features(
-    model: nn.Module, loader: Loader, progress: Progress | None = None, precision: torch.dtype = torch.float32
+    model: nn.Module,
+    loader: Loader,
+    progress: Progress | None = None,
+    precision: torch.dtype = torch.float32,
+    backend: str = "auto",
 ) -> tuple[Predictions, NDArray[np.float32]]:
     """The same in one pass with the features (n, d) of the samples: what the last layer gets.
 
@@ -137,11 +150,12 @@ def predictions_with_features(
         loader: The samples and their classes.
         progress: Is told (images done, images in all).
         precision: The dtype of autocast.
+        backend: `torch`, `openvino` or `auto`; see `predict`.
 
     Raises:
         ConfigError: The network has no known head.
     """
-    rows, _, positions = infer(with_features(model), loader, device_of(model), progress, precision)
+    rows, _, positions = infer(model, loader, device_of(model), progress, precision, backend, features=True)
     logits, features = np.split(rows, [len(loader.classes)], axis=1)
     return _predictions(loader, np.ascontiguousarray(logits), positions, 1.0), features
 
@@ -160,6 +174,7 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     precision: torch.dtype | str = torch.float32,
+    backend: str = "auto",
 ) -> Evaluation:
     """The metrics of a model on the labeled samples of a loader.
 
@@ -169,6 +184,7 @@ def evaluate(
         device: Where the model is; by default, where its parameters are.
         progress: Is told (images done, images in all).
         precision: `fp32`, `bf16`, `fp16`, or the dtype.
+        backend: `torch`, `openvino` or `auto`; see `predict`.
 
     Raises:
         DataError: No image at all can be read.
@@ -181,7 +197,7 @@ def evaluate(
         >>> evaluate(classifier.model_, loader).n
         100
     """
-    return collect_predictions(model, loader, device, progress, precision).evaluation
+    return collect_predictions(model, loader, device, progress, precision, backend=backend).evaluation
 
 
 def predict(
@@ -193,6 +209,7 @@ def predict(
     precision: torch.dtype | str = torch.float32,
     temperature: float = 1.0,
     rejector: Rejector | None = None,
+    backend: str = "auto",
 ) -> Iterator[Prediction]:
     """One `Prediction` for each sample of the loader, in order; one that cannot be read carries an error.
 
@@ -206,9 +223,13 @@ def predict(
         precision: `fp32`, `bf16`, `fp16`, or the dtype.
         temperature: Divides the logits; above 0.
         rejector: Says how unlike the training images each image is, and whether it is accepted.
+        backend: What computes the network. `auto` takes OpenVINO for a network of more than 1e8 operations an image, on
+            a processor, where the extra `openvino` is installed; else `torch`. A network that OpenVINO can't compute is
+            computed by torch, with a warning.
 
     Raises:
-        ConfigError: There is a rejector, and the network has no known head.
+        ConfigError: There is a rejector, and the network has no known head; or the backend does not fit the device.
+        MissingExtra: OpenVINO is asked for and not installed.
         OutOfMemory: A single image does not fit.
 
     Example:
@@ -220,8 +241,8 @@ def predict(
     """
     device = device_of(model) if device is None else pick_device(device)
     precision, top = pick_precision(precision, device), whole("top", top, 1)
-    network, k, done = model if rejector is None else with_features(model), len(loader.classes), 0
-    for batch, outputs in _forward(network, loader, device, precision):
+    k, done = len(loader.classes), 0
+    for batch, outputs in _forward(model, loader, device, precision, backend, features=rejector is not None):
         rows = outputs.cpu().numpy()
         probable = softmax(rows[:, :k].astype(np.float64) / temperature)
         scores = itertools.repeat(None) if rejector is None else rejector.ood.scores(rows[:, :k], rows[:, k:])
@@ -249,13 +270,23 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _forward(
-    model: nn.Module, loader: Loader, device: torch.device, precision: torch.dtype
+    model: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    precision: torch.dtype,
+    backend: str = "torch",
+    features: bool = False,
 ) -> Generator[tuple[Batch, torch.Tensor]]:
-    """Batches with their outputs, float32 (n, …) on the device.
+    """Batches with their outputs on the device, float32: logits (n, k), or logits and features (n, k + d).
 
-    The parts in which a batch goes through the model stay as small as they had to be.
+    With torch, the parts in which a batch goes through the model stay as small as they had to be.
     """
-    most, model, flops = loader.batch_size, in_evaluation(model), math.inf
+    model, most, flops = in_evaluation(model), loader.batch_size, math.inf
+    if network := openvino.network_for(model, loader.preprocess, device, precision, backend):
+        columns = None if features else len(loader.classes)
+        yield from ((batch, network(batch.pixels)[:, :columns]) for batch in loader.epoch() if len(batch.targets))
+        return
+    model = with_features(model) if features else model
     if device.type == "cpu" and len(loader) >= MIN_TUNED_IMAGES:
         example = torch.zeros(1, loader.preprocess.channels, *loader.preprocess.size)
         flops = step_flops(model, example, loader.batch_size)
@@ -296,23 +327,10 @@ def batch_outputs(
         for part in torch.split(pixels, most):
             images = to_input(part, preprocess, device)
             mean = torch.zeros((), device=device)
-            for weight, view in _views(images, preprocess.tta):
+            for weight, view in weighted_views(images, preprocess.tta):
                 mean = mean + weight * model(view).float()
             outputs.append(mean)
         return torch.cat(outputs)
-
-
-def _views(images: torch.Tensor, tta: str) -> list[tuple[float, torch.Tensor]]:
-    """Views of each image, and how much each counts in the mean of the outputs (Jordan, arXiv:2404.00498)."""
-    if tta == "none":
-        return [(1.0, images)]
-    if tta == "mirror":
-        return [(0.5, images), (0.5, images.flip(3))]
-    height, width = images.shape[2:]
-    framed = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
-    moved = [framed[:, :, i : i + height, i : i + width] for i in (0, 2)]
-    counted = ((0.25, images), *((0.125, view) for view in moved))
-    return [(weight, view) for weight, one in counted for view in (one, one.flip(3))]
 
 
 def _prediction(path: str, classes: tuple[str, ...], probabilities: list[float], top: int) -> Prediction:

@@ -8,10 +8,12 @@ Compiled is what comes before a linear head: all models that share a frozen back
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import sys
 import threading
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -22,28 +24,29 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from imgclf.core.config import PreprocessConfig
-from imgclf.core.errors import ConfigError, ImgclfError, MissingExtra
+from imgclf.core.config import BACKENDS, PreprocessConfig
+from imgclf.core.errors import ConfigError, ImgclfError, MissingExtra, warn_caller
 from imgclf.core.files import cache_folder, seal, unseal, write_atomic
-from imgclf.evaluation.views import mean_over_views
+from imgclf.evaluation.views import weighted_views
 from imgclf.models.build import head_of
 from imgclf.models.ensemble import Ensemble
 from imgclf.models.features import feature_layers, with_features
-from imgclf.runtime.compute import own_copy
+from imgclf.runtime.compute import own_copy, ran_out_of_memory, step_flops
 from imgclf.runtime.device import cores
 from imgclf.transforms.preprocess import to_input
 
 FOLDER = "openvino"  # within the cache folder
+MIN_OPERATIONS = 1e8  # an image; for fewer, it takes longer to convert a network than thousands of images gain
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of probabilities beside torch's; a wrong graph is far off
 OPERATOR = re.compile(r"\baten[.:]+\w+")
 LOCK = threading.RLock()  # torch.export changes torch while it traces
 
-Made = dict[
-    object, tuple[object, "CompiledNetwork"]
-]  # by pixels and precision: the state of the weights, and what was made
+# By pixels and precision: the state of the weights, and what was made of them, None where that was not possible.
+Made = dict[object, tuple[object, "CompiledNetwork | None"]]
 
 _made: WeakKeyDictionary[nn.Module, Made] = WeakKeyDictionary()
+_operations: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
 
 
 class NotConvertible(ImgclfError):
@@ -79,25 +82,59 @@ def is_installed() -> bool:
     return find_spec("openvino") is not None
 
 
-def compiled(model: nn.Module, preprocess: PreprocessConfig, precision: torch.dtype) -> CompiledNetwork:
-    """The model as OpenVINO computes it on this machine: from memory, from the cache folder, or converted now.
+def network_for(
+    model: nn.Module, preprocess: PreprocessConfig, device: torch.device, precision: torch.dtype, backend: str
+) -> CompiledNetwork | None:
+    """The model as OpenVINO computes it on this machine: from memory, from the cache folder, or converted now. None
+    where torch is to compute it, also where OpenVINO can't: then, once, with a warning that names the operator.
 
     Args:
-        model: On the processor, in evaluation mode; maps images (n, channels, height, width) to logits (n, k).
+        model: In evaluation mode; maps images (n, channels, height, width) to logits (n, k).
         preprocess: How pixels become its input, and the views of an image that are averaged.
-        precision: float32 or bfloat16; always given, since OpenVINO by itself chooses by the processor.
+        device: Where the model is.
+        precision: float32 or bfloat16. It is always given: OpenVINO by itself chooses by the processor.
+        backend: `torch`, `openvino` or `auto`.
 
     Raises:
-        MissingExtra: OpenVINO is not installed.
-        NotConvertible: The network can't be converted, or its probabilities are not those of torch.
+        ConfigError: `backend` is something else, or OpenVINO is to compute what is not on the processor.
+        MissingExtra: OpenVINO is asked for and not installed.
     """
+    if pick_backend(backend, model, preprocess, device) == "torch":
+        return None
     state = [(tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
     wanted = _pixels(preprocess), precision
     with LOCK:
         known = _made.setdefault(model, {})
         if wanted not in known or known[wanted][0] != state:
-            known[wanted] = state, _compile(model, preprocess, precision)
+            try:
+                known[wanted] = state, _compile(model, preprocess, precision)
+            except NotConvertible as error:
+                warn_caller(f"{error}; torch computes it")
+                known[wanted] = state, None
         return known[wanted][1]
+
+
+def pick_backend(name: str, model: nn.Module, preprocess: PreprocessConfig, device: torch.device) -> str:
+    """`torch` or `openvino`: what `auto` takes depends on the network and the machine alone. See `network_for`."""
+    if name not in BACKENDS:
+        raise ConfigError(f"backend is {name!r}; allowed: {', '.join(BACKENDS)}")
+    if name == "openvino" and device.type != "cpu":
+        raise ConfigError(f"backend openvino computes on the processor, and the device is {device}: use --device cpu")
+    if name != "auto":
+        return name
+    return "openvino" if device.type == "cpu" and is_installed() and is_large(model, preprocess) else "torch"
+
+
+def is_large(model: nn.Module, preprocess: PreprocessConfig) -> bool:
+    """Whether a network takes so many operations an image that it pays to convert it."""
+    if model not in _operations:
+        try:
+            _operations[model] = step_flops(model, torch.zeros(1, preprocess.channels, *preprocess.size), 1)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            return False  # torch says what there is too little of
+    return _operations[model] > MIN_OPERATIONS
 
 
 def _compile(model: nn.Module, preprocess: PreprocessConfig, precision: torch.dtype) -> CompiledNetwork:
@@ -146,26 +183,34 @@ class _OfPixels(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return mean_over_views(self.network, images, self._tta)
+        return sum(
+            (weight * self.network(view).float() for weight, view in weighted_views(images, self._tta)),
+            start=torch.zeros(()),
+        )
 
 
 def _converted(network: nn.Module, preprocess: PreprocessConfig) -> Any:
     """The network as OpenVINO's graph, for one image of pixels."""
+    level = logging.root.manager.disable
+    logging.disable()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stderr(io.StringIO()):  # torch would print whole graphs
             program = torch.export.export(_OfPixels(network, preprocess), (_example(preprocess),), strict=False)
         return _openvino().convert_model(program)
     except Exception as error:  # whatever a user's network does to be traced
         found = OPERATOR.search(str(error))
         reason = found[0] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NotConvertible(f"OpenVINO can't compute {type(network).__name__}: {reason}") from error
+    finally:
+        logging.disable(level)
 
 
 def _agrees(model: nn.Module, network: CompiledNetwork, preprocess: PreprocessConfig, precision: torch.dtype) -> bool:
     """Whether both give the same probabilities for an image that is always the same: no data decide what is chosen."""
     example = _example(preprocess)
     with torch.inference_mode():
-        expected = mean_over_views(model, to_input(example, preprocess, torch.device("cpu")), preprocess.tta).softmax(1)
+        views = weighted_views(to_input(example, preprocess, torch.device("cpu")), preprocess.tta)
+        expected = torch.stack([weight * model(view).float() for weight, view in views]).sum(0).softmax(1)
         got = network(example)[:, : expected.shape[1]].softmax(1)
     return got.shape == expected.shape and float((got - expected).abs().max()) <= TOLERANCES[precision]
 
@@ -185,7 +230,7 @@ def _key(network: nn.Module, preprocess: PreprocessConfig, precision: torch.dtyp
     digest = sha256(repr((str(network), _pixels(preprocess), precision, _threads(), machine, makers)).encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + str(tensor.dtype).encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
 
 

@@ -82,7 +82,7 @@ def explain(
             raise unknown_name("class of the model", label, list(loader.classes))
     model = own_copy(model)  # for hooks of its own
     with torch.inference_mode(False):  # a caller's inference mode would forbid gradients
-        predictions = list(predict(model, loader, top=1, precision=precision, temperature=temperature))
+        predictions = list(predict(model, loader, top=1, precision=precision, temperature=temperature, backend="torch"))
         labels = [prediction.label if label is None else label for prediction in predictions]
         found: dict[int, tuple[NDArray[np.float32], NDArray[np.uint8], Grid | None]] = {}
         for batch in filter(lambda batch: len(batch.targets), loader.epoch()):

@@ -217,7 +217,7 @@ def _frozen(
     plan: Plan, samples: Sequence[Sample], callbacks: Sequence[Callback]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     loader, progress = plan.loader(samples), progress_of("computing features", callbacks)
-    features, labels, units = features_of(plan.model.to(plan.device), loader, plan.dtype, progress)
+    features, labels, units = features_of(plan.model.to(plan.device), loader, plan.dtype, progress, plan.backend)
     _require_all(len(labels), samples, loader.unreadable)
     return features.cpu().float(), labels, units
 

@@ -27,6 +27,7 @@ from imgclf.data.loading.loader import Loader
 from imgclf.evaluation.inference import Progress, predictions_with_features
 from imgclf.evaluation.ood import choose_evenly
 from imgclf.models.build import head_of
+from imgclf.runtime.compute import enough_threads
 from imgclf.runtime.device import pick_device, pick_precision
 
 STRENGTHS = tuple(10 ** (-exponent / 2) for exponent in range(2, 11))  # 0.1 to 1e-5, the strongest first
@@ -61,6 +62,7 @@ def fit_probe(
     *,
     weight: torch.Tensor | None = None,
     progress: Progress | None = None,
+    backend: str = "auto",
 ) -> Probe:
     """Set the linear head of `model` to a logistic regression on its features of the loader's samples.
 
@@ -79,18 +81,23 @@ def fit_probe(
     """
     device = pick_device(device)
     precision = pick_precision(precision, device)
-    return fit_probe_on_features(model.to(device), loader, precision, weight, progress)[0]
+    return fit_probe_on_features(model.to(device), loader, precision, weight, progress, backend)[0]
 
 
 def fit_probe_on_features(
-    model: nn.Module, loader: Loader, precision: torch.dtype, weight: torch.Tensor | None, progress: Progress | None
+    model: nn.Module,
+    loader: Loader,
+    precision: torch.dtype,
+    weight: torch.Tensor | None,
+    progress: Progress | None,
+    backend: str,
 ) -> tuple[Probe, NDArray[np.float32]]:
     """The same on the model's own device, and the features (m, d) of as many images as `choose_evenly` takes."""
     began = time.perf_counter()
     head = linear_head(model)
     if head is None:
         raise ConfigError("a probe needs a network whose last layer is linear, with a bias; leave the probe out")
-    features, labels, units = features_of(model, loader, precision, progress)
+    features, labels, units = features_of(model, loader, precision, progress, backend)
     found = features.numpy().astype(np.float32)
     prior = getattr(head, "prior", None)
     weights, bias, strength, held_out = fit_logistic(features, labels, head.out_features, prior, weight, units=units)
@@ -116,12 +123,12 @@ def soften_head(model: nn.Module, start: Mapping[str, torch.Tensor], scale: floa
 
 
 def features_of(
-    model: nn.Module, loader: Loader, precision: torch.dtype, progress: Progress | None = None
+    model: nn.Module, loader: Loader, precision: torch.dtype, progress: Progress | None = None, backend: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The features (n, d) of the loader's samples, the input of the last layer; their labels (n,), and the numbers (n,)
     of their groups or sets of copies.
     """
-    predictions, found = predictions_with_features(model, loader, progress, precision)
+    predictions, found = predictions_with_features(model.eval(), loader, progress, precision, backend)
     features, labels = torch.from_numpy(found), torch.from_numpy(predictions.targets)
     samples = {sample.ref: sample for sample in loader.samples}
     units = torch.tensor(joined([samples[ref] for ref in predictions.refs], unit_keys), dtype=torch.int64)
@@ -286,5 +293,6 @@ def _minimize(
 
     first = np.zeros(shape) if start is None else start.double().numpy()
     options = {"maxiter": ITERATIONS, "maxcor": 20, "gtol": gradient, "ftol": 0.0}
-    found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+    with enough_threads(2.0 * points.numel() * classes):
+        found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x.reshape(shape)).to(points.dtype)

@@ -39,7 +39,12 @@ from imgclf.data.dataset import Pixels
 DISK_SHARE = 0.2
 SUFFIX = ".pixels"
 SETTINGS_FILE = "form.json"
-OTHER_FOLDERS = {"audit": "which files can be read", "shards": "what lies in tar shards"}  # other folders of the cache
+# Other folders of the cache.
+OTHER_FOLDERS = {
+    "audit": "which files can be read",
+    "openvino": "networks compiled for this processor",
+    "shards": "what lies in tar shards",
+}
 ORPHAN_SECONDS = 3600.0
 DECODERS = ("pillow", "simplejpeg", "opencv-python-headless")
 _FORMAT = 5
@@ -264,11 +269,11 @@ def _stats(paths: Iterable[Path]) -> list[os.stat_result]:
 
 
 def list_cache() -> list[CacheEntry]:
-    """The entries of the cache: each form of pixels, last used first, then the facts about files and tars."""
+    """The entries of the cache: each form of pixels, last used first, then what the other folders hold."""
     forms = [_form_entry(folder) for folder in pixel_folder().glob("*") if folder.is_dir()]
     entries = sorted(forms, key=lambda entry: (-entry.used, entry.name))
     for name, about in OTHER_FOLDERS.items():
-        found = _stats((cache_folder() / name).glob("*.json"))
+        found = _stats((cache_folder() / name).glob("*.*"))
         if found:
             taken, used = sum(f.st_size for f in found), max(f.st_mtime for f in found)
             entries.append(CacheEntry(name, about, None, taken, used))
