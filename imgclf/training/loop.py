@@ -231,7 +231,7 @@ def initial_state(model: nn.Module, loader: Loader, config: TrainConfig, device:
 def _measure_start(state: TrainState, run: _Run) -> None:
     """The weights as they are given are the first to be kept: training must do better on valid."""
     if run.valid is not None:
-        result, state.best_losses = _validate(state, run, run.valid)
+        result, state.best_losses = _validate(state, run, run.valid, state.config.backend)
         state.best, state.best_loss = state.last_good[0], result.loss
         notify(run.callbacks, BaselineMeasured(result))
     if state.epochs == 0:
@@ -337,7 +337,7 @@ def _agreed(state: TrainState, run: _Run) -> list[bool]:
     return distributed.any_of_all([run.interrupts.count > 0, run.schedule.overdue()], state.device)
 
 
-def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, torch.Tensor]:
+def _validate(state: TrainState, run: _Run, valid: Loader, backend: str = "torch") -> tuple[Evaluation, torch.Tensor]:
     """The figures of the running mean, else of the weights themselves, and the loss on each image, float64 (n,).
 
     In the precision of training; a signal ends it where the epoch's steps are done. An image that can't be read has a
@@ -350,7 +350,7 @@ def _validate(state: TrainState, run: _Run, valid: Loader) -> tuple[Evaluation, 
 
     state.model.eval()
     with swapped_weights(state.model, state.ema), drawing(state.random, state.device):
-        logits, targets, positions = infer(state.model, valid, state.device, stop, state.precision)
+        logits, targets, positions = infer(state.model, valid, state.device, stop, state.precision, backend)
     if not np.isfinite(logits).all():
         raise _NotFinite
     if state.config.label_smoothing:  # makes predictions less confident than the plain loss does
