@@ -29,7 +29,7 @@ def listed(names: Sequence[str], most: int = MAX_NAMES) -> str:
 def what_was_trained(data: ReportData) -> str:
     """What was trained on what, in one paragraph."""
     info, parameters, (height, width) = data.info, data.network.parameters, data.info.preprocess["size"]
-    network = f"ensemble of {len(info.members)} {info.arch}" if info.members else info.arch
+    network = f"ensemble of {len(info.members)} {info.arch}" if len(info.members) > 1 else info.arch
     text = (
         f"{'An' if network[0] in 'aeio' else 'A'} {network}{f' ({parameters:,} parameters)' if parameters else ''}, "
         f"trained {_start(data.weights)} on {plural(data.total('train'), 'image')} of {quoted(info.data)} to "

@@ -566,6 +566,12 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
 def test_an_ensemble_names_its_members():
     text = str(Text(without_charts(report_data(None, epochs=0, members=("runs/a", "runs/b c")))))
     assert "each member has its own report. imgclf report runs/a imgclf report 'runs/b c'" in text
+    assert "An ensemble of 2 lenet (44,426 parameters)" in text
+
+
+def test_what_is_left_of_equal_members_is_no_ensemble():
+    text = str(Text(without_charts(report_data(None, epochs=0, members=("runs/a",)))))
+    assert "A lenet (44,426 parameters)" in text
 
 
 def test_what_speaks_for_the_epoch_that_is_kept():
