@@ -41,7 +41,12 @@ FIELDS: dict[str, OptionField] = {
     if each.option.panel == panel
 }
 
-EXPECTED = {"int_parsing": "a whole number", "float_parsing": "a number"}  # by pydantic's names of what is wrong
+EXPECTED = {  # by pydantic's names of what is wrong
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "greater_than_equal": "a number of {ge} or more",
+    "less_than_equal": "a number of {le} or less",
+}
 
 
 @dataclass(frozen=True)
@@ -165,8 +170,9 @@ class Command(TyperCommand):
             if hasattr(error, "possibilities") and hasattr(error, "option_name"):  # click's, wherever Typer has it from
                 self._hint(error)
             for found in getattr(error.__cause__, "errors", tuple)():  # pydantic's, by which Typer reads numbers
-                expected = EXPECTED.get(found["type"], found["msg"].partition(" should be ")[2])
-                error.message = f"expected {expected}; got {found['input']!r}"  # type: ignore[attr-defined]
+                if expected := EXPECTED.get(found["type"]):
+                    expected = expected.format(**found.get("ctx", {}))
+                    error.message = f"expected {expected}; got {found['input']!r}"  # type: ignore[attr-defined]
             raise
 
     def _names(self, kind: str) -> list[str]:

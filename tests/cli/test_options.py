@@ -86,7 +86,9 @@ ANSWERS = [
     (("train", "x", "--epochs", "three"), "'--epochs': expected a whole number; got 'three'"),
     (("train", "x", "--lr", "low"), "'--lr': expected a number; got 'low'"),
     (("train", "x", "--size", "0"), "error: --size is '0'; allowed: N or HxW in pixels"),
-    (("predict", "x", "--top", "0"), "'--top': expected greater than or equal to 1; got '0'"),
+    (("predict", "x", "--top", "0"), "'--top': expected a number of 1 or more; got '0'"),
+    (("show", "x", "-n", "201"), "'-n': expected a number of 200 or less; got '201'"),
+    (("benchmark", "x", "--seconds", "0"), "'--seconds': expected a number of 0.1 or more; got '0'"),
 ]
 
 
@@ -96,6 +98,13 @@ def test_what_users_of_other_tools_type_is_answered_with_what_is_meant(args, ans
     result = CliRunner().invoke(app, args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert answer in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_number_too_long_to_read_is_called_that(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train", "x", "--epochs", "9" * 5000])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "exceeded maximum size" in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_a_file_with_an_equals_sign_in_its_name_is_a_file(tmp_path, monkeypatch):
