@@ -15,6 +15,7 @@ from imgclf.core.arguments import whole
 from imgclf.core.config import TrainConfig
 from imgclf.core.errors import ConfigError
 from imgclf.core.results import Decision
+from imgclf.core.text import printable
 from imgclf.estimator.decisions import describe
 from imgclf.estimator.plan import Plan, plan_training
 from imgclf.estimator.settings import Request, choose_experiment
@@ -161,7 +162,7 @@ def _call(function: str, arguments: Sequence[Any]) -> str:
 def _literal(value: Any, indent: int = 0) -> str:
     """A value as Python, texts in double quotes, long tables on several lines."""
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return printable(json.dumps(value, ensure_ascii=False))
     if not isinstance(value, Mapping):
         return repr(value)
     rows = [f"{_literal(key)}: {_literal(below, indent + 4)}" for key, below in value.items()]

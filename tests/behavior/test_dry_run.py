@@ -1,5 +1,7 @@
 """What training would do and take."""
 
+import ast
+import os
 import re
 
 import pytest
@@ -76,6 +78,15 @@ def test_the_python_of_an_ensemble_trains_all_of_it(photos, in_folder):
     classifier = trained(two.python)
     assert classifier.model_config_.members == 2
     assert sorted(path.name for path in (in_folder / "runs").iterdir()) == ["both", "both-member-1", "both-member-2"]
+
+
+@pytest.mark.parametrize(
+    "data", ['a "b" \\n', os.fsdecode(b"caf\xe9"), "a\u2028b", "tab\t\x7f", "\U000f0000", "größe 😀"]
+)
+def test_the_python_names_any_folder_in_printable_text(data):
+    line = python_code(data, {}).encode().decode().splitlines()[-1]
+    assert line.isprintable()
+    assert ast.literal_eval(line.removeprefix("classifier.fit(").partition(", runs=")[0]) == data
 
 
 def test_an_ensemble_takes_as_many_times_as_long(photos, monkeypatch):
