@@ -52,7 +52,7 @@ def evaluate(
     with console.progress("testing") as progress:
         answers = classifier.predictions_of(used, samples, progress)
     result, page = answers.evaluation, None
-    console.warn_of_images(classifier.unreadable_, "could not be read and are left out of the metrics")
+    console.warn_of_images(classifier.unreadable_, "could not be read, left out of the metrics")
     if far := far_values(used, samples, classifier.preprocess_.levels):
         console.warn(far)
     if data is not None or part in (None, "test"):

@@ -318,6 +318,8 @@ def test_a_few_bad_images_are_left_out_and_named(here):
     result = done("train", "photos", *TINY)
     assert "! 1 image can't be read and will be left out:" in result.stderr
     assert "red/bad.png: " in result.stderr
+    said = done("evaluate", "photos", "--part", "all").stderr
+    assert "! 1 image could not be read, left out of the metrics:" in said
     for index in range(9):
         (here / "photos" / "red" / f"bad{index}.png").write_bytes(b"no image")
     assert done("train", "photos", *TINY, "--allow-unreadable", "20%").exit_code == 0

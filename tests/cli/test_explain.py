@@ -50,6 +50,7 @@ def test_maps_of_few_cells_are_called_too_coarse_once(here):
     )
     assert " ".join(result.stderr.split()).count(said) == 1
     result = run("explain", "img.png", "--model", "runs/photos-resnet18-1", "--method", "occlusion")
+    assert result.exit_code == 0, result.stderr
     assert "cells" not in result.stderr
 
 
