@@ -1,4 +1,4 @@
-"""The baseline of fine-tuning, and its start: frozen features and a linear head.
+"""The linear probe: frozen features and a linear head; what fine-tuning must beat, and where it starts.
 
 The head is an L2-regularized multinomial logistic regression, its strength chosen by cross-validation. To fine-tune
 from such a head distorts the features less than to start from a random one (LP-FT: Kumar et al. 2022,
