@@ -63,11 +63,24 @@ from imgclf.training.events import Callback
 
 PARTS = ("all", *SPLIT_NAMES)
 OTHER_NAMES = {"val": "valid", "validation": "valid"}
+# What a classifier knows after `fit`, and what sets it.
+FITTED = {
+    name: setter
+    for setter, names in (
+        (
+            "fit or load",
+            "classes_ manifest_ metrics_ model_ model_config_ ood_ predictions_ preprocess_ seen_ unreadable_",
+        ),
+        ("fit, or by loading a run", "history_ split_"),
+        ("fit only", "config_ decisions_ findings_ plan_ probe_ source_ weights_"),
+    )
+    for name in names.split()
+}
 
 
 def part_named(name: str | None) -> str | None:
     """The part of the data that is called so here or in other tools; `ConfigError` for a name of none."""
-    if name is not None and (name := OTHER_NAMES.get(name, name)) not in PARTS:
+    if name is not None and (name := OTHER_NAMES.get(str(name), name)) not in PARTS:
         raise ConfigError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
     return name
 
@@ -135,10 +148,10 @@ class Classifier:
     if not TYPE_CHECKING:  # type checkers still find misspelled names
 
         def __getattr__(self, name: str) -> Any:
-            if name.startswith("_") or not name.endswith("_"):
-                raise AttributeError(f"Classifier has no attribute {name!r}")
+            if name not in FITTED:
+                return super().__getattribute__(name)  # raises Python's own error, with a suggestion
             if "model_" in vars(self):
-                raise NotFitted(f"this classifier has no {name}: it is set by fit only")
+                raise NotFitted(f"this classifier has no {name}: it is set by {FITTED[name]}")
             raise NotFitted("this classifier is not fitted yet: call fit, or Classifier.load")
 
     def __repr__(self) -> str:

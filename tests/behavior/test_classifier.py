@@ -282,6 +282,8 @@ def test_a_class_that_the_model_does_not_know_is_an_error(trained, tmp_path):
 def test_a_part_that_there_is_not_is_refused(trained):
     with pytest.raises(ConfigError, match="part is 'tests'; allowed: all, train, valid, test"):
         trained.evaluate(part="tests")
+    with pytest.raises(ConfigError, match=r"part is \['test'\]; allowed"):
+        trained.evaluate(part=["test"])
 
 
 def test_the_usual_short_name_of_the_valid_part_works(trained):
@@ -315,13 +317,34 @@ def test_a_classifier_from_a_run_knows_its_history_and_says_what_it_does_not_kno
     assert [record.valid_loss for record in loaded.history_] == [record.valid_loss for record in trained.history_]
     assert loaded.history_.ended == "done"
     trained.save(tmp_path / "alone.safetensors")
-    with pytest.raises(NotFitted, match="has no history_: it is set by fit only"):
+    with pytest.raises(NotFitted, match="has no history_: it is set by fit, or by loading a run"):
         print(Classifier.load(tmp_path / "alone.safetensors").history_)
     with pytest.raises(NotFitted, match="call fit"):
         print(Classifier().classes_)
-    assert not hasattr(loaded, "config_")
-    with pytest.raises(AttributeError, match="no attribute 'predictt'"):
-        print(loaded.predictt)
+    with pytest.raises(NotFitted, match="has no config_: it is set by fit only"):
+        print(loaded.config_)
+
+
+def test_everything_that_fit_sets_is_called_that_where_it_is_missing(photos, tmp_path):
+    fitted = quick().fit(photos, epochs=1)
+    fitted.save(tmp_path / "alone.safetensors")
+    alone = Classifier.load(tmp_path / "alone.safetensors")
+    results = [name for name in vars(fitted) if name.endswith("_") and name not in vars(Classifier)]
+    for name in (*results, "temperature_"):
+        with pytest.raises(NotFitted, match="call fit"):
+            getattr(Classifier(), name)
+        if not hasattr(alone, name):
+            with pytest.raises(NotFitted, match=f"has no {name}: it is set by fit"):
+                getattr(alone, name)
+
+
+@pytest.mark.parametrize("name", ["clases_", "predictt", "_own", "__own__"])
+def test_a_misspelled_name_is_no_result_that_fit_would_set(trained, name):
+    for classifier in (trained, Classifier("lenet")):
+        with pytest.raises(AttributeError, match=f"^'Classifier' object has no attribute '{name}'$") as caught:
+            getattr(classifier, name)
+        assert not isinstance(caught.value, NotFitted)
+        assert (caught.value.name, caught.value.obj) == (name, classifier)  # with which Python suggests a name
 
 
 def test_a_model_file_on_its_own_still_knows_what_it_learnt_from(trained, tmp_path):
