@@ -127,6 +127,9 @@ def pick_backend(name: str, model: nn.Module, preprocess: PreprocessConfig, devi
 
 def is_large(model: nn.Module, preprocess: PreprocessConfig) -> bool:
     """Whether a network takes so many operations an image that it pays to convert it."""
+    height, width = preprocess.size
+    if 2 * sum(weight.numel() for weight in model.parameters()) * height * width < MIN_OPERATIONS:
+        return False  # even if each weight met every pixel; to count exactly loads half of torch's compiler
     if model not in _operations:
         try:
             _operations[model] = step_flops(model, torch.zeros(1, preprocess.channels, *preprocess.size), 1)

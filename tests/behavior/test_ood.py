@@ -235,9 +235,9 @@ def test_training_images_keep_their_features_in_the_pixels_and_the_precision_of_
 def test_fit_looks_again_at_what_training_has_kept(photos, monkeypatch, precision, expected):
     asked = []
 
-    def watched(model, loader, progress, precision):
+    def watched(model, loader, progress, precision, backend):
         asked.append((loader.cache_level.name, loader.preprocess.steps != (), precision))
-        return features_of(model, loader, progress, torch.float32)
+        return features_of(model, loader, progress, torch.float32, backend)
 
     monkeypatch.setattr("imgclf.estimator.calibrate.features_of", watched)
     config = {"train": {"device": "cpu", "precision": precision}, "split": (0.4, 0.4, 0.2)}

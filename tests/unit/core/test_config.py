@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgclf.core.config import (
+    BACKENDS,
     INTERPOLATIONS,
     OPTIMIZERS,
     PRECISIONS,
@@ -94,6 +95,7 @@ BAD = [
     (TrainConfig, "layer_decay", [0, 1.1], "above 0, to 1"),
     (TrainConfig, "drop_last", [0], "true or false"),
     (TrainConfig, "precision", ["fp8"], "auto, fp32, bf16, fp16"),
+    (TrainConfig, "backend", ["onnx", None], "auto, torch, openvino"),
     (TrainConfig, "device", ["gpu", "cuda:", "cuda:x", None], "cuda:N"),
     (TrainConfig, "compile", [True], "auto, on, off"),
     (TrainConfig, "checkpoint_every", [0.5, "10m"], "1 or more seconds"),
@@ -182,6 +184,7 @@ configs = st.builds(
     nesterov=st.booleans(),
     schedule=st.sampled_from(SCHEDULES),
     precision=st.sampled_from(PRECISIONS),
+    backend=st.sampled_from(BACKENDS),
     device=st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:1"]),
     workers=st.none() | st.integers(0, 256),
     seed=st.integers(0, 2**63 - 1),
