@@ -98,6 +98,7 @@ BAD = [
     (TrainConfig, "backend", ["onnx", None], "auto, torch, openvino"),
     (TrainConfig, "device", ["gpu", "cuda:", "cuda:x", None], "cuda:N"),
     (TrainConfig, "compile", [True], "auto, on, off"),
+    (TrainConfig, "backend", ["onnx", True], "auto, torch, openvino"),
     (TrainConfig, "checkpoint_every", [0.5, "10m"], "1 or more seconds"),
     (TrainConfig, "workers", [-1, 257], "0 to 256"),
     (TrainConfig, "seed", [-1, 2**63, 0.5], "0 to 9,223,372,036,854,775,807"),

@@ -47,6 +47,21 @@ def test_nothing_is_left_open_and_nothing_else_is_changed(optimizer, pretrained,
     assert replace(found, **opened, class_weights=None) == config
 
 
+@pytest.mark.parametrize(
+    ("options", "start", "stages"),
+    [
+        ({}, {"pretrained": True}, 2),
+        ({}, {"pretrained": False}, 0),
+        ({"optimizer": "sgd"}, {"pretrained": True}, 0),
+        ({"layer_decay": 1.0}, {"pretrained": True}, 0),
+        ({"layer_decay": 0.7}, {"pretrained": True}, 2),
+        ({}, {"pretrained": True, "batch_norms": False}, 0),
+    ],
+)
+def test_stages_that_layer_decay_would_hardly_move_are_frozen(options, start, stages):
+    assert resolve_config(TrainConfig(**options), images=100, **start).freeze_stages == stages
+
+
 def test_training_after_a_probe_begins_less_sure():
     assert resolve_config(TrainConfig(), pretrained=True, images=100, probe=True).head_scale < 1
 
