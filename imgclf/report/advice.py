@@ -22,6 +22,7 @@ OVERFITTING_GAP = 0.1  # between the accuracies on train and valid
 UNREADABLE_SHARE = 0.01
 BARELY = 0.2  # of the way from always the same class to no mistake
 TRAINED_ACCURACY = 0.7
+MIN_EPOCHS = 3  # that can show whether the network was still improving
 LOSS_FALL = 0.02  # of the valid loss in the second half of training, in nats
 PRETRAINED = "efficientnet_lite0"  # its weights can also be had without a network
 MAX_FINDING_CHARACTERS = 160
@@ -210,14 +211,14 @@ def _of_training(data: ReportData) -> Iterator[Advice]:
         return
     if _is_still_better(data.history) and not _is_undertrained(data):
         text = (
-            f"It was still improving when training ended: the last of {len(losses):,} epochs was the best (validation "
-            f"loss {losses[-1]:.3f}, and {losses[_half(losses)]:.3f} at half time)."
+            f"The network was still improving when training ended: the last of {len(losses):,} epochs was the best "
+            f"(validation loss {losses[-1]:.3f}, and {losses[_half(losses)]:.3f} at half time)."
         )
         yield Advice(text, "Train longer", data.next_steps.longer)
     if best is None and losses and data.start is not None:
         kept = initial_name(probed=data.probed)
         text = f"Training did not help: {never_better(losses, data.start[0])} than {kept}, which was kept."
-        todo = instead_of_epochs(len(losses), data.status, probed=data.probed)
+        todo = instead_of_epochs(len(losses), data.status, probed=data.probed, data=data.next_steps.data or "DATA")
         yield Advice(text, todo[0].upper() + todo[1:])
 
 
@@ -227,13 +228,12 @@ def _is_undertrained(data: ReportData) -> bool:
     Then more images or other labels can't help yet.
     """
     history = data.history
-    if data.status not in ENDED or history.best is None:
+    if data.status not in ENDED or history.best is None or len(history) < MIN_EPOCHS:
         return False
     first, last = history.epochs[(len(history) - 1) // 2], history.epochs[-1]
     valid = last.train_accuracy if last.valid_accuracy is None else last.valid_accuracy
-    learning = len(history) == 1 or first.train_loss - last.train_loss >= LOSS_FALL
     return (
-        learning
+        first.train_loss - last.train_loss >= LOSS_FALL
         and max(last.train_accuracy, valid) < TRAINED_ACCURACY
         and last.train_accuracy - valid < OVERFITTING_GAP
     )
@@ -241,8 +241,8 @@ def _is_undertrained(data: ReportData) -> bool:
 
 def _train_longer(data: ReportData) -> Advice:
     text = (
-        f"It is undertrained: after {plural(len(data.history), 'epoch')}, its accuracy on the training images is "
-        f"{percent(data.history.epochs[-1].train_accuracy)}, and it was still improving."
+        f"The network is undertrained: after {plural(len(data.history), 'epoch')}, its accuracy on the training images "
+        f"is {percent(data.history.epochs[-1].train_accuracy)}, and it was still improving."
     )
     return Advice(text, "Train longer, or with a larger --lr", data.next_steps.longer)
 
@@ -250,7 +250,7 @@ def _train_longer(data: ReportData) -> Advice:
 def _is_still_better(history: History) -> bool:
     """Whether the last epoch was the best, and the loss on valid fell clearly in the second half."""
     losses = valid_losses(history)
-    if len(losses) < 2 or not history.epochs[-1].best or losses[-1] > min(losses):
+    if len(losses) < MIN_EPOCHS or not history.epochs[-1].best or losses[-1] > min(losses):
         return False
     return losses[_half(losses)] - losses[-1] >= LOSS_FALL
 
@@ -267,7 +267,8 @@ def _of_data(data: ReportData) -> Iterator[Advice]:
     if data.info.findings:
         first, *others = data.info.findings
         more = f" ({len(others):,} more below)" if others else ""
-        text = f"The data check found a problem: {shorten(first, MAX_FINDING_CHARACTERS)}{more}."
+        text = f"The data check found a problem: {shorten(first, MAX_FINDING_CHARACTERS)}{more}"
+        text += "" if text.endswith("?") else "."
         yield Advice(text, "Remove duplicates and images that don't belong, fix wrong labels, and train again")
 
 

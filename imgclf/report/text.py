@@ -103,10 +103,11 @@ def initial_name(*, probed: bool) -> str:
     return "the linear probe" if probed else "the initial model"
 
 
-def instead_of_epochs(epochs: int, ended: str, *, probed: bool) -> str:
-    """The advice where this number of epochs, `ended` as a run's status says, did not help; `probed` as above."""
-    if epochs < EPOCHS[True][0] and ended != "stopped early":
-        return f"{plural(epochs, 'epoch')} may be too few: try --epochs {EPOCHS[True][1]}"
+def instead_of_epochs(epochs: int, ended: str, *, probed: bool, data: str = "DATA") -> str:
+    """The advice where this number of epochs, `ended` as a run's status says, did not help; `probed` as above, `data`
+    as a command takes them."""
+    if probed and epochs < EPOCHS[True][0] and ended != "stopped early":
+        return f"{plural(epochs, 'epoch')} may be too few: try imgclf train {data} --epochs {EPOCHS[True][1]}"
     if probed:
         return "--recipe probe is enough here; more images or a larger --size may help"
     return "keep the initial model; more images may help"

@@ -460,6 +460,8 @@ def test_every_warning_says_what_to_do():
         "The data check found a problem: a.gif is odd. Remove duplicates and images that don't belong",
     ):
         assert advice in text, advice
+    odd = changed(data, findings=("a.gif is the only GIF: is it one of your photos?",))
+    assert "is it one of your photos? Remove duplicates" in minded(odd)
     nameless = minded(replace(data, next_steps=NextSteps()))
     for advice in ("Train again.", "Hold out images for a test (--split), and train again.", "should help most."):
         assert advice in nameless, advice
@@ -505,19 +507,18 @@ def test_what_has_not_learned_its_training_images_shall_train_longer_before_all_
         return History(tuple(EpochRecord(i, 2.4 - a, a, 2.3 - a, a, 0.1, 1.0, True) for i, a in epochs))
 
     data = report_data(predictions, next_steps=TYPED)
-    for history in (after(0.16), after(0.2, 0.3, 0.4)):
-        early = replace(data, history=history)
-        advice = before_use(early)
-        assert advice.command == "imgclf train --resume runs/first --epochs 8"
-        assert advice.text.startswith("It is undertrained")
-        text = minded(early)
-        assert "Train longer, or with a larger --lr: imgclf train --resume" in text
-        assert "More images" not in text
-        assert "labels" not in text
-    stuck, overfitted = after(0.4, 0.4, 0.4), History((EpochRecord(1, 0.9, 0.6, 1.8, 0.3, 0.1, 1.0, True),))
-    for history in (stuck, overfitted):
+    early = replace(data, history=after(0.2, 0.3, 0.4))
+    advice = before_use(early)
+    assert advice.command == "imgclf train --resume runs/first --epochs 8"
+    assert advice.text.startswith("The network is undertrained: after 3 epochs, ")
+    text = minded(early)
+    assert "Train longer, or with a larger --lr: imgclf train --resume" in text
+    assert "More images" not in text
+    assert "labels" not in text
+    overfitted = History(tuple(EpochRecord(i, 1.2 - i / 10, 0.6, 1.8, 0.3, 0.1, 1.0, True) for i in (1, 2, 3)))
+    for history in (after(0.4, 0.4, 0.4), overfitted, after(0.16), after(0.16, 0.3)):  # one or two can't show it
         assert before_use(replace(data, history=history)).text.startswith("It is barely better than")
-    assert before_use(changed(data, history=after(0.16), status="interrupted")).text.startswith("It is barely better")
+    assert before_use(changed(early, status="interrupted")).text.startswith("It is barely better")
     good = replace(data, predictions=predictions_of(targets, targets), history=after(0.97))
     assert before_use(good) is None
 
@@ -552,7 +553,9 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
     assert "all 4 epochs of fine-tuning were worse than the linear probe, which was kept." in worse
     assert "--recipe probe is enough here; more images or a larger --size may help" in worse
     short = replace(data, history=History(history().epochs[:2]), start=(0.5, 0.9), experiment=probed)
-    assert "2 epochs may be too few: try --epochs 8" in minded(short)
+    assert f"2 epochs may be too few: try imgclf train {TYPED.data} --epochs 8" in minded(short)
+    assert "too few: try imgclf train DATA --epochs 8" in minded(replace(short, next_steps=NextSteps()))
+    assert "too few" not in minded(replace(short, experiment=ExperimentConfig()))
     unsure = minded(replace(data, history=history(), start=(0.7, 0.9)))
     assert "no epoch of fine-tuning was significantly better than the initial model" in unsure
     assert "probe" not in unsure
@@ -561,6 +564,13 @@ def test_training_that_ended_too_early_or_brought_nothing_says_what_next():
         assert "Resume it: imgclf train --resume runs/first" in cut
         assert "Train longer" not in cut
         assert "did not help" not in cut
+
+
+def test_test_images_that_were_held_out_from_train_are_said_to_be():
+    data = report_data(predictions_of([0, 1] * 50, [0, 1] * 50))
+    for given, said in (((), False), (("train", "valid"), True), (("train", "valid", "test"), False)):
+        text = str(Text(without_charts(changed(data, given_parts=given))))
+        assert ("held out from the train part of the data" in text) == said
 
 
 def test_an_ensemble_names_its_members():
