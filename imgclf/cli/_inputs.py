@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from imgclf.cli import _console as console
-from imgclf.core.errors import ConfigError
-from imgclf.core.text import first_few, natural, plural
+from imgclf.core.errors import ConfigError, DataError
+from imgclf.core.text import first_few, natural, plural, printable
 
 if TYPE_CHECKING:
     from imgclf.estimator.classifier import Classifier
@@ -25,12 +25,17 @@ PixelStore = Annotated[
 
 
 def expand(images: list[str]) -> Iterator[str]:
-    """Paths as given; globs that the shell left alone, in natural order; the lines of stdin for `-`."""
+    """Paths as given; globs that the shell left alone, in natural order; the lines of stdin for `-`.
+
+    Raises `DataError` for a glob that nothing matches.
+    """
     for image in images:
         if image == "-":
             yield from filter(None, _lines(sys.stdin.buffer))
         elif glob.has_magic(image) and not os.path.lexists(image):
-            yield from sorted(glob.glob(image, recursive=True), key=natural) or [image]
+            if not (found := glob.glob(image, recursive=True)):
+                raise DataError(f"no file matches '{printable(image)}'")
+            yield from sorted(found, key=natural)
         else:
             yield image
 

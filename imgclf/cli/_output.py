@@ -33,6 +33,9 @@ def output_file(
     if path.suffix.lower() not in suffixes:
         raise ConfigError(f"{option} is {shown!r}; expected the name of a file that ends in {' or '.join(suffixes)}")
     _require_place(path, option, data)
+    if not path.parent.is_dir():
+        folder = printable(str(path.parent))
+        raise ConfigError(f"{option} is {shown!r}, and there is no folder {folder!r}: make it, or name another place")
     if path.is_dir():
         raise ConfigError(f"{option} is {shown!r}, a folder; expected the name of a file")
     if os.path.lexists(path) and not force:

@@ -382,7 +382,7 @@ class TrainView(ShowsWarnings):
         colors = "gray" if plan.preprocess.channels == 1 else f"{plan.preprocess.channels} channels"
         start = plan.weights.source.removeprefix("from ")
         console.say(f"model: {plan.spec.arch}, {parameters:,} parameters, {height}×{width}, {colors}, from {start}")
-        by = ", OpenVINO where nothing is trained" if plan.backend == "openvino" else ""
+        by = "; inference by OpenVINO" if plan.backend == "openvino" else ""
         console.say(f"device: {plan.device}, {str(plan.dtype).removeprefix('torch.')}{by}")
         if plan.would_gain_from_openvino:
             console.say('        pip install "imgclf[openvino]" makes predictions 2 to 4 times as fast here', "dim")

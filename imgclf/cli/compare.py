@@ -87,7 +87,8 @@ def _say_what_differs(result: Comparison) -> None:
 
 def _verdict(result: Comparison) -> str:
     if result.same_predictions:
-        return f"same prediction for every image{', equal weights' if result.same_weights else ''}"
+        why = " (both kept the linear probe)" if result.kept_probe else ""
+        return f"same prediction for every image{f', equal weights{why}' if result.same_weights else ''}"
     if result.paired.p_value >= SIGNIFICANCE:
         return f"no significant difference on {plural(result.paired.n, 'image')}"
     return f"{'b' if result.paired.difference > 0 else 'a'} is better on images like these"

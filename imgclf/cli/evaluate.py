@@ -88,8 +88,8 @@ def _say_what_was_seen(classifier: Any, result: Any) -> None:
     if not classifier.seen_:
         console.warn("this model does not know what it was trained on, so none of these images is left out")
     if result.seen:
-        were = "was" if result.seen == 1 else "were"
-        console.warn(f"{result.seen:,} of these {plural(result.n, 'image')} {were} trained or validated on")
+        are = "is a training or validation image" if result.seen == 1 else "are training or validation images"
+        console.warn(f"{result.seen:,} of {plural(result.n, 'image')} {are} of this model")
 
 
 def _say_what_has_changed(classifier: Any, source: Any, part: str) -> None:

@@ -71,11 +71,12 @@ def predict(
         ranked = (name for i in range(2, top + 1) for name in (f"label{i}", f"confidence{i}"))
         judgement = ["unknown_score", "accepted"] if judged else []
         header = ["path", "label", "confidence", *ranked, *judgement, "error"]
-        csv.parent.mkdir(parents=True, exist_ok=True)
         write_text(csv, csv_text([header, *rows]))
         console.say(f"{plural(len(rows), 'row')} written to {csv}")
     elif not json:
-        console.show_table(["image", "class", "confidence", "runners-up", *(["unknown score"] if judged else [])], rows)
+        header = ["image", "class", "confidence", "runners-up", *(["unknown score"] if judged else [])]
+        shown = [i for i, name in enumerate(header) if name != "runners-up" or any(row[i] for row in rows)]
+        console.show_table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])
     if reject is not None and failed < len(source):
         assert classifier.ood_ is not None  # else it could not judge
         known, threshold = plural(len(source) - failed, "image"), classifier.ood_.threshold(reject)

@@ -253,7 +253,7 @@ class TrainConfig(Checked):
     step_epochs: int = _training(10, "Epochs per step of the step schedule", ge=1)
     gamma: float = _training(0.1, "Factor of each step of the step schedule", gt=0, le=1)
     warmup_epochs: float | None = _training(
-        None, "Epochs in which the learning rate rises", "1 for cosine, else 0", ge=0
+        None, "Epochs in which the learning rate rises", "a quarter of the epochs, at most 1, for cosine, else 0", ge=0
     )
     label_smoothing: float = _training(0.1, "Share of the target that is spread over the other classes", ge=0, lt=1)
     clip_norm: float = _training(0.0, "Clip the norm of the gradient to this value", ge=0, special={0: "off"})

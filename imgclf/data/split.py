@@ -148,11 +148,13 @@ def open_fractions(
 def require_open(source: Source, fractions: tuple[float, float, float]) -> None:
     """Raise `ConfigError` where a share is asked for of what the data bring: it would change nothing."""
     given = [name for name in brought(source) if name != "train"]
-    if not any(share for name, share in zip(SPLIT_NAMES, fractions, strict=True) if name in given):
+    shares = zip(SPLIT_NAMES, fractions, strict=True)
+    if not (asked := [f"{100 * share:g}% {name}" for name, share in shares if share and name in given]):
         return
-    asked, open_to = "/".join(f"{100 * share:g}" for share in fractions), in_percent(open_fractions(given, fractions))
+    open_to = in_percent(open_fractions(given, fractions))
     use = "drop --split" if len(given) == 2 else f"use --split {open_to}, or drop --split"
-    raise ConfigError(f"split is {asked}, but {source.name} has its own {' and '.join(given)} images: {use}")
+    held_out, own = " and ".join(asked), " and ".join(given)
+    raise ConfigError(f"the split asks for {held_out}, but {source.name} has its own {own} images: {use}")
 
 
 def in_percent(fractions: tuple[float, float, float]) -> str:

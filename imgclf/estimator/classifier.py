@@ -306,9 +306,15 @@ class Classifier:
                 todo = f"choose another model (--model) or images of the model's classes{own}"
                 problem = f"{source.name} has classes that the model does not know ({both}): {todo}"
                 raise DataError(problem, unknown)
+        if not samples and part:
+            others = ", ".join(PARTS)
+            raise DataError(f"{source.name} has no images in its part {part!r}; choose another --part: {others}")
         if not samples:
-            wanted = f"in its part {part!r}" if part else "to test on that the model was not trained on"
-            raise DataError(f"{source.name} has no images {wanted}; choose another --part: {', '.join(PARTS)}")
+            rows = self.split_.rows if hasattr(self, "split_") else ()
+            used = {row.split for row, sample in match_rows(rows, source.samples) if sample is not None}
+            roles = [role for name, role in (("train", "training"), ("valid", "validation")) if name in used]
+            images = f"{' or '.join(roles) or 'training or validation'} images of this model"
+            raise DataError(f"{source.name} has nothing to test on but {images}; --part all uses them anyway")
         return source, samples
 
     def predict_each(

@@ -65,14 +65,15 @@ def _training(plan: Plan, train: Sequence[Sample]) -> Iterator[Decision]:
     frozen = (
         "of twelve parts of the depth, the first ones are not trained" if config.freeze_stages else "all is trained"
     )
-    decay = "off: one rate for all layers" if config.layer_decay == 1 else "for each twelfth of the depth"
+    decay = f"each twelfth of the layers learns at {config.layer_decay:g} × the rate of the next"
+    decay = f"off: one rate for all layers, {start}" if config.layer_decay == 1 else decay
     counts = Counter(sample.label for sample in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     spread = f"{few:,} ({printable(least)}) to {many:,} ({printable(most)}) images per class"
     for name, value, why in (
         ("epochs", str(config.epochs), f"{len(train):,} training images, {start}"),
         ("lr", f"{config.lr:g}", f"{config.optimizer}, {start}"),
-        ("layer_decay", f"{config.layer_decay:g}", f"{decay}, {start}"),
+        ("layer_decay", f"{config.layer_decay:g}", decay),
         ("freeze_norm", _yes(config.freeze_norm), norms),
         ("freeze_stages", str(config.freeze_stages), f"{frozen}, {start}"),
         ("ema", f"{config.ema:g}", "the running mean of the weights is kept" if config.ema else start),

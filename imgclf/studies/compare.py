@@ -19,7 +19,7 @@ from imgclf.core.text import nfc, printable
 from imgclf.evaluation.intervals import wilson_interval
 from imgclf.evaluation.predictions import Predictions, read_predictions
 from imgclf.storage.model_file import weights_digest
-from imgclf.storage.run_folder import CONFIG, PREDICTIONS, ROOT, Run, find_run, read_config
+from imgclf.storage.run_folder import CONFIG, HISTORY, PREDICTIONS, ROOT, Run, find_run, read_config, read_history
 from imgclf.storage.run_list import RunEntry, entry_of
 
 Differences = Mapping[str, tuple[Any, Any]]
@@ -107,6 +107,7 @@ class Comparison:
         digest: The sha256 of the images that they are compared on.
         same_predictions: Whether both predict the same class for every image.
         same_weights: Whether their weights are equal, too.
+        kept_probe: Whether they are equal because both runs kept the linear probe.
         left_out: The number of test images of a, and of b, that the other was not tested on.
         other_classes: The classes that only a, and only b, knows.
     """
@@ -120,6 +121,7 @@ class Comparison:
     digest: str
     same_predictions: bool = False
     same_weights: bool = False
+    kept_probe: bool = False
     left_out: tuple[int, int] = (0, 0)
     other_classes: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
@@ -169,6 +171,7 @@ def compare_runs(
         raise _nothing_in_common(first, second, all_a, all_b)
     paired, changed = compare_predictions(shared_a, shared_b)
     same = bool((_names(shared_a, shared_a.predicted) == _names(shared_b, shared_b.predicted)).all())
+    equal = same and _have_equal_weights(first, second)
     return Comparison(
         a=_tested(first, shared_a),
         b=_tested(second, shared_b),
@@ -178,7 +181,8 @@ def compare_runs(
         environment=differences(_environment(first), _environment(second)),
         digest=shared_a.digest,
         same_predictions=same,
-        same_weights=same and _have_equal_weights(first, second),
+        same_weights=equal,
+        kept_probe=equal and _kept_probe(first) and _kept_probe(second),
         left_out=(len(all_a) - len(shared_a), len(all_b) - len(shared_b)),
         other_classes=_other_classes(all_a, all_b),
     )
@@ -235,6 +239,12 @@ def _have_equal_weights(a: Run, b: Run) -> bool:
         return a.model.is_file() and b.model.is_file() and weights_digest(a.model) == weights_digest(b.model)
     except ModelFileError:
         return False
+
+
+def _kept_probe(run: Run) -> bool:
+    """Whether a run began with a linear probe and kept no epoch of fine-tuning."""
+    probed = read_config(run.path / CONFIG)[0].get("train", {}).get("probe", False)
+    return probed is True and read_history(run.path / HISTORY).best is None
 
 
 def _predictions_of(run: Run) -> Predictions:

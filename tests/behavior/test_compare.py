@@ -170,6 +170,10 @@ def test_equal_weights_are_known_whatever_else_the_files_hold(tmp_path):
     assert compare_runs("a", "b", runs=tmp_path).same_weights
     assert not compare_runs("a", "c", runs=tmp_path).same_weights
     assert compare_runs("a", "c", runs=tmp_path).same_predictions
+    assert not compare_runs("a", "b", runs=tmp_path).kept_probe
+    for name in "ab":
+        write_config(tmp_path / name / "config.toml", ExperimentConfig(train=TrainConfig(probe=True)), "photos")
+    assert compare_runs("a", "b", runs=tmp_path).kept_probe
     (tmp_path / "b" / "model.safetensors").write_bytes(b"?")
     assert not compare_runs("a", "b", runs=tmp_path).same_weights
 

@@ -347,8 +347,8 @@ def test_predict_calls_an_image_unknown(digits, images):
     table = run("predict", *paths[:2], *model, "--reject", "0.05").stdout.splitlines()
     assert table[0].split() == ["image", "class", "confidence", "runners-up", "unknown", "score"]
     assert "unknown" in table[2]
-    run("predict", *paths, *model, "--reject", "0.05", "--csv", images / "new" / "out.csv", "--top", "2")
-    header, *lines = (images / "new" / "out.csv").read_text().splitlines()
+    run("predict", *paths, *model, "--reject", "0.05", "--csv", images / "out.csv", "--top", "2")
+    header, *lines = (images / "out.csv").read_text().splitlines()
     assert header == "path,label,confidence,label2,confidence2,unknown_score,accepted,error"
     assert [line.split(",")[-2] for line in lines[:2]] == ["true", "false"]
     assert all(line.count(",") == header.count(",") for line in lines)

@@ -35,6 +35,7 @@ from imgclf.cli._results import show_evaluation
 from imgclf.cli._streams import Stream
 from imgclf.cli._training import TrainView
 from imgclf.core.config import TrainConfig
+from imgclf.core.errors import DataError
 from imgclf.core.registry import CALLED_ELSEWHERE
 from imgclf.core.results import EpochRecord, History, Prediction
 from imgclf.core.text import plural
@@ -218,6 +219,8 @@ def test_globs_and_lists_come_in_natural_order(tmp_path, monkeypatch, capsys):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     assert list(expand(["*.png"])) == names
+    with pytest.raises(DataError, match=r"no file matches '\*\.gif'"):
+        list(expand(["*.gif"]))
     say_list([*names[::-1], "img_3.png", "x", "y"])
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == [*names, "img_3.png", "x", "…"]
 
@@ -232,12 +235,27 @@ def test_the_rows_of_predict(here):
     assert len(row["top"]) == 2
 
 
+def test_evaluate_says_that_images_are_those_of_training_or_validation(here):
+    valid = [sample for sample in read_split(Path("runs/photos-lenet-1/split.csv")) if sample.split == "valid"]
+    for sample in valid:
+        Path("elsewhere", sample.label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("photos", sample.ref), Path("elsewhere", sample.label))
+    result = run("evaluate", "elsewhere")
+    assert result.exit_code == 2
+    assert "nothing to test on but validation images of this model; --part all uses them anyway" in result.stderr
+    told = done("evaluate", "elsewhere", "--part", "all").stderr
+    assert f"{len(valid)} of {len(valid)} images are training or validation images of this model" in told
+
+
 def test_predict_shows_a_table_and_says_which_model(here):
     result = done("predict", "photos/red/00.png")
     assert result.stderr == CHOSEN.format("photos-lenet-1")
     header, line = result.stdout.splitlines()
     assert header.split() == ["image", "class", "confidence", "runners-up"]
     assert line.split()[:2] == ["photos/red/00.png", "red"]
+    header, line = done("predict", "photos/red/00.png", "--top", "1").stdout.splitlines()
+    assert header.split() == ["image", "class", "confidence"]
+    assert len(line.split()) == 3
 
 
 def test_a_bad_image_is_a_row_and_the_others_are_predicted(here):
@@ -341,6 +359,7 @@ def test_models_by_name(in_folder):
 
 
 def test_pictures_to_look_at(here):
+    (here / "mine").mkdir()
     for args, name in (
         (("photos",), "photos.png"),
         (("photos", "--augmented", "--size", "16", "-n", "5"), "photos-augmented.png"),
@@ -473,11 +492,13 @@ PLACES = [
     (("predict", IMAGE, "--csv", "folder.csv"), "'folder.csv', a folder"),
     (("predict", IMAGE, "--csv", "notes.csv/a.csv"), "notes.csv: Not a directory"),
     (("predict", IMAGE, "--csv", f"{LONG}.csv"), "File name too long"),
+    (("predict", IMAGE, "--csv", "none/x/a.csv"), "there is no folder 'none/x': make it, or name another place"),
     (("predict", IMAGE, "--csv", "photos/a.csv"), "lies inside the data"),
     (("predict", "other/one/00.png", "--csv", "other/a.csv"), "lies inside the data"),
     (("predict", "other/one", "--csv", "other/one/a.csv"), "lies inside the data"),
     (("explain", "other/one/00.png", "--out", "other/maps"), "other/maps lies inside the data"),
     (("explain", IMAGE, "--out", "notes.csv/new"), "Not a directory"),
+    (("show", "photos", "--out", "none/a.png"), "there is no folder 'none'"),
     (("show", "photos", "--out", "old.png"), "old.png already exists"),
     (("show", "photos", "--out", "photos"), "lies inside the data"),
     (("show", "--channels", "other/one/00.png", "--out", "other/one"), "lies inside the data"),
@@ -488,6 +509,8 @@ PLACES = [
     (("learning-curve", "photos", "--out", "photos/a.png"), "lies inside the data"),
     (("compare", *2 * ("photos-lenet-1",), "--picture", "old.png"), "old.png already exists"),
     (("compare", *2 * ("photos-lenet-1",), "--picture", "photos/a.png"), "lies inside the data"),
+    (("compare", *2 * ("photos-lenet-1",), "--picture", "none/a.png"), "there is no folder 'none'"),
+    (("report", "photos-lenet-1", "--out", "none/a.html"), "there is no folder 'none'"),
     (("report", "photos-lenet-1", "--out", "old.html"), "old.html already exists"),
     (("report", "photos-lenet-1", "--out", "photos/a.html"), "lies inside the data"),
     (("train", "photos", "--runs", "notes.csv"), "notes.csv: Not a directory"),
@@ -597,7 +620,7 @@ def test_names_are_shown_and_never_obeyed(in_folder):
     outputs.append(done("predict", "[odd]"))
     assert "/[red]0\\n\\x1b[2J.png" in outputs[2].stdout
     outputs.append(run("predict", "\x1b[1mgone\n.png"))
-    assert "\\x1b[1mgone\\n.png" in outputs[3].stdout
+    assert "no file matches '\\x1b[1mgone\\n.png'" in outputs[3].stderr
     outputs.append(run("train", "\x1b[1mgone"))
     assert "x1b[1mgone" in outputs[4].stderr
     for output in outputs:
@@ -899,7 +922,7 @@ def test_prepared_digits_lie_in_their_class_folders(in_folder):
     [
         (True, "stopped early", "the linear probe", "--recipe probe is enough here"),
         (False, "stopped early", "the initial model", "keep the initial model"),
-        (True, "done", "the linear probe", "{} may be too few: try --epochs 8"),
+        (True, "done", "the linear probe", "{} may be too few: try imgclf train DATA --epochs 8"),
     ],
 )
 def test_a_kept_initial_model_says_how_the_epochs_did_and_what_next(capsys, losses, how, probed, ended, name, todo):

@@ -362,13 +362,17 @@ def test_an_image_that_is_left_out_may_be_in_a_split_file(tmp_path):
 @pytest.mark.parametrize(
     ("given", "fractions", "match"),
     [
-        (("train", "test"), (0.6, 0.1, 0.3), "60/10/30, but set has its own test images: use --split 86/14/0"),
+        (("train", "test"), (0.6, 0.1, 0.3), "asks for 30% test, but set has its own test images: use --split 86/14/0"),
         (
             ("train", "valid"),
             (0.6, 0.1, 0.3),
-            "60/10/30, but set has its own valid images: use --split 67/0/33",
+            "asks for 10% valid, but set has its own valid images: use --split 67/0/33",
         ),
-        (("train", "valid", "test"), (0.7, 0.15, 0.15), "its own valid and test images: drop --split"),
+        (
+            ("train", "valid", "test"),
+            (0.7, 0.15, 0.15),
+            "15% valid and 15% test, but set has its own valid and test images: drop",
+        ),
     ],
 )
 def test_a_share_of_what_the_data_bring_is_refused(given, fractions, match):
