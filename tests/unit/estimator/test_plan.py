@@ -75,6 +75,7 @@ def test_a_pretrained_backbone_keeps_its_own_channels():
     assert plan_pixels(ExperimentConfig("resnet18", channels=1), gray).channels == 1
 
 
+@pytest.mark.slow
 def test_images_are_changed_less_where_training_starts_from_weights():
     def ops(experiment, source):
         return [step.op for step in plan_of(experiment, source).preprocess.steps]

@@ -19,7 +19,10 @@ CPU = torch.device("cpu")
 PIXELS = PreprocessConfig((28, 28), 1, mean=(0.3,), std=(0.2,))
 COLORS = PreprocessConfig((16, 16), 3)
 
-pytestmark = pytest.mark.skipif(not openvino.is_installed(), reason="OpenVINO is not installed")
+pytestmark = [
+    pytest.mark.slow,  # to convert a network takes a second
+    pytest.mark.skipif(not openvino.is_installed(), reason="OpenVINO is not installed"),
+]
 
 
 @pytest.fixture(autouse=True)

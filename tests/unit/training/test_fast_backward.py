@@ -145,6 +145,7 @@ def test_a_convolution_may_be_called_in_each_way_that_torch_allows():
     assert single.shape == (4, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenetv3_small_050", "timm:convnext_atto", "mobilevit_xxs"])
 def test_a_whole_network_learns_the_same(arch):
     torch.manual_seed(0)

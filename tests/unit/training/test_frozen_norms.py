@@ -52,6 +52,7 @@ def learned(network, context):
     return logits.detach(), {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "left"),
     [("resnet18", 0), ("mobilenetv3_small_050", 0), ("tf_efficientnet_lite0", 0), ("timm:densenet121", 62)],
