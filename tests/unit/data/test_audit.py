@@ -338,6 +338,7 @@ def test_unknown_choice(tmp_path):
         audit(open_folder(photos(tmp_path)), on_unreadable="replace")
 
 
+@pytest.mark.slow
 def test_threads_take_over_where_files_are_slow(tmp_path, monkeypatch):
     photos(tmp_path, 125)
     quick = audit(open_folder(tmp_path))

@@ -77,6 +77,7 @@ def source(photos):
     return open_source(photos)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [AUGMENTED, MIXED, PADDED, COMPOSED])
 def test_neither_workers_nor_tiers_change_a_batch(smooth, recipe):
     first = [list(loader_of(smooth, recipe, workers=0, cache="ram").epoch(epoch)) for epoch in range(2)]
@@ -283,6 +284,7 @@ def test_a_file_that_is_gone_is_left_out_and_named(photos, workers, train):
     assert loader.unreadable == dict.fromkeys(gone, "no such file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["ram", "off", "disk"])
 @pytest.mark.parametrize(("recipe", "train"), [(PLAIN, False), (AUGMENTED, True)])
 def test_an_image_that_another_one_took_the_place_of_is_left_out_and_named(photos, cache, recipe, train):
@@ -321,6 +323,7 @@ def test_an_image_that_can_be_read_again_comes_back(photos):
     assert set(by_position(loader.epoch())) == set(range(60))
 
 
+@pytest.mark.slow
 def test_a_disk_that_hangs_ends_the_run_and_names_the_file(make_source, monkeypatch):
     awake = threading.Event()
 

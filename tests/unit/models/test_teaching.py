@@ -139,6 +139,7 @@ def test_other_sizes_work_and_change_the_flatten(size):
     assert model(torch.rand(2, 1, *size)).shape == (2, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "smallest"),
     [

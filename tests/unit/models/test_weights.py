@@ -161,6 +161,7 @@ def calmed(weight, fresh):
     return torch.allclose(weight / weight.std(), fresh / fresh.std()) and weight.std() < 0.0101
 
 
+@pytest.mark.slow
 def test_the_cache_is_used_without_a_network(caches, published):
     put_into_hub_cache(caches, "timm/test_resnet.r160_in1k", published)
     torch.manual_seed(1)
@@ -192,6 +193,7 @@ def test_the_first_convolution_is_adapted(caches, published, channels):
     torch.testing.assert_close(model.conv1[0].weight.data, expected)
 
 
+@pytest.mark.slow
 def test_the_real_client_downloads_from_a_hub(caches, published, monkeypatch):
     path = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
     model = build_model(RESNET)
@@ -205,6 +207,7 @@ def test_the_real_client_downloads_from_a_hub(caches, published, monkeypatch):
     load_weights(model, RESNET, "pretrained")  # the server is gone, the cache is not
 
 
+@pytest.mark.slow
 def test_a_hub_without_the_files_is_unavailable(caches, monkeypatch):
     with serving({}) as (address, _):
         point_hub_at(monkeypatch, address)
@@ -280,6 +283,7 @@ def test_position_embeddings_follow_the_size(caches, tmp_path):
 # -- torchvision
 
 
+@pytest.mark.slow
 def test_torchvision_weights_come_from_its_own_cache(caches):
     from torchvision.models import resnet18
 
@@ -307,6 +311,7 @@ def test_torchvision_without_a_network(caches, monkeypatch):
     assert "download.pytorch.org did not answer" in used.note
 
 
+@pytest.mark.slow
 def test_a_download_is_checked_and_kept(caches):
     content = b"not the weights that the name promises"
     with serving({"/x-0123456789.pth": content, "/plain.pth": content}) as (address, asked):
@@ -323,12 +328,14 @@ def test_a_download_is_checked_and_kept(caches):
 # -- the network check
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_has_answered(caches):
     with serving({}) as (address, asked):
         assert _fetch.answers(f"{address}/some/file")
         assert asked == ["HEAD /"]
 
 
+@pytest.mark.slow
 def test_a_name_look_up_that_hangs_costs_no_more_than_the_deadline(caches, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: release.wait(10))
@@ -338,6 +345,7 @@ def test_a_name_look_up_that_hangs_costs_no_more_than_the_deadline(caches, monke
     release.set()
 
 
+@pytest.mark.slow
 def test_a_proxy_is_asked_in_place_of_the_host(caches, monkeypatch):
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{unused_port()}")
     monkeypatch.setattr(socket, "getaddrinfo", only_loopback(socket.getaddrinfo))
@@ -368,6 +376,7 @@ def misbehaving(handle):
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_server_that_only_fails_has_not_answered(caches, monkeypatch):
     def fail(handler):
         handler.send_response(503)

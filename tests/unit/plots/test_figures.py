@@ -65,6 +65,7 @@ def test_legend_title_image_and_name_stand_under_each_other(tmp_path):
     assert len(lines) == 7  # the legend, and for each of two rows of images titles, images and names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "rows"), [(1, 1), (5, 1), (6, 2)])
 def test_a_grid_has_five_columns(tmp_path, n, rows):
     images = [np.full((4, 4, 3 if i % 2 else 1), 40 * i, np.uint8) for i in range(n)]

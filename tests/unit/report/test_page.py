@@ -255,6 +255,7 @@ def test_pictures_stay_within_their_budget_the_first_first():
     assert {name: bool(look.picture) for name, look in kept.items()} == {"a": True, "b": False, "c": True}
 
 
+@pytest.mark.slow
 def test_the_pictures_to_show_are_bounded():
     rng = np.random.default_rng(0)
     predictions = predictions_of(rng.integers(0, 100, 20_000), rng.integers(0, 100, 20_000))

@@ -276,6 +276,7 @@ def test_slow_writing_comes_once_in_a_while(monkeypatch):
     assert [round(b - a) for a, b in itertools.pairwise(written)] == [70] * (len(written) - 1)
 
 
+@pytest.mark.slow
 def test_short_epochs_do_not_wait_for_the_disk(make_source, tmp_path, monkeypatch):
     source, written = make_source(), []
     save = checkpoint.save_checkpoint
