@@ -223,7 +223,7 @@ def predict(
         precision: `fp32`, `bf16`, `fp16`, or the dtype.
         temperature: Divides the logits; above 0.
         rejector: Says how unlike the training images each image is, and whether it is accepted.
-        backend: What computes the network. `auto` takes OpenVINO for a network of more than 1e8 operations an image, on
+        backend: What computes the network. `auto` takes OpenVINO for a network of more than 5e8 operations an image, on
             a processor, where the extra `openvino` is installed; else `torch`. A network that OpenVINO can't compute is
             computed by torch, with a warning.
 

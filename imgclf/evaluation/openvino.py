@@ -36,7 +36,7 @@ from imgclf.runtime.device import cores
 from imgclf.transforms.preprocess import to_input
 
 FOLDER = "openvino"  # within the cache folder
-MIN_OPERATIONS = 1e8  # an image; for fewer, it takes longer to convert a network than thousands of images gain
+MIN_OPERATIONS = 5e8  # an image; a smaller network is converted for longer than a thousand images gain
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of probabilities beside torch's; a wrong graph is far off
 OPERATOR = re.compile(r"\baten[.:]+\w+")

@@ -180,11 +180,11 @@ def test_auto_takes_it_for_large_networks_on_a_processor_where_it_is_installed(m
         return openvino.pick_backend(name, model, PreprocessConfig((side, side), 3), device)
 
     model = Large()
-    assert (picked(model, 200), picked(Large(), 16)) == ("openvino", "torch")
-    assert picked(model, 200, device=torch.device("meta")) == "torch"
-    assert picked(model, 200, "torch") == "torch"
+    assert (picked(model, 400), picked(Large(), 16)) == ("openvino", "torch")
+    assert picked(model, 400, device=torch.device("meta")) == "torch"
+    assert picked(model, 400, "torch") == "torch"
     monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    assert picked(model, 200) == "torch"
+    assert picked(model, 400) == "torch"
 
 
 def test_wrong_choices_say_what_to_do(monkeypatch):
