@@ -50,12 +50,6 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 KEPT = (train, tune, prepare, report, show)  # whose work is on the disk, whatever becomes of the output
 SHARED = ("train", "reproduce")  # the work of which several processes share
-WAITING = (
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-    "KMP_BLOCKTIME",
-)  # how long OpenMP's threads wait for each other, busily
-SPINS = "1000"
 COLLECT_AFTER = 1_000_000  # new objects; Python's own limit is 700 or, in later versions, 2,000
 for command in COMMANDS:
     app.command(cls=Command, no_args_is_help=command not in (train, evaluate, runs, use, models, report, schema))(
@@ -105,9 +99,5 @@ def main() -> None:
     if os.environ.get("IMGCLF_GC") != "default":
         gc.set_threshold(COLLECT_AFTER, 50, 50)
         atexit.register(gc.freeze)
-    # Two threads of a step finish at the same time on a quiet machine; beside other work one of them waits, and as long
-    # as it spins, nothing else runs on its core (tests/benchmarks/busy.py). Read when torch is loaded.
-    if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = SPINS
     with signals_end_cleanly():
         app()

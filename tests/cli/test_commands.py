@@ -27,7 +27,7 @@ from rich.console import Console
 
 import imgclf
 from imgclf.__main__ import main as entry_point
-from imgclf.cli import COLLECT_AFTER, WAITING, app
+from imgclf.cli import COLLECT_AFTER, app
 from imgclf.cli import _console as console
 from imgclf.cli._console import say_list, show_table
 from imgclf.cli._inputs import expand
@@ -79,20 +79,6 @@ def test_a_command_seldom_looks_for_garbage_and_not_at_its_end():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == f"imgclf {imgclf.__version__}\n{COLLECT_AFTER} True\n"
-
-
-@pytest.mark.parametrize(
-    ("own", "found"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
-)
-def test_threads_wait_without_keeping_others_from_the_cores_unless_the_user_says_how(own, found):
-    code = (
-        "import atexit, os, sys; sys.argv = ['imgclf', '--version'];"
-        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')));"
-        "from imgclf.cli import main; main()"
-    )
-    known = {key: value for key, value in os.environ.items() if key not in WAITING} | own
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=known)
-    assert ended.stdout.splitlines()[-1] == found
 
 
 def test_training_answers_with_one_json_line(world):
